@@ -1,0 +1,38 @@
+"""What goes wrong, as sentences for the person who can mend it.
+
+Every error that semiseg raises on purpose derives from :class:`SemisegError`. Its message is one sentence (or a few)
+that names what was wrong, with which file, and what to do. It is raised where the fact is known and caught once at the
+edge: the command line prints it, the HTTP server answers with it.
+"""
+
+
+class SemisegError(Exception):
+    """Something failed that was not the caller's doing: exit code 1, HTTP 500."""
+
+    exit_code = 1
+
+
+class InputError(SemisegError):
+    """What the caller gave cannot be used: exit code 2, HTTP 4xx."""
+
+    exit_code = 2
+
+
+class VolumeError(InputError):
+    """A NIfTI file or DICOM series that is not one volume, or not readable."""
+
+
+class DatasetError(InputError):
+    """A dataset folder or split that contradicts itself or the files in it."""
+
+
+class BundleError(InputError):
+    """A bundle or run folder that is incomplete, altered, of another version, or lies about itself."""
+
+
+class EngineError(SemisegError):
+    """The inference library cannot run this model on this machine."""
+
+
+class Cancelled(SemisegError):
+    """The caller asked to stop before the last window was done."""

@@ -1,0 +1,1 @@
+"""Volumes: bytes to scans and back, with their place in the patient."""

@@ -1,0 +1,84 @@
+"""The answer: K named binary segments on a scan's own grid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+
+from semiseg.errors import VolumeError
+from semiseg.volumes.volume import check_affine, voxel_ml
+
+
+class Code(BaseModel):
+    """A coded concept (DICOM PS3.3 section 8): value, coding scheme and meaning."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    value: str = Field(min_length=1, max_length=16)
+    scheme: str = Field(min_length=1, max_length=16)
+    meaning: str = Field(min_length=1, max_length=64)
+
+
+class Segment(BaseModel):
+    """One structure that a model outlines.
+
+    ``label`` is the integer that stands for it in a label map (1..255). ``category`` and ``type`` are the DICOM codes
+    of a SEG's Segmented Property Category and Type (PS3.3 C.8.20.2); without them a SEG says only "Tissue".
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(min_length=1, max_length=64)
+    label: int = Field(ge=1, le=255)
+    colour: tuple[int, int, int] = (230, 60, 60)
+    category: Code = Code(value="85756007", scheme="SCT", meaning="Tissue")
+    type: Code = Code(value="85756007", scheme="SCT", meaning="Tissue")
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """K named binary segments on one grid.
+
+    Attributes:
+        segments: the K segments in order.
+        array: exclusive classes are one label map, uint8 (X, Y, Z), holding ``Segment.label`` or 0; overlapping regions
+            are K masks, bool (K, X, Y, Z).
+        affine: (4, 4), voxel indices to RAS+ mm.
+    """
+
+    segments: tuple[Segment, ...]
+    array: NDArray[Any]
+    affine: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        check_affine(np.asarray(self.affine, dtype=np.float64))
+        if self.array.ndim == 4 and self.array.shape[0] != len(self.segments):
+            raise VolumeError(f"{len(self.segments)} segments need as many masks; the array has {self.array.shape[0]}.")
+        if self.array.ndim not in (3, 4):
+            raise VolumeError(f"A segmentation is (X, Y, Z) or (K, X, Y, Z); this one has shape {self.array.shape}.")
+
+    @property
+    def exclusive(self) -> bool:
+        """Whether each voxel belongs to at most one segment (a label map)."""
+        return self.array.ndim == 3
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along X, Y, Z."""
+        x, y, z = self.array.shape[-3:]
+        return (x, y, z)
+
+    def mask(self, index: int) -> NDArray[np.bool_]:
+        """The binary mask (X, Y, Z) of segment ``index`` (0-based)."""
+        if self.exclusive:
+            return np.asarray(self.array == self.segments[index].label)
+        return np.asarray(self.array[index], dtype=bool)
+
+    def millilitres(self) -> dict[str, float]:
+        """Volume of each segment in ml, by name."""
+        unit = voxel_ml(self.affine)
+        return {s.name: float(np.count_nonzero(self.mask(k)) * unit) for k, s in enumerate(self.segments)}

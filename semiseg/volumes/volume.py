@@ -1,0 +1,129 @@
+"""One scan on its own grid: an array and where its voxels are in the patient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import nibabel.orientations as nio
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from semiseg.errors import VolumeError
+
+
+@dataclass(frozen=True, eq=False)
+class Volume:
+    """A single-channel 3D image.
+
+    Attributes:
+        array: voxel values, shape (X, Y, Z), any real dtype, in the order of the file's own axes.
+        affine: (4, 4) float64; maps voxel indices to millimetres in RAS+ world coordinates (NIfTI's convention).
+
+    Raises:
+        VolumeError: the array is not 3D, is empty, or the affine is not finite and invertible.
+    """
+
+    array: NDArray[Any]
+    affine: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        affine = np.asarray(self.affine, dtype=np.float64)
+        if self.array.ndim != 3:
+            raise VolumeError(f"A volume has 3 axes; this one has {self.array.ndim} (shape {self.array.shape}).")
+        if self.array.size == 0:
+            raise VolumeError(f"The volume is empty (shape {self.array.shape}).")
+        check_affine(affine)
+        object.__setattr__(self, "affine", affine)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Voxels along X, Y, Z of the file's own axes."""
+        x, y, z = self.array.shape
+        return (x, y, z)
+
+    @property
+    def spacing(self) -> tuple[float, float, float]:
+        """Distance between voxel centres along each axis, in mm."""
+        return spacing_of(self.affine)
+
+    @property
+    def axcodes(self) -> str:
+        """Nearest anatomical direction of each axis, such as ``"LPS"``."""
+        return axcodes_of(self.affine)
+
+    @property
+    def voxel_ml(self) -> float:
+        """Volume of one voxel in millilitres."""
+        return voxel_ml(self.affine)
+
+
+def check_affine(affine: NDArray[np.float64]) -> None:
+    """Refuse an affine that cannot place voxels in space.
+
+    Raises:
+        VolumeError: wrong shape, a value that is not finite, a last row other than (0, 0, 0, 1), or no volume.
+    """
+    if affine.shape != (4, 4):
+        raise VolumeError(f"An affine is a 4x4 matrix; this one has shape {affine.shape}.")
+    if not np.isfinite(affine).all():
+        raise VolumeError("The affine holds values that are not finite, so the voxels have no place in space.")
+    if not np.allclose(affine[3], (0, 0, 0, 1)):
+        raise VolumeError(f"The last row of an affine is (0, 0, 0, 1); this one is {affine[3].tolist()}.")
+    lengths = np.linalg.norm(affine[:3, :3], axis=0)
+    if (lengths == 0).any() or abs(np.linalg.det(affine[:3, :3] / lengths)) < 1e-3:
+        raise VolumeError("The affine is singular: two voxel axes point the same way or one has no length.")
+
+
+def spacing_of(affine: NDArray[np.float64]) -> tuple[float, float, float]:
+    """Length in mm of one voxel step along each axis of ``affine`` (4, 4)."""
+    x, y, z = (float(v) for v in np.linalg.norm(affine[:3, :3], axis=0))
+    return (x, y, z)
+
+
+def axcodes_of(affine: NDArray[np.float64]) -> str:
+    """Nearest anatomical direction of each axis of ``affine`` (4, 4), such as ``"RAS"``."""
+    return "".join(nio.aff2axcodes(affine))
+
+
+def voxel_ml(affine: NDArray[np.float64]) -> float:
+    """Millilitres in one voxel of ``affine`` (4, 4)."""
+    return float(abs(np.linalg.det(affine[:3, :3])) / 1000.0)
+
+
+def reorient(
+    array: NDArray[Any], affine: NDArray[np.float64], axcodes: str
+) -> tuple[NDArray[Any], NDArray[np.float64]]:
+    """Permute and flip the last three axes of ``array`` so that they point along ``axcodes``; never rotates.
+
+    Args:
+        array: (..., X, Y, Z).
+        affine: (4, 4) of the array's grid.
+        axcodes: three letters such as ``"RAS"``.
+
+    Returns:
+        The reoriented view of the array and the affine of its grid: every voxel keeps its world coordinates.
+    """
+    transform = nio.ornt_transform(nio.io_orientation(affine), nio.axcodes2ornt(axcodes))
+    shape = array.shape[-3:]
+    leading = array.ndim - 3
+    out = array
+    for axis, (_, flip) in enumerate(transform):
+        if flip == -1:
+            out = np.flip(out, axis=leading + axis)
+    order = np.argsort(transform[:, 0].astype(int))
+    out = np.transpose(out, (*range(leading), *(leading + int(a) for a in order)))
+    return out, affine @ nio.inv_ornt_aff(transform, shape)
+
+
+def shape_along(shape: Sequence[int], affine: NDArray[np.float64], axcodes: str) -> tuple[int, int, int]:
+    """The shape that :func:`reorient` would give a grid of ``shape``."""
+    probe = np.broadcast_to(np.zeros((), np.uint8), tuple(shape))
+    x, y, z = reorient(probe, affine, axcodes)[0].shape
+    return (x, y, z)
+
+
+def same_grid(a: ArrayLike, b: ArrayLike, *, tolerance_mm: float = 1e-3) -> bool:
+    """Whether two affines place voxels at the same points, to ``tolerance_mm`` per element."""
+    return bool(np.allclose(np.asarray(a), np.asarray(b), rtol=0, atol=tolerance_mm))
