@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -115,13 +114,6 @@ def reorient(
     order = np.argsort(transform[:, 0].astype(int))
     out = np.transpose(out, (*range(leading), *(leading + int(a) for a in order)))
     return out, affine @ nio.inv_ornt_aff(transform, shape)
-
-
-def shape_along(shape: Sequence[int], affine: NDArray[np.float64], axcodes: str) -> tuple[int, int, int]:
-    """The shape that :func:`reorient` would give a grid of ``shape``."""
-    probe = np.broadcast_to(np.zeros((), np.uint8), tuple(shape))
-    x, y, z = reorient(probe, affine, axcodes)[0].shape
-    return (x, y, z)
 
 
 def same_grid(a: ArrayLike, b: ArrayLike, *, tolerance_mm: float = 1e-3) -> bool:

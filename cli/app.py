@@ -1,0 +1,111 @@
+"""`semiseg`: the command line. Each command is one file, imported only when it is called."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from importlib import metadata
+from typing import Annotated
+
+import typer
+
+from semiseg.errors import SemisegError
+
+# command -> one line of help. `semiseg --help` is made from this table alone, so that it needs neither torch nor a web
+# server; the file cli/<command>.py is imported when its command is called. Its `app` is a typer.Typer.
+COMMANDS = {
+    "demo": "Make scans, train, export, serve and segment them: the whole line in a few minutes.",
+    "data": "Look at a dataset before training on it.",
+    "train": "Train on a few labelled and many unlabelled scans.",
+    "export": "Turn a training run into a bundle: one small network as ONNX, with proof.",
+    "predict": "Segment one scan with a bundle, a run, or a server.",
+    "evaluate": "Dice, Jaccard, HD95 and ASSD of a bundle or run on a dataset.",
+    "serve": "Answer POST /segment over HTTP with a bundle.",
+    "doctor": "Say what this machine can run, and whether a bundle is sound.",
+}
+GROUPS = ("data",)  # commands with subcommands of their own
+
+# Which extra of pyproject.toml brings a module that a command may find missing.
+EXTRAS = {
+    "train": ("torch", "monai", "accelerate", "transformers", "peft", "matplotlib", "tensorboard", "safetensors"),
+    "export": ("onnx", "onnxscript"),
+    "serve": ("bentoml", "starlette", "uvicorn", "httpx", "onnxruntime"),
+    "trt": ("tensorrt",),
+}
+
+
+def build(command: str | None) -> typer.Typer:
+    """The program with ``command`` imported, and every other command as its line of help."""
+    program = typer.Typer(
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+        help="Train on a few labelled scans, export one small 3D network, serve it. RESEARCH USE ONLY.",
+    )
+    program.callback()(_options)
+    for name, help_line in COMMANDS.items():
+        if name != command:
+            program.command(name, help=help_line)(_nothing)
+            continue
+        app: typer.Typer = importlib.import_module(f"cli.{name}").app
+        if name in GROUPS:
+            program.add_typer(app, name=name, help=help_line)
+        else:
+            (info,) = app.registered_commands
+            info.name = name
+            program.registered_commands.append(info)
+    return program
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Run a command; an error ends as a sentence on stderr and an exit code: 2 for wrong use, 1 for a failure."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    debug = "--debug" in arguments
+    command = next((a for a in arguments if not a.startswith("-")), None)
+    try:
+        build(command)(args=arguments, prog_name="semiseg")
+    except SemisegError as error:
+        if debug:
+            raise
+        sys.stderr.write(f"semiseg: {error}\n")
+        sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        extra = extra_with(error.name)
+        if debug or extra is None:
+            raise
+        sys.stderr.write(
+            f"semiseg: this command needs {error.name}, which is not installed; install the `{extra}` extra.\n"
+        )
+        sys.exit(2)
+
+
+def extra_with(module: str | None) -> str | None:
+    """The extra of pyproject.toml that brings ``module``."""
+    top = (module or "").split(".")[0]
+    return next((extra for extra, modules in EXTRAS.items() if top in modules), None)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"semiseg {metadata.version('semiseg')}")
+        raise typer.Exit
+
+
+def _options(
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version.")
+    ] = False,
+) -> None:
+    # The options are read by main() and _show_version; typer wants a function that carries them.
+    del debug, version
+
+
+def _nothing() -> None:
+    # Stands for a command that was not called, so that --help can list it.
+    return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""A bundle on disk: ``manifest.json``, ``model.onnx`` and nothing that could run code. It loads whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pydantic import ValidationError
+
+from semiseg.bundle.manifest import FORMAT, Manifest
+from semiseg.errors import BundleError
+
+MANIFEST = "manifest.json"
+MODEL = "model.onnx"
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A verified bundle folder."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def model(self) -> Path:
+        """The ONNX graph: float32 windows (B, C, *window) in, logits (B, outputs, *window) out."""
+        return self.folder / MODEL
+
+    @property
+    def sha256(self) -> str:
+        """Identity of the model: the SHA-256 of its graph."""
+        return self.manifest.files[MODEL]
+
+
+def open_bundle(folder: Path) -> Bundle:
+    """Read and verify a bundle.
+
+    Raises:
+        BundleError: the folder, the manifest or a file is missing, of another version, altered, or contradictory.
+    """
+    if not folder.is_dir():
+        raise BundleError(f"There is no bundle folder {folder}.")
+    manifest = read_manifest(folder / MANIFEST)
+    if manifest.kind != "bundle":
+        raise BundleError(f"{folder} holds a training run, not a bundle; make one with `semiseg export`.")
+    if MODEL not in manifest.files:
+        raise BundleError(f"The manifest of {folder} does not list {MODEL}.")
+    for name, expected in manifest.files.items():
+        path = _inside(folder, name)
+        if not path.is_file():
+            raise BundleError(f"{folder} is incomplete: {name} is missing; copy the bundle again.")
+        if sha256_of(path) != expected:
+            raise BundleError(f"{path} was altered after export (its SHA-256 is not the manifest's); copy it again.")
+    return Bundle(folder=folder, manifest=manifest)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read a ``manifest.json`` or ``run.json``.
+
+    Raises:
+        BundleError: missing, not JSON, another format version, or a value that contradicts the schema.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise BundleError(f"{path.parent} has no {path.name}, so it is not a semiseg bundle or run.") from None
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise BundleError(f"{path} cannot be read as JSON: {error}.") from None
+    version = document.get("format") if isinstance(document, dict) else None
+    if version != FORMAT:
+        raise BundleError(
+            f"{path} has format version {version!r}; this semiseg reads version {FORMAT}. "
+            "Use the semiseg release that wrote it, or export the run again."
+        )
+    try:
+        return Manifest.model_validate(document)
+    except ValidationError as error:
+        raise BundleError(f"{path} is not a valid manifest: {sentence_of(error)}.") from None
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write the document so that a reader sees the old one or the new one, never half of it."""
+    replace_file(path, manifest.model_dump_json(indent=2).encode())
+
+
+def write_bundle(folder: Path, manifest: Manifest, fill: Callable[[Path], None]) -> Bundle:
+    """Make a bundle: ``fill`` writes the model files into a temporary folder, which is renamed when it is complete.
+
+    An existing bundle at ``folder`` is replaced; if anything fails it stays as it was.
+
+    Raises:
+        BundleError: ``folder`` exists and is not a bundle.
+    """
+    if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
+        raise BundleError(f"{folder} exists and is not a bundle; name another folder for the result.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        scratch.chmod(0o755)
+        fill(scratch)
+        files = {p.name: sha256_of(p) for p in sorted(scratch.iterdir())}
+        complete = manifest.model_copy(update={"kind": "bundle", "files": files})
+        write_manifest(scratch / MANIFEST, Manifest.model_validate(complete.model_dump()))
+        old: Path | None = None
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            folder.replace(old)
+        scratch.replace(folder)
+        if old is not None:
+            shutil.rmtree(old)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return open_bundle(folder)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write ``content`` to a temporary name in the same folder, flush it to disk, and rename it into place."""
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def sentence_of(error: ValidationError) -> str:
+    """The first complaint of a pydantic error as part of a sentence, with the place it is about."""
+    problems: list[Any] = error.errors(include_url=False, include_context=False)
+    first = problems[0]
+    place = ".".join(str(part) for part in first["loc"])
+    message = str(first["msg"]).removeprefix("Value error, ")
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{place}: {message}{more}" if place else f"{message}{more}"
+
+
+def _inside(folder: Path, name: str) -> Path:
+    """``folder / name`` for a plain file name; anything that could lead elsewhere is refused."""
+    pure = PurePosixPath(name)
+    if len(pure.parts) != 1 or name in (".", "..") or "\\" in name:
+        raise BundleError(f"The manifest of {folder} names {name!r}, which is not a file inside the bundle.")
+    path = folder / name
+    if path.is_symlink():
+        raise BundleError(f"{path} is a link; a bundle holds plain files only.")
+    return path

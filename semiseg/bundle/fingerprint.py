@@ -1,0 +1,79 @@
+"""What the training scans looked like, so that a scan of another kind can be noticed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict
+
+from semiseg.volumes.volume import Volume
+
+PERCENTILES = (0.5, 50.0, 99.5)
+
+
+class Range(BaseModel):
+    """Smallest, median and largest value over the training scans, per axis or per percentile."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    minimum: tuple[float, ...]
+    median: tuple[float, ...]
+    maximum: tuple[float, ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[float]]) -> Range:
+        """Over ``rows``, one per scan."""
+        values = np.asarray(rows, dtype=np.float64)
+        low, middle, high = values.min(axis=0), np.median(values, axis=0), values.max(axis=0)
+        return cls(minimum=_rounded(low), median=_rounded(middle), maximum=_rounded(high))
+
+
+class Fingerprint(BaseModel):
+    """Ranges over all training scans, labelled and unlabelled.
+
+    ``shape`` in voxels and ``spacing`` in mm are along the axes of the preprocessing's orientation; ``intensity``
+    holds, per channel, the 0.5th, 50th and 99.5th percentile of each scan's raw values.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scans: int
+    shape: Range
+    spacing: Range
+    orientations: dict[str, int]
+    intensity: dict[str, Range]
+
+    @classmethod
+    def collect(cls, scans: Iterable[Mapping[str, Volume]], orientation: str) -> Fingerprint:
+        """Collect over ``scans``, each given as its channels; one pass, one scan in memory at a time."""
+        shapes: list[tuple[float, ...]] = []
+        spacings: list[tuple[float, ...]] = []
+        codes: dict[str, int] = {}
+        intensity: dict[str, list[list[float]]] = {}
+        for channels in scans:
+            first = next(iter(channels.values()))
+            order = _axis_order(first.axcodes, orientation)
+            shapes.append(tuple(float(first.shape[a]) for a in order))
+            spacings.append(tuple(first.spacing[a] for a in order))
+            codes[first.axcodes] = codes.get(first.axcodes, 0) + 1
+            for name, volume in channels.items():
+                intensity.setdefault(name, []).append(np.percentile(volume.array, PERCENTILES).tolist())
+        return cls(
+            scans=len(shapes),
+            shape=Range.of(shapes),
+            spacing=Range.of(spacings),
+            orientations=dict(sorted(codes.items())),
+            intensity={name: Range.of(rows) for name, rows in intensity.items()},
+        )
+
+
+def _axis_order(codes: str, orientation: str) -> list[int]:
+    """Which axis of a grid with ``codes`` lies along each axis of ``orientation``, either way round."""
+    pairs = {"R": "RL", "L": "RL", "A": "AP", "P": "AP", "S": "SI", "I": "SI"}
+    kinds = [pairs[c] for c in codes]
+    return [kinds.index(pairs[c]) for c in orientation]
+
+
+def _rounded(values: np.ndarray) -> tuple[float, ...]:
+    return tuple(float(f"{v:.6g}") for v in values)

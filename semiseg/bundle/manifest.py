@@ -1,0 +1,147 @@
+"""What a model takes, gives and came from: ``run.json`` of a run, ``manifest.json`` of a bundle."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from semiseg.bundle.fingerprint import Fingerprint
+from semiseg.bundle.postprocessing import Postprocessing
+from semiseg.bundle.preprocessing import Preprocessing
+from semiseg.volumes.segmentation import Segment
+
+FORMAT = 1
+
+Size = Annotated[int, Field(ge=1, le=4096)]
+Window = tuple[Size, Size, Size]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class _Document(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class SeriesRule(_Document):
+    """Which DICOM series may serve a channel."""
+
+    modality: str | None = None
+
+
+class Channel(_Document):
+    """One input of the network, in order."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    series: SeriesRule | None = None
+
+
+class PretrainedWeights(_Document):
+    """Weights that training started from; their licence travels with every model made from them."""
+
+    name: str
+    revision: str | None
+    licence: str
+
+
+class Provenance(_Document):
+    """How the model came about.
+
+    ``labelled`` counts the scans whose labels were opened for training, ``validation`` those opened to choose among
+    checkpoints; together they are the label budget. ``unlabelled`` scans were seen without labels.
+    """
+
+    semiseg: str
+    method: str
+    created: str
+    dataset: str
+    labelled: int
+    unlabelled: int
+    validation: int
+    transductive: bool = False
+    updates: int
+    seed: int
+    student: dict[str, Any]
+    parameters: int
+    pretrained: tuple[PretrainedWeights, ...] = ()
+
+
+class Figures(_Document):
+    """Mean figures per segment over the validation scans, or None where the split has none ('not validated')."""
+
+    scans: int
+    dice: dict[str, float]
+
+
+class Parity(_Document):
+    """How far the exported graph is from the trained module, on windows of real training scans.
+
+    ``largest_difference`` is over logits; ``dice`` is the smallest Dice between the two masks over segments.
+    """
+
+    windows: int
+    largest_difference: float
+    dice: float
+    engine: str
+
+
+class Manifest(_Document):
+    """Everything that inference needs to know about a model, and what a reader wants to know about its origin.
+
+    Attributes:
+        activation: ``softmax`` (exclusive segments) or ``sigmoid`` (overlapping regions); the graph returns logits.
+            With softmax the graph has one channel more than there are segments: channel 0 is the background.
+        average: what is averaged over overlapping windows, logits or probabilities.
+        patch: the size in voxels that the network was trained on.
+        window: the default sliding window; ``windows`` are the sizes allowed, all multiples of ``divisor``.
+    """
+
+    format: Literal[1] = 1
+    kind: Literal["run", "bundle"]
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    channels: Annotated[tuple[Channel, ...], Field(min_length=1)]
+    segments: Annotated[tuple[Segment, ...], Field(min_length=1)]
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    average: Literal["logits", "probs"] = "logits"
+    preprocessing: Preprocessing
+    postprocessing: Postprocessing = Postprocessing()
+    patch: Window
+    window: Window
+    windows: tuple[Window, ...]
+    divisor: Window
+    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    blending: Literal["constant", "gaussian"] = "gaussian"
+    fingerprint: Fingerprint
+    provenance: Provenance
+    validation: Figures | None = None
+    parity: Parity | None = None
+    files: dict[str, Sha256] = {}
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Manifest:
+        labels = [s.label for s in self.segments]
+        names = [s.name for s in self.segments]
+        if len(set(labels)) != len(labels) or len(set(names)) != len(names):
+            raise ValueError("two segments share a name or a label")
+        if len({c.name for c in self.channels}) != len(self.channels):
+            raise ValueError("two channels share a name")
+        if len(self.preprocessing.intensity) != len(self.channels):
+            raise ValueError(f"{len(self.channels)} channels need as many intensity entries in the preprocessing")
+        if self.window not in self.windows:
+            raise ValueError(f"the default window {list(self.window)} is not among the allowed windows")
+        for window in self.windows:
+            if any(w % d for w, d in zip(window, self.divisor, strict=True)):
+                raise ValueError(f"window {list(window)} is not a multiple of the divisor {list(self.divisor)}")
+        unknown = set(self.postprocessing.segments) - set(names)
+        if unknown:
+            raise ValueError(f"postprocessing names segments that do not exist: {', '.join(sorted(unknown))}")
+        return self
+
+    @property
+    def outputs(self) -> int:
+        """Channels of the logits."""
+        return len(self.segments) + (self.activation == "softmax")
+
+    @property
+    def channel_names(self) -> tuple[str, ...]:
+        """Input channels in the network's order."""
+        return tuple(c.name for c in self.channels)

@@ -1,0 +1,251 @@
+"""What a scan goes through before the network: made in training, stored in the bundle, executed by this code only.
+
+The order is: orient, crop, normalise the intensities, resample. Each step has an inverse on the geometry, so that
+:meth:`Preprocessing.restore` puts a mask back on the scan's own grid, voxel for voxel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from semiseg.bundle.resample import resample_image, resample_labels, resample_mask, resampled_affine, resampled_shape
+from semiseg.errors import InputError, VolumeError
+from semiseg.volumes.volume import Volume, axcodes_of, reorient, same_grid, spacing_of
+
+Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
+SPREAD_FLOOR = 1e-6  # a standard deviation or range below this share of the values is a constant image
+
+
+def _axcodes(value: str) -> str:
+    letters = {frozenset("RL"), frozenset("AP"), frozenset("SI")}
+    found = {pair for pair in letters for c in value if c in pair}
+    if len(value) != 3 or len(found) != 3:
+        raise ValueError(f"an orientation is three letters, one of R/L, one of A/P, one of S/I; not {value!r}")
+    return value
+
+
+class Intensity(BaseModel):
+    """How the values of one channel become the network's input.
+
+    Attributes:
+        clip: lowest and highest value kept, in the scan's own units (HU for CT).
+        percentiles: clip to these percentiles of the scan instead.
+        scale: ``zscore`` subtracts the mean and divides by the standard deviation; ``minmax`` maps the smallest and the
+            largest value to 0 and 1; ``window`` maps ``clip`` to 0 and 1, the same for every scan.
+        over: the voxels whose statistics count, ``all`` or ``nonzero``.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    clip: tuple[float, float] | None = None
+    percentiles: tuple[Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=100)]] | None = None
+    scale: Literal["zscore", "minmax", "window"] = "zscore"
+    over: Literal["all", "nonzero"] = "all"
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Intensity:
+        if self.clip and self.percentiles:
+            raise ValueError("give `clip` or `percentiles`, not both")
+        for pair in (self.clip, self.percentiles):
+            if pair and not pair[0] < pair[1]:
+                raise ValueError(f"the lower limit has to be below the upper one, got {list(pair)}")
+        if self.scale == "window" and not self.clip:
+            raise ValueError("`scale: window` maps the limits of `clip` to 0 and 1, so it needs `clip`")
+        return self
+
+    def apply(self, array: NDArray[Any]) -> NDArray[np.float32]:
+        """Normalise (X, Y, Z) values; a constant image becomes zeros under ``zscore`` and ``minmax``.
+
+        Raises:
+            VolumeError: a value is not finite.
+        """
+        values = np.asarray(array, dtype=np.float32)
+        if not np.isfinite(values).all():
+            raise VolumeError("The scan holds values that are not finite (NaN or infinity).")
+        counted = values[values != 0] if self.over == "nonzero" and values.any() else values
+        if self.percentiles:
+            low, high = (float(v) for v in np.percentile(counted, self.percentiles))
+            values, counted = np.clip(values, low, high), np.clip(counted, low, high)
+        elif self.clip:
+            values, counted = np.clip(values, *self.clip), np.clip(counted, *self.clip)
+        if self.scale == "window" and self.clip:
+            low, high = self.clip
+            return np.asarray((values - low) / (high - low), dtype=np.float32)
+        # float64: the sum over a CT of 10^8 voxels loses digits in float32
+        if self.scale == "zscore":
+            centre, spread = float(counted.mean(dtype=np.float64)), float(counted.std(dtype=np.float64))
+        else:
+            centre, spread = float(counted.min()), float(np.ptp(counted))
+        if spread <= SPREAD_FLOOR * max(1.0, abs(centre)):
+            return np.zeros_like(values)
+        return np.asarray((values - centre) / spread, dtype=np.float32)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Where a preprocessed array came from: all that is needed to put a mask back.
+
+    ``box`` is the crop, as (start, stop) per axis of the oriented grid.
+    """
+
+    shape: tuple[int, int, int]
+    affine: NDArray[np.float64]
+    oriented_shape: tuple[int, int, int]
+    box: Box
+
+    @property
+    def cropped_shape(self) -> tuple[int, int, int]:
+        """Voxels of the crop along the oriented axes."""
+        x, y, z = (stop - start for start, stop in self.box)
+        return (x, y, z)
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """The network's view of a scan: ``array`` float32 (C, X, Y, Z), its ``affine``, and the way back."""
+
+    array: NDArray[np.float32]
+    affine: NDArray[np.float64]
+    placement: Placement
+
+
+class Preprocessing(BaseModel):
+    """The contract between training and inference.
+
+    Attributes:
+        orientation: axis codes that every scan is permuted and flipped to (never rotated).
+        spacing: mm per voxel along those axes, or None to keep each scan's own.
+        intensity: one entry per channel.
+        crop: ``nonzero`` cuts the air around the body (the box of voxels that differ from 0 in any channel).
+        slice_axis: the axis, after orientation, along which 2D teachers slice.
+        padding: how a scan smaller than the window is filled up: its border value, or zeros after normalisation.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    orientation: Annotated[str, AfterValidator(_axcodes)] = "RAS"
+    spacing: tuple[float, float, float] | None = None
+    intensity: tuple[Intensity, ...] = (Intensity(),)
+    crop: Literal["none", "nonzero"] = "none"
+    slice_axis: Literal[0, 1, 2] = 2
+    padding: Literal["edge", "zero"] = "edge"
+
+    @model_validator(mode="after")
+    def _positive(self) -> Preprocessing:
+        if self.spacing and not all(0 < s < 1000 for s in self.spacing):
+            raise ValueError(f"a spacing is in mm and positive, got {list(self.spacing)}")
+        if not self.intensity:
+            raise ValueError("`intensity` needs one entry per channel")
+        return self
+
+    def apply(self, channels: Mapping[str, Volume]) -> Prepared:
+        """Turn the channels of one scan, in order, into the network's input.
+
+        Raises:
+            InputError: the number of channels is not the one that the contract was made for.
+            VolumeError: the channels are on different grids, or hold values that are not finite.
+        """
+        volumes = list(channels.values())
+        if len(volumes) != len(self.intensity):
+            raise InputError(f"This model takes {len(self.intensity)} channel(s); {len(volumes)} were given.")
+        first = volumes[0]
+        for name, volume in channels.items():
+            if volume.shape != first.shape or not same_grid(volume.affine, first.affine):
+                raise VolumeError(
+                    f"Channel {name!r} is not on the grid of the first channel "
+                    f"(shape {volume.shape} against {first.shape}); resample it onto that grid first."
+                )
+        oriented = [reorient(v.array, v.affine, self.orientation)[0] for v in volumes]
+        affine = reorient(np.broadcast_to(np.uint8(0), first.shape), first.affine, self.orientation)[1]
+        box = _nonzero_box(oriented) if self.crop == "nonzero" else _whole(oriented[0].shape)
+        inside = _slices(box)
+        cropped = [intensity.apply(array[inside]) for intensity, array in zip(self.intensity, oriented, strict=True)]
+        affine = _shifted(affine, [start for start, _ in box])
+        shape = self.network_shape(cropped[0].shape, affine)
+        return Prepared(
+            array=np.stack([resample_image(c, shape) for c in cropped]),
+            affine=resampled_affine(affine, cropped[0].shape, shape),
+            placement=Placement(
+                shape=first.shape, affine=first.affine, oriented_shape=_triple(oriented[0].shape), box=box
+            ),
+        )
+
+    def network_shape(self, shape: tuple[int, ...], affine: NDArray[np.float64]) -> tuple[int, int, int]:
+        """Shape of an oriented, cropped grid after resampling to :attr:`spacing`."""
+        if self.spacing is None:
+            return _triple(shape)
+        return resampled_shape(shape, spacing_of(affine), self.spacing)
+
+    def apply_labels(self, labels: NDArray[Any], prepared: Prepared) -> NDArray[Any]:
+        """Bring a label map (X, Y, Z), or masks (K, X, Y, Z), of the scan's grid to the network's grid (training only).
+
+        Raises:
+            VolumeError: the labels do not have the shape of the scan that ``prepared`` came from.
+        """
+        place = prepared.placement
+        if labels.shape[-3:] != place.shape:
+            raise VolumeError(f"The labels have shape {labels.shape[-3:]}, the scan {place.shape}.")
+        oriented = reorient(labels, place.affine, self.orientation)[0]
+        x, y, z = _slices(place.box)
+        cropped = oriented[..., x, y, z]
+        shape = prepared.array.shape[1:]
+        if labels.ndim == 3:
+            return np.ascontiguousarray(resample_labels(cropped, shape))
+        return np.stack([resample_mask(mask, shape) > 0.5 for mask in cropped])
+
+    def restore(self, labels: NDArray[Any], placement: Placement) -> NDArray[Any]:
+        """Put a label map (X, Y, Z), or masks (K, X, Y, Z), of the network's grid back on the scan's own grid.
+
+        Orientation and crop invert exactly; resampling returns to the scan's exact shape, class by class. Outside the
+        crop there is background.
+        """
+        if labels.ndim == 3:
+            cropped = resample_labels(labels, placement.cropped_shape)
+        elif labels.shape[-3:] == placement.cropped_shape:
+            cropped = labels
+        else:
+            cropped = np.stack([resample_mask(mask, placement.cropped_shape) > 0.5 for mask in labels])
+        oriented = np.zeros((*labels.shape[:-3], *placement.oriented_shape), dtype=cropped.dtype)
+        x, y, z = _slices(placement.box)
+        oriented[..., x, y, z] = cropped
+        _, oriented_affine = reorient(np.broadcast_to(np.uint8(0), placement.shape), placement.affine, self.orientation)
+        back, _ = reorient(oriented, oriented_affine, axcodes_of(placement.affine))
+        return np.ascontiguousarray(back)
+
+
+def _triple(shape: tuple[int, ...]) -> tuple[int, int, int]:
+    x, y, z = shape
+    return (x, y, z)
+
+
+def _slices(box: Box) -> tuple[slice, slice, slice]:
+    (x0, x1), (y0, y1), (z0, z1) = box
+    return (slice(x0, x1), slice(y0, y1), slice(z0, z1))
+
+
+def _whole(shape: tuple[int, ...]) -> Box:
+    x, y, z = shape
+    return ((0, x), (0, y), (0, z))
+
+
+def _nonzero_box(arrays: list[NDArray[Any]]) -> Box:
+    body = np.logical_or.reduce([array != 0 for array in arrays])
+    if not body.any():
+        return _whole(body.shape)
+    bounds: list[tuple[int, int]] = []
+    for axis in range(3):
+        filled = np.flatnonzero(body.any(axis=tuple(a for a in range(3) if a != axis)))
+        bounds.append((int(filled[0]), int(filled[-1]) + 1))
+    return (bounds[0], bounds[1], bounds[2])
+
+
+def _shifted(affine: NDArray[np.float64], start: list[int]) -> NDArray[np.float64]:
+    out = affine.copy()
+    out[:3, 3] = affine[:3, :3] @ np.asarray(start, float) + affine[:3, 3]
+    return out

@@ -1,0 +1,107 @@
+"""ONNX Runtime: the engine that runs everywhere."""
+
+from __future__ import annotations
+
+import os
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semiseg.engines.engine import Engine
+from semiseg.errors import EngineError, InputError
+
+RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
+
+
+class OnnxEngine(Engine):
+    """Runs an ONNX graph on the CPU or, with ``onnxruntime-gpu`` and CUDA, on a GPU."""
+
+    def __init__(self, model: Path, *, threads: int | None = None, device: str = "auto") -> None:
+        """Load ``model``.
+
+        Args:
+            model: the graph; one input (B, C, X, Y, Z) float32, one output (B, K, X, Y, Z).
+            threads: CPU threads, by default all that this process may use.
+            device: ``auto`` takes CUDA when it is there, ``cpu`` and ``cuda`` insist.
+
+        Raises:
+            EngineError: the graph is damaged, or has an operator that this ONNX Runtime lacks.
+            InputError: no ONNX Runtime, two of them, or CUDA asked for where there is none.
+        """
+        runtime = import_runtime()
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.log_severity_level = 3
+        available = runtime.get_available_providers()
+        if device == "cuda" and "CUDAExecutionProvider" not in available:
+            raise InputError(
+                "This ONNX Runtime has no CUDA; install the `gpu` extra instead of `serve`, or use the CPU."
+            )
+        cuda = device != "cpu" and "CUDAExecutionProvider" in available
+        providers: list[Any] = ["CPUExecutionProvider"]
+        if cuda:
+            settings = {"cudnn_conv_algo_search": "HEURISTIC", "arena_extend_strategy": "kSameAsRequested"}
+            providers.insert(0, ("CUDAExecutionProvider", settings))
+        try:
+            self._session = runtime.InferenceSession(str(model), options, providers=providers)
+        except Exception as error:  # ONNX Runtime's exception classes share no other base
+            raise EngineError(f"ONNX Runtime cannot load {model}: {_first_line(error)}") from error
+        # Asked for CUDA on a machine without it, ONNX Runtime falls back to the CPU in silence.
+        running = self._session.get_providers()[0]
+        if device == "cuda" and running != "CUDAExecutionProvider":
+            raise InputError("ONNX Runtime could not start CUDA on this machine; see its log above, or use the CPU.")
+        self.name = "onnxruntime"
+        self.device = "cuda" if running == "CUDAExecutionProvider" else "cpu"
+        self._input = self._session.get_inputs()[0].name
+
+    def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        """See :meth:`Engine.run`; ONNX Runtime answers at once, so the handle is the logits."""
+        try:
+            (logits,) = self._session.run(None, {self._input: np.ascontiguousarray(windows, dtype=np.float32)})
+        except Exception as error:  # see above
+            raise EngineError(
+                f"ONNX Runtime failed on windows of shape {windows.shape}: {_first_line(error)}"
+            ) from error
+        return np.asarray(logits, dtype=np.float32)
+
+    def logits(self, handle: Any) -> NDArray[np.float32]:
+        """See :meth:`Engine.logits`."""
+        return np.asarray(handle, dtype=np.float32)
+
+
+def import_runtime() -> Any:
+    """The ``onnxruntime`` module, when exactly one package provides it.
+
+    Raises:
+        InputError: neither ``onnxruntime`` nor ``onnxruntime-gpu`` is installed, or both are.
+    """
+    present = installed_runtimes()
+    if len(present) > 1:
+        raise InputError(
+            "Both onnxruntime and onnxruntime-gpu are installed and overwrite each other's files; "
+            "`pip uninstall onnxruntime onnxruntime-gpu`, then install the `serve` extra (CPU) or the `gpu` extra."
+        )
+    if not present:
+        raise InputError("ONNX Runtime is missing; install the `serve` extra (CPU) or the `gpu` extra of semiseg.")
+    import onnxruntime
+
+    return onnxruntime
+
+
+def installed_runtimes() -> list[str]:
+    """Which of the packages that provide the ``onnxruntime`` module are installed."""
+    found = []
+    for name in RUNTIMES:
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+        found.append(name)
+    return found
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
