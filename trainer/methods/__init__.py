@@ -1,0 +1,24 @@
+"""The methods, one file a paper. Adding one touches its own file and this table."""
+
+from __future__ import annotations
+
+from trainer.errors import RecipeError
+from trainer.methods.mean_teacher import MeanTeacher
+from trainer.methods.method import Method, Task
+from trainer.methods.mn import MN
+from trainer.methods.supervised import Supervised
+from trainer.recipe import Recipe
+
+METHODS: dict[str, type[Method]] = {m.name: m for m in (Supervised, MeanTeacher, MN)}
+
+
+def make_method(recipe: Recipe, task: Task) -> Method:
+    """The method that a recipe names, with its switches.
+
+    Raises:
+        RecipeError: an unknown method, unknown methods in ``methods:``, or a switch that does not hold.
+    """
+    unknown = [name for name in (recipe.method, *recipe.methods) if name not in METHODS]
+    if unknown:
+        raise RecipeError(f"There is no method {unknown[0]!r}; there are {', '.join(METHODS)}.")
+    return METHODS[recipe.method](recipe, task)

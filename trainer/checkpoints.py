@@ -1,0 +1,148 @@
+"""A run on disk: what is needed to go on, and what is left when it is done. Tensors only; nothing here can run code."""
+
+from __future__ import annotations
+
+import io
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from semiseg.bundle.bundle import replace_file
+from trainer.errors import RunError
+
+CHECKPOINT = "checkpoint.pt"
+BEST = "best.safetensors"
+STUDENT = "student.safetensors"
+RECIPE = "recipe.yaml"
+RUN = "run.json"
+LOG = "log.jsonl"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Names inside a run folder."""
+
+    path: Path
+
+    @property
+    def checkpoint(self) -> Path:
+        """The last complete checkpoint."""
+        return self.path / CHECKPOINT
+
+    @property
+    def student(self) -> Path:
+        """The exported module's weights, once training has ended."""
+        return self.path / STUDENT
+
+    @property
+    def best(self) -> Path:
+        """The exported module's weights at the best validation so far."""
+        return self.path / BEST
+
+    @property
+    def log(self) -> Path:
+        """One JSON object per line: step, learning rates, loss terms; or a validation."""
+        return self.path / LOG
+
+    @property
+    def manifest(self) -> Path:
+        """The manifest as ``run.json``."""
+        return self.path / RUN
+
+    def start(self, identity: dict[str, Any], *, resume: bool) -> None:
+        """Make the folder, or check that it holds the same run.
+
+        ``identity`` is what decides the result: recipe, split, dataset.
+
+        Raises:
+            RunError: the folder holds another run, or a run and ``resume`` is not set, or something else.
+        """
+        file = self.path / RECIPE
+        text = yaml.safe_dump(identity, sort_keys=False)
+        if not file.exists():
+            if self.path.exists() and any(self.path.iterdir()) and not resume:
+                raise RunError(f"{self.path} exists and holds no run; name a new folder with --out.")
+            self.path.mkdir(parents=True, exist_ok=True)
+            replace_file(file, text.encode())
+            return
+        if not resume:
+            raise RunError(f"{self.path} already holds a run; continue it with --resume, or name another folder.")
+        before = yaml.safe_load(file.read_text(encoding="utf-8"))
+        for key in identity:
+            if before.get(key) != identity[key]:
+                raise RunError(
+                    f"{self.path} was started with another {key}; a run can only be resumed as it was started."
+                )
+
+
+@dataclass
+class State:
+    """All that changes while training: restored, the run goes on as if nothing had happened."""
+
+    step: int
+    networks: dict[str, dict[str, Tensor]]
+    optimisers: dict[str, dict[str, Any]]
+    scaler: dict[str, Any] | None
+    foreground: dict[str, list[Tensor]]
+    best: float | None
+
+
+def save_state(path: Path, state: State) -> None:
+    """Write a checkpoint so that a kill at any moment leaves the old one or the new one."""
+    buffer = io.BytesIO()
+    torch.save(vars(state), buffer)
+    replace_file(path, buffer.getvalue())
+
+
+def load_state(path: Path, device: torch.device) -> State:
+    """Read a checkpoint (``weights_only``: it cannot run code).
+
+    Raises:
+        RunError: damaged, or not a checkpoint.
+    """
+    try:
+        return State(**torch.load(path, map_location=device, weights_only=True))
+    except (OSError, RuntimeError, TypeError, ValueError, EOFError, KeyError) as error:
+        raise RunError(f"The checkpoint {path} cannot be read ({type(error).__name__}); start the run anew.") from None
+
+
+def save_weights(path: Path, network: nn.Module) -> None:
+    """Write a network's tensors as safetensors, complete or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, part)
+    part.replace(path)
+
+
+def load_weights(path: Path, network: nn.Module) -> nn.Module:
+    """Read tensors into ``network``.
+
+    Raises:
+        RunError: missing, damaged, or made for another network.
+    """
+    if not path.is_file():
+        raise RunError(f"{path.parent} has no {path.name}: the run has not finished; continue it with --resume.")
+    try:
+        network.load_state_dict(load_file(path))
+    except (OSError, RuntimeError, SafetensorError) as error:
+        raise RunError(f"The weights {path} do not fit the network of this run: {str(error).splitlines()[0]}") from None
+    return network
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The lines of a run's log; a last line that was cut off by a kill is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows

@@ -1,0 +1,69 @@
+"""What a run tells while it goes: JSON lines, TensorBoard, and a curve as a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib import pyplot
+from torch.utils.tensorboard import SummaryWriter
+
+from semiseg.bundle.bundle import replace_file
+from trainer.checkpoints import RunFolder, read_log
+
+
+class RunLog:
+    """Writes ``log.jsonl`` and TensorBoard events; opened at a step, it forgets what was written after that step."""
+
+    def __init__(self, run: RunFolder, step: int) -> None:
+        kept = [row for row in read_log(run.log) if row["step"] < step]
+        replace_file(run.log, "".join(json.dumps(row) + "\n" for row in kept).encode())
+        self._file = run.log.open("a", encoding="utf-8")
+        self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=step)
+
+    def write(self, step: int, values: dict[str, Any]) -> None:
+        """One line, and one TensorBoard scalar per number."""
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                self._board.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flush both."""
+        self._file.close()
+        self._board.close()
+
+
+def draw_curve(run: RunFolder, target: Path) -> None:
+    """A PNG of the loss terms, the learning rates and, where there is one, the validation Dice."""
+    rows = read_log(run.log)
+    training = [row for row in rows if "total" in row]
+    validation = [row for row in rows if "validation_dice" in row]
+    figure, (losses, rates) = pyplot.subplots(
+        2, 1, figsize=(9, 6), sharex=True, layout="constrained", gridspec_kw={"height_ratios": [3, 1]}
+    )
+    terms = sorted({k for row in training for k in row} - {"step", "stage", "unlabelled", "update", "seconds", "total"})
+    for name in [t for t in terms if not t.startswith("rate/")]:
+        points = [(row["step"], row[name]) for row in training if name in row]
+        losses.plot(*zip(*points, strict=True), label=name, linewidth=1)
+    losses.set_ylabel("loss")
+    losses.set_ylim(bottom=0)
+    if validation:
+        dice = losses.twinx()
+        dice.plot([r["step"] for r in validation], [r["validation_dice"] for r in validation], "k.-", label="Dice")
+        dice.set_ylabel("validation Dice")
+        dice.set_ylim(0, 1)
+    for name in [t for t in terms if t.startswith("rate/")]:
+        points = [(row["step"], row[name]) for row in training if name in row]
+        rates.plot(*zip(*points, strict=True), ".", markersize=2, label=name.removeprefix("rate/"))
+    rates.set_ylabel("learning rate")
+    rates.set_xlabel("step")
+    losses.legend(loc="upper right")
+    rates.legend(loc="upper right")
+    figure.savefig(target, dpi=110)
+    pyplot.close(figure)

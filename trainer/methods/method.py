@@ -1,0 +1,129 @@
+"""What a method is: its networks, what trains when on which batch, the loss of a batch, and what is kept.
+
+Everything else (batches, augmentation, precision, checkpoints, resume, logs) belongs to :mod:`trainer.loop`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from semiseg.bundle.bundle import sentence_of
+from semiseg.bundle.manifest import PretrainedWeights
+from trainer.errors import RecipeError
+from trainer.patches import Batch, Mixture
+from trainer.recipe import Optimiser, Recipe, Section
+from trainer.schedules import rate_factor
+from trainer.students import read_student
+
+Networks = dict[str, nn.Module]
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be segmented, as a method needs to know it.
+
+    ``inputs`` and ``outputs`` are channels of the student; ``slice_axis`` is where 2D teachers slice; ``labelled``
+    and ``unlabelled`` count the scans that patches come from.
+    """
+
+    inputs: int
+    outputs: int
+    slice_axis: int
+    labelled: int
+    unlabelled: int
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One step of the loop: who learns, at which rate, and from which mixture.
+
+    ``rates`` maps each network that learns in this step to its learning rate. ``student_update`` counts the student's
+    own updates before this step.
+    """
+
+    stage: str
+    rates: dict[str, float]
+    mixture: Mixture
+    student_update: int
+
+
+class Method(ABC):
+    """One paper. A subclass is one file under ``trainer/methods`` and one line of the registry."""
+
+    name: ClassVar[str]
+    Switches: ClassVar[type[Section]]
+
+    def __init__(self, recipe: Recipe, task: Task) -> None:
+        """Read the recipe's switches for this method.
+
+        Raises:
+            RecipeError: a switch that does not exist, or a value that does not hold.
+        """
+        self.recipe = recipe
+        self.task = task
+        try:
+            self.switches: Any = self.Switches.model_validate(recipe.switches())
+        except ValidationError as error:
+            raise RecipeError(f"In the recipe, methods.{self.name}: {sentence_of(error)}.") from None
+
+    @abstractmethod
+    def build(self) -> Networks:
+        """Make the networks, by name, with the random numbers of the caller's seed. ``student`` is the one trained."""
+
+    @abstractmethod
+    def turn(self, step: int) -> Turn:
+        """What happens at ``step``: a pure function, so that a resumed run repeats it."""
+
+    @abstractmethod
+    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+        """Scalar terms of the loss; ``total`` is what is minimised, the others are logged."""
+
+    @property
+    def steps(self) -> int:
+        """Steps of the loop for the recipe's number of student updates."""
+        return self.recipe.updates
+
+    def after_update(self, networks: Networks, turn: Turn) -> None:  # noqa: B027 - most methods have nothing to do
+        """Called after the optimisers stepped."""
+
+    def prepare(self, networks: Networks, turn: Turn) -> None:
+        """Set the networks that learn to train mode and the others to evaluation mode."""
+        for name, network in networks.items():
+            network.train(name in turn.rates)
+
+    def optimiser(self, network: str) -> Optimiser:
+        """How ``network`` learns."""
+        return self.recipe.optimiser
+
+    def refreshes_foreground(self, step: int) -> bool:
+        """Whether the student's predictions of the unlabelled scans are to be renewed before ``step``.
+
+        They only decide where patches are cut.
+        """
+        return False
+
+    def exported(self, networks: Networks) -> nn.Module:
+        """The one module that is validated, exported and served: windows (B, C, *window) to logits."""
+        return networks["student"]
+
+    def pretrained(self) -> tuple[PretrainedWeights, ...]:
+        """Weights that training starts from."""
+        return ()
+
+    def build_student(self) -> nn.Module:
+        """The recipe's student for this task."""
+        return read_student(self.recipe.student).build(self.task.inputs, self.task.outputs)
+
+    def student_rate(self, update: int) -> float:
+        """The student's learning rate at its ``update`` under the recipe's schedule."""
+        return self.recipe.optimiser.rate * rate_factor(self.recipe.schedule, update, self.recipe.updates)
+
+
+def freeze(network: nn.Module) -> nn.Module:
+    """The network without gradients."""
+    return network.requires_grad_(False)

@@ -1,0 +1,218 @@
+"""M&N: a 2D network pretrained on natural images and a 3D network teach each other.
+
+Yeung et al., "Learning from 2D natural images for semi-supervised 3D medical image segmentation" (M&N), 2025. The
+default follows the released code where the paper leaves a choice; each switch names its side.
+
+Stage 1 trains both networks, apart, on the labelled patches. Stage 2 alternates: one epoch in which the 2D network
+learns from the labels and the 3D network's pseudo-masks, one in which the 3D network learns from the labels and the 2D
+network's. Learning-rate-guided sampling (Eq. 10) moves each batch from labelled to unlabelled patches as the rate
+falls.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from semiseg.bundle.manifest import PretrainedWeights
+from trainer.errors import RecipeError
+from trainer.losses import dice_pooled, kl_mean, one_hot
+from trainer.methods.method import Method, Networks, Turn
+from trainer.patches import Batch, Mixture
+from trainer.recipe import Optimiser, Positive, Section, Share
+from trainer.schedules import cosine, warm_up_cosine
+from trainer.slices import from_slices, to_slices
+from trainer.teachers import Teacher, build_teacher
+
+
+class MN(Method):
+    """L = KL(target || prediction) + Dice(prediction, target); the target is a label or the other network's softmax."""
+
+    name = "mn"
+
+    class Switches(Section):
+        """The paper's settings and the rows of its ablation table.
+
+        Attributes:
+            teacher: the 2D network and how it is tuned (LoRA, decoder, whole).
+            teacher_optimiser: how the 2D network learns.
+            stage1: share of the updates in which both networks see labelled patches only (500 of 4000 epochs).
+            warm_up: share of stage 1 in which the rate rises from 1% (50 of 500 epochs).
+            iterations: updates per epoch; the rate and the mixture change between epochs (8 in the released code).
+            cotrain: ``iterative``, or ``fixed2d``: the 2D network stays as it is after stage 1.
+            lrg: the share of unlabelled patches follows the learning rate (``lr``, Eq. 10), the epoch (``linear``, as
+                released), is the same throughout (``fixed``, see ``fixed_unlabelled``), or comes from drawing patches
+                evenly from all scans (``uniform``).
+            loss: one Dice over the mixed batch (``pooled``, as released), or Eq. 5 literally (``weighted``).
+            weight_kl, weight_dice: weights of the two terms.
+            slices: slices of each volume on which the 2D network learns in a step; None takes all, as the paper does.
+            chunk: slices per call when the 2D network only predicts.
+            refresh: shares of the updates at which pseudo-masks of whole scans are renewed. They only decide where
+                patches are cut.
+        """
+
+        teacher: Teacher = Teacher()
+        teacher_optimiser: Optimiser = Optimiser(rate=1e-3)
+        stage1: Share = 0.125
+        warm_up: Share = 0.1
+        iterations: Positive = 8
+        cotrain: Literal["iterative", "fixed2d"] = "iterative"
+        lrg: Literal["lr", "linear", "fixed", "uniform"] = "lr"
+        fixed_unlabelled: Annotated[int, Field(ge=0)] = 2
+        loss: Literal["pooled", "weighted"] = "pooled"
+        weight_kl: Annotated[float, Field(ge=0)] = 1.0
+        weight_dice: Annotated[float, Field(ge=0)] = 1.0
+        slices: Positive | None = None
+        chunk: Positive = 64
+        refresh: tuple[Share, ...] = (0.125, 0.25, 0.375, 0.5, 0.75)
+
+    def build(self) -> Networks:
+        """The 3D student and the 2D teacher."""
+        if self.recipe.updates % self.switches.iterations:
+            raise RecipeError(
+                f"methods.mn.iterations: {self.recipe.updates} updates are not a whole number of epochs of "
+                f"{self.switches.iterations} updates."
+            )
+        student = self.build_student()
+        return {
+            "student": student,
+            "teacher": build_teacher(self.switches.teacher, self.task.inputs, self.task.outputs),
+        }
+
+    def pretrained(self) -> tuple[PretrainedWeights, ...]:
+        """The 2D network's weights."""
+        teacher: Teacher = self.switches.teacher
+        return teacher.pretrained()
+
+    def optimiser(self, network: str) -> Optimiser:
+        """Each network has its own."""
+        optimiser: Optimiser = self.switches.teacher_optimiser
+        return optimiser if network == "teacher" else self.recipe.optimiser
+
+    # --- who learns when ------------------------------------------------------------------------------------------
+
+    @property
+    def epochs(self) -> tuple[int, int]:
+        """Epochs of stage 1 and of stage 2, counted for the student."""
+        total = self.recipe.updates // self.switches.iterations
+        first = min(round(self.switches.stage1 * total), total)
+        return first, total - first
+
+    @property
+    def steps(self) -> int:
+        """Stage 1 trains both networks in one step; in stage 2 each has steps of its own."""
+        first, second = self.epochs
+        return int(self.switches.iterations * (first + second * self._epochs_per_round))
+
+    def turn(self, step: int) -> Turn:
+        """Stage 1: both. Stage 2: an epoch of the 2D network, then an epoch of the 3D network, and so on."""
+        length = self.switches.iterations
+        first, second = self.epochs
+        epoch, within = divmod(step, length)
+        if epoch < first:
+            factor = warm_up_cosine(epoch, first, round(self.switches.warm_up * first))
+            return Turn("labelled", self._rates(factor, "student", "teacher"), Mixture(self.recipe.batch, 0), step)
+        pair, part = divmod(epoch - first, self._epochs_per_round)
+        learner = "teacher" if self._epochs_per_round == 2 and part == 0 else "student"
+        factor = cosine(pair, second)
+        update = (first + pair) * length + (within if learner == "student" else 0)
+        unlabelled = self.unlabelled_in_batch(pair, step) if self.task.unlabelled else 0
+        mixture = Mixture(self.recipe.batch - unlabelled, unlabelled)
+        return Turn(f"cotrain-{learner}", self._rates(factor, learner), mixture, update)
+
+    def unlabelled_in_batch(self, epoch: int, step: int) -> int:
+        """b_u of a stage-2 ``epoch``: Eq. 10, floor((eta_0 - eta) / (eta_0 - eta_end) B) with eta_end = 0."""
+        batch, second = self.recipe.batch, self.epochs[1]
+        if self.switches.lrg == "fixed":
+            return int(min(self.switches.fixed_unlabelled, batch))
+        if self.switches.lrg == "uniform":
+            share = self.task.unlabelled / (self.task.unlabelled + self.task.labelled)
+            return int(np.random.default_rng((self.recipe.seed, 3, step)).binomial(batch, share))
+        fallen = 1.0 - cosine(epoch, second) if self.switches.lrg == "lr" else epoch / max(second, 1)
+        # The tolerance keeps a product that is a whole number up to rounding from losing a patch.
+        return min(batch, math.floor(fallen * batch + 1e-9))
+
+    def refreshes_foreground(self, step: int) -> bool:
+        """At the chosen shares of the student's epochs, before the student's part."""
+        length = self.switches.iterations
+        total = sum(self.epochs)
+        turn = self.turn(step)
+        if step % length or "student" not in turn.rates or turn.stage == "labelled":
+            return False
+        epoch = turn.student_update // length
+        return epoch in {round(share * total) for share in self.switches.refresh}
+
+    @property
+    def _epochs_per_round(self) -> int:
+        return 2 if self.switches.cotrain == "iterative" else 1
+
+    def _rates(self, factor: float, *networks: str) -> dict[str, float]:
+        return {name: self.optimiser(name).rate * factor for name in networks}
+
+    # --- what they learn ------------------------------------------------------------------------------------------
+
+    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+        """The labelled loss of each learner, or the co-training loss (Eq. 5) of the one whose turn it is."""
+        terms: dict[str, Tensor] = {}
+        if "student" in turn.rates:
+            target = self._target(batch, networks["teacher"] if turn.mixture.unlabelled else None, flat=True)
+            logits = networks["student"](batch.images)
+            terms["student"] = self.mixed_loss(logits, target, batch.labelled)
+        if "teacher" in turn.rates:
+            target = self._target(batch, networks["student"] if turn.mixture.unlabelled else None, flat=False)
+            terms["teacher"] = self._teacher_loss(networks["teacher"], batch, target)
+        return {"total": torch.stack(list(terms.values())).sum(), **{k: v.detach() for k, v in terms.items()}}
+
+    def mixed_loss(self, logits: Tensor, target: Tensor, labelled: int) -> Tensor:
+        """KL and Dice between predictions and targets (N, C, ...), of which the first ``labelled`` are labels.
+
+        ``pooled``: one mean and one Dice over the batch; the KL part then equals (b_l/B) KL_l + (b_u/B) KL_u exactly,
+        the Dice part only about. ``weighted``: both parts weighted so (Eq. 5).
+        """
+        count = logits.shape[0]
+        if self.switches.loss == "pooled" or labelled in (0, count):
+            return self._pair(logits, target)
+        share = labelled / count
+        return share * self._pair(logits[:labelled], target[:labelled]) + (1.0 - share) * self._pair(
+            logits[labelled:], target[labelled:]
+        )
+
+    def _pair(self, logits: Tensor, target: Tensor) -> Tensor:
+        soft = torch.softmax(logits.float(), dim=1)
+        divergence = self.switches.weight_kl * kl_mean(logits, target)
+        return divergence + self.switches.weight_dice * dice_pooled(soft, target)
+
+    def _teacher_loss(self, teacher: nn.Module, batch: Batch, target: Tensor) -> Tensor:
+        axis = self.task.slice_axis
+        depth = batch.images.shape[2 + axis]
+        images, wanted = batch.images, target
+        count = self.switches.slices
+        if count is not None and count < depth:
+            # Slices of each volume are drawn alike for image and target; which ones depends on the step alone.
+            random = np.random.default_rng((self.recipe.seed, 4, batch.step))
+            rows = torch.from_numpy(np.sort(random.choice(depth, count, replace=False))).to(images.device)
+            images, wanted = images.index_select(2 + axis, rows), target.index_select(2 + axis, rows)
+            depth = count
+        logits = teacher(to_slices(images, axis))
+        return self.mixed_loss(logits, to_slices(wanted, axis), batch.labelled * depth)
+
+    @torch.no_grad()
+    def _target(self, batch: Batch, other: nn.Module | None, *, flat: bool) -> Tensor:
+        """One-hot labels, then for unlabelled patches the soft masks of the ``other`` network (2D if ``flat``)."""
+        labels = one_hot(batch.labels[: batch.labelled], self.task.outputs)
+        images = batch.images[batch.labelled :]
+        if other is None or not len(images):
+            return labels
+        logits = self._by_slices(other, images) if flat else other(images)
+        return torch.cat([labels, torch.softmax(logits.float(), dim=1)])
+
+    def _by_slices(self, teacher: nn.Module, images: Tensor) -> Tensor:
+        """The 2D network's logits of volumes (N, C, X, Y, Z), a chunk of slices at a time (Eq. 2)."""
+        slices = to_slices(images, self.task.slice_axis)
+        parts = [teacher(chunk) for chunk in slices.split(self.switches.chunk)]
+        return from_slices(torch.cat(parts), images.shape[0], self.task.slice_axis)

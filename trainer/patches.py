@@ -1,0 +1,195 @@
+"""Which patch of which scan goes into which batch, and the patches themselves.
+
+A batch is a function of the recipe's seed and the step: nothing is carried from one step to the next but two counters
+that can be recomputed. That is what makes a resumed run equal to one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from trainer.augmentation import change_values, cut_out, draw_cut, flips
+from trainer.cases import PreparedCase
+from trainer.recipe import Recipe
+
+Places = Mapping[str, tuple[NDArray[np.int32], ...]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One patch to be made: of which scan, around which voxel, with which random numbers."""
+
+    case_id: str
+    labelled: bool
+    centre: tuple[float, float, float]
+    seed: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Patches of one update; the labelled ones come first.
+
+    Attributes:
+        images: float32 (N, C, X, Y, Z).
+        labels: int64 (N, X, Y, Z); zeros where a patch is unlabelled.
+        labelled: how many of the N are labelled.
+        cases: the scans that the patches were cut from.
+        step: the step that the batch belongs to.
+    """
+
+    images: Tensor
+    labels: Tensor
+    labelled: int
+    cases: tuple[str, ...]
+    step: int
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        return Batch(
+            self.images.to(device, non_blocking=True),
+            self.labels.to(device, non_blocking=True),
+            self.labelled,
+            self.cases,
+            self.step,
+        )
+
+    def parts(self, count: int) -> Iterator[Batch]:
+        """Split into ``count`` parts that each hold labelled patches first, in the mixture of the whole."""
+        for part in range(count):
+            rows = list(range(part, len(self), count))
+            yield Batch(
+                self.images[rows],
+                self.labels[rows],
+                sum(row < self.labelled for row in rows),
+                tuple(self.cases[row] for row in rows),
+                self.step,
+            )
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """How many labelled and unlabelled patches the batch of a step holds."""
+
+    labelled: int
+    unlabelled: int
+
+
+class Draws:
+    """Draws the requests of each step: the scans by shuffled passes over each pool, the places by the recipe."""
+
+    def __init__(
+        self, recipe: Recipe, cases: Mapping[str, PreparedCase], labelled: Sequence[str], unlabelled: Sequence[str]
+    ) -> None:
+        self._recipe = recipe
+        self._cases = cases
+        self._pools = (tuple(labelled), tuple(unlabelled))
+        self.foreground: dict[str, tuple[NDArray[np.int32], ...]] = {}
+
+    def requests(self, step: int, mixture: Mixture, before: Mixture) -> list[Request]:
+        """The patches of ``step``, labelled first; ``before`` counts what all earlier steps drew.
+
+        The k-th draw from a pool of n scans is entry k mod n of shuffle k // n: every pass sees each scan once, and a
+        pool smaller than the batch is cycled.
+        """
+        out: list[Request] = []
+        for kind, (count, offset) in enumerate(
+            ((mixture.labelled, before.labelled), (mixture.unlabelled, before.unlabelled))
+        ):
+            pool = self._pools[kind]
+            for k in range(offset, offset + count):
+                shuffle = np.random.default_rng((self._recipe.seed, kind, k // len(pool)))
+                case_id = pool[int(shuffle.permutation(len(pool))[k % len(pool)])]
+                seed = (self._recipe.seed, 2, kind, k)
+                centre = self._centre(self._cases[case_id], np.random.default_rng((*seed, 0)))
+                out.append(Request(case_id, kind == 0, centre, (*seed, 1)))
+        return out
+
+    def _centre(self, case: PreparedCase, random: np.random.Generator) -> tuple[float, float, float]:
+        patch = np.asarray(self._recipe.size())
+        shape = np.asarray(case.shape)
+        places = case.places or self.foreground.get(case.case_id, ())
+        if places and random.random() < self._recipe.foreground:
+            of_segment = places[int(random.integers(len(places)))]
+            voxel = of_segment[int(random.integers(len(of_segment)))]
+            start = voxel - random.integers(0, patch)  # the patch holds the voxel, anywhere in it
+            start = np.clip(start, np.minimum(0, shape - patch), np.maximum(0, shape - patch))
+        else:
+            start = random.integers(np.minimum(0, shape - patch), np.maximum(0, shape - patch) + 1)
+        # A scan smaller than the patch stays in its middle, as the sliding window will have it.
+        start = np.where(shape <= patch, -((patch - shape) // 2), start)
+        x, y, z = (float(v) for v in start + (patch - 1) / 2.0)
+        return (x, y, z)
+
+
+class PatchSource(Dataset[dict[str, Any]]):
+    """Turns requests into patches; runs in the loader's worker processes."""
+
+    def __init__(self, recipe: Recipe, cases: Mapping[str, PreparedCase], slice_axis: int, padding: str) -> None:
+        self._recipe = recipe
+        self._cases = cases
+        self._slice_axis = slice_axis
+        self._padding = padding
+
+    def __getitem__(self, request: Request) -> dict[str, Any]:
+        """The patch of ``request``: image float32 (C, X, Y, Z) and labels int64 (X, Y, Z)."""
+        case = self._cases[request.case_id]
+        random = np.random.default_rng(request.seed)
+        augmentation = self._recipe.augmentation
+        patch = self._recipe.size()
+        cut = draw_cut(np.asarray(request.centre), patch, augmentation, self._slice_axis, random)
+        image = cut_out(case.image, cut, patch, nearest=False, padding=self._padding)
+        if request.labelled and case.labels is not None:
+            # Beyond the scan there is no reference: with repeated borders the labels repeat too, else background.
+            labels = cut_out(case.labels[None], cut, patch, nearest=True, padding=self._padding)[0]
+        else:
+            labels = torch.zeros(patch)
+        mirrored = flips(augmentation, random)
+        if mirrored:
+            image = torch.flip(image, mirrored)
+            labels = torch.flip(labels, [axis - 1 for axis in mirrored])
+        image = change_values(image, augmentation, random)
+        return {"image": image, "labels": labels.long(), "case": request.case_id, "labelled": request.labelled}
+
+
+class _Steps(Sampler[list[Request]]):
+    """Hands the loader one list of requests per step."""
+
+    def __init__(self, steps: Sequence[list[Request]]) -> None:
+        self._steps = steps
+
+    def __iter__(self) -> Iterator[list[Request]]:
+        return iter(self._steps)
+
+    def __len__(self) -> int:
+        return len(self._steps)
+
+
+def batches(
+    source: PatchSource, steps: Sequence[list[Request]], first_step: int, workers: int, pin_memory: bool
+) -> Iterator[Batch]:
+    """The batches of consecutive steps, made ahead of time by ``workers`` processes (0: in this one)."""
+    loader: DataLoader[dict[str, Any]] = DataLoader(
+        source, batch_sampler=_Steps(steps), num_workers=workers, collate_fn=_collate, pin_memory=pin_memory
+    )
+    for step, (images, labels, labelled, cases) in enumerate(loader, start=first_step):
+        yield Batch(images, labels, labelled, cases, step)
+
+
+def _collate(samples: list[dict[str, Any]]) -> tuple[Tensor, Tensor, int, tuple[str, ...]]:
+    return (
+        torch.stack([s["image"] for s in samples]),
+        torch.stack([s["labels"] for s in samples]),
+        sum(s["labelled"] for s in samples),
+        tuple(s["case"] for s in samples),
+    )

@@ -1,0 +1,224 @@
+"""A recipe: everything that decides what a run computes, in one validated YAML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from semiseg.bundle.bundle import sentence_of
+from semiseg.bundle.postprocessing import Postprocessing
+from semiseg.bundle.preprocessing import Intensity
+from semiseg.volumes.segmentation import Code
+from trainer.errors import RecipeError
+
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of a recipe: unknown keys are refused, values do not change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Preparation(Section):
+    """How scans become the network's input; what is left open is decided from the dataset and recorded in the run.
+
+    Attributes:
+        spacing: mm per axis; ``own`` keeps each scan's, ``median`` takes the median over the training scans.
+        intensity: one entry for all channels, or one per channel.
+        slice_axis: axis along which 2D teachers slice; ``auto`` is the axis of largest spacing in most training scans,
+            the last one on a tie.
+    """
+
+    orientation: str = "RAS"
+    spacing: tuple[float, float, float] | Literal["own", "median"] = "own"
+    intensity: tuple[Intensity, ...] = (Intensity(),)
+    crop: Literal["none", "nonzero"] = "none"
+    slice_axis: Literal["auto", 0, 1, 2] = "auto"
+    padding: Literal["edge", "zero"] = "edge"
+
+
+class SegmentNotes(Section):
+    """What a dataset folder does not say about a segment: its DICOM codes and its colour."""
+
+    colour: tuple[int, int, int] | None = None
+    category: Code | None = None
+    type: Code | None = None
+
+
+class Augmentation(Section):
+    """Random changes to a training patch; each is drawn anew for each patch.
+
+    Attributes:
+        affine: probability of the spatial change (scale and rotation, in one interpolation).
+        scale: limits of the zoom; one factor for all axes (METHODS of M&N: 0.9 to 1.1).
+        rotate: largest angle in degrees about the slice axis, within the plane of the slices.
+        rotate_out_of_plane: largest angle about the two other axes; 0 keeps every slice a slice.
+        flip: axes that are mirrored with probability one half each.
+        gamma: exponent limits, applied to the patch scaled to 0..1 and back, with probability ``gamma_probability``.
+        brightness, contrast, noise: additive shift, multiplicative change and standard deviation of Gaussian noise,
+            each as the largest amount in units of the normalised image, with probability ``intensity_probability``.
+    """
+
+    affine: Share = 1.0
+    scale: tuple[float, float] = (0.9, 1.1)
+    rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
+    rotate_out_of_plane: Annotated[float, Field(ge=0, le=180)] = 0.0
+    flip: tuple[Literal[0, 1, 2], ...] = ()
+    gamma: tuple[float, float] = (0.8, 1.2)
+    gamma_probability: Share = 0.1
+    brightness: Annotated[float, Field(ge=0)] = 0.0
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    noise: Annotated[float, Field(ge=0)] = 0.0
+    intensity_probability: Share = 0.5
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Augmentation:
+        for name, (low, high) in (("scale", self.scale), ("gamma", self.gamma)):
+            if not 0 < low <= high:
+                raise ValueError(f"`{name}` takes two positive limits, the smaller first, got {[low, high]}")
+        return self
+
+
+class Optimiser(Section):
+    """How a network learns. ``rate`` is the learning rate from which the schedule starts."""
+
+    kind: Literal["adamw", "sgd"] = "adamw"
+    rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    clip_norm: Annotated[float, Field(gt=0)] | None = None
+
+
+class Schedule(Section):
+    """The learning rate over a run, as a factor of the optimiser's rate.
+
+    ``poly`` decays as (1 - t/T)^0.9, ``step`` by ten every ``step_every`` updates, ``cosine`` to 0; ``warm_up`` is the
+    share of the updates during which the rate rises from 1% to 100%.
+    """
+
+    kind: Literal["cosine", "poly", "step", "constant"] = "cosine"
+    warm_up: Share = 0.0
+    step_every: Positive = 2500
+
+
+class Recipe(Section):
+    """All that decides what a run computes.
+
+    Attributes:
+        method: which method trains (``--method`` overrides it); ``methods`` holds the switches of each by name, so that
+            one recipe serves a comparison of several methods.
+        student: the 3D network that is kept: ``kind`` and its own settings (see :mod:`trainer.students`).
+        patch: voxels along X, Y, Z of the preprocessed grid; ``auto`` holds a whole scan of median size where that is
+            at most 96 voxels along an axis.
+        batch: patches per update, labelled and unlabelled together.
+        updates: optimisation steps of the student, the budget that all methods share.
+        foreground: probability that a patch is placed on foreground (for unlabelled scans: on foreground predicted
+            during training, once there is any).
+        precision: ``bf16`` or ``fp16`` mixed precision, or ``fp32``.
+        accumulate: split each batch into this many parts, one after the other: less memory. Losses that pool over the
+            batch (Dice) are then pooled over each part.
+        validate_every: updates between validations; needs a split with a validation list.
+        checkpoint_every: updates between checkpoints.
+        windows: further sliding windows that the bundle may allow; the patch always is.
+    """
+
+    name: Annotated[str, Field(min_length=1, max_length=64)] = "model"
+    method: str = "mn"
+    student: dict[str, Any] = {"kind": "unet"}
+    patch: tuple[Positive, Positive, Positive] | Literal["auto"] = "auto"
+    batch: Positive = 4
+    updates: Positive = 4000
+    seed: int = 0
+    foreground: Share = 0.5
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    accumulate: Positive = 1
+    workers: Annotated[int, Field(ge=0)] = 0
+    threads: Positive | None = None
+    checkpoint_every: Positive = 200
+    validate_every: Positive = 500
+    preparation: Preparation = Preparation()
+    postprocessing: Postprocessing = Postprocessing()
+    segments: dict[str, SegmentNotes] = {}
+    augmentation: Augmentation = Augmentation()
+    optimiser: Optimiser = Optimiser()
+    schedule: Schedule = Schedule()
+    windows: tuple[tuple[Positive, Positive, Positive], ...] = ()
+    average: Literal["logits", "probs"] = "logits"
+    blending: Literal["constant", "gaussian"] = "gaussian"
+    methods: dict[str, dict[str, Any]] = {}
+
+    @model_validator(mode="after")
+    def _divides(self) -> Recipe:
+        if self.accumulate > self.batch:
+            raise ValueError(f"a batch of {self.batch} cannot be split into {self.accumulate} parts")
+        return self
+
+    def size(self) -> tuple[int, int, int]:
+        """The patch, once it has been decided."""
+        if self.patch == "auto":
+            raise RecipeError("The patch is decided when the dataset is known; see trainer.plan.make_plan.")
+        return self.patch
+
+    def switches(self) -> dict[str, Any]:
+        """The switches that the recipe gives to its method."""
+        return self.methods.get(self.method, {})
+
+
+def read_recipe(path: Path, changes: list[str] | None = None) -> Recipe:
+    """Read a recipe and apply ``--set key=value`` changes to it (``methods.mn.teacher.finetune=whole``).
+
+    Raises:
+        RecipeError: not readable, not YAML, or a value that does not hold; the sentence names the key.
+    """
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"The recipe {path} cannot be read: {error}.") from None
+    except yaml.YAMLError as error:
+        raise RecipeError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}.") from None
+    if not isinstance(document, dict):
+        raise RecipeError(f"The recipe {path} is not a list of `key: value` lines.")
+    return make_recipe(document, changes, source=str(path))
+
+
+def make_recipe(document: dict[str, Any], changes: list[str] | None = None, *, source: str = "the recipe") -> Recipe:
+    """Validate a recipe given as a mapping; see :func:`read_recipe`."""
+    for change in changes or []:
+        key, separator, text = change.partition("=")
+        if not separator or not key:
+            raise RecipeError(f"`--set {change}` is not of the form key=value.")
+        _set(document, key.split("."), yaml.safe_load(text), change)
+    try:
+        return Recipe.model_validate(document)
+    except ValidationError as error:
+        raise RecipeError(f"In {source}: {sentence_of(error)}.") from None
+
+
+def _set(document: dict[str, Any], keys: list[str], value: Any, change: str) -> None:
+    place = document
+    for key in keys[:-1]:
+        place = place.setdefault(key, {})
+        if not isinstance(place, dict):
+            raise RecipeError(f"`--set {change}`: {key!r} is a value, not a section.")
+    place[keys[-1]] = value
+
+
+def find_recipe(name: str) -> Path:
+    """A recipe file by path, or one of those that come with semiseg by name.
+
+    Raises:
+        RecipeError: neither.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = Path(__file__).parent / "recipes"
+    if (shipped / f"{name}.yaml").is_file():
+        return shipped / f"{name}.yaml"
+    names = ", ".join(sorted(p.stem for p in shipped.glob("*.yaml")))
+    raise RecipeError(f"There is no recipe file {name}, and none of that name comes with semiseg (there are: {names}).")

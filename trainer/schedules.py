@@ -1,0 +1,50 @@
+"""Learning rates and ramp-ups as pure functions of the step, so that a resumed run cannot disagree with itself."""
+
+from __future__ import annotations
+
+import math
+
+from trainer.recipe import Schedule
+
+
+def warm_up_cosine(step: int, total: int, warm_up: int, *, start: float = 0.01) -> float:
+    """Linear from ``start`` to 1 over ``warm_up`` steps, then cosine towards 0 over the rest (M&N section 3.1)."""
+    if step < warm_up:
+        return start + (1.0 - start) * step / warm_up
+    return cosine(step - warm_up, total - warm_up)
+
+
+def cosine(step: int, total: int) -> float:
+    """(1 + cos(pi t / T)) / 2."""
+    return 0.5 * (1.0 + math.cos(math.pi * min(step, total) / max(total, 1)))
+
+
+def poly(step: int, total: int, power: float = 0.9) -> float:
+    """(1 - t/T)^power, the decay of most semi-supervised 3D repositories."""
+    return float((1.0 - min(step, total) / max(total, 1)) ** power)
+
+
+def rate_factor(schedule: Schedule, step: int, total: int) -> float:
+    """Factor of the optimiser's rate at ``step`` of ``total``."""
+    warm = round(schedule.warm_up * total)
+    if step < warm:
+        return 0.01 + 0.99 * step / warm
+    if schedule.kind == "cosine":
+        return cosine(step - warm, total - warm)
+    if schedule.kind == "poly":
+        return poly(step - warm, total - warm)
+    if schedule.kind == "step":
+        return float(0.1 ** (step // schedule.step_every))
+    return 1.0
+
+
+def ramp_up(step: float, length: float) -> float:
+    """exp(-5 (1 - t/T)^2): the weight of a consistency term grows from e^-5 to 1 (Laine and Aila 2017, section 2.2)."""
+    if length <= 0:
+        return 1.0
+    return math.exp(-5.0 * (1.0 - min(max(step, 0.0), length) / length) ** 2)
+
+
+def ema_decay(step: int, limit: float) -> float:
+    """min(1 - 1/(t+1), limit) with t from 0: the teacher starts as a copy of the student (Mean Teacher)."""
+    return min(1.0 - 1.0 / (step + 1.0), limit)

@@ -1,0 +1,183 @@
+"""The 2D networks that teach: SegFormer, from pretrained weights or from scratch, and how much of it is tuned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import SegformerConfig, SegformerForSemanticSegmentation
+
+from semiseg.bundle.manifest import PretrainedWeights
+from trainer.errors import RecipeError
+from trainer.licences import check_licence
+from trainer.recipe import Positive, Section
+
+
+class Weights(Section):
+    """Pretrained weights: a folder as ``save_pretrained`` writes it, or a hub id. ``licence`` repeats a restriction."""
+
+    folder: Path | None = None
+    hub: str | None = None
+    revision: str | None = None
+    licence: str | None = None
+
+    @model_validator(mode="after")
+    def _one_source(self) -> Weights:
+        if (self.folder is None) == (self.hub is None):
+            raise ValueError("give `folder` or `hub`, one of them")
+        return self
+
+
+class Lora(Section):
+    """Low-rank adaptation (Hu et al. 2022): W + (alpha / rank) B A, with dropout on its input."""
+
+    rank: Positive = 64
+    alpha: Annotated[float, Field(gt=0)] = 64.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
+
+
+class Teacher(Section):
+    """The 2D teacher of a recipe.
+
+    Attributes:
+        weights: pretrained weights, or nothing: then ``config`` describes a randomly initialised SegFormer
+            (keys of ``transformers.SegformerConfig``).
+        finetune: ``lora`` adapts the encoder's linear layers and trains biases, layer norms and the new head;
+            ``decoder`` trains the decode head; ``whole`` trains everything.
+        inputs: how channels become the three that natural images have: ``repeat`` one channel, or learn 1x1 ``conv``.
+        enlarge: in-plane factor by which slices are enlarged before, and shrunk after, the network.
+    """
+
+    weights: Weights | None = None
+    config: dict[str, Any] = Field(default_factory=dict)
+    finetune: Literal["lora", "decoder", "whole"] = "lora"
+    lora: Lora = Lora()
+    inputs: Literal["repeat", "conv"] = "repeat"
+    enlarge: Positive = 1
+
+    @model_validator(mode="after")
+    def _config_or_weights(self) -> Teacher:
+        if self.weights is not None and self.config:
+            raise ValueError("`config` describes a network from scratch; with `weights` it is theirs")
+        return self
+
+    def pretrained(self) -> tuple[PretrainedWeights, ...]:
+        """What the manifest says about the weights.
+
+        Raises:
+            RecipeError: their licence is restrictive and not repeated, or their folder is missing.
+        """
+        if self.weights is None:
+            return ()
+        source = self.weights.hub or str(self.weights.folder)
+        folder = self.weights.folder
+        if folder is not None and not (folder / "config.json").is_file():
+            raise RecipeError(f"There are no weights in {folder}: it has no config.json.")
+        licence = check_licence(source, folder, self.weights.licence)
+        name = folder.name if folder is not None else source
+        return (PretrainedWeights(name=name, revision=self.weights.revision, licence=licence),)
+
+
+class SegformerTeacher(nn.Module):
+    """SegFormer on slices: its decode head's map and the input, both at 1/4 size, through one transposed convolution.
+
+    M&N as released: the classifier is left out, the map (768 channels at MiT-B2) is joined with the subsampled input,
+    and a 4x4 transposed convolution of stride 4 gives logits at full size.
+    """
+
+    def __init__(self, network: SegformerForSemanticSegmentation, inputs: int, outputs: int, how: str, enlarge: int):
+        super().__init__()
+        self.enlarge = enlarge
+        self.stride = int(network.config.strides[0])
+        colours = int(network.config.num_channels)
+        if how == "conv" or inputs not in (1, colours):
+            self.adapt: nn.Module = nn.Conv2d(inputs, colours, kernel_size=1)
+        else:
+            self.adapt = _Repeat(colours) if inputs == 1 else nn.Identity()
+        network.decode_head.classifier = nn.Identity()
+        self.network = network
+        width = int(network.config.decoder_hidden_size) + colours
+        self.head = nn.ConvTranspose2d(width, outputs, kernel_size=self.stride, stride=self.stride)
+
+    def forward(self, slices: Tensor) -> Tensor:
+        """(N, inputs, H, W) -> logits (N, outputs, H, W)."""
+        size = slices.shape[-2:]
+        x = self.adapt(slices)
+        if self.enlarge > 1:
+            x = functional.interpolate(x, scale_factor=self.enlarge, mode="bilinear", align_corners=False)
+        fine = self.network(pixel_values=x).logits
+        coarse_input = x[..., :: self.stride, :: self.stride]
+        logits = self.head(torch.cat([fine, coarse_input.to(fine.dtype)], dim=1))[..., : x.shape[-2], : x.shape[-1]]
+        if self.enlarge > 1:
+            logits = functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        return logits
+
+
+class _Repeat(nn.Module):
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.expand(-1, self.count, -1, -1)
+
+
+def build_teacher(section: Teacher, inputs: int, outputs: int) -> SegformerTeacher:
+    """The 2D teacher of a recipe, with the parts frozen that its ``finetune`` leaves alone.
+
+    Raises:
+        RecipeError: the weights are not there, are not SegFormer's, or may not be used.
+    """
+    teacher = SegformerTeacher(_segformer(section), inputs, outputs, section.inputs, section.enlarge)
+    if section.finetune == "lora":
+        _adapt_low_rank(teacher, section.lora)
+    elif section.finetune == "decoder":
+        teacher.network.segformer.requires_grad_(False)
+    return teacher
+
+
+def _segformer(section: Teacher) -> SegformerForSemanticSegmentation:
+    if section.weights is None:
+        try:
+            return SegformerForSemanticSegmentation(SegformerConfig(**section.config))
+        except (TypeError, ValueError, AttributeError) as error:
+            raise RecipeError(f"The teacher's `config` does not make a SegFormer: {error}.") from None
+    section.pretrained()  # refuses a licence that is not repeated, before anything is read
+    source = section.weights.hub or str(section.weights.folder)
+    try:
+        return SegformerForSemanticSegmentation.from_pretrained(
+            source, revision=section.weights.revision, local_files_only=section.weights.folder is not None
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise RecipeError(f"The teacher's weights {source} cannot be loaded: {first}") from None
+
+
+def lora_targets(network: nn.Module) -> list[str]:
+    """The linear layers of the encoder's attention and feed-forward blocks, by type and place.
+
+    Their names differ between versions of transformers (query, q_proj, dense1, fc1, ...); that they are ``nn.Linear``
+    inside the encoder does not. The decode head's own projections stay frozen, as in the released code.
+    """
+    encoder = {id(m) for m in network.segformer.modules()}
+    return [n for n, m in network.named_modules() if isinstance(m, nn.Linear) and id(m) in encoder]
+
+
+def _adapt_low_rank(teacher: SegformerTeacher, lora: Lora) -> None:
+    """LoRA on :func:`lora_targets`; all biases, the layer norms and the new parts train, the rest is frozen."""
+    config = LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        bias="all",
+        target_modules=lora_targets(teacher.network),
+    )
+    inject_adapter_in_model(config, teacher.network)
+    for module in teacher.network.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.requires_grad_(True)

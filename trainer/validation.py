@@ -1,0 +1,43 @@
+"""Dice on the validation scans, by the same segmenter that the hospital runs."""
+
+from __future__ import annotations
+
+import math
+
+from semiseg.bundle.manifest import Figures, Manifest
+from semiseg.dataset import read_channels, read_reference
+from semiseg.engines.engine import Engine
+from semiseg.evaluation.metrics import overlap
+from semiseg.inference.segmenter import Segmenter, Settings
+from semiseg.volumes.segmentation import Segmentation
+from trainer.plan import Plan
+
+BATCH = 4  # windows per call of the network while training
+
+
+def segmenter_for(manifest: Manifest, engine: Engine) -> Segmenter:
+    """The segmenter of a run in progress."""
+    return Segmenter(manifest, engine, Settings(batch=1 if engine.device == "cpu" else BATCH))
+
+
+def validate(manifest: Manifest, engine: Engine, plan: Plan) -> Figures:
+    """Mean Dice per segment over the split's validation scans; a scan without the segment does not count."""
+    segmenter = segmenter_for(manifest, engine)
+    rows: dict[str, list[float]] = {s.name: [] for s in plan.segments}
+    for case_id in plan.split.validation:
+        case = plan.dataset.case(case_id)
+        channels = read_channels(case, plan.dataset.channels)
+        reference = read_reference(case, next(iter(channels.values())))
+        predicted = segmenter.segment(channels)
+        truth = Segmentation(plan.segments, reference.array, predicted.affine)
+        for index, segment in enumerate(plan.segments):
+            value, _ = overlap(predicted.mask(index), truth.mask(index))
+            if not math.isnan(value):
+                rows[segment.name].append(value)
+    means = {name: sum(values) / len(values) if values else 0.0 for name, values in rows.items()}
+    return Figures(scans=len(plan.split.validation), dice=means)
+
+
+def mean_dice(figures: Figures) -> float:
+    """Mean over the segments."""
+    return sum(figures.dice.values()) / len(figures.dice)
