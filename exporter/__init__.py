@@ -1,0 +1,1 @@
+"""From a training run to a bundle: the 2D teacher stays behind, the small 3D network leaves as ONNX, with proof."""

@@ -34,5 +34,5 @@ class EngineError(SemisegError):
     """The inference library cannot run this model on this machine."""
 
 
-class Cancelled(SemisegError):
+class Cancelled(SemisegError):  # noqa: N818 - what happened is not an error of anybody
     """The caller asked to stop before the last window was done."""

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +16,7 @@ from semiseg.bundle.bundle import sha256_of
 from semiseg.bundle.preprocessing import Preprocessing
 from semiseg.dataset import Case, Dataset, read_channels, read_reference
 from semiseg.errors import SemisegError
+from semiseg.volumes.atomic_file import atomic_file
 from trainer.errors import RecipeError
 
 LAYOUT = 1  # raise when what is stored, or how, changes
@@ -124,10 +123,5 @@ def _key(*parts: Any) -> str:
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:
-    handle, name = tempfile.mkstemp(prefix=".", suffix=".npy", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.save(stream, np.ascontiguousarray(array))
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    with atomic_file(path) as stream:
+        np.save(stream, np.ascontiguousarray(array))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 import torch
 import yaml
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from semiseg.bundle.bundle import replace_file
+from semiseg.volumes.atomic_file import atomic_file
 from trainer.errors import RunError
 
 CHECKPOINT = "checkpoint.pt"
@@ -96,9 +96,8 @@ class State:
 
 def save_state(path: Path, state: State) -> None:
     """Write a checkpoint so that a kill at any moment leaves the old one or the new one."""
-    buffer = io.BytesIO()
-    torch.save(vars(state), buffer)
-    replace_file(path, buffer.getvalue())
+    with atomic_file(path) as stream:
+        torch.save(vars(state), stream)
 
 
 def load_state(path: Path, device: torch.device) -> State:
@@ -115,9 +114,9 @@ def load_state(path: Path, device: torch.device) -> State:
 
 def save_weights(path: Path, network: nn.Module) -> None:
     """Write a network's tensors as safetensors, complete or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    save_file({k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}, part)
-    part.replace(path)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    with atomic_file(path) as stream:
+        stream.write(save(tensors))
 
 
 def load_weights(path: Path, network: nn.Module) -> nn.Module:

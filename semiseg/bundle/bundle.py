@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from pydantic import ValidationError
 
 from semiseg.bundle.manifest import FORMAT, Manifest
 from semiseg.errors import BundleError
+from semiseg.volumes.atomic_file import atomic_file
 
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
@@ -90,8 +90,10 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     replace_file(path, manifest.model_dump_json(indent=2).encode())
 
 
-def write_bundle(folder: Path, manifest: Manifest, fill: Callable[[Path], None]) -> Bundle:
-    """Make a bundle: ``fill`` writes the model files into a temporary folder, which is renamed when it is complete.
+def write_bundle(folder: Path, fill: Callable[[Path], Manifest]) -> Bundle:
+    """Make a bundle: ``fill`` writes the model files into a temporary folder and returns what is true of them.
+
+    The sums are added, the manifest is written, and the folder is renamed when it is complete.
 
     An existing bundle at ``folder`` is replaced; if anything fails it stays as it was.
 
@@ -104,7 +106,7 @@ def write_bundle(folder: Path, manifest: Manifest, fill: Callable[[Path], None])
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
         scratch.chmod(0o755)
-        fill(scratch)
+        manifest = fill(scratch)
         files = {p.name: sha256_of(p) for p in sorted(scratch.iterdir())}
         complete = manifest.model_copy(update={"kind": "bundle", "files": files})
         write_manifest(scratch / MANIFEST, Manifest.model_validate(complete.model_dump()))
@@ -121,18 +123,9 @@ def write_bundle(folder: Path, manifest: Manifest, fill: Callable[[Path], None])
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Write ``content`` to a temporary name in the same folder, flush it to disk, and rename it into place."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    """Give ``path`` new content: a reader sees the old or the new one, and after a power cut one of them is there."""
+    with atomic_file(path) as stream:
+        stream.write(content)
 
 
 def sha256_of(path: Path) -> str:

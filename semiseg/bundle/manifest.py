@@ -84,6 +84,17 @@ class Parity(_Document):
     engine: str
 
 
+class PlanKey(_Document):
+    """What a TensorRT plan was built from and on; it is used on exactly that."""
+
+    onnx: Sha256
+    tensorrt: str
+    gpu: str
+    driver: str
+    window: Window
+    batch: int
+
+
 class Manifest(_Document):
     """Everything that inference needs to know about a model, and what a reader wants to know about its origin.
 
@@ -114,6 +125,7 @@ class Manifest(_Document):
     provenance: Provenance
     validation: Figures | None = None
     parity: Parity | None = None
+    plan: PlanKey | None = None
     files: dict[str, Sha256] = {}
 
     @model_validator(mode="after")

@@ -86,6 +86,8 @@ def import_runtime() -> Any:
         )
     if not present:
         raise InputError("ONNX Runtime is missing; install the `serve` extra (CPU) or the `gpu` extra of semiseg.")
+    # Its Linux builds report to their maker otherwise, and keep a device id in the home folder.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     import onnxruntime
 
     return onnxruntime

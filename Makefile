@@ -1,0 +1,103 @@
+# `make demo` and `make test` need Python 3.11 or 3.12 and nothing else: each makes .venv and installs what it needs.
+#
+#   PYTHON=      the Python to make .venv with; by default the first of python3.11, python3.12, python3 that fits
+#   RUNTIME=     cpu (ONNX Runtime for CPUs) or gpu (its CUDA build); an environment holds exactly one of them
+#   TORCH_INDEX= an extra package index to take torch from, for machines without a GPU: torch's own index of CPU builds
+#                saves several gigabytes; empty by default
+#   OUT=         where `make demo` writes
+#   JOBS=        how many tests run at once; by default one a core, at most four
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+
+PYTHON ?=
+RUNTIME ?= cpu
+TORCH_INDEX ?=
+OUT ?= demo-output
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
+
+# Each build of ONNX Runtime: the extra that brings it, and the package of the other build.
+EXTRA.cpu := serve
+EXTRA.gpu := gpu
+OTHER.cpu := onnxruntime-gpu
+OTHER.gpu := onnxruntime
+EXTRA := $(EXTRA.$(RUNTIME))
+ifeq ($(EXTRA),)
+$(error RUNTIME=$(RUNTIME) is unknown: use RUNTIME=cpu or RUNTIME=gpu)
+endif
+
+# Two stamps, so that the demo does not wait for the test tools and the tests do not install the rest twice.
+USE := .venv/.installed-$(RUNTIME)
+DEV := .venv/.installed-$(RUNTIME)-dev
+INPUTS := pyproject.toml constraints.txt
+
+.PHONY: help demo test check install clean
+
+help: ## say what can be made
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
+	    || sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1  \2/p' Makefile
+	@sed -n '3,9s/^#/ /p' Makefile
+
+demo: $(USE) ## make scans, train on 4 of them, export, serve, segment (a few minutes on 2 cores)
+	.venv/bin/semiseg demo --out '$(OUT)'
+
+# One thread a test process: they already share the cores among them.
+test: $(DEV) ## run the tests; those on real data need SEMISEG_DATA, some need programs of tests/README.md
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist loadfile --durations=15 $(ARGS)
+
+check: $(DEV) ## lint, formatting, types and the contracts between the rooms
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
+	.venv/bin/python -m mypy
+	.venv/bin/lint-imports
+
+install: $(DEV) ## make .venv with everything in it, editable
+
+clean: ## remove .venv, caches and what the demo wrote
+	rm -rf .venv build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache semiseg.egg-info demo-output
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(USE): $(INPUTS)
+	@$(make_venv)
+	@$(call install,.[train$(comma)export$(comma)$(EXTRA)])
+	@touch $@
+
+$(DEV): $(INPUTS)
+	@$(make_venv)
+	@$(call install,.[train$(comma)export$(comma)$(EXTRA)$(comma)dev])
+	@touch $(USE) $@
+
+comma := ,
+
+# A Python that only claims to be there (a version manager's stand-in, a Debian without its venv package) is passed over.
+define make_venv
+fits='import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))'; \
+if ! .venv/bin/python -c "$$fits" 2>/dev/null || ! .venv/bin/python -m pip --version >/dev/null 2>&1; then \
+    found=; \
+    for candidate in $(or $(PYTHON),python3.11 python3.12 python3 python); do \
+        if "$$candidate" -c "$$fits" 2>/dev/null; then found=$$candidate; break; fi; \
+    done; \
+    if [ -z "$$found" ]; then \
+        echo "semiseg needs Python 3.11 or 3.12 with its venv module (on Debian: python3-venv)," \
+             "and none of '$(or $(PYTHON),python3.11 python3.12 python3 python)' is one; name it: make PYTHON=/path/to/python3.11" >&2; \
+        exit 2; \
+    fi; \
+    echo "Making .venv with $$("$$found" --version)"; \
+    rm -rf .venv; \
+    "$$found" -m venv .venv; \
+fi
+endef
+
+# $(1) what to install. Where the other build of ONNX Runtime is found, both go first: they share files.
+define install
+if .venv/bin/python -m pip show --quiet $(OTHER.$(RUNTIME)) >/dev/null 2>&1; then \
+    rm -f .venv/.installed-*; \
+    .venv/bin/python -m pip uninstall --yes -qq onnxruntime onnxruntime-gpu; \
+fi; \
+echo "Installing '$(1)' into .venv (a few minutes the first time)"; \
+.venv/bin/python -m pip install -qq --disable-pip-version-check -c constraints.txt \
+    $(if $(TORCH_INDEX),--extra-index-url '$(TORCH_INDEX)') -e '$(1)'; \
+.venv/bin/python -m pip check
+endef

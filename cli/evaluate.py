@@ -1,0 +1,132 @@
+"""`semiseg evaluate`: judge a run or a bundle on scans that somebody outlined."""
+
+from __future__ import annotations
+
+import statistics
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cli.models import open_model, parse_window
+from semiseg.bundle.manifest import Manifest
+from semiseg.dataset import Dataset, load_dataset, scans_to_judge
+from semiseg.errors import InputError
+from semiseg.evaluation.evaluate import Segmenting
+from semiseg.evaluation.evaluate import evaluate as judge
+from semiseg.evaluation.picture import save
+from semiseg.evaluation.result import Evaluation
+from semiseg.inference.segmenter import Settings
+
+app = typer.Typer(add_completion=False)
+
+
+class Scans(StrEnum):
+    """Which list of the split is judged on; ``all`` for a folder without a split."""
+
+    test = "test"
+    validation = "validation"
+    development = "development"
+    all = "all"
+
+
+@app.command()
+def evaluate(
+    model: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="A training run or an exported bundle.")],
+    data: Annotated[Path, typer.Option(help="Dataset folder with the outlines to compare with.")],
+    on: Annotated[Scans, typer.Option(help="Which scans of the split; 'all' where there is no split.")] = Scans.test,
+    split: Annotated[Path | None, typer.Option(help="Split file; DATA/split.json if there is one.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for scores.csv, scores.json and pictures.")] = None,
+    save_masks: Annotated[bool, typer.Option("--save-masks", help="Keep the predicted masks in OUT/masks.")] = False,
+    window: Annotated[str | None, typer.Option(help="Sliding window such as 96x96x96; the model's own.")] = None,
+    overlap: Annotated[float | None, typer.Option(help="Share of a window covered by the next; the model's.")] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Windows per call of the network.")] = 1,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network; all by default.")] = None,
+) -> None:
+    """Dice, Jaccard, HD95 and ASSD in mm per scan and segment: exit code 1 if a scan failed."""
+    if save_masks and out is None:
+        raise InputError("--save-masks needs --out, the folder that the masks go to.")
+    dataset = load_dataset(data)
+    scans = scans_to_judge(dataset, split, on.value)
+    settings = Settings(parse_window(window), overlap, batch)
+    opened = open_model(model, settings, threads=threads)
+    manifest = opened.manifest
+    if not dataset.segments:  # no dataset.json: the model's own names are the only ones there are
+        dataset = dataset.with_names(channels=manifest.channel_names)
+    which = f"all {len(scans)} outlined scans" if on is Scans.all else f"{len(scans)} {on.value} scans"
+    title = f"{manifest.name} on {dataset.name}, {which}"
+    keep = out / "masks" if out and save_masks else None
+    evaluation = _with_progress(opened.segmenter.segment, dataset, scans, title, notes_of(manifest, on), keep)
+    show(evaluation, Console())
+    if out:
+        write(evaluation, out)
+    if evaluation.failures:
+        raise typer.Exit(1)
+
+
+def notes_of(manifest: Manifest, on: Scans) -> tuple[str, ...]:
+    """What a reader of the figures has to know about how the model was made."""
+    notes = []
+    if manifest.validation is None:
+        notes.append("Not validated: no label was spent on choosing among checkpoints; the last one was taken.")
+    if manifest.provenance.transductive and on is Scans.test:
+        notes.append("Transductive: the network saw the test images, without their labels, in training.")
+    if on is Scans.all:
+        notes.append("The dataset has no split, so whether the model has seen some of these scans is not known.")
+    elif on is not Scans.test:
+        notes.append(f"These are {on.value} scans, not test scans.")
+    return tuple(notes)
+
+
+def show(evaluation: Evaluation, console: Console) -> None:
+    """Print the table, the notes, and the scans that failed with the reason."""
+    table = evaluation.table()
+    shown = Table(title=evaluation.title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+    for number, heading in enumerate(table.header):
+        shown.add_column(heading, justify="left" if number == 0 else "right")
+    for row in table.rows:
+        shown.add_row(*row)
+    console.print(shown)
+    seconds = [row.seconds for row in evaluation.of(evaluation.segments[0]) if row.error is None]
+    if seconds:
+        console.print(f"{statistics.median(seconds):.2f} s per scan (median).", highlight=False)
+    for note in evaluation.remarks():
+        console.print(note, markup=False, highlight=False, soft_wrap=True)
+    for case, sentence in evaluation.failures.items():
+        console.print(f"failed: {case}: {sentence}", markup=False, highlight=False, soft_wrap=True, style="red")
+
+
+def write(evaluation: Evaluation, out: Path) -> None:
+    """Leave ``scores.csv``, ``scores.json``, ``dice.png`` and ``hd95.png`` in ``out``."""
+    out.mkdir(parents=True, exist_ok=True)
+    evaluation.to_csv(out / "scores.csv")
+    evaluation.to_json(out / "scores.json")
+    save(evaluation, out / "dice.png", "dice")
+    save(evaluation, out / "hd95.png", "hd95_mm")
+
+
+def _with_progress(
+    segment: Segmenting,
+    dataset: Dataset,
+    scans: tuple[str, ...],
+    title: str,
+    notes: tuple[str, ...],
+    keep: Path | None,
+) -> Evaluation:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Segmenting", total=len(scans))
+        return judge(
+            segment,
+            dataset,
+            scans,
+            title=title,
+            notes=notes,
+            keep=keep,
+            progress=lambda done, _, case: bar.update(task, completed=done, description=case),
+        )

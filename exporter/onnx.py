@@ -1,0 +1,82 @@
+"""A torch module to an ONNX graph, by torch's dynamo exporter: batch and window sizes stay free."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+from torch import nn
+
+from exporter.errors import ExportError
+
+OPSET = 20
+INPUT = "windows"
+OUTPUT = "logits"
+
+
+def export_onnx(network: nn.Module, target: Path, *, inputs: int, window: tuple[int, int, int], divisor: int) -> None:
+    """Write ``network`` to ``target`` as one file: float32 windows (B, inputs, X, Y, Z) in, logits (B, K, X, Y, Z) out.
+
+    Args:
+        network: the exported module, in evaluation mode.
+        target: the .onnx file.
+        inputs: channels of a window.
+        window: voxels of the example window; X, Y, Z stay free in the graph, as multiples of ``divisor``.
+        divisor: what each side of a window is a multiple of.
+
+    Raises:
+        ExportError: an operator that the exporter does not know, or a graph that onnx does not accept.
+    """
+    # A batch of 2 and unequal sides: a size of 1, or two equal sizes, would be taken for constants.
+    x, y, z = (side // divisor for side in window)
+    example = torch.zeros(2, inputs, *(divisor * max(2, side) for side in _unequal(x, y, z)))
+    sides = [divisor * torch.export.Dim(name, min=1, max=256) for name in ("x", "y", "z")]
+    shapes = {0: torch.export.Dim("batch", min=1, max=64), 2: sides[0], 3: sides[1], 4: sides[2]}
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx"):
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.onnx.export(
+                network.cpu().eval(),
+                (example,),
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=[INPUT],
+                output_names=[OUTPUT],
+                dynamic_shapes=(shapes,),
+                external_data=False,
+                verbose=False,
+            )
+        except (RuntimeError, torch.onnx.errors.OnnxExporterError) as error:
+            raise ExportError(f"The network cannot be exported to ONNX: {str(error).splitlines()[0]}") from error
+    if program is None:
+        raise ExportError("The network cannot be exported to ONNX: the exporter returned nothing.")
+    program.save(str(target))
+    try:
+        onnx.checker.check_model(str(target), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise ExportError(f"The exported graph is not valid ONNX: {str(error).splitlines()[0]}") from error
+
+
+def _unequal(x: int, y: int, z: int) -> tuple[int, int, int]:
+    x = max(2, x)
+    y = max(2, y) if y != x else x + 1
+    z = max(2, z)
+    while z in (x, y):
+        z += 1
+    return x, y, z
+
+
+@contextlib.contextmanager
+def _quiet(name: str):  # type: ignore[no-untyped-def]
+    logger = logging.getLogger(name)
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,231 @@
+"""``semiseg data check``: what is wrong with a dataset, found before a night of training rather than after.
+
+With a split, the labels that it leaves closed stay closed here too; every image is read all the same, since the same
+scan under two names, one of them in the test list, flatters every figure.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Literal
+
+import nibabel.orientations as nio
+import numpy as np
+from numpy.typing import NDArray
+
+from semiseg.dataset.description import some
+from semiseg.dataset.folder import Case, Dataset, grid_difference, read_channels
+from semiseg.dataset.split import Split
+from semiseg.errors import VolumeError
+from semiseg.volumes.nifti import read_labels
+from semiseg.volumes.volume import Volume, reorient
+
+Severity = Literal["error", "warning"]
+Kind = Literal["file", "grid", "labels", "content", "duplicate", "segments", "spacing", "split"]
+
+SPACING_RATIO = 2.0
+"""A scan whose spacing along some anatomical axis is this many times off the median is worth a look."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to mend (error) or to look at (warning); ``case`` is None when it concerns the whole dataset."""
+
+    severity: Severity
+    kind: Kind
+    case: str | None
+    sentence: str
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What reading one scan told: the parts of it that need the other scans to be judged."""
+
+    case: str
+    findings: tuple[Finding, ...]
+    digest: str | None = None
+    spacing: tuple[float, float, float] | None = None  # along R, A, S
+    voxels_of: Mapping[int, int] | None = field(default=None)  # label value -> voxels; None: label not opened
+
+
+def check_dataset(
+    dataset: Dataset,
+    split: Split | None = None,
+    *,
+    all_labels: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Finding]:
+    """Read every image, and every label that ``split`` opens (all without one, or by ``all_labels``), and judge them.
+
+    Found per scan: files that are missing, unreadable, hold NaN or another number of channels; an image and label of
+    unequal shape or affine; labels that are not integers or not in ``dataset.json``; a constant image; an empty label.
+    Found over all scans: the same voxels under two ids; a segment that no labelled scan holds; a spacing far from the
+    rest. ``progress`` is called with (scans done, scans in all).
+
+    Returns:
+        Errors first, then warnings; in the order of the scans within each.
+    """
+    open_labels = set(dataset.cases) if split is None or all_labels else _opened_by(split)
+    facts = []
+    with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
+        read = pool.map(lambda case: _read(dataset, case, case.id in open_labels), dataset.cases.values())
+        for done, one in enumerate(read, 1):
+            facts.append(one)
+            if progress:
+                progress(done, len(dataset.cases))
+    findings = [finding for one in facts for finding in one.findings]
+    findings += _judges_without_label(dataset, split)
+    findings += _duplicates(facts, split)
+    findings += _absent_segments(dataset, facts, split)
+    findings += _odd_spacings(facts)
+    return sorted(findings, key=lambda f: f.severity != "error")
+
+
+def _opened_by(split: Split) -> set[str]:
+    return {*split.labelled, *split.validation, *split.test, *split.development}
+
+
+def _read(dataset: Dataset, case: Case, open_label: bool) -> _Facts:
+    if not case.image.is_file():
+        return _Facts(case.id, (Finding("error", "file", case.id, f"The image {case.image} does not exist."),))
+    try:
+        channels = read_channels(case, dataset.channels)
+    except VolumeError as error:
+        return _Facts(case.id, (Finding("error", "file", case.id, str(error)),))
+    image = next(iter(channels.values()))
+    findings = [*_constant_channels(case, channels)]
+    # Two constant images of one size hold the same voxels without being the same scan.
+    digest = None if findings else _digest(channels)
+    spacing = _spacing_ras(image)
+    if case.label is None or not open_label:
+        return _Facts(case.id, tuple(findings), digest, spacing)
+    if not case.label.is_file():
+        findings.append(Finding("error", "file", case.id, f"The label {case.label} does not exist."))
+        return _Facts(case.id, tuple(findings), digest, spacing)
+    try:
+        label = read_labels(case.label)
+    except VolumeError as error:
+        findings.append(Finding("error", "labels", case.id, str(error)))
+        return _Facts(case.id, tuple(findings), digest, spacing)
+    voxels_of = _count(label.array)
+    findings += _grid(case, image, label)
+    findings += _values(dataset, case, voxels_of)
+    return _Facts(case.id, tuple(findings), digest, spacing, voxels_of)
+
+
+def _constant_channels(case: Case, channels: Mapping[str, Volume]) -> Iterator[Finding]:
+    for name, volume in channels.items():
+        low, high = volume.array.min(), volume.array.max()
+        if low == high:
+            sentence = f"{case.image}: every voxel of channel '{name}' is {float(low):g}, so there is nothing to see."
+            yield Finding("error", "content", case.id, sentence)
+
+
+def _grid(case: Case, image: Volume, label: Volume) -> Iterator[Finding]:
+    problem = grid_difference(image, label)
+    if problem:
+        yield Finding("error", "grid", case.id, f"{case.label} does not lie on the grid of its image: {problem}.")
+
+
+def _count(labels: NDArray[np.int32]) -> dict[int, int]:
+    low, high = int(labels.min()), int(labels.max())
+    if low >= 0 and high < 2**16:  # np.unique sorts all voxels, which takes twenty times as long
+        counts = np.bincount(labels.ravel())
+        return {int(value): int(counts[value]) for value in np.flatnonzero(counts)}
+    values, counts = np.unique(labels, return_counts=True)
+    return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
+
+
+def _values(dataset: Dataset, case: Case, voxels_of: Mapping[int, int]) -> Iterator[Finding]:
+    if set(voxels_of) == {0}:
+        sentence = f"{case.label} outlines nothing: every voxel is background. Is that meant?"
+        yield Finding("warning", "labels", case.id, sentence)
+    known = {0, *(s.label for s in dataset.segments)}
+    strange = {v: n for v, n in voxels_of.items() if v not in known}
+    if dataset.segments and strange:
+        found = ", ".join(f"{value} ({count} voxels)" for value, count in list(strange.items())[:8])
+        more = f" and {len(strange) - 8} other values" if len(strange) > 8 else ""
+        allowed = ", ".join(["0 background", *(f"{s.label} {s.name}" for s in dataset.segments)])
+        sentence = f"{case.label} holds label {found}{more}; dataset.json knows {allowed}."
+        yield Finding("error", "labels", case.id, sentence)
+
+
+def _digest(channels: Mapping[str, Volume]) -> str:
+    """A hash of what the voxels show, in whatever order and number type the file stores them."""
+    sum_ = hashlib.blake2b(digest_size=16)
+    for volume in channels.values():
+        array, _ = reorient(volume.array, volume.affine, "RAS")
+        sum_.update(str(array.shape).encode())
+        sum_.update(np.ascontiguousarray(array, dtype=np.float32).tobytes())
+    return sum_.hexdigest()
+
+
+def _spacing_ras(volume: Volume) -> tuple[float, float, float]:
+    along = nio.io_orientation(volume.affine)[:, 0].astype(int)
+    out = [0.0, 0.0, 0.0]
+    for axis, direction in enumerate(along):
+        out[direction] = volume.spacing[axis]
+    return (out[0], out[1], out[2])
+
+
+def _judges_without_label(dataset: Dataset, split: Split | None) -> Iterator[Finding]:
+    for pool in ("test", "development") if split else ():
+        for case_id in split.pools()[pool] if split else ():
+            if dataset.cases[case_id].label is None:  # one that is named and absent is reported as a missing file
+                sentence = f"'{case_id}' is a {pool} scan without a label file, so it cannot judge anything."
+                yield Finding("error", "split", case_id, sentence)
+
+
+def _duplicates(facts: list[_Facts], split: Split | None) -> Iterator[Finding]:
+    same: dict[str, list[str]] = {}
+    for one in facts:
+        if one.digest:
+            same.setdefault(one.digest, []).append(one.case)
+    pool_of = {i: pool for pool, ids in split.pools().items() for i in ids} if split else {}
+    for ids in same.values():
+        if len(ids) < 2:
+            continue
+        sentence = f"{some(ids)} hold the same voxels under different names; keep one of them."
+        pools = {pool_of[i] for i in ids if i in pool_of}
+        if len(pools) > 1 and pools & {"test", "development", "validation"}:
+            where = ", ".join(f"'{i}' in {pool_of[i]}" for i in ids if i in pool_of)
+            sentence += f" The split has {where}, so a scan that judges is also learned from or counted elsewhere."
+        yield Finding("error", "duplicate", ids[0], sentence)
+
+
+def _absent_segments(dataset: Dataset, facts: list[_Facts], split: Split | None) -> Iterator[Finding]:
+    teaching = set(split.labelled) if split else set(dataset.cases)
+    opened = [one.voxels_of for one in facts if one.case in teaching and one.voxels_of is not None]
+    found = Counter(value for voxels_of in opened for value in voxels_of)
+    if not dataset.segments and opened:
+        values = ", ".join(f"{value} (in {count} scans)" for value, count in sorted(found.items()))
+        sentence = f"{dataset.folder} has no dataset.json that names the label values; found are {values}."
+        yield Finding("warning", "segments", None, sentence)
+    for segment in dataset.segments:
+        if not found[segment.label]:
+            sentence = f"None of the {len(opened)} labelled scans holds segment '{segment.name}' ({segment.label})."
+            yield Finding("error", "segments", None, sentence)
+
+
+def _odd_spacings(facts: list[_Facts]) -> Iterator[Finding]:
+    known = [(one.case, one.spacing) for one in facts if one.spacing]
+    if len(known) < 3:
+        return
+    median = np.median([spacing for _, spacing in known], axis=0)
+    for case_id, spacing in known:
+        ratio = np.asarray(spacing) / median
+        if (ratio >= SPACING_RATIO).any() or (ratio <= 1 / SPACING_RATIO).any():
+            sentence = (
+                f"The spacing of '{case_id}' is {_mm(spacing)} mm (left-right, back-front, foot-head); the median of "
+                f"the dataset is {_mm(median)} mm."
+            )
+            yield Finding("warning", "spacing", case_id, sentence)
+
+
+def _mm(values: tuple[float, ...] | NDArray[np.float64]) -> str:
+    return " x ".join(f"{float(v):.3g}" for v in values)

@@ -1,0 +1,133 @@
+"""What ``dataset.json`` says: the channels' names, the label values' names, and colours to draw them in."""
+
+from __future__ import annotations
+
+import colorsys
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from semiseg.errors import DatasetError
+from semiseg.volumes.segmentation import Segment
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON file whose top is an object, such as ``dataset.json`` and ``split.json``.
+
+    Raises:
+        DatasetError: unreadable, not JSON, an object with a key twice, or something other than an object.
+    """
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_no_key_twice)
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except UnicodeDecodeError as error:
+        raise DatasetError(f"{path} is not UTF-8 text.") from error
+    except json.JSONDecodeError as error:
+        raise DatasetError(f"{path} is not JSON: {error.msg} in line {error.lineno}.") from error
+    except KeyError as error:
+        raise DatasetError(f"{path} has the key {error} twice in one object; keep one of them.") from error
+    if not isinstance(document, dict):
+        raise DatasetError(f"{path} must be a JSON object ({{...}}).")
+    return document
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in out:
+            raise KeyError(key)
+        out[key] = value
+    return out
+
+
+def channels_of(document: dict[str, Any], path: Path) -> tuple[str, ...]:
+    """Channel names in order, from ``channel_names`` or ``modality``: ``{"0": "FLAIR", "1": "T1w"}``."""
+    table = document.get("channel_names", document.get("modality"))
+    if table is None:
+        return ("image",)
+    if not isinstance(table, dict) or not table or not all(isinstance(v, str) and v for v in table.values()):
+        raise DatasetError(f'{path}: the channels must be an object such as {{"0": "CT"}}.')
+    if set(table) != {str(k) for k in range(len(table))}:
+        raise DatasetError(f"{path}: the channels must be numbered from 0 without gaps, not {', '.join(table)}.")
+    names = tuple(table[str(k)] for k in range(len(table)))
+    if len(set(names)) != len(names):
+        raise DatasetError(f"{path}: two channels have the same name ({', '.join(names)}).")
+    return names
+
+
+def segments_of(document: dict[str, Any], path: Path) -> tuple[Segment, ...]:
+    """Segments by label value, from ``{"1": "liver"}`` or ``{"liver": 1}``, without the background."""
+    table = document.get("labels")
+    if not isinstance(table, dict) or not table:
+        raise DatasetError(f'{path} must say what the label values are: "labels": {{"0": "background", "1": "liver"}}.')
+    values = sorted(_label_entry(key, value, path) for key, value in table.items())
+    foreground = [(value, name) for value, name in values if value != 0]
+    if not foreground:
+        raise DatasetError(f"{path} names no label but the background.")
+    palette = distinct_colours(len(foreground))
+    try:
+        segments = tuple(Segment(name=n, label=v, colour=c) for (v, n), c in zip(foreground, palette, strict=True))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise DatasetError(
+            f"{path}: a label cannot be used: {first['msg']} ({first['loc'][0]} = {first['input']!r})."
+        ) from error
+    check_distinct(segments, path)
+    return segments
+
+
+def _label_entry(key: str, value: Any, path: Path) -> tuple[int, str]:
+    """(label value, name) of one entry of ``labels`` in either of its two forms."""
+    if isinstance(value, list):
+        raise DatasetError(
+            f"{path}: label '{key}' is a region of several values {value}; semiseg reads label maps in which each "
+            "voxel has one value, so name each value by itself."
+        )
+    if isinstance(value, str) and key.isascii() and key.isdigit():
+        number, name = int(key), value
+    elif isinstance(value, int) and not isinstance(value, bool):
+        number, name = value, key
+    else:
+        raise DatasetError(f'{path}: label {key!r}: {value!r} is neither "1": "liver" nor "liver": 1.')
+    if name.strip().lower() == "ignore":
+        raise DatasetError(
+            f"{path}: label {number} is 'ignore' (voxels nobody outlined); semiseg does not read partial outlines. "
+            "Leave such scans unlabelled."
+        )
+    return number, name.strip()
+
+
+def check_distinct(segments: tuple[Segment, ...], where: Path) -> None:
+    """Refuse two segments of one name (whatever its capitals) or one label value.
+
+    Raises:
+        DatasetError: they are not distinct.
+    """
+    for what, values in (
+        ("name", [s.name.lower() for s in segments]),
+        ("label value", [str(s.label) for s in segments]),
+    ):
+        twice = sorted({v for v in values if values.count(v) > 1})
+        if twice:
+            raise DatasetError(f"{where}: two segments have the same {what} ({', '.join(twice)}).")
+
+
+def distinct_colours(count: int) -> list[tuple[int, int, int]]:
+    """``count`` different RGB colours (0..255): hues a golden angle apart, brightness in turn, red first."""
+    out = []
+    for k in range(count):
+        hue = (k * 0.6180339887498949) % 1.0
+        red, green, blue = colorsys.hsv_to_rgb(hue, (0.75, 0.55, 0.95)[k % 3], (0.95, 0.80, 0.65)[(k // 3) % 3])
+        out.append((round(red * 255), round(green * 255), round(blue * 255)))
+    return out
+
+
+def some(ids: Iterable[str], limit: int = 5) -> str:
+    """A few of ``ids`` for a sentence: ``a, b, c and 4 more``."""
+    names = list(ids)
+    shown = ", ".join(f"'{n}'" for n in names[:limit])
+    return shown if len(names) <= limit else f"{shown} and {len(names) - limit} more"

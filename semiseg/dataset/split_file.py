@@ -1,0 +1,175 @@
+"""``split.json``: lists of scan ids, checked against themselves and the dataset; drawn and written once."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from semiseg.dataset.description import read_json, some
+from semiseg.dataset.folder import Dataset
+from semiseg.errors import DatasetError
+
+Ids = tuple[str, ...]
+FILE_NAME = "split.json"
+
+
+class SplitFile(BaseModel):
+    """``split.json`` as written: checked against itself, not yet against a dataset.
+
+    ``labelled`` is one list, or lists by budget (``{"4": [...], "8": [...]}``). ``train`` may be left out (all scans
+    but test and development), and so may ``unlabelled`` (the rest of train; if given it is only checked).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    test: Ids
+    train: Ids | None = None
+    labelled: dict[str, Ids] | Ids | None = None
+    unlabelled: dict[str, Ids] | Ids | None = None
+    validation: Ids = ()
+    development: Ids = ()
+    # Free text about how the split was made.
+    seed: int | None = None
+    method: str = ""
+    description: str = ""
+    path: Path = Field(default=Path(FILE_NAME), exclude=True)
+
+    @property
+    def budgets(self) -> tuple[int, ...]:
+        """The numbers of labels that the file has a list for, ascending."""
+        if isinstance(self.labelled, dict):
+            return tuple(sorted(int(k) for k in self.labelled))
+        return () if self.labelled is None else (len({*self.labelled, *self.validation}),)
+
+
+def find_split(dataset: Dataset, split_file: Path | None) -> Path | None:
+    """``split_file``, else the dataset's own ``split.json``, else None."""
+    if split_file is not None:
+        return split_file
+    own = dataset.folder / FILE_NAME
+    return own if own.exists() else None
+
+
+def read_split(dataset: Dataset, path: Path) -> SplitFile:
+    """Read a ``split.json`` and check it against itself and the scans there are.
+
+    Raises:
+        DatasetError: unreadable, an unknown key or id, an id twice or in two lists that exclude each other.
+    """
+    document = read_json(path)
+    try:
+        split = SplitFile.model_validate({**document, "path": path})
+    except ValidationError as error:
+        raise DatasetError(_schema_sentence(path, error)) from error
+    for key in split.labelled if isinstance(split.labelled, dict) else ():
+        if not (key.isascii() and key.isdigit() and int(key) > 0 and key == str(int(key))):
+            raise DatasetError(f"{path}: the lists in 'labelled' are named by how many labels they hold, not '{key}'.")
+    lists = _named_lists(split)
+    for name, ids in lists.items():
+        twice = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
+        if twice:
+            raise DatasetError(f"{path}: {name} names {some(twice)} more than once.")
+        unknown = [i for i in ids if i not in dataset.cases]
+        if unknown:
+            raise DatasetError(f"{path}: {name} names {some(unknown)}, which {dataset.folder} does not have.")
+    _check_exclusive(path, lists)
+    return split
+
+
+def random_split(
+    dataset: Dataset, *, test: int, labelled: Sequence[int], development: int = 0, seed: int = 0
+) -> SplitFile:
+    """Draw a split: ``test`` and ``development`` scans with a label file, then nested labelled lists from the rest.
+
+    Raises:
+        DatasetError: there are not that many outlined scans.
+    """
+    outlined = sorted(i for i in dataset.cases if has_label(dataset, i))
+    needed = test + development + max(labelled, default=0)
+    if min((test, development, *labelled), default=0) < 0 or not labelled or min(labelled) < 1 or test < 1:
+        raise DatasetError("A split needs at least one test scan and at least one labelled scan.")
+    if needed > len(outlined):
+        raise DatasetError(
+            f"{dataset.folder} has {len(outlined)} scans with a label file; {test} for test, {development} for "
+            f"development and {max(labelled)} labelled ones make {needed}."
+        )
+    random.Random(seed).shuffle(outlined)
+    for_test, for_development = outlined[:test], outlined[test : test + development]
+    teaching = outlined[test + development :]
+    train = sorted(set(dataset.cases) - {*for_test, *for_development})
+    return SplitFile(
+        seed=seed,
+        method="A seeded shuffle of the scans with a label file: test, then development, then nested labelled lists.",
+        test=tuple(sorted(for_test)),
+        train=tuple(train),
+        labelled={str(n): tuple(teaching[:n]) for n in sorted(set(labelled))},
+        development=tuple(sorted(for_development)),
+    )
+
+
+def write_split(split: SplitFile, path: Path) -> None:
+    """Write ``split`` as JSON; an existing file is never replaced, since it may be what a published figure rests on.
+
+    Raises:
+        DatasetError: the file exists or cannot be written.
+    """
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            json.dump(split.model_dump(mode="json", exclude_defaults=True), file, indent=1)
+            file.write("\n")
+    except FileExistsError:
+        raise DatasetError(f"{path} exists already; delete it first if no result rests on it.") from None
+    except OSError as error:
+        raise DatasetError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def has_label(dataset: Dataset, case_id: str) -> bool:
+    """Whether the label file of a scan is there; it is not opened."""
+    label = dataset.cases[case_id].label
+    return label is not None and label.is_file()
+
+
+def _check_exclusive(path: Path, lists: dict[str, Ids]) -> None:
+    """Refuse a scan in two lists that exclude each other, and a teaching list that leaves train."""
+    kept_out = {"test", "development"}
+    for name, ids in lists.items():
+        for other, others in lists.items():
+            apart = name in kept_out and other != name
+            apart = apart or (name.startswith("unlabelled") and other == "validation")
+            # "labelled '4'" and "unlabelled '4'" exclude each other; a scan may be labelled for 8 and not for 4.
+            apart = apart or (name.startswith("unlabelled") and other == name.removeprefix("un"))
+            both = sorted(set(ids) & set(others)) if apart else []
+            if both:
+                raise DatasetError(f"{path}: {some(both)} cannot be in both {name} and {other}.")
+        if "train" in lists and name.startswith(("labelled", "unlabelled", "validation")):
+            outside = sorted(set(ids) - set(lists["train"]))
+            if outside:
+                raise DatasetError(f"{path}: {name} names {some(outside)}, which train does not.")
+
+
+def _named_lists(split: SplitFile) -> dict[str, Ids]:
+    """Every list of the file under the name that a sentence uses for it."""
+    out: dict[str, Ids] = {"test": split.test, "development": split.development, "validation": split.validation}
+    if split.train is not None:
+        out["train"] = split.train
+    for name, lists in (("labelled", split.labelled), ("unlabelled", split.unlabelled)):
+        if isinstance(lists, dict):
+            out |= {f"{name} '{key}'": ids for key, ids in lists.items()}
+        elif lists is not None:
+            out[name] = lists
+    return out
+
+
+def _schema_sentence(path: Path, error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(p) for p in first["loc"])
+    known = ", ".join(f for f in SplitFile.model_fields if f != "path")
+    if first["type"] == "extra_forbidden":
+        return f"{path} has the key '{where}', which means nothing here; known keys are {known}."
+    if first["type"] == "missing":
+        return f"{path} lacks '{where}': a split must name its test scans (an empty list says there are none)."
+    return f"{path}: '{where}' cannot be read: {first['msg']}; lists of scan ids are expected."

@@ -1,0 +1,245 @@
+"""What an evaluation found: a row per scan and segment, and what they come to, as table, CSV and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semiseg.errors import InputError
+from semiseg.evaluation.metrics import METRICS, SegmentScore
+from semiseg.volumes.atomic_file import atomic_file
+
+FORMAT = 1
+NO_SCORE = SegmentScore(*[math.nan] * len(fields(SegmentScore)))
+HEADINGS = {
+    "dice": "Dice",
+    "jaccard": "Jaccard",
+    "hd95_mm": "HD95 (mm)",
+    "assd_mm": "ASSD (mm)",
+    "asd_mm": "ASD one-way (mm)",
+}
+SHOWN = ("dice", "jaccard", "hd95_mm", "assd_mm")
+MISSING = {
+    "dice": "Dice and Jaccard (both masks are empty, or the scan failed)",
+    "hd95_mm": "distances (a mask is empty, or the scan failed)",
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """The figures of one segment in one scan; ``error`` says why a scan has none."""
+
+    case: str
+    segment: str
+    score: SegmentScore
+    seconds: float = math.nan
+    error: str | None = None
+
+    def value(self, metric: str) -> float:
+        """The figure called ``metric``, one of :data:`METRICS` or a volume."""
+        return float(getattr(self.score, metric))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One figure of one segment over the scans that have it.
+
+    Attributes:
+        std: the sample's (n - 1); NaN below two scans.
+        n: scans counted.
+        missing: scans without this figure: a mask was empty, or the scan failed. They are in no mean.
+    """
+
+    segment: str
+    metric: str
+    mean: float
+    std: float
+    median: float
+    n: int
+    missing: int
+
+
+@dataclass(frozen=True)
+class Table:
+    """A heading and rows of text, for a terminal, a README or a spreadsheet."""
+
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        """The table as GitHub's Markdown."""
+        lines = [self.header, ("---", *("---:" for _ in self.header[1:])), *self.rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One model judged on some scans.
+
+    Attributes:
+        title: what was judged on what, for captions.
+        segments: the names of the segments, in the model's order.
+        rows: one per scan and segment, scan by scan.
+        notes: sentences that must travel with the figures, such as "not validated".
+    """
+
+    title: str
+    segments: tuple[str, ...]
+    rows: tuple[Row, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def cases(self) -> tuple[str, ...]:
+        """The scans, in the order in which they were judged."""
+        return tuple(dict.fromkeys(row.case for row in self.rows))
+
+    @property
+    def failures(self) -> dict[str, str]:
+        """Scan -> why it has no figures."""
+        return {row.case: row.error for row in self.rows if row.error is not None}
+
+    def of(self, segment: str) -> tuple[Row, ...]:
+        """The rows of one segment.
+
+        Raises:
+            InputError: the evaluation has no such segment.
+        """
+        if segment not in self.segments:
+            raise InputError(f"'{segment}' was not judged; there are {', '.join(self.segments)}.")
+        return tuple(row for row in self.rows if row.segment == segment)
+
+    def summary(self) -> tuple[Summary, ...]:
+        """Mean, standard deviation and median of every metric for every segment."""
+        return tuple(
+            _summary(segment, metric, [row.value(metric) for row in self.of(segment)])
+            for segment in self.segments
+            for metric in METRICS
+        )
+
+    def table(self) -> Table:
+        """Mean ± standard deviation per segment; with several segments, a last row with the mean of their means.
+
+        A figure that some scans lack carries an asterisk that :meth:`remarks` explains. The one-way ASD is left to CSV
+        and JSON: beside ASSD it is read as the same thing.
+        """
+        by_segment = {s: {x.metric: x for x in self.summary() if x.segment == s} for s in self.segments}
+        rows = [(s, *(_cell(of[m]) for m in SHOWN), str(len(self.cases))) for s, of in by_segment.items()]
+        if len(self.segments) > 1:
+            means = (_mean([of[m].mean for of in by_segment.values()]) for m in SHOWN)
+            rows.append(("mean", *(_number(v, m) for v, m in zip(means, SHOWN, strict=True)), ""))
+        return Table(("Segment", *(HEADINGS[m] for m in SHOWN), "Scans"), tuple(rows))
+
+    def remarks(self) -> tuple[str, ...]:
+        """What must stand under the table: which scans its asterisks leave out, and the notes."""
+        out = []
+        for found in self.summary():
+            if found.metric in ("dice", "hd95_mm") and found.missing:
+                what = MISSING[found.metric]
+                out.append(f"* {found.segment}: {found.missing} of {len(self.cases)} scan(s) without {what}.")
+        return (*out, *self.notes)
+
+    def to_csv(self, path: Path) -> None:
+        """Write one line per scan and segment; a figure that does not exist is an empty cell."""
+        names = [f.name for f in fields(SegmentScore)]
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(["case", "segment", *names, "seconds", "error"])
+        for row in self.rows:
+            figures = [_or_empty(row.value(n)) for n in names]
+            writer.writerow([row.case, row.segment, *figures, _or_empty(row.seconds), row.error or ""])
+        _write(path, text.getvalue())
+
+    def to_json(self, path: Path) -> None:
+        """Write everything, with the summary beside the rows; a figure that does not exist is null."""
+        document = {
+            "format": FORMAT,
+            "title": self.title,
+            "segments": self.segments,
+            "notes": self.notes,
+            "summary": [asdict(s) for s in self.summary()],
+            "rows": [asdict(row) for row in self.rows],
+        }
+        _write(path, json.dumps(_without_nan(document), indent=1, ensure_ascii=False) + "\n")
+
+    @classmethod
+    def from_json(cls, path: Path) -> Evaluation:
+        """Read what :meth:`to_json` wrote.
+
+        Raises:
+            InputError: unreadable, or not such a file.
+        """
+        try:
+            document = json.loads(Path(path).read_text(encoding="utf-8"))
+            if document["format"] != FORMAT:
+                raise InputError(f"{path} is of format {document['format']}; this version reads {FORMAT}.")
+            rows = tuple(_row(entry) for entry in document["rows"])
+            return cls(document["title"], tuple(document["segments"]), rows, tuple(document["notes"]))
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror or error}.") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path} is not the JSON file of an evaluation ({error!r}).") from error
+
+
+def _summary(segment: str, metric: str, values: list[float]) -> Summary:
+    there = np.asarray([v for v in values if not math.isnan(v)])
+    return Summary(
+        segment=segment,
+        metric=metric,
+        mean=float(there.mean()) if there.size else math.nan,
+        std=float(there.std(ddof=1)) if there.size > 1 else math.nan,
+        median=float(np.median(there)) if there.size else math.nan,
+        n=int(there.size),
+        missing=len(values) - int(there.size),
+    )
+
+
+def _cell(summary: Summary) -> str:
+    text = _number(summary.mean, summary.metric)
+    if not math.isnan(summary.std):
+        text += f" ± {_number(summary.std, summary.metric)}"
+    return f"{text}*" if summary.missing else text
+
+
+def _number(value: float, metric: str) -> str:
+    if math.isnan(value):
+        return "none"
+    return f"{value:.2f}" if metric.endswith("_mm") else f"{value:.3f}"
+
+
+def _mean(values: list[float]) -> float:
+    there = [v for v in values if not math.isnan(v)]
+    return sum(there) / len(there) if there else math.nan
+
+
+def _or_empty(value: float) -> str:
+    return "" if math.isnan(value) else f"{value:.6g}"
+
+
+def _without_nan(value: Any) -> Any:
+    """``value`` with null for NaN, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: _without_nan(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(v) for v in value]
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _row(entry: dict[str, Any]) -> Row:
+    figures = {name: _or_nan(entry["score"][name]) for name in (f.name for f in fields(SegmentScore))}
+    return Row(entry["case"], entry["segment"], SegmentScore(**figures), _or_nan(entry["seconds"]), entry["error"])
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_file(Path(path)) as file:
+        file.write(text.encode("utf-8"))

@@ -1,0 +1,100 @@
+"""The three forms of an answer, chosen by name or by a file's suffix, and written the same way by server and CLI."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+from typing import Literal, get_args
+
+import nibabel as nib
+import numpy as np
+
+from semiseg.bundle.bundle import replace_file
+from semiseg.errors import InputError
+from semiseg.outputs.dicom_seg import Algorithm, segmentation_to_seg, write_seg
+from semiseg.outputs.report import ModelIdentity, Report
+from semiseg.volumes.dicom_series import DicomSeries
+from semiseg.volumes.nifti import is_gzip, is_nifti, write_nifti, write_segmentation
+from semiseg.volumes.segmentation import Segmentation
+
+Kind = Literal["nifti", "seg", "json"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+SUFFIXES: dict[Kind, tuple[str, ...]] = {"nifti": (".nii.gz", ".nii"), "seg": (".dcm",), "json": (".json",)}
+
+
+def kind_of_file(path: Path) -> Kind:
+    """The form that a file's suffix asks for.
+
+    Raises:
+        InputError: another suffix.
+    """
+    for kind, suffixes in SUFFIXES.items():
+        if path.name.lower().endswith(suffixes):
+            return kind
+    raise InputError(f"{path}: name the answer .nii.gz or .nii (NIfTI), .dcm (DICOM SEG) or .json.")
+
+
+def chosen_kind(asked: str | None, series: DicomSeries | None) -> Kind:
+    """The form asked for, or the scan's own: DICOM SEG for a DICOM series, NIfTI for a NIfTI file.
+
+    Raises:
+        InputError: an unknown form, or DICOM SEG for a scan that is not DICOM.
+    """
+    if asked is None:
+        return "nifti" if series is None else "seg"
+    for kind in KINDS:
+        if asked == kind:
+            if kind == "seg" and series is None:
+                raise InputError("A DICOM SEG refers to the images it was drawn on; ask for nifti, or send DICOM.")
+            return kind
+    raise InputError(f"The answer can be {', '.join(KINDS)}; {asked[:40]!r} is none of these.")
+
+
+def write_answer(
+    path: Path,
+    kind: Kind,
+    segmentation: Segmentation,
+    report: Report,
+    *,
+    series: DicomSeries | None,
+    source: Path | None = None,
+) -> None:
+    """Write ``segmentation`` to ``path``.
+
+    Args:
+        path: where; for NIfTI the suffix decides about compression.
+        kind: the form.
+        segmentation: what to write.
+        report: what JSON says, and who made the SEG.
+        series: the scan's DICOM series, which a SEG refers to.
+        source: the file the scan came from. Where that is a NIfTI file, the answer repeats how it says its place in
+            space, and a fourth axis of length one, so that shape and affine are the source's exactly.
+
+    Raises:
+        InputError: a SEG without a series, or whatever the writers refuse.
+    """
+    if kind == "json":
+        replace_file(path, report.model_dump_json(indent=2).encode())
+    elif kind == "seg":
+        if series is None:
+            raise InputError("A DICOM SEG needs the DICOM series it was drawn on.")
+        write_seg(path, segmentation_to_seg(segmentation, series, algorithm=algorithm_of(report.model)))
+    else:
+        like = source if source is not None and source.is_file() and is_nifti(source) else None
+        if like is not None and segmentation.exclusive and _has_fourth_axis(like):
+            write_nifti(path, segmentation.array.astype(np.uint8)[..., np.newaxis], segmentation.affine, like=like)
+        else:
+            write_segmentation(path, segmentation, like=like)
+
+
+def algorithm_of(model: ModelIdentity) -> Algorithm:
+    """Who made a SEG, in DICOM's words."""
+    return Algorithm(name=model.name, version=model.version, model_sha256=model.sha256 or "not exported")
+
+
+def _has_fourth_axis(path: Path) -> bool:
+    """Whether a NIfTI file declares its one volume as the first of a series of one: shape (X, Y, Z, 1)."""
+    with gzip.open(path) if is_gzip(path) else path.open("rb") as file:
+        start = file.read(nib.Nifti2Header.sizeof_hdr)
+    kind = nib.Nifti2Header if start[4:8] == b"n+2\0" else nib.Nifti1Header
+    return len(kind(start[: kind.sizeof_hdr], check=False).get_data_shape()) == 4

@@ -1,0 +1,226 @@
+"""A segmentation as a DICOM Segmentation object (SEG, PS3.3 A.51) on the source series' own grid.
+
+BINARY, the form every SEG reader knows; one frame per slice and segment that has content, each referring to the source
+instance it was drawn on. The object's UIDs are derived from what it was made of, so that running the same model on the
+same series again gives the same object and not a second one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.sr.codedict import codes
+from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.valuerep import format_number_as_ds
+
+from semiseg.errors import SemisegError, VolumeError
+from semiseg.volumes.atomic_file import atomic_file
+from semiseg.volumes.dicom_series import DicomSeries
+from semiseg.volumes.segmentation import Code, Segment, Segmentation
+from semiseg.volumes.volume import same_grid
+
+MANUFACTURER = "semiseg"
+RESEARCH_NOTICE = "RESEARCH USE ONLY"
+_NAMESPACE = uuid.UUID("0d5a6d9e-1f0b-5b8e-9a35-6c1f5b3c7e21")
+_LO = 64  # characters in a Long String (PS3.5 table 6.2-1)
+_TYPE_1 = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+_GEOMETRY = ("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+_PATIENT_AND_STUDY = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex",
+    "AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """Which model drew a segmentation.
+
+    Attributes:
+        name: the model's name.
+        version: its version.
+        model_sha256: SHA-256 of the model file, as hexadecimal digits.
+    """
+
+    name: str
+    version: str
+    model_sha256: str
+
+
+def segmentation_to_seg(
+    segmentation: Segmentation, series: DicomSeries, *, algorithm: Algorithm, series_number: int = 900
+) -> pydicom.Dataset:
+    """Make a SEG of ``segmentation``, which lies on the grid of ``series``.
+
+    Segment k of the SEG is the k-th of the segmentation, 1-based; overlapping segments stay overlapping. A segmentation
+    without a single voxel is an answer too: it becomes a SEG whose frames are all empty. Patient and study are the
+    source's; Modality is SEG; Series Description ends in RESEARCH USE ONLY.
+
+    Raises:
+        VolumeError: the grids differ, or the source lacks what a SEG must refer to (UIDs, frame of reference).
+        SemisegError: the source's attributes cannot be repeated in a valid SEG.
+    """
+    if segmentation.shape != series.volume.shape or not same_grid(
+        segmentation.affine, series.volume.affine, tolerance_mm=1e-2
+    ):
+        raise VolumeError(
+            f"A SEG lies on its series' own grid: the segmentation has shape {segmentation.shape}, the series "
+            f"{series.volume.shape}, or their affines differ."
+        )
+    sources = [_source(instance, series.volume.spacing[2]) for instance in series.instances]
+    frames = _frames(segmentation)
+    identity = _identity(series, algorithm, segmentation.segments)
+    try:
+        seg: pydicom.Dataset = hd.seg.Segmentation(
+            source_images=sources,
+            pixel_array=frames,
+            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segment_descriptions=_descriptions(segmentation.segments, algorithm, identity),
+            series_instance_uid=_uid(identity, "series"),
+            series_number=series_number,
+            sop_instance_uid=_uid(identity, "instance"),
+            instance_number=1,
+            manufacturer=MANUFACTURER,
+            manufacturer_model_name=algorithm.name[:_LO],
+            software_versions=(f"semiseg {_package_version()}"[:_LO], algorithm.version[:_LO]),
+            device_serial_number=algorithm.model_sha256[:_LO],
+            content_label="SEGMENTATION",
+            content_description=f"{algorithm.name} {algorithm.version}"[:_LO],
+            series_description=_series_description(algorithm),
+            transfer_syntax_uid=ExplicitVRLittleEndian,
+            specific_character_set="ISO_IR 192",
+            pixel_measures=_pixel_measures(series),
+            # highdicom cannot omit every frame, and says so in the log when asked to.
+            omit_empty_frames=bool(frames.any()),
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise SemisegError(f"Series {series.uid}: no valid SEG can be made for it ({error}).") from error
+    _fix_dimension_uid(seg, _uid(identity, "dimensions"))
+    _repeat_patient_and_study(seg, series.instances[0])
+    return seg
+
+
+def write_seg(path: Path, seg: pydicom.Dataset) -> None:
+    """Write a SEG as a DICOM file, atomically."""
+    with atomic_file(Path(path)) as file:
+        seg.save_as(file, enforce_file_format=True)
+
+
+def _source(instance: pydicom.Dataset, gap: float) -> pydicom.Dataset:
+    """What a SEG repeats of a source instance; what must be there is, what may be empty is at least empty."""
+    source = pydicom.Dataset()
+    for keyword in _TYPE_1:
+        if not instance.get(keyword):
+            raise VolumeError(
+                f"The source images lack {keyword} (removed by an anonymiser?), so no SEG can refer to them; "
+                f"ask for NIfTI instead."
+            )
+        setattr(source, keyword, instance.get(keyword))
+    for keyword in _GEOMETRY:
+        source.add(instance[keyword])
+    for keyword in _PATIENT_AND_STUDY:
+        # highdicom checks these and quotes what it does not like, in warnings: no patient's data may get there.
+        setattr(source, keyword, "")
+    for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+        if instance.get(keyword):
+            source.add(instance[keyword])
+    source.PositionReferenceIndicator = str(instance.get("PositionReferenceIndicator") or "")
+    source.SliceThickness = instance.get("SliceThickness") or format_number_as_ds(gap)
+    source.Modality = instance.get("Modality") or "OT"
+    return source
+
+
+def _repeat_patient_and_study(seg: pydicom.Dataset, instance: pydicom.Dataset) -> None:
+    """Give the SEG the source's patient and study, letter for letter, so that an archive files them together."""
+    for keyword in _PATIENT_AND_STUDY:
+        # As text: the SEG is in UTF-8, whatever character set the source was in.
+        setattr(seg, keyword, str(instance.get(keyword) or ""))
+    if instance.get("StudyDescription"):
+        seg.StudyDescription = str(instance.StudyDescription)
+
+
+def _frames(segmentation: Segmentation) -> NDArray[np.uint8]:
+    """Pixels as highdicom wants them, rows before columns: segment numbers (Z, Y, X), or masks (Z, Y, X, K)."""
+    if not segmentation.exclusive:
+        return np.ascontiguousarray(np.transpose(segmentation.array, (3, 2, 1, 0)) != 0).astype(np.uint8)
+    numbers = np.zeros(256, dtype=np.uint8)
+    for number, segment in enumerate(segmentation.segments, start=1):
+        numbers[segment.label] = number
+    return np.ascontiguousarray(numbers[np.transpose(segmentation.array, (2, 1, 0)).astype(np.uint8)])
+
+
+def _descriptions(segments: Sequence[Segment], algorithm: Algorithm, identity: str) -> list[hd.seg.SegmentDescription]:
+    identification = hd.AlgorithmIdentificationSequence(
+        name=algorithm.name[:_LO],
+        family=codes.DCM.ArtificialIntelligence,
+        version=algorithm.version[:_LO],
+        source=MANUFACTURER,
+        parameters={"model_sha256": algorithm.model_sha256},
+    )
+    return [
+        hd.seg.SegmentDescription(
+            segment_number=number,
+            segment_label=segment.name,
+            segmented_property_category=_concept(segment.category),
+            segmented_property_type=_concept(segment.type),
+            algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
+            algorithm_identification=identification,
+            tracking_uid=_uid(identity, f"segment {number}"),
+            tracking_id=segment.name,
+            display_color=hd.color.CIELabColor.from_rgb(*segment.colour),
+        )
+        for number, segment in enumerate(segments, start=1)
+    ]
+
+
+def _concept(code: Code) -> hd.sr.CodedConcept:
+    return hd.sr.CodedConcept(value=code.value, scheme_designator=code.scheme, meaning=code.meaning)
+
+
+def _pixel_measures(series: DicomSeries) -> hd.PixelMeasuresSequence:
+    between_columns, between_rows, between_slices = series.volume.spacing
+    thickness = series.instances[0].get("SliceThickness")  # what the scanner measured, which is not the distance
+    return hd.PixelMeasuresSequence(
+        pixel_spacing=(between_rows, between_columns),
+        slice_thickness=float(thickness) if thickness else between_slices,
+        spacing_between_slices=between_slices,
+    )
+
+
+def _series_description(algorithm: Algorithm) -> str:
+    room = _LO - len(RESEARCH_NOTICE) - 1
+    return f"{algorithm.name[:room]} {RESEARCH_NOTICE}"
+
+
+def _identity(series: DicomSeries, algorithm: Algorithm, segments: Sequence[Segment]) -> str:
+    """One hash of everything the SEG is made of: source instances, model, segments."""
+    parts = [series.uid, algorithm.name, algorithm.version, algorithm.model_sha256]
+    parts += [segment.model_dump_json() for segment in segments]
+    parts += [str(instance.get("SOPInstanceUID")) for instance in series.instances]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def _uid(identity: str, role: str) -> str:
+    """A UID of the form 2.25.<UUID as a decimal number> (PS3.5 B.2), the same for the same arguments."""
+    return f"2.25.{uuid.uuid5(_NAMESPACE, f'{identity} {role}').int}"
+
+
+def _fix_dimension_uid(seg: pydicom.Dataset, uid: str) -> None:
+    """highdicom draws the Dimension Organization UID at random; two objects with one UID must not differ in it."""
+    for item in [*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence]:
+        item.DimensionOrganizationUID = uid
+
+
+def _package_version() -> str:
+    try:
+        return version("semiseg")
+    except PackageNotFoundError:
+        return "unknown"

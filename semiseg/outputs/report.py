@@ -1,0 +1,100 @@
+"""The answer in JSON: what was found, where it lies, which model found it and how long that took."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from semiseg.bundle.manifest import Manifest
+from semiseg.volumes.segmentation import Segmentation
+from semiseg.volumes.volume import axcodes_of, spacing_of
+
+NOTICE = "RESEARCH USE ONLY"
+Row = tuple[float, float, float, float]
+Matrix = tuple[Row, Row, Row, Row]
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ModelIdentity(_Part):
+    """Which model answered.
+
+    ``sha256`` is that of the exported graph, or None for a training run, whose weights still change; ``method`` is how
+    it was trained, ``version`` the semiseg release that trained it.
+    """
+
+    name: str
+    sha256: str | None
+    method: str
+    version: str
+
+    @classmethod
+    def of(cls, manifest: Manifest, sha256: str | None) -> ModelIdentity:
+        """The identity that ``manifest`` claims, for the graph with this SHA-256."""
+        origin = manifest.provenance
+        return cls(name=manifest.name, sha256=sha256, method=origin.method, version=origin.semiseg)
+
+
+class SegmentReport(_Part):
+    """One segment: its name, the integer that stands for it in a label map, and its volume in millilitres."""
+
+    name: str
+    label: int
+    ml: float
+
+
+class Geometry(_Part):
+    """The grid of the scan, which is the grid of the answer.
+
+    ``shape`` in voxels and ``spacing`` in mm are along the file's own axes; ``orientation`` is the nearest anatomical
+    direction of each axis, such as LPS; ``affine`` maps voxel indices to RAS+ mm.
+    """
+
+    shape: tuple[int, int, int]
+    spacing: tuple[float, float, float]
+    orientation: str
+    affine: Matrix
+
+
+class Report(_Part):
+    """The whole answer; ``seconds`` is per stage, ``windows`` how many windows the network ran."""
+
+    notice: str
+    model: ModelIdentity
+    segments: tuple[SegmentReport, ...]
+    geometry: Geometry
+    windows: int
+    seconds: dict[str, float]
+
+    @classmethod
+    def of(
+        cls, segmentation: Segmentation, model: ModelIdentity, *, windows: int, seconds: Mapping[str, float]
+    ) -> Report:
+        """Report on ``segmentation``."""
+        affine = segmentation.affine
+        ml = segmentation.millilitres()
+        return cls(
+            notice=NOTICE,
+            model=model,
+            segments=tuple(
+                SegmentReport(name=s.name, label=s.label, ml=round(ml[s.name], 6)) for s in segmentation.segments
+            ),
+            geometry=Geometry(
+                shape=segmentation.shape,
+                spacing=spacing_of(affine),
+                orientation=axcodes_of(affine),
+                affine=_matrix(affine),
+            ),
+            windows=windows,
+            seconds={stage: round(value, 6) for stage, value in seconds.items()},
+        )
+
+
+def _matrix(affine: NDArray[np.float64]) -> Matrix:
+    first, second, third, fourth = ((float(a), float(b), float(c), float(d)) for a, b, c, d in affine)
+    return (first, second, third, fourth)

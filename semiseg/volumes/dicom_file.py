@@ -1,0 +1,170 @@
+"""One DICOM file, read without trusting it.
+
+pydicom parses lazily and raises many kinds of errors on damaged files, at once or when a value is first looked at. All
+of them become :class:`VolumeError` here.
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pydicom
+from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.uid import (
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
+    ImplicitVRLittleEndian,
+)
+
+from semiseg.errors import VolumeError
+
+# pydicom warns of values that break a rule of their type, and quotes them: a patient's name would get into the log.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
+MAX_INFLATED_BYTES = 2**30
+"""A deflated data set may grow to 1 GiB; a slice is a thousandth of that."""
+
+PARSING_ERRORS = (
+    InvalidDicomError,
+    BytesLengthException,
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    OverflowError,
+    RecursionError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    struct.error,
+    zlib.error,
+)
+"""What pydicom and its decoders were seen to raise on damaged files."""
+
+_VRS = frozenset(
+    b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV".split()
+)
+
+
+def is_dicom(path: Path) -> bool:
+    """Whether the file starts like DICOM: "DICM" behind a preamble, or at once with a data element of group 2 or 8.
+
+    Files without the preamble (PS3.10 section 7.1 asks for it) are in circulation; one is taken for DICOM only if its
+    first element is in a group that must come first and has a plausible value representation or length.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(132)
+    except OSError:
+        return False
+    return start[128:132] == b"DICM" or _starts_with_an_element(start)
+
+
+def read_dicom(path: Path, *, pixels: bool, tags: list[str] | None = None) -> pydicom.Dataset:
+    """Read a file's attributes, with or without its pixel data.
+
+    Args:
+        path: the file.
+        pixels: whether to read the pixel data too.
+        tags: keywords of the only attributes wanted; None for all.
+
+    Raises:
+        VolumeError: not DICOM, damaged, or a deflated data set that grows beyond all reason.
+    """
+    if not is_dicom(path):
+        raise VolumeError(f"{path}: not a DICOM file.")
+    try:
+        _refuse_bomb(path)
+        # force: is_dicom has looked at the start already, and some files have no preamble.
+        dataset = pydicom.dcmread(path, stop_before_pixels=not pixels, force=True, specific_tags=tags)
+        if "TransferSyntaxUID" not in dataset.file_meta:
+            implicit, little = dataset.original_encoding
+            dataset.file_meta.TransferSyntaxUID = (
+                ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
+            )
+    except PARSING_ERRORS as error:
+        raise damaged(path, error) from error
+    return dataset
+
+
+def _refuse_bomb(path: Path) -> None:
+    """Inflate a deflated data set (PS3.5 A.5) piece by piece, keeping nothing, to learn how large it gets."""
+    with path.open("rb") as file:
+        start = file.read(4096)
+        if start[128:132] != b"DICM" or DeflatedExplicitVRLittleEndian.encode() not in start:
+            return
+        # The first element of group 2 is its length (PS3.10 table 7.1-1): explicit VR, 12 bytes in all.
+        if start[132:138] != b"\x02\x00\x00\x00UL":
+            raise VolumeError(f"{path}: a deflated DICOM file must say how long its file meta information is.")
+        file.seek(144 + struct.unpack_from("<I", start, 140)[0])
+        inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+        total = 0
+        while (chunk := file.read(2**14)) and not inflater.eof:
+            total += len(inflater.decompress(chunk))
+            if total > MAX_INFLATED_BYTES:
+                raise VolumeError(f"{path}: the deflated data set grows beyond {MAX_INFLATED_BYTES} bytes.")
+
+
+def damaged(path: Path, error: Exception) -> VolumeError:
+    """The sentence for a file that pydicom could not parse."""
+    return VolumeError(f"{path}: the DICOM file is damaged ({one_line(error)}).")
+
+
+def one_line(error: Exception) -> str:
+    """The first line of an error's message, without its full stop."""
+    lines = str(error).strip().splitlines()
+    return (lines[0].strip().rstrip(".:")[:200] if lines else "") or type(error).__name__
+
+
+def value(dataset: pydicom.Dataset, keyword: str, path: Path) -> Any:
+    """An attribute's value, or None where it is absent or empty.
+
+    Raises:
+        VolumeError: the value cannot be parsed.
+    """
+    try:
+        found = dataset.get(keyword)
+        return None if found is None or (hasattr(found, "__len__") and len(found) == 0) else found
+    except PARSING_ERRORS as error:
+        raise VolumeError(f"{path}: the DICOM attribute {keyword} is damaged ({one_line(error)}).") from error
+
+
+def text(dataset: pydicom.Dataset, keyword: str, path: Path) -> str:
+    """An attribute's value as text, "" where it is absent."""
+    found = value(dataset, keyword, path)
+    return "" if found is None else str(found).strip()
+
+
+def numbers(dataset: pydicom.Dataset, keyword: str, path: Path) -> list[float] | None:
+    """An attribute's values as numbers, or None where it is absent.
+
+    Raises:
+        VolumeError: a value is no number.
+    """
+    found = value(dataset, keyword, path)
+    if found is None:
+        return None
+    try:
+        many = not isinstance(found, (str, bytes)) and hasattr(found, "__iter__")
+        return [float(v) for v in found] if many else [float(found)]
+    except PARSING_ERRORS as error:
+        raise VolumeError(f"{path}: the DICOM attribute {keyword} holds no numbers ({one_line(error)}).") from error
+
+
+def _starts_with_an_element(start: bytes) -> bool:
+    if len(start) < 8:
+        return False
+    for order in ("<", ">"):
+        group, element = struct.unpack_from(f"{order}HH", start)
+        if group not in (0x0002, 0x0008) or element > 0x2300:
+            continue
+        (length,) = struct.unpack_from(f"{order}I", start, 4)
+        if start[4:6] in _VRS or (order == "<" and length <= 64):
+            return True
+    return False

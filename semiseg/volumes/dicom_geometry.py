@@ -1,0 +1,268 @@
+"""Where the slices of a DICOM series lie, and whether they make one regular volume.
+
+Only Image Position (Patient) and Image Orientation (Patient) (PS3.3 C.7.6.2.1.1) and Pixel Spacing (PS3.3 10.7.1.3)
+count. File names, instance numbers, Slice Location and Slice Thickness are never asked: they are often wrong, and
+thickness is not distance.
+
+:func:`measure` says how the slices lie without judging; :func:`require_volume` refuses what is no regular stack. A
+correction (of tilt, of uneven gaps) reads the same :class:`SliceStack` and takes the place of the refusal.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semiseg.errors import VolumeError
+
+GAP_TOLERANCE_MM = 0.02
+"""Positions are often written with two decimals; gaps that differ by less than this are equal."""
+GAP_TOLERANCE = 0.01
+"""Gaps that differ by less than this share of the gap are equal (as highdicom has it)."""
+DRIFT_TOLERANCE = 0.05
+"""A slice may lie this share of a gap away from its place in a regular stack."""
+TILT_TOLERANCE_PIXELS = 0.25
+"""A stack may lean by this many pixels over its whole length: cosines are written with few decimals."""
+ANGLE_TOLERANCE = 1e-3
+"""Direction cosines that differ by less than this are equal."""
+_LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Plane:
+    """One slice as its DICOM attributes place it, in mm in LPS+ patient coordinates.
+
+    Attributes:
+        position: centre of the first pixel (x, y, z).
+        along_row: unit vector in the direction of increasing column index.
+        along_column: unit vector in the direction of increasing row index.
+        column_spacing: mm between columns (second value of Pixel Spacing).
+        row_spacing: mm between rows (first value of Pixel Spacing).
+        rows: pixels along a column.
+        columns: pixels along a row.
+    """
+
+    position: tuple[float, float, float]
+    along_row: tuple[float, float, float]
+    along_column: tuple[float, float, float]
+    column_spacing: float
+    row_spacing: float
+    rows: int
+    columns: int
+
+
+@dataclass(frozen=True, eq=False)
+class SliceStack:
+    """Planes of one orientation and size, sorted along their normal.
+
+    Attributes:
+        order: index of each slice in the planes that were given, from the lowest along the normal to the highest.
+        planes: the planes in that order.
+        normal: unit vector along_row x along_column, LPS+.
+        distances: (N,) mm of each slice along the normal.
+        shifts: (N, 2) mm that each slice lies aside of the first one's normal, along its rows and columns; a tilted
+            gantry makes them grow with the distance.
+    """
+
+    order: tuple[int, ...]
+    planes: tuple[Plane, ...]
+    normal: NDArray[np.float64]
+    distances: NDArray[np.float64]
+    shifts: NDArray[np.float64]
+
+    @property
+    def gaps(self) -> NDArray[np.float64]:
+        """(N-1,) mm between neighbouring slices along the normal."""
+        return np.diff(self.distances)
+
+    @property
+    def tilt_degrees(self) -> float:
+        """Angle between the line through the slices' positions and their normal."""
+        along = float(self.distances[-1] - self.distances[0])
+        return float(np.degrees(np.arctan2(np.linalg.norm(self.shifts[-1]), along)))
+
+
+def plane_of(
+    position: Sequence[float], orientation: Sequence[float], spacing: Sequence[float], size: tuple[int, int]
+) -> Plane:
+    """Make a :class:`Plane` of the four attributes' values.
+
+    Args:
+        position: Image Position (Patient), 3 values.
+        orientation: Image Orientation (Patient), 6 values.
+        spacing: Pixel Spacing, row spacing first.
+        size: (Rows, Columns).
+
+    Raises:
+        VolumeError: cosines that are not two perpendicular unit vectors, a spacing that is not positive, no pixels.
+    """
+    values = np.array([*position, *orientation, *spacing], dtype=np.float64)
+    if len(position) != 3 or len(orientation) != 6 or len(spacing) != 2 or not np.isfinite(values).all():
+        raise VolumeError("Image Position, Image Orientation and Pixel Spacing need 3, 6 and 2 finite numbers.")
+    row, column = np.array(orientation[:3], dtype=np.float64), np.array(orientation[3:], dtype=np.float64)
+    lengths = np.array([np.linalg.norm(row), np.linalg.norm(column)])
+    if (np.abs(lengths - 1) > 1e-2).any() or abs(float(row @ column)) > 1e-2:
+        raise VolumeError("Image Orientation (Patient) is not two perpendicular unit vectors.")
+    if min(spacing) <= 0:
+        raise VolumeError(f"Pixel Spacing {tuple(map(float, spacing))} is not positive.")
+    if min(size) < 1:
+        raise VolumeError(f"An image of {size[0]} rows and {size[1]} columns has no pixels.")
+    return Plane(
+        position=_three(np.array(position, dtype=np.float64)),
+        along_row=_three(row / lengths[0]),
+        along_column=_three(column / lengths[1]),
+        column_spacing=float(spacing[1]),
+        row_spacing=float(spacing[0]),
+        rows=int(size[0]),
+        columns=int(size[1]),
+    )
+
+
+def measure(planes: Sequence[Plane]) -> SliceStack:
+    """Sort planes along their common normal and say how they lie.
+
+    Raises:
+        VolumeError: planes of differing orientation, rows, columns or pixel spacing: those have no common stack.
+    """
+    _require_one_kind(planes)
+    row, column = np.array(planes[0].along_row), np.array(planes[0].along_column)
+    normal = np.cross(row, column)
+    normal /= np.linalg.norm(normal)
+    positions = np.array([p.position for p in planes])
+    order = np.argsort(positions @ normal, kind="stable")
+    positions = positions[order]
+    aside = positions - positions[0]
+    return SliceStack(
+        order=tuple(int(i) for i in order),
+        planes=tuple(planes[i] for i in order),
+        normal=normal,
+        distances=positions @ normal,
+        shifts=np.stack([aside @ row, aside @ column], axis=1),
+    )
+
+
+def require_volume(stack: SliceStack) -> None:
+    """Refuse a stack that is not one regular volume.
+
+    Raises:
+        VolumeError: one slice only, positions that occur twice, slices that are missing, uneven gaps, or a tilted
+            gantry; each with the figures.
+    """
+    count = len(stack.order)
+    if count < 2:
+        raise VolumeError("The series holds a single slice; a volume needs at least two.")
+    gaps = stack.gaps
+    gap = float(np.median(gaps))
+    twice = int((gaps < GAP_TOLERANCE_MM / 2).sum())
+    if twice:
+        where = float(stack.distances[int(np.argmin(gaps))])
+        raise VolumeError(
+            f"{twice} of {count} slices lie where another one does (for example {where:.2f} mm along the normal): the "
+            f"series holds several images of one place, such as time points, echoes, b-values or copies."
+        )
+    # A lean is looked for before the gaps are judged: a tilted series with uneven gaps is better told as tilted.
+    _require_upright(stack)
+    _require_even_gaps(stack, gap)
+
+
+def affine_of(stack: SliceStack) -> NDArray[np.float64]:
+    """Affine (4, 4) of the array (columns, rows, slices), voxel indices to RAS+ mm.
+
+    DICOM's patient coordinates are LPS+ (PS3.3 C.7.6.2.1.1): the first two world axes change sign. The slice step is
+    the mean one, from the first slice's position to the last one's.
+    """
+    first, last = stack.planes[0], stack.planes[-1]
+    affine = np.eye(4)
+    affine[:3, 0] = np.array(first.along_row) * first.column_spacing
+    affine[:3, 1] = np.array(first.along_column) * first.row_spacing
+    affine[:3, 2] = (np.array(last.position) - np.array(first.position)) / (len(stack.planes) - 1)
+    affine[:3, 3] = first.position
+    return lps_to_ras(affine)
+
+
+def lps_to_ras(affine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Turn an affine (4, 4) to LPS+ (DICOM) world coordinates into one to RAS+ (NIfTI); its own inverse."""
+    return np.asarray(_LPS_TO_RAS @ affine)
+
+
+def _require_one_kind(planes: Sequence[Plane]) -> None:
+    sizes = Counter((p.rows, p.columns) for p in planes)
+    if len(sizes) > 1:
+        listed = ", ".join(f"{n} of {rows} x {columns}" for (rows, columns), n in sizes.most_common(4))
+        raise VolumeError(f"The slices differ in rows and columns ({listed}); they do not make one volume.")
+    orientations: list[tuple[NDArray[np.float64], int]] = []
+    for plane in planes:
+        cosines = np.array([*plane.along_row, *plane.along_column])
+        for k, (known, n) in enumerate(orientations):
+            if np.abs(known - cosines).max() < ANGLE_TOLERANCE:
+                orientations[k] = (known, n + 1)
+                break
+        else:
+            orientations.append((cosines, 1))
+    if len(orientations) > 1:
+        counts = ", ".join(str(n) for _, n in sorted(orientations, key=lambda o: -o[1])[:4])
+        raise VolumeError(
+            f"The slices have {len(orientations)} orientations ({counts} slices); they do not make one volume "
+            f"(localisers and several planes in one series look like this)."
+        )
+    spacings = np.array([(p.row_spacing, p.column_spacing) for p in planes])
+    if (np.ptp(spacings, axis=0) > 1e-3 * spacings.min(axis=0)).any():
+        low, high = spacings.min(axis=0), spacings.max(axis=0)
+        raise VolumeError(
+            f"The slices differ in pixel spacing ({low[0]:g} x {low[1]:g} mm to {high[0]:g} x {high[1]:g} mm); "
+            f"they do not make one volume."
+        )
+
+
+def _require_upright(stack: SliceStack) -> None:
+    first = stack.planes[0]
+    lean = float(np.abs(stack.shifts).max())
+    if lean <= TILT_TOLERANCE_PIXELS * min(first.row_spacing, first.column_spacing):
+        return
+    # Leaning evenly is a tilted gantry; jumping aside is something else (a moved table, two acquisitions).
+    even = np.outer((stack.distances - stack.distances[0]) / np.ptp(stack.distances), stack.shifts[-1])
+    if float(np.abs(stack.shifts - even).max()) <= 0.25 * float(np.linalg.norm(stack.shifts[-1])):
+        raise VolumeError(
+            f"The slices are not stacked along their normal but lean by {stack.tilt_degrees:.1f} degrees (gantry "
+            f"tilt): stacked as they are, the anatomy would be sheared by {lean:.1f} mm. Correct the tilt first."
+        )
+    raise VolumeError(
+        f"The slices are not stacked along their normal: some lie up to {lean:.1f} mm aside; they are no volume."
+    )
+
+
+def _require_even_gaps(stack: SliceStack, gap: float) -> None:
+    gaps = stack.gaps
+    tolerance = max(GAP_TOLERANCE_MM, GAP_TOLERANCE * gap)
+    odd = np.flatnonzero(np.abs(gaps - gap) > tolerance)
+    if odd.size:
+        k = int(odd[np.argmax(np.abs(gaps[odd] - gap))])
+        listed = (
+            f"between slices {k + 1} and {k + 2} of {len(stack.order)} (from {stack.distances[k]:.2f} to "
+            f"{stack.distances[k + 1]:.2f} mm along the normal) the gap is {gaps[k]:.2f} mm instead of {gap:.2f} mm"
+        )
+        multiples = gaps[odd] / gap
+        whole = np.rint(multiples)
+        if (whole >= 2).all() and (np.abs(multiples - whole) * gap <= tolerance * whole).all():
+            missing = int((whole - 1).sum())
+            raise VolumeError(f"{missing} slice(s) are missing: {listed}. Send the whole series.")
+        raise VolumeError(
+            f"The slices are unevenly spaced: {odd.size} of {gaps.size} gaps differ, and {listed}. "
+            f"Resample the series to even gaps first."
+        )
+    regular = np.linspace(stack.distances[0], stack.distances[-1], len(stack.order))
+    drift = float(np.abs(stack.distances - regular).max())
+    if drift > max(GAP_TOLERANCE_MM, DRIFT_TOLERANCE * gap):
+        raise VolumeError(
+            f"The slices are unevenly spaced: gaps run from {gaps.min():.3f} to {gaps.max():.3f} mm, which puts slices "
+            f"up to {drift:.2f} mm from their place. Resample the series to even gaps first."
+        )
+
+
+def _three(vector: NDArray[np.float64]) -> tuple[float, float, float]:
+    x, y, z = (float(v) for v in vector)
+    return (x, y, z)

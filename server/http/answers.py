@@ -1,0 +1,129 @@
+"""From an upload to the bytes of its answer: the work of one request, in one thread."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from semiseg.errors import InputError
+from semiseg.inference.segmenter import Timing
+from semiseg.outputs.answer import KINDS, Kind, chosen_kind, write_answer
+from semiseg.outputs.report import NOTICE, ModelIdentity, Report
+from semiseg.volumes.dicom_file import is_dicom
+from semiseg.volumes.nifti import is_nifti
+from semiseg.volumes.scan import Scan, open_scan
+from semiseg.volumes.unpack import is_zip
+from server.http.limits import Refusal
+from server.http.model import ServedModel
+from server.http.uploads import Upload
+
+MEDIA_TYPES: dict[Kind, str] = {"nifti": "application/gzip", "seg": "application/dicom", "json": "application/json"}
+FILE_NAMES: dict[Kind, str] = {"nifti": "segmentation.nii.gz", "seg": "segmentation.dcm", "json": "segmentation.json"}
+
+_STORED_NAME = re.compile(r"scan-(\d{5})(?:, member (\d+))?")
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The body of a successful answer and its headers."""
+
+    body: bytes
+    media_type: str
+    headers: dict[str, str]
+
+
+def answer_upload(
+    upload: Upload, accept: str, model: ServedModel, folder: Path, timing: Timing, cancelled: Callable[[], bool]
+) -> Answer:
+    """Read the scan, segment it, and write the answer in the form asked for.
+
+    Args:
+        upload: the files, in ``folder``, and the form's text fields.
+        accept: the request's Accept header; it counts where the form does not name the answer.
+        model: what segments.
+        folder: the request's own folder, for unpacking and for the answer.
+        timing: filled with the seconds of each stage.
+        cancelled: asked between windows; True ends the work.
+
+    Raises:
+        Refusal: 400, 415 or 422, with a sentence in which no path of the server occurs.
+        SemisegError: the work failed for a reason that is not the caller's.
+    """
+    clock = time.perf_counter()
+    asked = _kind_asked(upload, accept)
+    _require_scan(upload)
+    try:
+        scan = open_scan(
+            upload.files,
+            model.segmenter.manifest.channel_names,
+            series_uid=upload.fields.get("series") or None,
+            scratch=folder,
+        )
+        kind = _kind_for(asked, scan)
+        timing.add("reading", clock)
+        segmentation = model.segmenter.segment(scan.channels, cancelled=cancelled, timing=timing)
+        clock = time.perf_counter()
+        target = folder / FILE_NAMES[kind]
+        report = Report.of(segmentation, model.identity, windows=timing.windows, seconds=timing.seconds)
+        write_answer(target, kind, segmentation, report, series=scan.series, source=upload.files[0])
+        body = target.read_bytes()
+        timing.add("writing", clock)
+    except InputError as error:
+        raise Refusal(422, public_sentence(str(error), folder, len(upload.files))) from error
+    ml = {segment.name: segment.ml for segment in report.segments}
+    return Answer(body, MEDIA_TYPES[kind], _headers(model.identity, kind, timing, ml))
+
+
+def public_sentence(message: str, folder: Path, files: int) -> str:
+    """The sentence without the server's own names for the caller's files."""
+
+    def spoken(match: re.Match[str]) -> str:
+        number, member = int(match[1]), match[2]
+        if member is not None:
+            return f"file {int(member)} of the zip"
+        return "the upload" if files == 1 else f"file {number} of the upload"
+
+    sentence = _STORED_NAME.sub(spoken, message.replace(f"{folder}/", "")).replace(str(folder), "the upload")
+    return sentence[:1].upper() + sentence[1:]
+
+
+def _require_scan(upload: Upload) -> None:
+    if not any(is_nifti(file) or is_dicom(file) or is_zip(file) for file in upload.files):
+        what = "The upload is" if len(upload.files) == 1 else f"None of the {len(upload.files)} files is"
+        raise Refusal(415, f"{what} neither a NIfTI file (.nii, .nii.gz) nor DICOM nor a zip of those.")
+
+
+def _kind_asked(upload: Upload, accept: str) -> str | None:
+    asked = upload.fields.get("answer")
+    if asked and asked not in KINDS:
+        raise Refusal(400, f"The field `answer` is {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
+    return asked or _kind_accepted(accept)
+
+
+def _kind_for(asked: str | None, scan: Scan) -> Kind:
+    try:
+        return chosen_kind(asked, scan.series)
+    except InputError as error:
+        raise Refusal(400, str(error)) from error
+
+
+def _kind_accepted(accept: str) -> str | None:
+    """The form that an Accept header names first; wildcards and foreign types name none."""
+    types = [part.split(";")[0].strip().lower() for part in accept.split(",")]
+    return next((kind for wanted in types for kind, media in MEDIA_TYPES.items() if media == wanted), None)
+
+
+def _headers(model: ModelIdentity, kind: Kind, timing: Timing, ml: dict[str, float]) -> dict[str, str]:
+    stages = ", ".join(f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in timing.seconds.items())
+    return {
+        "Content-Disposition": f'attachment; filename="{FILE_NAMES[kind]}"',
+        "Server-Timing": stages,
+        "X-Semiseg-Notice": NOTICE,
+        "X-Semiseg-Model": json.dumps(model.model_dump()),
+        "X-Semiseg-Millilitres": json.dumps(ml),
+        "X-Semiseg-Windows": str(timing.windows),
+    }

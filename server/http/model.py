@@ -1,0 +1,82 @@
+"""The one model that a server process answers with: opened at start, warmed up beside it, shared by all requests."""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from semiseg.bundle.bundle import open_bundle
+from semiseg.engines.onnx import OnnxEngine
+from semiseg.errors import SemisegError
+from semiseg.inference.segmenter import Segmenter, Settings
+from semiseg.outputs.report import ModelIdentity
+
+_LOG = logging.getLogger("bentoml.semiseg")  # below BentoML's logger, whose handler and level it shares
+
+
+class ModelSettings(BaseModel):
+    """Which bundle, and how its network is run; None takes the bundle's own choice, or all CPU threads."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    bundle: Path
+    threads: Annotated[int, Field(ge=1)] | None = None
+    window: tuple[int, int, int] | None = None
+    overlap: float | None = None
+    batch: int = 1
+
+
+class ServedModel:
+    """A model that is open, and ready once it has run its first window."""
+
+    def __init__(self, segmenter: Segmenter, identity: ModelIdentity) -> None:
+        self.segmenter = segmenter
+        self.identity = identity
+        self.failure: SemisegError | None = None
+        self._ready = threading.Event()
+
+    @classmethod
+    def open(cls, settings: ModelSettings) -> ServedModel:
+        """Verify the bundle and load its graph.
+
+        Raises:
+            BundleError: the bundle is incomplete, altered, or of another version.
+            EngineError: the inference library cannot load the graph.
+            InputError: a setting that this model does not allow.
+        """
+        bundle = open_bundle(settings.bundle)
+        # Parallel scans share one session; without a limit its threads are already as many as the process may use.
+        threads = settings.threads or len(os.sched_getaffinity(0))
+        engine = OnnxEngine(bundle.model, threads=threads)
+        tiling = Settings(window=settings.window, overlap=settings.overlap, batch=settings.batch)
+        segmenter = Segmenter(bundle.manifest, engine, tiling)
+        return cls(segmenter, ModelIdentity.of(bundle.manifest, bundle.sha256))
+
+    @property
+    def ready(self) -> bool:
+        """Whether the warm-up is done and the next scan will not wait for it."""
+        return self._ready.is_set()
+
+    def warm_up_beside(self, done: Callable[[], None]) -> None:
+        """Warm up in a thread of its own, so that /livez and /readyz answer meanwhile.
+
+        ``done`` is called in that thread at the end; :attr:`failure` then says whether the model can be used.
+        """
+        threading.Thread(target=self._warm_up, args=(done,), name="warm-up", daemon=True).start()
+
+    def _warm_up(self, done: Callable[[], None]) -> None:
+        try:
+            self.segmenter.warm_up()
+        except SemisegError as error:
+            self.failure = error
+            _LOG.error("The model cannot be used: %s", error)
+        else:
+            self._ready.set()
+            _LOG.info("Model %s is warm", self.identity.name)
+        done()

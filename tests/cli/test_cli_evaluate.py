@@ -1,0 +1,128 @@
+"""`semiseg evaluate` judges a real bundle on scans whose right answer is known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cli.app import main
+from semiseg.dataset import Dataset
+from semiseg.volumes.nifti import read_labels
+from tests.bundles import expected, make_threshold_bundle
+from tests.datasets import image_of, write_dataset, write_json, write_scan
+
+IDS = ("s0", "s1", "s2")
+
+
+def semiseg(*arguments: str | Path) -> int:
+    """Run the command line in this process; its exit code."""
+    with pytest.raises(SystemExit) as left:
+        main([str(a) for a in arguments])
+    return int(left.value.code or 0)
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Path:
+    return make_threshold_bundle(tmp_path / "bundle").folder
+
+
+def thresholded(folder: Path, split: Mapping[str, Any] | None = None, *, described: bool = True) -> Dataset:
+    """Scans whose outlines are what the threshold bundle finds."""
+    dataset = write_dataset(folder, labelled=4, described=described, split=split)
+    for k in range(4):
+        write_scan(folder, f"s{k}", image_of(k), expected(image_of(k)))
+    return dataset
+
+
+def test_a_bundle_is_judged_on_the_test_scans_and_everything_is_written(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    thresholded(data, {"test": list(IDS), "labelled": ["s3"]})
+    assert semiseg("evaluate", bundle, "--data", data, "--out", out, "--save-masks") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "threshold on Noise, 3 test scans" in said and "1.000" in said and "Not validated" in said
+    scores = json.loads((out / "scores.json").read_text())
+    assert {(r["case"], r["score"]["dice"]) for r in scores["rows"]} == {(i, 1.0) for i in IDS}
+    assert len((out / "scores.csv").read_text().splitlines()) == 1 + 3 * 2
+    for picture in ("dice.png", "hd95.png"):
+        with Image.open(out / picture) as read:
+            assert read.width == 1200
+    np.testing.assert_array_equal(read_labels(out / "masks/s2.nii.gz").array, expected(image_of(2)))
+
+
+def test_a_scan_that_fails_exits_with_1_and_leaves_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    thresholded(data, {"test": list(IDS), "labelled": ["s3"]})
+    (data / "imagesTr/s1.nii.gz").write_bytes(b"garbage")
+    bundle = make_threshold_bundle(tmp_path / "bundle").folder
+    assert semiseg("evaluate", bundle, "--data", data, "--out", out) == 1
+    said = capsys.readouterr().out
+    assert "failed: s1: " in said and "1.000 ± 0.000" in said
+    dice = json.loads((out / "scores.json").read_text())["summary"][0]
+    assert (dice["mean"], dice["n"], dice["missing"]) == (1.0, 2, 1)
+    assert len((out / "scores.csv").read_text().splitlines()) == 1 + 3 * 2
+
+
+def test_a_folder_without_names_or_split_is_judged_on_all_its_scans(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    thresholded(tmp_path / "data", described=False)
+    assert semiseg("evaluate", bundle, "--data", tmp_path / "data", "--on", "all") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "4 all scans" not in said and "on data, all 4 outlined scans" in said
+    assert "matched by number" in said
+
+
+def test_development_scans_are_called_so(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    thresholded(tmp_path / "data", {"test": ["s0"], "labelled": ["s1"], "development": ["s2", "s3"]})
+    assert semiseg("evaluate", bundle, "--data", tmp_path / "data", "--on", "development") == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "2 development scans" in said and "not test scans" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--on", "all"], "not 'all'"),
+        (["--on", "validation"], "names no validation scans"),
+        (["--save-masks"], "--save-masks needs --out"),
+        (["--window", "16"], "three whole numbers"),
+        (["--overlap", "1.5"], "overlap"),
+    ],
+)
+def test_wrong_use_is_one_sentence_and_exit_code_2(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], said: str
+) -> None:
+    thresholded(tmp_path / "data", {"test": ["s0"], "labelled": ["s1"]})
+    assert semiseg("evaluate", bundle, "--data", tmp_path / "data", *arguments) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.startswith("semiseg: ") and len(error.splitlines()) == 1
+
+
+def test_what_is_no_model_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    thresholded(tmp_path / "data", {"test": ["s0"], "labelled": ["s1"]})
+    assert semiseg("evaluate", tmp_path, "--data", tmp_path / "data") == 2
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_model_for_other_channels_says_so_for_each_scan(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    thresholded(tmp_path / "data", {"test": ["s0"], "labelled": ["s1"]})
+    bundle = make_threshold_bundle(tmp_path / "bundle", channels=("CT",)).folder
+    assert semiseg("evaluate", bundle, "--data", tmp_path / "data") == 1
+    assert "takes the channel(s) CT" in capsys.readouterr().out
+
+
+def test_the_split_may_lie_elsewhere(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    thresholded(tmp_path / "data")
+    path = write_json(tmp_path / "elsewhere.json", {"test": ["s3"], "labelled": ["s1"]})
+    assert semiseg("evaluate", bundle, "--data", tmp_path / "data", "--split", path) == 0
+    assert "1 test scan" in capsys.readouterr().out

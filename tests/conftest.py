@@ -1,0 +1,43 @@
+"""What tests may ask for: the real data, and programs that are not Python packages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+
+def skip_because(reason: str) -> NoReturn:
+    """Skip the test with ``reason``; fail it where everything was promised to be there (``SEMISEG_TESTS_NEED_ALL``)."""
+    if os.environ.get("SEMISEG_TESTS_NEED_ALL"):
+        pytest.fail(f"SEMISEG_TESTS_NEED_ALL is set, and yet: {reason}", pytrace=False)
+    pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def semiseg_data() -> Path:
+    """The folder of real scans that ``SEMISEG_DATA`` names; there is no default."""
+    named = os.environ.get("SEMISEG_DATA")
+    if not named:
+        skip_because("SEMISEG_DATA is unset: no folder of real scans to test with")
+    folder = Path(named)
+    if not folder.is_dir():
+        pytest.fail(f"SEMISEG_DATA names {folder}, which is not a folder.", pytrace=False)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def needs_program() -> Callable[[str], str]:
+    """``needs_program("dciodvfy")`` returns the program's path, or skips the test with the reason."""
+
+    def find(name: str) -> str:
+        path = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
+        if path is None:
+            skip_because(f"the program {name} is not installed (deploy/ci-packages.sh installs it on Debian)")
+        return path
+
+    return find

@@ -1,0 +1,210 @@
+"""A SEG says voxel for voxel what the segmentation said, on the series it was drawn on."""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+from scipy.spatial.transform import Rotation
+
+from semiseg.errors import VolumeError
+from semiseg.outputs.dicom_seg import Algorithm, segmentation_to_seg, write_seg
+from semiseg.phantoms.anatomy import SEGMENTS, make_phantom
+from semiseg.phantoms.write import write_dicom_series
+from semiseg.volumes.dicom_series import DicomSeries, read_series
+from semiseg.volumes.segmentation import Segment, Segmentation
+from semiseg.volumes.volume import Volume, reorient
+
+ALGORITHM = Algorithm(name="phantom abdomen", version="1.2", model_sha256="ab" * 32)
+
+
+@pytest.fixture(scope="module", params=["axial", "oblique sagittal"])
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[DicomSeries, Segmentation]:
+    """A series and the phantom's labels on its grid."""
+    phantom = make_phantom(21, (30, 26, 12), (3.2, 3.6, 8.0))
+    image, affine = phantom.image.array, phantom.image.affine
+    labels = phantom.labels.array
+    if request.param != "axial":
+        image, turned = reorient(image, affine, "ASR")
+        labels, _ = reorient(labels, affine, "ASR")
+        turn = np.eye(4)
+        turn[:3, :3] = Rotation.from_euler("xyz", (11, 23, -8), degrees=True).as_matrix()
+        affine = turn @ turned
+    series = read_series(write_dicom_series(tmp_path_factory.mktemp("series"), Volume(image, affine)))
+    # The reader sorts along the normal: bring the labels to its order of slices.
+    if not np.array_equal(series.volume.array, image):
+        labels = labels[:, :, ::-1]
+    return series, Segmentation(SEGMENTS, np.ascontiguousarray(labels), series.volume.affine)
+
+
+def overlapping(segmentation: Segmentation) -> Segmentation:
+    whole = segmentation.array > 0
+    core = segmentation.array == 1
+    segments = (Segment(name="whole", label=1), Segment(name="core", label=2), Segment(name="nothing", label=3))
+    return Segmentation(segments, np.stack([whole, core, whole & False]), segmentation.affine)
+
+
+def empty(segmentation: Segmentation) -> Segmentation:
+    return replace(segmentation, array=np.zeros_like(segmentation.array))
+
+
+FORMS: dict[str, Callable[[Segmentation], Segmentation]] = {
+    "exclusive": lambda s: s,
+    "overlapping": overlapping,
+    "empty": empty,
+    "one segment": lambda s: Segmentation((SEGMENTS[1],), np.where(s.array == 2, 2, 0).astype(np.uint8), s.affine),
+}
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_every_voxel_comes_back_from_a_written_seg(
+    form: str, case: tuple[DicomSeries, Segmentation], tmp_path: Path
+) -> None:
+    series, segmentation = case[0], FORMS[form](case[1])
+    write_seg(tmp_path / "seg.dcm", segmentation_to_seg(segmentation, series, algorithm=ALGORITHM))
+    seg = hd.seg.segread(tmp_path / "seg.dcm")
+    assert seg.SegmentationType == "BINARY"
+    assert [seg.get_segment_description(n).SegmentLabel for n in seg.segment_numbers] == [
+        s.name for s in segmentation.segments
+    ]
+    uids = [i.SOPInstanceUID for i in series.instances]
+    pixels = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True, combine_segments=False)
+    for k in range(len(segmentation.segments)):
+        np.testing.assert_array_equal(np.transpose(pixels[..., k], (2, 1, 0)), segmentation.mask(k))
+
+
+def test_only_frames_with_content_are_stored(case: tuple[DicomSeries, Segmentation]) -> None:
+    series, segmentation = case
+    seg = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM)
+    filled = sum(int(segmentation.mask(k).any(axis=(0, 1)).sum()) for k in range(3))
+    assert seg.NumberOfFrames == filled < 3 * segmentation.shape[2]
+
+
+def test_a_seg_lies_where_its_series_lies(case: tuple[DicomSeries, Segmentation]) -> None:
+    series, segmentation = case
+    seg = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM)
+    volume = hd.seg.Segmentation.from_dataset(seg).get_volume(segment_numbers=[1], combine_segments=False)
+    index = np.argwhere(np.asarray(volume.array)[..., 0] > 0).mean(axis=0)
+    lps = volume.affine @ (*index, 1)
+    expected = series.volume.affine @ (*np.argwhere(segmentation.mask(0)).mean(axis=0), 1)
+    np.testing.assert_allclose(lps[:3] * (-1, -1, 1), expected[:3], atol=0.01)
+
+
+def test_the_seg_names_patient_study_source_and_maker(case: tuple[DicomSeries, Segmentation]) -> None:
+    series, segmentation = case
+    seg = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM)
+    source = series.instances[0]
+    for keyword in ("PatientID", "PatientName", "StudyInstanceUID", "FrameOfReferenceUID"):
+        assert seg[keyword].value == source[keyword].value
+    assert seg.SeriesInstanceUID != source.SeriesInstanceUID
+    assert seg.Modality == "SEG"
+    assert seg.Manufacturer == "semiseg"
+    assert seg.SeriesDescription == "phantom abdomen RESEARCH USE ONLY"
+    (reference,) = seg.ReferencedSeriesSequence
+    assert reference.SeriesInstanceUID == series.uid
+    referenced = {i.ReferencedSOPInstanceUID for i in reference.ReferencedInstanceSequence}
+    assert referenced == {i.SOPInstanceUID for i in series.instances}
+    liver = seg.SegmentSequence[0]
+    assert liver.SegmentedPropertyTypeCodeSequence[0].CodeValue == "10200004"
+    assert liver.SegmentAlgorithmType == "AUTOMATIC"
+    identification = liver.SegmentationAlgorithmIdentificationSequence[0]
+    assert (identification.AlgorithmName, identification.AlgorithmVersion) == ("phantom abdomen", "1.2")
+    assert "ab" * 32 in identification.AlgorithmParameters
+
+
+def test_a_long_model_name_does_not_push_the_notice_out(case: tuple[DicomSeries, Segmentation]) -> None:
+    long = replace(ALGORITHM, name="n" * 200, version="v" * 200)
+    seg = segmentation_to_seg(case[1], case[0], algorithm=long)
+    assert seg.SeriesDescription.endswith("RESEARCH USE ONLY")
+    assert len(seg.SeriesDescription) == 64
+
+
+def test_the_same_work_has_the_same_identity_and_other_work_another(case: tuple[DicomSeries, Segmentation]) -> None:
+    series, segmentation = case
+
+    def made(segmentation: Segmentation = segmentation, algorithm: Algorithm = ALGORITHM) -> pydicom.Dataset:
+        return segmentation_to_seg(segmentation, series, algorithm=algorithm)
+
+    first, again = made(), made()
+    for keyword in ("SOPInstanceUID", "SeriesInstanceUID"):
+        assert first[keyword].value == again[keyword].value
+    clock = {"InstanceCreationTime", "ContentTime", "InstanceCreationDate", "ContentDate"}
+    clock.add("ContributingEquipmentSequence")  # says when highdicom contributed
+    assert {e.keyword for e in first if e != again.get(e.tag)} <= clock
+    others = [made(algorithm=replace(ALGORITHM, model_sha256="cd" * 32)), made(overlapping(segmentation))]
+    assert len({first.SOPInstanceUID, *(o.SOPInstanceUID for o in others)}) == 3
+
+
+def test_names_in_any_script_survive_and_stay_out_of_warnings(
+    case: tuple[DicomSeries, Segmentation], tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    series, segmentation = case
+    instances = copy.deepcopy(series.instances)
+    for instance in instances:
+        instance.PatientName = "Ὀδυσσεύς^Λαέρτου"
+        instance.PatientSex, instance.PatientBirthDate = "unknown", "around 800 BC"
+        del instance.AccessionNumber, instance.SliceThickness
+    segments = (Segment(name="肝臓", label=1), *segmentation.segments[1:])
+    seg = segmentation_to_seg(
+        replace(segmentation, segments=segments), replace(series, instances=instances), algorithm=ALGORITHM
+    )
+    write_seg(tmp_path / "seg.dcm", seg)
+    read = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert str(read.PatientName) == "Ὀδυσσεύς^Λαέρτου"
+    assert read.PatientSex == "unknown"
+    assert read.SegmentSequence[0].SegmentLabel == "肝臓"
+    assert not [w for w in recwarn if "Ὀδ" in str(w.message) or "800" in str(w.message)]
+
+
+def test_another_grid_and_a_source_without_identity_are_refused(case: tuple[DicomSeries, Segmentation]) -> None:
+    series, segmentation = case
+    shifted = segmentation.affine.copy()
+    shifted[0, 3] += 1
+    for wrong in (replace(segmentation, affine=shifted), replace(segmentation, array=segmentation.array[:-1])):
+        with pytest.raises(VolumeError, match="lies on its series' own grid"):
+            segmentation_to_seg(wrong, series, algorithm=ALGORITHM)
+    instances = copy.deepcopy(series.instances)
+    for instance in instances:
+        instance.FrameOfReferenceUID = ""
+    with pytest.raises(VolumeError, match="lack FrameOfReferenceUID"):
+        segmentation_to_seg(segmentation, replace(series, instances=instances), algorithm=ALGORITHM)
+
+
+@pytest.mark.parametrize("form", list(FORMS))
+def test_dciodvfy_finds_no_error(
+    form: str, case: tuple[DicomSeries, Segmentation], tmp_path: Path, needs_program: Callable[[str], str]
+) -> None:
+    series, segmentation = case[0], FORMS[form](case[1])
+    write_seg(tmp_path / "seg.dcm", segmentation_to_seg(segmentation, series, algorithm=ALGORITHM))
+    assert_valid(needs_program("dciodvfy"), tmp_path / "seg.dcm")
+
+
+@pytest.mark.parametrize("folder", ["mr_hippocrop_study1", "mr_t1w_head_slab"])
+def test_a_seg_of_a_real_series_is_valid_too(
+    folder: str, semiseg_data: Path, tmp_path: Path, needs_program: Callable[[str], str]
+) -> None:
+    series = read_series(sorted((semiseg_data / "dicom" / folder).iterdir()))
+    mask = np.zeros(series.volume.shape, dtype=np.uint8)
+    mask[5:20, 8:30, 4:20] = 1
+    segmentation = Segmentation((SEGMENTS[0],), mask, series.volume.affine)
+    write_seg(tmp_path / "seg.dcm", segmentation_to_seg(segmentation, series, algorithm=ALGORITHM))
+    assert_valid(needs_program("dciodvfy"), tmp_path / "seg.dcm")
+    uids = [i.SOPInstanceUID for i in series.instances]
+    pixels = hd.seg.segread(tmp_path / "seg.dcm").get_pixels_by_source_instance(
+        uids, assert_missing_frames_are_empty=True
+    )
+    np.testing.assert_array_equal(np.transpose(pixels[..., 0], (2, 1, 0)), mask)
+
+
+def assert_valid(program: str, path: Path) -> None:
+    result = subprocess.run([program, str(path)], capture_output=True, text=True, check=False)
+    said = (result.stdout + result.stderr).splitlines()
+    assert any("Segmentation" in line for line in said), said
+    assert [line for line in said if line.startswith("Error")] == []

@@ -1,0 +1,57 @@
+"""Virtual environments that tests make, and the source as a user would get it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+SHIPPED = ("semiseg", "trainer", "exporter", "server", "cli")
+BESIDE = ("pyproject.toml", "constraints.txt", "LICENSE", "README.md")
+
+
+@dataclass(frozen=True)
+class Environment:
+    """A virtual environment into which semiseg was installed as a user would: from its source, not editable."""
+
+    folder: Path
+
+    @property
+    def python(self) -> Path:
+        return self.folder / "bin" / "python"
+
+    @property
+    def semiseg(self) -> Path:
+        return self.folder / "bin" / "semiseg"
+
+    def variables(self, home: Path) -> dict[str, str]:
+        """What a process of this environment starts with: nothing of the calling environment."""
+        path = f"{self.folder / 'bin'}:/usr/local/bin:/usr/bin:/bin"
+        return {"PATH": path, "HOME": str(home), "TMPDIR": str(home), "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
+
+    def run(self, *command: str | Path, home: Path | None = None) -> subprocess.CompletedProcess[str]:
+        """Run ``command`` in ``home``, outside the repository."""
+        home = home or self.folder
+        return subprocess.run(
+            list(map(str, command)), cwd=home, env=self.variables(home), capture_output=True, text=True, timeout=120
+        )
+
+
+def copy_source(target: Path) -> Path:
+    """The source as a user gets it, away from this checkout's build leftovers (setuptools would reuse them)."""
+    target.mkdir(parents=True)
+    for name in SHIPPED:
+        shutil.copytree(REPOSITORY / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in BESIDE:
+        if (REPOSITORY / name).exists():
+            shutil.copy(REPOSITORY / name, target / name)
+    return target
+
+
+def pip(*arguments: str | Path, python: Path | str = sys.executable) -> subprocess.CompletedProcess[str]:
+    """Run pip of the environment of ``python``, by default of the one that runs the tests."""
+    command = [str(python), "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280)

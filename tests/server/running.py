@@ -1,0 +1,107 @@
+"""A real `semiseg serve` process for tests: started on a free port, in a temporary folder of its own."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+
+START_SECONDS = 60.0
+
+
+class RunningServer:
+    """The process, its address, everything it printed, and the folder that holds all it may write."""
+
+    def __init__(self, bundle: Path, folder: Path, *options: str, port: str = "0") -> None:
+        self.temporary = folder / "tmp"
+        self.home = folder / "home"
+        self.temporary.mkdir(parents=True)
+        self.home.mkdir()
+        environment = {k: v for k, v in os.environ.items() if not k.startswith(("BENTOML", "PROMETHEUS"))}
+        environment |= {"TMPDIR": str(self.temporary), "HOME": str(self.home), "PYTHONUNBUFFERED": "1"}
+        command = [sys.executable, "-m", "cli.app", "serve", str(bundle), "--port", port, "--threads", "1", *options]
+        self.started = time.monotonic()
+        self.process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+        )
+        self.http = httpx.Client(timeout=120, trust_env=False)
+        self.lines: list[str] = []
+        self.url = ""
+        self._listening = threading.Event()
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def output(self) -> str:
+        return "".join(self.lines)
+
+    def wait_until_listening(self) -> None:
+        assert self._listening.wait(START_SECONDS) and self.url, self.output
+
+    def wait_until_ready(self) -> None:
+        self.wait_until_listening()
+        while self.get("/readyz").status_code != 200:
+            assert self.process.poll() is None, self.output
+            assert time.monotonic() - self.started < START_SECONDS, self.output
+            time.sleep(0.05)
+
+    def get(self, path: str) -> httpx.Response:
+        return self.http.get(self.url + path)
+
+    def segment(
+        self,
+        *files: bytes | Path,
+        fields: dict[str, str] | None = None,
+        headers: dict[str, str] | None = None,
+        names: list[str] | None = None,
+    ) -> httpx.Response:
+        contents = [f.read_bytes() if isinstance(f, Path) else f for f in files]
+        named = names or [f"file{k}" for k in range(len(contents))]
+        parts = [("scan", (name, content)) for name, content in zip(named, contents, strict=True)]
+        return self.http.post(f"{self.url}/segment", files=parts, data=fields or {}, headers=headers)
+
+    def leftovers(self) -> list[str]:
+        """What the process has on disk besides the counters of /metrics."""
+        found = [p.relative_to(self.temporary) for p in self.temporary.rglob("*") if p.is_file()]
+        return [str(p) for p in found if "metrics" not in p.parts]
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send the signal and wait; the exit code."""
+        self.http.close()
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            self.process.wait(30)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        self._reader.join(10)
+        return self.process.returncode
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if "listening on " in line:
+                self.url = line.split("listening on ")[1].split(",")[0]
+                self._listening.set()
+        self._listening.set()
+
+
+@contextlib.contextmanager
+def running(bundle: Path, folder: Path, *options: str) -> Iterator[RunningServer]:
+    """A server that is ready; stopped at the end of the block."""
+    server = RunningServer(bundle, folder, *options)
+    try:
+        server.wait_until_ready()
+        yield server
+    finally:
+        server.stop()

@@ -1,0 +1,216 @@
+"""What is too large, too slow or too much is refused in time, with a sentence, and costs nothing afterwards."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import socket
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+
+import httpx
+import nibabel as nib
+import numpy as np
+import pytest
+
+from tests.bundles import expected, make_threshold_bundle, scan_array
+from tests.server.running import RunningServer, running
+
+LIMIT = 2**20
+HEAD = (
+    b'--b\r\nContent-Disposition: form-data; name="scan"; filename="s"\r\n'
+    b"Content-Type: application/octet-stream\r\n\r\n"
+)
+TAIL = b"\r\n--b--\r\n"
+FORM = "multipart/form-data; boundary=b"
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server that accepts 1 MB and waits a second for the next byte."""
+    folder = tmp_path_factory.mktemp("small")
+    bundle = make_threshold_bundle(folder / "bundle")
+    with running(bundle.folder, folder / "process", "--max-upload-mb", "1", "--idle-timeout", "1") as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server that takes one scan at a time, lets nobody wait, and is slow for each window."""
+    folder = tmp_path_factory.mktemp("slow")
+    bundle = make_threshold_bundle(folder / "bundle", window=(32, 32, 32), work=3)
+    with running(bundle.folder, folder / "process", "--parallel", "1", "--waiting", "0") as server:
+        yield server
+
+
+def nifti(shape: tuple[int, int, int] = (12, 10, 8), seed: int = 0) -> bytes:
+    return nib.Nifti1Image(scan_array(shape, seed), np.eye(4)).to_bytes()
+
+
+def many_windows() -> bytes:
+    return gzip.compress(nib.Nifti1Image(np.zeros((256, 256, 128), np.uint8), np.eye(4)).to_bytes(), 1)
+
+
+def raw(server: RunningServer, head: str, *pieces: bytes) -> socket.socket:
+    address = urlsplit(server.url)
+    connection = socket.create_connection((address.hostname, address.port), timeout=30)
+    connection.sendall(f"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: {FORM}\r\n{head}\r\n\r\n".encode())
+    for piece in pieces:
+        connection.sendall(piece)
+    return connection
+
+
+def answer_of(connection: socket.socket) -> tuple[int, dict[str, str]]:
+    received = b""
+    with connection:
+        while chunk := connection.recv(65536):
+            received += chunk
+            _, _, body = received.partition(b"\r\n\r\n")
+            if body.endswith(b"}"):
+                break
+    return int(received.split()[1]), json.loads(received.partition(b"\r\n\r\n")[2])
+
+
+def test_upload_just_below_the_limit_is_accepted(small):
+    values = np.zeros((LIMIT - 1000 - 352, 1, 1), np.uint8)
+    image = nib.Nifti1Image(values[:30000], np.eye(4)).to_bytes()
+    padded = image + bytes(LIMIT - len(HEAD) - len(TAIL) - len(image))
+    answer = small.http.post(f"{small.url}/segment", content=HEAD + padded + TAIL, headers={"content-type": FORM})
+    assert answer.status_code == 200, answer.text
+    over = small.http.post(f"{small.url}/segment", content=HEAD + padded + b"x" + TAIL, headers={"content-type": FORM})
+    assert over.status_code == 413
+
+
+def test_declared_length_beyond_the_limit_is_refused_before_it_is_sent(small):
+    connection = raw(small, f"Content-Length: {2**40}\r\nExpect: 100-continue")
+    status, document = answer_of(connection)
+    assert status == 413
+    assert "1 MB" in document["error"]
+
+
+def test_client_that_reads_only_after_sending_gets_the_sentence_too(small):
+    answer = small.segment(bytes(20 * LIMIT))
+    assert answer.status_code == 413
+    assert "1 MB" in answer.json()["error"]
+
+
+def test_chunked_upload_without_a_length_is_cut_off_at_the_limit(small):
+    sent = []
+
+    def pieces() -> Iterator[bytes]:
+        yield HEAD
+        for _ in range(30):
+            sent.append(LIMIT // 10)
+            yield bytes(LIMIT // 10)
+        yield TAIL
+
+    answer = small.http.post(f"{small.url}/segment", content=pieces(), headers={"content-type": FORM})
+    assert answer.request.headers["transfer-encoding"] == "chunked"
+    assert answer.status_code == 413
+    assert small.leftovers() == []
+
+
+def test_endless_chunked_upload_never_fills_the_disk(small):
+    connection = raw(small, "Transfer-Encoding: chunked")
+    chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
+    most = 0
+    with pytest.raises(OSError), connection:
+        connection.sendall(b"%x\r\n%s\r\n" % (len(HEAD), HEAD))
+        for _ in range(3000):
+            connection.sendall(chunk)
+            most = max(most, sum(p.stat().st_size for p in small.temporary.rglob("scan-*") if p.exists()))
+    assert most <= LIMIT + 2**17
+
+
+def test_length_that_promises_less_than_is_sent_ends_the_form_early(small):
+    status, document = answer_of(raw(small, "Content-Length: 200", HEAD, nifti(), TAIL))
+    assert status == 400
+    assert "ended before" in document["error"]
+
+
+def test_upload_that_stands_still_is_given_up(small):
+    started = time.monotonic()
+    status, document = answer_of(raw(small, "Content-Length: 5000", HEAD, nifti()[:100]))
+    assert status == 408
+    assert "1 second" in document["error"]
+    assert time.monotonic() - started < 10
+    assert small.leftovers() == []
+
+
+def test_client_that_goes_away_during_the_upload_leaves_nothing(small):
+    connection = raw(small, "Content-Length: 500000", HEAD, nifti())
+    time.sleep(0.2)
+    connection.close()
+    assert small.segment(nifti()).status_code == 200
+    _until(lambda: small.leftovers() == [])
+
+
+def test_parallel_requests_each_get_their_own_mask(small):
+    scans = [scan_array((20, 18, 12 + k % 3), seed=k) for k in range(12)]
+
+    def ask(values: np.ndarray) -> httpx.Response:
+        return small.segment(nib.Nifti1Image(values, np.eye(4)).to_bytes())
+
+    with ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(ask, scans))
+    for values, answer in zip(scans, answers, strict=True):
+        assert answer.status_code == 200, answer.text
+        mask = nib.Nifti1Image.from_bytes(gzip.decompress(answer.content))
+        assert np.array_equal(np.asanyarray(mask.dataobj), expected(values))
+    assert small.leftovers() == []
+
+
+def test_full_house_says_when_to_come_again_and_stays_alive(slow):
+    with _busy(slow):
+        refused = slow.segment(nifti())
+        started = time.monotonic()
+        assert slow.get("/livez").status_code == 200
+        assert time.monotonic() - started < 1
+    assert refused.status_code == 503
+    assert int(refused.headers["retry-after"]) > 0
+    assert "busy" in refused.json()["error"]
+
+
+def test_scan_of_a_client_that_went_away_is_given_up_between_two_windows(slow):
+    with _busy(slow):
+        pass  # the client closes its connection, long before its scan is done
+    answers: list[int] = []
+    _until(lambda: answers.append(slow.segment(nifti()).status_code) or answers[-1] == 200, seconds=15)
+    assert slow.leftovers() == []
+    windows = [line for line in slow.get("/metrics").text.splitlines() if line.startswith("semiseg_windows_total")]
+    assert float(windows[0].split()[1]) < 100  # hundreds, if it had gone on to the end
+
+
+def test_request_that_takes_longer_than_allowed_is_ended(tmp_path):
+    bundle = make_threshold_bundle(tmp_path / "bundle", window=(32, 32, 32), work=3)
+    with running(bundle.folder, tmp_path / "process", "--timeout", "1") as server:
+        answer = server.segment(many_windows())
+        assert answer.status_code == 504
+        assert "1.0 seconds" in answer.json()["error"]
+        _until(lambda: server.leftovers() == [])
+        assert server.segment(nifti()).status_code == 200
+
+
+class _busy:  # noqa: N801 - reads as a word in `with _busy(server)`
+    """While the block runs, a client waits for a scan that takes far longer."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self.server = server
+
+    def __enter__(self) -> None:
+        body = HEAD + many_windows() + TAIL
+        self.connection = raw(self.server, f"Content-Length: {len(body)}", body)
+        _until(lambda: self.server.leftovers() != [])
+        time.sleep(0.5)
+
+    def __exit__(self, *_: object) -> None:
+        self.connection.close()
+
+
+def _until(condition: object, seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.05)

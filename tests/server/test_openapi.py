@@ -1,0 +1,232 @@
+"""The description of the interface compared with what the server really does, answer by answer."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import nibabel as nib
+import numpy as np
+import pytest
+
+from semiseg.phantoms.write import write_dicom_series
+from semiseg.volumes.volume import Volume
+from tests.bundles import make_threshold_bundle, scan_array
+from tests.server.running import RunningServer, running
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("server")
+    bundle = make_threshold_bundle(folder / "bundle", work=4, window=(32, 32, 32), fails_at_full_intensity=True)
+    options = ("--max-upload-mb", "4", "--idle-timeout", "1", "--timeout", "4", "--parallel", "1", "--waiting", "0")
+    with running(bundle.folder, folder / "process", *options) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def document(server: RunningServer) -> dict[str, Any]:
+    document: dict[str, Any] = server.get("/docs.json").json()
+    return document
+
+
+@pytest.fixture(scope="module")
+def series(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    affine = np.diag([-1.0, -1.0, 2.0, 1.0])
+    return write_dicom_series(tmp_path_factory.mktemp("series"), Volume(scan_array((9, 8, 4)), affine))
+
+
+def nifti(values: np.ndarray | None = None) -> bytes:
+    return nib.Nifti1Image(scan_array((12, 10, 8)) if values is None else values, np.eye(4)).to_bytes()
+
+
+def standing_still(server: RunningServer) -> httpx.Response:
+    address = urlsplit(server.url)
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        connection.sendall(
+            b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+            b"Content-Length: 999\r\n\r\n--b"
+        )
+        received = connection.makefile("rb").read()
+    head, _, body = received.partition(b"\r\n\r\n")
+    kind = next(line.split(b": ")[1] for line in head.split(b"\r\n") if line.lower().startswith(b"content-type"))
+    return httpx.Response(int(head.split()[1]), headers={"content-type": kind.decode()}, content=body)
+
+
+def while_busy(server: RunningServer) -> httpx.Response:
+    form = b'--b\r\nContent-Disposition: form-data; name="scan"; filename="s"\r\n\r\n' + many() + b"\r\n--b--\r\n"
+    address = urlsplit(server.url)
+    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
+        connection.sendall(
+            b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (len(form), form)
+        )
+        time.sleep(0.7)
+        answer = server.segment(nifti())
+    wait_until_idle(server)
+    return answer
+
+
+def too_long(server: RunningServer) -> httpx.Response:
+    answer = server.segment(many())
+    wait_until_idle(server)
+    return answer
+
+
+def wait_until_idle(server: RunningServer) -> None:
+    deadline = time.monotonic() + 30
+    while server.segment(nifti()).status_code == 503:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def many() -> bytes:
+    return nifti(np.zeros((150, 150, 150), np.uint8))
+
+
+def full_intensity() -> bytes:
+    values = scan_array((12, 10, 8))
+    values[0, 0, 0] = 1000
+    return nifti(values)
+
+
+CAUSES: dict[str, Callable[[RunningServer], httpx.Response]] = {
+    "200": lambda s: s.segment(nifti()),
+    "400": lambda s: s.segment(nifti(), fields={"answer": "png"}),
+    "408": standing_still,
+    "413": lambda s: s.segment(bytes(5 * 2**20)),
+    "415": lambda s: s.segment(b"text"),
+    "422": lambda s: s.segment(nifti()[:-1]),
+    "500": lambda s: s.segment(full_intensity()),
+    "503": while_busy,
+    "504": too_long,
+}
+
+
+def test_every_answer_that_is_described_has_a_test_here(document):
+    assert set(document["paths"]["/segment"]["post"]["responses"]) == set(CAUSES)
+
+
+@pytest.mark.parametrize("status", CAUSES)
+def test_server_gives_the_answer_that_is_described(server, document, status):
+    answer = CAUSES[status](server)
+    assert answer.status_code == int(status), answer.text
+    described = document["paths"]["/segment"]["post"]["responses"][status]["content"]
+    kind = answer.headers["content-type"].split(";")[0]
+    assert kind in described
+    if kind == "application/json":
+        assert_valid(answer.json(), described[kind]["schema"], document)
+
+
+def test_every_form_of_answer_that_is_described_can_be_had(server, document, series):
+    operation = document["paths"]["/segment"]["post"]
+    form = operation["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    media = set()
+    for kind in form["answer"]["enum"]:
+        answer = server.segment(*series, fields={"answer": kind})
+        assert answer.status_code == 200, answer.text
+        media.add(answer.headers["content-type"].split(";")[0])
+        assert set(operation["responses"]["200"]["headers"]) <= {_title(name) for name in answer.headers}
+        undescribed = {_title(n) for n in answer.headers if n.startswith("x-")} - set(
+            operation["responses"]["200"]["headers"]
+        )
+        assert not undescribed
+    assert media == set(operation["responses"]["200"]["content"])
+
+
+def test_json_answer_fits_its_schema(server, document, series):
+    schema = document["paths"]["/segment"]["post"]["responses"]["200"]["content"]["application/json"]["schema"]
+    answer = server.segment(*series, fields={"answer": "json"}).json()
+    assert_valid(answer, schema, document)
+    with pytest.raises(AssertionError):
+        assert_valid({**answer, "segments": "none"}, schema, document)  # the check itself can fail
+
+
+@pytest.mark.parametrize(
+    ("accept", "expected"),
+    [
+        ("application/json", "application/json"),
+        ("text/html, application/dicom;q=0.9, */*", "application/dicom"),
+        ("application/gzip", "application/gzip"),
+        ("*/*", "application/dicom"),
+        ("text/html", "application/dicom"),
+    ],
+)
+def test_accept_header_decides_as_described(server, series, accept, expected):
+    assert server.segment(*series, headers={"accept": accept}).headers["content-type"] == expected
+
+
+def test_field_names_the_answer_before_the_accept_header(server):
+    answer = server.segment(nifti(), fields={"answer": "json"}, headers={"accept": "application/gzip"})
+    assert answer.headers["content-type"] == "application/json"
+
+
+def test_fields_that_are_described_are_those_that_are_taken(server, document):
+    form = document["paths"]["/segment"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert set(form["properties"]) == {"scan", "answer", "series"}
+    assert form["required"] == ["scan"]
+    assert form["additionalProperties"] is False
+    assert server.segment(nifti(), fields={"other": "1"}).status_code == 400
+    assert "4 MB" in form["properties"]["scan"]["description"]
+
+
+def test_other_paths_that_are_described_answer(server, document):
+    for path in set(document["paths"]) - {"/segment"}:
+        assert server.get(path).status_code == 200
+        assert "200" in document["paths"][path]["get"]["responses"]
+
+
+def test_page_loads_nothing_from_elsewhere(server):
+    page = server.get("/").text
+    assert "RESEARCH USE ONLY" in page
+    assert "http://" not in page and "https://" not in page and 'src="//' not in page
+    for part in ("./static_content/swagger-ui.css", "./static_content/swagger-ui-bundle.js"):
+        assert part in page
+        assert server.get(part[1:]).status_code == 200
+
+
+def _title(name: str) -> str:
+    return "-".join(word.capitalize() for word in name.split("-"))
+
+
+def assert_valid(value: Any, schema: dict[str, Any], document: dict[str, Any]) -> None:
+    """The part of JSON Schema that the document uses."""
+    if "$ref" in schema:
+        target: Any = document
+        for part in schema["$ref"].removeprefix("#/").split("/"):
+            target = target[part]
+        return assert_valid(value, target, document)
+    if "anyOf" in schema:
+        kinds = [option.get("type") for option in schema["anyOf"]]
+        assert _type_of(value) in kinds, (value, kinds)
+        return None
+    if "type" in schema:
+        assert _type_of(value) == schema["type"] or (schema["type"] == "number" and _type_of(value) == "integer"), (
+            value,
+            schema,
+        )
+    if isinstance(value, dict):
+        properties = schema.get("properties", {})
+        assert set(schema.get("required", [])) <= set(value)
+        for key, item in value.items():
+            extra = schema.get("additionalProperties", True)
+            assert key in properties or extra is not False, key
+            assert_valid(item, properties.get(key, extra if isinstance(extra, dict) else {}), document)
+    if isinstance(value, list):
+        each = schema.get("prefixItems") or [schema.get("items", {})] * len(value)
+        assert len(value) == len(each)
+        for item, part in zip(value, each, strict=True):
+            assert_valid(item, part, document)
+    if isinstance(value, str):
+        assert len(value) >= schema.get("minLength", 0)
+    return None
+
+
+def _type_of(value: Any) -> str:
+    names = {dict: "object", list: "array", str: "string", bool: "boolean", int: "integer", float: "number"}
+    return names.get(type(value), "null")
