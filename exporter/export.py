@@ -36,7 +36,10 @@ def export(run: Path, out: Path, *, data: Path | None = None, cache: Path | None
         ExportError: the graph cannot be made or fails the comparison.
     """
     manifest, network = trained_network(run)
-    scans = _scans_of(data, manifest) if data is not None else cached_scans(cache or run / "cache", WINDOWS)
+    if data is not None:
+        scans = _scans_of(data, manifest)
+    else:
+        scans = cached_scans(cache or run / "cache", WINDOWS, len(manifest.channels))
 
     def fill(folder: Path) -> Manifest:
         model = folder / MODEL

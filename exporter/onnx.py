@@ -63,9 +63,9 @@ def export_onnx(network: nn.Module, target: Path, *, inputs: int, window: tuple[
 
 
 def _unequal(x: int, y: int, z: int) -> tuple[int, int, int]:
-    x = max(2, x)
-    y = max(2, y) if y != x else x + 1
-    z = max(2, z)
+    x, y, z = max(2, x), max(2, y), max(2, z)
+    if y == x:
+        y += 1
     while z in (x, y):
         z += 1
     return x, y, z

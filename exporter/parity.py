@@ -25,7 +25,8 @@ def compare(manifest: Manifest, reference: Engine, candidate: Engine, windows: I
         windows together; a segment that neither draws does not count.
 
     Raises:
-        ExportError: the two disagree by more than :data:`LARGEST_DIFFERENCE` or less than :data:`LEAST_DICE`.
+        ExportError: the two disagree by more than :data:`LARGEST_DIFFERENCE` or less than :data:`LEAST_DICE`, or there
+            is no window to compare them on.
     """
     largest, count = 0.0, 0
     overlap = np.zeros(manifest.outputs)
@@ -35,11 +36,13 @@ def compare(manifest: Manifest, reference: Engine, candidate: Engine, windows: I
         found = candidate.logits(candidate.run(window[None]))
         if expected.shape != found.shape:
             raise ExportError(f"The exported graph returns shape {found.shape}, the network {expected.shape}.")
-        largest = max(largest, float(np.abs(expected - found).max()))
+        largest = float(np.maximum(largest, np.abs(expected - found).max()))  # NaN stays NaN, max() would lose it
         for k, (a, b) in enumerate(zip(_masks(expected, manifest), _masks(found, manifest), strict=True)):
             overlap[k] += 2.0 * np.count_nonzero(a & b)
             sizes[k] += np.count_nonzero(a) + np.count_nonzero(b)
         count += 1
+    if count == 0:
+        raise ExportError("There is no scan to compare the graph with the network on. No bundle was written.")
     drawn = sizes > 0
     dice = float((overlap[drawn] / sizes[drawn]).min()) if drawn.any() else 1.0
     if not largest <= LARGEST_DIFFERENCE or dice < LEAST_DICE:
@@ -59,20 +62,23 @@ def windows_of(image: NDArray[np.float32], window: tuple[int, int, int]) -> NDAr
     return np.ascontiguousarray(padded[:, x, y, z])
 
 
-def cached_scans(cache: Path, count: int) -> list[NDArray[np.float32]]:
-    """Up to ``count`` preprocessed scans that training left in its cache, evenly picked.
+def cached_scans(cache: Path, count: int, channels: int) -> list[NDArray[np.float32]]:
+    """Up to ``count`` preprocessed scans (``channels``, X, Y, Z) that training left in its cache, evenly picked.
+
+    Runs may share a cache, so scans with another number of channels may lie beside this run's own.
 
     Raises:
         ExportError: there is none.
     """
-    files = sorted(cache.glob("*-image.npy"))
-    if not files:
+    scans = [np.load(file, mmap_mode="r") for file in sorted(cache.glob("*-image.npy"))]
+    scans = [scan for scan in scans if scan.shape[0] == channels]
+    if not scans:
         raise ExportError(
             f"{cache} holds no preprocessed scans to compare the graph with the network on; name the cache that "
             "training used with --cache, or the dataset with --data."
         )
-    pick = np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)
-    return [np.asarray(np.load(files[i], mmap_mode="r")) for i in sorted(set(pick.tolist()))]
+    pick = np.linspace(0, len(scans) - 1, min(count, len(scans))).astype(int)
+    return [np.asarray(scans[i]) for i in sorted(set(pick.tolist()))]
 
 
 def _masks(logits: NDArray[np.float32], manifest: Manifest) -> list[NDArray[np.bool_]]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
-from typing import Any
+from typing import Any, Literal
 
 from semiseg.bundle.fingerprint import Fingerprint
 from semiseg.bundle.manifest import Channel, Manifest, Provenance
@@ -24,6 +24,7 @@ from trainer.recipe import Recipe
 from trainer.students import parameters_of, read_student
 
 Watch = Callable[[str, int, int], None]
+AXES: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
 LARGEST_AUTO = 96  # voxels per side of a patch that nobody chose
 
 
@@ -166,16 +167,14 @@ def _preprocessing(recipe: Recipe, fingerprint: Fingerprint, channels: int, thic
         spacing = (x, y, z)
     else:
         spacing = wanted.spacing
-    axis = wanted.slice_axis
-    if axis == "auto":
-        best = max(thickest.values())
-        axis = max(a for a in (0, 1, 2) if thickest[a] == best)  # type: ignore[assignment]
+    best = max(thickest.values())
+    axis = max(a for a in AXES if thickest[a] == best) if wanted.slice_axis == "auto" else wanted.slice_axis
     return Preprocessing(
         orientation=wanted.orientation,
         spacing=spacing,
         intensity=intensity,
         crop=wanted.crop,
-        slice_axis=axis,  # type: ignore[arg-type]
+        slice_axis=axis,
         padding=wanted.padding,
     )
 

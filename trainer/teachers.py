@@ -158,7 +158,7 @@ def _segformer(section: Teacher) -> SegformerForSemanticSegmentation:
         raise RecipeError(f"The teacher's weights {source} cannot be loaded: {first}") from None
 
 
-def lora_targets(network: nn.Module) -> list[str]:
+def lora_targets(network: SegformerForSemanticSegmentation) -> list[str]:
     """The linear layers of the encoder's attention and feed-forward blocks, by type and place.
 
     Their names differ between versions of transformers (query, q_proj, dense1, fc1, ...); that they are ``nn.Linear``

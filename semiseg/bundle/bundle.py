@@ -19,6 +19,7 @@ from semiseg.volumes.atomic_file import atomic_file
 
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
+RUN = "run.json"
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,12 @@ def open_bundle(folder: Path) -> Bundle:
     """
     if not folder.is_dir():
         raise BundleError(f"There is no bundle folder {folder}.")
+    a_run = BundleError(f"{folder} holds a training run, not a bundle; make one with `semiseg export`.")
+    if (folder / RUN).is_file() and not (folder / MANIFEST).exists():
+        raise a_run
     manifest = read_manifest(folder / MANIFEST)
     if manifest.kind != "bundle":
-        raise BundleError(f"{folder} holds a training run, not a bundle; make one with `semiseg export`.")
+        raise a_run
     if MODEL not in manifest.files:
         raise BundleError(f"The manifest of {folder} does not list {MODEL}.")
     for name, expected in manifest.files.items():
@@ -100,26 +104,49 @@ def write_bundle(folder: Path, fill: Callable[[Path], Manifest]) -> Bundle:
     Raises:
         BundleError: ``folder`` exists and is not a bundle.
     """
-    if folder.exists() and not (folder / MANIFEST).is_file() and any(folder.iterdir()):
+    if folder.exists() and not _replaceable(folder):
         raise BundleError(f"{folder} exists and is not a bundle; name another folder for the result.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    target = folder.resolve()  # a link stays a link, and "." has a name
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         scratch.chmod(0o755)
         manifest = fill(scratch)
         files = {p.name: sha256_of(p) for p in sorted(scratch.iterdir())}
         complete = manifest.model_copy(update={"kind": "bundle", "files": files})
         write_manifest(scratch / MANIFEST, Manifest.model_validate(complete.model_dump()))
-        old: Path | None = None
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            folder.replace(old)
-        scratch.replace(folder)
-        if old is not None:
-            shutil.rmtree(old)
+        _swap(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return open_bundle(folder)
+
+
+def _replaceable(folder: Path) -> bool:
+    """Whether nothing is lost when a bundle takes this place: an empty folder, or a bundle, even a damaged one."""
+    if not folder.is_dir():
+        return False
+    if not any(folder.iterdir()):
+        return True
+    try:
+        document = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return False  # a manifest.json may be anybody's: only one that says "bundle" is ours
+    return isinstance(document, dict) and document.get("kind") == "bundle"
+
+
+def _swap(new: Path, target: Path) -> None:
+    """Rename ``new`` to ``target``; what was there goes away when that has happened, and comes back when it fails."""
+    if not target.exists():
+        new.replace(target)
+        return
+    old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
+    target.replace(old)
+    try:
+        new.replace(target)
+    except BaseException:
+        old.replace(target)
+        raise
+    shutil.rmtree(old)
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -146,8 +173,7 @@ def sentence_of(error: ValidationError) -> str:
 
 def _inside(folder: Path, name: str) -> Path:
     """``folder / name`` for a plain file name; anything that could lead elsewhere is refused."""
-    pure = PurePosixPath(name)
-    if len(pure.parts) != 1 or name in (".", "..") or "\\" in name:
+    if PurePosixPath(name).name != name or name in ("", "..") or "\\" in name:
         raise BundleError(f"The manifest of {folder} names {name!r}, which is not a file inside the bundle.")
     path = folder / name
     if path.is_symlink():

@@ -12,11 +12,11 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from semiseg.bundle.resample import resample_image, resample_labels, resample_mask, resampled_affine, resampled_shape
 from semiseg.errors import InputError, VolumeError
-from semiseg.volumes.volume import Volume, axcodes_of, reorient, same_grid, spacing_of
+from semiseg.volumes.volume import Volume, reorient, same_grid, spacing_of
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 SPREAD_FLOOR = 1e-6  # a standard deviation or range below this share of the values is a constant image
@@ -43,7 +43,7 @@ class Intensity(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    clip: tuple[float, float] | None = None
+    clip: tuple[FiniteFloat, FiniteFloat] | None = None
     percentiles: tuple[Annotated[float, Field(ge=0, le=100)], Annotated[float, Field(ge=0, le=100)]] | None = None
     scale: Literal["zscore", "minmax", "window"] = "zscore"
     over: Literal["all", "nonzero"] = "all"
@@ -82,7 +82,7 @@ class Intensity(BaseModel):
             centre, spread = float(counted.mean(dtype=np.float64)), float(counted.std(dtype=np.float64))
         else:
             centre, spread = float(counted.min()), float(np.ptp(counted))
-        if spread <= SPREAD_FLOOR * max(1.0, abs(centre)):
+        if spread <= SPREAD_FLOOR * max(abs(float(counted.min())), abs(float(counted.max()))):
             return np.zeros_like(values)
         return np.asarray((values - centre) / spread, dtype=np.float32)
 
@@ -215,8 +215,7 @@ class Preprocessing(BaseModel):
         x, y, z = _slices(placement.box)
         oriented[..., x, y, z] = cropped
         _, oriented_affine = reorient(np.broadcast_to(np.uint8(0), placement.shape), placement.affine, self.orientation)
-        back, _ = reorient(oriented, oriented_affine, axcodes_of(placement.affine))
-        return np.ascontiguousarray(back)
+        return np.ascontiguousarray(_turned_back(oriented, oriented_affine, placement.affine))
 
 
 def _triple(shape: tuple[int, ...]) -> tuple[int, int, int]:
@@ -243,6 +242,19 @@ def _nonzero_box(arrays: list[NDArray[Any]]) -> Box:
         filled = np.flatnonzero(body.any(axis=tuple(a for a in range(3) if a != axis)))
         bounds.append((int(filled[0]), int(filled[-1]) + 1))
     return (bounds[0], bounds[1], bounds[2])
+
+
+def _turned_back(array: NDArray[Any], turned: NDArray[np.float64], affine: NDArray[np.float64]) -> NDArray[Any]:
+    """Undo :func:`reorient`: (..., X, Y, Z) on the grid ``turned`` back to the order of ``affine``'s axes.
+
+    Read off the two affines and not asked of :func:`reorient`: near 45 degrees the nearest direction of an axis depends
+    on the order in which the axes are looked at, so turning to the first grid's axis codes may end on another grid.
+    """
+    steps = np.rint(np.linalg.solve(affine[:3, :3], turned[:3, :3])).astype(int)  # a signed permutation
+    leading = array.ndim - 3
+    flipped = tuple(leading + axis for axis in range(3) if steps[:, axis].sum() < 0)
+    order = [leading + int(np.flatnonzero(row)[0]) for row in steps]
+    return np.transpose(np.flip(array, axis=flipped), (*range(leading), *order))
 
 
 def _shifted(affine: NDArray[np.float64], start: list[int]) -> NDArray[np.float64]:

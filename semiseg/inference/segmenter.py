@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from semiseg.bundle.manifest import Manifest
 from semiseg.bundle.preprocessing import Prepared
 from semiseg.engines.engine import Activation, Engine, activated
-from semiseg.errors import Cancelled, InputError
+from semiseg.errors import Cancelled, EngineError, InputError
 from semiseg.inference.windows import coverage_along, padding_for, starts_along, window_weights
 from semiseg.volumes.segmentation import Segmentation
 from semiseg.volumes.volume import Volume, voxel_ml
@@ -151,6 +151,11 @@ class Segmenter:
             stop = starts[0][index + 1] if index + 1 < len(starts[0]) else full[0]
             clock = time.perf_counter()
             sums = self.engine.finish(slab, stop - start)
+            if not np.isfinite(sums).all():  # the largest of NaNs would be an innocent-looking background
+                raise EngineError(
+                    f"The network of {self.manifest.name} returned values that are not finite on this scan, so there "
+                    "is no mask; try another device or precision, or train it anew."
+                )
             if exclusive:
                 out[start:stop] = values[sums.argmax(axis=0)]  # dividing by the coverage does not move the largest
             else:

@@ -25,7 +25,8 @@ def starts_along(size: int, window: int, overlap: float) -> list[int]:
     """
     if size < window:
         raise ValueError(f"{size} voxels cannot hold a window of {window}")
-    step = max(1, math.floor(window * (1.0 - overlap)))
+    # The tolerance keeps 10 * (1 - 0.8) = 1.9999999999999996 a step of 2.
+    step = max(1, math.floor(window * (1.0 - overlap) + 1e-6))
     count = math.ceil((size - window) / step) + 1
     return [min(k * step, size - window) for k in range(count)]
 

@@ -69,9 +69,11 @@ class RunningServer:
         return self.http.post(f"{self.url}/segment", files=parts, data=fields or {}, headers=headers)
 
     def leftovers(self) -> list[str]:
-        """What the process has on disk besides the counters of /metrics."""
-        found = [p.relative_to(self.temporary) for p in self.temporary.rglob("*") if p.is_file()]
-        return [str(p) for p in found if "metrics" not in p.parts]
+        """Files and folders that the process has on disk, besides the counters of /metrics and BentoML's own folder."""
+        own = ("metrics", "bentoml")
+        inside = [p for folder in self.temporary.glob("semiseg-serve-*") for p in folder.iterdir()]
+        beside = [p for p in self.temporary.iterdir() if not p.name.startswith("semiseg-serve-")]
+        return [str(p) for p in (*inside, *beside) if not p.name.startswith(own)]
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send the signal and wait; the exit code."""

@@ -18,7 +18,7 @@ import pytest
 from tests.bundles import expected, make_threshold_bundle, scan_array
 from tests.server.running import RunningServer, running
 
-LIMIT = 2**20
+LIMIT = 3 * 2**20
 HEAD = (
     b'--b\r\nContent-Disposition: form-data; name="scan"; filename="s"\r\n'
     b"Content-Type: application/octet-stream\r\n\r\n"
@@ -29,10 +29,10 @@ FORM = "multipart/form-data; boundary=b"
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    """A server that accepts 1 MB and waits a second for the next byte."""
+    """A server that accepts 3 MB and waits a second for the next byte."""
     folder = tmp_path_factory.mktemp("small")
     bundle = make_threshold_bundle(folder / "bundle")
-    with running(bundle.folder, folder / "process", "--max-upload-mb", "1", "--idle-timeout", "1") as server:
+    with running(bundle.folder, folder / "process", "--max-upload-mb", "3", "--idle-timeout", "1") as server:
         yield server
 
 
@@ -74,8 +74,7 @@ def answer_of(connection: socket.socket) -> tuple[int, dict[str, str]]:
 
 
 def test_upload_just_below_the_limit_is_accepted(small):
-    values = np.zeros((LIMIT - 1000 - 352, 1, 1), np.uint8)
-    image = nib.Nifti1Image(values[:30000], np.eye(4)).to_bytes()
+    image = nifti()
     padded = image + bytes(LIMIT - len(HEAD) - len(TAIL) - len(image))
     answer = small.http.post(f"{small.url}/segment", content=HEAD + padded + TAIL, headers={"content-type": FORM})
     assert answer.status_code == 200, answer.text
@@ -87,22 +86,19 @@ def test_declared_length_beyond_the_limit_is_refused_before_it_is_sent(small):
     connection = raw(small, f"Content-Length: {2**40}\r\nExpect: 100-continue")
     status, document = answer_of(connection)
     assert status == 413
-    assert "1 MB" in document["error"]
+    assert "3 MB" in document["error"]
 
 
 def test_client_that_reads_only_after_sending_gets_the_sentence_too(small):
     answer = small.segment(bytes(20 * LIMIT))
     assert answer.status_code == 413
-    assert "1 MB" in answer.json()["error"]
+    assert "3 MB" in answer.json()["error"]
 
 
 def test_chunked_upload_without_a_length_is_cut_off_at_the_limit(small):
-    sent = []
-
     def pieces() -> Iterator[bytes]:
         yield HEAD
-        for _ in range(30):
-            sent.append(LIMIT // 10)
+        for _ in range(15):
             yield bytes(LIMIT // 10)
         yield TAIL
 
@@ -121,7 +117,7 @@ def test_endless_chunked_upload_never_fills_the_disk(small):
         for _ in range(3000):
             connection.sendall(chunk)
             most = max(most, sum(p.stat().st_size for p in small.temporary.rglob("scan-*") if p.exists()))
-    assert most <= LIMIT + 2**17
+    assert LIMIT // 2 < most <= LIMIT  # it was written to disk, and no further than that
 
 
 def test_length_that_promises_less_than_is_sent_ends_the_form_early(small):

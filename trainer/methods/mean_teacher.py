@@ -107,8 +107,8 @@ def average_into(teacher: nn.Module, student: nn.Module, decay: float, *, buffer
     for mine, theirs in pairs:
         mine.mul_(decay).add_(theirs.detach(), alpha=1.0 - decay)
     if buffers:
-        for mine, theirs in zip(teacher.buffers(), student.buffers(), strict=True):
-            if mine.is_floating_point():
-                mine.mul_(decay).add_(theirs, alpha=1.0 - decay)
+        for kept, current in zip(teacher.buffers(), student.buffers(), strict=True):
+            if kept.is_floating_point():
+                kept.mul_(decay).add_(current, alpha=1.0 - decay)
             else:
-                mine.copy_(theirs)
+                kept.copy_(current)

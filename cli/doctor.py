@@ -1,0 +1,137 @@
+"""`semiseg doctor`: what this machine can run, whether a bundle is sound, and which engine would serve it."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import platform
+import shutil
+import sys
+import tempfile
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from semiseg.errors import SemisegError
+
+app = typer.Typer()
+
+PACKAGES = {
+    "train": ("torch", "monai", "transformers", "peft", "accelerate"),
+    "export": ("onnx", "onnxscript"),
+    "serve": ("bentoml", "httpx"),
+    "trt": ("tensorrt",),
+}
+LEAST_FREE_GB = 5.0
+
+
+@app.command()
+def doctor(
+    bundle: Annotated[Path | None, typer.Argument(help="A bundle to check and try out.")] = None,
+) -> None:
+    """Say what this machine can run and, with a bundle, whether it is sound and how fast it is here."""
+    console = Console(highlight=False, soft_wrap=True)
+    troubles = [*_machine(console), *_packages(console)]
+    if bundle is not None:
+        troubles += _bundle(console, bundle)
+    for trouble in troubles:
+        console.print(f"[bold red]trouble[/]  {trouble}")
+    if troubles:
+        raise typer.Exit(1)
+    console.print("[bold green]no trouble found[/]")
+
+
+def _machine(console: Console) -> list[str]:
+    """Processor, memory, disk, GPU."""
+    cores = len(os.sched_getaffinity(0))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    console.print(f"machine  Python {platform.python_version()}, {cores} cores, {memory:.0f} GB memory")
+    flags = _processor_flags()
+    fast = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if name in flags]
+    console.print(f"         instructions: {', '.join(fast) or 'none of AVX2, AVX-512, AMX'}")
+    scratch = Path(tempfile.gettempdir())
+    free = shutil.disk_usage(scratch).free / 1e9
+    console.print(f"         {free:.0f} GB free in {scratch}, where uploads wait")
+    nvidia = Path("/proc/driver/nvidia/version")
+    console.print(f"         GPU driver: {nvidia.read_text().splitlines()[0] if nvidia.is_file() else 'none'}")
+    troubles = []
+    if not (3, 11) <= sys.version_info[:2] <= (3, 12):
+        troubles.append(f"Python {platform.python_version()} is not supported; use 3.11 or 3.12.")
+    if free < LEAST_FREE_GB:
+        troubles.append(f"Only {free:.1f} GB are free in {scratch}; a study and its mask need room there.")
+    return troubles
+
+
+def _processor_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return set()
+    return set(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())
+
+
+def _packages(console: Console) -> list[str]:
+    """Which extras are complete, and that there is one ONNX Runtime."""
+    from semiseg.engines.onnx import installed_runtimes
+
+    for extra, packages in PACKAGES.items():
+        missing = [p for p in packages if importlib.util.find_spec(p) is None]
+        state = (
+            f"missing {', '.join(missing)}" if missing else ", ".join(f"{p} {metadata.version(p)}" for p in packages)
+        )
+        console.print(f"{extra:8} {state}")
+    runtimes = installed_runtimes()
+    console.print(f"engine   {', '.join(f'{r} {metadata.version(r)}' for r in runtimes) or 'no ONNX Runtime'}")
+    if len(runtimes) > 1:
+        return [
+            "onnxruntime and onnxruntime-gpu are both installed and overwrite each other's files; uninstall both, "
+            "then install the `serve` extra or the `gpu` extra."
+        ]
+    return []
+
+
+def _bundle(console: Console, folder: Path) -> list[str]:
+    """Load the bundle, run one window, and say which engine did it."""
+    from semiseg.bundle.bundle import open_bundle
+    from semiseg.engines.onnx import OnnxEngine
+    from semiseg.inference.segmenter import Segmenter
+
+    try:
+        bundle = open_bundle(folder)
+        engine = OnnxEngine(bundle.model)
+        segmenter = Segmenter(bundle.manifest, engine)
+        segmenter.warm_up()
+        started = time.perf_counter()
+        segmenter.warm_up()
+        seconds = time.perf_counter() - started
+    except SemisegError as error:
+        return [str(error)]
+    manifest = bundle.manifest
+    origin = manifest.provenance
+    window = "x".join(map(str, manifest.window))
+    console.print(f"bundle   {manifest.name}, sha256 {bundle.sha256[:12]}, every file as the manifest says")
+    console.print(
+        f"         {origin.method}, {origin.labelled} labelled and {origin.unlabelled} unlabelled scans of "
+        f"{origin.dataset}, {origin.parameters:,} parameters"
+    )
+    console.print(f"         segments: {', '.join(s.name for s in manifest.segments)}")
+    if manifest.parity is not None:
+        console.print(
+            f"         proved on {manifest.parity.windows} windows, largest difference "
+            f"{manifest.parity.largest_difference:.2g}, Dice {manifest.parity.dice:.5f}"
+        )
+    if manifest.validation is None:
+        console.print("         not validated: its split had no validation list")
+    console.print(
+        f"         runs on {engine.name} ({engine.device}): a window of {window} takes {seconds * 1000:.0f} ms"
+    )
+    if manifest.plan is not None:
+        console.print(
+            f"         holds a TensorRT {manifest.plan.tensorrt} plan for {manifest.plan.gpu}; "
+            "this release serves the ONNX graph"
+        )
+    return []
