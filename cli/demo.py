@@ -104,7 +104,7 @@ def _address_when_ready(console: Console, process: subprocess.Popen[str]) -> str
     url = ""
     for line in process.stdout or ():
         console.print(f"  {line.rstrip()}")
-        if "http://" in line:
+        if "listening on http://" in line:
             url = "http://" + line.split("http://", 1)[1].split()[0].rstrip(",")
         if "ready" in line and url:
             return url

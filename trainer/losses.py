@@ -19,7 +19,7 @@ def kl_mean(logits: Tensor, target: Tensor) -> Tensor:
 
     ``target`` (N, C, ...) holds probabilities. For one-hot targets this is the cross-entropy divided by C.
     """
-    return functional.kl_div(functional.log_softmax(logits.float(), dim=1), target, reduction="mean")
+    return functional.kl_div(functional.log_softmax(logits.float(), dim=1), target, reduction="none").mean()
 
 
 def dice_pooled(probabilities: Tensor, target: Tensor) -> Tensor:

@@ -118,7 +118,7 @@ def write_bundle(folder: Path, fill: Callable[[Path], Manifest]) -> Bundle:
         _swap(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return open_bundle(folder)
+    return open_bundle(target)
 
 
 def _replaceable(folder: Path) -> bool:
