@@ -11,7 +11,7 @@ from exporter.onnx import export_onnx
 from exporter.parity import cached_scans, compare, windows_of
 from semiseg.bundle.bundle import MODEL, Bundle, write_bundle
 from semiseg.bundle.manifest import Manifest, Parity
-from semiseg.dataset import load_dataset, read_channels
+from semiseg.dataset import find_split, load_dataset, read_channels, read_split
 from semiseg.engines.onnx import OnnxEngine
 from trainer.engine import TorchEngine, trained_network
 
@@ -27,7 +27,7 @@ def export(run: Path, out: Path, *, data: Path | None = None, cache: Path | None
     Args:
         run: the run folder.
         out: the bundle folder; written beside it under a temporary name and renamed when all is proven.
-        data: take the windows for the parity check from the first scans of this dataset ...
+        data: take the windows for the parity check from the first scans of this dataset that are not for testing ...
         cache: ... or from this preprocessing cache; by default the run's own.
 
     Raises:
@@ -63,9 +63,12 @@ def prove(manifest: Manifest, network: TorchEngine, model: Path, scans: list[NDA
 
 
 def _scans_of(data: Path, manifest: Manifest) -> list[NDArray[np.float32]]:
+    """The first scans of a dataset after preprocessing; test scans stay closed."""
     dataset = load_dataset(data)
+    split = find_split(dataset, None)
+    closed = () if split is None else read_split(dataset, split).test
     out = []
-    for case_id in list(dataset.cases)[:WINDOWS]:
+    for case_id in [i for i in dataset.cases if i not in closed][:WINDOWS]:
         channels = read_channels(dataset.case(case_id), dataset.channels)
         out.append(manifest.preprocessing.apply(channels).array)
     return out

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from monai.networks.layers.spatial_transforms import AffineTransform
-from monai.transforms.utils import create_rotate, create_scale, create_translate
+from monai.transforms.utils import create_rotate
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,30 +26,56 @@ class Cut:
     plain: bool  # only a shift by whole voxels: the patch is a slice of the array
 
 
-def draw_cut(
-    centre: NDArray[np.float64],
-    patch: tuple[int, int, int],
-    augmentation: Augmentation | None,
-    slice_axis: int,
-    random: np.random.Generator,
-) -> Cut:
-    """A cut of ``patch`` voxels around ``centre`` (voxel indices), turned and scaled as the recipe allows."""
-    middle = (np.asarray(patch, dtype=np.float64) - 1.0) / 2.0
-    if augmentation is None or random.random() >= augmentation.affine:
-        start = np.round(centre - middle)
-        return Cut(np.asarray(create_translate(3, start), dtype=np.float64), plain=True)
-    zoom = random.uniform(*augmentation.scale)
+def draw_turn(
+    augmentation: Augmentation, slice_axis: int, random: np.random.Generator
+) -> tuple[NDArray[np.float64], float] | None:
+    """How a patch is turned and scaled: a rotation (3, 3) and a zoom, or None for a patch that stays as it is."""
+    if random.random() >= augmentation.affine:
+        return None
+    zoom = float(random.uniform(*augmentation.scale))
     angles = [
         math.radians(random.uniform(-limit, limit))
         for limit in (
             augmentation.rotate if axis == slice_axis else augmentation.rotate_out_of_plane for axis in range(3)
         )
     ]
-    turn = np.asarray(create_rotate(3, angles), dtype=np.float64)
-    scale = np.asarray(create_scale(3, [1.0 / zoom] * 3), dtype=np.float64)
-    to = np.asarray(create_translate(3, centre), dtype=np.float64)
-    back = np.asarray(create_translate(3, -middle), dtype=np.float64)
-    return Cut(to @ turn @ scale @ back, plain=False)
+    return np.asarray(create_rotate(3, angles), dtype=np.float64)[:3, :3], zoom
+
+
+def place_cut(
+    shape: tuple[int, int, int],
+    patch: tuple[int, int, int],
+    turn: tuple[NDArray[np.float64], float] | None,
+    voxel: tuple[int, int, int] | None,
+    random: np.random.Generator,
+) -> Cut:
+    """Where in a scan of ``shape`` a patch turned by ``turn`` is cut; it holds ``voxel`` when there is one.
+
+    Apart from what a rotation needs, a patch does not leave a scan that is larger than it. Along an axis on which the
+    scan is no larger, the scan stays in the middle of the patch, as the sliding window will have it.
+    """
+    size, sides = np.asarray(shape), np.asarray(patch)
+    half = (sides - 1) / 2.0
+    rotation, zoom = turn or (np.eye(3), 1.0)
+    step = rotation / zoom  # of the scan, for one voxel of the patch
+    reach = half / zoom
+    low, high = reach, size - 1 - reach
+    if voxel is None:
+        share = random.random(3)
+        centre = low + share * (high - low) if turn else half + np.floor(share * (size - sides + 1))
+    else:
+        centre = voxel - step @ (random.integers(0, sides) - half)  # anywhere in the patch
+        centre = np.clip(centre, low, np.maximum(low, high))
+    centre = np.where(low > high, (size - 1) / 2.0, centre)
+    centre = np.where(size <= sides, half - (sides - size) // 2, centre)
+    if voxel is not None:
+        # What was clipped or kept in the middle may have lost the voxel: back by just as much as it is outside.
+        where = np.linalg.solve(step, voxel - centre)
+        centre = centre + step @ (where - np.clip(where, -half, half))
+    matrix = np.eye(4)
+    matrix[:3, :3] = step
+    matrix[:3, 3] = np.round(centre - half) if turn is None else centre - step @ half
+    return Cut(matrix, plain=turn is None)
 
 
 def cut_out(
@@ -62,11 +88,14 @@ def cut_out(
     matrix[:3, 3] -= [a for a, _ in box]
     if cut.plain:
         return _shifted(local, matrix[:3, 3].astype(int), patch, padding)
+    if padding == "zero":  # a frame of zeros, since torch has no zeros beyond an axis of one voxel
+        local = np.pad(local, [(0, 0), (1, 1), (1, 1), (1, 1)])
+        matrix[:3, 3] += 1
     transform = AffineTransform(
         spatial_size=patch,
         normalized=False,
         mode="nearest" if nearest else "bilinear",
-        padding_mode="border" if padding == "edge" else "zeros",
+        padding_mode="border",
         align_corners=True,
     )
     return transform(torch.from_numpy(local)[None], torch.from_numpy(matrix).float())[0]

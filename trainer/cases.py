@@ -89,7 +89,7 @@ def _prepared(dataset: Dataset, case: Case, labelled: bool, preprocessing: Prepr
         if label_file is not None:
             reference = read_reference(case, next(iter(channels.values())))
             labels = preprocessing.apply_labels(reference.array, prepared)
-            _save(label_file, _as_classes(labels, [s.label for s in dataset.segments]))
+            _save(label_file, as_classes(labels, [s.label for s in dataset.segments]))
     classes = None if label_file is None else np.load(label_file, mmap_mode="r")
     return PreparedCase(
         case_id=case.id,
@@ -110,7 +110,7 @@ def places_of(classes: NDArray[np.uint8], segments: int) -> tuple[NDArray[np.int
     return tuple(out)
 
 
-def _as_classes(labels: NDArray[Any], values: list[int]) -> NDArray[np.uint8]:
+def as_classes(labels: NDArray[Any], values: list[int]) -> NDArray[np.uint8]:
     """Label values of the dataset -> 0 for background, 1.. for the segments in order; other values are background."""
     out = np.zeros(labels.shape, dtype=np.uint8)
     for index, value in enumerate(values, start=1):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,16 +66,30 @@ class RunFolder:
             RunError: the folder holds another run, or a run and ``resume`` is not set, or something else.
         """
         file = self.path / RECIPE
-        text = yaml.safe_dump(identity, sort_keys=False)
-        if not file.exists():
-            if self.path.exists() and any(self.path.iterdir()) and not resume:
-                raise RunError(f"{self.path} exists and holds no run; name a new folder with --out.")
+        begun = self.log.exists() or self.checkpoint.exists()
+        try:
             self.path.mkdir(parents=True, exist_ok=True)
-            replace_file(file, text.encode())
-            return
-        if not resume:
+        except OSError as error:
+            raise RunError(f"The run folder {self.path} cannot be made: {error.strerror}.") from None
+        leftovers = [p for p in self.path.iterdir() if p.name.startswith(".") and p.name.endswith(".part")]
+        if not file.exists() and set(self.path.iterdir()) - {*leftovers}:
+            raise RunError(f"{self.path} exists and holds no run; name a new folder with --out.")
+        if begun and not resume:
             raise RunError(f"{self.path} already holds a run; continue it with --resume, or name another folder.")
-        before = yaml.safe_load(file.read_text(encoding="utf-8"))
+        if begun:
+            self._check_same(identity)
+        for part in leftovers:  # what a kill left of a file that was being written
+            part.unlink(missing_ok=True)
+        if not begun:  # nothing is lost: what was refused before its first step may start with another recipe
+            replace_file(file, yaml.safe_dump(identity, sort_keys=False).encode())
+
+    def _check_same(self, identity: dict[str, Any]) -> None:
+        try:
+            before = yaml.safe_load((self.path / RECIPE).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError):
+            before = None
+        if not isinstance(before, dict):
+            raise RunError(f"{self.path / RECIPE} cannot be read, so the run cannot be resumed; start it anew.")
         for key in identity:
             if before.get(key) != identity[key]:
                 raise RunError(
@@ -108,7 +123,7 @@ def load_state(path: Path, device: torch.device) -> State:
     """
     try:
         return State(**torch.load(path, map_location=device, weights_only=True))
-    except (OSError, RuntimeError, TypeError, ValueError, EOFError, KeyError) as error:
+    except (OSError, RuntimeError, TypeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise RunError(f"The checkpoint {path} cannot be read ({type(error).__name__}); start the run anew.") from None
 
 

@@ -49,7 +49,7 @@ def check_licence(source: str, folder: Path | None, stated: str | None) -> str:
 def _declared(source: str, folder: Path | None) -> str | None:
     if folder is not None:
         return _from_card(folder / "README.md")
-    return next((licence for prefix, licence in KNOWN.items() if source.startswith(prefix)), None)
+    return next((licence for prefix, licence in KNOWN.items() if source.lower().startswith(prefix)), None)
 
 
 def _from_card(card: Path) -> str | None:

@@ -52,7 +52,7 @@ def draw_curve(run: RunFolder, target: Path) -> None:
         points = [(row["step"], row[name]) for row in training if name in row]
         losses.plot(*zip(*points, strict=True), label=name, linewidth=1)
     losses.set_ylabel("loss")
-    losses.set_ylim(bottom=0)
+    losses.set_yscale("log")
     if validation:
         dice = losses.twinx()
         dice.plot([r["step"] for r in validation], [r["validation_dice"] for r in validation], "k.-", label="Dice")

@@ -17,20 +17,21 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor, nn
 
 from semiseg.bundle.bundle import write_manifest
 from semiseg.bundle.manifest import Manifest
-from trainer.cases import PreparedCase, places_of, prepare_cases
+from trainer.cases import PreparedCase, as_classes, places_of, prepare_cases
 from trainer.checkpoints import RunFolder, State, load_state, load_weights, save_state, save_weights
 from trainer.engine import TorchEngine, student_of
-from trainer.errors import TrainingError
+from trainer.errors import RecipeError, TrainingError
 from trainer.log import RunLog, draw_curve
 from trainer.methods.method import Networks, Turn
-from trainer.patches import Batch, Draws, Mixture, PatchSource, batches
+from trainer.patches import Batch, Draws, Mixture, PatchSource, Request, batches
 from trainer.plan import Plan, Watch, make_manifest
 from trainer.preview import draw_preview
-from trainer.recipe import Optimiser
+from trainer.recipe import Optimiser, Recipe
 from trainer.validation import mean_dice, segmenter_for, validate
 
 Report = Callable[[int, int, dict[str, Any]], None]
@@ -86,8 +87,7 @@ class _Training:
         self.cases = self._prepare(cache, watch)
         self.manifest = make_manifest(plan, plan.method)
         write_manifest(folder.manifest, self.manifest)
-        precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[recipe.precision]
-        self.accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")
+        self.accelerator = _accelerator(recipe, device)
         torch.manual_seed(recipe.seed)
         self.networks: Networks = {k: self.accelerator.prepare_model(v) for k, v in plan.method.build().items()}
         self.optimisers = {
@@ -131,22 +131,25 @@ class _Training:
         """Every remaining step's batch and turn; before a refresh all batches asked for earlier have been used."""
         method, recipe = self.plan.method, self.plan.recipe
         source = PatchSource(recipe, self.cases, self.plan.preprocessing.slice_axis, self.plan.preprocessing.padding)
-        before = _drawn(method.turn(step).mixture for step in range(self.step))
         step = self.step
+        before = _drawn(method.turn(s).mixture for s in range(step))
         while step < method.steps:
             if method.refreshes_foreground(step):
                 self._refresh_foreground()
             stop = next((s for s in range(step + 1, method.steps) if method.refreshes_foreground(s)), method.steps)
             turns = [method.turn(s) for s in range(step, stop)]
-            requests = []
-            for s, turn in enumerate(turns, start=step):
-                requests.append(self.draws.requests(s, turn.mixture, before))
-                before = _drawn([before, turn.mixture])
+            requests = self._requests(step, turns, before)
+            before = _drawn([before, *(turn.mixture for turn in turns)])
             pinned = self.accelerator.device.type == "cuda"
             made = batches(source, requests, step, recipe.workers, pinned)
             for batch, turn in zip(made, turns, strict=True):
                 yield batch.to(self.accelerator.device), turn
             step = stop
+
+    def _requests(self, step: int, turns: list[Turn], before: Mixture) -> Iterator[list[Request]]:
+        for s, turn in enumerate(turns, start=step):
+            yield self.draws.requests(s, turn.mixture, before)
+            before = _drawn([before, turn.mixture])
 
     def _refresh_foreground(self) -> None:
         """Predict every unlabelled scan that does not fit into a patch; where it finds foreground, patches are cut."""
@@ -157,7 +160,7 @@ class _Training:
             if all(n <= p for n, p in zip(case.shape, patch, strict=True)):
                 continue
             labels = segmenter.segment_prepared(np.asarray(case.image))
-            classes = np.searchsorted([0, *(s.label for s in self.plan.segments)], labels).astype(np.uint8)
+            classes = as_classes(labels, [s.label for s in self.plan.segments])
             self.draws.foreground[case_id] = places_of(classes, len(self.plan.segments))
 
     # --- one update -----------------------------------------------------------------------------------------------
@@ -181,15 +184,28 @@ class _Training:
             self.accelerator.backward(losses["total"] * share)
             for name, value in losses.items():
                 terms[name] = terms.get(name, 0.0) + float(value.detach()) * share
-        for name, optimiser in learners.items():
-            limit = method.optimiser(name).clip_norm
-            if limit is not None:
-                self.accelerator.clip_grad_norm_(self.networks[name].parameters(), limit)
-            optimiser.step()
+        self._step(learners)
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         method.after_update(self.networks, turn)
         return terms
+
+    def _step(self, learners: dict[str, Any]) -> None:
+        """Step every learner; with fp16 one scaler serves them all and is updated once, after the last."""
+        scaler = self.accelerator.scaler
+        for name, optimiser in learners.items():
+            if scaler is not None:
+                scaler.unscale_(optimiser.optimizer)
+            limit = self.plan.method.optimiser(name).clip_norm
+            if limit is not None:
+                torch.nn.utils.clip_grad_norm_(self.networks[name].parameters(), limit)
+        for optimiser in learners.values():
+            if scaler is None:
+                optimiser.step()
+            else:
+                scaler.step(optimiser.optimizer)
+        if scaler is not None:
+            scaler.update()
 
     def _check_finite(self, total: Tensor, batch: Batch) -> None:
         if not bool(torch.isfinite(total)):
@@ -251,7 +267,7 @@ class _Training:
             optimiser.load_state_dict(state.optimisers[name])
         if state.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
-        self.draws.foreground = {k: tuple(p.numpy() for p in v) for k, v in state.foreground.items()}
+        self.draws.foreground = {k: tuple(p.cpu().numpy() for p in v) for k, v in state.foreground.items()}
         self.step, self.best = state.step, state.best
 
     def _exported(self) -> nn.Module:
@@ -279,6 +295,17 @@ class _Training:
         draw_curve(self.folder, self.folder.path / "curve.png")
         draw_preview(self.manifest, engine, self.plan, self.folder.path / "preview.png")
         return self.manifest
+
+
+def _accelerator(recipe: Recipe, device: str | None) -> Accelerator:
+    if device not in (None, "cpu", "cuda"):
+        raise RecipeError(f"There is no device {device!r}; a run is on cpu or cuda.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("This machine has no GPU that torch can use; train with --device cpu.")
+    # Accelerate keeps the first precision and device of a process; a second run in it may have others.
+    AcceleratorState._reset_state(reset_partial_state=True)
+    precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[recipe.precision]
+    return Accelerator(mixed_precision=precision, cpu=device == "cpu")
 
 
 def make_optimiser(section: Optimiser, network: nn.Module) -> torch.optim.Optimizer:

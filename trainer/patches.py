@@ -6,7 +6,7 @@ that can be recomputed. That is what makes a resumed run equal to one that was n
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from trainer.augmentation import change_values, cut_out, draw_cut, flips
+from trainer.augmentation import change_values, cut_out, draw_turn, flips, place_cut
 from trainer.cases import PreparedCase
 from trainer.recipe import Recipe
 
@@ -25,11 +25,11 @@ Places = Mapping[str, tuple[NDArray[np.int32], ...]]
 
 @dataclass(frozen=True)
 class Request:
-    """One patch to be made: of which scan, around which voxel, with which random numbers."""
+    """One patch to be made: of which scan, on which voxel (None: anywhere), with which random numbers."""
 
     case_id: str
     labelled: bool
-    centre: tuple[float, float, float]
+    voxel: tuple[int, int, int] | None
     seed: tuple[int, ...]
 
 
@@ -111,24 +111,17 @@ class Draws:
                 shuffle = np.random.default_rng((self._recipe.seed, kind, k // len(pool)))
                 case_id = pool[int(shuffle.permutation(len(pool))[k % len(pool)])]
                 seed = (self._recipe.seed, 2, kind, k)
-                centre = self._centre(self._cases[case_id], np.random.default_rng((*seed, 0)))
-                out.append(Request(case_id, kind == 0, centre, (*seed, 1)))
+                voxel = self._foreground_voxel(self._cases[case_id], np.random.default_rng((*seed, 0)))
+                out.append(Request(case_id, kind == 0, voxel, seed))
         return out
 
-    def _centre(self, case: PreparedCase, random: np.random.Generator) -> tuple[float, float, float]:
-        patch = np.asarray(self._recipe.size())
-        shape = np.asarray(case.shape)
+    def _foreground_voxel(self, case: PreparedCase, random: np.random.Generator) -> tuple[int, int, int] | None:
+        """A voxel of a segment drawn evenly, or None when the patch may lie anywhere."""
         places = case.places or self.foreground.get(case.case_id, ())
-        if places and random.random() < self._recipe.foreground:
-            of_segment = places[int(random.integers(len(places)))]
-            voxel = of_segment[int(random.integers(len(of_segment)))]
-            start = voxel - random.integers(0, patch)  # the patch holds the voxel, anywhere in it
-            start = np.clip(start, np.minimum(0, shape - patch), np.maximum(0, shape - patch))
-        else:
-            start = random.integers(np.minimum(0, shape - patch), np.maximum(0, shape - patch) + 1)
-        # A scan smaller than the patch stays in its middle, as the sliding window will have it.
-        start = np.where(shape <= patch, -((patch - shape) // 2), start)
-        x, y, z = (float(v) for v in start + (patch - 1) / 2.0)
+        if not places or random.random() >= self._recipe.foreground:
+            return None
+        of_segment = places[int(random.integers(len(places)))]
+        x, y, z = (int(v) for v in of_segment[int(random.integers(len(of_segment)))])
         return (x, y, z)
 
 
@@ -144,10 +137,11 @@ class PatchSource(Dataset[dict[str, Any]]):
     def __getitem__(self, request: Request) -> dict[str, Any]:
         """The patch of ``request``: image float32 (C, X, Y, Z) and labels int64 (X, Y, Z)."""
         case = self._cases[request.case_id]
-        random = np.random.default_rng(request.seed)
+        random = np.random.default_rng((*request.seed, 1))
         augmentation = self._recipe.augmentation
         patch = self._recipe.size()
-        cut = draw_cut(np.asarray(request.centre), patch, augmentation, self._slice_axis, random)
+        turn = draw_turn(augmentation, self._slice_axis, random)
+        cut = place_cut(case.shape, patch, turn, request.voxel, np.random.default_rng((*request.seed, 2)))
         image = cut_out(case.image, cut, patch, nearest=False, padding=self._padding)
         if request.labelled and case.labels is not None:
             # Beyond the scan there is no reference: with repeated borders the labels repeat too, else background.
@@ -163,20 +157,17 @@ class PatchSource(Dataset[dict[str, Any]]):
 
 
 class _Steps(Sampler[list[Request]]):
-    """Hands the loader one list of requests per step."""
+    """Hands the loader one list of requests per step, drawn when the loader asks."""
 
-    def __init__(self, steps: Sequence[list[Request]]) -> None:
+    def __init__(self, steps: Iterable[list[Request]]) -> None:
         self._steps = steps
 
     def __iter__(self) -> Iterator[list[Request]]:
         return iter(self._steps)
 
-    def __len__(self) -> int:
-        return len(self._steps)
-
 
 def batches(
-    source: PatchSource, steps: Sequence[list[Request]], first_step: int, workers: int, pin_memory: bool
+    source: PatchSource, steps: Iterable[list[Request]], first_step: int, workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
     """The batches of consecutive steps, made ahead of time by ``workers`` processes (0: in this one)."""
     loader: DataLoader[dict[str, Any]] = DataLoader(

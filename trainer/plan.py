@@ -81,7 +81,9 @@ def make_plan(dataset: Dataset, split: Split, recipe: Recipe, watch: Watch | Non
         labelled=len(split.labelled),
         unlabelled=len(split.unlabelled),
     )
-    return Plan(recipe, dataset, split, preprocessing, fingerprint, segments, make_method(recipe, task))
+    method = make_method(recipe, task)
+    method.pretrained()  # weights that are missing or may not be used are refused now
+    return Plan(recipe, dataset, split, preprocessing, fingerprint, segments, method)
 
 
 def make_manifest(plan: Plan, method: Method) -> Manifest:
@@ -127,10 +129,10 @@ def _with_patch(recipe: Recipe, fingerprint: Fingerprint, preprocessing: Preproc
     if recipe.patch == "auto":
         spacing = preprocessing.spacing or fingerprint.spacing.median
         own = zip(fingerprint.shape.median, fingerprint.spacing.median, spacing, strict=True)
-        sides = [n * s / t for n, s, t in own]
+        sides = [n * (s / t) for n, s, t in own]  # exactly n where the spacing stays
         largest = max(divisor, LARGEST_AUTO // divisor * divisor)
         x, y, z = (min(largest, math.ceil(side / divisor) * divisor) for side in sides)
-        recipe = recipe.model_copy(update={"patch": (x, y, z)})
+        recipe = recipe.model_copy(update={"patch": (x, y, z) if max(x, y, z) > divisor else (2 * divisor,) * 3})
     for name, window in (("patch", recipe.size()), *(("windows", w) for w in recipe.windows)):
         if any(side % divisor for side in window):
             nearest = [max(divisor, round(side / divisor) * divisor) for side in window]
@@ -138,6 +140,11 @@ def _with_patch(recipe: Recipe, fingerprint: Fingerprint, preprocessing: Preproc
                 f"In the recipe, {name}: {list(window)} does not suit the student, which halves a patch until each "
                 f"side is 1/{divisor}; take multiples of {divisor}, such as {nearest}."
             )
+    if max(recipe.size()) == divisor:
+        raise RecipeError(
+            f"In the recipe, patch: of {list(recipe.size())} the student's coarsest level is a single voxel, which "
+            f"cannot be normalised; make a side at least {2 * divisor}."
+        )
     return recipe
 
 
@@ -146,6 +153,9 @@ def _segments(dataset: Dataset, recipe: Recipe) -> tuple[Segment, ...]:
     if unknown:
         known = ", ".join(s.name for s in dataset.segments)
         raise RecipeError(f"In the recipe, segments: {sorted(unknown)[0]!r} is none of the dataset's ({known}).")
+    unknown = set(recipe.postprocessing.segments) - {s.name for s in dataset.segments}
+    if unknown:
+        raise RecipeError(f"In the recipe, postprocessing: {sorted(unknown)[0]!r} is no segment of the dataset.")
     out = []
     for segment in dataset.segments:
         notes = recipe.segments.get(segment.name)

@@ -10,11 +10,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from semiseg.bundle.bundle import sentence_of
 from semiseg.bundle.postprocessing import Postprocessing
-from semiseg.bundle.preprocessing import Intensity
+from semiseg.bundle.preprocessing import Intensity, Preprocessing
 from semiseg.volumes.segmentation import Code
 from trainer.errors import RecipeError
 
 Positive = Annotated[int, Field(ge=1)]
+Side = Annotated[int, Field(ge=1, le=4096)]  # voxels; the manifest's limit
+Shade = Annotated[int, Field(ge=0, le=255)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -41,11 +43,21 @@ class Preparation(Section):
     slice_axis: Literal["auto", 0, 1, 2] = "auto"
     padding: Literal["edge", "zero"] = "edge"
 
+    @model_validator(mode="after")
+    def _possible(self) -> Preparation:
+        """Refuse here what :class:`Preprocessing` would refuse only after every scan has been read."""
+        spacing = None if isinstance(self.spacing, str) else self.spacing
+        try:
+            Preprocessing(orientation=self.orientation, spacing=spacing, intensity=self.intensity)
+        except ValidationError as error:
+            raise ValueError(sentence_of(error)) from None
+        return self
+
 
 class SegmentNotes(Section):
     """What a dataset folder does not say about a segment: its DICOM codes and its colour."""
 
-    colour: tuple[int, int, int] | None = None
+    colour: tuple[Shade, Shade, Shade] | None = None
     category: Code | None = None
     type: Code | None = None
 
@@ -130,10 +142,10 @@ class Recipe(Section):
     name: Annotated[str, Field(min_length=1, max_length=64)] = "model"
     method: str = "mn"
     student: dict[str, Any] = {"kind": "unet"}
-    patch: tuple[Positive, Positive, Positive] | Literal["auto"] = "auto"
+    patch: tuple[Side, Side, Side] | Literal["auto"] = "auto"
     batch: Positive = 4
     updates: Positive = 4000
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     foreground: Share = 0.5
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulate: Positive = 1
@@ -147,7 +159,7 @@ class Recipe(Section):
     augmentation: Augmentation = Augmentation()
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
-    windows: tuple[tuple[Positive, Positive, Positive], ...] = ()
+    windows: tuple[tuple[Side, Side, Side], ...] = ()
     average: Literal["logits", "probs"] = "logits"
     blending: Literal["constant", "gaussian"] = "gaussian"
     methods: dict[str, dict[str, Any]] = {}
@@ -163,10 +175,6 @@ class Recipe(Section):
         if self.patch == "auto":
             raise RecipeError("The patch is decided when the dataset is known; see trainer.plan.make_plan.")
         return self.patch
-
-    def switches(self) -> dict[str, Any]:
-        """The switches that the recipe gives to its method."""
-        return self.methods.get(self.method, {})
 
 
 def read_recipe(path: Path, changes: list[str] | None = None) -> Recipe:
@@ -192,7 +200,11 @@ def make_recipe(document: dict[str, Any], changes: list[str] | None = None, *, s
         key, separator, text = change.partition("=")
         if not separator or not key:
             raise RecipeError(f"`--set {change}` is not of the form key=value.")
-        _set(document, key.split("."), yaml.safe_load(text), change)
+        try:
+            value = yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise RecipeError(f"`--set {change}`: {text!r} is not a YAML value.") from None
+        _set(document, key.split("."), value, change)
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:

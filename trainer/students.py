@@ -19,7 +19,7 @@ class UNetStudent(Section):
     """MONAI's UNet: strided convolutions, instance norm, residual units. ``channels`` per level, coarsest last."""
 
     kind: Literal["unet"]
-    channels: tuple[Positive, ...] = (16, 32, 64, 128)
+    channels: Annotated[tuple[Positive, ...], Field(min_length=2)] = (16, 32, 64, 128)
     residual_units: Annotated[int, Field(ge=0)] = 2
     norm: Literal["instance", "batch"] = "instance"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -46,7 +46,7 @@ class PaperUNetStudent(Section):
     """The 3D UNet of M&N: 25,884,546 parameters at the default channels, one input channel and two classes."""
 
     kind: Literal["unet3d"]
-    channels: tuple[Positive, ...] = (32, 64, 128, 256, 512)
+    channels: Annotated[tuple[Positive, ...], Field(min_length=2)] = (32, 64, 128, 256, 512)
 
     def divisor(self) -> int:
         """A patch side must be a multiple of this."""

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from peft import LoraConfig, inject_adapter_in_model
+from huggingface_hub.errors import StrictDataclassError
 from pydantic import Field, model_validator
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
@@ -16,6 +18,9 @@ from semiseg.bundle.manifest import PretrainedWeights
 from trainer.errors import RecipeError
 from trainer.licences import check_licence
 from trainer.recipe import Positive, Section
+
+# What transformers raises at a configuration that makes no sense; the last one is no kind of ValueError.
+REFUSALS = (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, LookupError, StrictDataclassError)
 
 
 class Weights(Section):
@@ -104,6 +109,20 @@ class SegformerTeacher(nn.Module):
         width = int(network.config.decoder_hidden_size) + colours
         self.head = nn.ConvTranspose2d(width, outputs, kernel_size=self.stride, stride=self.stride)
 
+    def smallest_slice(self) -> int:
+        """The smallest side of a slice that the encoder's stages do not shrink below what their attention pools."""
+        config = self.network.config
+        stages = list(zip(config.patch_sizes, config.strides, config.sr_ratios, strict=True))
+
+        def fits(side: int) -> bool:
+            for kernel, stride, pooled in stages:
+                side = (side + 2 * (kernel // 2) - kernel) // stride + 1
+                if side < pooled:
+                    return False
+            return True
+
+        return next(side for side in itertools.count(1) if fits(side * self.enlarge))
+
     def forward(self, slices: Tensor) -> Tensor:
         """(N, inputs, H, W) -> logits (N, outputs, H, W)."""
         size = slices.shape[-2:]
@@ -143,19 +162,36 @@ def build_teacher(section: Teacher, inputs: int, outputs: int) -> SegformerTeach
 
 def _segformer(section: Teacher) -> SegformerForSemanticSegmentation:
     if section.weights is None:
+        unknown = sorted(set(section.config) - set(SegformerConfig().to_dict()))
+        if unknown:
+            raise RecipeError(f"The teacher's `config` has {unknown[0]!r}, which SegFormer does not know.")
         try:
             return SegformerForSemanticSegmentation(SegformerConfig(**section.config))
-        except (TypeError, ValueError, AttributeError) as error:
-            raise RecipeError(f"The teacher's `config` does not make a SegFormer: {error}.") from None
+        except REFUSALS as error:
+            raise RecipeError(f"The teacher's `config` does not make a SegFormer: {_in_a_line(error)}") from None
     section.pretrained()  # refuses a licence that is not repeated, before anything is read
     source = section.weights.hub or str(section.weights.folder)
     try:
-        return SegformerForSemanticSegmentation.from_pretrained(
-            source, revision=section.weights.revision, local_files_only=section.weights.folder is not None
+        network, loaded = SegformerForSemanticSegmentation.from_pretrained(
+            source,
+            revision=section.weights.revision,
+            local_files_only=section.weights.folder is not None,
+            output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise RecipeError(f"The teacher's weights {source} cannot be loaded: {first}") from None
+    except (OSError, SafetensorError, *REFUSALS) as error:
+        raise RecipeError(f"The teacher's weights {source} cannot be loaded: {_in_a_line(error)}") from None
+    missing = [key for key in loaded["missing_keys"] if not key.startswith("decode_head.classifier.")]
+    # What is missing was made at random. A decode head may be trained from there; LoRA would leave it frozen so.
+    if any(key.startswith("segformer.") for key in missing) or (missing and section.finetune == "lora"):
+        raise RecipeError(
+            f"The teacher's weights {source} lack {len(missing)} of the tensors that a SegFormer for segmentation has, "
+            f"such as {sorted(missing)[0]}; take other weights, or `finetune: whole` if it is only the decode head."
+        )
+    return network
+
+
+def _in_a_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def lora_targets(network: SegformerForSemanticSegmentation) -> list[str]:
@@ -170,6 +206,8 @@ def lora_targets(network: SegformerForSemanticSegmentation) -> list[str]:
 
 def _adapt_low_rank(teacher: SegformerTeacher, lora: Lora) -> None:
     """LoRA on :func:`lora_targets`; all biases, the layer norms and the new parts train, the rest is frozen."""
+    from peft import LoraConfig, inject_adapter_in_model  # half a second that only LoRA needs to wait for
+
     config = LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,

@@ -56,9 +56,7 @@ def test_a_constant_stays_what_it_is(shape: tuple[int, int, int], new: tuple[int
 
 @settings(deadline=None, max_examples=50)
 @given(shapes, shapes, st.integers(0, 1000))
-def test_no_label_appears_that_was_not_there(
-    shape: tuple[int, int, int], new: tuple[int, int, int], seed: int
-) -> None:
+def test_no_label_appears_that_was_not_there(shape: tuple[int, int, int], new: tuple[int, int, int], seed: int) -> None:
     # Interpolating the label values themselves would invent a 3 between 1 and 5.
     labels = np.random.default_rng(seed).choice(np.asarray([0, 1, 5, 200], np.uint8), shape)
     assert set(np.unique(resample_labels(labels, new))) <= set(np.unique(labels))

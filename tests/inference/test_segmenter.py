@@ -1,13 +1,12 @@
-"""The streamed sliding window gives what one over the whole volume gives, and the mask lies on the scan's own voxels."""
+"""Windows streamed through a slab give what a whole volume gives, and the mask lies on the scan's own voxels."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
@@ -76,7 +75,7 @@ def test_the_streamed_result_is_that_of_the_whole_volume(
     assert len(np.unique(reference)) > 1, "a reference of one class would prove nothing"
 
 
-@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(deadline=None, max_examples=40)
 @given(
     st.sampled_from(KINDS), st.tuples(*[st.integers(1, 14)] * 3), st.floats(0, 0.9), st.integers(1, 5), st.integers()
 )
@@ -192,9 +191,7 @@ def test_a_pass_after_a_cancelled_one_starts_from_nothing(softmax: Manifest) -> 
         (Settings(batch=0), "A batch holds at least one window, got 0"),
     ],
 )
-def test_settings_that_the_model_does_not_allow_are_refused(
-    softmax: Manifest, wanted: Settings, sentence: str
-) -> None:
+def test_settings_that_the_model_does_not_allow_are_refused(softmax: Manifest, wanted: Settings, sentence: str) -> None:
     with pytest.raises(InputError, match=sentence):
         Segmenter(softmax, NumpyEngine(positional(3)), wanted)
 
@@ -298,7 +295,3 @@ def test_the_seconds_of_every_stage_are_told(thresholds: dict[str, Segmenter]) -
     thresholds["softmax"].segment({"image": Volume(scan_array((9, 9, 9)), np.eye(4))}, timing=timing)
     assert list(timing.seconds) == ["preprocessing", "windows", "network", "blending", "restoring"]
     assert timing.windows == 8
-
-
-def test_settings_are_a_value() -> None:
-    assert replace(Settings(), batch=2) == Settings(batch=2)

@@ -21,4 +21,6 @@ def make_method(recipe: Recipe, task: Task) -> Method:
     unknown = [name for name in (recipe.method, *recipe.methods) if name not in METHODS]
     if unknown:
         raise RecipeError(f"There is no method {unknown[0]!r}; there are {', '.join(METHODS)}.")
+    for name in recipe.methods:
+        METHODS[name].read_switches(recipe)  # a mistake in what another method is told would come out days later
     return METHODS[recipe.method](recipe, task)

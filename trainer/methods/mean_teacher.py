@@ -67,15 +67,21 @@ class MeanTeacher(Method):
     def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
         """The supervised term and the weighted consistency term."""
         logits = networks["student"](batch.images)
-        supervised = supervised_loss(logits[: batch.labelled], batch.labels[: batch.labelled])
-        weight = self.consistency_weight(turn.student_update)
-        first = 0 if self.switches.consistency_on == "all" else batch.labelled
+        supervised = logits.sum() * 0.0  # a part of a batch may hold no labelled patch
+        if batch.labelled:
+            supervised = supervised_loss(logits[: batch.labelled], batch.labels[: batch.labelled])
+            supervised = supervised * _part(batch.labelled, turn.mixture.labelled, batch, turn)
+        everywhere = self.switches.consistency_on == "all"
+        first = 0 if everywhere else batch.labelled
         if first == len(batch):
             return {"total": supervised, "supervised": supervised.detach()}
+        weight = self.consistency_weight(turn.student_update)
         images = batch.images[first:]
         with torch.no_grad():
             target = torch.softmax(networks["teacher"](images + self._noise(images)).float(), dim=1)
         consistency = (torch.softmax(logits[first:].float(), dim=1) - target).pow(2).mean()
+        if not everywhere:
+            consistency = consistency * _part(len(batch) - first, turn.mixture.unlabelled, batch, turn)
         return {
             "total": supervised + weight * consistency,
             "supervised": supervised.detach(),
@@ -98,6 +104,15 @@ class MeanTeacher(Method):
     def _noise(self, images: Tensor) -> Tensor:
         noise = torch.randn_like(images) * self.switches.noise
         return noise.clamp(-2 * self.switches.noise, 2 * self.switches.noise)
+
+
+def _part(patches: int, of: int, batch: Batch, turn: Turn) -> float:
+    """The weight of a mean over ``patches`` when they are a part of the ``of`` that the whole batch holds.
+
+    The loop weights a part of a batch by its share of all patches; a mean over the labelled ones alone needs their
+    share of the labelled ones. It is 1 for a whole batch.
+    """
+    return patches * (turn.mixture.labelled + turn.mixture.unlabelled) / (of * len(batch))
 
 
 @torch.no_grad()

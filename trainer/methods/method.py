@@ -66,10 +66,19 @@ class Method(ABC):
         """
         self.recipe = recipe
         self.task = task
+        self.switches: Any = self.read_switches(recipe)
+
+    @classmethod
+    def read_switches(cls, recipe: Recipe) -> Section:
+        """What ``methods.<name>`` of a recipe says.
+
+        Raises:
+            RecipeError: a switch that does not exist, or a value that does not hold.
+        """
         try:
-            self.switches: Any = self.Switches.model_validate(recipe.switches())
+            return cls.Switches.model_validate(recipe.methods.get(cls.name, {}))
         except ValidationError as error:
-            raise RecipeError(f"In the recipe, methods.{self.name}: {sentence_of(error)}.") from None
+            raise RecipeError(f"In the recipe, methods.{cls.name}: {sentence_of(error)}.") from None
 
     @abstractmethod
     def build(self) -> Networks:

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from semiseg.bundle.manifest import PretrainedWeights
 from trainer.errors import RecipeError
 from trainer.losses import dice_pooled, kl_mean, one_hot
-from trainer.methods.method import Method, Networks, Turn
+from trainer.methods.method import Method, Networks, Task, Turn
 from trainer.patches import Batch, Mixture
-from trainer.recipe import Optimiser, Positive, Section, Share
+from trainer.recipe import Optimiser, Positive, Recipe, Section, Share
 from trainer.schedules import cosine, warm_up_cosine
 from trainer.slices import from_slices, to_slices
 from trainer.teachers import Teacher, build_teacher
@@ -71,18 +71,26 @@ class MN(Method):
         chunk: Positive = 64
         refresh: tuple[Share, ...] = (0.125, 0.25, 0.375, 0.5, 0.75)
 
-    def build(self) -> Networks:
-        """The 3D student and the 2D teacher."""
+    def __init__(self, recipe: Recipe, task: Task) -> None:
+        """See :class:`Method`; the updates have to make whole epochs."""
+        super().__init__(recipe, task)
         if self.recipe.updates % self.switches.iterations:
             raise RecipeError(
                 f"methods.mn.iterations: {self.recipe.updates} updates are not a whole number of epochs of "
                 f"{self.switches.iterations} updates."
             )
+
+    def build(self) -> Networks:
+        """The 3D student and the 2D teacher."""
         student = self.build_student()
-        return {
-            "student": student,
-            "teacher": build_teacher(self.switches.teacher, self.task.inputs, self.task.outputs),
-        }
+        teacher = build_teacher(self.switches.teacher, self.task.inputs, self.task.outputs)
+        sides = [n for axis, n in enumerate(self.recipe.size()) if axis != self.task.slice_axis]
+        if min(sides) < teacher.smallest_slice():
+            raise RecipeError(
+                f"The 2D network needs slices of at least {teacher.smallest_slice()} voxels a side, the patch's are of "
+                f"{sides[0]} x {sides[1]}; enlarge them (methods.mn.teacher.enlarge) or take a larger patch."
+            )
+        return {"student": student, "teacher": teacher}
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
         """The 2D network's weights."""

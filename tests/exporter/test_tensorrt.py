@@ -1,0 +1,260 @@
+"""The TensorRT plan: without TensorRT the bundle stays whole; with it, the calls are those that 10 and 11 ask for.
+
+TensorRT cannot be installed where these tests run, so its package is stood in for by one that writes down what it was
+asked. Whether a plan computes the right thing is for a machine with a GPU to show.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from exporter.errors import ExportError, MissingTool
+from exporter.tensorrt import PLAN, TIMING_CACHE, WORKSPACE, add_plan, require_tensorrt
+from semiseg.bundle.bundle import MANIFEST, MODEL, Bundle, open_bundle, sha256_of
+from semiseg.bundle.manifest import PlanKey
+from tests.bundles import make_threshold_bundle
+from tests.runs import TinyRun
+
+HERE = bool(importlib.util.find_spec("tensorrt")) and torch.cuda.is_available()
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+# --- without TensorRT ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(HERE, reason="this machine has TensorRT and a GPU")
+def test_asking_for_a_plan_without_tensorrt_ends_with_2_one_sentence_and_a_whole_bundle(
+    tiny_run: TinyRun, tmp_path: Path
+) -> None:
+    out = tmp_path / "bundle"
+    command = [sys.executable, "-m", "cli.app", "export", str(tiny_run.folder), "--out", str(out), "--trt"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=240, cwd=root)
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("semiseg: ") and line.endswith("The ONNX bundle is complete without it.")
+    assert "proved on 6 windows" in done.stdout and "TensorRT" not in done.stdout
+    assert open_bundle(out).manifest.plan is None
+    assert sorted(p.name for p in out.iterdir()) == [MANIFEST, MODEL] and [p.name for p in tmp_path.iterdir()] == [
+        "bundle"
+    ]
+
+
+@pytest.mark.parametrize("error", [ImportError("libnvinfer.so.10: not found\nmore"), OSError("no"), RuntimeError("")])
+def test_a_package_whose_libraries_are_missing_is_a_missing_tool(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    broken = tmp_path / "tensorrt.py"
+    broken.write_text(f"raise {type(error).__name__}({str(error)!r})")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    with pytest.raises(MissingTool, match="TensorRT is not installed") as caught:
+        require_tensorrt()
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+# --- a stand-in that writes down what it is asked -------------------------------------------------------------------
+
+
+@dataclass
+class StandIn:
+    """A ``tensorrt`` package of one version; ``asked`` are the calls in order."""
+
+    version: str
+    parses: bool = True
+    builds: bool = True
+    asked: list[tuple[str, Any]] = field(default_factory=list)
+
+    def note(self, call: str, answer: Any = None) -> Callable[..., Any]:
+        """A function that remembers its arguments and returns ``answer``."""
+
+        def called(*arguments: Any, **named: Any) -> Any:
+            self.asked.append((call, (*arguments, *named.items())))
+            return answer
+
+        return called
+
+    def arguments(self, call: str) -> list[Any]:
+        return [arguments for name, arguments in self.asked if name == call]
+
+    def module(self) -> ModuleType:
+        out = ModuleType("tensorrt")
+        made = SimpleNamespace(serialize=lambda: b"timings")
+        config = SimpleNamespace(
+            set_memory_pool_limit=self.note("memory"),
+            add_optimization_profile=self.note("add_profile"),
+            create_timing_cache=self.note("create_cache", made),
+            set_timing_cache=self.note("set_cache"),
+            get_timing_cache=lambda: made,
+        )
+        profile = SimpleNamespace(set_shape=self.note("set_shape"))
+        builder = SimpleNamespace(
+            create_network=self.note("create_network", "network"),
+            create_builder_config=lambda: config,
+            create_optimization_profile=lambda: profile,
+            build_serialized_network=self.note("build", b"the plan" if self.builds else None),
+        )
+        parser = SimpleNamespace(
+            parse_from_file=self.note("parse", self.parses), num_errors=2, get_error=lambda i: f"problem {i}"
+        )
+        everything: dict[str, Any] = {
+            "__version__": self.version,
+            "Logger": type("Logger", (), {"WARNING": "warning", "__init__": lambda *_: None}),
+            "Builder": lambda _: builder,
+            "OnnxParser": self.note("parser", parser),
+            "MemoryPoolType": SimpleNamespace(WORKSPACE="workspace"),
+            # Version 11 knows no other mode, and has no flag for it.
+            "NetworkDefinitionCreationFlag": SimpleNamespace(STRONGLY_TYPED=1)
+            if self.version.startswith("10")
+            else SimpleNamespace(),
+        }
+        for name, value in everything.items():
+            setattr(out, name, value)
+        return out
+
+
+@pytest.fixture
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., StandIn]:
+    """A machine with a GPU, its driver, and TensorRT of the version asked for."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    (tools / "nvidia-smi").write_text("#!/bin/sh\necho 580.95.05\n")
+    (tools / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA L4")
+
+    def make(version: str = "10.9.0", **how: bool) -> StandIn:
+        stand_in = StandIn(version, **how)
+        monkeypatch.setitem(sys.modules, "tensorrt", stand_in.module())
+        return stand_in
+
+    return make
+
+
+@pytest.fixture
+def bundle(tmp_path: Path) -> Bundle:
+    return make_threshold_bundle(tmp_path / "models" / "bundle", channels=("t1", "t2"), window=(16, 24, 8))
+
+
+def test_a_plan_is_added_with_the_key_of_the_machine_it_is_for(machine: Callable[..., StandIn], bundle: Bundle) -> None:
+    machine("10.9.0")
+    graph = bundle.model.read_bytes()
+    found = add_plan(bundle, batch=8)
+    assert found.manifest.plan == PlanKey(
+        onnx=bundle.sha256, tensorrt="10.9.0", gpu="NVIDIA L4", driver="580.95.05", window=(16, 24, 8), batch=8
+    )
+    assert (bundle.folder / PLAN).read_bytes() == b"the plan" and found.model.read_bytes() == graph
+    opened = open_bundle(bundle.folder).manifest
+    assert opened.files == {MODEL: bundle.sha256, PLAN: sha256_of(bundle.folder / PLAN)}
+    assert opened.model_copy(update={"plan": None, "files": bundle.manifest.files}) == bundle.manifest
+
+
+@pytest.mark.parametrize(("version", "flags"), [("10.0.1", 1 << 1), ("10.15.0", 1 << 1), ("11.4.1", 0)])
+def test_the_network_is_strongly_typed_by_a_flag_in_10_and_by_nature_in_11(
+    machine: Callable[..., StandIn], bundle: Bundle, version: str, flags: int
+) -> None:
+    asked = machine(version)
+    add_plan(bundle)
+    assert asked.arguments("create_network") == [(flags,)]
+
+
+def test_the_profile_spans_batches_from_one_up_at_the_default_window(
+    machine: Callable[..., StandIn], bundle: Bundle
+) -> None:
+    asked = machine()
+    add_plan(bundle, batch=6)
+    most = (6, 2, 16, 24, 8)
+    assert asked.arguments("set_shape") == [("windows", (1, 2, 16, 24, 8), most, most)]
+    assert len(asked.arguments("add_profile")) == 1
+    assert asked.arguments("memory") == [("workspace", WORKSPACE)]
+    assert asked.arguments("parse") == [(str(bundle.model),)]
+    order = [name for name, _ in asked.asked]
+    assert order.index("set_shape") < order.index("add_profile") < order.index("build")
+
+
+def test_the_timings_of_one_build_serve_the_next(machine: Callable[..., StandIn], bundle: Bundle) -> None:
+    first = machine()
+    add_plan(bundle)
+    assert first.arguments("create_cache") == [(b"",)]
+    assert (bundle.folder.parent / TIMING_CACHE).read_bytes() == b"timings"
+    second = machine()
+    add_plan(open_bundle(bundle.folder))
+    assert second.arguments("create_cache") == [(b"timings",)]
+    (arguments,) = second.arguments("set_cache")
+    assert arguments[1:] == (("ignore_mismatch", True),)
+    assert sorted(p.name for p in bundle.folder.iterdir()) == [MANIFEST, MODEL, PLAN]
+
+
+@pytest.mark.parametrize(
+    ("how", "sentence"),
+    [
+        ({"parses": False}, "TensorRT 10.9.0 cannot read the graph: problem 0; problem 1"),
+        ({"builds": False}, "TensorRT 10.9.0 could not build the graph"),
+    ],
+)
+def test_a_failed_build_leaves_the_bundle_as_it_was(
+    machine: Callable[..., StandIn], bundle: Bundle, how: dict[str, bool], sentence: str
+) -> None:
+    before = contents(bundle.folder.parent)
+    machine("10.9.0", **how)
+    with pytest.raises(ExportError, match=sentence):
+        add_plan(bundle)
+    assert contents(bundle.folder.parent) == before
+
+
+@pytest.mark.parametrize("script", [None, "#!/bin/sh\nexit 9\n"], ids=["missing", "failing"])
+def test_a_driver_that_does_not_answer_leaves_the_bundle_as_it_was(
+    machine: Callable[..., StandIn], bundle: Bundle, tmp_path: Path, script: str | None
+) -> None:
+    machine()
+    program = tmp_path / "tools" / "nvidia-smi"
+    program.unlink()
+    if script:
+        program.write_text(script)
+        program.chmod(0o755)
+    before = contents(bundle.folder)
+    with pytest.raises(MissingTool, match="nvidia-smi does not tell the driver's version"):
+        add_plan(bundle)
+    assert contents(bundle.folder) == before
+
+
+@pytest.mark.parametrize("version", ["8.6.1", "9.3.0", "12.0.0"])
+def test_other_versions_are_refused(machine: Callable[..., StandIn], bundle: Bundle, version: str) -> None:
+    before = contents(bundle.folder.parent)
+    machine(version)
+    with pytest.raises(MissingTool, match=f"TensorRT {version} is not supported; versions 10 and 11 are"):
+        add_plan(bundle)
+    assert contents(bundle.folder.parent) == before
+
+
+def test_a_machine_without_a_gpu_is_told_where_plans_are_built(
+    machine: Callable[..., StandIn], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = machine()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(MissingTool, match=r"no CUDA device.*The ONNX bundle is complete without it\."):
+        add_plan(bundle)
+    assert not asked.asked
+
+
+def test_a_plan_of_an_earlier_graph_does_not_survive_a_new_export(
+    machine: Callable[..., StandIn], bundle: Bundle
+) -> None:
+    machine()
+    add_plan(bundle)
+    fresh = make_threshold_bundle(bundle.folder)
+    assert fresh.manifest.plan is None and not (bundle.folder / PLAN).exists()

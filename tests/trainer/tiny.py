@@ -1,0 +1,115 @@
+"""Datasets, recipes and networks so small that a whole training run takes a second."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from semiseg.bundle.manifest import Manifest
+from semiseg.dataset import Dataset, load_dataset, make_split
+from semiseg.phantoms.write import write_dataset
+from trainer.cases import PreparedCase, places_of
+from trainer.loop import train
+from trainer.methods import make_method
+from trainer.methods.method import Method, Task
+from trainer.patches import Batch
+from trainer.plan import Plan, make_plan
+from trainer.recipe import Recipe, make_recipe
+
+SHAPE = (16, 16, 12)
+SPACING = (6.0, 6.0, 10.0)
+
+SEGFORMER: dict[str, Any] = {
+    "hidden_sizes": [8, 8, 8, 8],
+    "depths": [1, 1, 1, 1],
+    "num_attention_heads": [1, 1, 2, 2],
+    "decoder_hidden_size": 8,
+    "sr_ratios": [2, 1, 1, 1],
+}
+
+
+BATCH_NORM = {"kind": "unet", "channels": [4, 8], "residual_units": 0, "norm": "batch", "dropout": 0.2}
+
+
+def recipe_of(method: str = "mn", changes: Mapping[str, Any] | None = None, **switches: Any) -> Recipe:
+    """A recipe of few updates on small patches; ``changes`` are its keys, ``switches`` its method's."""
+    document: dict[str, Any] = {
+        "name": "tiny",
+        "method": method,
+        "student": {"kind": "unet", "channels": [4, 8], "residual_units": 0},
+        "patch": [8, 8, 8],
+        "batch": 2,
+        "updates": 8,
+        "threads": 1,
+        "checkpoint_every": 1000,
+        "optimiser": {"rate": 0.01},
+    }
+    if method == "mn":
+        switches = {"teacher": {"finetune": "whole", "config": SEGFORMER}, "iterations": 2, "stage1": 0.25, **switches}
+    document["methods"] = {method: switches}
+    return make_recipe({**document, **(changes or {})})
+
+
+def method_of(recipe: Recipe, *, labelled: int = 4, unlabelled: int = 12, outputs: int = 3, axis: int = 2) -> Method:
+    """The recipe's method for one input channel."""
+    return make_method(recipe, Task(1, outputs, axis, labelled, unlabelled))
+
+
+def batch_of(labelled: int, unlabelled: int, *, step: int = 0, outputs: int = 3, seed: int = 0, side: int = 8) -> Batch:
+    """Patches of noise whose labels follow the noise."""
+    random = torch.Generator().manual_seed(seed)
+    count = labelled + unlabelled
+    images = torch.randn((count, 1, side, side, side), generator=random)
+    labels = ((images[:, 0] + 2) / 4 * outputs).long().clamp(0, outputs - 1)
+    labels[labelled:] = 0
+    return Batch(images, labels, labelled, tuple(f"scan{k}" for k in range(count)), step)
+
+
+def case_of(case_id: str, shape: tuple[int, int, int], *, seed: int = 0, labelled: bool = True) -> PreparedCase:
+    """A preprocessed scan of noise with two cubes of foreground (3 and 2 voxels a side), in memory."""
+    random = np.random.default_rng(seed)
+    image = random.normal(size=(1, *shape)).astype(np.float32)
+    labels = np.zeros(shape, np.uint8)
+    for value, side in ((1, 3), (2, 2)):
+        x, y, z = (int(random.integers(0, max(0, n - side) + 1)) for n in shape)
+        labels[x : x + side, y : y + side, z : z + side] = value
+    return PreparedCase(case_id, image, labels if labelled else None, places_of(labels, 2) if labelled else ())
+
+
+def phantoms(folder: Path, *, cases: int = 8, labelled: int = 2, test: int = 1, development: int = 1) -> Dataset:
+    """A dataset folder of procedural scans with a split beside it."""
+    write_dataset(
+        folder, cases=cases, labelled=labelled, test=test, development=development, shape=SHAPE, spacing=SPACING
+    )
+    return load_dataset(folder)
+
+
+def plan_of(dataset: Dataset, recipe: Recipe, labelled: int | None = None) -> Plan:
+    """The plan of a recipe on a dataset with its own split."""
+    return make_plan(dataset, make_split(dataset, None, labelled), recipe)
+
+
+def trained(dataset: Dataset, recipe: Recipe, run: Path, **options: Any) -> Manifest:
+    """Train on the CPU."""
+    return train(plan_of(dataset, recipe), run, device="cpu", **options)
+
+
+def weights_of(run: Path) -> dict[str, Tensor]:
+    """What a finished run keeps."""
+    return load_file(run / "student.safetensors")
+
+
+def same_weights(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
+    """Whether two sets of tensors are equal to the last bit."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def clone(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A copy that later updates do not touch."""
+    return {name: value.detach().clone() for name, value in tensors.items()}
