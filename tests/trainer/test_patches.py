@@ -122,6 +122,16 @@ def test_a_turned_and_zoomed_patch_still_contains_the_demanded_foreground(
     assert int(sample["labels"].sum()) > 0
 
 
+@pytest.mark.parametrize("corner", [(1, 1, 1), (22, 22, 22), (1, 22, 1), (22, 1, 22)])
+@pytest.mark.parametrize("side", [24, 16], ids=["longer than the patch", "as long"])
+def test_a_turned_patch_contains_foreground_in_a_corner_of_the_scan(corner: tuple[int, int, int], side: int) -> None:
+    x, y, z = (min(c, side - 2) for c in corner)
+    turned = recipe((16, 4, 4), 1.0, gamma_probability=0.0, scale=(1.3, 1.3), rotate=45, rotate_out_of_plane=45)
+    made, _ = source(turned, isolated((side, side, side), (x, y, z), reach=1))
+    for seed in range(10):
+        assert int(made[Request("scan", True, (x, y, z), (seed, 2, 0, 0))]["labels"].sum()) > 0
+
+
 def test_without_foreground_a_patch_lies_anywhere_and_nothing_waits_for_it() -> None:
     empty = PreparedCase("scan", np.zeros((1, 20, 20, 20), np.float32), np.zeros((20, 20, 20), np.uint8), ())
     made, held = source(recipe(foreground=1.0, **STILL), empty)
@@ -142,8 +152,8 @@ def test_an_unlabelled_scan_is_cut_where_foreground_was_predicted() -> None:
 
 
 @given(
-    st.tuples(*[st.integers(8, 30)] * 3),
-    st.sampled_from([None, (1.0, 1.0), (1.0, 1.3)]),
+    st.tuples(*[st.integers(10, 30)] * 3),  # ten voxels of the scan are eight of the patch at a zoom of 0.8
+    st.sampled_from([None, (1.0, 1.0), (1.0, 1.3), (0.8, 0.8)]),
     st.booleans(),
     st.integers(0, 10_000),
 )
@@ -151,13 +161,14 @@ def test_an_unlabelled_scan_is_cut_where_foreground_was_predicted() -> None:
 def test_a_patch_does_not_leave_a_scan_that_holds_it(
     shape: tuple[int, int, int], scale: tuple[float, float] | None, demanded: bool, seed: int
 ) -> None:
-    random = np.random.default_rng(seed)
-    turn = None if scale is None else draw_turn(Augmentation(scale=scale), 2, random)
-    voxel = tuple(int(random.integers(n)) for n in shape) if demanded else None
-    cut = place_cut(shape, PATCH, turn, voxel, random)  # type: ignore[arg-type]
-    corners = (cut.matrix @ np.asarray([[0, 0, 0, 1], [7, 7, 7, 1]]).T)[:3]
-    assert (corners > -1e-9).all()
-    assert (corners[:, 1] <= np.asarray(shape) - 1 + 1e-9).all()
+    for k in range(20):
+        random = np.random.default_rng((seed, k))
+        turn = None if scale is None else draw_turn(Augmentation(scale=scale), 2, random)
+        voxel = tuple(int(random.integers(n)) for n in shape) if demanded else None
+        cut = place_cut(shape, PATCH, turn, voxel, random)  # type: ignore[arg-type]
+        corners = (cut.matrix @ np.asarray([[0, 0, 0, 1], [7, 7, 7, 1]]).T)[:3]
+        assert (corners > -1e-9).all()
+        assert (corners[:, 1] <= np.asarray(shape) - 1 + 1e-9).all()
 
 
 def test_patches_reach_every_voxel_of_the_scan() -> None:

@@ -1,0 +1,59 @@
+"""A run folder as an engine: what opens, what is refused (how engines blend is tested with the engines)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from semiseg.bundle.bundle import write_manifest
+from semiseg.dataset import read_channels
+from semiseg.errors import BundleError
+from semiseg.inference.segmenter import Segmenter
+from tests.trainer.tiny import BATCH_NORM, phantoms, plan_of, recipe_of, trained
+from trainer.engine import TorchEngine, open_run, student_of, trained_network
+from trainer.errors import RunError
+from trainer.plan import make_manifest
+
+
+def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match=r"has no run\.json"):
+        trained_network(tmp_path)
+
+
+def test_a_run_that_has_not_finished_is_refused(tmp_path: Path) -> None:
+    plan = plan_of(phantoms(tmp_path / "data", cases=4, labelled=1), recipe_of("supervised"))
+    write_manifest(tmp_path / "run.json", make_manifest(plan, plan.method))
+    with pytest.raises(RunError, match="has not finished; continue it with --resume"):
+        open_run(tmp_path)
+
+
+def test_the_manifest_alone_says_how_the_network_is_built(tmp_path: Path) -> None:
+    plan = plan_of(phantoms(tmp_path, cases=4, labelled=1), recipe_of("supervised"))
+    manifest = make_manifest(plan, plan.method)
+    network = student_of(manifest)
+    with torch.no_grad():
+        assert network(torch.zeros(2, 1, 8, 10, 12)).shape == (2, manifest.outputs, 8, 10, 12)
+    assert sum(p.numel() for p in network.parameters()) == manifest.provenance.parameters
+
+
+def test_an_opened_run_segments_in_evaluation_mode_on_the_scans_own_grid(tmp_path: Path) -> None:
+    dataset = phantoms(tmp_path / "data", cases=4, labelled=1)
+    trained(dataset, recipe_of("supervised", {"student": BATCH_NORM, "batch": 4}), tmp_path / "run")
+    manifest, engine = open_run(tmp_path / "run", "cpu")
+    channels = read_channels(next(iter(dataset.cases.values())), dataset.channels)
+    volume = next(iter(channels.values()))
+    first, second = (Segmenter(manifest, engine).segment(channels) for _ in range(2))
+    assert first.shape == volume.shape
+    assert np.array_equal(first.affine, volume.affine)
+    assert np.array_equal(first.array, second.array), "dropout and batch statistics are off"
+
+
+def test_the_engine_takes_any_module_out_of_train_mode_and_keeps_no_gradients() -> None:
+    network = torch.nn.Conv3d(1, 2, 1).train()
+    engine = TorchEngine(network)
+    handle = engine.run(np.ones((1, 1, 2, 2, 2), np.float32))
+    assert not network.training
+    assert not handle.requires_grad

@@ -1,0 +1,66 @@
+"""`semiseg train` as it is typed: what it says, and that wrong use ends in one sentence and exit code 2."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from cli.app import main
+from tests.trainer.tiny import phantoms, recipe_of
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("command")
+    phantoms(made / "data")
+    (made / "recipe.yaml").write_text(yaml.safe_dump(recipe_of("mn").model_dump(mode="json")))
+    return made
+
+
+def train(folder: Path, run: str, *more: str) -> None:
+    options = ["--data", folder / "data", "--recipe", folder / "recipe.yaml", "--out", folder / run, "--device", "cpu"]
+    with pytest.raises(SystemExit) as end:
+        main(["train", *map(str, options), *more])
+    if end.value.code:
+        raise RuntimeError(f"exit code {end.value.code}")
+
+
+def test_the_command_ends_with_the_run_folder_and_says_that_nothing_was_validated(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(folder, "run", "--method", "mean_teacher", "--set", "updates=4")
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [str(folder / "run")]
+    words = " ".join(err.split())
+    assert "mean_teacher on Phantoms: 2 labelled, 4 unlabelled, 0 validation scans; 4 updates" in words
+    assert "not validated: the split has no validation list, so the last iterate is kept" in words
+    assert json.loads((folder / "run" / "run.json").read_text())["provenance"]["method"] == "mean_teacher"
+
+
+@pytest.mark.parametrize(
+    ("more", "complaint"),
+    [
+        (("--set", "updaets=3"), "updaets"),
+        (("--set", "patch=[9,9,9]"), "multiples of 2"),
+        (("--method", "magic"), "There is no method 'magic'"),
+        (("--labelled", "99"), "99 labelled scans were asked for"),
+        (("--recipe", "nothing"), "no recipe file nothing"),
+        (("--data", "nowhere"), "nowhere is not a folder"),
+        (("--device", "abacus"), "no device 'abacus'"),
+        (("--split", "nowhere.json"), "nowhere.json cannot be read"),
+    ],
+)
+def test_wrong_use_is_one_sentence_and_exit_code_2(
+    folder: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], complaint: str
+) -> None:
+    with pytest.raises(RuntimeError, match="exit code 2"):
+        train(folder, "refused", "--quiet", *more)
+    out, err = capsys.readouterr()
+    assert out == ""
+    (line,) = err.strip().splitlines()
+    assert line.startswith("semiseg: ")
+    assert complaint in line
+    assert "Traceback" not in err
