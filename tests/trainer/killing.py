@@ -25,6 +25,7 @@ def main(run: Path, seed: int, kills: int, arguments: list[str]) -> None:
     import torch
 
     import trainer.loop  # noqa: F401 - the imports are what this process is for
+    from trainer.checkpoints import load_state
 
     torch.set_num_threads(1)
     threads = len(list(Path("/proc/self/task").iterdir()))
@@ -36,13 +37,15 @@ def main(run: Path, seed: int, kills: int, arguments: list[str]) -> None:
         child = _start(arguments)
         moment = chance.random()
         during = len(lives) % 2 == 0
-        _wait(child, _checkpoint_is_being_written(run, chance.randint(1, 3)) if during else _later(run, moment))
+        _wait(child, _checkpoint_is_being_written(run, chance.randint(1, 6)) if during else _later(run, moment))
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
         if not os.WIFSIGNALED(status):
             sys.exit(f"after {len(lives)} kills the run had ended by itself (status {status})")
         half_written = [p.name for p in run.glob(".checkpoint.pt.*.part")]
-        lives.append({"half_written": len(half_written), "checkpoint": (run / "checkpoint.pt").exists()})
+        checkpoint = run / "checkpoint.pt"
+        step = load_state(checkpoint, torch.device("cpu")).step if checkpoint.exists() else 0
+        lives.append({"half_written": len(half_written), "step": step})
     _, status = os.waitpid(_start(arguments), 0)
     sys.stdout.write(json.dumps({"lives": lives, "exit": os.waitstatus_to_exitcode(status)}))
 
@@ -85,18 +88,21 @@ def _checkpoint_is_being_written(run: Path, nth: int) -> Callable[[], bool]:
 
 
 def _later(run: Path, moment: float) -> Callable[[], bool]:
-    """True some random time after the start, or after the first checkpoint of this life."""
+    """True some random time after the start, or soon after one of the first checkpoints of this life."""
     checkpoint = run / "checkpoint.pt"
-    before = checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0
+    seen = {checkpoint.stat().st_mtime_ns} if checkpoint.exists() else set()
+    wanted = len(seen) + 1 + int(moment * 8)
     started = time.monotonic()
-    first: list[float] = []
+    last: list[float] = []
 
     def reached() -> bool:
-        if moment < 0.3:  # while it starts: scans, networks, restoring
-            return time.monotonic() - started > moment * 2
-        if not first and checkpoint.exists() and checkpoint.stat().st_mtime_ns != before:
-            first.append(time.monotonic())
-        return bool(first) and time.monotonic() - first[0] > (moment - 0.3) * 0.3
+        if moment < 0.2:  # while it starts: scans, networks, restoring
+            return time.monotonic() - started > moment * 3
+        if not last and checkpoint.exists():
+            seen.add(checkpoint.stat().st_mtime_ns)
+            if len(seen) >= wanted:
+                last.append(time.monotonic())
+        return bool(last) and time.monotonic() - last[0] > moment * 0.05
 
     return reached
 
