@@ -13,7 +13,7 @@ from semiseg.bundle.bundle import MODEL, Bundle, write_bundle
 from semiseg.bundle.manifest import Manifest, Parity
 from semiseg.dataset import find_split, load_dataset, read_channels, read_split
 from semiseg.engines.onnx import OnnxEngine
-from trainer.engine import TorchEngine, trained_network
+from trainer.engine import TorchEngine, student_section, trained_network
 
 WINDOWS = 8
 
@@ -43,9 +43,9 @@ def export(run: Path, out: Path, *, data: Path | None = None, cache: Path | None
 
     def fill(folder: Path) -> Manifest:
         model = folder / MODEL
-        export_onnx(
-            network, model, inputs=len(manifest.channels), window=manifest.window, divisor=max(manifest.divisor)
-        )
+        # A network that takes windows of any size gives a graph that does.
+        divisor = max(manifest.divisor) if student_section(manifest).any_size else None
+        export_onnx(network, model, inputs=len(manifest.channels), window=manifest.window, divisor=divisor)
         return manifest.model_copy(update={"parity": prove(manifest, TorchEngine(network, "cpu"), model, scans)})
 
     return write_bundle(out, fill)

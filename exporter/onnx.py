@@ -19,24 +19,30 @@ INPUT = "windows"
 OUTPUT = "logits"
 
 
-def export_onnx(network: nn.Module, target: Path, *, inputs: int, window: tuple[int, int, int], divisor: int) -> None:
+def export_onnx(
+    network: nn.Module, target: Path, *, inputs: int, window: tuple[int, int, int], divisor: int | None
+) -> None:
     """Write ``network`` to ``target`` as one file: float32 windows (B, inputs, X, Y, Z) in, logits (B, K, X, Y, Z) out.
 
     Args:
         network: the exported module, in evaluation mode.
         target: the .onnx file.
         inputs: channels of a window.
-        window: voxels of the example window; X, Y, Z stay free in the graph, as multiples of ``divisor``.
-        divisor: what each side of a window is a multiple of.
+        window: voxels of a window; X, Y, Z stay free in the graph, as multiples of ``divisor``.
+        divisor: what each side of a window is a multiple of; None fixes X, Y, Z at ``window``, for networks whose
+            structure depends on them.
 
     Raises:
         ExportError: an operator that the exporter does not know, or a graph that onnx does not accept.
     """
     # A batch of 2 and unequal sides: a size of 1, or two equal sizes, would be taken for constants.
-    x, y, z = (side // divisor for side in window)
-    example = torch.zeros(2, inputs, *(divisor * max(2, side) for side in _unequal(x, y, z)))
-    sides = [divisor * torch.export.Dim(name, min=1, max=256) for name in ("x", "y", "z")]
-    shapes = {0: torch.export.Dim("batch", min=1, max=64), 2: sides[0], 3: sides[1], 4: sides[2]}
+    example = torch.zeros(2, inputs, *window)
+    shapes = {0: torch.export.Dim("batch", min=1, max=64)}
+    if divisor is not None:
+        x, y, z = (side // divisor for side in window)
+        example = torch.zeros(2, inputs, *(divisor * side for side in _unequal(x, y, z)))
+        for axis, name in enumerate(("x", "y", "z"), start=2):
+            shapes[axis] = divisor * torch.export.Dim(name, min=1, max=256)
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx"):
         warnings.simplefilter("ignore")
         try:

@@ -15,7 +15,7 @@ from semiseg.bundle.bundle import read_manifest
 from semiseg.bundle.manifest import Manifest
 from semiseg.engines.engine import Activation, Engine, Start
 from trainer.checkpoints import RUN, RunFolder, load_weights
-from trainer.students import read_student
+from trainer.students import AnyStudent, read_student
 
 
 class TorchEngine(Engine):
@@ -71,9 +71,14 @@ class _DeviceSlab:
         self.weights: Tensor | None = None
 
 
+def student_section(manifest: Manifest) -> AnyStudent:
+    """The recipe's ``student`` section, as the manifest keeps it."""
+    return read_student(manifest.provenance.student)
+
+
 def student_of(manifest: Manifest) -> nn.Module:
     """The network that a manifest describes, with random weights."""
-    return read_student(manifest.provenance.student).build(len(manifest.channels), manifest.outputs)
+    return student_section(manifest).build(len(manifest.channels), manifest.outputs)
 
 
 def trained_network(run: Path) -> tuple[Manifest, nn.Module]:

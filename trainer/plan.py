@@ -125,7 +125,8 @@ def make_manifest(plan: Plan, method: Method) -> Manifest:
 
 def _with_patch(recipe: Recipe, fingerprint: Fingerprint, preprocessing: Preprocessing) -> Recipe:
     """The recipe with its patch decided, and every window a multiple of the student's divisor."""
-    divisor = read_student(recipe.student).divisor()
+    student = read_student(recipe.student)
+    divisor = student.divisor()
     if recipe.patch == "auto":
         spacing = preprocessing.spacing or fingerprint.spacing.median
         own = zip(fingerprint.shape.median, fingerprint.spacing.median, spacing, strict=True)
@@ -140,6 +141,11 @@ def _with_patch(recipe: Recipe, fingerprint: Fingerprint, preprocessing: Preproc
                 f"In the recipe, {name}: {list(window)} does not suit the student, which halves a patch until each "
                 f"side is 1/{divisor}; take multiples of {divisor}, such as {nearest}."
             )
+    if recipe.windows and not student.any_size:
+        raise RecipeError(
+            f"In the recipe, windows: a {student.kind} is exported for windows of the patch's size only; "
+            "leave `windows` out."
+        )
     if max(recipe.size()) == divisor:
         raise RecipeError(
             f"In the recipe, patch: of {list(recipe.size())} the student's coarsest level is a single voxel, which "

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import itertools
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
+from monai.networks.nets.swin_unetr import SwinUNETR
 from monai.networks.nets.unet import UNet
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ class UNetStudent(Section):
     """MONAI's UNet: strided convolutions, instance norm, residual units. ``channels`` per level, coarsest last."""
 
     kind: Literal["unet"]
+    any_size: ClassVar[bool] = True
     channels: Annotated[tuple[Positive, ...], Field(min_length=2)] = (16, 32, 64, 128)
     residual_units: Annotated[int, Field(ge=0)] = 2
     norm: Literal["instance", "batch"] = "instance"
@@ -46,6 +48,7 @@ class PaperUNetStudent(Section):
     """The 3D UNet of M&N: 25,884,546 parameters at the default channels, one input channel and two classes."""
 
     kind: Literal["unet3d"]
+    any_size: ClassVar[bool] = True
     channels: Annotated[tuple[Positive, ...], Field(min_length=2)] = (32, 64, 128, 256, 512)
 
     def divisor(self) -> int:
@@ -57,11 +60,34 @@ class PaperUNetStudent(Section):
         return PaperUNet(inputs, outputs, self.channels)
 
 
-Student = Annotated[UNetStudent | PaperUNetStudent, Field(discriminator="kind")]
-_STUDENT: TypeAdapter[UNetStudent | PaperUNetStudent] = TypeAdapter(Student)
+class SwinUNETRStudent(Section):
+    """MONAI's SwinUNETR, M&N's other 3D network (table 4, feature size 36). Its graph takes one window size only."""
+
+    kind: Literal["swinunetr"]
+    any_size: ClassVar[bool] = False
+    feature_size: Annotated[int, Field(ge=12, multiple_of=12)] = 36
+    checkpointing: bool = False
+
+    def divisor(self) -> int:
+        """A patch side must be a multiple of this."""
+        return 32
+
+    def build(self, inputs: int, outputs: int) -> nn.Module:
+        """See :meth:`UNetStudent.build`; ``checkpointing`` trades time for memory in training."""
+        return SwinUNETR(
+            in_channels=inputs,
+            out_channels=outputs,
+            feature_size=self.feature_size,
+            use_checkpoint=self.checkpointing,
+            spatial_dims=3,
+        )
 
 
-def read_student(section: dict[str, Any]) -> UNetStudent | PaperUNetStudent:
+AnyStudent = UNetStudent | PaperUNetStudent | SwinUNETRStudent
+_STUDENT: TypeAdapter[AnyStudent] = TypeAdapter(Annotated[AnyStudent, Field(discriminator="kind")])
+
+
+def read_student(section: dict[str, Any]) -> AnyStudent:
     """Validate a recipe's ``student`` section.
 
     Raises:

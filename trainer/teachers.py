@@ -1,4 +1,4 @@
-"""The 2D networks that teach: SegFormer, from pretrained weights or from scratch, and how much of it is tuned."""
+"""The 2D networks that teach, from pretrained weights or from scratch, and how much of them is tuned."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from semiseg.bundle.manifest import PretrainedWeights
 from trainer.errors import RecipeError
 from trainer.licences import check_licence
 from trainer.recipe import Positive, Section
+from trainer.resunet import COLOURS, WEIGHTS, ResUNet, load_encoder
 
 # What transformers raises at a configuration that makes no sense; the last one is no kind of ValueError.
 REFUSALS = (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, LookupError, StrictDataclassError)
@@ -50,7 +51,9 @@ class Teacher(Section):
     """The 2D teacher of a recipe.
 
     Attributes:
-        weights: pretrained weights, or nothing: then ``config`` describes a randomly initialised SegFormer
+        kind: ``segformer``, or ``resunet``: a U-Net with a ResNet-50 encoder (M&N's table 4).
+        weights: pretrained weights, of a ResNet-50 those of its encoder in a folder with ``model.safetensors``; without
+            them the network starts from scratch, and ``config`` describes the SegFormer
             (keys of ``transformers.SegformerConfig``).
         finetune: ``lora`` adapts the encoder's linear layers and trains biases, layer norms and the new head;
             ``decoder`` trains the decode head; ``whole`` trains everything.
@@ -58,6 +61,7 @@ class Teacher(Section):
         enlarge: in-plane factor by which slices are enlarged before, and shrunk after, the network.
     """
 
+    kind: Literal["segformer", "resunet"] = "segformer"
     weights: Weights | None = None
     config: dict[str, Any] = Field(default_factory=dict)
     finetune: Literal["lora", "decoder", "whole"] = "lora"
@@ -69,6 +73,13 @@ class Teacher(Section):
     def _config_or_weights(self) -> Teacher:
         if self.weights is not None and self.config:
             raise ValueError("`config` describes a network from scratch; with `weights` it is theirs")
+        if self.kind == "resunet":
+            if self.config:
+                raise ValueError("`config` is SegFormer's; a `resunet` has none")
+            if self.finetune == "lora":
+                raise ValueError("a `resunet` has no linear layers for LoRA; `finetune` it `whole` or `decoder`")
+            if self.weights is not None and self.weights.folder is None:
+                raise ValueError("a `resunet` takes its encoder's weights from a `folder`")
         return self
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
@@ -81,8 +92,9 @@ class Teacher(Section):
             return ()
         source = self.weights.hub or str(self.weights.folder)
         folder = self.weights.folder
-        if folder is not None and not (folder / "config.json").is_file():
-            raise RecipeError(f"There are no weights in {folder}: it has no config.json.")
+        needed = WEIGHTS if self.kind == "resunet" else "config.json"
+        if folder is not None and not (folder / needed).is_file():
+            raise RecipeError(f"There are no weights in {folder}: it has no {needed}.")
         licence = check_licence(source, folder, self.weights.licence)
         name = folder.name if folder is not None else source
         return (PretrainedWeights(name=name, revision=self.weights.revision, licence=licence),)
@@ -100,10 +112,7 @@ class SegformerTeacher(nn.Module):
         self.enlarge = enlarge
         self.stride = int(network.config.strides[0])
         colours = int(network.config.num_channels)
-        if how == "conv" or inputs not in (1, colours):
-            self.adapt: nn.Module = nn.Conv2d(inputs, colours, kernel_size=1)
-        else:
-            self.adapt = _Repeat(colours) if inputs == 1 else nn.Identity()
+        self.adapt = _colours(inputs, colours, how)
         network.decode_head.classifier = nn.Identity()
         self.network = network
         width = int(network.config.decoder_hidden_size) + colours
@@ -137,6 +146,35 @@ class SegformerTeacher(nn.Module):
         return logits
 
 
+class ResUNetTeacher(nn.Module):
+    """A ResNet-50-encoder U-Net on slices that are enlarged before and shrunk after it."""
+
+    def __init__(self, network: ResUNet, inputs: int, how: str, enlarge: int) -> None:
+        super().__init__()
+        self.enlarge = enlarge
+        self.adapt = _colours(inputs, COLOURS, how)
+        self.network = network
+
+    def smallest_slice(self) -> int:
+        """Slices of any size are padded."""
+        return 1
+
+    def forward(self, slices: Tensor) -> Tensor:
+        """(N, inputs, H, W) -> logits (N, outputs, H, W)."""
+        x = self.adapt(slices)
+        if self.enlarge == 1:
+            return self.network(x)
+        x = functional.interpolate(x, scale_factor=self.enlarge, mode="bilinear", align_corners=False)
+        return functional.interpolate(self.network(x), size=slices.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def _colours(inputs: int, colours: int, how: str) -> nn.Module:
+    """From the scan's channels to those that natural images have."""
+    if how == "conv" or inputs not in (1, colours):
+        return nn.Conv2d(inputs, colours, kernel_size=1)
+    return _Repeat(colours) if inputs == 1 else nn.Identity()
+
+
 class _Repeat(nn.Module):
     def __init__(self, count: int) -> None:
         super().__init__()
@@ -146,18 +184,30 @@ class _Repeat(nn.Module):
         return x.expand(-1, self.count, -1, -1)
 
 
-def build_teacher(section: Teacher, inputs: int, outputs: int) -> SegformerTeacher:
+def build_teacher(section: Teacher, inputs: int, outputs: int) -> SegformerTeacher | ResUNetTeacher:
     """The 2D teacher of a recipe, with the parts frozen that its ``finetune`` leaves alone.
 
     Raises:
-        RecipeError: the weights are not there, are not SegFormer's, or may not be used.
+        RecipeError: the weights are not there, are another network's, or may not be used.
     """
+    if section.kind == "resunet":
+        return _resunet(section, inputs, outputs)
     teacher = SegformerTeacher(_segformer(section), inputs, outputs, section.inputs, section.enlarge)
     if section.finetune == "lora":
         _adapt_low_rank(teacher, section.lora)
     elif section.finetune == "decoder":
         teacher.network.segformer.requires_grad_(False)
     return teacher
+
+
+def _resunet(section: Teacher, inputs: int, outputs: int) -> ResUNetTeacher:
+    network = ResUNet(outputs)
+    if section.weights is not None and section.weights.folder is not None:
+        section.pretrained()  # refuses a licence that is not repeated, before anything is read
+        load_encoder(network, section.weights.folder)
+    if section.finetune == "decoder":
+        network.encoder.requires_grad_(False)
+    return ResUNetTeacher(network, inputs, section.inputs, section.enlarge)
 
 
 def _segformer(section: Teacher) -> SegformerForSemanticSegmentation:

@@ -39,6 +39,22 @@ def test_a_student_computes_the_same_in_the_graph_at_other_sizes(name: str, tmp_
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"], "the weights are in the graph's own file"
 
 
+def test_a_student_that_depends_on_its_window_gets_a_graph_for_that_window_and_any_batch(tmp_path: Path) -> None:
+    student = read_student({"kind": "swinunetr", "feature_size": 12})
+    assert not student.any_size
+    torch.manual_seed(0)
+    network = student.build(1, 2).eval()
+    window = (64, 32, 32)
+    export_onnx(network, tmp_path / "model.onnx", inputs=1, window=window, divisor=None)
+    assert sides(tmp_path / "model.onnx")[2:] == ["64", "32", "32"]
+    engine = OnnxEngine(tmp_path / "model.onnx", threads=1)
+    for batch in (1, 3):
+        windows = np.random.default_rng(batch).normal(size=(batch, 1, *window)).astype(np.float32)
+        with torch.inference_mode():
+            expected = network(torch.from_numpy(windows)).numpy()
+        np.testing.assert_allclose(engine.logits(engine.run(windows)), expected, atol=1e-3)
+
+
 def sides(model: Path) -> list[str]:
     return [d.dim_param or str(d.dim_value) for d in onnx.load(model).graph.input[0].type.tensor_type.shape.dim]
 

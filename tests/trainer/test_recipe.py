@@ -271,3 +271,13 @@ def test_one_intensity_serves_every_channel(dataset: Dataset) -> None:
 def test_a_2d_network_from_scratch_needs_no_licence(dataset: Dataset) -> None:
     plan = plan_of(dataset, recipe_of("mn", teacher={"config": SEGFORMER}))
     assert plan.method.pretrained() == ()
+
+
+def test_a_student_with_a_fixed_window_refuses_further_windows(tmp_path):
+    changes = {
+        "student": {"kind": "swinunetr", "feature_size": 12},
+        "patch": [64, 32, 32],
+        "windows": [[32, 32, 64]],
+    }
+    with pytest.raises(RecipeError, match="windows of the patch's size only"):
+        plan_of(phantoms(tmp_path / "data"), recipe_of("supervised", changes))
