@@ -1,0 +1,40 @@
+"""`semiseg doctor` tells what is there, tries a bundle out, and names what is wrong with it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from semiseg.bundle.bundle import MODEL
+from tests.bundles import make_threshold_bundle
+
+
+def doctor(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "cli.app", "doctor", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120, check=False)
+
+
+def test_a_sound_bundle_is_tried_out_and_named(tmp_path):
+    bundle = make_threshold_bundle(tmp_path / "bundle")
+    answer = doctor(str(bundle.folder))
+    assert answer.returncode == 0, answer.stdout + answer.stderr
+    assert bundle.sha256[:12] in answer.stdout and "runs on onnxruntime (cpu)" in answer.stdout
+    assert "no trouble found" in answer.stdout
+
+
+def test_an_altered_bundle_is_trouble_and_exit_code_1(tmp_path):
+    bundle = make_threshold_bundle(tmp_path / "bundle")
+    (bundle.folder / MODEL).write_bytes(b"something else")
+    answer = doctor(str(bundle.folder))
+    assert answer.returncode == 1
+    assert "altered" in answer.stdout and "Traceback" not in answer.stdout + answer.stderr
+    assert "no trouble" not in answer.stdout
+
+
+def test_a_machine_without_a_bundle_is_described(tmp_path):
+    answer = doctor()
+    assert answer.returncode == 0, answer.stdout
+    for word in ("cores", "GB free", "GPU driver", "onnxruntime", "torch"):
+        assert word in answer.stdout
