@@ -20,8 +20,6 @@ from trainer.augmentation import change_values, cut_out, draw_turn, flips, place
 from trainer.cases import PreparedCase
 from trainer.recipe import Recipe
 
-Places = Mapping[str, tuple[NDArray[np.int32], ...]]
-
 
 @dataclass(frozen=True)
 class Request:

@@ -23,13 +23,13 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import format_number_as_ds
 
 from semiseg.errors import SemisegError, VolumeError
+from semiseg.outputs.report import NOTICE
 from semiseg.volumes.atomic_file import atomic_file
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.segmentation import Code, Segment, Segmentation
 from semiseg.volumes.volume import same_grid
 
 MANUFACTURER = "semiseg"
-RESEARCH_NOTICE = "RESEARCH USE ONLY"
 _NAMESPACE = uuid.UUID("0d5a6d9e-1f0b-5b8e-9a35-6c1f5b3c7e21")
 _LO = 64  # characters in a Long String (PS3.5 table 6.2-1)
 _TYPE_1 = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
@@ -196,8 +196,8 @@ def _pixel_measures(series: DicomSeries) -> hd.PixelMeasuresSequence:
 
 
 def _series_description(algorithm: Algorithm) -> str:
-    room = _LO - len(RESEARCH_NOTICE) - 1
-    return f"{algorithm.name[:room]} {RESEARCH_NOTICE}"
+    room = _LO - len(NOTICE) - 1
+    return f"{algorithm.name[:room]} {NOTICE}"
 
 
 def _identity(series: DicomSeries, algorithm: Algorithm, segments: Sequence[Segment]) -> str:
