@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from monai.networks.layers.spatial_transforms import AffineTransform
 from monai.transforms.utils import create_rotate
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import affine_grid, grid_sample
 
 from trainer.recipe import Augmentation
 
@@ -79,26 +79,35 @@ def place_cut(
 
 
 def cut_out(
-    array: NDArray[np.generic], cut: Cut, patch: tuple[int, int, int], *, nearest: bool, padding: str
-) -> Tensor:
-    """The patch (C, *patch) of ``array`` (C, X, Y, Z); beyond the scan lies its border value (``edge``) or zero."""
-    box = _box(cut.matrix, patch, array.shape[1:], margin=0 if cut.plain else 1)
-    local = np.array(array[(slice(None), *(slice(a, b) for a, b in box))], dtype=np.float32)
+    image: NDArray[np.generic],
+    labels: NDArray[np.generic] | None,
+    cut: Cut,
+    patch: tuple[int, int, int],
+    padding: str,
+) -> tuple[Tensor, Tensor | None]:
+    """The patch of ``image`` (C, X, Y, Z), interpolated linearly, and of ``labels`` (X, Y, Z), by nearest voxel.
+
+    Beyond the scan lies its border value (``edge``) or zero. Both results are float32: (C, *patch) and (*patch).
+    """
+    box = _box(cut.matrix, patch, image.shape[1:], margin=0 if cut.plain else 1)
+    inside = tuple(slice(a, b) for a, b in box)
+    local = [np.array(image[(slice(None), *inside)], dtype=np.float32)]
+    if labels is not None:
+        local.append(np.array(labels[inside], dtype=np.float32)[None])
     matrix = cut.matrix.copy()
     matrix[:3, 3] -= [a for a, _ in box]
     if cut.plain:
-        return _shifted(local, matrix[:3, 3].astype(int), patch, padding)
-    if padding == "zero":  # a frame of zeros, since torch has no zeros beyond an axis of one voxel
-        local = np.pad(local, [(0, 0), (1, 1), (1, 1), (1, 1)])
-        matrix[:3, 3] += 1
-    transform = AffineTransform(
-        spatial_size=patch,
-        normalized=False,
-        mode="nearest" if nearest else "bilinear",
-        padding_mode="border",
-        align_corners=True,
-    )
-    return transform(torch.from_numpy(local)[None], torch.from_numpy(matrix).float())[0]
+        cuts = [_shifted(array, matrix[:3, 3].astype(int), patch, padding) for array in local]
+    else:
+        if padding == "zero":  # a frame of zeros, since torch has no zeros beyond an axis of one voxel
+            local = [np.pad(array, [(0, 0), (1, 1), (1, 1), (1, 1)]) for array in local]
+            matrix[:3, 3] += 1
+        grid = _sampling_grid(matrix, local[0].shape[1:], patch)
+        cuts = [
+            grid_sample(torch.from_numpy(array)[None], grid, mode, padding_mode="border", align_corners=True)[0]
+            for array, mode in zip(local, ("bilinear", "nearest"), strict=False)
+        ]
+    return cuts[0], cuts[1][0] if labels is not None else None
 
 
 def change_values(image: Tensor, augmentation: Augmentation, random: np.random.Generator) -> Tensor:
@@ -144,6 +153,20 @@ def _box(
         start = int(np.clip(a, 0, n - 1))
         box.append((start, int(np.clip(b, start + 1, n))))
     return box
+
+
+def _sampling_grid(matrix: NDArray[np.float64], shape: tuple[int, ...], patch: tuple[int, int, int]) -> Tensor:
+    """``matrix`` (voxel of the patch -> voxel of an array of ``shape``) as the grid that ``grid_sample`` reads.
+
+    Torch counts positions from -1 at the first voxel's centre to 1 at the last one's, the last axis first.
+    """
+    half = (np.asarray(patch) - 1) / 2.0
+    scale = np.asarray([2.0 / (n - 1) if n > 1 else 0.0 for n in shape])  # an axis of one voxel has one position
+    theta = np.empty((3, 4))
+    theta[:, :3] = scale[:, None] * matrix[:3, :3] * half
+    theta[:, 3] = scale * (matrix[:3, :3] @ half + matrix[:3, 3]) - 1.0
+    reversed_axes = np.concatenate([theta[::-1, 2::-1], theta[::-1, 3:]], axis=1)
+    return affine_grid(torch.from_numpy(reversed_axes).float()[None], [1, 1, *patch], align_corners=True)
 
 
 def _shifted(local: NDArray[np.float32], start: NDArray[np.int_], patch: tuple[int, int, int], padding: str) -> Tensor:

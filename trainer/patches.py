@@ -140,12 +140,10 @@ class PatchSource(Dataset[dict[str, Any]]):
         patch = self._recipe.size()
         turn = draw_turn(augmentation, self._slice_axis, random)
         cut = place_cut(case.shape, patch, turn, request.voxel, np.random.default_rng((*request.seed, 2)))
-        image = cut_out(case.image, cut, patch, nearest=False, padding=self._padding)
-        if request.labelled and case.labels is not None:
-            # Beyond the scan there is no reference: with repeated borders the labels repeat too, else background.
-            labels = cut_out(case.labels[None], cut, patch, nearest=True, padding=self._padding)[0]
-        else:
-            labels = torch.zeros(patch)
+        # Beyond the scan there is no reference: with repeated borders the labels repeat too, else background.
+        wanted = case.labels if request.labelled else None
+        image, found = cut_out(case.image, wanted, cut, patch, self._padding)
+        labels = torch.zeros(patch) if found is None else found
         mirrored = flips(augmentation, random)
         if mirrored:
             image = torch.flip(image, mirrored)
