@@ -145,12 +145,13 @@ def _values(dataset: Dataset, case: Case, voxels_of: Mapping[int, int]) -> Itera
     if set(voxels_of) == {0}:
         sentence = f"{case.label} outlines nothing: every voxel is background. Is that meant?"
         yield Finding("warning", "labels", case.id, sentence)
-    known = {0, *(s.label for s in dataset.segments)}
+    known = {0, *dataset.label_values}
     strange = {v: n for v, n in voxels_of.items() if v not in known}
     if dataset.segments and strange:
         found = ", ".join(f"{value} ({count} voxels)" for value, count in list(strange.items())[:8])
         more = f" and {len(strange) - 8} other values" if len(strange) > 8 else ""
-        allowed = ", ".join(["0 background", *(f"{s.label} {s.name}" for s in dataset.segments)])
+        names = (f"{'+'.join(map(str, s.reference_values))} {s.name}" for s in dataset.segments)
+        allowed = ", ".join(["0 background", *names])
         sentence = f"{case.label} holds label {found}{more}; dataset.json knows {allowed}."
         yield Finding("error", "labels", case.id, sentence)
 
@@ -207,8 +208,9 @@ def _absent_segments(dataset: Dataset, facts: list[_Facts], split: Split | None)
         sentence = f"{dataset.folder} has no dataset.json that names the label values; found are {values}."
         yield Finding("warning", "segments", None, sentence)
     for segment in dataset.segments:
-        if not found[segment.label]:
-            sentence = f"None of the {len(opened)} labelled scans holds segment '{segment.name}' ({segment.label})."
+        if not any(found[value] for value in segment.reference_values):
+            values = "+".join(map(str, segment.reference_values))
+            sentence = f"None of the {len(opened)} labelled scans holds segment '{segment.name}' ({values})."
             yield Finding("error", "segments", None, sentence)
 
 

@@ -60,17 +60,27 @@ def channels_of(document: dict[str, Any], path: Path) -> tuple[str, ...]:
 
 
 def segments_of(document: dict[str, Any], path: Path) -> tuple[Segment, ...]:
-    """Segments by label value, from ``{"1": "liver"}`` or ``{"liver": 1}``, without the background."""
+    """Segments by label value, from ``{"1": "liver"}`` or ``{"liver": 1}``, without the background.
+
+    A list of values, as nnU-Net writes it, makes a region: ``{"whole tumour": [1, 2, 3], "core": [2, 3]}``. Where there
+    is one all are regions, in the file's order, and may overlap.
+    """
     table = document.get("labels")
     if not isinstance(table, dict) or not table:
         raise DatasetError(f'{path} must say what the label values are: "labels": {{"0": "background", "1": "liver"}}.')
-    values = sorted(_label_entry(key, value, path) for key, value in table.items())
-    foreground = [(value, name) for value, name in values if value != 0]
+    entries = [_label_entry(key, value, path) for key, value in table.items()]
+    foreground = [(values, name) for values, name in entries if values != (0,)]
     if not foreground:
         raise DatasetError(f"{path} names no label but the background.")
+    regions = any(len(values) > 1 for values, _ in foreground)
+    if not regions:
+        foreground.sort()
     palette = distinct_colours(len(foreground))
     try:
-        segments = tuple(Segment(name=n, label=v, colour=c) for (v, n), c in zip(foreground, palette, strict=True))
+        segments = tuple(
+            Segment(name=name, label=k if regions else values[0], values=values if regions else (), colour=colour)
+            for k, ((values, name), colour) in enumerate(zip(foreground, palette, strict=True), start=1)
+        )
     except ValidationError as error:
         first = error.errors()[0]
         raise DatasetError(
@@ -80,13 +90,14 @@ def segments_of(document: dict[str, Any], path: Path) -> tuple[Segment, ...]:
     return segments
 
 
-def _label_entry(key: str, value: Any, path: Path) -> tuple[int, str]:
-    """(label value, name) of one entry of ``labels`` in either of its two forms."""
+def _label_entry(key: str, value: Any, path: Path) -> tuple[tuple[int, ...], str]:
+    """(label values, name) of one entry of ``labels`` in either of its two forms."""
     if isinstance(value, list):
-        raise DatasetError(
-            f"{path}: label '{key}' is a region of several values {value}; semiseg reads label maps in which each "
-            "voxel has one value, so name each value by itself."
-        )
+        if not value or not all(isinstance(v, int) and not isinstance(v, bool) and 1 <= v <= 255 for v in value):
+            raise DatasetError(f"{path}: region '{key}' must list label values from 1 to 255, not {value}.")
+        if len(set(value)) != len(value):
+            raise DatasetError(f"{path}: region '{key}' lists a label value twice: {value}.")
+        return tuple(value), key.strip()
     if isinstance(value, str) and key.isascii() and key.isdigit():
         number, name = int(key), value
     elif isinstance(value, int) and not isinstance(value, bool):
@@ -98,7 +109,7 @@ def _label_entry(key: str, value: Any, path: Path) -> tuple[int, str]:
             f"{path}: label {number} is 'ignore' (voxels nobody outlined); semiseg does not read partial outlines. "
             "Leave such scans unlabelled."
         )
-    return number, name.strip()
+    return (number,), name.strip()
 
 
 def check_distinct(segments: tuple[Segment, ...], where: Path) -> None:

@@ -48,6 +48,11 @@ class Dataset:
     def __post_init__(self) -> None:
         object.__setattr__(self, "cases", dict(self.cases))
 
+    @property
+    def label_values(self) -> tuple[int, ...]:
+        """The values that its label maps may hold, besides 0 for the background."""
+        return tuple(sorted({value for segment in self.segments for value in segment.reference_values}))
+
     def case(self, case_id: str) -> Case:
         """The scan called ``case_id``.
 

@@ -69,7 +69,7 @@ def evaluate(
         keep.mkdir(parents=True, exist_ok=True)
     scores: dict[str, list[Row]] = {}
     errors: dict[str, str] = {}
-    pairs: tuple[tuple[Segment, int], ...] = ()
+    pairs: tuple[tuple[Segment, tuple[int, ...]], ...] = ()
     remarks: tuple[str, ...] = ()
     for done, case in enumerate(cases, 1):
         try:
@@ -92,29 +92,36 @@ def evaluate(
 
 def match_segments(
     segments: Sequence[Segment], dataset: Dataset
-) -> tuple[tuple[tuple[Segment, int], ...], tuple[str, ...]]:
-    """Which of a model's segments the dataset outlines, each with its value in the dataset's label maps; and notes.
+) -> tuple[tuple[tuple[Segment, tuple[int, ...]], ...], tuple[str, ...]]:
+    """Which of a model's segments the dataset outlines, each with its values in the dataset's label maps; and notes.
+
+    A region that the dataset does not name is made of the values that the model was trained with.
 
     Raises:
         DatasetError: none of them.
     """
     if not dataset.segments:
         note = f"{dataset.name} does not name its label values; segments were matched by number."
-        return tuple((s, s.label) for s in segments), (note,)
-    value_of = {s.name.casefold(): s.label for s in dataset.segments}
-    pairs = tuple((s, value_of[s.name.casefold()]) for s in segments if s.name.casefold() in value_of)
+        return tuple((s, s.reference_values) for s in segments), (note,)
+    values_of = {s.name.casefold(): s.reference_values for s in dataset.segments}
+    known = set(dataset.label_values)
+    for segment in segments:
+        if segment.values and known.issuperset(segment.values):
+            values_of.setdefault(segment.name.casefold(), segment.values)
+    pairs = tuple((s, values_of[s.name.casefold()]) for s in segments if s.name.casefold() in values_of)
     if not pairs:
         raise DatasetError(
             f"The model finds {_names(segments)} and {dataset.folder} outlines {_names(dataset.segments)}: there is "
             "nothing to compare."
         )
     found = {s.name.casefold() for s, _ in pairs}
+    covered = {value for _, values in pairs for value in values}
     notes = []
     for sentence, all_of in (
         ("The model also finds {}, which the dataset does not outline.", segments),
         ("The dataset also outlines {}, which the model does not find.", dataset.segments),
     ):
-        others = [s for s in all_of if s.name.casefold() not in found]
+        others = [s for s in all_of if s.name.casefold() not in found and not covered.issuperset(s.reference_values)]
         if others:
             notes.append(sentence.format(_names(others)))
     return pairs, tuple(notes)
@@ -151,16 +158,16 @@ def _answer(segment: Segmenting, dataset: Dataset, case: Case, keep: Path | None
 
 def _check_values(dataset: Dataset, case: Case, reference: NDArray[np.int32]) -> None:
     """Refuse a value that nobody named: counted as background it would turn into false positives."""
-    strange = np.setdiff1d(np.unique(reference), [0, *(s.label for s in dataset.segments)])
+    strange = np.setdiff1d(np.unique(reference), [0, *dataset.label_values])
     if dataset.segments and strange.size:
         raise VolumeError(f"{case.label} holds label values that dataset.json does not name: {strange.tolist()}.")
 
 
-def _rows(case: Case, answer: _Answer, pairs: tuple[tuple[Segment, int], ...]) -> Iterable[Row]:
+def _rows(case: Case, answer: _Answer, pairs: tuple[tuple[Segment, tuple[int, ...]], ...]) -> Iterable[Row]:
     index_of = {s.name: k for k, s in enumerate(answer.prediction.segments)}
-    for segment, value in pairs:
+    for segment, values in pairs:
         mask = answer.prediction.mask(index_of[segment.name])
-        figures = score(mask, answer.reference == value, answer.prediction.affine)
+        figures = score(mask, np.isin(answer.reference, values), answer.prediction.affine)
         yield Row(case.id, segment.name, figures, answer.seconds)
 
 

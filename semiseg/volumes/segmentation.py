@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,17 +27,32 @@ class Code(BaseModel):
 class Segment(BaseModel):
     """One structure that a model outlines.
 
-    ``label`` is the integer that stands for it in a label map (1..255). ``category`` and ``type`` are the DICOM codes
-    of a SEG's Segmented Property Category and Type (PS3.3 C.8.20.2); without them a SEG says only "Tissue".
+    Attributes:
+        label: the integer that stands for it in a label map (1..255).
+        values: for a region, the values of a reference label map that it is made of (whole tumour: oedema, core and
+            enhancing part). Regions may overlap; a segment without values is one value, its label, and excludes others.
+        category, type: the DICOM codes of a SEG's Segmented Property Category and Type (PS3.3 C.8.20.2); without them a
+            SEG says only "Tissue".
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(min_length=1, max_length=64)
     label: int = Field(ge=1, le=255)
+    values: tuple[int, ...] = ()
     colour: tuple[int, int, int] = (230, 60, 60)
     category: Code = Code(value="85756007", scheme="SCT", meaning="Tissue")
     type: Code = Code(value="85756007", scheme="SCT", meaning="Tissue")
+
+    @property
+    def reference_values(self) -> tuple[int, ...]:
+        """The values of a reference label map that belong to it."""
+        return self.values or (self.label,)
+
+
+def overlapping(segments: Sequence[Segment]) -> bool:
+    """Whether the segments are regions, of which a voxel may belong to several."""
+    return any(segment.values for segment in segments)
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,3 +98,14 @@ class Segmentation:
         """Volume of each segment in ml, by name."""
         unit = voxel_ml(self.affine)
         return {s.name: float(np.count_nonzero(self.mask(k)) * unit) for k, s in enumerate(self.segments)}
+
+
+def from_reference(segments: tuple[Segment, ...], labels: NDArray[Any], affine: NDArray[np.float64]) -> Segmentation:
+    """What a reference label map (X, Y, Z) says of ``segments``; other values are background."""
+    masks = [np.isin(labels, segment.reference_values) for segment in segments]
+    if overlapping(segments):
+        return Segmentation(segments, np.stack(masks), affine)
+    array = np.zeros(labels.shape, dtype=np.uint8)
+    for segment, mask in zip(segments, masks, strict=True):
+        array[mask] = segment.label
+    return Segmentation(segments, array, affine)

@@ -82,7 +82,7 @@ def test_a_model_without_a_segment_in_common_is_refused(dataset: Dataset) -> Non
 def test_a_dataset_without_names_is_matched_by_number_with_a_note(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path / "atrium", described=False)
     pairs, notes = match_segments((HIGH, LOW), dataset)
-    assert pairs == ((HIGH, 2), (LOW, 1))
+    assert pairs == ((HIGH, (2,)), (LOW, (1,)))
     assert "matched by number" in notes[0]
     assert all(r.score.dice == 1 for r in evaluate(answering(), dataset, IDS).rows)
 
