@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,7 +18,7 @@ def train(
     data: Annotated[Path, typer.Option(help="Dataset folder in Medical Segmentation Decathlon form.")],
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
     recipe: Annotated[str, typer.Option(help="A recipe file, or the name of one that comes with semiseg.")] = "default",
-    method: Annotated[str | None, typer.Option(help="supervised, mean_teacher or mn; else the recipe's.")] = None,
+    method: Annotated[str | None, typer.Option(help="supervised, mean_teacher, mn, ...; else the recipe's.")] = None,
     labelled: Annotated[int | None, typer.Option(help="How many labelled scans of the split to use.")] = None,
     split: Annotated[Path | None, typer.Option(help="Split file; by default DATA/split.json.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change the recipe: key=value, repeatable.")] = None,
@@ -36,7 +37,8 @@ def train(
     chosen = read_recipe(find_recipe(recipe), changes)
     dataset = load_dataset(data)
     parts = make_split(dataset, split, labelled)
-    console = Console(stderr=True, quiet=quiet)
+    first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun or accelerate started
+    console = Console(stderr=True, quiet=quiet or not first)
     console.print(
         f"{chosen.method} on {dataset.name}: {len(parts.labelled)} labelled, {len(parts.unlabelled)} unlabelled, "
         f"{len(parts.validation)} validation scans; {chosen.updates} updates."
@@ -54,7 +56,7 @@ def train(
             terms = ", ".join(
                 f"{name} {value:.3f}"
                 for name, value in values.items()
-                if isinstance(value, float) and "/" not in name and name not in ("total", "seconds")
+                if isinstance(value, float) and "/" not in name and name not in ("total", "seconds", "elapsed")
             )
             bars.update(tasks["training"], description=f"{values['stage']}: {terms}")
 
@@ -66,7 +68,8 @@ def train(
     else:
         dice = ", ".join(f"{name} {value:.3f}" for name, value in figures.dice.items())
         console.print(f"validation Dice on {figures.scans} scans: {dice}")
-    typer.echo(str(out))
+    if first:
+        typer.echo(str(out))
 
 
 def _progress(console: Console) -> Progress:

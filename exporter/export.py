@@ -44,7 +44,7 @@ def export(run: Path, out: Path, *, data: Path | None = None, cache: Path | None
     def fill(folder: Path) -> Manifest:
         model = folder / MODEL
         # A network that takes windows of any size gives a graph that does.
-        divisor = max(manifest.divisor) if student_section(manifest).any_size else None
+        divisor = manifest.divisor if student_section(manifest).takes_any_size else None
         export_onnx(network, model, inputs=len(manifest.channels), window=manifest.window, divisor=divisor)
         return manifest.model_copy(update={"parity": prove(manifest, TorchEngine(network, "cpu"), model, scans)})
 

@@ -20,7 +20,12 @@ OUTPUT = "logits"
 
 
 def export_onnx(
-    network: nn.Module, target: Path, *, inputs: int, window: tuple[int, int, int], divisor: int | None
+    network: nn.Module,
+    target: Path,
+    *,
+    inputs: int,
+    window: tuple[int, int, int],
+    divisor: tuple[int, int, int] | None,
 ) -> None:
     """Write ``network`` to ``target`` as one file: float32 windows (B, inputs, X, Y, Z) in, logits (B, K, X, Y, Z) out.
 
@@ -29,7 +34,7 @@ def export_onnx(
         target: the .onnx file.
         inputs: channels of a window.
         window: voxels of a window; X, Y, Z stay free in the graph, as multiples of ``divisor``.
-        divisor: what each side of a window is a multiple of; None fixes X, Y, Z at ``window``, for networks whose
+        divisor: what the sides of a window are multiples of; None fixes X, Y, Z at ``window``, for networks whose
             structure depends on them.
 
     Raises:
@@ -39,10 +44,11 @@ def export_onnx(
     example = torch.zeros(2, inputs, *window)
     shapes = {0: torch.export.Dim("batch", min=1, max=64)}
     if divisor is not None:
-        x, y, z = (side // divisor for side in window)
-        example = torch.zeros(2, inputs, *(divisor * side for side in _unequal(x, y, z)))
-        for axis, name in enumerate(("x", "y", "z"), start=2):
-            shapes[axis] = divisor * torch.export.Dim(name, min=1, max=256)
+        x, y, z = (side // d for side, d in zip(window, divisor, strict=True))
+        example = torch.zeros(2, inputs, *(d * side for side, d in zip(_unequal(x, y, z), divisor, strict=True)))
+        for axis, (name, d) in enumerate(zip("xyz", divisor, strict=True), start=2):
+            free = torch.export.Dim(name, min=1, max=256)
+            shapes[axis] = d * free if d > 1 else free
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), _quiet("torch.onnx"):
         warnings.simplefilter("ignore")
         try:

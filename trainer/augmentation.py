@@ -46,10 +46,13 @@ def place_cut(
     shape: tuple[int, int, int],
     patch: tuple[int, int, int],
     turn: tuple[NDArray[np.float64], float] | None,
+    spacing: tuple[float, float, float],
     voxel: tuple[int, int, int] | None,
     random: np.random.Generator,
 ) -> Cut:
     """Where in a scan of ``shape`` a patch turned by ``turn`` is cut; it holds ``voxel`` when there is one.
+
+    The turn is one of the body: voxels that are longer along one axis (``spacing`` in mm) are not sheared.
 
     Apart from what a rotation needs, a patch does not leave a scan that is larger than it. Along an axis on which the
     scan is no larger, the scan stays in the middle of the patch, as the sliding window will have it.
@@ -57,7 +60,8 @@ def place_cut(
     size, sides = np.asarray(shape), np.asarray(patch)
     half = (sides - 1) / 2.0
     rotation, zoom = turn or (np.eye(3), 1.0)
-    step = rotation / zoom  # of the scan, for one voxel of the patch
+    mm = np.asarray(spacing)
+    step = rotation * mm[None, :] / mm[:, None] / zoom  # of the scan, for one voxel of the patch
     reach = half / zoom
     low, high = reach, size - 1 - reach
     if voxel is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,9 +17,11 @@ from semiseg.bundle.preprocessing import Preprocessing
 from semiseg.dataset import Case, Dataset, read_channels, read_reference
 from semiseg.errors import SemisegError
 from semiseg.volumes.atomic_file import atomic_file
+from semiseg.volumes.segmentation import Segment, overlapping
+from semiseg.volumes.volume import spacing_of
 from trainer.errors import RecipeError
 
-LAYOUT = 1  # raise when what is stored, or how, changes
+LAYOUT = 2  # raise when what is stored, or how, changes
 PLACES = 2000  # voxels remembered per segment, to place patches on foreground
 
 
@@ -28,13 +30,15 @@ class PreparedCase:
     """One preprocessed scan.
 
     ``image`` is a memory-mapped float32 (C, X, Y, Z); ``labels`` a memory-mapped uint8 (X, Y, Z) for the scans whose
-    labels may be opened, else None; ``places`` are voxels (N, 3) of each segment present in the labels.
+    labels may be opened, else None (see :func:`encode_labels`); ``places`` are voxels (N, 3) of each segment present in
+    the labels.
     """
 
     case_id: str
     image: NDArray[np.float32]
     labels: NDArray[np.uint8] | None
     places: tuple[NDArray[np.int32], ...]
+    spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)  # mm, of the network's grid
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -47,6 +51,7 @@ def prepare_cases(
     dataset: Dataset,
     labelled: Iterable[str],
     unlabelled: Iterable[str],
+    segments: tuple[Segment, ...],
     preprocessing: Preprocessing,
     cache: Path,
     progress: Callable[[int, int], None] | None = None,
@@ -65,7 +70,7 @@ def prepare_cases(
     for done, case_id in enumerate(ids, start=1):
         case = dataset.case(case_id)
         try:
-            out[case_id] = _prepared(dataset, case, case_id in with_labels, preprocessing, cache)
+            out[case_id] = _prepared(dataset, case, case_id in with_labels, segments, preprocessing, cache)
         except SemisegError as error:
             raise RecipeError(f"Case {case_id}: {error}") from error
         if progress is not None:
@@ -73,49 +78,77 @@ def prepare_cases(
     return out
 
 
-def _prepared(dataset: Dataset, case: Case, labelled: bool, preprocessing: Preprocessing, cache: Path) -> PreparedCase:
+def _prepared(
+    dataset: Dataset,
+    case: Case,
+    labelled: bool,
+    segments: tuple[Segment, ...],
+    preprocessing: Preprocessing,
+    cache: Path,
+) -> PreparedCase:
     image_key = _key(sha256_of(case.image), preprocessing.model_dump_json(), list(dataset.channels))
     image_file = cache / f"{image_key}-image.npy"
+    spacing_file = cache / f"{image_key}-spacing.npy"
     label_file: Path | None = None
     if labelled:
         if case.label is None:
             raise RecipeError("it is named as labelled and has no label file.")
-        values = [s.label for s in dataset.segments]
-        label_file = cache / f"{_key(image_key, sha256_of(case.label), values)}-labels.npy"
-    if not image_file.exists() or (label_file is not None and not label_file.exists()):
+        values = [s.reference_values for s in segments]
+        key = _key(image_key, sha256_of(case.label), values, overlapping(segments))
+        label_file = cache / f"{key}-labels.npy"
+    if not image_file.exists() or not spacing_file.exists() or (label_file is not None and not label_file.exists()):
         channels = read_channels(case, dataset.channels)
         prepared = preprocessing.apply(channels)
+        _save(spacing_file, np.asarray(spacing_of(prepared.affine)))
         _save(image_file, prepared.array)
         if label_file is not None:
             reference = read_reference(case, next(iter(channels.values())))
             labels = preprocessing.apply_labels(reference.array, prepared)
-            _save(label_file, as_classes(labels, [s.label for s in dataset.segments]))
+            _save(label_file, encode_labels(labels, segments))
     classes = None if label_file is None else np.load(label_file, mmap_mode="r")
+    x, y, z = (float(v) for v in np.load(spacing_file))
     return PreparedCase(
         case_id=case.id,
         image=np.load(image_file, mmap_mode="r"),
         labels=classes,
-        places=() if classes is None else places_of(np.asarray(classes), len(dataset.segments)),
+        places=() if classes is None else places_of(np.asarray(classes), segments),
+        spacing=(x, y, z),
     )
 
 
-def places_of(classes: NDArray[np.uint8], segments: int) -> tuple[NDArray[np.int32], ...]:
-    """Up to :data:`PLACES` evenly picked voxels (N, 3) of each of the classes 1..segments that is present."""
+def places_of(encoded: NDArray[np.uint8], segments: Sequence[Segment]) -> tuple[NDArray[np.int32], ...]:
+    """Up to :data:`PLACES` evenly picked voxels (N, 3) of each segment that is present."""
     out = []
-    for index in range(1, segments + 1):
-        found = np.argwhere(classes == index)
+    for index in range(len(segments)):
+        mask = (encoded >> index) & 1 if overlapping(segments) else encoded == index + 1
+        found = np.argwhere(mask)
         if len(found):
             pick = np.linspace(0, len(found) - 1, min(PLACES, len(found))).astype(int)
             out.append(found[pick].astype(np.int32))
     return tuple(out)
 
 
-def as_classes(labels: NDArray[Any], values: list[int]) -> NDArray[np.uint8]:
-    """Label values of the dataset -> 0 for background, 1.. for the segments in order; other values are background."""
+def encode_labels(labels: NDArray[Any], segments: Sequence[Segment]) -> NDArray[np.uint8]:
+    """A label map -> one byte a voxel, as :class:`trainer.targets.Targets` reads it.
+
+    Exclusive segments become 0 for the background and 1.. in order; regions become bits, the first one the lowest.
+    """
     out = np.zeros(labels.shape, dtype=np.uint8)
-    for index, value in enumerate(values, start=1):
-        out[labels == value] = index
+    for index, segment in enumerate(segments):
+        mask = np.isin(labels, segment.reference_values)
+        if overlapping(segments):
+            out |= mask.astype(np.uint8) << index
+        else:
+            out[mask] = index + 1
     return out
+
+
+def encode_prediction(array: NDArray[Any], segments: Sequence[Segment]) -> NDArray[np.uint8]:
+    """A prediction (a label map, or masks (K, X, Y, Z) of regions) in the same form."""
+    if not overlapping(segments):
+        return encode_labels(array, segments)
+    bits = (2 ** np.arange(len(segments), dtype=np.uint8))[:, None, None, None]
+    return np.asarray((array.astype(np.uint8) * bits).sum(axis=0), dtype=np.uint8)
 
 
 def _key(*parts: Any) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import pickle
 from dataclasses import dataclass
@@ -107,6 +108,7 @@ class State:
     scaler: dict[str, Any] | None
     foreground: dict[str, list[Tensor]]
     best: float | None
+    waited: int
 
 
 def save_state(path: Path, state: State) -> None:
@@ -129,7 +131,8 @@ def load_state(path: Path, device: torch.device) -> State:
 
 def save_weights(path: Path, network: nn.Module) -> None:
     """Write a network's tensors as safetensors, complete or not at all."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in network.state_dict().items()}
+    state = network.state_dict()
+    tensors = {name: state[name].detach().cpu().contiguous() for name in _names(network)}
     with atomic_file(path) as stream:
         stream.write(save(tensors))
 
@@ -143,10 +146,20 @@ def load_weights(path: Path, network: nn.Module) -> nn.Module:
     if not path.is_file():
         raise RunError(f"{path.parent} has no {path.name}: the run has not finished; continue it with --resume.")
     try:
-        network.load_state_dict(load_file(path))
+        tensors = load_file(path)
+        if set(tensors) != set(_names(network)):
+            raise RunError(f"The weights {path} are those of another network than this run's.")
+        network.load_state_dict(tensors, strict=False)  # a tensor with two names is stored under one
     except (OSError, RuntimeError, SafetensorError) as error:
         raise RunError(f"The weights {path} do not fit the network of this run: {str(error).splitlines()[0]}") from None
     return network
+
+
+def _names(network: nn.Module) -> list[str]:
+    """The names of a network's tensors, each tensor once: some networks (DynUNet) reach the same layer on two ways."""
+    kept = network.state_dict().keys()
+    named = itertools.chain(network.named_parameters(), network.named_buffers())
+    return [name for name, _ in named if name in kept]
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:

@@ -78,7 +78,7 @@ def student_section(manifest: Manifest) -> AnyStudent:
 
 def student_of(manifest: Manifest) -> nn.Module:
     """The network that a manifest describes, with random weights."""
-    return student_section(manifest).build(len(manifest.channels), manifest.outputs)
+    return student_section(manifest).build(len(manifest.channels), manifest.outputs, manifest.patch)
 
 
 def trained_network(run: Path) -> tuple[Manifest, nn.Module]:

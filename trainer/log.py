@@ -47,7 +47,9 @@ def draw_curve(run: RunFolder, target: Path) -> None:
     figure, (losses, rates) = pyplot.subplots(
         2, 1, figsize=(9, 6), sharex=True, layout="constrained", gridspec_kw={"height_ratios": [3, 1]}
     )
-    terms = sorted({k for row in training for k in row} - {"step", "stage", "unlabelled", "update", "seconds", "total"})
+    terms = sorted(
+        {k for row in training for k in row} - {"step", "stage", "unlabelled", "update", "seconds", "elapsed", "total"}
+    )
     for name in [t for t in terms if not t.startswith("rate/")]:
         points = [(row["step"], row[name]) for row in training if name in row]
         losses.plot(*zip(*points, strict=True), label=name, linewidth=1)

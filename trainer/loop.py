@@ -5,6 +5,9 @@
 What happens at a step is a function of the recipe and the step; all that is carried from step to step is in
 :class:`trainer.checkpoints.State`. A run that was killed at any moment and resumed ends with the same weights, bit for
 bit, on the same machine with the same number of threads.
+
+Started by ``torchrun`` or ``accelerate launch``, several processes train as one (see :mod:`trainer.parallel`): each
+takes its rows of every batch; the first one writes the run folder, which all must be able to read.
 """
 
 from __future__ import annotations
@@ -17,21 +20,32 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from semiseg.bundle.bundle import write_manifest
 from semiseg.bundle.manifest import Manifest
-from trainer.cases import PreparedCase, as_classes, places_of, prepare_cases
+from trainer.cases import PreparedCase, encode_prediction, places_of, prepare_cases
 from trainer.checkpoints import RunFolder, State, load_state, load_weights, save_state, save_weights
+from trainer.device import make_accelerator
 from trainer.engine import TorchEngine, student_of
-from trainer.errors import RecipeError, TrainingError
+from trainer.errors import TrainingError
 from trainer.log import RunLog, draw_curve
 from trainer.methods.method import Networks, Turn
+from trainer.optimisers import make_optimiser, step_together
+from trainer.parallel import (
+    average_gradients,
+    average_value,
+    from_first,
+    processes,
+    rank,
+    same_everywhere,
+    wait_for_all,
+)
 from trainer.patches import Batch, Draws, Mixture, PatchSource, Request, batches
 from trainer.plan import Plan, Watch, make_manifest
 from trainer.preview import draw_preview
-from trainer.recipe import Optimiser, Recipe
+from trainer.pseudo_labels import PseudoLabels
 from trainer.validation import mean_dice, segmenter_for, validate
 
 Report = Callable[[int, int, dict[str, Any]], None]
@@ -63,9 +77,12 @@ def train(
         RunError: the folder holds another run, or its checkpoint is damaged.
         TrainingError: the loss is not finite; the sentence names the scans of the batch.
     """
+    accelerator = make_accelerator(plan.recipe, device)
     folder = RunFolder(run)
-    folder.start(plan.identity, resume=resume)
-    return _Training(plan, folder, cache or run / "cache", device, report, watch).finish()
+    if rank() == 0:
+        folder.start(plan.identity, resume=resume)
+    wait_for_all()
+    return _Training(plan, folder, cache or run / "cache", accelerator, report, watch).finish()
 
 
 class _Training:
@@ -76,7 +93,7 @@ class _Training:
         plan: Plan,
         folder: RunFolder,
         cache: Path,
-        device: str | None,
+        accelerator: Accelerator,
         report: Report | None,
         watch: Watch | None,
     ) -> None:
@@ -84,23 +101,28 @@ class _Training:
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
         self.plan, self.folder, self.report = plan, folder, report
+        self.accelerator = accelerator
         self.cases = self._prepare(cache, watch)
         self.manifest = make_manifest(plan, plan.method)
-        write_manifest(folder.manifest, self.manifest)
-        self.accelerator = _accelerator(recipe, device)
-        torch.manual_seed(recipe.seed)
-        self.networks: Networks = {k: self.accelerator.prepare_model(v) for k, v in plan.method.build().items()}
+        self.networks = self._build(recipe.seed)
         self.optimisers = {
-            name: self.accelerator.prepare_optimizer(make_optimiser(plan.method.optimiser(name), network))
+            name: make_optimiser(plan.method.optimiser(name), network)
             for name, network in self.networks.items()
             if any(p.requires_grad for p in network.parameters())
         }
-        self.draws = Draws(recipe, self.cases, plan.split.labelled, plan.split.unlabelled)
+        self.draws = Draws(recipe, self.cases, plan.split.labelled, plan.unlabelled)
+        self.pseudo_labels = PseudoLabels(folder.path / "pseudo")
+        self.pseudo: dict[str, NDArray[np.uint8]] = {}
         self.step = 0
+        self.started = time.perf_counter()
         self.best: float | None = None
+        self.waited = 0
         if folder.checkpoint.exists():
             self._restore(load_state(folder.checkpoint, self.accelerator.device))
-        self.log = RunLog(folder, self.step)
+        self.log: RunLog | None = None
+        if rank() == 0:
+            write_manifest(folder.manifest, self.manifest)
+            self.log = RunLog(folder, self.step)
 
     def finish(self) -> Manifest:
         """Train from the current step to the last one and write what is kept."""
@@ -110,33 +132,52 @@ class _Training:
                 values = self._update(batch, turn)
                 self.step += 1
                 self._tell(turn, values, time.perf_counter() - started)
-                self._validate_if_due(turn)
+                if self._validate_if_due(turn):
+                    break
                 if self.step % self.plan.recipe.checkpoint_every == 0 and self.step < self.plan.method.steps:
                     self._checkpoint()
             self._checkpoint()
         finally:
-            self.log.close()
-        return self._keep()
+            if self.log is not None:
+                self.log.close()
+        if rank() == 0:
+            self._keep()
+        wait_for_all()
+        return self.manifest
 
     # --- data -----------------------------------------------------------------------------------------------------
 
     def _prepare(self, cache: Path, watch: Watch | None) -> dict[str, PreparedCase]:
-        split = self.plan.split
+        plan, split = self.plan, self.plan.split
         progress = None if watch is None else lambda done, total: watch("preparing scans", done, total)
-        return prepare_cases(
-            self.plan.dataset, split.labelled, split.unlabelled, self.plan.preprocessing, cache, progress
+        if rank() > 0:
+            wait_for_all()  # the first process fills the cache
+        cases = prepare_cases(
+            plan.dataset, split.labelled, plan.unlabelled, plan.segments, plan.preprocessing, cache, progress
         )
+        if rank() == 0:
+            wait_for_all()
+        return cases
+
+    def _build(self, seed: int) -> Networks:
+        """Fresh networks on the device, the same in every process."""
+        torch.manual_seed(seed)
+        networks = {name: network.to(self.accelerator.device) for name, network in self.plan.method.build().items()}
+        same_everywhere(networks.values())
+        return networks
 
     def _batches(self) -> Iterator[tuple[Batch, Turn]]:
         """Every remaining step's batch and turn; before a refresh all batches asked for earlier have been used."""
-        method, recipe = self.plan.method, self.plan.recipe
-        source = PatchSource(recipe, self.cases, self.plan.preprocessing.slice_axis, self.plan.preprocessing.padding)
+        method, recipe, preprocessing = self.plan.method, self.plan.recipe, self.plan.preprocessing
         step = self.step
         before = _drawn(method.turn(s).mixture for s in range(step))
+        labelled_at = [s for s in range(step) if method.refreshes_pseudo_labels(s)]
+        if labelled_at and not method.refreshes_pseudo_labels(step):
+            self.pseudo = self.pseudo_labels.read(labelled_at[-1], self.plan.unlabelled)
         while step < method.steps:
-            if method.refreshes_foreground(step):
-                self._refresh_foreground()
-            stop = next((s for s in range(step + 1, method.steps) if method.refreshes_foreground(s)), method.steps)
+            self._refresh(step)
+            stop = next((s for s in range(step + 1, method.steps) if self._refreshes(s)), method.steps)
+            source = PatchSource(recipe, self.cases, preprocessing.slice_axis, preprocessing.padding, self.pseudo)
             turns = [method.turn(s) for s in range(step, stop)]
             requests = self._requests(step, turns, before)
             before = _drawn([before, *(turn.mixture for turn in turns)])
@@ -147,21 +188,48 @@ class _Training:
             step = stop
 
     def _requests(self, step: int, turns: list[Turn], before: Mixture) -> Iterator[list[Request]]:
+        """The patches of each step that this process makes: every W-th one of W processes."""
         for s, turn in enumerate(turns, start=step):
-            yield self.draws.requests(s, turn.mixture, before)
+            yield self.draws.requests(s, turn.mixture, before)[rank() :: processes()]
             before = _drawn([before, turn.mixture])
+
+    def _refreshes(self, step: int) -> bool:
+        method = self.plan.method
+        return method.refreshes_foreground(step) or method.refreshes_pseudo_labels(step) or bool(method.restarts(step))
+
+    def _refresh(self, step: int) -> None:
+        """What is renewed before ``step``: predictions first, then the networks that start anew."""
+        method = self.plan.method
+        if method.refreshes_foreground(step):
+            self._refresh_foreground()
+        if method.refreshes_pseudo_labels(step):
+            self._refresh_pseudo_labels(step)
+        for name in method.restarts(step):
+            fresh = self._build(_number(self.plan.recipe.seed, 7, step))[name]
+            self.networks[name].load_state_dict(fresh.state_dict())
+            self.optimisers[name] = make_optimiser(method.optimiser(name), self.networks[name])
 
     def _refresh_foreground(self) -> None:
         """Predict every unlabelled scan that does not fit into a patch; where it finds foreground, patches are cut."""
         patch = self.plan.recipe.size()
         segmenter = segmenter_for(self.manifest, self._engine())
-        for case_id in self.plan.split.unlabelled:
+        for case_id in self.plan.unlabelled:
             case = self.cases[case_id]
             if all(n <= p for n, p in zip(case.shape, patch, strict=True)):
                 continue
-            labels = segmenter.segment_prepared(np.asarray(case.image))
-            classes = as_classes(labels, [s.label for s in self.plan.segments])
-            self.draws.foreground[case_id] = places_of(classes, len(self.plan.segments))
+            found = segmenter.segment_prepared(np.asarray(case.image))
+            encoded = encode_prediction(found, self.plan.segments)
+            self.draws.foreground[case_id] = places_of(encoded, self.plan.segments)
+
+    def _refresh_pseudo_labels(self, step: int) -> None:
+        """Predict every unlabelled scan, each process its share, and take the predictions as labels from now on."""
+        segmenter = segmenter_for(self.manifest, self._engine())
+        unlabelled = self.plan.unlabelled
+        for case_id in unlabelled[rank() :: processes()]:
+            found = segmenter.segment_prepared(np.asarray(self.cases[case_id].image))
+            self.pseudo_labels.write(step, case_id, encode_prediction(found, self.plan.segments))
+        wait_for_all()
+        self.pseudo = self.pseudo_labels.read(step, unlabelled)
 
     # --- one update -----------------------------------------------------------------------------------------------
 
@@ -169,7 +237,7 @@ class _Training:
         """One optimisation step of the networks whose turn it is."""
         method, recipe = self.plan.method, self.plan.recipe
         # Dropout and noise of a step depend on the step alone.
-        torch.manual_seed(int(np.random.SeedSequence((recipe.seed, 5, batch.step)).generate_state(1)[0]))
+        torch.manual_seed(_number(recipe.seed, 5, batch.step, *([rank()] if rank() else [])))
         method.prepare(self.networks, turn)
         learners = {name: self.optimisers[name] for name in turn.rates}
         for name, optimiser in learners.items():
@@ -184,28 +252,14 @@ class _Training:
             self.accelerator.backward(losses["total"] * share)
             for name, value in losses.items():
                 terms[name] = terms.get(name, 0.0) + float(value.detach()) * share
-        self._step(learners)
+        average_gradients([self.networks[name] for name in learners])
+        terms = {name: average_value(value, self.accelerator.device) for name, value in terms.items()}
+        clip = {name: method.optimiser(name).clip_norm for name in learners}
+        step_together(learners, {name: self.networks[name] for name in learners}, clip, self.accelerator.scaler)
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         method.after_update(self.networks, turn)
         return terms
-
-    def _step(self, learners: dict[str, Any]) -> None:
-        """Step every learner; with fp16 one scaler serves them all and is updated once, after the last."""
-        scaler = self.accelerator.scaler
-        for name, optimiser in learners.items():
-            if scaler is not None:
-                scaler.unscale_(optimiser.optimizer)
-            limit = self.plan.method.optimiser(name).clip_norm
-            if limit is not None:
-                torch.nn.utils.clip_grad_norm_(self.networks[name].parameters(), limit)
-        for optimiser in learners.values():
-            if scaler is None:
-                optimiser.step()
-            else:
-                scaler.step(optimiser.optimizer)
-        if scaler is not None:
-            scaler.update()
 
     def _check_finite(self, total: Tensor, batch: Batch) -> None:
         if not bool(torch.isfinite(total)):
@@ -225,63 +279,71 @@ class _Training:
             "unlabelled": turn.mixture.unlabelled,
             "update": turn.student_update,
             "seconds": round(seconds, 4),
+            "elapsed": round(time.perf_counter() - self.started, 3),
         }
-        if (self.step - 1) % LOG_EVERY == 0 or self.step == self.plan.method.steps:
+        due = (self.step - 1) % LOG_EVERY == 0 or self.step == self.plan.method.steps
+        if self.log is not None and due:
             self.log.write(self.step - 1, values)
         if self.report is not None:
             self.report(self.step, self.plan.method.steps, values)
 
-    def _validate_if_due(self, turn: Turn) -> None:
-        """With validation scans: measure, and keep the best iterate."""
-        every = self.plan.recipe.validate_every
+    def _validate_if_due(self, turn: Turn) -> bool:
+        """With validation scans: measure, keep the best iterate, and say whether to stop early."""
+        recipe = self.plan.recipe
         if not self.plan.split.validation or "student" not in turn.rates:
-            return
+            return False
         last = self.step == self.plan.method.steps
-        if (turn.student_update + 1) % every and not last:
-            return
-        figures = validate(self.manifest, self._engine(), self.plan)
-        dice = mean_dice(figures)
-        self.log.write(self.step - 1, {"validation_dice": dice})
-        if self.best is None or dice > self.best:
+        if (turn.student_update + 1) % recipe.validate_every and not last:
+            return False
+        dice = mean_dice(validate(self.manifest, self._engine(), self.plan)) if rank() == 0 else 0.0
+        dice = from_first(dice, self.accelerator.device)
+        if self.log is not None:
+            self.log.write(self.step - 1, {"validation_dice": dice})
+        better = self.best is None or dice > self.best
+        self.waited = 0 if better else self.waited + 1
+        if better:
             self.best = dice
-            save_weights(self.folder.best, self._exported())
+            if rank() == 0:
+                save_weights(self.folder.best, self._exported())
             self._checkpoint()
+        return recipe.patience is not None and self.waited >= recipe.patience
 
     def _checkpoint(self) -> None:
-        unwrapped = {k: self.accelerator.unwrap_model(v) for k, v in self.networks.items()}
+        if rank() > 0:
+            return
         scaler = self.accelerator.scaler
         state = State(
             step=self.step,
-            networks={k: v.state_dict() for k, v in unwrapped.items()},
+            networks={k: v.state_dict() for k, v in self.networks.items()},
             optimisers={k: v.state_dict() for k, v in self.optimisers.items()},
             scaler=None if scaler is None else scaler.state_dict(),
             foreground={k: [torch.from_numpy(p) for p in v] for k, v in self.draws.foreground.items()},
             best=self.best,
+            waited=self.waited,
         )
         save_state(self.folder.checkpoint, state)
 
     def _restore(self, state: State) -> None:
         for name, network in self.networks.items():
-            self.accelerator.unwrap_model(network).load_state_dict(state.networks[name])
+            network.load_state_dict(state.networks[name])
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state.optimisers[name])
         if state.scaler is not None and self.accelerator.scaler is not None:
             self.accelerator.scaler.load_state_dict(state.scaler)
         self.draws.foreground = {k: tuple(p.cpu().numpy() for p in v) for k, v in state.foreground.items()}
-        self.step, self.best = state.step, state.best
+        self.step, self.best, self.waited = state.step, state.best, state.waited
 
     def _exported(self) -> nn.Module:
-        """A copy of the module that is kept, free of what Accelerate wraps around it, in full precision."""
-        plain = {k: self.accelerator.unwrap_model(v) for k, v in self.networks.items()}
+        """A copy of the module that is kept."""
         network = student_of(self.manifest)
-        network.load_state_dict(self.plan.method.exported(plain).state_dict())
+        network.load_state_dict(self.plan.method.exported(self.networks).state_dict())
         return network.to(self.accelerator.device).eval()
 
     def _engine(self) -> TorchEngine:
         return TorchEngine(self._exported(), self.accelerator.device)
 
-    def _keep(self) -> Manifest:
-        """Write the exported module, its figures, the curve and the preview."""
+    def _keep(self) -> None:
+        """Write the exported module, its figures, the curve and the preview; remove what only training needed."""
         network = self._exported()
         if self.best is not None:
             network = load_weights(self.folder.best, network)
@@ -294,28 +356,12 @@ class _Training:
         write_manifest(self.folder.manifest, self.manifest)
         draw_curve(self.folder, self.folder.path / "curve.png")
         draw_preview(self.manifest, engine, self.plan, self.folder.path / "preview.png")
-        return self.manifest
+        self.pseudo_labels.clear()
 
 
-def _accelerator(recipe: Recipe, device: str | None) -> Accelerator:
-    if device not in (None, "cpu", "cuda"):
-        raise RecipeError(f"There is no device {device!r}; a run is on cpu or cuda.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("This machine has no GPU that torch can use; train with --device cpu.")
-    # Accelerate keeps the first precision and device of a process; a second run in it may have others.
-    AcceleratorState._reset_state(reset_partial_state=True)
-    precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[recipe.precision]
-    return Accelerator(mixed_precision=precision, cpu=device == "cpu")
-
-
-def make_optimiser(section: Optimiser, network: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of a recipe for the parameters of ``network`` that train."""
-    parameters = [p for p in network.parameters() if p.requires_grad]
-    if section.kind == "sgd":
-        return torch.optim.SGD(
-            parameters, lr=section.rate, momentum=section.momentum, weight_decay=section.weight_decay
-        )
-    return torch.optim.AdamW(parameters, lr=section.rate, weight_decay=section.weight_decay)
+def _number(*parts: int) -> int:
+    """One seed from several numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
 
 
 def _drawn(mixtures: Any) -> Mixture:

@@ -1,48 +1,47 @@
-"""Losses on logits (N, C, ...) of any number of spatial axes; means are over voxels and, for Dice, over classes."""
+"""Losses on probabilities and logits (N, C, ...) of any number of spatial axes."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
+
+from trainer.parallel import sum_over_processes
+from trainer.targets import Targets
 
 DICE_FLOOR = 1e-6
 
 
-def one_hot(labels: Tensor, classes: int) -> Tensor:
-    """Labels (N, ...) int64 -> (N, C, ...) float32."""
-    return torch.movedim(functional.one_hot(labels, classes), -1, 1).float()
-
-
-def kl_mean(logits: Tensor, target: Tensor) -> Tensor:
-    """KL(target || softmax(logits)) averaged over voxels and classes (M&N Eq. 4 as released: ``reduction='mean'``).
-
-    ``target`` (N, C, ...) holds probabilities. For one-hot targets this is the cross-entropy divided by C.
-    """
-    return functional.kl_div(functional.log_softmax(logits.float(), dim=1), target, reduction="none").mean()
-
-
 def dice_pooled(probabilities: Tensor, target: Tensor) -> Tensor:
-    """1 - 2 sum(p y) / (sum p^2 + sum y^2), sums over the whole batch and space, mean over all classes.
+    """1 - 2 sum(p y) / (sum p^2 + sum y^2), sums over the whole batch and space, mean over all channels.
+
+    The batch is that of all processes that train together.
 
     Args:
-        probabilities: (N, C, ...), after softmax.
-        target: (N, C, ...), one-hot or soft; a class of which both are empty costs nothing.
+        probabilities: (N, C, ...).
+        target: (N, C, ...), zeros and ones or soft; a channel of which both are empty costs nothing.
     """
     p, y = probabilities.float(), target.float()
     axes = [0, *range(2, p.ndim)]
-    overlap = 2.0 * (p * y).sum(axes)
-    total = ((p * p).sum(axes) + (y * y).sum(axes)).clamp_min(DICE_FLOOR)
-    return 1.0 - torch.where(total > DICE_FLOOR, overlap / total, torch.ones_like(total)).mean()
+    overlap, total = sum_over_processes(
+        torch.stack([2.0 * (p * y).sum(axes), (p * p).sum(axes) + (y * y).sum(axes)])
+    ).unbind()
+    floored = total.clamp_min(DICE_FLOOR)
+    return 1.0 - torch.where(floored > DICE_FLOOR, overlap / floored, torch.ones_like(floored)).mean()
 
 
-def supervised_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def supervised_loss(logits: Tensor, labels: Tensor, targets: Targets) -> Tensor:
     """(cross-entropy + Dice) / 2 over labelled patches: the supervised term of the mean-teacher family.
 
     Args:
         logits: (N, C, ...).
-        labels: (N, ...) int64, 0..C-1.
+        labels: (N, ...) int64, as ``targets`` encodes them. N may be 0, for a part of a batch without labelled patches.
+        targets: what the channels mean.
     """
-    logits = logits.float()
-    soft = torch.softmax(logits, dim=1)
-    return 0.5 * (functional.cross_entropy(logits, labels) + dice_pooled(soft, one_hot(labels, logits.shape[1])))
+    target = targets.encode(labels)
+    crossed = mean_of(targets.cross_entropy(logits, target))
+    return 0.5 * (crossed + dice_pooled(targets.probabilities(logits), target))
+
+
+def mean_of(values: Tensor) -> Tensor:
+    """The mean, and zero for no values at all."""
+    return values.sum() / max(values.numel(), 1)

@@ -37,7 +37,7 @@ class Batch:
 
     Attributes:
         images: float32 (N, C, X, Y, Z).
-        labels: int64 (N, X, Y, Z); zeros where a patch is unlabelled.
+        labels: int64 (N, X, Y, Z); where a patch is unlabelled its pseudo-label, or zeros when there is none.
         labelled: how many of the N are labelled.
         cases: the scans that the patches were cut from.
         step: the step that the batch belongs to.
@@ -126,7 +126,15 @@ class Draws:
 class PatchSource(Dataset[dict[str, Any]]):
     """Turns requests into patches; runs in the loader's worker processes."""
 
-    def __init__(self, recipe: Recipe, cases: Mapping[str, PreparedCase], slice_axis: int, padding: str) -> None:
+    def __init__(
+        self,
+        recipe: Recipe,
+        cases: Mapping[str, PreparedCase],
+        slice_axis: int,
+        padding: str,
+        pseudo: Mapping[str, NDArray[np.uint8]] | None = None,
+    ) -> None:
+        self._pseudo = pseudo or {}
         self._recipe = recipe
         self._cases = cases
         self._slice_axis = slice_axis
@@ -139,9 +147,9 @@ class PatchSource(Dataset[dict[str, Any]]):
         augmentation = self._recipe.augmentation
         patch = self._recipe.size()
         turn = draw_turn(augmentation, self._slice_axis, random)
-        cut = place_cut(case.shape, patch, turn, request.voxel, np.random.default_rng((*request.seed, 2)))
+        cut = place_cut(case.shape, patch, turn, case.spacing, request.voxel, np.random.default_rng((*request.seed, 2)))
         # Beyond the scan there is no reference: with repeated borders the labels repeat too, else background.
-        wanted = case.labels if request.labelled else None
+        wanted = case.labels if request.labelled else self._pseudo.get(request.case_id)
         image, found = cut_out(case.image, wanted, cut, patch, self._padding)
         labels = torch.zeros(patch) if found is None else found
         mirrored = flips(augmentation, random)

@@ -14,14 +14,16 @@ from semiseg.bundle.fingerprint import Fingerprint
 from semiseg.bundle.manifest import Channel, Manifest, Provenance
 from semiseg.bundle.preprocessing import Preprocessing
 from semiseg.dataset import Dataset, Split, read_channels
+from semiseg.dataset.description import distinct_colours
 from semiseg.errors import SemisegError
-from semiseg.volumes.segmentation import Segment
+from semiseg.volumes.segmentation import Segment, overlapping
 from semiseg.volumes.volume import Volume
 from trainer.errors import RecipeError
 from trainer.methods import make_method
 from trainer.methods.method import Method, Task
 from trainer.recipe import Recipe
 from trainer.students import parameters_of, read_student
+from trainer.targets import MOST_REGIONS, targets_of
 
 Watch = Callable[[str, int, int], None]
 AXES: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
@@ -49,11 +51,16 @@ class Plan:
             "dataset": self.dataset.name,
         }
 
+    @property
+    def unlabelled(self) -> tuple[str, ...]:
+        """The scans that are learned from without labels; a transductive recipe adds the images of the test scans."""
+        return _unlabelled(self.split, self.recipe)
+
     def training_pools(self) -> dict[str, tuple[str, ...]]:
         """The scans that training sees, by the use it makes of them."""
         return {
             "labelled": tuple(self.split.labelled),
-            "unlabelled": tuple(self.split.unlabelled),
+            "unlabelled": self.unlabelled,
             "validation": tuple(self.split.validation),
         }
 
@@ -66,8 +73,14 @@ def make_plan(dataset: Dataset, split: Split, recipe: Recipe, watch: Watch | Non
     """
     if not split.labelled:
         raise RecipeError("The split names no labelled scan, so there is nothing to learn from.")
+    if recipe.patience is not None and not split.validation:
+        raise RecipeError(
+            "In the recipe, patience: the split has no validation list to stop early by; name validation scans in the "
+            "split (they count as labelled), or leave `patience` out."
+        )
     segments = _segments(dataset, recipe)
-    scans = _Scans(dataset, (*split.labelled, *split.unlabelled), recipe.preparation.orientation, watch)
+    unlabelled = _unlabelled(split, recipe)
+    scans = _Scans(dataset, (*split.labelled, *unlabelled), recipe.preparation.orientation, watch)
     try:
         fingerprint = Fingerprint.collect(scans, recipe.preparation.orientation)
     except SemisegError as error:
@@ -76,27 +89,31 @@ def make_plan(dataset: Dataset, split: Split, recipe: Recipe, watch: Watch | Non
     recipe = _with_patch(recipe, fingerprint, preprocessing)
     task = Task(
         inputs=len(dataset.channels),
-        outputs=len(segments) + 1,
+        targets=targets_of(len(segments), overlapping=overlapping(segments)),
         slice_axis=preprocessing.slice_axis,
         labelled=len(split.labelled),
-        unlabelled=len(split.unlabelled),
+        unlabelled=len(unlabelled),
     )
     method = make_method(recipe, task)
     method.pretrained()  # weights that are missing or may not be used are refused now
     return Plan(recipe, dataset, split, preprocessing, fingerprint, segments, method)
 
 
+def _unlabelled(split: Split, recipe: Recipe) -> tuple[str, ...]:
+    return (*split.unlabelled, *(split.test if recipe.transductive else ()))
+
+
 def make_manifest(plan: Plan, method: Method) -> Manifest:
     """The run's document, before any figure is known."""
     recipe = plan.recipe
     student = read_student(recipe.student)
-    divisor = student.divisor()
     network = method.build_student()
     return Manifest(
         kind="run",
         name=recipe.name,
         channels=tuple(Channel(name=name) for name in plan.dataset.channels),
         segments=plan.segments,
+        activation="sigmoid" if overlapping(plan.segments) else "softmax",
         average=recipe.average,
         blending=recipe.blending,
         preprocessing=plan.preprocessing,
@@ -104,7 +121,7 @@ def make_manifest(plan: Plan, method: Method) -> Manifest:
         patch=recipe.size(),
         window=recipe.size(),
         windows=(recipe.size(), *(w for w in recipe.windows if w != recipe.size())),
-        divisor=(divisor, divisor, divisor),
+        divisor=student.divisor(),
         fingerprint=plan.fingerprint,
         provenance=Provenance(
             semiseg=metadata.version("semiseg"),
@@ -112,7 +129,8 @@ def make_manifest(plan: Plan, method: Method) -> Manifest:
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             dataset=plan.dataset.name,
             labelled=len(plan.split.labelled),
-            unlabelled=len(plan.split.unlabelled),
+            unlabelled=len(plan.unlabelled),
+            transductive=recipe.transductive,
             validation=len(plan.split.validation),
             updates=recipe.updates,
             seed=recipe.seed,
@@ -124,50 +142,74 @@ def make_manifest(plan: Plan, method: Method) -> Manifest:
 
 
 def _with_patch(recipe: Recipe, fingerprint: Fingerprint, preprocessing: Preprocessing) -> Recipe:
-    """The recipe with its patch decided, and every window a multiple of the student's divisor."""
+    """The recipe with its patch decided: each side the next multiple of what the student halves."""
     student = read_student(recipe.student)
     divisor = student.divisor()
+    sides: tuple[float, ...]
     if recipe.patch == "auto":
         spacing = preprocessing.spacing or fingerprint.spacing.median
         own = zip(fingerprint.shape.median, fingerprint.spacing.median, spacing, strict=True)
-        sides = [n * (s / t) for n, s, t in own]  # exactly n where the spacing stays
-        largest = max(divisor, LARGEST_AUTO // divisor * divisor)
-        x, y, z = (min(largest, math.ceil(side / divisor) * divisor) for side in sides)
-        recipe = recipe.model_copy(update={"patch": (x, y, z) if max(x, y, z) > divisor else (2 * divisor,) * 3})
-    for name, window in (("patch", recipe.size()), *(("windows", w) for w in recipe.windows)):
-        if any(side % divisor for side in window):
-            nearest = [max(divisor, round(side / divisor) * divisor) for side in window]
+        largest = [max(d, LARGEST_AUTO // d * d) for d in divisor]
+        sides = tuple(min(most, n * (s / t)) for (n, s, t), most in zip(own, largest, strict=True))
+    else:
+        sides = recipe.patch
+    x, y, z = (math.ceil(side / d) * d for side, d in zip(sides, divisor, strict=True))
+    if (x, y, z) == divisor and max(divisor) > 1:
+        if recipe.patch != "auto":
             raise RecipeError(
-                f"In the recipe, {name}: {list(window)} does not suit the student, which halves a patch until each "
-                f"side is 1/{divisor}; take multiples of {divisor}, such as {nearest}."
+                f"In the recipe, patch: of {list(recipe.patch)} the student's coarsest level is a single voxel, which "
+                f"cannot be normalised; make a side at least {2 * max(divisor)}."
             )
-    if recipe.windows and not student.any_size:
+        x, y, z = (2 * d for d in divisor)
+    for window in recipe.windows:
+        if any(side % d for side, d in zip(window, divisor, strict=True)):
+            nearest = [max(d, round(side / d) * d) for side, d in zip(window, divisor, strict=True)]
+            raise RecipeError(
+                f"In the recipe, windows: {list(window)} does not suit the student, which needs multiples of "
+                f"{list(divisor)}, such as {nearest}."
+            )
+    if recipe.windows and not student.takes_any_size:
         raise RecipeError(
             f"In the recipe, windows: a {student.kind} is exported for windows of the patch's size only; "
             "leave `windows` out."
         )
-    if max(recipe.size()) == divisor:
-        raise RecipeError(
-            f"In the recipe, patch: of {list(recipe.size())} the student's coarsest level is a single voxel, which "
-            f"cannot be normalised; make a side at least {2 * divisor}."
-        )
-    return recipe
+    return recipe.model_copy(update={"patch": (x, y, z)})
 
 
 def _segments(dataset: Dataset, recipe: Recipe) -> tuple[Segment, ...]:
-    unknown = set(recipe.segments) - {s.name for s in dataset.segments}
-    if unknown:
-        known = ", ".join(s.name for s in dataset.segments)
-        raise RecipeError(f"In the recipe, segments: {sorted(unknown)[0]!r} is none of the dataset's ({known}).")
-    unknown = set(recipe.postprocessing.segments) - {s.name for s in dataset.segments}
-    if unknown:
-        raise RecipeError(f"In the recipe, postprocessing: {sorted(unknown)[0]!r} is no segment of the dataset.")
+    """The dataset's segments, or the recipe's regions of them, with what the recipe says of their looks and codes."""
+    known = {s.name: s for s in dataset.segments}
+    if recipe.regions:
+        known = _regions(dataset, recipe)
+    if overlapping(tuple(known.values())) and len(known) > MOST_REGIONS:
+        raise RecipeError(f"There are {len(known)} regions that may overlap, and a model has at most {MOST_REGIONS}.")
+    for section, names in (("segments", recipe.segments), ("postprocessing", recipe.postprocessing.segments)):
+        unknown = sorted(set(names) - set(known))
+        if unknown:
+            raise RecipeError(f"In the recipe, {section}: {unknown[0]!r} is none of the segments ({', '.join(known)}).")
     out = []
-    for segment in dataset.segments:
+    for segment in known.values():
         notes = recipe.segments.get(segment.name)
         given = {} if notes is None else {k: v for k, v in notes if v is not None}
         out.append(segment.model_copy(update=given))
     return tuple(out)
+
+
+def _regions(dataset: Dataset, recipe: Recipe) -> dict[str, Segment]:
+    allowed = set(dataset.label_values)
+    for name, values in recipe.regions.items():
+        strange = sorted(set(values) - allowed)
+        if strange:
+            named = ", ".join(f"{'+'.join(map(str, s.reference_values))} {s.name}" for s in dataset.segments)
+            raise RecipeError(
+                f"In the recipe, regions: {name!r} holds the value {strange[0]}, which no label map has ({named})."
+            )
+    colours = distinct_colours(len(recipe.regions))
+    pairs = zip(recipe.regions.items(), colours, strict=True)
+    return {
+        name: Segment(name=name, label=k, values=tuple(values), colour=colour)
+        for k, ((name, values), colour) in enumerate(pairs, start=1)
+    }
 
 
 def _preprocessing(recipe: Recipe, fingerprint: Fingerprint, channels: int, thickest: Counter[int]) -> Preprocessing:

@@ -8,7 +8,7 @@ from semiseg.bundle.manifest import Manifest
 from semiseg.dataset import read_channels, read_reference
 from semiseg.engines.engine import Engine
 from semiseg.outputs.overlay import contact_sheet
-from semiseg.volumes.segmentation import Segmentation
+from semiseg.volumes.segmentation import from_reference
 from trainer.plan import Plan
 from trainer.validation import segmenter_for
 
@@ -16,15 +16,15 @@ from trainer.validation import segmenter_for
 def draw_preview(manifest: Manifest, engine: Engine, plan: Plan, target: Path) -> None:
     """A contact sheet of one scan: a validation scan, else an unlabelled one (prediction only), else a labelled one."""
     split = plan.split
-    case_id = (*split.validation, *split.unlabelled, *split.labelled)[0]
+    case_id = (*split.validation, *plan.unlabelled, *split.labelled)[0]
     case = plan.dataset.case(case_id)
     channels = read_channels(case, plan.dataset.channels)
     image = next(iter(channels.values()))
     predicted = segmenter_for(manifest, engine).segment(channels)
     masks = [("prediction", predicted)]
     kind = "unlabelled"
-    if case_id not in split.unlabelled:
+    if case_id not in plan.unlabelled:
         reference = read_reference(case, image)
-        masks.insert(0, ("reference", Segmentation(plan.segments, reference.array.astype("uint8"), image.affine)))
+        masks.insert(0, ("reference", from_reference(plan.segments, reference.array, image.affine)))
         kind = "validation" if case_id in split.validation else "labelled, seen in training"
     contact_sheet(target, image, masks, plan.segments, f"{case_id} ({kind})")

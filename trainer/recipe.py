@@ -62,6 +62,9 @@ class SegmentNotes(Section):
     type: Code | None = None
 
 
+RegionName = Annotated[str, Field(min_length=1, max_length=64)]
+
+
 class Augmentation(Section):
     """Random changes to a training patch; each is drawn anew for each patch.
 
@@ -124,8 +127,12 @@ class Recipe(Section):
     Attributes:
         method: which method trains (``--method`` overrides it); ``methods`` holds the switches of each by name, so that
             one recipe serves a comparison of several methods.
+        regions: segments that may overlap, each by the values of the label maps that belong to it
+            ({WT: [1, 2, 3], TC: [2, 3], ET: [3]}); the network then has a sigmoid for each. Without them the dataset's
+            own segments are learned.
         student: the 3D network that is kept: ``kind`` and its own settings (see :mod:`trainer.students`).
-        patch: voxels along X, Y, Z of the preprocessed grid; ``auto`` holds a whole scan of median size where that is
+        patch: voxels along X, Y, Z of the preprocessed grid, each rounded up to a multiple of what the student needs
+            (the run's recipe says what it became); ``auto`` holds a whole scan of median size where that is
             at most 96 voxels along an axis.
         batch: patches per update, labelled and unlabelled together.
         updates: optimisation steps of the student, the budget that all methods share.
@@ -135,7 +142,10 @@ class Recipe(Section):
         accumulate: split each batch into this many parts, one after the other: less memory. Losses that pool over the
             batch (Dice) are then pooled over each part.
         validate_every: updates between validations; needs a split with a validation list.
+        patience: stop when this many validations in a row were not better than the best; None trains to the end.
         checkpoint_every: updates between checkpoints.
+        transductive: learn from the images (never the labels) of the test scans too, as M&N's released code does; the
+            figures then say so. By default no test scan is in any training pool.
         windows: further sliding windows that the bundle may allow; the patch always is.
     """
 
@@ -153,15 +163,18 @@ class Recipe(Section):
     threads: Positive | None = None
     checkpoint_every: Positive = 200
     validate_every: Positive = 500
+    patience: Positive | None = None
     preparation: Preparation = Preparation()
     postprocessing: Postprocessing = Postprocessing()
     segments: dict[str, SegmentNotes] = {}
+    regions: dict[RegionName, tuple[Annotated[int, Field(ge=1, le=255)], ...]] = {}
     augmentation: Augmentation = Augmentation()
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
     windows: tuple[tuple[Side, Side, Side], ...] = ()
     average: Literal["logits", "probs"] = "logits"
     blending: Literal["constant", "gaussian"] = "gaussian"
+    transductive: bool = False
     methods: dict[str, dict[str, Any]] = {}
 
     @model_validator(mode="after")

@@ -12,13 +12,15 @@ from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from semiseg.bundle.manifest import PretrainedWeights
 from trainer.errors import RecipeError
 from trainer.licences import check_licence
+from trainer.networks.outside import build_outside, find_outside
+from trainer.networks.resunet import COLOURS, WEIGHTS, ResUNet, load_encoder
 from trainer.recipe import Positive, Section
-from trainer.resunet import COLOURS, WEIGHTS, ResUNet, load_encoder
 
 # What transformers raises at a configuration that makes no sense; the last one is no kind of ValueError.
 REFUSALS = (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, LookupError, StrictDataclassError)
@@ -51,35 +53,49 @@ class Teacher(Section):
     """The 2D teacher of a recipe.
 
     Attributes:
-        kind: ``segformer``, or ``resunet``: a U-Net with a ResNet-50 encoder (M&N's table 4).
-        weights: pretrained weights, of a ResNet-50 those of its encoder in a folder with ``model.safetensors``; without
-            them the network starts from scratch, and ``config`` describes the SegFormer
-            (keys of ``transformers.SegformerConfig``).
+        kind: ``segformer``; ``resunet``, a U-Net with a ResNet-50 encoder (M&N's table 4); or ``outside``, any 2D
+            network: ``function`` names a ``package.module:function``, which is called as
+            ``function(inputs, outputs, **settings)`` and returns a module from slices (N, inputs, H, W) of any size to
+            logits (N, outputs, H, W).
+        weights: pretrained weights, of a ResNet-50 those of its encoder in a folder with ``model.safetensors``; a
+            network from outside is called with ``weights=`` their folder. Without them the network starts from scratch,
+            and ``config`` describes the SegFormer (keys of ``transformers.SegformerConfig``).
         finetune: ``lora`` adapts the encoder's linear layers and trains biases, layer norms and the new head;
             ``decoder`` trains the decode head; ``whole`` trains everything.
         inputs: how channels become the three that natural images have: ``repeat`` one channel, or learn 1x1 ``conv``.
+        chunk: slices that the SegFormer's encoder holds in memory at once while learning; it computes features again in
+            the backward pass. The result is that of one pass; None needs the most memory and the least time.
         enlarge: in-plane factor by which slices are enlarged before, and shrunk after, the network.
     """
 
-    kind: Literal["segformer", "resunet"] = "segformer"
+    kind: Literal["segformer", "resunet", "outside"] = "segformer"
+    function: str | None = None
+    settings: dict[str, Any] = Field(default_factory=dict)
     weights: Weights | None = None
     config: dict[str, Any] = Field(default_factory=dict)
     finetune: Literal["lora", "decoder", "whole"] = "lora"
     lora: Lora = Lora()
     inputs: Literal["repeat", "conv"] = "repeat"
+    chunk: Positive | None = None
     enlarge: Positive = 1
 
     @model_validator(mode="after")
     def _config_or_weights(self) -> Teacher:
         if self.weights is not None and self.config:
             raise ValueError("`config` describes a network from scratch; with `weights` it is theirs")
-        if self.kind == "resunet":
+        if self.kind != "segformer":
             if self.config:
-                raise ValueError("`config` is SegFormer's; a `resunet` has none")
+                raise ValueError(f"`config` is SegFormer's; a network of kind `{self.kind}` has none")
             if self.finetune == "lora":
-                raise ValueError("a `resunet` has no linear layers for LoRA; `finetune` it `whole` or `decoder`")
+                raise ValueError(f"LoRA adapts SegFormer's linear layers; `finetune` a `{self.kind}` otherwise")
             if self.weights is not None and self.weights.folder is None:
-                raise ValueError("a `resunet` takes its encoder's weights from a `folder`")
+                raise ValueError(f"a `{self.kind}` takes its weights from a `folder`")
+        if (self.kind == "outside") != (self.function is not None):
+            raise ValueError("`function` names the network of kind `outside`, and of that kind alone")
+        if self.kind == "outside" and self.finetune != "whole":
+            raise ValueError("a network from `outside` freezes its own parameters; `finetune` it `whole`")
+        if self.function is not None:
+            find_outside(self.function)
         return self
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
@@ -92,8 +108,10 @@ class Teacher(Section):
             return ()
         source = self.weights.hub or str(self.weights.folder)
         folder = self.weights.folder
-        needed = WEIGHTS if self.kind == "resunet" else "config.json"
-        if folder is not None and not (folder / needed).is_file():
+        needed = {"resunet": WEIGHTS, "segformer": "config.json"}.get(self.kind)
+        if folder is not None and not folder.is_dir():
+            raise RecipeError(f"There is no folder {folder} with weights.")
+        if folder is not None and needed is not None and not (folder / needed).is_file():
             raise RecipeError(f"There are no weights in {folder}: it has no {needed}.")
         licence = check_licence(source, folder, self.weights.licence)
         name = folder.name if folder is not None else source
@@ -107,12 +125,12 @@ class SegformerTeacher(nn.Module):
     and a 4x4 transposed convolution of stride 4 gives logits at full size.
     """
 
-    def __init__(self, network: SegformerForSemanticSegmentation, inputs: int, outputs: int, how: str, enlarge: int):
+    def __init__(self, network: SegformerForSemanticSegmentation, inputs: int, outputs: int, section: Teacher) -> None:
         super().__init__()
-        self.enlarge = enlarge
+        self.enlarge, self.chunk = section.enlarge, section.chunk
         self.stride = int(network.config.strides[0])
         colours = int(network.config.num_channels)
-        self.adapt = _colours(inputs, colours, how)
+        self.adapt = _colours(inputs, colours, section.inputs)
         network.decode_head.classifier = nn.Identity()
         self.network = network
         width = int(network.config.decoder_hidden_size) + colours
@@ -138,32 +156,44 @@ class SegformerTeacher(nn.Module):
         x = self.adapt(slices)
         if self.enlarge > 1:
             x = functional.interpolate(x, scale_factor=self.enlarge, mode="bilinear", align_corners=False)
-        fine = self.network(pixel_values=x).logits
+        fine = self.network.decode_head(self._encode(x))
         coarse_input = x[..., :: self.stride, :: self.stride]
         logits = self.head(torch.cat([fine, coarse_input.to(fine.dtype)], dim=1))[..., : x.shape[-2], : x.shape[-1]]
         if self.enlarge > 1:
             logits = functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         return logits
 
+    def _encode(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Features of four sizes. The encoder looks at each slice by itself (its norms are layer norms), so chunks of
+        slices give what all of them would; the decode head, which has a batch norm, sees all slices."""
+        if self.chunk is None or len(x) <= self.chunk or not torch.is_grad_enabled():
+            return self._features(x)
+        parts = [checkpoint(self._features, chunk, use_reentrant=False) for chunk in x.split(self.chunk)]
+        return tuple(torch.cat(level) for level in zip(*parts, strict=True))
 
-class ResUNetTeacher(nn.Module):
-    """A ResNet-50-encoder U-Net on slices that are enlarged before and shrunk after it."""
+    def _features(self, x: Tensor) -> tuple[Tensor, ...]:
+        return tuple(self.network.segformer(pixel_values=x, output_hidden_states=True).hidden_states)
 
-    def __init__(self, network: ResUNet, inputs: int, how: str, enlarge: int) -> None:
+
+class SliceTeacher(nn.Module):
+    """Another 2D network on slices that are enlarged before and shrunk after it."""
+
+    def __init__(self, network: nn.Module, adapt: nn.Module, enlarge: int) -> None:
         super().__init__()
         self.enlarge = enlarge
-        self.adapt = _colours(inputs, COLOURS, how)
+        self.adapt = adapt
         self.network = network
 
     def smallest_slice(self) -> int:
-        """Slices of any size are padded."""
+        """Such networks take slices of any size."""
         return 1
 
     def forward(self, slices: Tensor) -> Tensor:
         """(N, inputs, H, W) -> logits (N, outputs, H, W)."""
         x = self.adapt(slices)
         if self.enlarge == 1:
-            return self.network(x)
+            logits: Tensor = self.network(x)
+            return logits
         x = functional.interpolate(x, scale_factor=self.enlarge, mode="bilinear", align_corners=False)
         return functional.interpolate(self.network(x), size=slices.shape[-2:], mode="bilinear", align_corners=False)
 
@@ -184,7 +214,7 @@ class _Repeat(nn.Module):
         return x.expand(-1, self.count, -1, -1)
 
 
-def build_teacher(section: Teacher, inputs: int, outputs: int) -> SegformerTeacher | ResUNetTeacher:
+def build_teacher(section: Teacher, inputs: int, outputs: int) -> SegformerTeacher | SliceTeacher:
     """The 2D teacher of a recipe, with the parts frozen that its ``finetune`` leaves alone.
 
     Raises:
@@ -192,7 +222,9 @@ def build_teacher(section: Teacher, inputs: int, outputs: int) -> SegformerTeach
     """
     if section.kind == "resunet":
         return _resunet(section, inputs, outputs)
-    teacher = SegformerTeacher(_segformer(section), inputs, outputs, section.inputs, section.enlarge)
+    if section.function is not None:
+        return _outside(section, section.function, inputs, outputs)
+    teacher = SegformerTeacher(_segformer(section), inputs, outputs, section)
     if section.finetune == "lora":
         _adapt_low_rank(teacher, section.lora)
     elif section.finetune == "decoder":
@@ -200,14 +232,23 @@ def build_teacher(section: Teacher, inputs: int, outputs: int) -> SegformerTeach
     return teacher
 
 
-def _resunet(section: Teacher, inputs: int, outputs: int) -> ResUNetTeacher:
+def _outside(section: Teacher, function: str, inputs: int, outputs: int) -> SliceTeacher:
+    settings = dict(section.settings)
+    if section.weights is not None:
+        section.pretrained()  # refuses a licence that is not repeated, before anything is read
+        settings["weights"] = section.weights.folder
+    network = build_outside(function, inputs, outputs, settings)
+    return SliceTeacher(network, nn.Identity(), section.enlarge)
+
+
+def _resunet(section: Teacher, inputs: int, outputs: int) -> SliceTeacher:
     network = ResUNet(outputs)
     if section.weights is not None and section.weights.folder is not None:
         section.pretrained()  # refuses a licence that is not repeated, before anything is read
         load_encoder(network, section.weights.folder)
     if section.finetune == "decoder":
         network.encoder.requires_grad_(False)
-    return ResUNetTeacher(network, inputs, section.inputs, section.enlarge)
+    return SliceTeacher(network, _colours(inputs, COLOURS, section.inputs), section.enlarge)
 
 
 def _segformer(section: Teacher) -> SegformerForSemanticSegmentation:

@@ -9,7 +9,7 @@ from semiseg.dataset import read_channels, read_reference
 from semiseg.engines.engine import Engine
 from semiseg.evaluation.metrics import overlap
 from semiseg.inference.segmenter import Segmenter, Settings
-from semiseg.volumes.segmentation import Segmentation
+from semiseg.volumes.segmentation import from_reference
 from trainer.plan import Plan
 
 BATCH = 4  # windows per call of the network while training
@@ -29,7 +29,7 @@ def validate(manifest: Manifest, engine: Engine, plan: Plan) -> Figures:
         channels = read_channels(case, plan.dataset.channels)
         reference = read_reference(case, next(iter(channels.values())))
         predicted = segmenter.segment(channels)
-        truth = Segmentation(plan.segments, reference.array, predicted.affine)
+        truth = from_reference(plan.segments, reference.array, predicted.affine)
         for index, segment in enumerate(plan.segments):
             value, _ = overlap(predicted.mask(index), truth.mask(index))
             if not math.isnan(value):

@@ -19,7 +19,15 @@ from trainer.students import read_student
 STUDENTS = {
     "unet": {"kind": "unet", "channels": [4, 8, 8], "residual_units": 1},
     "unet, batch norm": {"kind": "unet", "channels": [4, 8, 8], "residual_units": 0, "norm": "batch"},
+    "unet, thick slices": {
+        "kind": "unet",
+        "channels": [4, 8, 8],
+        "strides": [[2, 2, 1], [2, 2, 2]],
+        "residual_units": 0,
+    },
     "unet3d": {"kind": "unet3d", "channels": [4, 6, 8]},
+    "segresnet": {"kind": "segresnet", "filters": 8, "blocks_down": [1, 1, 1]},
+    "dynunet": {"kind": "dynunet", "channels": [4, 6, 8]},
 }
 
 
@@ -27,7 +35,7 @@ STUDENTS = {
 def test_a_student_computes_the_same_in_the_graph_at_other_sizes(name: str, tmp_path: Path) -> None:
     student = read_student(STUDENTS[name])
     torch.manual_seed(0)
-    network = student.build(2, 3).eval()
+    network = student.build(2, 3, (8, 4, 8)).eval()
     # Two sides alike and one a single multiple of the divisor: none of them may be taken for a constant.
     export_onnx(network, tmp_path / "model.onnx", inputs=2, window=(8, 4, 8), divisor=student.divisor())
     engine = OnnxEngine(tmp_path / "model.onnx", threads=1)
@@ -41,9 +49,9 @@ def test_a_student_computes_the_same_in_the_graph_at_other_sizes(name: str, tmp_
 
 def test_a_student_that_depends_on_its_window_gets_a_graph_for_that_window_and_any_batch(tmp_path: Path) -> None:
     student = read_student({"kind": "swinunetr", "feature_size": 12})
-    assert not student.any_size
+    assert not student.takes_any_size
     torch.manual_seed(0)
-    network = student.build(1, 2).eval()
+    network = student.build(1, 2, (64, 32, 32)).eval()
     window = (64, 32, 32)
     export_onnx(network, tmp_path / "model.onnx", inputs=1, window=window, divisor=None)
     assert sides(tmp_path / "model.onnx")[2:] == ["64", "32", "32"]
@@ -62,7 +70,7 @@ def sides(model: Path) -> list[str]:
 @pytest.mark.parametrize("window", [(4, 2, 4), (2, 2, 2), (2, 4, 2), (6, 4, 2)], ids=str)
 def test_batch_and_sides_are_free_whatever_the_window(window: tuple[int, int, int], tmp_path: Path) -> None:
     network = nn.Conv3d(1, 2, 3, padding=1)
-    export_onnx(network, tmp_path / "model.onnx", inputs=1, window=window, divisor=2)
+    export_onnx(network, tmp_path / "model.onnx", inputs=1, window=window, divisor=(2, 2, 2))
     found = sides(tmp_path / "model.onnx")
     assert found[1] == "1" and len(set(found)) == 5
     assert not any(side.isdecimal() for side in (found[0], *found[2:]))
@@ -84,6 +92,6 @@ class Strange(nn.Module):
 
 def test_a_network_that_cannot_become_a_graph_is_refused_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(ExportError) as caught:
-        export_onnx(Strange(), tmp_path / "model.onnx", inputs=1, window=(4, 4, 4), divisor=2)
+        export_onnx(Strange(), tmp_path / "model.onnx", inputs=1, window=(4, 4, 4), divisor=(2, 2, 2))
     assert str(caught.value).startswith("The network cannot be exported to ONNX: ") and "\n" not in str(caught.value)
     assert list(tmp_path.iterdir()) == []

@@ -95,7 +95,7 @@ def killed(folder: Path, dataset: Dataset, recipe: Path) -> tuple[Path, dict[str
 
 def rows_of(run: Path) -> list[dict[str, Any]]:
     """The log without what a clock measured."""
-    return [{k: v for k, v in row.items() if k != "seconds"} for row in read_log(run / "log.jsonl")]
+    return [{k: v for k, v in row.items() if k not in ("seconds", "elapsed")} for row in read_log(run / "log.jsonl")]
 
 
 @pytest.mark.timeout(300)

@@ -10,8 +10,18 @@ from torch import Tensor
 from torch.nn import functional
 
 from tests.trainer.tiny import batch_of, method_of, recipe_of
-from trainer.losses import dice_pooled, kl_mean, one_hot, supervised_loss
+from trainer.losses import dice_pooled, supervised_loss
 from trainer.methods.mn import MN
+from trainer.patches import Mixture
+from trainer.targets import ExclusiveClasses, OverlappingRegions
+
+
+def one_hot(labels: Tensor, classes: int) -> Tensor:
+    return ExclusiveClasses(classes - 1).encode(labels)
+
+
+def kl_mean(logits: Tensor, target: Tensor) -> Tensor:
+    return ExclusiveClasses(target.shape[1] - 1).divergence(logits, target).mean()
 
 
 def logits_and_labels(count: int, classes: int, *, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -73,11 +83,25 @@ def test_dice_of_a_class_that_is_only_predicted_costs_all_of_it() -> None:
     assert float(dice_pooled(p, y)) == pytest.approx((1 - 2 / 3 + 1) / 2, abs=1e-6)
 
 
+def test_the_supervised_loss_of_regions_is_half_binary_cross_entropy_half_dice() -> None:
+    logits, labels = logits_and_labels(2, 3)
+    regions = OverlappingRegions(3)
+    y = torch.stack([(labels >> r) & 1 for r in range(3)], dim=1).float()
+    crossed = functional.binary_cross_entropy_with_logits(logits, y)
+    expected = 0.5 * crossed + 0.5 * dice_pooled(torch.sigmoid(logits), y)
+    torch.testing.assert_close(supervised_loss(logits, labels, regions), expected)
+
+
+def test_a_part_of_a_batch_without_labels_costs_nothing() -> None:
+    logits, labels = logits_and_labels(2, 3)
+    assert float(supervised_loss(logits[:0], labels[:0], ExclusiveClasses(2))) == 0.0
+
+
 def test_the_supervised_loss_is_half_cross_entropy_half_dice() -> None:
     logits, labels = logits_and_labels(2, 3)
     soft = torch.softmax(logits, dim=1)
     expected = 0.5 * functional.cross_entropy(logits, labels) + 0.5 * dice_pooled(soft, one_hot(labels, 3))
-    torch.testing.assert_close(supervised_loss(logits, labels), expected)
+    torch.testing.assert_close(supervised_loss(logits, labels, ExclusiveClasses(2)), expected)
 
 
 def mn(**switches: object) -> MN:
@@ -93,15 +117,17 @@ def test_on_a_mixed_batch_the_kl_part_is_weighted_by_the_shares_of_the_patches(l
     target = torch.cat([one_hot(labels[:labelled], 3), torch.softmax(3 * logits.flip(0)[labelled:], dim=1)])
     parts = (labelled * kl_mean(logits[:labelled], target[:labelled])) / 5
     parts += ((5 - labelled) * kl_mean(logits[labelled:], target[labelled:])) / 5
-    torch.testing.assert_close(mn(weight_dice=0.0, loss=loss).mixed_loss(logits, target, labelled), parts)
+    torch.testing.assert_close(
+        mn(weight_dice=0.0, loss=loss).mixed_loss(logits, target, labelled, Mixture(labelled, 5 - labelled)), parts
+    )
 
 
 def test_one_dice_over_the_batch_is_not_the_weighted_mean_of_two() -> None:
     logits, labels = logits_and_labels(5, 3)
     logits[2:, 0] += 3  # the unlabelled patches hold mostly background
     target = torch.cat([one_hot(labels[:2], 3), torch.softmax(logits.flip(0)[2:], dim=1)])
-    pooled = mn(weight_kl=0.0, loss="pooled").mixed_loss(logits, target, 2)
-    weighted = mn(weight_kl=0.0, loss="weighted").mixed_loss(logits, target, 2)
+    pooled = mn(weight_kl=0.0, loss="pooled").mixed_loss(logits, target, 2, Mixture(2, 3))
+    weighted = mn(weight_kl=0.0, loss="weighted").mixed_loss(logits, target, 2, Mixture(2, 3))
     soft = torch.softmax(logits, dim=1)
     torch.testing.assert_close(pooled, dice_pooled(soft, target))
     torch.testing.assert_close(
@@ -115,7 +141,9 @@ def test_the_weights_of_the_two_terms_are_the_recipes() -> None:
     target = one_hot(labels, 3)
     kl = kl_mean(logits, target)
     dice = dice_pooled(torch.softmax(logits, dim=1), target)
-    torch.testing.assert_close(mn(weight_kl=2.0, weight_dice=3.0).mixed_loss(logits, target, 2), 2 * kl + 3 * dice)
+    torch.testing.assert_close(
+        mn(weight_kl=2.0, weight_dice=3.0).mixed_loss(logits, target, 2, Mixture(2, 0)), 2 * kl + 3 * dice
+    )
 
 
 @pytest.mark.parametrize("weights", [(1.0, 0.0), (0.0, 1.0)], ids=["kl", "dice"])
@@ -156,7 +184,8 @@ def test_each_term_of_mean_teacher_teaches_the_student(term: str) -> None:
     value = (
         losses["total"]
         if term == "supervised"
-        else losses["total"] - supervised_loss(networks["student"](batch.images)[:1], batch.labels[:1])
+        else losses["total"]
+        - supervised_loss(networks["student"](batch.images)[:1], batch.labels[:1], ExclusiveClasses(2))
     )
     value.backward()
     weights = [p for name, p in networks["student"].named_parameters() if name.endswith("weight")]

@@ -45,7 +45,7 @@ def test_noise_on_the_teachers_input_makes_them_disagree() -> None:
 
 
 def test_the_noise_is_cut_at_twice_its_spread() -> None:
-    noise = mean_teacher(noise=0.1)._noise(torch.zeros(100_000))
+    noise = mean_teacher(noise=0.1).noise(torch.zeros(100_000))
     assert float(noise.abs().max()) == pytest.approx(0.2)
     assert float(noise.std()) == pytest.approx(0.1 * 0.959, rel=0.02)  # of a normal cut at 2 sigma
     assert float((noise.abs() < 0.1999).float().mean()) > 0.9
@@ -59,7 +59,7 @@ def test_the_loss_is_supervised_plus_weighted_consistency(on: str, first: int) -
     batch = batch_of(2, 2)
     losses = method.loss(networks, batch, method.turn(5))
     logits = networks["student"](batch.images)
-    supervised = supervised_loss(logits[:2], batch.labels[:2])
+    supervised = supervised_loss(logits[:2], batch.labels[:2], method.targets)
     p, q = torch.softmax(logits, dim=1), torch.softmax(networks["teacher"](batch.images), dim=1)
     consistency = ((p - q) ** 2)[first:].mean()
     torch.testing.assert_close(losses["supervised"], supervised.detach())
@@ -172,7 +172,9 @@ def test_parts_of_a_batch_weigh_each_term_as_the_whole_batch_does(labelled: int,
         share
         * float(
             losses["supervised"]
-            / supervised_loss(networks["student"](part.images)[: part.labelled], part.labels[: part.labelled]).detach()
+            / supervised_loss(
+                networks["student"](part.images)[: part.labelled], part.labels[: part.labelled], method.targets
+            ).detach()
         )
         for share, losses, part in terms
         if part.labelled

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from semiseg.inference.windows import padding_for
-from tests.trainer.tiny import batch_of, case_of, method_of, recipe_of
+from tests.trainer.tiny import SEGMENTS, batch_of, case_of, method_of, recipe_of
 from trainer.augmentation import change_values, cut_out, draw_turn, flips, place_cut
 from trainer.cases import PreparedCase, places_of
 from trainer.patches import Draws, Mixture, PatchSource, Request, batches
@@ -97,7 +97,7 @@ def isolated(shape: tuple[int, int, int], voxel: tuple[int, int, int], reach: in
     labels = np.zeros(shape, np.uint8)
     labels[tuple(slice(max(0, v - reach), v + reach + 1) for v in voxel)] = 1
     image = np.zeros((1, *shape), np.float32)
-    return PreparedCase("scan", image, labels, places_of(labels, 1))
+    return PreparedCase("scan", image, labels, places_of(labels, SEGMENTS[:1]))
 
 
 @given(st.tuples(*[st.integers(0, 19)] * 3), st.integers(0, 1000))
@@ -165,7 +165,7 @@ def test_a_patch_does_not_leave_a_scan_that_holds_it(
         random = np.random.default_rng((seed, k))
         turn = None if scale is None else draw_turn(Augmentation(scale=scale), 2, random)
         voxel = tuple(int(random.integers(n)) for n in shape) if demanded else None
-        cut = place_cut(shape, PATCH, turn, voxel, random)  # type: ignore[arg-type]
+        cut = place_cut(shape, PATCH, turn, (1.0, 1.0, 2.0), voxel, random)  # type: ignore[arg-type]
         corners = (cut.matrix @ np.asarray([[0, 0, 0, 1], [7, 7, 7, 1]]).T)[:3]
         assert (corners > -1e-9).all()
         assert (corners[:, 1] <= np.asarray(shape) - 1 + 1e-9).all()
@@ -173,7 +173,8 @@ def test_a_patch_does_not_leave_a_scan_that_holds_it(
 
 def test_patches_reach_every_voxel_of_the_scan() -> None:
     starts = {
-        tuple(place_cut((10, 9, 8), PATCH, None, None, np.random.default_rng(k)).matrix[:3, 3]) for k in range(200)
+        tuple(place_cut((10, 9, 8), PATCH, None, (1.0, 1.0, 1.0), None, np.random.default_rng(k)).matrix[:3, 3])
+        for k in range(200)
     }
     assert starts == {(x, y, 0) for x in (0, 1, 2) for y in (0, 1)}
 
@@ -203,7 +204,7 @@ def test_a_scan_smaller_than_the_patch_lies_where_the_sliding_window_has_it(
 
 def test_a_plain_cut_is_a_slice_of_the_array() -> None:
     array = np.random.default_rng(0).normal(size=(2, 12, 13, 14)).astype(np.float32)
-    cut = place_cut((12, 13, 14), PATCH, None, (5, 6, 7), np.random.default_rng(1))
+    cut = place_cut((12, 13, 14), PATCH, None, (1.0, 1.0, 1.0), (5, 6, 7), np.random.default_rng(1))
     x, y, z = (int(v) for v in cut.matrix[:3, 3])
     patch, _ = cut_out(array, None, cut, PATCH, "edge")
     assert np.array_equal(patch.numpy(), array[:, x : x + 8, y : y + 8, z : z + 8])
@@ -220,7 +221,7 @@ def test_a_turned_cut_is_scipys_affine_transform(
     wild = Augmentation(scale=(0.7, 1.3), rotate=180, rotate_out_of_plane=30)
     for seed in range(5):
         random = np.random.default_rng(seed)
-        cut = place_cut(shape, patch, draw_turn(wild, 2, random), (3, 4, 5), random)
+        cut = place_cut(shape, patch, draw_turn(wild, 2, random), (1.0, 1.0, 3.0), (3, 4, 5), random)
         matrix, offset = cut.matrix[:3, :3], cut.matrix[:3, 3]
         smooth = ndimage.affine_transform(array, matrix, offset, output_shape=patch, order=1, mode=mode)
         image, labels = cut_out(array[None], array, cut, patch, padding)
@@ -228,6 +229,18 @@ def test_a_turned_cut_is_scipys_affine_transform(
         nearest = ndimage.affine_transform(array, matrix, offset, output_shape=patch, order=0, mode=mode)
         assert labels is not None
         assert (np.abs(labels.numpy() - nearest) > 1e-6).mean() < 0.005, "but for ties between two voxels"
+
+
+def test_a_turn_is_a_rotation_of_the_body_also_where_slices_are_thick() -> None:
+    spacing = np.array([0.5, 1.0, 4.0])
+    wild = Augmentation(scale=(0.8, 1.2), rotate=180, rotate_out_of_plane=60)
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+        rotation, zoom = draw_turn(wild, 2, random) or (np.eye(3), 1.0)
+        cut = place_cut((40, 40, 20), (8, 8, 8), (rotation, zoom), tuple(spacing), None, random)
+        in_mm = np.diag(spacing) @ cut.matrix[:3, :3] @ np.diag(1 / spacing) * zoom
+        assert np.allclose(in_mm @ in_mm.T, np.eye(3), atol=1e-9)
+        assert np.allclose(in_mm, rotation)
 
 
 def test_image_and_labels_are_cut_turned_and_mirrored_alike() -> None:

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import save_file
 
 from trainer.errors import RecipeError
-from trainer.resunet import ResUNet
+from trainer.networks.resunet import ResUNet
 from trainer.teachers import Teacher, build_teacher
 
 

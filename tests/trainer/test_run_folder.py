@@ -186,17 +186,17 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
 
 def test_a_state_returns_as_it_was_saved(tmp_path: Path) -> None:
     state = State(
-        3, {"student": {"w": torch.randn(2)}}, {}, None, {"scan": [torch.ones((2, 3), dtype=torch.int32)]}, 0.5
+        3, {"student": {"w": torch.randn(2)}}, {}, None, {"scan": [torch.ones((2, 3), dtype=torch.int32)]}, 0.5, 1
     )
     save_state(tmp_path / "c.pt", state)
     again = load_state(tmp_path / "c.pt", torch.device("cpu"))
-    assert (again.step, again.best, again.scaler) == (3, 0.5, None)
+    assert (again.step, again.best, again.waited, again.scaler) == (3, 0.5, 1, None)
     assert torch.equal(again.networks["student"]["w"], state.networks["student"]["w"])
     assert torch.equal(again.foreground["scan"][0], state.foreground["scan"][0])
 
 
 def test_weights_of_another_network_are_refused(finished: Path, tmp_path: Path) -> None:
-    with pytest.raises(RunError, match="do not fit the network of this run"):
+    with pytest.raises(RunError, match="another network than this run's"):
         load_weights(finished / "student.safetensors", torch.nn.Linear(2, 2))
     with pytest.raises(RunError, match="the run has not finished; continue it with --resume"):
         load_weights(tmp_path / "student.safetensors", torch.nn.Linear(2, 2))

@@ -107,8 +107,8 @@ def test_the_output_convolution_has_the_released_codes_parameters_at_mit_b2s_wid
 
 def test_the_papers_3d_network_has_the_released_codes_parameters() -> None:
     student = read_student({"kind": "unet3d"})
-    assert parameters_of(student.build(1, 2)) == 25_884_546
-    assert student.divisor() == 16
+    assert parameters_of(student.build(1, 2, (32, 32, 32))) == 25_884_546
+    assert student.divisor() == (16, 16, 16)
 
 
 @pytest.mark.parametrize("size", [(16, 16), (9, 14), (17, 11)])
@@ -284,3 +284,72 @@ def test_weights_and_a_configuration_exclude_each_other() -> None:
         mn(teacher={"weights": weights, "config": SEGFORMER})
     with pytest.raises(RecipeError, match="give `folder` or `hub`, one of them"):
         mn(teacher={"weights": {**weights, "folder": "c"}})
+
+
+@pytest.mark.parametrize("enlarge", [1, 2])
+def test_features_computed_by_chunks_are_those_of_one_pass_and_so_are_the_gradients(enlarge: int) -> None:
+    slices = torch.randn(7, 1, 16, 16, generator=torch.Generator().manual_seed(3))
+    results = []
+    for chunk in (None, 3, 1):
+        config = {**SEGFORMER, "drop_path_rate": 0.0, "classifier_dropout_prob": 0.0}
+        teacher = teacher_of(config=config, finetune="whole", enlarge=enlarge, chunk=chunk).train()
+        logits = teacher(slices)
+        logits.square().mean().backward()
+        results.append((logits.detach(), {n: p.grad for n, p in teacher.named_parameters() if p.grad is not None}))
+    for logits, gradients in results[1:]:
+        torch.testing.assert_close(logits, results[0][0])
+        assert gradients.keys() == results[0][1].keys()
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, results[0][1][name], msg=name)
+
+
+def test_the_teachers_features_are_the_librarys_own() -> None:
+    teacher = teacher_of(finetune="whole").eval()
+    x = torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = teacher.network(pixel_values=x).logits
+        torch.testing.assert_close(teacher.network.decode_head(teacher._encode(x)), expected)
+
+
+def build_flat(inputs: int, outputs: int, width: int = 3, weights: Path | None = None) -> nn.Module:
+    """A 2D network as somebody outside the project would write it."""
+    network = nn.Sequential(nn.Conv2d(inputs, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, outputs, 1))
+    if weights is not None:
+        network.load_state_dict(torch.load(weights / "flat.pt", weights_only=True))
+    return network
+
+
+FLAT = {"kind": "outside", "function": f"{__name__}:build_flat", "finetune": "whole"}
+
+
+def test_a_2d_network_from_outside_teaches() -> None:
+    method = mn({"patch": [8, 8, 8]}, teacher={**FLAT, "settings": {"width": 5}, "enlarge": 2})
+    torch.manual_seed(0)
+    teacher = method.build()["teacher"]
+    assert teacher(torch.randn(4, 1, 8, 8)).shape == (4, 3, 8, 8)
+    assert parameters_of(teacher) == 5 * 9 + 5 + 3 * 5 + 3
+
+
+def test_weights_of_a_2d_network_from_outside_come_from_a_folder_and_are_named(tmp_path: Path) -> None:
+    torch.save(build_flat(1, 3).state_dict(), tmp_path / "flat.pt")
+    (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
+    section = Teacher.model_validate({**FLAT, "weights": {"folder": str(tmp_path)}})
+    kept = build_teacher(section, 1, 3).network.state_dict()
+    assert all(torch.equal(kept[n], v) for n, v in torch.load(tmp_path / "flat.pt", weights_only=True).items())
+    assert [(w.name, w.licence) for w in section.pretrained()] == [(tmp_path.name, "mit")]
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({**FLAT, "finetune": "lora"}, "LoRA adapts SegFormer"),
+        ({**FLAT, "finetune": "decoder"}, "freezes its own parameters"),
+        ({"kind": "outside", "finetune": "whole"}, "`function` names the network of kind `outside`"),
+        ({"finetune": "whole", "function": "a:b"}, "`function` names the network of kind `outside`"),
+        ({**FLAT, "function": "no.such:thing"}, "cannot be imported"),
+        ({**FLAT, "config": SEGFORMER}, "`config` is SegFormer's"),
+    ],
+)
+def test_a_2d_network_from_outside_that_cannot_be_is_refused(section: dict[str, Any], words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        mn(teacher=section)

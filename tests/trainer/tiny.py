@@ -14,6 +14,7 @@ from torch import Tensor
 from semiseg.bundle.manifest import Manifest
 from semiseg.dataset import Dataset, load_dataset, make_split
 from semiseg.phantoms.write import write_dataset
+from semiseg.volumes.segmentation import Segment
 from trainer.cases import PreparedCase, places_of
 from trainer.loop import train
 from trainer.methods import make_method
@@ -21,7 +22,9 @@ from trainer.methods.method import Method, Task
 from trainer.patches import Batch
 from trainer.plan import Plan, make_plan
 from trainer.recipe import Recipe, make_recipe
+from trainer.targets import ExclusiveClasses
 
+SEGMENTS = (Segment(name="one", label=1), Segment(name="two", label=2))
 SHAPE = (16, 16, 12)
 SPACING = (6.0, 6.0, 10.0)
 
@@ -58,7 +61,7 @@ def recipe_of(method: str = "mn", changes: Mapping[str, Any] | None = None, **sw
 
 def method_of(recipe: Recipe, *, labelled: int = 4, unlabelled: int = 12, outputs: int = 3, axis: int = 2) -> Method:
     """The recipe's method for one input channel."""
-    return make_method(recipe, Task(1, outputs, axis, labelled, unlabelled))
+    return make_method(recipe, Task(1, ExclusiveClasses(outputs - 1), axis, labelled, unlabelled))
 
 
 def batch_of(labelled: int, unlabelled: int, *, step: int = 0, outputs: int = 3, seed: int = 0, side: int = 8) -> Batch:
@@ -79,7 +82,7 @@ def case_of(case_id: str, shape: tuple[int, int, int], *, seed: int = 0, labelle
     for value, side in ((1, 3), (2, 2)):
         x, y, z = (int(random.integers(0, max(0, n - side) + 1)) for n in shape)
         labels[x : x + side, y : y + side, z : z + side] = value
-    return PreparedCase(case_id, image, labels if labelled else None, places_of(labels, 2) if labelled else ())
+    return PreparedCase(case_id, image, labels if labelled else None, places_of(labels, SEGMENTS) if labelled else ())
 
 
 def phantoms(folder: Path, *, cases: int = 8, labelled: int = 2, test: int = 1, development: int = 1) -> Dataset:
@@ -90,14 +93,22 @@ def phantoms(folder: Path, *, cases: int = 8, labelled: int = 2, test: int = 1, 
     return load_dataset(folder)
 
 
-def plan_of(dataset: Dataset, recipe: Recipe, labelled: int | None = None) -> Plan:
+def plan_of(dataset: Dataset, recipe: Recipe, labelled: int | None = None, split: Path | None = None) -> Plan:
     """The plan of a recipe on a dataset with its own split."""
-    return make_plan(dataset, make_split(dataset, None, labelled), recipe)
+    return make_plan(dataset, make_split(dataset, split, labelled), recipe)
 
 
-def trained(dataset: Dataset, recipe: Recipe, run: Path, **options: Any) -> Manifest:
+def trained(
+    dataset: Dataset,
+    recipe: Recipe,
+    run: Path,
+    *,
+    labelled: int | None = None,
+    split: Path | None = None,
+    **options: Any,
+) -> Manifest:
     """Train on the CPU."""
-    return train(plan_of(dataset, recipe), run, device="cpu", **options)
+    return train(plan_of(dataset, recipe, labelled, split), run, device="cpu", **options)
 
 
 def weights_of(run: Path) -> dict[str, Tensor]:

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from trainer.errors import RecipeError
+from trainer.methods.acmt import ACMT
+from trainer.methods.bcp import BCP
+from trainer.methods.cps import CPS
+from trainer.methods.magicnet import MagicNet
 from trainer.methods.mean_teacher import MeanTeacher
 from trainer.methods.method import Method, Task
 from trainer.methods.mn import MN
+from trainer.methods.self_training import SelfTraining
 from trainer.methods.supervised import Supervised
+from trainer.methods.uamt import UAMT
 from trainer.recipe import Recipe
 
-METHODS: dict[str, type[Method]] = {m.name: m for m in (Supervised, MeanTeacher, MN)}
+METHODS: dict[str, type[Method]] = {
+    m.name: m for m in (Supervised, SelfTraining, MeanTeacher, UAMT, CPS, ACMT, MagicNet, BCP, MN)
+}
 
 
 def make_method(recipe: Recipe, task: Task) -> Method:

@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from trainer.losses import supervised_loss
-from trainer.methods.method import Method, Networks, Turn, freeze
-from trainer.patches import Batch, Mixture
+from trainer.methods.method import Method, Networks, Turn, freeze, share_of_part
+from trainer.patches import Batch
 from trainer.recipe import Section, Share
 from trainer.schedules import ema_decay, ramp_up
 
@@ -55,8 +55,7 @@ class MeanTeacher(Method):
 
     def turn(self, step: int) -> Turn:
         """Every step trains the student on a fixed mixture."""
-        labelled = min(self.switches.labelled or (self.recipe.batch + 1) // 2, self.recipe.batch)
-        mixture = Mixture(labelled, self.recipe.batch - labelled if self.task.unlabelled else 0)
+        mixture = self.mixture(self.switches.labelled)
         return Turn("train", {"student": self.student_rate(step)}, mixture, step)
 
     def prepare(self, networks: Networks, turn: Turn) -> None:
@@ -67,31 +66,44 @@ class MeanTeacher(Method):
     def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
         """The supervised term and the weighted consistency term."""
         logits = networks["student"](batch.images)
-        supervised = logits.sum() * 0.0  # a part of a batch may hold no labelled patch
-        if batch.labelled:
-            supervised = supervised_loss(logits[: batch.labelled], batch.labels[: batch.labelled])
-            supervised = supervised * _part(batch.labelled, turn.mixture.labelled, batch, turn)
+        scale = share_of_part(batch.labelled, turn.mixture.labelled, batch, turn)
+        labels = batch.labels[: batch.labelled]
+        supervised = scale * supervised_loss(logits[: batch.labelled], labels, self.targets)
         everywhere = self.switches.consistency_on == "all"
         first = 0 if everywhere else batch.labelled
         if first == len(batch):
             return {"total": supervised, "supervised": supervised.detach()}
-        weight = self.consistency_weight(turn.student_update)
-        images = batch.images[first:]
-        with torch.no_grad():
-            target = torch.softmax(networks["teacher"](images + self._noise(images)).float(), dim=1)
-        consistency = (torch.softmax(logits[first:].float(), dim=1) - target).pow(2).mean()
+        consistency = self.consistency(networks, logits[first:], batch.images[first:], turn)
         if not everywhere:
-            consistency = consistency * _part(len(batch) - first, turn.mixture.unlabelled, batch, turn)
+            consistency = consistency * share_of_part(len(batch) - first, turn.mixture.unlabelled, batch, turn)
         return {
-            "total": supervised + weight * consistency,
+            "total": supervised + self.consistency_weight(turn.student_update) * consistency,
             "supervised": supervised.detach(),
             "consistency": consistency.detach(),
         }
+
+    def consistency(self, networks: Networks, logits: Tensor, images: Tensor, turn: Turn) -> Tensor:
+        """mean (p_student - p_teacher)^2 over voxels and channels."""
+        target = self.teacher_probabilities(networks["teacher"], images)
+        return (self.targets.probabilities(logits) - target).pow(2).mean()
+
+    @torch.no_grad()
+    def teacher_probabilities(self, teacher: nn.Module, images: Tensor) -> Tensor:
+        """One pass over noisy patches (N, C, X, Y, Z)."""
+        return self.targets.probabilities(teacher(images + self.noise(images)))
+
+    def noise(self, images: Tensor) -> Tensor:
+        """See :func:`bounded_noise`."""
+        return bounded_noise(images, self.switches.noise)
 
     def after_update(self, networks: Networks, turn: Turn) -> None:
         """theta' <- a theta' + (1 - a) theta with a = min(1 - 1/(t+1), decay)."""
         decay = ema_decay(turn.student_update, self.switches.decay)
         average_into(networks["teacher"], networks["student"], decay, buffers=self.switches.average_buffers)
+
+    def voters(self, networks: Networks) -> Networks:
+        """The student and its moving average."""
+        return {name: networks[name] for name in ("student", "teacher")}
 
     def exported(self, networks: Networks) -> nn.Module:
         """The student, or by switch its moving average."""
@@ -101,18 +113,10 @@ class MeanTeacher(Method):
         """w(t)."""
         return float(self.switches.weight * ramp_up(update, self.switches.ramp * self.recipe.updates))
 
-    def _noise(self, images: Tensor) -> Tensor:
-        noise = torch.randn_like(images) * self.switches.noise
-        return noise.clamp(-2 * self.switches.noise, 2 * self.switches.noise)
 
-
-def _part(patches: int, of: int, batch: Batch, turn: Turn) -> float:
-    """The weight of a mean over ``patches`` when they are a part of the ``of`` that the whole batch holds.
-
-    The loop weights a part of a batch by its share of all patches; a mean over the labelled ones alone needs their
-    share of the labelled ones. It is 1 for a whole batch.
-    """
-    return patches * (turn.mixture.labelled + turn.mixture.unlabelled) / (of * len(batch))
+def bounded_noise(images: Tensor, spread: float) -> Tensor:
+    """Gaussian noise of standard deviation ``spread``, cut at twice that."""
+    return (torch.randn_like(images) * spread).clamp(-2 * spread, 2 * spread)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from trainer.patches import Batch, Mixture
 from trainer.recipe import Optimiser, Recipe, Section
 from trainer.schedules import rate_factor
 from trainer.students import read_student
+from trainer.targets import Targets
 
 Networks = dict[str, nn.Module]
 
@@ -27,12 +28,12 @@ Networks = dict[str, nn.Module]
 class Task:
     """What is to be segmented, as a method needs to know it.
 
-    ``inputs`` and ``outputs`` are channels of the student; ``slice_axis`` is where 2D teachers slice; ``labelled``
-    and ``unlabelled`` count the scans that patches come from.
+    ``inputs`` are the student's channels; ``slice_axis`` is where 2D teachers slice; ``labelled`` and ``unlabelled``
+    count the scans that patches come from.
     """
 
     inputs: int
-    outputs: int
+    targets: Targets
     slice_axis: int
     labelled: int
     unlabelled: int
@@ -66,6 +67,7 @@ class Method(ABC):
         """
         self.recipe = recipe
         self.task = task
+        self.targets = task.targets
         self.switches: Any = self.read_switches(recipe)
 
     @classmethod
@@ -116,9 +118,24 @@ class Method(ABC):
         """
         return False
 
+    def refreshes_pseudo_labels(self, step: int) -> bool:
+        """Whether the student's predictions of the unlabelled scans become their patches' labels from ``step`` on.
+
+        They are kept in the run folder, and replace those of an earlier step.
+        """
+        return False
+
+    def restarts(self, step: int) -> tuple[str, ...]:
+        """The networks that start anew, from fresh random weights, before ``step`` (after any predictions)."""
+        return ()
+
     def exported(self, networks: Networks) -> nn.Module:
         """The one module that is validated, exported and served: windows (B, C, *window) to logits."""
         return networks["student"]
+
+    def voters(self, networks: Networks) -> Networks:
+        """Modules from windows to logits whose disagreement says which scans are hard (see trainer.suggestion)."""
+        return {"student": self.exported(networks)}
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
         """Weights that training starts from."""
@@ -126,11 +143,25 @@ class Method(ABC):
 
     def build_student(self) -> nn.Module:
         """The recipe's student for this task."""
-        return read_student(self.recipe.student).build(self.task.inputs, self.task.outputs)
+        return read_student(self.recipe.student).build(self.task.inputs, self.targets.channels, self.recipe.size())
 
     def student_rate(self, update: int) -> float:
         """The student's learning rate at its ``update`` under the recipe's schedule."""
         return self.recipe.optimiser.rate * rate_factor(self.recipe.schedule, update, self.recipe.updates)
+
+    def mixture(self, labelled: int | None) -> Mixture:
+        """A fixed mixture of ``labelled`` patches (by default half of the batch) and unlabelled ones, if there are."""
+        count = min(labelled or (self.recipe.batch + 1) // 2, self.recipe.batch)
+        return Mixture(count, self.recipe.batch - count if self.task.unlabelled else 0)
+
+
+def share_of_part(patches: int, of: int, batch: Batch, turn: Turn) -> float:
+    """The weight of a mean over ``patches`` when they are a part of the ``of`` that the whole batch holds.
+
+    The loop weights a part of a batch (of a process, or of an accumulation) by its share of all patches; a mean over
+    the labelled ones alone needs their share of the labelled ones. It is 1 for a whole batch.
+    """
+    return patches * (turn.mixture.labelled + turn.mixture.unlabelled) / (of * len(batch))
 
 
 def freeze(network: nn.Module) -> nn.Module:

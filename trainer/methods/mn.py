@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from semiseg.bundle.manifest import PretrainedWeights
 from trainer.errors import RecipeError
-from trainer.losses import dice_pooled, kl_mean, one_hot
+from trainer.losses import dice_pooled, mean_of
 from trainer.methods.method import Method, Networks, Task, Turn
 from trainer.patches import Batch, Mixture
 from trainer.recipe import Optimiser, Positive, Recipe, Section, Share
@@ -83,7 +83,7 @@ class MN(Method):
     def build(self) -> Networks:
         """The 3D student and the 2D teacher."""
         student = self.build_student()
-        teacher = build_teacher(self.switches.teacher, self.task.inputs, self.task.outputs)
+        teacher = build_teacher(self.switches.teacher, self.task.inputs, self.targets.channels)
         sides = [n for axis, n in enumerate(self.recipe.size()) if axis != self.task.slice_axis]
         if min(sides) < teacher.smallest_slice():
             raise RecipeError(
@@ -170,32 +170,31 @@ class MN(Method):
         if "student" in turn.rates:
             target = self._target(batch, networks["teacher"] if turn.mixture.unlabelled else None, flat=True)
             logits = networks["student"](batch.images)
-            terms["student"] = self.mixed_loss(logits, target, batch.labelled)
+            terms["student"] = self.mixed_loss(logits, target, batch.labelled, turn.mixture)
         if "teacher" in turn.rates:
             target = self._target(batch, networks["student"] if turn.mixture.unlabelled else None, flat=False)
-            terms["teacher"] = self._teacher_loss(networks["teacher"], batch, target)
+            terms["teacher"] = self._teacher_loss(networks["teacher"], batch, target, turn.mixture)
         return {"total": torch.stack(list(terms.values())).sum(), **{k: v.detach() for k, v in terms.items()}}
 
-    def mixed_loss(self, logits: Tensor, target: Tensor, labelled: int) -> Tensor:
+    def mixed_loss(self, logits: Tensor, target: Tensor, labelled: int, mixture: Mixture) -> Tensor:
         """KL and Dice between predictions and targets (N, C, ...), of which the first ``labelled`` are labels.
 
         ``pooled``: one mean and one Dice over the batch; the KL part then equals (b_l/B) KL_l + (b_u/B) KL_u exactly,
-        the Dice part only about. ``weighted``: both parts weighted so (Eq. 5).
+        the Dice part only about. ``weighted``: both parts weighted so (Eq. 5); ``mixture`` holds b_l and b_u.
         """
-        count = logits.shape[0]
-        if self.switches.loss == "pooled" or labelled in (0, count):
+        if self.switches.loss == "pooled" or not mixture.labelled or not mixture.unlabelled:
             return self._pair(logits, target)
-        share = labelled / count
-        return share * self._pair(logits[:labelled], target[:labelled]) + (1.0 - share) * self._pair(
-            logits[labelled:], target[labelled:]
-        )
+        count = logits.shape[0]
+        parts = ((slice(0, labelled), labelled), (slice(labelled, None), count - labelled))
+        return torch.stack([n / count * self._pair(logits[rows], target[rows]) for rows, n in parts]).sum()
 
     def _pair(self, logits: Tensor, target: Tensor) -> Tensor:
-        soft = torch.softmax(logits.float(), dim=1)
-        divergence = self.switches.weight_kl * kl_mean(logits, target)
-        return divergence + self.switches.weight_dice * dice_pooled(soft, target)
+        """KL averaged over voxels and channels, as released: for one-hot targets cross-entropy / C."""
+        divergence = mean_of(self.targets.divergence(logits, target))
+        dice = dice_pooled(self.targets.probabilities(logits), target)
+        return self.switches.weight_kl * divergence + self.switches.weight_dice * dice
 
-    def _teacher_loss(self, teacher: nn.Module, batch: Batch, target: Tensor) -> Tensor:
+    def _teacher_loss(self, teacher: nn.Module, batch: Batch, target: Tensor, mixture: Mixture) -> Tensor:
         axis = self.task.slice_axis
         depth = batch.images.shape[2 + axis]
         images, wanted = batch.images, target
@@ -207,20 +206,36 @@ class MN(Method):
             images, wanted = images.index_select(2 + axis, rows), target.index_select(2 + axis, rows)
             depth = count
         logits = teacher(to_slices(images, axis))
-        return self.mixed_loss(logits, to_slices(wanted, axis), batch.labelled * depth)
+        return self.mixed_loss(logits, to_slices(wanted, axis), batch.labelled * depth, mixture)
+
+    def voters(self, networks: Networks) -> Networks:
+        """The 3D network, and the 2D network slice by slice."""
+        return {"3D": networks["student"], "2D": _Sliced(self, networks["teacher"])}
 
     @torch.no_grad()
     def _target(self, batch: Batch, other: nn.Module | None, *, flat: bool) -> Tensor:
-        """One-hot labels, then for unlabelled patches the soft masks of the ``other`` network (2D if ``flat``)."""
-        labels = one_hot(batch.labels[: batch.labelled], self.task.outputs)
+        """Encoded labels, then for unlabelled patches the soft masks of the ``other`` network (2D if ``flat``)."""
+        labels = self.targets.encode(batch.labels[: batch.labelled])
         images = batch.images[batch.labelled :]
         if other is None or not len(images):
             return labels
         logits = self._by_slices(other, images) if flat else other(images)
-        return torch.cat([labels, torch.softmax(logits.float(), dim=1)])
+        return torch.cat([labels, self.targets.probabilities(logits)])
 
     def _by_slices(self, teacher: nn.Module, images: Tensor) -> Tensor:
         """The 2D network's logits of volumes (N, C, X, Y, Z), a chunk of slices at a time (Eq. 2)."""
         slices = to_slices(images, self.task.slice_axis)
         parts = [teacher(chunk) for chunk in slices.split(self.switches.chunk)]
         return from_slices(torch.cat(parts), images.shape[0], self.task.slice_axis)
+
+
+class _Sliced(nn.Module):
+    """The 2D network on volumes."""
+
+    def __init__(self, method: MN, teacher: nn.Module) -> None:
+        super().__init__()
+        self._method, self.teacher = method, teacher
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, X, Y, Z) -> logits."""
+        return self._method._by_slices(self.teacher, x)

@@ -29,5 +29,5 @@ class Supervised(Method):
 
     def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
         """The supervised loss."""
-        total = supervised_loss(networks["student"](batch.images), batch.labels)
+        total = supervised_loss(networks["student"](batch.images), batch.labels, self.targets)
         return {"total": total, "supervised": torch.detach(total)}

@@ -1,0 +1,214 @@
+"""Any method carries any student, any number of channels and segments, classes or regions, and any slice axis."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from semiseg.dataset import Dataset, load_dataset
+from semiseg.evaluation.evaluate import evaluate
+from semiseg.inference.segmenter import Segmenter, Settings
+from semiseg.volumes.nifti import write_nifti
+from tests.trainer.tiny import phantoms, plan_of, recipe_of, same_weights, trained, weights_of
+from trainer.engine import open_run
+from trainer.errors import RecipeError
+from trainer.methods import METHODS
+from trainer.recipe import Recipe
+
+STUDENTS: dict[str, dict[str, Any]] = {
+    "unet": {"student": {"kind": "unet", "channels": [4, 8], "residual_units": 0}, "patch": [16, 16, 8]},
+    "vnet": {"student": {"kind": "vnet", "norm": "instance"}, "patch": [32, 16, 16]},
+    "resnet_vnet": {"student": {"kind": "resnet_vnet", "norm": "instance"}, "patch": [32, 16, 16]},
+    "segresnet": {"student": {"kind": "segresnet", "filters": 8, "blocks_down": [1, 1]}, "patch": [16, 16, 8]},
+    "dynunet": {"student": {"kind": "dynunet", "channels": [4, 6, 8]}, "patch": [16, 16, 8]},
+    "unetr": {
+        "student": {"kind": "unetr", "feature_size": 4, "hidden_size": 12, "mlp_dim": 16, "heads": 2},
+        "patch": [32, 16, 16],
+    },
+}
+FIXED = {"unetr"}
+
+
+def recipe_for(method: str, changes: dict[str, Any] | None = None, **switches: Any) -> Recipe:
+    switches = {**({"cubes": 2, "hidden": 8} if method == "magicnet" else {}), **switches}
+    return recipe_of(method, {"batch": 4, "updates": 4, **(changes or {})}, **switches)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return phantoms(tmp_path_factory.mktemp("data"))
+
+
+@pytest.mark.parametrize("student", STUDENTS)
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_every_student_or_refuses_it_by_name(
+    dataset: Dataset, tmp_path: Path, method: str, student: str
+) -> None:
+    section = STUDENTS[student]
+    if method == "magicnet":
+        if student in FIXED:
+            with pytest.raises(RecipeError, match=f"a {student} takes the patch's size only"):
+                plan_of(dataset, recipe_for(method, section))
+            return
+        section = {**section, "patch": [2 * side for side in section["patch"]] if "vnet" in student else [16, 16, 16]}
+    manifest = trained(dataset, recipe_for(method, {**section, "updates": 2}), tmp_path / "run")
+    assert manifest.provenance.method == method
+    assert all(bool(np.isfinite(v.numpy()).all()) for v in weights_of(tmp_path / "run").values())
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_resumes_to_the_same_weights(dataset: Dataset, tmp_path: Path, method: str) -> None:
+    recipe = recipe_for(method, {"patch": [16, 16, 16], "updates": 8, "checkpoint_every": 3})
+
+    def stop(step: int, steps: int, values: dict[str, Any]) -> None:
+        if step == 7:
+            raise KeyboardInterrupt
+
+    trained(dataset, recipe, tmp_path / "whole", cache=tmp_path / "cache")
+    with pytest.raises(KeyboardInterrupt):
+        trained(dataset, recipe, tmp_path / "broken", cache=tmp_path / "cache", report=stop)
+    trained(dataset, recipe, tmp_path / "broken", cache=tmp_path / "cache", resume=True)
+    assert same_weights(weights_of(tmp_path / "whole"), weights_of(tmp_path / "broken"))
+
+
+# --- overlapping regions, several channels -----------------------------------------------------------------------
+
+AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
+REGIONS = {"whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}
+
+
+def tumours(folder: Path, *, regions_in_the_dataset: bool = False) -> Dataset:
+    """Two-channel scans of a ball in a ball in a ball, as BraTS labels them."""
+    cases = []
+    for k in range(5):
+        random = np.random.default_rng(k)
+        centre = random.uniform(7, 9, size=3)
+        grid = np.stack(np.meshgrid(*[np.arange(16)] * 3, indexing="ij"), axis=-1)
+        distance = np.linalg.norm(grid - centre, axis=-1)
+        labels = (distance < 6).astype(np.uint8) + (distance < 4.5) + (distance < 3)
+        noise = random.normal(0, 0.1, size=(16, 16, 16, 2))
+        image = np.stack([labels >= 1, labels >= 3], axis=-1) + noise
+        (folder / "imagesTr").mkdir(parents=True, exist_ok=True)
+        (folder / "labelsTr").mkdir(exist_ok=True)
+        write_nifti(folder / "imagesTr" / f"t{k}.nii.gz", image.astype(np.float32), AFFINE)
+        write_nifti(folder / "labelsTr" / f"t{k}.nii.gz", labels, AFFINE)
+        cases.append({"image": f"imagesTr/t{k}.nii.gz", "label": f"labelsTr/t{k}.nii.gz"})
+    named = (
+        {"background": 0, **REGIONS}
+        if regions_in_the_dataset
+        else {"0": "background", "1": "oedema", "2": "necrosis", "3": "enhancing"}
+    )
+    document = {"modality": {"0": "FLAIR", "1": "T1c"}, "labels": named, "training": cases}
+    (folder / "dataset.json").write_text(json.dumps(document))
+    split = {"test": ["t4"], "labelled": {"2": ["t0", "t1"]}}
+    (folder / "split.json").write_text(json.dumps(split))
+    return load_dataset(folder)
+
+
+def tumour_recipe(method: str = "supervised", **changes: Any) -> Recipe:
+    return recipe_for(method, {"patch": [16, 16, 16], "updates": 60, "regions": REGIONS, **changes})
+
+
+@pytest.mark.parametrize("in_the_dataset", [False, True])
+def test_overlapping_regions_are_learned_and_judged_one_by_one(tmp_path: Path, in_the_dataset: bool) -> None:
+    dataset = tumours(tmp_path / "data", regions_in_the_dataset=in_the_dataset)
+    recipe = tumour_recipe(regions={} if in_the_dataset else REGIONS)
+    manifest = trained(dataset, recipe, tmp_path / "run")
+    assert (manifest.activation, manifest.outputs) == ("sigmoid", 3)
+    assert [(s.name, s.values) for s in manifest.segments] == [(n, tuple(v)) for n, v in REGIONS.items()]
+    manifest, engine = open_run(tmp_path / "run", "cpu")
+    found = evaluate(Segmenter(manifest, engine, Settings()).segment, dataset, ["t4"])
+    dice = {row.segment: row.score.dice for row in found.rows}
+    assert set(dice) == set(REGIONS), "the region 'enhancing' is the value 3, whoever names it"
+    assert dice["whole"] > 0.8
+    assert not found.failures
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if m != "supervised"])
+def test_every_method_learns_regions(tmp_path: Path, method: str) -> None:
+    dataset = tumours(tmp_path / "data")
+    manifest = trained(dataset, tumour_recipe(method, updates=4), tmp_path / "run")
+    assert manifest.activation == "sigmoid"
+    assert all(bool(np.isfinite(v.numpy()).all()) for v in weights_of(tmp_path / "run").values())
+
+
+@pytest.mark.parametrize(
+    ("regions", "words"),
+    [
+        ({"whole": [1, 7]}, "holds the value 7"),
+        ({f"r{k}": [1] for k in range(9)}, "at most 8"),
+    ],
+)
+def test_regions_that_cannot_be_are_refused(tmp_path: Path, regions: dict[str, list[int]], words: str) -> None:
+    with pytest.raises(RecipeError, match=words):
+        plan_of(tumours(tmp_path / "data"), tumour_recipe(regions=regions))
+
+
+# --- slices, patches, pools ---------------------------------------------------------------------------------------
+
+
+def test_thick_sagittal_slices_are_found_and_the_2d_network_looks_along_them(tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    for k in range(4):
+        random = np.random.default_rng(k)
+        image = random.normal(size=(8, 24, 20)).astype(np.float32)
+        labels = np.zeros(image.shape, np.uint8)
+        labels[2:5, 8:16, 6:14] = 1
+        (folder / "imagesTr").mkdir(parents=True, exist_ok=True)
+        (folder / "labelsTr").mkdir(exist_ok=True)
+        write_nifti(folder / "imagesTr" / f"s{k}.nii.gz", image + 3 * labels, np.diag([6.0, 1.0, 1.0, 1.0]))
+        write_nifti(folder / "labelsTr" / f"s{k}.nii.gz", labels, np.diag([6.0, 1.0, 1.0, 1.0]))
+    (folder / "dataset.json").write_text(json.dumps({"labels": {"0": "background", "1": "disc"}}))
+    (folder / "split.json").write_text(json.dumps({"test": ["s3"], "labelled": {"1": ["s0"]}}))
+    dataset = load_dataset(folder)
+    thick = {"student": {"kind": "unet", "channels": [4, 8], "strides": [[1, 2, 2]], "residual_units": 0}}
+    plan = plan_of(dataset, recipe_for("mn", {**thick, "patch": "auto", "updates": 8}), labelled=1)
+    assert plan.preprocessing.slice_axis == 0
+    assert plan.recipe.patch == (8, 24, 20)
+    manifest = trained(
+        dataset, recipe_for("mn", {**thick, "patch": "auto", "updates": 8}), tmp_path / "run", labelled=1
+    )
+    assert manifest.preprocessing.slice_axis == 0
+    assert manifest.divisor == (1, 2, 2)
+
+
+def test_a_patch_is_rounded_up_to_what_the_student_needs(dataset: Dataset) -> None:
+    deep = {"student": {"kind": "unet", "channels": [4, 4, 4, 4], "residual_units": 0}}
+    assert plan_of(dataset, recipe_for("supervised", {**deep, "patch": [9, 16, 17]})).recipe.patch == (16, 16, 24)
+
+
+def test_a_transductive_recipe_adds_the_images_of_the_test_scans_and_says_so(dataset: Dataset, tmp_path: Path) -> None:
+    inductive = plan_of(dataset, recipe_for("mean_teacher"))
+    plan = plan_of(dataset, recipe_for("mean_teacher", {"transductive": True}))
+    assert not set(inductive.unlabelled) & set(inductive.split.test)
+    assert set(plan.unlabelled) == {*inductive.unlabelled, *plan.split.test}
+    assert not set(plan.unlabelled) & set(plan.split.development)
+    manifest = trained(dataset, recipe_for("mean_teacher", {"transductive": True}), tmp_path / "run")
+    assert manifest.provenance.transductive
+
+
+def test_early_stopping_needs_validation_scans(dataset: Dataset) -> None:
+    with pytest.raises(RecipeError, match="no validation list"):
+        plan_of(dataset, recipe_for("supervised", {"patience": 2}))
+
+
+def test_early_stopping_stops(dataset: Dataset, tmp_path: Path) -> None:
+    document = json.loads((dataset.folder / "split.json").read_text())
+    document["validation"] = [document["labelled"]["2"][1]]  # out of the budget of two labels
+    document["labelled"] = {"2": document["labelled"]["2"]}
+    split = tmp_path / "split.json"
+    split.write_text(json.dumps(document))
+    changes = {"updates": 400, "validate_every": 2, "patience": 2, "optimiser": {"rate": 1e-9}}
+    steps: list[int] = []
+    trained(
+        dataset,
+        recipe_for("supervised", changes),
+        tmp_path / "run",
+        split=split,
+        report=lambda step, total, values: steps.append(step),
+    )
+    assert steps[-1] == 6, "the first validation is the best, two more are not better"

@@ -1,0 +1,173 @@
+"""MagicNet: cubes across and within images, the place of a cube, and blended pseudo-labels (Chen et al. 2023)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from tests.trainer.test_uamt import Says
+from tests.trainer.tiny import batch_of, method_of, recipe_of
+from trainer.errors import RecipeError
+from trainer.methods.magicnet import Location, MagicNet
+
+
+def magicnet(changes: dict[str, Any] | None = None, **switches: Any) -> MagicNet:
+    document = {"batch": 4, "patch": [16, 16, 16], **(changes or {})}
+    method = method_of(recipe_of("magicnet", document, **{"cubes": 2, "hidden": 16, **switches}))
+    assert isinstance(method, MagicNet)
+    return method
+
+
+def networks_of(method: MagicNet) -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    return method.build()
+
+
+def test_the_location_head_has_the_papers_size() -> None:
+    with torch.device("meta"):
+        head = Location(256 * 8, 4096, 27, 14)
+    linear = sum(p.numel() for m in head.modules() if isinstance(m, nn.Linear) for p in m.parameters())
+    assert linear == 8_392_704 + 110_619  # 8.50 M; with the batch norm 8.51 M
+    assert sum(p.numel() for p in head.parameters()) == linear + 2 * 4096
+
+
+def test_the_terms_add_up_and_each_branch_can_be_left_out() -> None:
+    method = magicnet(weight=2.0, ramp=0.0)
+    losses = method.loss(networks_of(method), batch_of(2, 2, side=16), method.turn(0))
+    expected = losses["supervised"] + 0.1 * losses["location"] + 2.0 * losses["pseudo"]
+    torch.testing.assert_close(losses["total"].detach(), expected)
+    for switch, gone in (("cross", "pseudo"), ("within", "location")):
+        method = magicnet(**{switch: False})
+        losses = method.loss(networks_of(method), batch_of(2, 2, side=16), method.turn(0))
+        assert gone not in losses
+
+
+@pytest.mark.parametrize("term", ["supervised", "location", "pseudo"])
+def test_each_term_teaches_what_it_claims_to(term: str) -> None:
+    method = magicnet(weight=1.0, ramp=0.0, location=1.0)
+    networks = networks_of(method)
+    method.prepare(networks, method.turn(0))
+    kept: dict[str, torch.Tensor] = {}
+    batch = batch_of(2, 2, side=16)
+    if term == "location":
+        _, kept[term] = method.read_cubes(networks, batch.images)
+    elif term == "supervised":
+        kept[term] = method.loss(networks, batch_of(4, 0, side=16), method.turn(0))["total"]
+    else:
+        total = method.loss(networks, batch, method.turn(0))["total"]
+        torch.manual_seed(0)
+        kept[term] = total
+    kept[term].backward()
+    gradients = [p.grad for name, p in networks["student"].named_parameters() if name.endswith("weight")]
+    assert max(float(g.abs().max()) for g in gradients if g is not None) > 1e-7
+    head = [p.grad for p in networks["location"].parameters()]
+    if term == "location":
+        assert max(float(g.abs().max()) for g in head if g is not None) > 1e-6
+    assert all(p.grad is None for p in networks["teacher"].parameters())
+
+
+def test_the_pseudo_label_of_a_crossed_patch_alone_teaches_the_student() -> None:
+    method = magicnet(weight=1.0, ramp=0.0, location=0.0, within=False)
+    networks = networks_of(method)
+    torch.manual_seed(1)
+    networks["teacher"] = method.build()["teacher"]
+    batch = batch_of(1, 3, side=16)
+    losses = method.loss(networks, batch, method.turn(0))
+    supervised = magicnet(weight=0.0, location=0.0, within=False)
+    torch.manual_seed(3)
+    one = torch.autograd.grad(losses["total"], list(networks["student"].parameters()), allow_unused=True)
+    torch.manual_seed(3)
+    without = supervised.loss(networks, batch, method.turn(0))["total"]
+    other = torch.autograd.grad(without, list(networks["student"].parameters()), allow_unused=True)
+    assert any(
+        a is not None and b is not None and not torch.allclose(a, b, atol=1e-7) for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_cubes_read_one_by_one_come_back_to_their_places() -> None:
+    method = magicnet()
+    networks = networks_of(method)
+
+    class Echo(nn.Module):
+        """Logits that are the image itself, in three channels."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = nn.Identity()
+            self.deep = networks["student"]
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            """(N, 1, ...) -> (N, 3, ...)."""
+            self.deep(x)
+            return x.expand(-1, 3, *x.shape[2:])
+
+    echo = Echo()
+    method._deepest = lambda: "deep." + MagicNet._deepest(method)  # type: ignore[method-assign]
+    images = batch_of(0, 3, side=16).images
+    logits, _ = method.read_cubes({**networks, "student": echo}, images)
+    torch.testing.assert_close(logits, images.expand(-1, 3, -1, -1, -1))
+
+
+def test_the_place_of_a_cube_can_be_learned() -> None:
+    torch.manual_seed(0)
+    head = Location(8, 16, 8, 3)
+    optimiser = torch.optim.Adam(head.parameters(), lr=0.01)
+    features = torch.eye(8)
+    for _ in range(100):
+        optimiser.zero_grad()
+        loss = nn.functional.cross_entropy(head(features), torch.arange(8))
+        loss.backward()
+        optimiser.step()
+    assert float(loss.detach()) < 0.1
+
+
+def test_class_counts_are_renewed_now_and_then_and_are_shares_of_the_largest() -> None:
+    head = Location(8, 16, 8, 3)
+    head.see(torch.tensor([80, 20, 0]))
+    head.see(torch.tensor([20, 5, 1]))
+    assert float(head.counted.sum()) == 0, "nothing before the renewal"
+    head.renew()
+    torch.testing.assert_close(head.shares(1.0), torch.tensor([1.0, 0.25, 0.01]))
+    torch.testing.assert_close(head.shares(2.0), torch.tensor([1.0, 0.5, 0.1]))
+    head.renew()
+    assert float(head.counted[0]) == 100, "a renewal without new counts keeps the old ones"
+    assert set(head.state_dict()) >= {"seen", "counted"}, "they are part of a checkpoint"
+
+
+@pytest.mark.parametrize("blend", [True, False])
+def test_frequent_classes_follow_the_cubes_and_rare_ones_the_teacher(blend: bool) -> None:
+    method = magicnet(noise=0.0, blend=blend, blend_from=0.0)
+    networks = networks_of(method)
+    location = networks["location"]
+    assert isinstance(location, Location)
+    location.counted.copy_(torch.tensor([100.0, 50.0, 0.0]))
+    turn = method.turn(5)
+    images = torch.zeros(1, 1, 2, 2, 2)
+    for said, expected in ((0, 1), (2, 2)):  # the teacher's class, the blended one; the cubes say 1
+        logits = [0.0, 0.0, 0.0]
+        logits[said] = 5.0
+        networks["teacher"] = Says(*logits)
+        within = Says(0.0, 9.0, 0.0)(images)
+        found = method.pseudo_labels(networks, images, within, turn)
+        assert set(found.unique().tolist()) == {expected if blend else said}
+
+
+@pytest.mark.parametrize(
+    ("changes", "switches", "words"),
+    [
+        ({"patch": [12, 16, 16]}, {}, "multiples of"),
+        ({"patch": [4, 4, 4]}, {}, "not all the smallest"),
+        ({"student": {"kind": "swinunetr"}, "patch": [64, 64, 64]}, {}, "takes the patch's size only"),
+    ],
+)
+def test_patches_and_students_that_cannot_be_cut_are_refused(
+    changes: dict[str, Any], switches: dict[str, Any], words: str
+) -> None:
+    document = {"student": {"kind": "unet", "channels": [4, 8, 8], "residual_units": 0}, **changes}
+    if changes.get("patch") == [4, 4, 4]:
+        document["student"] = {"kind": "unet", "channels": [4, 8], "residual_units": 0}
+    with pytest.raises(RecipeError, match=words):
+        magicnet(document, **switches)

@@ -1,0 +1,69 @@
+"""Which labels are likely wrong, judged by another network's probabilities.
+
+Northcutt, Jiang and Chuang, "Confident learning: estimating uncertainty in dataset labels", JAIR 2021: section 3.1 (the
+confident joint) and 3.2 (ranking and pruning). Voxels are the examples.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+@torch.no_grad()
+def label_errors(labels: Tensor, probabilities: Tensor) -> Tensor:
+    """The voxels (N, ...) bool whose label both of the paper's pruning rules give up.
+
+    Args:
+        labels: (N, ...) int64, 0..C-1, the labels in doubt.
+        probabilities: (N, C, ...), another network's.
+    """
+    given = labels.reshape(-1)
+    p = probabilities.movedim(1, -1).reshape(given.numel(), -1)
+    counts = estimated_joint(given, p)
+    return (_by_class(given, p, counts) & _by_noise_rate(given, p, counts)).reshape(labels.shape)
+
+
+def estimated_joint(given: Tensor, p: Tensor) -> Tensor:
+    """How many examples have label i given and j in truth (C, C), calibrated to the counts of the given labels.
+
+    An example counts for the most probable of the classes whose probability reaches the mean self-confidence of that
+    class (Eqs. 1 to 3).
+    """
+    classes = p.shape[1]
+    own = p.gather(1, given[:, None])[:, 0]
+    count = torch.bincount(given, minlength=classes)
+    # A class that nobody was given has no threshold to reach.
+    threshold = torch.bincount(given, weights=own, minlength=classes) / count.clamp_min(1)
+    threshold = torch.where(count > 0, threshold, torch.full_like(threshold, float("inf")))
+    reached = p >= threshold.to(p.dtype)
+    counted = reached.any(dim=1)
+    true = torch.where(reached, p, torch.full_like(p, -1.0)).argmax(dim=1)
+    pairs = torch.bincount(given[counted] * classes + true[counted], minlength=classes * classes)
+    joint = pairs.reshape(classes, classes).double()
+    rows = joint.sum(dim=1, keepdim=True)
+    return torch.where(rows > 0, joint / rows.clamp_min(1) * count[:, None], torch.diag(count).double())
+
+
+def _by_class(given: Tensor, p: Tensor, joint: Tensor) -> Tensor:
+    """Of each class, as many as the joint holds off its diagonal: those with the least self-confidence."""
+    out = torch.zeros_like(given, dtype=torch.bool)
+    for c in range(p.shape[1]):
+        mine = torch.nonzero(given == c)[:, 0]
+        count = round(float(joint[c].sum() - joint[c, c]))
+        if count:
+            out[mine[torch.topk(-p[mine, c], min(count, len(mine))).indices]] = True
+    return out
+
+
+def _by_noise_rate(given: Tensor, p: Tensor, joint: Tensor) -> Tensor:
+    """Of each pair i, j as many as the joint holds there: those with the largest margin p_j - p_i."""
+    out = torch.zeros_like(given, dtype=torch.bool)
+    for i in range(p.shape[1]):
+        mine = torch.nonzero(given == i)[:, 0]
+        for j in range(p.shape[1]):
+            count = round(float(joint[i, j]))
+            if j != i and count:
+                margin = p[mine, j] - p[mine, i]
+                out[mine[torch.topk(margin, min(count, len(mine))).indices]] = True
+    return out

@@ -1,0 +1,127 @@
+"""AC-MT: a mean teacher whose student agrees where the prediction is ambiguous.
+
+Xu et al., "Ambiguity-selective consistency regularization for mean-teacher semi-supervised medical image
+segmentation", Medical Image Analysis 2023. It is the opposite choice of UA-MT's.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from trainer.confident_learning import label_errors
+from trainer.errors import RecipeError
+from trainer.methods.mean_teacher import MeanTeacher
+from trainer.methods.method import Networks, Task, Turn
+from trainer.networks.features import features_into
+from trainer.recipe import Positive, Recipe
+from trainer.schedules import ramp_up
+from trainer.students import read_student
+from trainer.targets import ExclusiveClasses
+
+TINY = 1e-16
+CERTAIN = 0.1  # largest standard deviation of a voxel's probabilities over the passes that makes a prototype
+SOFTENING = 2.0  # of the logits whose deviation is taken
+
+
+class ACMT(MeanTeacher):
+    """L_c = sum_v E_v ||p_v - p'_v||^2 / (sum_v E_v + 1e-16), E the ambiguous voxels (Eq. 3)."""
+
+    name = "acmt"
+
+    class Switches(MeanTeacher.Switches):
+        """Mean Teacher's, and the four ways to find ambiguous voxels.
+
+        Attributes:
+            selection: ``entropy`` of the student; ``model_uncertainty``, the entropy of the mean of the student's noisy
+                passes; ``prototype_error``, where the nearest class prototype disagrees with the student (the others
+                are pushed towards certainty); ``label_error``, where confident learning doubts the student.
+            threshold: how the entropy's share that is ambiguous moves from 0.75 with the ramp r: up to 0.95
+                (``entropy``) or 0.90 (``model_uncertainty``) as in the released ``code``, which its authors found
+                better; down to 0.60 as in the ``paper``.
+            passes: noisy passes of ``model_uncertainty``.
+            prototype_passes: noisy passes of ``prototype_error``.
+            certainty: weight of the entropy of the voxels that ``prototype_error`` finds clean.
+        """
+
+        selection: Literal["entropy", "model_uncertainty", "prototype_error", "label_error"] = "entropy"
+        threshold: Literal["code", "paper"] = "code"
+        passes: Positive = 8
+        prototype_passes: Positive = 10
+        certainty: Annotated[float, Field(ge=0)] = 1.0
+
+    def __init__(self, recipe: Recipe, task: Task) -> None:
+        """See :class:`Method`; two of the selections compare classes."""
+        super().__init__(recipe, task)
+        selection = self.switches.selection
+        if selection in ("prototype_error", "label_error") and not isinstance(self.targets, ExclusiveClasses):
+            raise RecipeError(
+                f"methods.acmt.selection: {selection} compares exclusive classes, and these segments overlap; "
+                "take `entropy` or `model_uncertainty`."
+            )
+        if selection == "prototype_error":
+            read_student(recipe.student).layer("features")  # refuses a student that does not say where they are
+
+    def consistency(self, networks: Networks, logits: Tensor, images: Tensor, turn: Turn) -> Tensor:
+        """Eq. 3 over the voxels that ``selection`` finds."""
+        probabilities = self.targets.probabilities(logits)
+        squares = (probabilities - self.teacher_probabilities(networks["teacher"], images)).pow(2)
+        selection = self.switches.selection
+        if selection == "entropy":
+            ambiguous = self.targets.entropy(probabilities.detach()) >= self.least_entropy(turn.student_update)
+            return _over(squares.mean(dim=1), ambiguous)  # as released: the mask is repeated over the channels
+        if selection == "model_uncertainty":
+            uncertain = self.uncertainty(networks["student"], images)
+            return _over(squares.sum(dim=1), uncertain >= self.least_entropy(turn.student_update))
+        decided = self.targets.decide(probabilities.detach())
+        if selection == "label_error":
+            wrong = label_errors(decided, self.teacher_probabilities(networks["teacher"], images))
+            return _over(squares.mean(dim=1), wrong) if bool(wrong.any()) else squares.mean()
+        noisy = self.prototype_errors(networks["teacher"], images, decided)
+        clean = _over(self.targets.entropy(probabilities), ~noisy)
+        return _over(squares.mean(dim=1), noisy) + self.switches.certainty * clean
+
+    def least_entropy(self, update: int) -> float:
+        """h(t), as a share of the largest entropy."""
+        rise = {"entropy": 0.20, "model_uncertainty": 0.15}.get(self.switches.selection, 0.0)
+        step = -0.15 if self.switches.threshold == "paper" else rise
+        return 0.75 + step * ramp_up(update, self.recipe.updates)
+
+    @torch.no_grad()
+    def uncertainty(self, student: nn.Module, images: Tensor) -> Tensor:
+        """The entropy (N, X, Y, Z) of the mean of the student's noisy passes, as a share of the largest."""
+        passes = [self.teacher_probabilities(student, images) for _ in range(self.switches.passes)]
+        return self.targets.entropy(torch.stack(passes).mean(0))
+
+    @torch.no_grad()
+    def prototype_errors(self, teacher: nn.Module, images: Tensor, decided: Tensor) -> Tensor:
+        """Voxels (N, X, Y, Z) whose nearest class prototype in the teacher's features is not their ``decided`` class.
+
+        A prototype is the mean of a class's features, weighted by its probability, over voxels on which the noisy
+        passes agree. A class without such a voxel has no prototype.
+        """
+        probabilities, features = [], []
+        layer = read_student(self.recipe.student).layer("features")
+        for _ in range(self.switches.prototype_passes):
+            with features_into(teacher, layer, images.shape[2:]) as found:
+                probabilities.append(self.targets.probabilities(teacher(images + self.noise(images)) / SOFTENING))
+            features.append(found[0])
+        p, f = torch.stack(probabilities), torch.stack(features).mean(0).float()
+        certain = p.std(dim=0, unbiased=False).amax(dim=1) < CERTAIN
+        p = p.mean(0)
+        best = p.argmax(dim=1)
+        distances = []
+        for c in range(self.targets.channels):
+            weight = p[:, c] * (certain & (best == c))
+            total = weight.sum()
+            prototype = (f * weight[:, None]).sum(dim=(0, 2, 3, 4)) / total.clamp_min(TINY)
+            distance = (f - prototype[None, :, None, None, None]).pow(2).sum(dim=1)
+            distances.append(torch.where(total > 0, distance, torch.full_like(distance, float("inf"))))
+        return torch.stack(distances, dim=1).argmin(dim=1) != decided
+
+
+def _over(values: Tensor, where: Tensor) -> Tensor:
+    return (values * where).sum() / (where.sum() + TINY)

@@ -1,0 +1,166 @@
+"""BCP: labelled and unlabelled patches are pasted into one another, in both directions.
+
+Bai et al., "Bidirectional copy-paste for semi-supervised medical image segmentation", CVPR 2023.
+
+Stage 1 pastes labelled patches into labelled ones. In stage 2 a mean teacher labels the unlabelled patches, and the
+student learns from labelled patches with an unlabelled inside and from unlabelled ones with a labelled inside.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from scipy import ndimage
+from torch import Tensor, nn
+
+from semiseg.bundle.postprocessing import CONNECTIVITY
+from trainer.errors import RecipeError
+from trainer.losses import dice_pooled
+from trainer.methods.mean_teacher import average_into
+from trainer.methods.method import Method, Networks, Task, Turn, freeze
+from trainer.patches import Batch, Mixture
+from trainer.recipe import Recipe, Section, Share
+
+
+class BCP(Method):
+    """L = Q_in(labelled inside, alpha outside) + Q_out(alpha inside, labelled outside); Q is (CE + Dice) / 2."""
+
+    name = "bcp"
+
+    class Switches(Section):
+        """The paper's settings.
+
+        Attributes:
+            pretrain: share of the updates in stage 1 (2000 of 17000).
+            box: side of the pasted box as a share of the patch's side.
+            weight: alpha, the weight of voxels that carry a pseudo-label.
+            decay: of the teacher's moving average, constant.
+            largest_component: keep only the largest component of each segment of a pseudo-label.
+            export: keep the student, as the paper does, or its moving average.
+        """
+
+        pretrain: Share = 0.12
+        box: Annotated[float, Field(gt=0, lt=1)] = 2.0 / 3.0
+        weight: Annotated[float, Field(ge=0)] = 0.5
+        decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+        largest_component: bool = True
+        export: Literal["student", "teacher"] = "student"
+
+    def __init__(self, recipe: Recipe, task: Task) -> None:
+        """See :class:`Method`; patches are pasted in pairs, labelled and unlabelled ones."""
+        super().__init__(recipe, task)
+        if self.recipe.batch % (4 * self.recipe.accumulate):
+            raise RecipeError(
+                f"bcp pastes two labelled and two unlabelled patches into one another: a batch of {self.recipe.batch} "
+                f"in {self.recipe.accumulate} part(s) does not hold fours; make it a multiple of "
+                f"{4 * self.recipe.accumulate}."
+            )
+        if not task.unlabelled:
+            raise RecipeError("bcp learns from unlabelled scans, and the split leaves none; take `supervised`.")
+
+    def build(self) -> Networks:
+        """The student and its moving average."""
+        student = self.build_student()
+        return {"student": student, "teacher": freeze(copy.deepcopy(student))}
+
+    def turn(self, step: int) -> Turn:
+        """Labelled patches alone, then halves."""
+        first = step < round(self.switches.pretrain * self.recipe.updates)
+        half = self.recipe.batch // 2
+        mixture = Mixture(self.recipe.batch, 0) if first else Mixture(half, half)
+        return Turn("pretrain" if first else "train", {"student": self.student_rate(step)}, mixture, step)
+
+    def prepare(self, networks: Networks, turn: Turn) -> None:
+        """Both in train mode, as released."""
+        for network in networks.values():
+            network.train()
+
+    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+        """Stage 1: on pasted labelled patches. Stage 2: inward and outward (Eqs. 7 to 9)."""
+        outside = self.paste_mask(batch)
+        images = batch.images
+        half = len(batch) // 2
+        if turn.stage == "pretrain":
+            mixed = images[:half] * outside + images[half:] * (1 - outside)
+            logits = networks["student"](mixed)
+            a, b = (self.targets.encode(part) for part in (batch.labels[:half], batch.labels[half:]))
+            total = self._pasted(logits, a * outside + b * (1 - outside), torch.ones_like(outside))
+            return {"total": total, "pasted": total.detach()}
+        quarter = half // 2
+        labels = self.targets.encode(batch.labels[:half])
+        pseudo = self.targets.encode(self.pseudo_labels(networks["teacher"], images[half:]))
+        inside = 1 - outside
+        # Labelled around unlabelled, with the first of each; unlabelled around labelled, with the second of each.
+        inward = networks["student"](images[:quarter] * outside + images[half : half + quarter] * inside)
+        outward = networks["student"](images[half + quarter :] * outside + images[quarter:half] * inside)
+        alpha = self.switches.weight
+        around = self._pasted(inward, labels[:quarter], outside) + alpha * self._pasted(
+            inward, pseudo[:quarter], inside
+        )
+        within = alpha * self._pasted(outward, pseudo[quarter:], outside) + self._pasted(
+            outward, labels[quarter:], inside
+        )
+        return {"total": around + within, "inward": around.detach(), "outward": within.detach()}
+
+    def after_update(self, networks: Networks, turn: Turn) -> None:
+        """In stage 1 the teacher is the student; then it follows it."""
+        decay = 0.0 if turn.stage == "pretrain" else self.switches.decay
+        average_into(networks["teacher"], networks["student"], decay, buffers=False)
+
+    def voters(self, networks: Networks) -> Networks:
+        """The student and its moving average."""
+        return {name: networks[name] for name in ("student", "teacher")}
+
+    def exported(self, networks: Networks) -> nn.Module:
+        """The student, or by switch its moving average."""
+        return networks[self.switches.export]
+
+    def paste_mask(self, batch: Batch) -> Tensor:
+        """M (1, 1, X, Y, Z): one outside a box, zero in it; where the box lies depends on the step alone."""
+        sides = batch.images.shape[2:]
+        random = np.random.default_rng((self.recipe.seed, 6, batch.step))
+        mask = torch.ones((1, 1, *sides))
+        box: list[slice] = []
+        for side in sides:
+            length = max(1, int(side * self.switches.box))
+            start = int(random.integers(0, side - length + 1))
+            box.append(slice(start, start + length))
+        x, y, z = box
+        mask[0, 0, x, y, z] = 0
+        return mask.to(batch.images.device)
+
+    @torch.no_grad()
+    def pseudo_labels(self, teacher: nn.Module, images: Tensor) -> Tensor:
+        """The teacher's decisions (N, X, Y, Z), each segment cut down to its largest component."""
+        decided = self.targets.decide(self.targets.probabilities(teacher(images)))
+        if not self.switches.largest_component:
+            return decided
+        masks = self.targets.encode(decided).bool().cpu().numpy()
+        first = self.targets.channels - self.targets.segments  # a background channel is never cut
+        kept = np.zeros_like(masks)
+        for index, channel in np.ndindex(masks.shape[0], self.targets.segments):
+            kept[index, first + channel] = largest_component(masks[index, first + channel])
+        if first:
+            kept[:, 0] = ~kept[:, 1:].any(axis=1)
+        return self.targets.decide(torch.from_numpy(kept).float()).to(images.device)
+
+    def _pasted(self, logits: Tensor, target: Tensor, where: Tensor) -> Tensor:
+        """(CE + Dice) / 2 over the voxels ``where`` is one."""
+        crossed = self.targets.cross_entropy(logits, target) * where[:, 0]
+        count = where.sum() * logits.shape[0]
+        mean = crossed.sum() / count.clamp_min(1)
+        return 0.5 * (mean + dice_pooled(self.targets.probabilities(logits) * where, target * where))
+
+
+def largest_component(mask: np.ndarray) -> np.ndarray:
+    """The largest 26-connected component of a mask (X, Y, Z); an empty mask stays empty."""
+    components, count = ndimage.label(mask, structure=CONNECTIVITY)
+    if count <= 1:
+        return mask
+    sizes = np.bincount(components.ravel())
+    sizes[0] = 0
+    return np.asarray(components == sizes.argmax())

@@ -1,0 +1,91 @@
+"""Cross pseudo supervision: two networks of one kind, each taught by the other's decisions.
+
+Chen et al., "Semi-supervised semantic segmentation with cross pseudo supervision", CVPR 2021; for volumes as SSL4MIS
+has it.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from trainer.losses import supervised_loss
+from trainer.methods.method import Method, Networks, Turn, share_of_part
+from trainer.patches import Batch
+from trainer.recipe import Section, Share
+from trainer.schedules import ramp_up
+
+
+class CPS(Method):
+    """L = L_sup(A) + L_sup(B) + w(t) (CE(A, decisions of B) + CE(B, decisions of A))."""
+
+    name = "cps"
+
+    class Switches(Section):
+        """Settings of the paper's family.
+
+        Attributes:
+            weight: the largest weight w_max of the pseudo-labels.
+            ramp: share of the updates over which w(t) rises.
+            labelled: labelled patches per batch; by default half of it.
+            pseudo_on: the other network's decisions teach on unlabelled patches, or (as in the paper) on all.
+            export: which of the two is kept.
+        """
+
+        weight: Annotated[float, Field(ge=0)] = 0.1
+        ramp: Share = 1.0
+        labelled: Annotated[int, Field(ge=1)] | None = None
+        pseudo_on: Literal["unlabelled", "all"] = "unlabelled"
+        export: Literal["student", "second"] = "student"
+
+    def build(self) -> Networks:
+        """Two students that differ by their random start."""
+        return {"student": self.build_student(), "second": self.build_student()}
+
+    def turn(self, step: int) -> Turn:
+        """Both learn in every step."""
+        rate = self.student_rate(step)
+        mixture = self.mixture(self.switches.labelled)
+        return Turn("train", {"student": rate, "second": rate}, mixture, step)
+
+    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+        """The supervised and the crossed terms of both networks."""
+        both = [networks["student"](batch.images), networks["second"](batch.images)]
+        labels = batch.labels[: batch.labelled]
+        scale = share_of_part(batch.labelled, turn.mixture.labelled, batch, turn)
+        parts = [supervised_loss(y[: batch.labelled], labels, self.targets) for y in both]
+        supervised = scale * torch.stack(parts).sum()
+        crossed = torch.zeros_like(supervised)
+        everywhere = self.switches.pseudo_on == "all"
+        first = 0 if everywhere else batch.labelled
+        if first < len(batch):
+            a, b = (y[first:] for y in both)
+            crossed = self.crossed(a, b)
+            if not everywhere:
+                crossed = crossed * share_of_part(len(batch) - first, turn.mixture.unlabelled, batch, turn)
+        total = supervised + self.weight(turn.student_update) * crossed
+        return {"total": total, "supervised": supervised.detach(), "crossed": crossed.detach()}
+
+    def crossed(self, a: Tensor, b: Tensor) -> Tensor:
+        """CE(a, decisions of b) + CE(b, decisions of a); no gradient passes through a decision."""
+        return self._taught(a, by=b) + self._taught(b, by=a)
+
+    def weight(self, update: int) -> float:
+        """w(t)."""
+        return float(self.switches.weight * ramp_up(update, self.switches.ramp * self.recipe.updates))
+
+    def voters(self, networks: Networks) -> Networks:
+        """Both."""
+        return networks
+
+    def exported(self, networks: Networks) -> nn.Module:
+        """One of the two."""
+        return networks[self.switches.export]
+
+    def _taught(self, logits: Tensor, *, by: Tensor) -> Tensor:
+        with torch.no_grad():
+            decided = self.targets.encode(self.targets.decide(self.targets.probabilities(by)))
+        return self.targets.cross_entropy(logits, decided).mean()

@@ -1,0 +1,220 @@
+"""MagicNet: cubes of volumes are mixed across scans, and read one by one within a scan.
+
+Chen et al., "MagicNet: semi-supervised multi-organ segmentation via magic-cube partition and recovery", CVPR 2023.
+
+The paper un-mixes the features before its 1x1x1 head; with such a head un-mixing the logits, as here, is the same.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer.cubes import draw_orders, from_cubes, mix, to_cubes, unmix
+from trainer.errors import RecipeError
+from trainer.losses import dice_pooled, mean_of
+from trainer.methods.mean_teacher import average_into, bounded_noise
+from trainer.methods.method import Method, Networks, Task, Turn, freeze, share_of_part
+from trainer.networks.features import features_out
+from trainer.parallel import sum_over_processes
+from trainer.patches import Batch
+from trainer.recipe import Positive, Recipe, Section, Share
+from trainer.schedules import ema_decay, ramp_up
+from trainer.students import read_student
+
+
+class MagicNet(Method):
+    """L = (CE + Dice + Dice_cross + Dice_within)(labelled) / 4 + 0.1 L_location + w(t) Dice_cross(pseudo-labels)."""
+
+    name = "magicnet"
+
+    class Switches(Section):
+        """The paper's settings and the rows of its ablation table.
+
+        Attributes:
+            cubes: per axis; each must suit the student (3 of 32 voxels in the paper).
+            weight: the largest weight w_max of the pseudo-labels.
+            ramp: share of the updates over which w(t) rises.
+            decay: limit of the moving average's decay.
+            noise: standard deviation of the noise on the teacher's input, cut at twice that.
+            labelled: labelled patches per batch; by default half of it.
+            location: weight of telling where in the patch a cube lies.
+            hidden: width of the layer between the cube's features and its place.
+            cross, within: whether the cross-image and within-image branches teach.
+            blend: whether the cubes' own prediction is blended into the pseudo-label of rare classes.
+            blend_from: share of the updates after which it is (100 of 70000).
+            temperature: T; class counts are taken to the power 1/T.
+            count_every: updates between renewals of the class counts.
+        """
+
+        cubes: Annotated[int, Field(ge=2)] = 3
+        weight: Annotated[float, Field(ge=0)] = 0.1
+        ramp: Share = 1.0
+        decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+        noise: Annotated[float, Field(ge=0)] = 0.1
+        labelled: Annotated[int, Field(ge=1)] | None = None
+        location: Annotated[float, Field(ge=0)] = 0.1
+        hidden: Positive = 4096
+        cross: bool = True
+        within: bool = True
+        blend: bool = True
+        blend_from: Share = 0.0015
+        temperature: Annotated[float, Field(gt=0)] = 1.0
+        count_every: Positive = 20
+
+    def __init__(self, recipe: Recipe, task: Task) -> None:
+        """See :class:`Method`; the student has to take a cube."""
+        super().__init__(recipe, task)
+        student = read_student(recipe.student)
+        k = self.switches.cubes
+        if not student.takes_any_size:
+            raise RecipeError(
+                f"magicnet reads cubes of the patch with the student, and a {student.kind} takes the patch's size only."
+            )
+        sides = recipe.size()
+        whole = [k * d for d in student.divisor()]
+        if any(side % n for side, n in zip(sides, whole, strict=True)) or list(sides) == whole:
+            raise RecipeError(
+                f"methods.magicnet.cubes: {k} per axis cut a patch of {list(sides)} into cubes that do not suit the "
+                f"student; its sides must be multiples of {whole}, and not all the smallest ones."
+            )
+
+    def build(self) -> Networks:
+        """Student, its moving average, and the head that tells a cube's place (with the class counts)."""
+        student = self.build_student()
+        sides = [side // self.switches.cubes for side in self.recipe.size()]
+        with torch.no_grad(), features_out(student, self._deepest()) as found:
+            student.eval()(torch.zeros((1, self.task.inputs, *sides)))
+        student.train()
+        location = Location(found[0].numel(), self.switches.hidden, self.switches.cubes**3, self.targets.codes)
+        return {"student": student, "teacher": freeze(copy.deepcopy(student)), "location": location}
+
+    def turn(self, step: int) -> Turn:
+        """The student and the location head learn in every step."""
+        rate = self.student_rate(step)
+        mixture = self.mixture(self.switches.labelled)
+        return Turn("train", {"student": rate, "location": rate}, mixture, step)
+
+    def prepare(self, networks: Networks, turn: Turn) -> None:
+        """All in train mode, as released."""
+        for network in networks.values():
+            network.train()
+
+    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+        """The terms of the class's docstring."""
+        student, k, n = networks["student"], self.switches.cubes, batch.labelled
+        terms: dict[str, Tensor] = {}
+        crossed = within = None
+        if self.switches.cross:
+            orders = draw_orders(k**3, len(batch))
+            crossed = unmix(student(mix(batch.images, orders, k)), orders, k)
+        if self.switches.within:
+            within, terms["location"] = self.read_cubes(networks, batch.images)
+        zero = batch.images.sum() * 0.0
+        target = self.targets.encode(batch.labels[:n])
+        logits = student(batch.images[: max(n, 1)])[:n]  # a part of a batch may hold no labelled patch
+        parts = [mean_of(self.targets.cross_entropy(logits, target)), self._dice(logits, target)]
+        parts += [self._dice(branch[:n], target) for branch in (crossed, within) if branch is not None]
+        terms["supervised"] = torch.stack(parts).sum() / 4.0 * share_of_part(n, turn.mixture.labelled, batch, turn)
+        if crossed is not None and turn.mixture.unlabelled:
+            pseudo = self.pseudo_labels(networks, batch.images[n:], None if within is None else within[n:], turn)
+            scale = share_of_part(len(batch) - n, turn.mixture.unlabelled, batch, turn)
+            terms["pseudo"] = self._dice(crossed[n:], self.targets.encode(pseudo)) * scale
+        total = (
+            terms["supervised"]
+            + self.switches.location * terms.get("location", zero)
+            + self.weight(turn.student_update) * terms.get("pseudo", zero)
+        )
+        return {"total": total, **{name: value.detach() for name, value in terms.items()}}
+
+    def read_cubes(self, networks: Networks, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Every cube through the student by itself: logits of the whole patches, and the loss of telling its place."""
+        k = self.switches.cubes
+        cubes = to_cubes(images, k)
+        positions, n = cubes.shape[:2]
+        place = torch.arange(positions, device=images.device).repeat_interleave(n)
+        order = torch.randperm(positions * n).to(images.device)
+        with features_out(networks["student"], self._deepest()) as found:
+            logits = networks["student"](cubes.flatten(0, 1)[order])
+        location = functional.cross_entropy(networks["location"](found[0].flatten(1)).float(), place[order])
+        back = logits[order.argsort()]
+        return from_cubes(back.reshape(positions, n, *back.shape[1:]), k), location
+
+    @torch.no_grad()
+    def pseudo_labels(self, networks: Networks, images: Tensor, within: Tensor | None, turn: Turn) -> Tensor:
+        """Decisions (N, X, Y, Z) on (1 - Omega) p_teacher + Omega p_within, Omega a voxel's class count over the
+        largest; rare classes follow the teacher."""
+        noise = bounded_noise(images, self.switches.noise)
+        p = self.targets.probabilities(networks["teacher"](images + noise))
+        decided = self.targets.decide(p)
+        location = networks["location"]
+        assert isinstance(location, Location)
+        late = turn.student_update > self.switches.blend_from * self.recipe.updates
+        if self.switches.blend and within is not None and late and bool(location.counted.sum() > 0):
+            omega = location.shares(self.switches.temperature)[decided][:, None]
+            decided = self.targets.decide((1.0 - omega) * p + omega * self.targets.probabilities(within))
+        location.see(torch.bincount(decided.flatten(), minlength=self.targets.codes))
+        return decided
+
+    def after_update(self, networks: Networks, turn: Turn) -> None:
+        """The teacher follows; the class counts are renewed every ``count_every`` updates."""
+        decay = ema_decay(turn.student_update, self.switches.decay)
+        average_into(networks["teacher"], networks["student"], decay, buffers=False)
+        location = networks["location"]
+        assert isinstance(location, Location)
+        if (turn.student_update + 1) % self.switches.count_every == 0:
+            location.renew()
+
+    def voters(self, networks: Networks) -> Networks:
+        """The student and its moving average."""
+        return {name: networks[name] for name in ("student", "teacher")}
+
+    def weight(self, update: int) -> float:
+        """w(t)."""
+        return float(self.switches.weight * ramp_up(update, self.switches.ramp * self.recipe.updates))
+
+    def _dice(self, logits: Tensor, target: Tensor) -> Tensor:
+        return dice_pooled(self.targets.probabilities(logits), target)
+
+    def _deepest(self) -> str:
+        return read_student(self.recipe.student).layer("deepest")
+
+
+class Location(nn.Module):
+    """Which of the places in a patch a cube's features come from; it also carries the counts of the classes."""
+
+    seen: Tensor
+    counted: Tensor
+
+    def __init__(self, features: int, hidden: int, places: int, classes: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Linear(features, hidden), nn.BatchNorm1d(hidden), nn.LeakyReLU(0.2), nn.Linear(hidden, places)
+        )
+        self.register_buffer("seen", torch.zeros(classes, dtype=torch.float64))
+        self.register_buffer("counted", torch.zeros(classes, dtype=torch.float64))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, features) -> logits over places."""
+        out: Tensor = self.layers(features)
+        return out
+
+    def see(self, counts: Tensor) -> None:
+        """Add to the counts since the last renewal."""
+        self.seen += sum_over_processes(counts.double())
+
+    def renew(self) -> None:
+        """Take the counts since the last time as those that weigh."""
+        if bool(self.seen.sum() > 0):
+            self.counted.copy_(self.seen)
+            self.seen.zero_()
+
+    def shares(self, temperature: float) -> Tensor:
+        """R (classes,): count^(1/T) over the largest, 0..1."""
+        powered = self.counted.pow(1.0 / temperature)
+        return (powered / powered.max()).float()

@@ -1,0 +1,85 @@
+"""Self-training: a network labels the unlabelled scans, a new one learns from labels and pseudo-labels, and again.
+
+Scudder 1965; for volumes as described in CFR (Li et al.), section on re-training: (1) train on the labelled scans,
+(2) predict the unlabelled ones, (3) train on both; (2) and (3) repeat.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from trainer.losses import supervised_loss
+from trainer.methods.method import Method, Networks, Turn, share_of_part
+from trainer.patches import Batch, Mixture
+from trainer.recipe import Positive, Section, Share
+from trainer.schedules import rate_factor
+
+
+class SelfTraining(Method):
+    """L = L_sup(labelled) + weight L_sup(unlabelled, pseudo-labels of the round before)."""
+
+    name = "self_training"
+
+    class Switches(Section):
+        """The paper leaves the number of rounds open.
+
+        Attributes:
+            rounds: how often the unlabelled scans are labelled.
+            first: share of the updates before the first pseudo-labels; the rounds share the rest evenly.
+            restart: each round trains a new student (else the last one goes on).
+            weight: of the pseudo-labelled term.
+            labelled: labelled patches per batch once there are pseudo-labels; by default half of it.
+        """
+
+        rounds: Positive = 1
+        first: Annotated[Share, Field(gt=0, lt=1)] = 0.4
+        restart: bool = True
+        weight: Annotated[float, Field(ge=0)] = 1.0
+        labelled: Annotated[int, Field(ge=1)] | None = None
+
+    def build(self) -> Networks:
+        """The student alone."""
+        return {"student": self.build_student()}
+
+    def turn(self, step: int) -> Turn:
+        """The labelled stage, then the rounds; the learning rate's schedule starts anew in each."""
+        current, begun, ended = self.round_at(step)
+        rate = self.recipe.optimiser.rate * rate_factor(self.recipe.schedule, step - begun, ended - begun)
+        mixture = self.mixture(self.switches.labelled) if current else Mixture(self.recipe.batch, 0)
+        return Turn(f"round-{current}" if current else "labelled", {"student": rate}, mixture, step)
+
+    def round_at(self, step: int) -> tuple[int, int, int]:
+        """(round, its first step, the step after its last); round 0 learns from labels alone."""
+        total, rounds = self.recipe.updates, self.switches.rounds if self.task.unlabelled else 0
+        if not rounds:
+            return 0, 0, total
+        first = max(1, round(self.switches.first * total))
+        starts = [0, *(first + (total - first) * r // rounds for r in range(rounds)), total]
+        current = max(r for r in range(rounds + 1) if starts[r] <= step)
+        return current, starts[current], starts[current + 1]
+
+    def refreshes_pseudo_labels(self, step: int) -> bool:
+        """Before the first step of every round."""
+        current, begun, _ = self.round_at(step)
+        return current > 0 and step == begun
+
+    def restarts(self, step: int) -> tuple[str, ...]:
+        """A new student for every round."""
+        return ("student",) if self.switches.restart and self.refreshes_pseudo_labels(step) else ()
+
+    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+        """The two terms; in the labelled stage there is only the first."""
+        logits = networks["student"](batch.images)
+        n = batch.labelled
+        terms: dict[str, Tensor] = {}
+        scale = share_of_part(n, turn.mixture.labelled, batch, turn)
+        terms["supervised"] = scale * supervised_loss(logits[:n], batch.labels[:n], self.targets)
+        if turn.mixture.unlabelled:
+            scale = share_of_part(len(batch) - n, turn.mixture.unlabelled, batch, turn)
+            terms["pseudo"] = scale * supervised_loss(logits[n:], batch.labels[n:], self.targets)
+        total = terms["supervised"] + self.switches.weight * terms.get("pseudo", torch.zeros(()))
+        return {"total": total, **{name: value.detach() for name, value in terms.items()}}

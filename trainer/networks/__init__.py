@@ -1,0 +1,1 @@
+"""Networks of papers that no library has."""

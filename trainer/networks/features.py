@@ -1,0 +1,43 @@
+"""Features from inside a network, without a change to the network."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+
+@contextmanager
+def features_out(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
+    """Collects what the module named ``layer`` returns in each call of the network inside the ``with``."""
+    found: list[Tensor] = []
+
+    def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
+        found.append(output)
+
+    handle = network.get_submodule(layer).register_forward_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def features_into(network: nn.Module, layer: str, size: Sequence[int]) -> Iterator[list[Tensor]]:
+    """Collects what goes into the module named ``layer``, enlarged to ``size`` where it is coarser."""
+    found: list[Tensor] = []
+
+    def keep(_module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        features = inputs[0]
+        if tuple(features.shape[2:]) != tuple(size):
+            features = functional.interpolate(features, size=tuple(size), mode="trilinear", align_corners=False)
+        found.append(features)
+
+    handle = network.get_submodule(layer).register_forward_pre_hook(keep)
+    try:
+        yield found
+    finally:
+        handle.remove()

@@ -1,0 +1,144 @@
+"""V-Net as the semi-supervised papers have it, and the ResNet-34 V-Net of Dual Networks.
+
+The papers of the mean-teacher family (UA-MT, ACMT, MagicNet, CFR) call V-Net a network without residual sums inside a
+stage and with skips by addition; MONAI's VNet, with its 5x5x5 residual blocks, is another network.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Literal
+
+from torch import Tensor, nn
+
+Norm = Literal["batch", "instance"]
+WIDTHS = (16, 32, 64, 128, 256)
+
+
+class VNet(nn.Module):
+    """Five levels of 1, 2, 3, 3, 3 convolutions down and 3, 3, 2, 1 up; 9,448,866 parameters (1 channel, 2 classes).
+
+    ``deepest`` yields the features at 1/16 of the size, ``decoder`` those (16 channels, full size) that the 1x1x1
+    ``head`` turns into logits.
+    """
+
+    def __init__(self, inputs: int, outputs: int, norm: Norm = "batch", dropout: float = 0.0) -> None:
+        super().__init__()
+        self.stem = _stage(inputs, WIDTHS[0], 1, norm)
+        self.down = nn.ModuleList(
+            nn.Sequential(_halve(a, b, norm), _stage(b, b, count, norm))
+            for (a, b), count in zip(itertools.pairwise(WIDTHS), (2, 3, 3, 3), strict=True)
+        )
+        self.deepest = nn.Dropout3d(dropout)
+        self.decoder = Decoder(norm)
+        self.head = nn.Sequential(nn.Dropout3d(dropout), nn.Conv3d(WIDTHS[0], outputs, kernel_size=1))
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, inputs, X, Y, Z) -> logits (N, outputs, X, Y, Z); sides are multiples of 16."""
+        levels = [self.stem(x)]
+        for stage in self.down:
+            levels.append(stage(levels[-1]))
+        levels[-1] = self.deepest(levels[-1])
+        logits: Tensor = self.head(self.decoder(levels))
+        return logits
+
+
+class ResNetVNet(nn.Module):
+    """A 3D ResNet-34 whose stem keeps the size as encoder, V-Net's decoder; 17,930,354 parameters (1 channel, 2
+    classes). See :class:`VNet` for the names of its parts."""
+
+    def __init__(self, inputs: int, outputs: int, norm: Norm = "batch", dropout: float = 0.0) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(
+            nn.Conv3d(inputs, WIDTHS[0], kernel_size=7, padding=3, bias=False), _norm(norm, WIDTHS[0]), nn.ReLU()
+        )
+        self.down = nn.ModuleList(
+            nn.Sequential(*(_Residual(a if k == 0 else b, b, 2 if k == 0 else 1, norm) for k in range(count)))
+            for (a, b), count in zip(itertools.pairwise(WIDTHS), (3, 4, 6, 3), strict=True)
+        )
+        self.deepest = nn.Identity()  # no dropout here, only before the head
+        self.decoder = Decoder(norm)
+        self.head = nn.Sequential(nn.Dropout3d(dropout), nn.Conv3d(WIDTHS[0], outputs, kernel_size=1))
+        initialise(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """See :meth:`VNet.forward`."""
+        levels = [self.stem(x)]
+        for stage in self.down:
+            levels.append(stage(levels[-1]))
+        levels[-1] = self.deepest(levels[-1])
+        logits: Tensor = self.head(self.decoder(levels))
+        return logits
+
+
+class Decoder(nn.Module):
+    """From features at five sizes (finest first) to 16 channels at full size, skips by addition."""
+
+    def __init__(self, norm: Norm) -> None:
+        super().__init__()
+        steps = list(itertools.pairwise(reversed(WIDTHS)))
+        self.up = nn.ModuleList(_double(a, b, norm) for a, b in steps)
+        self.merge = nn.ModuleList(_stage(b, b, count, norm) for (_, b), count in zip(steps, (3, 3, 2, 1), strict=True))
+
+    def forward(self, levels: list[Tensor]) -> Tensor:
+        """Features of 16, 32, 64, 128 and 256 channels -> (N, 16, X, Y, Z)."""
+        x = levels[-1]
+        for up, merge, skip in zip(self.up, self.merge, reversed(levels[:-1]), strict=True):
+            x = merge(up(x) + skip)
+        return x
+
+
+class _Residual(nn.Module):
+    """Two 3x3x3 convolutions around a shortcut (He et al. 2016, the basic block)."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, norm: Norm) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv3d(inputs, outputs, kernel_size=3, stride=stride, padding=1, bias=False),
+            _norm(norm, outputs),
+            nn.ReLU(),
+            nn.Conv3d(outputs, outputs, kernel_size=3, padding=1, bias=False),
+            _norm(norm, outputs),
+        )
+        self.shortcut: nn.Module = nn.Identity()
+        if stride > 1 or inputs != outputs:
+            self.shortcut = nn.Sequential(
+                nn.Conv3d(inputs, outputs, kernel_size=1, stride=stride, bias=False), _norm(norm, outputs)
+            )
+        self.last = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features in, features out, at 1/stride of the size."""
+        out: Tensor = self.last(self.body(x) + self.shortcut(x))
+        return out
+
+
+def initialise(network: nn.Module) -> None:
+    """Kaiming-normal convolutions, norms of scale one: what both papers' code does."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv3d):
+            nn.init.kaiming_normal_(module.weight)
+        elif isinstance(module, nn.BatchNorm3d):
+            nn.init.ones_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
+def _norm(kind: Norm, channels: int) -> nn.Module:
+    return nn.BatchNorm3d(channels) if kind == "batch" else nn.InstanceNorm3d(channels)
+
+
+def _stage(inputs: int, outputs: int, count: int, norm: Norm) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for k in range(count):
+        layers += [nn.Conv3d(inputs if k == 0 else outputs, outputs, kernel_size=3, padding=1), _norm(norm, outputs)]
+        layers.append(nn.ReLU())
+    return nn.Sequential(*layers)
+
+
+def _halve(inputs: int, outputs: int, norm: Norm) -> nn.Sequential:
+    return nn.Sequential(nn.Conv3d(inputs, outputs, kernel_size=2, stride=2), _norm(norm, outputs), nn.ReLU())
+
+
+def _double(inputs: int, outputs: int, norm: Norm) -> nn.Sequential:
+    return nn.Sequential(nn.ConvTranspose3d(inputs, outputs, kernel_size=2, stride=2), _norm(norm, outputs), nn.ReLU())

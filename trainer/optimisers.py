@@ -1,0 +1,43 @@
+"""Optimisers, and a step of several of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.recipe import Optimiser
+
+
+def make_optimiser(section: Optimiser, network: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of a recipe for the parameters of ``network`` that train."""
+    parameters = [p for p in network.parameters() if p.requires_grad]
+    if section.kind == "sgd":
+        return torch.optim.SGD(
+            parameters, lr=section.rate, momentum=section.momentum, weight_decay=section.weight_decay
+        )
+    return torch.optim.AdamW(parameters, lr=section.rate, weight_decay=section.weight_decay)
+
+
+def step_together(
+    learners: Mapping[str, torch.optim.Optimizer],
+    networks: Mapping[str, nn.Module],
+    clip: Mapping[str, float | None],
+    scaler: Any,
+) -> None:
+    """Step every learner; with fp16 one scaler serves them all and is updated once, after the last."""
+    for name, optimiser in learners.items():
+        if scaler is not None:
+            scaler.unscale_(optimiser)
+        limit = clip[name]
+        if limit is not None:
+            torch.nn.utils.clip_grad_norm_(networks[name].parameters(), limit)
+    for optimiser in learners.values():
+        if scaler is None:
+            optimiser.step()
+        else:
+            scaler.step(optimiser)
+    if scaler is not None:
+        scaler.update()

@@ -1,0 +1,82 @@
+"""Several processes train as one: each takes its rows of every batch, and their gradients are averaged.
+
+A batch of B patches over W processes is B/W patches each, so the result does not depend on W but for rounding. Losses
+that are ratios of sums over the batch (Dice) sum their terms over the processes, with gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
+
+
+def processes() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Which of them this is; the first one writes the run folder."""
+    return dist.get_rank() if processes() > 1 else 0
+
+
+def sum_over_processes(value: Tensor) -> Tensor:
+    """The sum of ``value`` over the processes; gradients pass through it."""
+    if processes() == 1:
+        return value
+    summed: Tensor = all_reduce(value.clone())
+    return summed
+
+
+def average_gradients(networks: Iterable[nn.Module]) -> None:
+    """Give every parameter the mean of its gradients over the processes, in one message per kind of number.
+
+    A parameter that only some processes used counts as zero in the others: a part of a batch may lack labelled patches.
+    """
+    if processes() == 1:
+        return
+    parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
+    used = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
+    dist.all_reduce(used)
+    parameters = [p for p, count in zip(parameters, used.tolist(), strict=True) if count]
+    for kind in sorted({p.dtype for p in parameters}, key=str):
+        group = [p for p in parameters if p.dtype == kind]
+        flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in group])
+        dist.all_reduce(flat)
+        flat /= processes()
+        for p, part in zip(group, flat.split([p.numel() for p in group]), strict=True):
+            p.grad = part.view_as(p).clone()
+
+
+def same_everywhere(networks: Iterable[nn.Module]) -> None:
+    """Give every process the first one's parameters and buffers."""
+    if processes() > 1:
+        for network in networks:
+            for tensor in network.state_dict().values():
+                dist.broadcast(tensor, src=0)
+
+
+def average_value(value: float, device: torch.device) -> float:
+    """The mean of a logged number over the processes."""
+    if processes() == 1:
+        return value
+    return float(sum_over_processes(torch.tensor(value, device=device, dtype=torch.float32))) / processes()
+
+
+def from_first(value: float, device: torch.device) -> float:
+    """The number that the first process has."""
+    if processes() == 1:
+        return value
+    shared = torch.tensor(value, device=device, dtype=torch.float32)
+    dist.broadcast(shared, src=0)
+    return float(shared)
+
+
+def wait_for_all() -> None:
+    """Return when every process is here."""
+    if processes() > 1:
+        dist.barrier()

@@ -1,0 +1,47 @@
+"""Predictions of the unlabelled scans that serve as their labels, on disk in the run folder.
+
+They are kept by the step from which they hold, so that a run resumed at any step finds those it was trained with.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semiseg.volumes.atomic_file import atomic_file
+from trainer.errors import RunError
+
+
+class PseudoLabels:
+    """The pseudo-labels of one run."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def write(self, step: int, case_id: str, labels: NDArray[np.uint8]) -> None:
+        """Keep the encoded labels (X, Y, Z) of a scan, complete or not at all."""
+        target = self._folder / str(step)
+        target.mkdir(parents=True, exist_ok=True)
+        with atomic_file(target / f"{case_id}.npy") as stream:
+            np.save(stream, labels)
+
+    def read(self, step: int, case_ids: Iterable[str]) -> dict[str, NDArray[np.uint8]]:
+        """The labels that hold from ``step`` on, mapped into memory.
+
+        Raises:
+            RunError: one is missing.
+        """
+        try:
+            return {i: np.load(self._folder / str(step) / f"{i}.npy", mmap_mode="r") for i in case_ids}
+        except (OSError, ValueError) as error:
+            raise RunError(
+                f"The run's pseudo-labels of step {step} cannot be read ({error}); start the run anew."
+            ) from None
+
+    def clear(self) -> None:
+        """Remove them, when training has ended."""
+        shutil.rmtree(self._folder, ignore_errors=True)

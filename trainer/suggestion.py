@@ -1,0 +1,172 @@
+"""Which unlabelled scan to outline next: the one on which trained networks disagree most.
+
+Query by committee (Seung, Opper and Sompolinsky, COLT 1992), with the committee that semi-supervised training leaves:
+the networks of one run, or the students of several. A scan's disagreement is the mean over segments, and over pairs of
+networks, of 1 - Dice between their masks.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor, nn
+
+from semiseg.bundle.bundle import read_manifest
+from semiseg.bundle.manifest import Manifest
+from semiseg.dataset import Dataset, read_channels
+from semiseg.errors import InputError
+from semiseg.evaluation.metrics import overlap
+from semiseg.inference.segmenter import Segmenter
+from semiseg.volumes.segmentation import Segmentation, overlapping
+from semiseg.volumes.volume import Volume
+from trainer.checkpoints import RECIPE, RUN, RunFolder, load_state
+from trainer.engine import TorchEngine, trained_network
+from trainer.errors import RunError
+from trainer.methods import make_method
+from trainer.methods.method import Task
+from trainer.recipe import make_recipe
+from trainer.targets import targets_of
+from trainer.validation import segmenter_for
+
+NOISE = 0.1  # of the input that a network without companions sees the second time, in units of the normalised image
+
+
+@dataclass(frozen=True)
+class Committee:
+    """Networks that vote on scans, by name, and what kind of committee it is, in words."""
+
+    voters: Mapping[str, Segmenter]
+    words: str
+    manifest: Manifest
+
+
+@dataclass(frozen=True, eq=False)
+class Vote:
+    """What a committee says of one scan.
+
+    Attributes:
+        case_id: the scan.
+        disagreement: 0 when all masks are equal, 1 when no two of them meet.
+        by_segment: the same for each segment; NaN for one that nobody finds.
+        image: the scan's first channel.
+        masks: each voter's answer.
+    """
+
+    case_id: str
+    disagreement: float
+    by_segment: Mapping[str, float]
+    image: Volume
+    masks: Mapping[str, Segmentation]
+
+
+def committee_of(runs: Sequence[Path], device: str | None = None) -> Committee:
+    """The networks of a finished run that vote, or the students of several runs.
+
+    Raises:
+        RunError: a run has not finished, or two of them segment different things.
+    """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if len(runs) > 1:
+        opened = {run.name: trained_network(run) for run in runs}
+        if len(opened) != len(runs):
+            raise RunError("Two of the runs have the same folder name; give each a name of its own.")
+        first = next(iter(opened.values()))[0]
+        for name, (manifest, _) in opened.items():
+            if manifest.segments != first.segments or manifest.channel_names != first.channel_names:
+                raise RunError(f"{name} has other channels or segments than {runs[0].name}; they cannot vote together.")
+        voters = {name: segmenter_for(m, TorchEngine(network, device)) for name, (m, network) in opened.items()}
+        return Committee(voters, f"the students of {len(runs)} runs", first)
+    manifest, networks = _voters_of(runs[0])
+    words = f"the networks of one {manifest.provenance.method} run ({', '.join(networks)})"
+    voters = {name: segmenter_for(manifest, TorchEngine(network, device)) for name, network in networks.items()}
+    return Committee(voters, words, manifest)
+
+
+def _voters_of(run: Path) -> tuple[Manifest, dict[str, nn.Module]]:
+    """What a finished run's checkpoint holds; a network alone votes a second time on a noisy scan."""
+    manifest, student = trained_network(run)
+    document = _document(run)
+    targets = targets_of(len(manifest.segments), overlapping=overlapping(manifest.segments))
+    origin = manifest.provenance
+    slices = manifest.preprocessing.slice_axis
+    task = Task(len(manifest.channels), targets, slices, origin.labelled, origin.unlabelled)
+    method = make_method(make_recipe(document["recipe"]), task)
+    networks = method.build()
+    state = load_state(RunFolder(run).checkpoint, torch.device("cpu"))
+    for name, network in networks.items():
+        network.load_state_dict(state.networks[name])
+    voters = {name: voter.eval() for name, voter in method.voters(networks).items()}
+    if len(voters) == 1:
+        return manifest, {"student": student, "student on a noisy scan": Noisy(student).eval()}
+    return manifest, voters
+
+
+def unlabelled_of(run: Path, dataset: Dataset, closed: Sequence[str]) -> tuple[str, ...]:
+    """The scans that a run learned from without labels and ``dataset`` has, without those that are ``closed``.
+
+    Raises:
+        InputError: there is none.
+    """
+    ids = _document(run)["split"]["unlabelled"]
+    found = tuple(i for i in ids if i in dataset.cases and i not in closed)
+    if not found:
+        raise InputError(
+            f"{run} was trained without unlabelled scans that {dataset.folder} holds; name them with --scans."
+        )
+    return found
+
+
+def votes(
+    committee: Committee, dataset: Dataset, case_ids: Sequence[str], progress: Callable[[int, int], None] | None = None
+) -> Iterator[Vote]:
+    """What the committee says of each scan, one after the other."""
+    for done, case_id in enumerate(case_ids, start=1):
+        channels = read_channels(dataset.case(case_id), committee.manifest.channel_names)
+        masks = {name: voter.segment(channels) for name, voter in committee.voters.items()}
+        by_segment = {
+            segment.name: _mean(
+                [1.0 - overlap(a.mask(k), b.mask(k))[0] for a, b in itertools.combinations(masks.values(), 2)]
+            )
+            for k, segment in enumerate(committee.manifest.segments)
+        }
+        yield Vote(case_id, _mean(list(by_segment.values())), by_segment, next(iter(channels.values())), masks)
+        if progress is not None:
+            progress(done, len(case_ids))
+
+
+class Noisy(nn.Module):
+    """A network that sees its windows under Gaussian noise, the same at every call."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Windows (N, C, X, Y, Z) -> logits."""
+        random = torch.Generator().manual_seed(0)
+        noise = torch.randn(x.shape[1:], generator=random).to(x.device) * NOISE
+        out: Tensor = self.network(x + noise)
+        return out
+
+
+def _document(run: Path) -> dict[str, Any]:
+    read_manifest(run / RUN)  # a folder that is no run is refused by its sentence
+    try:
+        document = yaml.safe_load((run / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunError(f"{run / RECIPE} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict) or not {"recipe", "split"} <= set(document):
+        raise RunError(f"{run / RECIPE} does not say how the run was trained.")
+    return document
+
+
+def _mean(values: Sequence[float]) -> float:
+    there = [v for v in values if not math.isnan(v)]
+    return sum(there) / len(there) if there else math.nan

@@ -1,0 +1,159 @@
+"""What the channels of the logits mean: exclusive classes (softmax) or overlapping regions (sigmoid).
+
+Methods are written against :class:`Targets`, so that each of them works for both. Labels travel as one small integer
+per voxel: a class, or for regions a sum of bits, 2^r for each region r that the voxel belongs to.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+SMALL = 1e-8  # the slope of -p log p has no limit at 0
+MOST_REGIONS = 8  # a code of regions is stored as one byte
+
+
+class Targets(ABC):
+    """How logits (N, C, ...) become probabilities, and labels (N, ...) the values that these should have."""
+
+    def __init__(self, segments: int) -> None:
+        self.segments = segments
+
+    @property
+    @abstractmethod
+    def channels(self) -> int:
+        """C, the channels of the logits."""
+
+    @property
+    @abstractmethod
+    def codes(self) -> int:
+        """How many different labels there are."""
+
+    @abstractmethod
+    def encode(self, labels: Tensor) -> Tensor:
+        """Labels (N, ...) int64 -> what each channel should be, 0 or 1: (N, C, ...) float32."""
+
+    @abstractmethod
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """(N, C, ...) float32, also under mixed precision."""
+
+    @abstractmethod
+    def decide(self, probabilities: Tensor) -> Tensor:
+        """The most probable labels (N, ...) int64: the inverse of :meth:`encode` for 0 and 1."""
+
+    @abstractmethod
+    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Per voxel (N, ...), against probabilities ``target`` (N, C, ...)."""
+
+    @abstractmethod
+    def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
+        """KL(target || prediction), per voxel and channel (N, C, ...)."""
+
+    @abstractmethod
+    def entropy(self, probabilities: Tensor) -> Tensor:
+        """Per voxel (N, ...), as a share of the largest possible: 0 certain, 1 nothing known."""
+
+    @abstractmethod
+    def confidence(self, probabilities: Tensor) -> Tensor:
+        """Per voxel (N, ...): how probable the decided label is; for regions the least sure one counts."""
+
+
+class ExclusiveClasses(Targets):
+    """Each voxel has one class; class 0 is the background."""
+
+    @property
+    def channels(self) -> int:
+        """One for each segment and the background."""
+        return self.segments + 1
+
+    @property
+    def codes(self) -> int:
+        """The classes."""
+        return self.channels
+
+    def encode(self, labels: Tensor) -> Tensor:
+        """See :meth:`Targets.encode`."""
+        return torch.movedim(functional.one_hot(labels, self.channels), -1, 1).float()
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """Softmax over the channels."""
+        return torch.softmax(logits.float(), dim=1)
+
+    def decide(self, probabilities: Tensor) -> Tensor:
+        """The channel with the largest probability."""
+        return probabilities.argmax(dim=1)
+
+    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """-sum_c y_c log p_c."""
+        return -(target * functional.log_softmax(logits.float(), dim=1)).sum(dim=1)
+
+    def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
+        """y_c (log y_c - log p_c)."""
+        return functional.kl_div(functional.log_softmax(logits.float(), dim=1), target, reduction="none")
+
+    def entropy(self, probabilities: Tensor) -> Tensor:
+        """-sum_c p_c log p_c / log C."""
+        return torch.special.entr(probabilities.clamp_min(SMALL)).sum(dim=1) / math.log(self.channels)
+
+    def confidence(self, probabilities: Tensor) -> Tensor:
+        """The largest probability."""
+        return probabilities.amax(dim=1)
+
+
+class OverlappingRegions(Targets):
+    """Each voxel belongs to any number of regions, one channel each; there is no background channel."""
+
+    @property
+    def channels(self) -> int:
+        """One for each region."""
+        return self.segments
+
+    @property
+    def codes(self) -> int:
+        """All combinations of regions."""
+        return int(2**self.segments)
+
+    def encode(self, labels: Tensor) -> Tensor:
+        """The bits of each label."""
+        bits = torch.arange(self.channels, device=labels.device)
+        return torch.movedim((labels.unsqueeze(-1) >> bits) & 1, -1, 1).float()
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """A sigmoid for each channel."""
+        return torch.sigmoid(logits.float())
+
+    def decide(self, probabilities: Tensor) -> Tensor:
+        """A region holds a voxel from a probability of one half on."""
+        bits = 2 ** torch.arange(self.channels, device=probabilities.device)
+        chosen = (probabilities >= 0.5).long()
+        return (torch.movedim(chosen, 1, -1) * bits).sum(dim=-1)
+
+    def cross_entropy(self, logits: Tensor, target: Tensor) -> Tensor:
+        """Binary cross-entropy, mean over the regions."""
+        return functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none").mean(dim=1)
+
+    def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
+        """y (log y - log p) + (1 - y) (log(1 - y) - log(1 - p))."""
+        crossed = functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
+        return crossed - (torch.special.entr(target) + torch.special.entr(1.0 - target))
+
+    def entropy(self, probabilities: Tensor) -> Tensor:
+        """Binary entropy / log 2, mean over the regions."""
+        return _binary_entropy(probabilities).mean(dim=1) / math.log(2.0)
+
+    def confidence(self, probabilities: Tensor) -> Tensor:
+        """max(p, 1 - p) of the region that is least sure."""
+        return torch.maximum(probabilities, 1.0 - probabilities).amin(dim=1)
+
+
+def _binary_entropy(p: Tensor) -> Tensor:
+    return torch.special.entr(p.clamp_min(SMALL)) + torch.special.entr((1.0 - p).clamp_min(SMALL))
+
+
+def targets_of(segments: int, *, overlapping: bool) -> Targets:
+    """The kind of targets that a dataset's segments make."""
+    return OverlappingRegions(segments) if overlapping else ExclusiveClasses(segments)
