@@ -1,0 +1,219 @@
+"""`semiseg compare`: methods x labels x seeds on one split with one budget, ending in one table and one plot."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from semiseg.errors import InputError, SemisegError
+
+app = typer.Typer(add_completion=False)
+
+WIDTH = 160  # of the table in a file
+CALIBRATION = 64  # updates of the short run that tells how long a method's updates take
+
+
+class Judged(StrEnum):
+    """The list of the split that the figures are made on."""
+
+    test = "test"
+    development = "development"
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What every run of the comparison is told."""
+
+    data: Path
+    recipe: str
+    split: Path | None
+    changes: tuple[str, ...]
+    cache: Path
+    on: Judged
+
+    def train(self, method: str, labelled: int, seed: int, run: Path, *more: str, resume: bool = False) -> list[str]:
+        """The command that trains one run."""
+        changes = [*self.changes, f"seed={seed}", *more]
+        return [
+            *("train", "--data", str(self.data), "--recipe", self.recipe, "--method", method),
+            *("--labelled", str(labelled), "--out", str(run), "--cache", str(self.cache), "--quiet"),
+            *(["--split", str(self.split)] if self.split else []),
+            *(["--resume"] if resume else []),
+            *[part for change in changes for part in ("--set", change)],
+        ]
+
+    def judge(self, run: Path, out: Path) -> list[str]:
+        """The command that evaluates it."""
+        split = ["--split", str(self.split)] if self.split else []
+        return ["evaluate", str(run), "--data", str(self.data), "--on", self.on.value, "--out", str(out), *split]
+
+
+@app.command()
+def compare(
+    data: Annotated[Path, typer.Option(help="Dataset folder in Medical Segmentation Decathlon form.")],
+    methods: Annotated[str, typer.Option(help="Methods, separated by commas: supervised,mean_teacher,mn.")],
+    out: Annotated[Path, typer.Option(help="Folder for runs, table and plot; name it again to go on.")],
+    labelled: Annotated[str, typer.Option(help="Counts of labelled scans, separated by commas.")] = "4",
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
+    recipe: Annotated[
+        str, typer.Option(help="One recipe for all: a file, or a name that comes with semiseg.")
+    ] = "default",
+    updates: Annotated[
+        int | None, typer.Option(min=1, help="Budget: updates of the student; else the recipe's.")
+    ] = None,
+    minutes: Annotated[float | None, typer.Option(min=0.1, help="Budget: wall time of training, instead.")] = None,
+    split: Annotated[Path | None, typer.Option(help="Split file; DATA/split.json if there is one.")] = None,
+    on: Annotated[
+        Judged, typer.Option(help="Judge on the test list, or while choosing settings on development.")
+    ] = Judged.test,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Change the recipe: key=value, repeatable.")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; with several GPUs they take turns.")] = 1,
+    cache: Annotated[Path | None, typer.Option(help="Keep preprocessed scans here; by default in OUT.")] = None,
+) -> None:
+    """Train every method with every count of labels and every seed, judge them on the same scans, and compare."""
+    from trainer.comparison import Trial, as_text, draw, finished, summarise, trials, write_csv
+
+    if updates is not None and minutes is not None:
+        raise InputError("A budget is --updates or --minutes, not both.")
+    console = Console(stderr=True)
+    todo = trials(_names(methods), _numbers(labelled, "--labelled"), _numbers(seeds, "--seeds"))
+    fixed = (
+        *(set_ or []),
+        *([f"updates={updates}"] if updates else []),
+        *([f"threads={_threads(jobs)}"] if jobs > 1 else []),
+    )
+    work = _Work(data, recipe, split, fixed, cache or out / "cache", on)
+    runs = out / "runs"
+    runs.mkdir(parents=True, exist_ok=True)
+    budgets = _budgets(work, todo, minutes, out, console) if minutes is not None else {}
+    devices: SimpleQueue[str | None] = SimpleQueue()
+    for k in range(jobs):
+        devices.put(_device(k))
+    failed: dict[str, str] = {}
+    lock = threading.Lock()
+    done = 0
+
+    def one(trial: Trial, step: Callable[[Trial], list[str] | None], what: str) -> None:
+        nonlocal done
+        command = step(trial)
+        device = devices.get()
+        started = time.monotonic()
+        error = None if command is None else _run(command, device)
+        devices.put(device)
+        with lock:
+            done += 1
+            if error is not None:
+                failed[trial.name] = error
+            state = "there already" if command is None else error or f"{time.monotonic() - started:.0f} s"
+            console.print(f"{what} {done} of {len(todo)}: {trial.name}: {state}", highlight=False, soft_wrap=True)
+
+    def training(trial: Trial) -> list[str] | None:
+        run = runs / trial.name
+        if (run / "student.safetensors").is_file() and (run / "curve.png").is_file():
+            return None
+        more = [f"updates={budgets[trial.method]}"] if trial.method in budgets else []
+        return work.train(trial.method, trial.labelled, trial.seed, run, *more, resume=(run / "log.jsonl").exists())
+
+    def judging(trial: Trial) -> list[str] | None:
+        scores = runs / trial.name / on.value
+        if (scores / "scores.json").is_file() or trial.name in failed:
+            return None
+        return work.judge(runs / trial.name, scores)
+
+    for step, what in ((training, "trained"), (judging, "judged")):
+        done = 0
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(lambda trial, step=step, what=what: one(trial, step, what), todo))
+    found = finished((trial, runs / trial.name / on.value / "scores.json") for trial in todo)
+    lines = summarise(found)
+    title = f"{data.resolve().name}: {on.value} scans" + (f", {minutes:g} min each" if minutes else "")
+    _show(as_text(lines), title)
+    write_csv(lines, out / f"{on.value}.csv")
+    draw(lines, out / f"{on.value}.png", title)
+    for name, sentence in failed.items():
+        console.print(f"failed: {name}: {sentence}", style="red", highlight=False, soft_wrap=True)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _run(command: list[str], device: str | None) -> str | None:
+    """Run a command of semiseg in a process of its own; what it complained about, or None."""
+    environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": device} if device is not None else {})}
+    done = subprocess.run(
+        [sys.executable, "-m", "cli.app", *command], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 0:
+        return None
+    last = [line for line in done.stderr.splitlines() if line.strip()]
+    return last[-1].removeprefix("semiseg: ") if last else f"ended with exit code {done.returncode}"
+
+
+def _budgets(work: _Work, todo: list, minutes: float, out: Path, console: Console) -> dict[str, int]:  # type: ignore[type-arg]
+    """Updates that each method makes in ``minutes``, from a short run of each."""
+    import json
+
+    budgets: dict[str, int] = {}
+    for method in dict.fromkeys(trial.method for trial in todo):
+        kept = out / "calibration" / f"{method}.json"
+        if not kept.is_file():
+            first = next(trial for trial in todo if trial.method == method)
+            run = out / "calibration" / method
+            command = work.train(method, first.labelled, first.seed, run, f"updates={CALIBRATION}")
+            error = _run(command, _device(0))
+            if error is not None:
+                raise SemisegError(f"The short run that tells how long {method} takes failed: {error}")
+            rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+            seconds = sorted(row["elapsed"] for row in rows if "elapsed" in row)
+            kept.write_text(json.dumps({"seconds": seconds[-1], "updates": CALIBRATION}))
+        told = json.loads(kept.read_text())
+        budgets[method] = max(8, int(minutes * 60 / told["seconds"] * told["updates"]) // 8 * 8)
+        console.print(f"{method}: {budgets[method]} updates in {minutes:g} min", highlight=False)
+    return budgets
+
+
+def _device(k: int) -> str | None:
+    """The GPU for the k-th of several jobs; None leaves it to torch."""
+    import torch
+
+    count = torch.cuda.device_count()
+    return str(k % count) if count > 1 else None
+
+
+def _threads(jobs: int) -> int:
+    return max(1, (os.cpu_count() or 1) // jobs)
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    try:
+        return [int(part) for part in _names(text)]
+    except ValueError:
+        raise InputError(f"{option} takes whole numbers separated by commas, not {text!r}.") from None
+
+
+def _show(rows: list[list[str]], title: str) -> None:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+    for number, heading in enumerate(rows[0]):
+        table.add_column(heading, justify="left" if number == 1 else "right")
+    for row in rows[1:]:
+        table.add_row(*row)
+    console = Console()
+    (console if console.is_terminal else Console(width=WIDTH)).print(table)

@@ -1,0 +1,122 @@
+"""`semiseg suggest` as a user runs it, and the committees it asks."""
+
+from __future__ import annotations
+
+import csv
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from semiseg.dataset import Dataset
+from semiseg.volumes.segmentation import Segment, Segmentation
+from tests.trainer.tiny import phantoms, recipe_of, trained
+from trainer.errors import RunError
+from trainer.suggestion import Committee, committee_of, unlabelled_of, votes
+
+AFFINE = np.eye(4)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return phantoms(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture(scope="module")
+def runs(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("runs")
+    out = {}
+    for method, seed in (("mn", 0), ("mean_teacher", 0), ("supervised", 0), ("supervised", 1)):
+        run = folder / f"{method}{seed}"
+        trained(data, recipe_of(method, {"seed": seed, "batch": 4}), run, cache=folder / "cache")
+        out[run.name] = run
+    return out
+
+
+@pytest.mark.parametrize(
+    ("names", "voters", "words"),
+    [
+        (["mn0"], {"2D", "3D"}, "networks of one mn run"),
+        (["mean_teacher0"], {"student", "teacher"}, "networks of one mean_teacher run"),
+        (["supervised0"], {"student", "student on a noisy scan"}, "one supervised run"),
+        (["supervised0", "supervised1"], {"supervised0", "supervised1"}, "students of 2 runs"),
+    ],
+)
+def test_committees(runs: dict[str, Path], names: list[str], voters: set[str], words: str) -> None:
+    committee = committee_of([runs[n] for n in names], "cpu")
+    assert set(committee.voters) == voters
+    assert words in committee.words
+
+
+class Says:
+    """A voter with one answer for every scan."""
+
+    def __init__(self, segments: tuple[Segment, ...], array: np.ndarray) -> None:
+        self.answer = Segmentation(segments, array, AFFINE)
+
+    def segment(self, channels: object) -> Segmentation:
+        """Its answer."""
+        return self.answer
+
+
+def test_disagreement_is_one_minus_dice_over_pairs_and_segments(data: Dataset, runs: dict[str, Path]) -> None:
+    manifest = committee_of([runs["supervised0"]], "cpu").manifest
+    first, second = manifest.segments[:2]
+    arrays = [np.zeros((4, 4, 4), np.uint8) for _ in range(3)]
+    arrays[0][:2] = first.label
+    arrays[1][:2] = first.label
+    arrays[2][1:3] = first.label  # Dice 1/2 with the other two
+    committee = Committee(dict(zip("abc", (Says(manifest.segments, a) for a in arrays), strict=True)), "", manifest)  # type: ignore[arg-type]
+    (vote,) = votes(committee, data, [next(iter(data.cases))])
+    assert vote.by_segment[first.name] == pytest.approx((0 + 0.5 + 0.5) / 3)
+    assert math.isnan(vote.by_segment[second.name]), "nobody finds it"
+    assert vote.disagreement == pytest.approx(1 / 3)
+
+
+def test_the_same_committee_votes_the_same_again(data: Dataset, runs: dict[str, Path]) -> None:
+    ids = unlabelled_of(runs["supervised0"], data, ())[:2]
+    found = [[v.disagreement for v in votes(committee_of([runs["supervised0"]], "cpu"), data, ids)] for _ in range(2)]
+    assert found[0] == found[1]
+
+
+def test_runs_that_segment_other_things_cannot_vote_together(tmp_path: Path, runs: dict[str, Path]) -> None:
+    other = phantoms(tmp_path / "data")
+    changed = recipe_of("supervised", {"segments": {other.segments[0].name: {"colour": [1, 2, 3]}}})
+    trained(other, changed, tmp_path / "run")
+    with pytest.raises(RunError, match="cannot vote together"):
+        committee_of([runs["supervised0"], tmp_path / "run"], "cpu")
+
+
+def suggest(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cli.app", "suggest", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_the_command_ranks_the_unlabelled_scans_and_draws_the_first(
+    data: Dataset, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    done = suggest(str(runs["mn0"]), "--data", str(data.folder), "--out", str(tmp_path / "out"), "--count", "2")
+    assert done.returncode == 0, done.stderr
+    assert "Disagreement (1 - Dice) of the networks of one mn run (3D, 2D)" in done.stdout
+    with (tmp_path / "out" / "suggestions.csv").open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert {r["scan"] for r in rows} == set(unlabelled_of(runs["mn0"], data, ()))
+    values = [float(r["disagreement"]) for r in rows]
+    assert values == sorted(values, reverse=True)
+    assert sorted(p.name for p in (tmp_path / "out").glob("*.png")) == [
+        f"0{k + 1}-{rows[k]['scan']}.png" for k in (0, 1)
+    ]
+
+
+def test_wrong_input_is_one_sentence(data: Dataset, runs: dict[str, Path], tmp_path: Path) -> None:
+    for arguments, words in (
+        ((str(tmp_path / "none"),), "none"),
+        ((str(runs["mn0"]), "--scans", "nobody"), "no scan called 'nobody'"),
+    ):
+        done = suggest(*arguments, "--data", str(data.folder), "--out", str(tmp_path / "out"))
+        assert done.returncode in (1, 2)
+        assert words in done.stderr
+        assert "Traceback" not in done.stderr
