@@ -15,8 +15,11 @@ from semiseg.errors import SemisegError
 # server; the file cli/<command>.py is imported when its command is called. Its `app` is a typer.Typer.
 COMMANDS = {
     "demo": "Make scans, train, export, serve and segment them: the whole line in a few minutes.",
+    "collect": "Make a dataset of DICOM series and their outlines, or of an nnU-Net folder.",
     "data": "Look at a dataset before training on it.",
     "train": "Train on a few labelled and many unlabelled scans.",
+    "compare": "Methods x labels x seeds on one split with one budget: a table and a plot.",
+    "suggest": "Which unlabelled scan to outline next.",
     "export": "Turn a training run into a bundle: one small network as ONNX, with proof.",
     "predict": "Segment one scan with a bundle, a run, or a server.",
     "evaluate": "Dice, Jaccard, HD95 and ASSD of a bundle or run on a dataset.",

@@ -1,0 +1,150 @@
+"""`semiseg collect`: DICOM or nnU-Net folders become a dataset."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections import defaultdict
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from semiseg.collection import Collected, Line, Wishes, collect, counts, parse_labels
+from semiseg.errors import InputError
+
+app = typer.Typer(add_completion=False)
+_SHOWN = 10  # lines of one kind on the terminal; the report has them all
+
+
+class Overlapping(StrEnum):
+    """What becomes of a voxel that belongs to two structures."""
+
+    refuse = "refuse"
+    later = "later"
+    earlier = "earlier"
+    regions = "regions"
+
+
+@app.command(name="collect")
+def command(
+    source: Annotated[
+        Path, typer.Argument(metavar="SRC", help="Folder of DICOM files, or a folder as nnU-Net has it.")
+    ],
+    out: Annotated[Path, typer.Option(help="The dataset folder to make.", metavar="DATA")],
+    labels: Annotated[
+        str | None, typer.Option(help="Structures and their label values, NAME=1,OTHER=2; else all, sorted by name.")
+    ] = None,
+    matches: Annotated[
+        Path | None,
+        typer.Option(help="CSV with the columns scan,label: a series UID, folder or NIfTI file; a label file."),
+    ] = None,
+    mapping: Annotated[Path | None, typer.Option(help="Whose scan a case is; DATA-mapping.csv beside DATA.")] = None,
+    overlap: Annotated[
+        Overlapping,
+        typer.Option(help="Where structures overlap: refuse the label, the later or earlier value wins, or regions."),
+    ] = Overlapping.refuse,
+    modality: Annotated[
+        list[str] | None, typer.Option(help="Take series of this modality only; may be repeated.")
+    ] = None,
+    series: Annotated[
+        list[str] | None, typer.Option(help="Take series whose description fits this pattern ('*portal*') only.")
+    ] = None,
+    channels: Annotated[
+        str | None, typer.Option(help="Several series a case: T1=PATTERN,T2=PATTERN, one series a study for each.")
+    ] = None,
+    add: Annotated[bool, typer.Option("--add", help="Add the scans to the dataset that DATA is.")] = False,
+) -> None:
+    """Turn DICOM series and their outlines, or an nnU-Net folder, into a dataset without patients' names."""
+    wishes = Wishes(
+        labels=parse_labels(labels) if labels else None,
+        matches=matches,
+        overlap=overlap.value,
+        modalities=tuple(modality or ()),
+        descriptions=tuple(series or ()),
+        channels=_channels(channels) if channels else {},
+    )
+    signal.signal(signal.SIGTERM, _leave)  # so that a terminated run takes its working folder with it
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Looking at files", total=None)
+        collected = collect(
+            source,
+            out,
+            wishes,
+            mapping=mapping,
+            add=add,
+            progress=lambda what, done, of: bar.update(task, description=what, completed=done, total=of),
+        )
+    _show(collected, out, Console())
+
+
+def _channels(text: str) -> dict[str, str]:
+    """``"T1=*t1*,FLAIR=*flair*"`` as a table."""
+    table: dict[str, str] = {}
+    for part in text.split(","):
+        name, equals, pattern = (piece.strip() for piece in part.partition("="))
+        if not equals or not name or not pattern or name in table:
+            raise InputError(f"--channels is written NAME=PATTERN,OTHER=PATTERN with different names; '{part}' is not.")
+        table[name] = pattern
+    return table
+
+
+def _leave(number: int, frame: Any) -> None:
+    del frame
+    sys.exit(128 + number)
+
+
+def _show(collected: Collected, out: Path, console: Console) -> None:
+    found = counts(collected.lines)
+
+    def say(text: str, style: str | None = None) -> None:
+        console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    labelled, unlabelled = found.get("labelled scan", 0), found.get("unlabelled scan", 0)
+    there = found.get("already there scan", 0)
+    say(
+        f"{out}: {labelled} labelled and {unlabelled} unlabelled scans collected"
+        + (f", {there} were there." if there else ".")
+    )
+    titles = {
+        ("refused", "scan"): "Scans refused",
+        ("refused", "label"): "Labels refused",
+        ("refused", "structure"): "Structures refused",
+        ("refused", "file"): "Files refused",
+        ("note", "dataset"): "Worth knowing",
+        ("note", "structure"): "Worth knowing of labels",
+        ("note", "patient"): "Patients with several scans",
+        ("left out", "scan"): "Scans left out",
+        ("left out", "label"): "Labels left out",
+        ("left out", "structure"): "Structures left out",
+    }
+    for (status, what), title in titles.items():
+        chosen = [line for line in collected.lines if (line.status, line.what) == (status, what)]
+        if not chosen:
+            continue
+        say(f"\n{title}: {len(chosen)}", "bold red" if status == "refused" else "bold")
+        for line in chosen[:_SHOWN]:
+            say("  " + ": ".join(part for part in (line.case, line.source, line.reason) if part))
+        if len(chosen) > _SHOWN:
+            say(f"  ... and {len(chosen) - _SHOWN} more, in the report.")
+    _show_litter(collected.lines, say)
+    known = f"; {collected.known} scans kept the ids they had" if collected.known else ""
+    say(f"\nWhose scans they are: {collected.mapping} (it names patients: keep it, apart from the dataset{known}).")
+    say(f"Report, with the same care: {collected.report[0]} and {collected.report[1].suffix[1:].upper()} beside it.")
+    say(f"\nNext: semiseg data check {out}")
+
+
+def _show_litter(lines: tuple[Line, ...], say: Any) -> None:
+    reasons: dict[str, int] = defaultdict(int)
+    for line in lines:
+        if (line.status, line.what) == ("left out", "file"):
+            reasons[
+                "the same object as another" if line.reason.startswith("The same object") else line.reason[:-1]
+            ] += 1
+    if reasons:
+        told = "; ".join(f"{count} x {reason}" for reason, count in reasons.items())
+        say(f"\nFiles left out: {told}.")

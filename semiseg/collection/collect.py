@@ -1,0 +1,300 @@
+"""``semiseg collect``: a folder of clinical or nnU-Net data becomes a dataset folder without a patient's name in it.
+
+Everything is written into a folder beside the dataset-to-be, which gets its name when it is complete. The mapping from
+case ids to patients is written first: a dataset whose mapping was lost could never be extended or corrected.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from semiseg.collection.dicom import plan_dicom
+from semiseg.collection.nnunet import is_nnunet, plan_nnunet
+from semiseg.collection.plan import Plan, Wishes
+from semiseg.collection.pseudonyms import Pseudonyms, read_mapping, with_new, write_mapping
+from semiseg.collection.report import Line, write_report
+from semiseg.collection.scans import Read, Scan
+from semiseg.dataset.description import read_json
+from semiseg.dataset.folder import Dataset, load_dataset
+from semiseg.errors import DatasetError, InputError, VolumeError
+from semiseg.volumes.atomic_file import atomic_file
+from semiseg.volumes.nifti import write_nifti
+from semiseg.volumes.volume import reorient
+
+Progress = Callable[[str, int, int | None], None]
+"""Called with what is going on, how much of it is done, and of how much (None: not known)."""
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a collection left behind.
+
+    Attributes:
+        folder: the dataset.
+        mapping: the file of case ids and patients.
+        known: how many of the collected scans had an id in the mapping already.
+        report: the report as CSV and as JSON.
+        lines: its lines.
+    """
+
+    folder: Path
+    mapping: Path
+    known: int
+    report: tuple[Path, Path]
+    lines: tuple[Line, ...]
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A scan that lies in the working folder under a number."""
+
+    scan: Scan
+    number: int
+    labelled: bool
+
+
+def collect(
+    source: Path,
+    out: Path,
+    wishes: Wishes | None = None,
+    *,
+    mapping: Path | None = None,
+    add: bool = False,
+    progress: Progress | None = None,
+) -> Collected:
+    """Make a dataset of all scans in ``source``, or add them to one.
+
+    Args:
+        source: a folder of DICOM files in any order, or a folder as nnU-Net has it.
+        out: the dataset folder.
+        wishes: which scans, channels and structures.
+        mapping: where case ids and patients are written down; ``OUT-mapping.csv`` beside ``out`` by default. Scans that
+            an existing file knows keep their ids; its rows are never lost. The report lies beside it.
+        add: extend the dataset that ``out`` is, instead of making a new one.
+        progress: told of every step.
+
+    Raises:
+        InputError: nothing can be collected, or something that only the person can decide; nothing was written but
+            the report.
+    """
+    out = Path(out).absolute()
+    path = Path(mapping or out.with_name(f"{out.name}-mapping.csv")).absolute()
+    _require_apart(Path(source), out, path)
+    existing = _existing(out, add)
+    names = read_mapping(path)
+    if existing is not None and not names.rows:
+        raise DatasetError(
+            f"{path} does not hold the case ids of {out}; without them no scan can be told from the new ones."
+        )
+    tell = progress or (lambda what, done, of: None)
+    plan = _plan(Path(source), wishes or Wishes(), existing, tell)
+    if existing is not None and plan.channels != existing.channels:
+        raise DatasetError(
+            f"{out} has the channels {', '.join(existing.channels)}, the source {', '.join(plan.channels)}."
+        )
+    lines = list(plan.lines)
+    report = path.with_name(f"{out.name}-report")
+    with _working_folder(out) as work:
+        written = _write_scans(plan, work, names, existing, lines, tell)
+        if not written:
+            files = write_report(lines, report)
+            raise InputError(f"No scan could be collected; {files[0]} says why.")
+        ids = with_new(names, (w.scan.origin for w in written), existing.cases if existing else ())
+        case_of = {w.scan.origin.key: ids.case_of[w.scan.origin.key] for w in written}
+        lines = [replace(line, case=case_of.get(line.case, line.case)) if line.case else line for line in lines]
+        _name_files(written, work, case_of)
+        document = _document(plan, out, existing, {case_of[w.scan.origin.key]: w.labelled for w in written})
+        _write_json(work / "dataset.json", document)
+        load_dataset(work)
+        write_mapping(ids)
+        if existing is None:
+            work.replace(out)
+        else:
+            _move_into(work, out)
+    lines += _remarks(plan, ids, {*case_of.values(), *(existing.cases if existing else ())})
+    known = sum(key in names.case_of for key in case_of)
+    return Collected(out, path, known, write_report(lines, report), tuple(lines))
+
+
+def _require_apart(source: Path, out: Path, mapping: Path) -> None:
+    inside, real = source.resolve(), out.resolve()
+    if real.is_relative_to(inside) or inside.is_relative_to(real):
+        raise InputError(f"The dataset {out} and its source {source} must not lie in each other.")
+    if mapping.resolve().is_relative_to(real):
+        raise InputError(f"The mapping {mapping} names patients, so it must not lie in the dataset {out}.")
+    for folder in (out.parent, mapping.parent):
+        if not folder.is_dir():
+            raise InputError(f"{folder} is not a folder; make it first.")
+
+
+def _existing(out: Path, add: bool) -> Dataset | None:
+    there = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if there and not add:
+        raise DatasetError(f"{out} exists already; --add extends a dataset, or name another folder.")
+    if add and not (out / "dataset.json").is_file():
+        raise DatasetError(f"{out} has no dataset.json, so there is nothing that --add could extend.")
+    return load_dataset(out) if add else None
+
+
+def _plan(source: Path, wishes: Wishes, existing: Dataset | None, tell: Progress) -> Plan:
+    if is_nnunet(source):
+        return plan_nnunet(source, wishes, existing)
+    return plan_dicom(source, wishes, existing, lambda done: tell("Looking at files", done, None))
+
+
+@contextlib.contextmanager
+def _working_folder(out: Path) -> Iterator[Path]:
+    """A folder beside ``out`` that is gone afterwards, whatever happens, unless it was given its name."""
+    work = out.with_name(f".{out.name}.part")
+    if work.exists():
+        raise InputError(f"{work} is there: another collection is running, or one was killed; then delete that folder.")
+    try:
+        for name in ("imagesTr", "labelsTr"):
+            (work / name).mkdir(parents=True)
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _write_scans(
+    plan: Plan, work: Path, names: Pseudonyms, existing: Dataset | None, lines: list[Line], tell: Progress
+) -> list[_Written]:
+    """Read every scan and write it under its number; what cannot be used becomes a line."""
+    written: list[_Written] = []
+    seen: dict[str, str] = {}
+    for number, scan in enumerate(plan.scans):
+        tell("Reading scans", number, len(plan.scans))
+        there = _there(scan, names, existing)
+        if there:
+            lines.append(Line("already there", "scan", scan.name, case=there))
+            continue
+        try:
+            read = scan.read()
+            _require_content(read)
+            _require_new(read, scan, seen)
+        except VolumeError as error:
+            lines.append(Line("refused", "scan", scan.name, str(error)))
+            lines += [Line("left out", "label", label, "Its scan was refused.") for label in scan.outlined_by]
+            continue
+        grid = read.channels[0]
+        write_nifti(work / "imagesTr" / f"{number}.nii.gz", read.image(), grid.affine)
+        if read.label is not None:
+            write_nifti(work / "labelsTr" / f"{number}.nii.gz", read.label, grid.affine)
+        # The id is not known yet: the key stands for it until all scans are read.
+        status = "unlabelled" if read.label is None else "labelled"
+        key = scan.origin.key
+        lines.append(Line("unlabelled" if status == "unlabelled" else "labelled", "scan", scan.name, case=key))
+        lines += [replace(line, case=key) for line in read.lines]
+        written.append(_Written(scan, number, read.label is not None))
+    tell("Reading scans", len(plan.scans), len(plan.scans))
+    return written
+
+
+def _there(scan: Scan, names: Pseudonyms, existing: Dataset | None) -> str | None:
+    """The id of a scan that the dataset holds already; None if it is new or has got its first label."""
+    case = names.case_of.get(scan.origin.key)
+    if existing is None or case is None or case not in existing.cases:
+        return None
+    return case if existing.cases[case].label is not None or not scan.outlined_by else None
+
+
+def _require_content(read: Read) -> None:
+    for volume in read.channels:
+        low, high = volume.array.min(), volume.array.max()
+        if low == high:
+            raise VolumeError(f"Every voxel of the scan is {float(low):g}, so there is nothing to see.")
+
+
+def _require_new(read: Read, scan: Scan, seen: dict[str, str]) -> None:
+    """Refuse voxels that another scan of this collection has: the same scan under two UIDs."""
+    sum_ = hashlib.blake2b(digest_size=16)
+    for volume in read.channels:
+        array, _ = reorient(volume.array, volume.affine, "RAS")
+        sum_.update(str(array.shape).encode())
+        sum_.update(np.ascontiguousarray(array, dtype=np.float32).tobytes())
+    first = seen.setdefault(sum_.hexdigest(), scan.name)
+    if first != scan.name:
+        raise VolumeError(f"It holds the same voxels as {first}.")
+
+
+def _name_files(written: list[_Written], work: Path, case_of: dict[str, str]) -> None:
+    for one in written:
+        for folder in ("imagesTr", "labelsTr") if one.labelled else ("imagesTr",):
+            numbered = work / folder / f"{one.number}.nii.gz"
+            numbered.rename(work / folder / f"{case_of[one.scan.origin.key]}.nii.gz")
+
+
+def _document(plan: Plan, out: Path, existing: Dataset | None, labelled: dict[str, bool]) -> dict[str, Any]:
+    """dataset.json of the new dataset, or of the old one and what is new."""
+    cases = dict(labelled)
+    document: dict[str, Any] = {"name": out.name, "description": "Collected by semiseg collect"}
+    old: dict[str, dict[str, str]] = {}
+    if existing is not None:
+        document = read_json(out / "dataset.json")
+        for case in existing.cases.values():
+            old[case.id] = {"image": _within(case.image, out)} | (
+                {} if case.label is None else {"label": _within(case.label, out)}
+            )
+    for case_id, has_label in cases.items():
+        old[case_id] = {"image": f"./imagesTr/{case_id}.nii.gz"}
+        if has_label:
+            old[case_id]["label"] = f"./labelsTr/{case_id}.nii.gz"
+    channels = {str(number): name for number, name in enumerate(plan.channels)}
+    return {
+        **document,
+        "tensorImageSize": "3D" if len(plan.channels) == 1 else "4D",
+        "modality": channels,
+        "channel_names": channels,
+        "labels": plan.labels(),
+        "numTraining": len(old),
+        "numTest": 0,
+        "training": [old[case_id] for case_id in sorted(old)],
+        "test": [],
+    }
+
+
+def _within(path: Path, folder: Path) -> str:
+    return f"./{path.absolute().relative_to(folder)}"
+
+
+def _move_into(work: Path, out: Path) -> None:
+    """Files first, ``dataset.json`` last: it alone says which scans there are, so half of this changes nothing."""
+    for folder in ("imagesTr", "labelsTr"):
+        (out / folder).mkdir(exist_ok=True)
+        for path in sorted((work / folder).iterdir()):
+            path.replace(out / folder / path.name)
+    with atomic_file(out / "dataset.json") as file:
+        file.write((work / "dataset.json").read_bytes())
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _remarks(plan: Plan, ids: Pseudonyms, cases: set[str]) -> list[Line]:
+    """What concerns the dataset as a whole."""
+    labels = plan.labels()
+    kept = {*labels, *(name for name in labels.values() if isinstance(name, str))}
+    lines = [
+        Line("note", "dataset", "", f"No scan holds a voxel of '{name}'" + ("." if name in kept else ": left out."))
+        for name in plan.absent()
+    ]
+    scans_of: dict[str, list[str]] = defaultdict(list)
+    for case, origin in ids.rows.items():
+        if origin.patient and case in cases:
+            scans_of[origin.patient].append(case)
+    for patient, several in scans_of.items():
+        if len(several) > 1:
+            reason = f"{', '.join(sorted(several))} are one patient's: keep them in one list of the split."
+            lines.append(Line("note", "patient", patient, reason))
+    return lines

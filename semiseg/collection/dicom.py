@@ -1,0 +1,212 @@
+"""A plan from a folder of DICOM files: which series become cases, with which labels and which structures."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from semiseg.collection.label_file import LabelFile
+from semiseg.collection.matching import Matches, match_labels
+from semiseg.collection.plan import Plan, Wishes
+from semiseg.collection.pseudonyms import Origin
+from semiseg.collection.report import Line
+from semiseg.collection.scans import NiftiScan, Scan, SeriesScan
+from semiseg.collection.sources import Found, ImageSeries, look
+from semiseg.collection.structures import Structures, continued, number_names
+from semiseg.dataset.description import some
+from semiseg.dataset.folder import Dataset
+from semiseg.errors import InputError
+
+_TELLING, _TELLING_WITHIN = 3, 5  # characters: shorter parts of a name are words, or in words, of their own
+
+
+def plan_dicom(
+    root: Path, wishes: Wishes, extended: Dataset | None = None, progress: Callable[[int], None] | None = None
+) -> Plan:
+    """Look through ``root`` and say what becomes of every image series in it.
+
+    Args:
+        root: the source folder.
+        wishes: what was asked for.
+        extended: the dataset that new scans are added to; its structures go on.
+        progress: called with the number of files looked at.
+
+    Raises:
+        InputError: nothing to collect, or something that only the person can decide.
+    """
+    found = look(root, progress)
+    matches = match_labels(found, wishes.matches)
+    series, left_out = _asked_for(found, wishes)
+    if not series and not matches.images:
+        raise InputError(_nothing(found, left_out))
+    groups, refused = _by_channel(found, series, wishes)
+    channels = tuple(wishes.channels) or (_one_modality(series, wishes) if series else "image",)
+    labels_of = [[label for s in group for label in matches.of_series.get(s.key, ())] for group in groups]
+    taken = {s.key for group in groups for s in group}
+    orphans = [
+        Line("left out", "label", found.name(label.path), "Its scan was refused or not asked for.")
+        for key, labels in matches.of_series.items()
+        if key not in taken
+        for label in labels
+    ]
+    everything = [label for labels in (*labels_of, *matches.images.values()) for label in labels]
+    structures = _structures(found, everything, wishes, extended)
+    scans: list[Scan] = [
+        _scan(found, matches, group, labels, structures) for group, labels in zip(groups, labels_of, strict=True)
+    ]
+    if matches.images and len(channels) > 1:
+        raise InputError("A NIfTI image of the CSV is one channel; --channels is for DICOM series.")
+    for path, labels in matches.images.items():
+        origin = Origin(key=str(path), folder=str(path))
+        scans.append(NiftiScan(origin, found.name(path), path, tuple(labels), structures, found.name))
+    return Plan(
+        channels=channels,
+        scans=tuple(scans),
+        labels=structures.described,
+        absent=structures.absent,
+        lines=(*found.lines, *left_out, *refused, *matches.lines, *orphans),
+    )
+
+
+def _asked_for(found: Found, wishes: Wishes) -> tuple[list[ImageSeries], list[Line]]:
+    """The series of the modalities and descriptions asked for, and a line for every other."""
+    chosen, lines = [], []
+    for series in found.series.values():
+        first = series.first
+        if wishes.modalities and first.modality.upper() not in {m.upper() for m in wishes.modalities}:
+            lines.append(
+                Line("left out", "scan", _name(found, series), f"Modality {first.modality} was not asked for.")
+            )
+        elif wishes.descriptions and not any(_matches(first.description, p) for p in wishes.descriptions):
+            reason = f"Series Description '{first.description}' was not asked for."
+            lines.append(Line("left out", "scan", _name(found, series), reason))
+        else:
+            chosen.append(series)
+    return chosen, lines
+
+
+def _one_modality(series: list[ImageSeries], wishes: Wishes) -> str:
+    """The name of the only channel: its modality."""
+    counts = Counter(s.first.modality for s in series)
+    if len(counts) == 1:
+        return next(iter(counts))
+    if wishes.modalities:  # several, by name: so it is meant
+        return "image"
+    listed = ", ".join(f"{modality} ({n})" for modality, n in counts.most_common())
+    raise InputError(f"The image series are of several modalities, {listed}: name the one to collect with --modality.")
+
+
+def _by_channel(
+    found: Found, series: list[ImageSeries], wishes: Wishes
+) -> tuple[list[tuple[ImageSeries, ...]], list[Line]]:
+    """Each series alone, or one series for each channel from every study."""
+    if not wishes.channels:
+        return [(s,) for s in series], []
+    studies: dict[str, list[ImageSeries]] = {}
+    lines: list[Line] = []
+    for one in series:
+        studies.setdefault(one.first.study or f"no study {one.key}", []).append(one)
+    groups = []
+    for members in studies.values():
+        fitting = {
+            name: [s for s in members if _matches(s.first.description, p)] for name, p in wishes.channels.items()
+        }
+        taken = [s.key for fits in fitting.values() for s in fits]
+        wrong = [f"{len(fits)} series for channel '{name}'" for name, fits in fitting.items() if len(fits) != 1]
+        if wrong or len(set(taken)) < len(taken):
+            reason = (
+                f"The study has {', '.join(wrong) or 'one series for two channels'}; each channel needs one of its own."
+            )
+            lines += [Line("refused", "scan", _name(found, s), reason) for s in members]
+            continue
+        groups.append(tuple(fits[0] for fits in fitting.values()))
+        rest = [s for s in members if s.key not in taken]
+        lines += [Line("left out", "scan", _name(found, s), "Its description fits no channel.") for s in rest]
+    return groups, lines
+
+
+def _structures(found: Found, labels: Iterable[LabelFile], wishes: Wishes, extended: Dataset | None) -> Structures:
+    """The structures to look for: those of the dataset, of ``--labels``, or all that the label files name."""
+    files = list(labels)
+    if extended is not None:
+        return continued(extended.segments, wishes.labels, wishes.overlap)
+    names = {name for label in files for name in label.names}
+    if wishes.labels is not None:
+        structures = Structures(wishes.labels, wishes.overlap)
+        named = {structures.value(name) for label in files for name in (*label.names, *label.unusable)}
+        unknown = [name for value, name in structures.names.items() if value not in named]
+        if files and unknown and all(label.kind != "NIfTI" for label in files):
+            raise InputError(
+                f"No label holds {some(unknown)}; the structures that there are: {some(sorted(names), 40)}."
+            )
+        return structures
+    niftis = [label for label in files if label.kind == "NIfTI"]
+    if niftis:
+        raise InputError(
+            f"{niftis[0].path} is a label of numbers without names: say what they mean with --labels NAME=1,OTHER=2."
+        )
+    if not names:
+        raise InputError(
+            "None of the scans has a label that can be matched to it, so what the dataset is to teach is not known. "
+            "Give --matches, or name the structures to be outlined later with --labels NAME=1,OTHER=2."
+        )
+    _require_no_patient(found, names)
+    return Structures(number_names(names), wishes.overlap)
+
+
+def _require_no_patient(found: Found, names: set[str]) -> None:
+    """Names of structures go into the dataset: refuse those that hold a patient's name or id."""
+    patients = {(s.first.patient, s.first.patient_name) for s in found.series.values()}
+    parts = {part for both in patients for field in both for part in _parts(field) if len(part) >= _TELLING}
+    telling = [
+        name
+        for name in sorted(names)
+        if any(part in _parts(name) or (len(part) >= _TELLING_WITHIN and part in name.casefold()) for part in parts)
+    ]
+    if telling:
+        raise InputError(
+            f"{some(telling)}: the name of a structure holds a patient's name or id, and would be in the dataset. "
+            "Name the structures with --labels."
+        )
+
+
+def _parts(field: str) -> list[str]:
+    return "".join(c if c.isalnum() else " " for c in field.casefold()).split()
+
+
+def _scan(
+    found: Found, matches: Matches, group: tuple[ImageSeries, ...], labels: list[LabelFile], structures: Structures
+) -> SeriesScan:
+    first = group[0].first
+    origin = Origin(
+        key=" ".join(s.first.series or str(s.folder.resolve()) for s in group),
+        patient=first.patient,
+        study=first.study,
+        series=" ".join(s.first.series for s in group),
+        folder=found.name(group[0].folder),
+        description="; ".join(s.first.description for s in group),
+    )
+    chosen = frozenset(label.path for label in labels if label.path.resolve() in matches.chosen)
+    name = "; ".join(_name(found, s) for s in group)
+    return SeriesScan(origin, name, group, tuple(labels), chosen, structures, found.name)
+
+
+def _name(found: Found, series: ImageSeries) -> str:
+    return f"{found.name(series.folder)} ({series.first.modality}, {series.first.series or 'no UID'})"
+
+
+def _matches(description: str, pattern: str) -> bool:
+    return fnmatchcase(description.casefold(), pattern.casefold())
+
+
+def _nothing(found: Found, left_out: list[Line]) -> str:
+    if left_out:
+        return f"None of the {len(left_out)} image series in {found.root} is of the modality and description asked for."
+    if found.niftis:
+        return (
+            f"{found.root} holds {len(found.niftis)} NIfTI file(s) and no DICOM images. Name images and labels in the "
+            "CSV of --matches, or give a folder with imagesTr/ and dataset.json."
+        )
+    return f"{found.root} holds no DICOM images."

@@ -1,0 +1,69 @@
+"""One file that outlines structures: what it calls them, and which images it says it was drawn on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+
+from semiseg.volumes.dicom_file import text, value
+
+Kind = Literal["SEG", "RTSTRUCT", "NIfTI"]
+
+
+@dataclass(frozen=True)
+class LabelFile:
+    """A label file, from its header.
+
+    Attributes:
+        path: the file.
+        kind: how to read it.
+        names: its structures in the file's order, each name once; a NIfTI file has none, only values.
+        unusable: structures that are no solid bodies (a point, an open line), and why.
+        instances, series, frames: SOP Instance, Series Instance and Frame of Reference UIDs that it refers to.
+    """
+
+    path: Path
+    kind: Kind
+    names: tuple[str, ...] = ()
+    unusable: dict[str, str] = field(default_factory=dict)
+    instances: frozenset[str] = frozenset()
+    series: frozenset[str] = frozenset()
+    frames: frozenset[str] = frozenset()
+
+
+class Outlines(Protocol):
+    """An opened label file on the grid of its scan."""
+
+    def mask(self, name: str) -> NDArray[np.bool_]:
+        """The voxels (X, Y, Z) of a structure, on the scan's grid.
+
+        Raises:
+            VolumeError: they cannot be told exactly.
+        """
+
+    def remarks(self, name: str) -> list[str]:
+        """What a reader of the report should know of a structure that was read."""
+
+
+def items(dataset: pydicom.Dataset, keyword: str, path: Path) -> list[pydicom.Dataset]:
+    """The items of a sequence, none where it is absent.
+
+    Raises:
+        VolumeError: the sequence cannot be parsed.
+    """
+    found = value(dataset, keyword, path)
+    return [item for item in found or () if isinstance(item, pydicom.Dataset)]
+
+
+def texts(datasets: list[pydicom.Dataset], keyword: str, path: Path) -> Iterator[str]:
+    """The values of an attribute in several items, without the empty ones."""
+    for dataset in datasets:
+        found = text(dataset, keyword, path)
+        if found:
+            yield found

@@ -1,0 +1,178 @@
+"""What lies in a folder: image series, the DICOM objects that outline them, NIfTI files, and litter.
+
+What a file is decides its content; folders may be nested in any way and a series may be spread over several of them.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from semiseg.collection.report import Line
+from semiseg.errors import InputError, VolumeError
+from semiseg.volumes.dicom_file import is_dicom, read_dicom, text, value
+from semiseg.volumes.nifti import is_nifti
+
+SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
+RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
+_NO_IMAGES = ("RTDOSE", "RTIMAGE", "PMAP", "SEG")  # modalities of objects that have rows and are no scans
+_MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
+_TAGS = [
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "Modality",
+    "SeriesDescription", "PatientID", "PatientName", "Rows",
+]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class DicomObject:
+    """One DICOM file, from a glance at its header."""
+
+    path: Path
+    sop_class: str
+    instance: str
+    series: str
+    study: str
+    frame: str
+    modality: str
+    description: str
+    patient: str
+    patient_name: str
+    image: bool
+
+
+@dataclass(frozen=True)
+class ImageSeries:
+    """The files of one series of images; whether they make a volume is for the series reader to say.
+
+    Attributes:
+        key: Series Instance UID, or the folder of a series whose UID was taken away.
+        objects: its files, by path.
+        folder: the deepest folder that holds them all.
+    """
+
+    key: str
+    objects: tuple[DicomObject, ...]
+    folder: Path
+
+    @property
+    def first(self) -> DicomObject:
+        """One of its files, for what they have in common."""
+        return self.objects[0]
+
+    @property
+    def instances(self) -> frozenset[str]:
+        """SOP Instance UIDs of its images."""
+        return frozenset(o.instance for o in self.objects if o.instance)
+
+    @property
+    def paths(self) -> list[Path]:
+        """Its files."""
+        return [o.path for o in self.objects]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is in a source folder; ``lines`` tells of every file that is none of the rest."""
+
+    root: Path
+    series: dict[str, ImageSeries]
+    outlines: tuple[DicomObject, ...]  # SEG and RTSTRUCT objects, each once
+    niftis: tuple[Path, ...]
+    lines: tuple[Line, ...]
+
+    def name(self, path: Path) -> str:
+        """A path as the report has it: relative to the source folder where it lies in it."""
+        return relative(path, self.root)
+
+
+def look(root: Path, progress: Callable[[int], None] | None = None) -> Found:
+    """Look at every file below ``root``; ``progress`` is called with the number of files so far.
+
+    Raises:
+        InputError: ``root`` is not a folder.
+    """
+    if not root.is_dir():
+        raise InputError(f"{root} is not a folder, so there is nothing to collect in it.")
+    objects: list[DicomObject] = []
+    niftis: list[Path] = []
+    lines: list[Line] = []
+    for number, path in enumerate(_files(root), start=1):
+        if progress:
+            progress(number)
+        name = relative(path, root)
+        if is_nifti_file(path):
+            niftis.append(path)
+        elif not is_dicom(path):
+            lines.append(Line("left out", "file", name, "Neither DICOM nor NIfTI."))
+        else:
+            try:
+                found = _glance(path)
+            except VolumeError as error:
+                lines.append(Line("refused", "file", name, str(error).removeprefix(f"{path}: ")))
+                continue
+            if found.sop_class == _MEDIA_DIRECTORY:
+                lines.append(Line("left out", "file", name, "A DICOMDIR; the files themselves are looked at."))
+            else:
+                objects.append(found)
+    images: dict[str, list[DicomObject]] = {}
+    outlines: dict[str, DicomObject] = {}
+    for found in objects:
+        name = relative(found.path, root)
+        if found.sop_class in SEG_CLASSES or found.sop_class == RTSTRUCT_CLASS:
+            first = outlines.setdefault(found.instance or name, found)
+            if first is not found:
+                lines.append(Line("left out", "file", name, f"The same object as {relative(first.path, root)}."))
+        elif found.image:
+            images.setdefault(found.series or f"folder {relative(found.path.parent, root)}", []).append(found)
+        else:
+            lines.append(Line("left out", "file", name, f"A DICOM object that is no scan ({found.modality})."))
+    series = {key: ImageSeries(key, tuple(members), _common(members)) for key, members in images.items()}
+    return Found(root, series, tuple(outlines.values()), tuple(niftis), tuple(lines))
+
+
+def relative(path: Path, root: Path) -> str:
+    """``path`` relative to ``root`` where it lies below it."""
+    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+
+
+def is_nifti_file(path: Path) -> bool:
+    """Whether a file of whatever name is NIfTI; a folder or a missing file is not."""
+    return path.is_file() and is_nifti(path)
+
+
+def _files(root: Path) -> Iterator[Path]:
+    """Every file, in an order that does not depend on the file system; hidden ones are somebody else's."""
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in sorted(names):
+            path = Path(folder, name)
+            if not name.startswith(".") and path.is_file():
+                yield path
+
+
+def _glance(path: Path) -> DicomObject:
+    header = read_dicom(path, pixels=False, tags=_TAGS)
+    modality = text(header, "Modality", path) or "no modality"
+    found = DicomObject(
+        path=path,
+        sop_class=text(header, "SOPClassUID", path) or text(header.file_meta, "MediaStorageSOPClassUID", path),
+        instance=text(header, "SOPInstanceUID", path) or text(header.file_meta, "MediaStorageSOPInstanceUID", path),
+        series=text(header, "SeriesInstanceUID", path),
+        study=text(header, "StudyInstanceUID", path),
+        frame=text(header, "FrameOfReferenceUID", path),
+        modality=modality,
+        description=text(header, "SeriesDescription", path),
+        patient=text(header, "PatientID", path),
+        patient_name=text(header, "PatientName", path),
+        image=value(header, "Rows", path) is not None and modality not in _NO_IMAGES,
+    )
+    named = found.series or found.image or found.sop_class == _MEDIA_DIRECTORY
+    if not found.sop_class or not named:
+        raise VolumeError(f"{path}: the DICOM file lacks a SOP Class UID or Series Instance UID.")
+    return found
+
+
+def _common(members: list[DicomObject]) -> Path:
+    return Path(os.path.commonpath([member.path.parent for member in members]))

@@ -1,0 +1,178 @@
+"""Which structure has which label value, and how masks that overlap become one label map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semiseg.errors import DatasetError, InputError, VolumeError
+from semiseg.volumes.segmentation import Segment
+
+Overlap = Literal["refuse", "later", "earlier", "regions"]
+
+
+def same_name(name: str) -> str:
+    """What two spellings of one name have in common: capitals and spaces do not count."""
+    return " ".join(name.split()).casefold()
+
+
+@dataclass
+class Structures:
+    """The structures of a dataset, and the label values of what voxels were found to hold.
+
+    Attributes:
+        value_of: label value by name, ascending; several names may share one (synonyms), the first is the dataset's.
+        overlap: what becomes of a voxel that belongs to two structures: the scan's label is refused, the structure
+            of the higher value takes it (later), or of the lower (earlier), or it gets a value of its own (regions).
+        codes: the structures (by value) that a label value of a voxel stands for; grows where regions overlap.
+        present: values of the structures of which some scan holds a voxel.
+    """
+
+    value_of: Mapping[str, int]
+    overlap: Overlap = "refuse"
+    codes: dict[int, frozenset[int]] = field(default_factory=dict)
+    present: set[int] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self._by_spelling = {same_name(name): value for name, value in self.value_of.items()}
+        for value in self.value_of.values():
+            self.codes.setdefault(value, frozenset({value}))
+
+    @property
+    def names(self) -> dict[int, str]:
+        """The dataset's name of each value."""
+        out: dict[int, str] = {}
+        for name, value in self.value_of.items():
+            out.setdefault(value, name)
+        return dict(sorted(out.items()))
+
+    def value(self, name: str) -> int | None:
+        """The value of a structure however it is spelled; None for one that is not wanted."""
+        return self._by_spelling.get(same_name(name))
+
+    def paint(self, masks: Iterable[tuple[int, NDArray[np.bool_]]], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+        """One label map of ``masks``, given as (value, mask (X, Y, Z)) in ascending order of their values.
+
+        Raises:
+            VolumeError: structures overlap and nothing was said about that; with the counts of voxels.
+        """
+        out = np.zeros(shape, dtype=np.uint8)
+        clashes: dict[tuple[int, int], int] = {}
+        for value, mask in masks:
+            below = out[mask]
+            if self.overlap == "regions":
+                out[mask] = self._combined(below, value)
+                continue
+            for other in np.unique(below[(below != 0) & (below != value)]):
+                clashes[int(other), value] = int(np.count_nonzero(below == other))
+            out[mask] = value if self.overlap == "later" else np.where(below == 0, value, below)
+        if clashes and self.overlap == "refuse":
+            names = self.names
+            told = "; ".join(
+                f"{n} voxels belong to both '{names[a]}' and '{names[b]}'" for (a, b), n in clashes.items()
+            )
+            raise VolumeError(f"{told}. Say who wins with --overlap later or earlier, or keep both with regions.")
+        for code in np.unique(out[out != 0]):
+            self.present |= self.codes[int(code)]
+        return out
+
+    def described(self) -> dict[str, Any]:
+        """``labels`` of dataset.json: {"1": name}, or {name: [values]} where voxels belong to several structures."""
+        if all(len(parts) == 1 for parts in self.codes.values()):
+            return {"0": "background", **{str(value): name for value, name in self._kept().items()}}
+        regions = {
+            name: sorted(code for code, parts in self.codes.items() if value in parts)
+            for value, name in self._kept().items()
+        }
+        return {"background": 0, **regions}
+
+    def absent(self) -> list[str]:
+        """Names of structures of which no scan holds a voxel."""
+        return [name for value, name in self.names.items() if value not in self.present]
+
+    def _kept(self) -> dict[int, str]:
+        # Where no scan is labelled yet, the names are a promise; else a name without a voxel cannot be learned.
+        return {v: name for v, name in self.names.items() if v in self.present} if self.present else self.names
+
+    def _combined(self, below: NDArray[np.uint8], value: int) -> NDArray[np.uint8]:
+        """The codes of voxels that had ``below`` and now belong to ``value`` too."""
+        code_of = {parts: code for code, parts in self.codes.items()}
+        table = np.zeros(256, dtype=np.uint8)
+        for code in np.unique(below):
+            parts = self.codes.get(int(code), frozenset()) | {value}
+            if parts not in code_of:
+                free = max(self.codes) + 1
+                if free > 255:
+                    raise VolumeError("More than 255 combinations of overlapping structures fit no label map.")
+                self.codes[free] = parts
+                code_of[parts] = free
+            table[code] = code_of[parts]
+        return table[below]
+
+
+def parse_labels(text: str) -> dict[str, int]:
+    """``"liver=1,tumour=2"`` as a table, ascending by value; names of one value are synonyms.
+
+    Raises:
+        InputError: it does not read like that, or a name comes twice.
+    """
+    table: dict[str, int] = {}
+    for part in text.split(","):
+        name, equals, number = part.rpartition("=")
+        name = " ".join(name.split())
+        if not equals or not name or not number.strip().isdecimal() or not 1 <= int(number) <= 255:
+            raise InputError(f"--labels is written NAME=1,OTHER=2 with values from 1 to 255; '{part.strip()}' is not.")
+        if same_name(name) in map(same_name, table):
+            raise InputError(f"--labels names '{name}' twice.")
+        if same_name(name) in ("background", "ignore") or len(name) > 64:
+            raise InputError(f"--labels: '{name[:64]}' cannot be the name of a structure.")
+        table[name] = int(number)
+    return dict(sorted(table.items(), key=lambda item: item[1]))
+
+
+def number_names(names: Iterable[str]) -> dict[str, int]:
+    """Values 1, 2, ... in the order of the sorted names; the first spelling of each stands for all of its spellings.
+
+    Raises:
+        InputError: more than 255.
+    """
+    first: dict[str, str] = {}
+    for name in sorted(names, key=lambda n: (same_name(n), n)):
+        first.setdefault(same_name(name), " ".join(name.split()))
+    if len(first) > 255:
+        raise InputError(f"The labels name {len(first)} structures; choose at most 255 of them with --labels.")
+    return {name: value for value, name in enumerate(first.values(), start=1)}
+
+
+def continued(segments: Iterable[Segment], labels: Mapping[str, int] | None, overlap: Overlap) -> Structures:
+    """The structures of a dataset that is to be extended, and what ``labels`` adds to them.
+
+    Raises:
+        DatasetError: ``labels`` gives a structure of the dataset another value, or the dataset's regions are no
+            combinations of single structures.
+    """
+    found = tuple(segments)
+    parts_of: dict[int, frozenset[str]] = {}
+    for value in sorted({v for s in found for v in s.reference_values}):
+        parts_of[value] = frozenset(s.name for s in found if value in s.reference_values)
+    value_by_name = {next(iter(parts)): value for value, parts in parts_of.items() if len(parts) == 1}
+    missing = [s.name for s in found if s.name not in value_by_name]
+    if missing:
+        raise DatasetError(f"Region '{missing[0]}' of the dataset has no value of its own, so it cannot be extended.")
+    table = dict(sorted(value_by_name.items(), key=lambda item: item[1]))
+    spelled = {same_name(name): value for name, value in table.items()}
+    for name, value in (labels or {}).items():
+        if spelled.get(same_name(name), value) != value or (value in parts_of and len(parts_of[value]) > 1):
+            raise DatasetError(f"--labels gives '{name}' the value {value}; in the dataset it is another or taken.")
+        if same_name(name) not in spelled:
+            table[name] = value
+    codes = {value: frozenset(value_by_name[name] for name in parts) for value, parts in parts_of.items()}
+    regions = any(len(parts) > 1 for parts in codes.values())
+    if regions and overlap != "regions":
+        raise DatasetError("The dataset holds regions that overlap; extend it with --overlap regions.")
+    ordered = dict(sorted(table.items(), key=lambda item: item[1]))
+    return Structures(ordered, overlap, codes, set(value_by_name.values()))
