@@ -30,6 +30,7 @@ def train(
     """Train on a few labelled and many unlabelled scans."""
     from semiseg.dataset import load_dataset, make_split
     from trainer.loop import train as run_training
+    from trainer.parallel import leave
     from trainer.plan import make_plan
     from trainer.recipe import find_recipe, read_recipe
 
@@ -70,6 +71,7 @@ def train(
         console.print(f"validation Dice on {figures.scans} scans: {dice}")
     if first:
         typer.echo(str(out))
+    leave()
 
 
 def _progress(console: Console) -> Progress:

@@ -143,6 +143,14 @@ def encode_labels(labels: NDArray[Any], segments: Sequence[Segment]) -> NDArray[
     return out
 
 
+def segments_without_label(cases: Iterable[PreparedCase], segments: Sequence[Segment]) -> list[str]:
+    """Names of the segments that none of the labelled ``cases`` holds."""
+    codes = np.unique(np.concatenate([np.unique(case.labels) for case in cases if case.labels is not None]))
+    if overlapping(segments):
+        return [s.name for k, s in enumerate(segments) if not ((codes >> k) & 1).any()]
+    return [s.name for k, s in enumerate(segments) if k + 1 not in codes]
+
+
 def encode_prediction(array: NDArray[Any], segments: Sequence[Segment]) -> NDArray[np.uint8]:
     """A prediction (a label map, or masks (K, X, Y, Z) of regions) in the same form."""
     if not overlapping(segments):

@@ -25,11 +25,11 @@ from torch import Tensor, nn
 
 from semiseg.bundle.bundle import write_manifest
 from semiseg.bundle.manifest import Manifest
-from trainer.cases import PreparedCase, encode_prediction, places_of, prepare_cases
+from trainer.cases import PreparedCase, encode_prediction, places_of, prepare_cases, segments_without_label
 from trainer.checkpoints import RunFolder, State, load_state, load_weights, save_state, save_weights
 from trainer.device import make_accelerator
 from trainer.engine import TorchEngine, student_of
-from trainer.errors import TrainingError
+from trainer.errors import RecipeError, TrainingError
 from trainer.log import RunLog, draw_curve
 from trainer.methods.method import Networks, Turn
 from trainer.optimisers import make_optimiser, step_together
@@ -157,6 +157,12 @@ class _Training:
         )
         if rank() == 0:
             wait_for_all()
+        unseen = segments_without_label((cases[i] for i in split.labelled), plan.segments)
+        if unseen:
+            raise RecipeError(
+                f"None of the {len(split.labelled)} labelled scans holds {' or '.join(unseen)}, so no network can "
+                "learn it: label a scan that does, or name the segments to learn under `regions` in the recipe."
+            )
         return cases
 
     def _build(self, seed: int) -> Networks:

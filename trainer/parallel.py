@@ -6,6 +6,8 @@ that are ratios of sums over the batch (Dice) sum their terms over the processes
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable
 
 import torch
@@ -74,6 +76,19 @@ def from_first(value: float, device: torch.device) -> float:
     shared = torch.tensor(value, device=device, dtype=torch.float32)
     dist.broadcast(shared, src=0)
     return float(shared)
+
+
+def leave() -> None:
+    """End a process that trained with others, once all its files are written.
+
+    On CPUs a thread of gloo now and then outlives the interpreter and aborts the process after its last line, with
+    everything done; the launcher would report a failure. A process that trained alone goes on.
+    """
+    if processes() > 1:
+        wait_for_all()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(0)
 
 
 def wait_for_all() -> None:

@@ -75,6 +75,13 @@ def test_every_method_resumes_to_the_same_weights(dataset: Dataset, tmp_path: Pa
     assert same_weights(weights_of(tmp_path / "whole"), weights_of(tmp_path / "broken"))
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_trains_in_bf16(dataset: Dataset, tmp_path: Path, method: str) -> None:
+    recipe = recipe_for(method, {"patch": [16, 16, 16], "updates": 2, "precision": "bf16"})
+    trained(dataset, recipe, tmp_path / "run")
+    assert all(bool(np.isfinite(v.numpy()).all()) for v in weights_of(tmp_path / "run").values())
+
+
 # --- overlapping regions, several channels -----------------------------------------------------------------------
 
 AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])

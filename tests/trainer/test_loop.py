@@ -231,8 +231,21 @@ def test_without_unlabelled_scans_every_method_trains_on_the_labels(
     assert train(plan, tmp_path / "run", device="cpu").provenance.unlabelled == 0
 
 
-def test_scans_without_any_foreground_train(own: Dataset, tmp_path: Path) -> None:
-    for case in own.cases.values():
-        assert case.label is not None
-        write_nifti(case.label, np.zeros(SHAPE, np.uint8), AFFINE)
+def test_a_segment_that_no_labelled_scan_holds_is_refused_before_training(own: Dataset, tmp_path: Path) -> None:
+    for case_id in split_document(own)["labelled"]["2"]:
+        label = own.case(case_id).label
+        assert label is not None
+        labels = read_labels(label).array.astype(np.uint8)
+        labels[labels == own.segments[0].label] = 0
+        write_nifti(label, labels, AFFINE)
+    with pytest.raises(RecipeError, match=f"None of the 2 labelled scans holds {own.segments[0].name}, so no network"):
+        trained(own, recipe_of("supervised"), tmp_path / "run")
+    others = {s.name: [s.label] for s in own.segments[1:]}
+    trained(own, recipe_of("supervised", {"regions": others}), tmp_path / "others")
+
+
+def test_a_labelled_scan_without_any_foreground_trains_beside_one_with_it(own: Dataset, tmp_path: Path) -> None:
+    label = own.case(split_document(own)["labelled"]["2"][0]).label
+    assert label is not None
+    write_nifti(label, np.zeros_like(read_labels(label).array, dtype=np.uint8), AFFINE)
     trained(own, recipe_of("mn", {"foreground": 1.0}), tmp_path / "run")

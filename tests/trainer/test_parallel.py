@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -68,3 +69,27 @@ def test_a_batch_that_the_processes_cannot_share_evenly_is_refused(tmp_path: Pat
     said = together(2, dataset, recipe_of("supervised", {"batch": 3}), tmp_path / "run")
     assert "cannot be shared evenly by 2 processes" in said
     assert not (tmp_path / "run").exists(), "refused before anything was written"
+
+
+def test_the_command_under_torchrun_ends_well_and_writes_one_run(tmp_path: Path) -> None:
+    dataset = phantoms(tmp_path / "data")
+    recipe = tmp_path / "recipe.yaml"
+    document = recipe_of("self_training", {"batch": 4, "updates": 6}, first=0.5).model_dump(mode="json")
+    recipe.write_text(yaml.safe_dump(document))
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cli.app"]
+    command = ["train", "--data", str(dataset.folder), "--recipe", str(recipe), "--device", "cpu"]
+    for attempt in range(3):
+        run = tmp_path / f"run{attempt}"
+        done = subprocess.run(
+            [*launcher, *command, "--out", str(run)],
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == [str(run)], "one process speaks"
+        assert (run / "student.safetensors").is_file()
+        steps = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
+        assert steps == sorted(set(steps)), "one process writes"
