@@ -48,7 +48,8 @@ class _Work:
 
     def train(self, method: str, labelled: int, seed: int, run: Path, *more: str, resume: bool = False) -> list[str]:
         """The command that trains one run."""
-        changes = [*self.changes, f"seed={seed}", *more]
+        own = [change.removeprefix(f"{method}:") for change in self.changes if change.startswith(f"{method}:")]
+        changes = [*(c for c in self.changes if not _is_for_one(c)), *own, f"seed={seed}", *more]
         return [
             *("train", "--data", str(self.data), "--recipe", self.recipe, "--method", method),
             *("--labelled", str(labelled), "--out", str(run), "--cache", str(self.cache), "--quiet"),
@@ -81,7 +82,10 @@ def compare(
     on: Annotated[
         Judged, typer.Option(help="Judge on the test list, or while choosing settings on development.")
     ] = Judged.test,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Change the recipe: key=value, repeatable.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Change the recipe: key=value, or METHOD:key=value for one method; repeatable."),
+    ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; with several GPUs they take turns.")] = 1,
     cache: Annotated[Path | None, typer.Option(help="Keep preprocessed scans here; by default in OUT.")] = None,
 ) -> None:
@@ -196,6 +200,11 @@ def _device(k: int) -> str | None:
 
 def _threads(jobs: int) -> int:
     return max(1, (os.cpu_count() or 1) // jobs)
+
+
+def _is_for_one(change: str) -> bool:
+    """Whether a change is of the form METHOD:key=value."""
+    return ":" in change.partition("=")[0]
 
 
 def _names(text: str) -> list[str]:

@@ -59,6 +59,20 @@ def test_a_run_that_cannot_work_is_named_and_the_others_are_compared(place: Path
         assert [r["method"] for r in csv.DictReader(stream)] == ["supervised"]
 
 
+def test_a_change_may_be_for_one_method(place: Path) -> None:
+    out = place / "changes"
+    changes = ("--set", "bcp:patch=[16, 16, 16]", "--set", "methods.bcp.box=0.5")
+    done = compare(place, "--methods", "supervised,bcp", "--out", str(out), "--on", "development", *changes)
+    assert done.returncode == 0, done.stderr
+    recipes = {
+        method: yaml.safe_load((out / "runs" / f"{method}-2-seed0" / "recipe.yaml").read_text())["recipe"]
+        for method in ("supervised", "bcp")
+    }
+    assert recipes["supervised"]["patch"] == [16, 16, 8]
+    assert recipes["bcp"]["patch"] == [16, 16, 16]
+    assert all(recipe["methods"]["bcp"]["box"] == 0.5 for recipe in recipes.values())
+
+
 def test_a_budget_of_minutes_becomes_updates(place: Path) -> None:
     out = place / "minutes"
     done = compare(place, "--methods", "supervised", "--out", str(out), "--minutes", "0.1", "--on", "development")
