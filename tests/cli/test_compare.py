@@ -31,10 +31,14 @@ def compare(place: Path, *options: str) -> subprocess.CompletedProcess[str]:
 
 def test_a_comparison_trains_judges_and_goes_on(place: Path) -> None:
     out = place / "out"
-    first = compare(place, "--methods", "supervised,bcp", "--out", str(out))
+    changes = ("--set", "bcp:patch=[16, 16, 16]", "--set", "methods.bcp.box=0.5")
+    first = compare(place, "--methods", "supervised,bcp", "--out", str(out), *changes)
     assert first.returncode == 0, first.stderr
     assert "trained 2 of 2" in first.stderr
     assert "minus supervised" in first.stdout
+    told = [yaml.safe_load((out / "runs" / f"{m}-2-seed0" / "recipe.yaml").read_text()) for m in ("supervised", "bcp")]
+    assert [r["recipe"]["patch"] for r in told] == [[16, 16, 8], [16, 16, 16]], "a change may be for one method"
+    assert all(r["recipe"]["methods"]["bcp"]["box"] == 0.5 for r in told)
     weights = (out / "runs" / "bcp-2-seed0" / "student.safetensors").stat().st_mtime_ns
     again = compare(place, "--methods", "supervised,bcp,cps", "--out", str(out), "--jobs", "1")
     assert again.returncode == 0, again.stderr
@@ -57,20 +61,6 @@ def test_a_run_that_cannot_work_is_named_and_the_others_are_compared(place: Path
     assert "methods.magicnet.cubes" in done.stderr.replace("\n", " ")
     with (out / "development.csv").open() as stream:
         assert [r["method"] for r in csv.DictReader(stream)] == ["supervised"]
-
-
-def test_a_change_may_be_for_one_method(place: Path) -> None:
-    out = place / "changes"
-    changes = ("--set", "bcp:patch=[16, 16, 16]", "--set", "methods.bcp.box=0.5")
-    done = compare(place, "--methods", "supervised,bcp", "--out", str(out), "--on", "development", *changes)
-    assert done.returncode == 0, done.stderr
-    recipes = {
-        method: yaml.safe_load((out / "runs" / f"{method}-2-seed0" / "recipe.yaml").read_text())["recipe"]
-        for method in ("supervised", "bcp")
-    }
-    assert recipes["supervised"]["patch"] == [16, 16, 8]
-    assert recipes["bcp"]["patch"] == [16, 16, 16]
-    assert all(recipe["methods"]["bcp"]["box"] == 0.5 for recipe in recipes.values())
 
 
 def test_a_budget_of_minutes_becomes_updates(place: Path) -> None:

@@ -13,8 +13,8 @@ from semiseg.dataset import read_channels
 from semiseg.engines.onnx import OnnxEngine
 from semiseg.inference.segmenter import Segmenter, Settings
 from semiseg.volumes.nifti import write_segmentation
-from tests.trainer.test_any_method import REGIONS, tumour_recipe, tumours
 from tests.trainer.tiny import trained
+from tests.trainer.tumours import REGIONS, tumour_recipe, tumours
 from trainer.engine import open_run
 
 

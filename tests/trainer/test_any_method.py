@@ -1,4 +1,4 @@
-"""Any method carries any student, any number of channels and segments, classes or regions, and any slice axis."""
+"""Any method carries any student; patches, pools and slice axes; stopping early."""
 
 from __future__ import annotations
 
@@ -10,14 +10,10 @@ import numpy as np
 import pytest
 
 from semiseg.dataset import Dataset, load_dataset
-from semiseg.evaluation.evaluate import evaluate
-from semiseg.inference.segmenter import Segmenter, Settings
 from semiseg.volumes.nifti import write_nifti
-from tests.trainer.tiny import phantoms, plan_of, recipe_of, same_weights, trained, weights_of
-from trainer.engine import open_run
+from tests.trainer.tiny import phantoms, plan_of, recipe_for, trained, weights_of
 from trainer.errors import RecipeError
 from trainer.methods import METHODS
-from trainer.recipe import Recipe
 
 STUDENTS: dict[str, dict[str, Any]] = {
     "unet": {"student": {"kind": "unet", "channels": [4, 8], "residual_units": 0}, "patch": [16, 16, 8]},
@@ -31,11 +27,6 @@ STUDENTS: dict[str, dict[str, Any]] = {
     },
 }
 FIXED = {"unetr"}
-
-
-def recipe_for(method: str, changes: dict[str, Any] | None = None, **switches: Any) -> Recipe:
-    switches = {**({"cubes": 2, "hidden": 8} if method == "magicnet" else {}), **switches}
-    return recipe_of(method, {"batch": 4, "updates": 4, **(changes or {})}, **switches)
 
 
 @pytest.fixture(scope="module")
@@ -58,101 +49,6 @@ def test_every_method_trains_every_student_or_refuses_it_by_name(
     manifest = trained(dataset, recipe_for(method, {**section, "updates": 2}), tmp_path / "run")
     assert manifest.provenance.method == method
     assert all(bool(np.isfinite(v.numpy()).all()) for v in weights_of(tmp_path / "run").values())
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_resumes_to_the_same_weights(dataset: Dataset, tmp_path: Path, method: str) -> None:
-    recipe = recipe_for(method, {"patch": [16, 16, 16], "updates": 8, "checkpoint_every": 3})
-
-    def stop(step: int, steps: int, values: dict[str, Any]) -> None:
-        if step == 7:
-            raise KeyboardInterrupt
-
-    trained(dataset, recipe, tmp_path / "whole", cache=tmp_path / "cache")
-    with pytest.raises(KeyboardInterrupt):
-        trained(dataset, recipe, tmp_path / "broken", cache=tmp_path / "cache", report=stop)
-    trained(dataset, recipe, tmp_path / "broken", cache=tmp_path / "cache", resume=True)
-    assert same_weights(weights_of(tmp_path / "whole"), weights_of(tmp_path / "broken"))
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_every_method_trains_in_bf16(dataset: Dataset, tmp_path: Path, method: str) -> None:
-    recipe = recipe_for(method, {"patch": [16, 16, 16], "updates": 2, "precision": "bf16"})
-    trained(dataset, recipe, tmp_path / "run")
-    assert all(bool(np.isfinite(v.numpy()).all()) for v in weights_of(tmp_path / "run").values())
-
-
-# --- overlapping regions, several channels -----------------------------------------------------------------------
-
-AFFINE = np.diag([2.0, 2.0, 3.0, 1.0])
-REGIONS = {"whole": [1, 2, 3], "core": [2, 3], "enhancing": [3]}
-
-
-def tumours(folder: Path, *, regions_in_the_dataset: bool = False) -> Dataset:
-    """Two-channel scans of a ball in a ball in a ball, as BraTS labels them."""
-    cases = []
-    for k in range(5):
-        random = np.random.default_rng(k)
-        centre = random.uniform(7, 9, size=3)
-        grid = np.stack(np.meshgrid(*[np.arange(16)] * 3, indexing="ij"), axis=-1)
-        distance = np.linalg.norm(grid - centre, axis=-1)
-        labels = (distance < 6).astype(np.uint8) + (distance < 4.5) + (distance < 3)
-        noise = random.normal(0, 0.1, size=(16, 16, 16, 2))
-        image = np.stack([labels >= 1, labels >= 3], axis=-1) + noise
-        (folder / "imagesTr").mkdir(parents=True, exist_ok=True)
-        (folder / "labelsTr").mkdir(exist_ok=True)
-        write_nifti(folder / "imagesTr" / f"t{k}.nii.gz", image.astype(np.float32), AFFINE)
-        write_nifti(folder / "labelsTr" / f"t{k}.nii.gz", labels, AFFINE)
-        cases.append({"image": f"imagesTr/t{k}.nii.gz", "label": f"labelsTr/t{k}.nii.gz"})
-    named = (
-        {"background": 0, **REGIONS}
-        if regions_in_the_dataset
-        else {"0": "background", "1": "oedema", "2": "necrosis", "3": "enhancing"}
-    )
-    document = {"modality": {"0": "FLAIR", "1": "T1c"}, "labels": named, "training": cases}
-    (folder / "dataset.json").write_text(json.dumps(document))
-    split = {"test": ["t4"], "labelled": {"2": ["t0", "t1"]}}
-    (folder / "split.json").write_text(json.dumps(split))
-    return load_dataset(folder)
-
-
-def tumour_recipe(method: str = "supervised", **changes: Any) -> Recipe:
-    return recipe_for(method, {"patch": [16, 16, 16], "updates": 60, "regions": REGIONS, **changes})
-
-
-@pytest.mark.parametrize("in_the_dataset", [False, True])
-def test_overlapping_regions_are_learned_and_judged_one_by_one(tmp_path: Path, in_the_dataset: bool) -> None:
-    dataset = tumours(tmp_path / "data", regions_in_the_dataset=in_the_dataset)
-    recipe = tumour_recipe(regions={} if in_the_dataset else REGIONS)
-    manifest = trained(dataset, recipe, tmp_path / "run")
-    assert (manifest.activation, manifest.outputs) == ("sigmoid", 3)
-    assert [(s.name, s.values) for s in manifest.segments] == [(n, tuple(v)) for n, v in REGIONS.items()]
-    manifest, engine = open_run(tmp_path / "run", "cpu")
-    found = evaluate(Segmenter(manifest, engine, Settings()).segment, dataset, ["t4"])
-    dice = {row.segment: row.score.dice for row in found.rows}
-    assert set(dice) == set(REGIONS), "the region 'enhancing' is the value 3, whoever names it"
-    assert dice["whole"] > 0.8
-    assert not found.failures
-
-
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "supervised"])
-def test_every_method_learns_regions(tmp_path: Path, method: str) -> None:
-    dataset = tumours(tmp_path / "data")
-    manifest = trained(dataset, tumour_recipe(method, updates=4), tmp_path / "run")
-    assert manifest.activation == "sigmoid"
-    assert all(bool(np.isfinite(v.numpy()).all()) for v in weights_of(tmp_path / "run").values())
-
-
-@pytest.mark.parametrize(
-    ("regions", "words"),
-    [
-        ({"whole": [1, 7]}, "holds the value 7"),
-        ({f"r{k}": [1] for k in range(9)}, "at most 8"),
-    ],
-)
-def test_regions_that_cannot_be_are_refused(tmp_path: Path, regions: dict[str, list[int]], words: str) -> None:
-    with pytest.raises(RecipeError, match=words):
-        plan_of(tumours(tmp_path / "data"), tumour_recipe(regions=regions))
 
 
 # --- slices, patches, pools ---------------------------------------------------------------------------------------

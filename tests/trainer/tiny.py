@@ -59,6 +59,12 @@ def recipe_of(method: str = "mn", changes: Mapping[str, Any] | None = None, **sw
     return make_recipe({**document, **(changes or {})})
 
 
+def recipe_for(method: str, changes: Mapping[str, Any] | None = None, **switches: Any) -> Recipe:
+    """A recipe that suits every method: batches of fours, few updates, cubes that fit."""
+    switches = {**({"cubes": 2, "hidden": 8} if method == "magicnet" else {}), **switches}
+    return recipe_of(method, {"batch": 4, "updates": 4, **(changes or {})}, **switches)
+
+
 def method_of(recipe: Recipe, *, labelled: int = 4, unlabelled: int = 12, outputs: int = 3, axis: int = 2) -> Method:
     """The recipe's method for one input channel."""
     return make_method(recipe, Task(1, ExclusiveClasses(outputs - 1), axis, labelled, unlabelled))
