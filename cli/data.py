@@ -105,7 +105,7 @@ def _split_to_check(dataset: Dataset, split_file: Path | None, labelled: int | N
 
 
 def _what_was_read(dataset: Dataset, split: Split | None, all_labels: bool) -> str:
-    names = ", ".join(f"{s.label} {s.name}" for s in dataset.segments) or "unnamed labels"
+    names = ", ".join(s.with_values for s in dataset.segments) or "unnamed labels"
     text = f"{dataset.name}: {len(dataset.cases)} scans, channels {', '.join(dataset.channels)}; {names}."
     if split:
         pools = ", ".join(f"{len(ids)} {pool}" for pool, ids in split.pools().items() if ids)

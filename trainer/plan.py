@@ -200,7 +200,7 @@ def _regions(dataset: Dataset, recipe: Recipe) -> dict[str, Segment]:
     for name, values in recipe.regions.items():
         strange = sorted(set(values) - allowed)
         if strange:
-            named = ", ".join(f"{'+'.join(map(str, s.reference_values))} {s.name}" for s in dataset.segments)
+            named = ", ".join(s.with_values for s in dataset.segments)
             raise RecipeError(
                 f"In the recipe, regions: {name!r} holds the value {strange[0]}, which no label map has ({named})."
             )

@@ -150,8 +150,7 @@ def _values(dataset: Dataset, case: Case, voxels_of: Mapping[int, int]) -> Itera
     if dataset.segments and strange:
         found = ", ".join(f"{value} ({count} voxels)" for value, count in list(strange.items())[:8])
         more = f" and {len(strange) - 8} other values" if len(strange) > 8 else ""
-        names = (f"{'+'.join(map(str, s.reference_values))} {s.name}" for s in dataset.segments)
-        allowed = ", ".join(["0 background", *names])
+        allowed = ", ".join(["0 background", *(s.with_values for s in dataset.segments)])
         sentence = f"{case.label} holds label {found}{more}; dataset.json knows {allowed}."
         yield Finding("error", "labels", case.id, sentence)
 
@@ -209,8 +208,7 @@ def _absent_segments(dataset: Dataset, facts: list[_Facts], split: Split | None)
         yield Finding("warning", "segments", None, sentence)
     for segment in dataset.segments:
         if not any(found[value] for value in segment.reference_values):
-            values = "+".join(map(str, segment.reference_values))
-            sentence = f"None of the {len(opened)} labelled scans holds segment '{segment.name}' ({values})."
+            sentence = f"None of the {len(opened)} labelled scans holds the segment {segment.with_values}."
             yield Finding("error", "segments", None, sentence)
 
 

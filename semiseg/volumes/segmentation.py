@@ -49,6 +49,11 @@ class Segment(BaseModel):
         """The values of a reference label map that belong to it."""
         return self.values or (self.label,)
 
+    @property
+    def with_values(self) -> str:
+        """Its values and its name, for a sentence: ``2+3 core``."""
+        return f"{'+'.join(map(str, self.reference_values))} {self.name}"
+
 
 def overlapping(segments: Sequence[Segment]) -> bool:
     """Whether the segments are regions, of which a voxel may belong to several."""

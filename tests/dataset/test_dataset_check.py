@@ -123,7 +123,7 @@ def test_a_segment_that_no_labelled_scan_holds_cannot_be_learned(folder: Path) -
     assert check_dataset(load_dataset(folder)) == []  # other scans hold it
     finding = only_finding(folder, Split(labelled=("s0",), unlabelled=("s1", "s2", "s3"), test=("s4",)))
     assert (finding.severity, finding.kind) == ("error", "segments")
-    assert "None of the 1 labelled scans holds segment 'high' (2)" in finding.sentence
+    assert "None of the 1 labelled scans holds the segment 2 high" in finding.sentence
 
 
 def test_a_spacing_far_from_the_rest_is_a_warning_whatever_the_order_of_axes(folder: Path) -> None:
