@@ -3,8 +3,8 @@
     python docs/results/suggest/run.py DATA WORK [--method supervised] [--draws 4] [--set updates=1600 ...]
 
 A run with 4 labels ranks the unlabelled scans. Then the method trains with 8: those 4 and the 4 first of the ranking,
-or those 4 and 4 drawn at random, several times. All are judged on the same scans; what is printed is each one's mean Dice,
-and the difference of the suggested ones to the mean of the draws, scan by scan, with its bootstrap interval.
+or those 4 and 4 drawn at random, several times. All are judged on the same scans; what is printed is each one's mean
+Dice, and the difference of the suggested ones to the mean of the draws, scan by scan, with its bootstrap interval.
 """
 
 from __future__ import annotations
