@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from semiseg.errors import InputError, SemisegError
+from semiseg.bundle.bundle import replace_file
+from semiseg.errors import InputError
+
+if TYPE_CHECKING:
+    from trainer.comparison import Trial
 
 app = typer.Typer(add_completion=False)
 
@@ -46,7 +53,7 @@ class _Work:
     cache: Path
     on: Judged
 
-    def train(self, method: str, labelled: int, seed: int, run: Path, *more: str, resume: bool = False) -> list[str]:
+    def train(self, method: str, labelled: int, seed: int, run: Path, *more: str) -> list[str]:
         """The command that trains one run."""
         own = [change.removeprefix(f"{method}:") for change in self.changes if change.startswith(f"{method}:")]
         changes = [*(c for c in self.changes if not _is_for_one(c)), *own, f"seed={seed}", *more]
@@ -54,9 +61,20 @@ class _Work:
             *("train", "--data", str(self.data), "--recipe", self.recipe, "--method", method),
             *("--labelled", str(labelled), "--out", str(run), "--cache", str(self.cache), "--quiet"),
             *(["--split", str(self.split)] if self.split else []),
-            *(["--resume"] if resume else []),
             *[part for change in changes for part in ("--set", change)],
         ]
+
+    def told(self, method: str, more: list[str]) -> dict[str, object]:
+        """What decides the result of a run, but for what its name says."""
+        from trainer.recipe import find_recipe
+
+        changes = [c for c in self.changes if not _is_for_one(c) or c.startswith(f"{method}:")]
+        return {
+            "changes": [c for c in [*changes, *more] if not c.startswith("threads=")],
+            "recipe": _digest(find_recipe(self.recipe)),
+            "split": _digest(self.split or self.data / "split.json"),
+            "data": str(self.data.resolve()),
+        }
 
     def judge(self, run: Path, out: Path) -> list[str]:
         """The command that evaluates it."""
@@ -90,11 +108,14 @@ def compare(
     cache: Annotated[Path | None, typer.Option(help="Keep preprocessed scans here; by default in OUT.")] = None,
 ) -> None:
     """Train every method with every count of labels and every seed, judge them on the same scans, and compare."""
-    from trainer.comparison import Trial, as_text, draw, finished, summarise, trials, write_csv
+    from trainer.comparison import as_text, draw, finished, summarise, trials, write_csv
 
     if updates is not None and minutes is not None:
         raise InputError("A budget is --updates or --minutes, not both.")
     console = Console(stderr=True)
+    strangers = {c.partition(":")[0] for c in set_ or [] if _is_for_one(c)} - set(_names(methods))
+    if strangers:
+        raise InputError(f"--set {sorted(strangers)[0]}:... is for a method that is not compared ({methods}).")
     todo = trials(_names(methods), _numbers(labelled, "--labelled"), _numbers(seeds, "--seeds"))
     fixed = (
         *(set_ or []),
@@ -104,11 +125,16 @@ def compare(
     work = _Work(data, recipe, split, fixed, cache or out / "cache", on)
     runs = out / "runs"
     runs.mkdir(parents=True, exist_ok=True)
-    budgets = _budgets(work, todo, minutes, out, console) if minutes is not None else {}
+    failed: dict[str, str] = {}
+    budgets = _budgets(work, todo, minutes, out, console, failed) if minutes is not None else {}
+    commands = {}
+    for trial in todo:
+        more = [f"updates={budgets[trial.method]}"] if trial.method in budgets else []
+        commands[trial] = work.train(trial.method, trial.labelled, trial.seed, runs / trial.name, *more)
+        _same_as_before(out / "told" / f"{trial.name}.json", work.told(trial.method, more))
     devices: SimpleQueue[str | None] = SimpleQueue()
     for k in range(jobs):
         devices.put(_device(k))
-    failed: dict[str, str] = {}
     lock = threading.Lock()
     done = 0
 
@@ -123,15 +149,17 @@ def compare(
             done += 1
             if error is not None:
                 failed[trial.name] = error
-            state = "there already" if command is None else error or f"{time.monotonic() - started:.0f} s"
+            state = "there already" if trial.name not in failed else "failed"
+            if command is not None:
+                state = error or f"{time.monotonic() - started:.0f} s"
             console.print(f"{what} {done} of {len(todo)}: {trial.name}: {state}", highlight=False, soft_wrap=True)
 
     def training(trial: Trial) -> list[str] | None:
         run = runs / trial.name
-        if (run / "student.safetensors").is_file() and (run / "curve.png").is_file():
+        done_before = (run / "student.safetensors").is_file() and (run / "preview.png").is_file()
+        if done_before or trial.name in failed:
             return None
-        more = [f"updates={budgets[trial.method]}"] if trial.method in budgets else []
-        return work.train(trial.method, trial.labelled, trial.seed, run, *more, resume=(run / "log.jsonl").exists())
+        return [*commands[trial], *(["--resume"] if (run / "log.jsonl").exists() else [])]
 
     def judging(trial: Trial) -> list[str] | None:
         scores = runs / trial.name / on.value
@@ -149,6 +177,9 @@ def compare(
     _show(as_text(lines), title)
     write_csv(lines, out / f"{on.value}.csv")
     draw(lines, out / f"{on.value}.png", title)
+    remarks = dict.fromkeys(note for evaluation in found.values() for note in evaluation.notes)
+    for remark in (*remarks, *(line.remark for line in lines if line.remark)):
+        typer.echo(remark)
     for name, sentence in failed.items():
         console.print(f"failed: {name}: {sentence}", style="red", highlight=False, soft_wrap=True)
     if failed:
@@ -167,20 +198,40 @@ def _run(command: list[str], device: str | None) -> str | None:
     return last[-1].removeprefix("semiseg: ") if last else f"ended with exit code {done.returncode}"
 
 
-def _budgets(work: _Work, todo: list, minutes: float, out: Path, console: Console) -> dict[str, int]:  # type: ignore[type-arg]
-    """Updates that each method makes in ``minutes``, from a short run of each."""
-    import json
+def _same_as_before(file: Path, told: dict[str, object]) -> None:
+    """Refuse to go on in a folder whose run was told other things: the table would compare what is not comparable."""
+    if not file.is_file():
+        file.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(file, json.dumps(told).encode())
+    elif json.loads(file.read_text(encoding="utf-8")) != told:
+        raise InputError(
+            f"{file.stem} in {file.parent.parent} was made with another recipe, split, budget or --set; "
+            "name a new folder with --out."
+        )
 
+
+def _digest(file: Path) -> str | None:
+    """Of what a file says; None for a split that is not there."""
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+
+
+def _budgets(
+    work: _Work, todo: Sequence[Trial], minutes: float, out: Path, console: Console, failed: dict[str, str]
+) -> dict[str, int]:
+    """Updates that each method makes in ``minutes``, from a short run of each, all its fixed costs included."""
     budgets: dict[str, int] = {}
     for method in dict.fromkeys(trial.method for trial in todo):
+        mine = [trial for trial in todo if trial.method == method]
         kept = out / "calibration" / f"{method}.json"
         if not kept.is_file():
-            first = next(trial for trial in todo if trial.method == method)
+            first = mine[0]
             run = out / "calibration" / method
+            shutil.rmtree(run, ignore_errors=True)  # what a kill left of it
             command = work.train(method, first.labelled, first.seed, run, f"updates={CALIBRATION}")
             error = _run(command, _device(0))
             if error is not None:
-                raise SemisegError(f"The short run that tells how long {method} takes failed: {error}")
+                failed.update({trial.name: error for trial in mine})
+                continue
             rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
             seconds = sorted(row["elapsed"] for row in rows if "elapsed" in row)
             kept.write_text(json.dumps({"seconds": seconds[-1], "updates": CALIBRATION}))
@@ -195,7 +246,8 @@ def _device(k: int) -> str | None:
     import torch
 
     count = torch.cuda.device_count()
-    return str(k % count) if count > 1 else None
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    return names[k % len(names)] if count > 1 else None
 
 
 def _threads(jobs: int) -> int:

@@ -31,13 +31,13 @@ def suggest(
     from semiseg.dataset import find_split, load_dataset, read_split
     from semiseg.outputs.overlay import contact_sheet
     from semiseg.volumes.atomic_file import atomic_file
-    from trainer.suggestion import committee_of, unlabelled_of, votes
+    from trainer.suggestion import Vote, committee_of, unlabelled_of, votes
 
     dataset = load_dataset(data)
     file = find_split(dataset, split)
     closed = () if file is None else (*(lists := read_split(dataset, file)).test, *lists.development)
     asked = [name.strip() for name in scans.split(",") if name.strip()] if scans else None
-    ids = tuple(asked) if asked else unlabelled_of(runs[0], dataset, closed)
+    ids = tuple(asked) if asked else unlabelled_of(runs, dataset, closed)
     unknown = [i for i in ids if i not in dataset.cases]
     if unknown:
         raise InputError(f"{dataset.folder} has no scan called '{unknown[0]}'.")
@@ -47,19 +47,28 @@ def suggest(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("Voting", total=len(ids))
-        found = list(votes(committee, dataset, ids, lambda done, _: bar.update(task, completed=done)))
-    found.sort(key=lambda v: (math.isnan(v.disagreement), -v.disagreement, v.case_id))
+        rows: list[tuple[float, str, list[float]]] = []
+        shown: list[Vote] = []  # masks take memory: only the first scans so far keep theirs
+        for vote in votes(committee, dataset, ids, lambda done, _: bar.update(task, completed=done)):
+            rows.append((vote.disagreement, vote.case_id, list(vote.by_segment.values())))
+            shown = sorted([*shown, vote], key=lambda v: _order(v.disagreement, v.case_id))[:count]
+    rows.sort(key=lambda row: _order(row[0], row[1]))
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     writer.writerow(["rank", "scan", "disagreement", *(s.name for s in committee.manifest.segments)])
-    for rank, vote in enumerate(found, start=1):
-        writer.writerow([rank, vote.case_id, *(f"{v:.4f}" for v in (vote.disagreement, *vote.by_segment.values()))])
+    for rank, (disagreement, case_id, by_segment) in enumerate(rows, start=1):
+        writer.writerow([rank, case_id, *(f"{v:.4f}" for v in (disagreement, *by_segment))])
     with atomic_file(out / "suggestions.csv") as stream:
         stream.write(text.getvalue().encode())
-    typer.echo(f"Disagreement (1 - Dice) of {committee.words}, largest first, of {len(found)} scans:")
-    for rank, vote in enumerate(found[:count], start=1):
+    typer.echo(f"Disagreement (1 - Dice) of {committee.words}, largest first, of {len(rows)} scans:")
+    for rank, vote in enumerate(shown, start=1):
         typer.echo(f"{rank:3d}  {vote.case_id}  {vote.disagreement:.3f}")
         caption = f"{rank}. {vote.case_id}: disagreement {vote.disagreement:.3f}"
         picture = out / f"{rank:02d}-{vote.case_id}.png"
         contact_sheet(picture, vote.image, list(vote.masks.items()), committee.manifest.segments, caption)
     typer.echo(f"All of them: {out / 'suggestions.csv'}; pictures beside it.")
+
+
+def _order(disagreement: float, case_id: str) -> tuple[bool, float, str]:
+    """Largest first; scans without a figure last."""
+    return (math.isnan(disagreement), -disagreement, case_id)

@@ -1,9 +1,9 @@
 """Several methods on one split with one budget: which runs there are, and what they come to.
 
-A figure of a method is the mean over the test scans, of each scan's mean over its seeds. Its difference to
-``supervised`` with as many labels is taken scan by scan and seed by seed (a seed gives both the same labelled scans and
-the same random start), and its interval comes from drawing scans and seeds with replacement: with one seed it speaks
-about other scans only.
+A figure of a method is the mean over the test scans, of each scan's mean over segments and seeds. Its difference to
+``supervised`` with as many labels is taken scan by scan and seed by seed, and its interval comes from drawing scans and
+seeds with replacement: with one seed it speaks about other scans only, with three it is too narrow by nature. Which
+scans are labelled is the split's choice, the same for every seed, so it is not in the interval.
 """
 
 from __future__ import annotations
@@ -73,6 +73,7 @@ class Line:
             was not trained with as many labels.
         seeds: how many.
         failures: scans without a figure, over all seeds.
+        no_distance: pairs of scan and segment without an HD95, over all seeds: a mask is empty.
     """
 
     method: str
@@ -83,6 +84,15 @@ class Line:
     difference: tuple[float, float, float] | None
     seeds: int
     failures: int
+    no_distance: int
+
+    @property
+    def remark(self) -> str | None:
+        """What its figures leave out."""
+        parts = [f"{self.failures} scan(s) failed"] if self.failures else []
+        if self.no_distance:
+            parts.append(f"{self.no_distance} mask(s) have no HD95, since one of the two is empty")
+        return f"{self.method} with {self.labelled} labels: {', '.join(parts)}." if parts else None
 
 
 def summarise(found: Mapping[Trial, Evaluation]) -> list[Line]:
@@ -124,12 +134,13 @@ def _line(
     return Line(
         method=method,
         labelled=labelled,
-        figures={metric: float(_means(table.reshape(1, -1))[0]) for metric, table in tables.items()},
+        figures={metric: _over_scans(table) for metric, table in tables.items()},
         dice=dict(zip(segments, map(float, by_segment), strict=True)),
         spread=(float(np.nanmin(per_seed)), float(np.nanmax(per_seed))),
         difference=difference,
         seeds=len(runs),
         failures=sum(len(e.failures) for e in runs.values()),
+        no_distance=int(np.isnan(tables["hd95_mm"]).sum()),
     )
 
 
@@ -218,6 +229,12 @@ def draw(lines: Sequence[Line], path: Path, title: str) -> None:
     with atomic_file(path) as stream:
         figure.savefig(stream, dpi=120, format="png")
     pyplot.close(figure)
+
+
+def _over_scans(table: NDArray[np.float64]) -> float:
+    """(seeds, scans, segments) -> the mean over scans of each scan's mean."""
+    by_scan = _means(table.transpose(1, 0, 2).reshape(table.shape[1], -1))
+    return float(_means(by_scan[None])[0])
 
 
 def _means(rows: NDArray[np.float64]) -> NDArray[np.float64]:

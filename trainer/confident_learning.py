@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-6  # a class whose voxels all have one probability has it as its threshold too
+
 
 @torch.no_grad()
 def label_errors(labels: Tensor, probabilities: Tensor) -> Tensor:
@@ -34,9 +36,9 @@ def estimated_joint(given: Tensor, p: Tensor) -> Tensor:
     own = p.gather(1, given[:, None])[:, 0]
     count = torch.bincount(given, minlength=classes)
     # A class that nobody was given has no threshold to reach.
-    threshold = torch.bincount(given, weights=own, minlength=classes) / count.clamp_min(1)
+    threshold = torch.bincount(given, weights=own.double(), minlength=classes) / count.clamp_min(1)
     threshold = torch.where(count > 0, threshold, torch.full_like(threshold, float("inf")))
-    reached = p >= threshold.to(p.dtype)
+    reached = p.double() >= threshold - ROUNDING
     counted = reached.any(dim=1)
     true = torch.where(reached, p, torch.full_like(p, -1.0)).argmax(dim=1)
     pairs = torch.bincount(given[counted] * classes + true[counted], minlength=classes * classes)

@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import InitProcessGroupKwargs
 
 from trainer.errors import RecipeError, TrainingError
 from trainer.parallel import processes
 from trainer.recipe import Recipe
+
+# Others wait while the first process prepares the scans of a large dataset, or validates.
+LONGEST_WAIT = timedelta(days=1)
+
+
+def check_device(device: str | None) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        RecipeError: neither ``cpu`` nor ``cuda``.
+        TrainingError: no GPU that torch can use.
+    """
+    if device not in (None, "cpu", "cuda"):
+        raise RecipeError(f"There is no device {device!r}; a run is on cpu or cuda.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise TrainingError("This machine has no GPU that torch can use; say --device cpu.")
 
 
 def make_accelerator(recipe: Recipe, device: str | None) -> Accelerator:
@@ -18,14 +37,12 @@ def make_accelerator(recipe: Recipe, device: str | None) -> Accelerator:
         RecipeError: no such device, or a batch that the processes cannot share.
         TrainingError: no GPU that torch can use.
     """
-    if device not in (None, "cpu", "cuda"):
-        raise RecipeError(f"There is no device {device!r}; a run is on cpu or cuda.")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise TrainingError("This machine has no GPU that torch can use; train with --device cpu.")
+    check_device(device)
     # Accelerate keeps the first precision and device of a process; a second run in it may have others.
     AcceleratorState._reset_state(reset_partial_state=True)
     precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[recipe.precision]
-    accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu")
+    patience = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+    accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu", kwargs_handlers=[patience])
     if recipe.batch % processes() or recipe.batch // processes() < recipe.accumulate:
         raise RecipeError(
             f"A batch of {recipe.batch} cannot be shared evenly by {processes()} processes in {recipe.accumulate} "

@@ -34,8 +34,9 @@ from trainer.log import RunLog, draw_curve
 from trainer.methods.method import Networks, Turn
 from trainer.optimisers import make_optimiser, step_together
 from trainer.parallel import (
+    average_buffers,
     average_gradients,
-    average_value,
+    average_values,
     from_first,
     processes,
     rank,
@@ -102,6 +103,7 @@ class _Training:
             torch.set_num_threads(recipe.threads)
         self.plan, self.folder, self.report = plan, folder, report
         self.accelerator = accelerator
+        plan.method.check_parts(processes())
         self.cases = self._prepare(cache, watch)
         self.manifest = make_manifest(plan, plan.method)
         self.networks = self._build(recipe.seed)
@@ -118,7 +120,7 @@ class _Training:
         self.best: float | None = None
         self.waited = 0
         if folder.checkpoint.exists():
-            self._restore(load_state(folder.checkpoint, self.accelerator.device))
+            self._restore(load_state(folder.checkpoint, torch.device("cpu")))
         self.log: RunLog | None = None
         if rank() == 0:
             write_manifest(folder.manifest, self.manifest)
@@ -127,7 +129,7 @@ class _Training:
     def finish(self) -> Manifest:
         """Train from the current step to the last one and write what is kept."""
         try:
-            for batch, turn in self._batches():
+            for batch, turn in () if self._stopped() else self._batches():
                 started = time.perf_counter()
                 values = self._update(batch, turn)
                 self.step += 1
@@ -178,7 +180,7 @@ class _Training:
         step = self.step
         before = _drawn(method.turn(s).mixture for s in range(step))
         labelled_at = [s for s in range(step) if method.refreshes_pseudo_labels(s)]
-        if labelled_at and not method.refreshes_pseudo_labels(step):
+        if step < method.steps and labelled_at and not method.refreshes_pseudo_labels(step):
             self.pseudo = self.pseudo_labels.read(labelled_at[-1], self.plan.unlabelled)
         while step < method.steps:
             self._refresh(step)
@@ -236,6 +238,8 @@ class _Training:
             self.pseudo_labels.write(step, case_id, encode_prediction(found, self.plan.segments))
         wait_for_all()
         self.pseudo = self.pseudo_labels.read(step, unlabelled)
+        for case_id, labels in self.pseudo.items():
+            self.draws.foreground[case_id] = places_of(np.asarray(labels), self.plan.segments)
 
     # --- one update -----------------------------------------------------------------------------------------------
 
@@ -255,16 +259,18 @@ class _Training:
                 losses = method.loss(self.networks, part, turn)
             share = len(part) / len(batch)
             self._check_finite(losses["total"], batch)
-            self.accelerator.backward(losses["total"] * share)
+            loss = losses["total"] * share
+            (loss if self.accelerator.scaler is None else self.accelerator.scaler.scale(loss)).backward()
             for name, value in losses.items():
                 terms[name] = terms.get(name, 0.0) + float(value.detach()) * share
         average_gradients([self.networks[name] for name in learners])
-        terms = {name: average_value(value, self.accelerator.device) for name, value in terms.items()}
+        terms = average_values(terms, self.accelerator.device)
         clip = {name: method.optimiser(name).clip_norm for name in learners}
         step_together(learners, {name: self.networks[name] for name in learners}, clip, self.accelerator.scaler)
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         method.after_update(self.networks, turn)
+        average_buffers(network for network in self.networks.values() if network.training)
         return terms
 
     def _check_finite(self, total: Tensor, batch: Batch) -> None:
@@ -312,7 +318,11 @@ class _Training:
             if rank() == 0:
                 save_weights(self.folder.best, self._exported())
             self._checkpoint()
-        return recipe.patience is not None and self.waited >= recipe.patience
+        return self._stopped()
+
+    def _stopped(self) -> bool:
+        patience = self.plan.recipe.patience
+        return patience is not None and self.waited >= patience
 
     def _checkpoint(self) -> None:
         if rank() > 0:

@@ -45,3 +45,18 @@ def supervised_loss(logits: Tensor, labels: Tensor, targets: Targets) -> Tensor:
 def mean_of(values: Tensor) -> Tensor:
     """The mean, and zero for no values at all."""
     return values.sum() / max(values.numel(), 1)
+
+
+def mean_where(values: Tensor, where: Tensor, *, otherwise: Tensor | None = None) -> Tensor:
+    """The mean of ``values`` over the voxels ``where`` (both (N, ...)), over the batch of all processes.
+
+    Where no voxel counts: the mean of ``otherwise``, by default zero.
+    """
+    top, count = sum_over_processes(torch.stack([(values * where).sum(), where.sum().to(values.dtype)])).unbind()
+    mean = top / count.clamp_min(1)
+    if otherwise is None:
+        return mean
+    total, size = sum_over_processes(
+        torch.stack([otherwise.sum(), torch.full_like(count, float(otherwise.numel()))])
+    ).unbind()
+    return torch.where(count > 0, mean, total / size.clamp_min(1))

@@ -1,7 +1,8 @@
 """Several processes train as one: each takes its rows of every batch, and their gradients are averaged.
 
-A batch of B patches over W processes is B/W patches each, so the result does not depend on W but for rounding. Losses
-that are ratios of sums over the batch (Dice) sum their terms over the processes, with gradient.
+A batch of B patches over W processes is B/W patches each. Losses that are ratios of sums over the batch (Dice, masked
+means) sum their terms over the processes, with gradient, so that the result does not depend on W but for rounding, for
+random numbers, and for what looks at the patches of one process only: a batch norm, patches mixed with one another.
 """
 
 from __future__ import annotations
@@ -62,11 +63,25 @@ def same_everywhere(networks: Iterable[nn.Module]) -> None:
                 dist.broadcast(tensor, src=0)
 
 
-def average_value(value: float, device: torch.device) -> float:
-    """The mean of a logged number over the processes."""
+def average_buffers(networks: Iterable[nn.Module]) -> None:
+    """Give every process the mean of the running statistics of batch norms; each has seen its own patches."""
     if processes() == 1:
-        return value
-    return float(sum_over_processes(torch.tensor(value, device=device, dtype=torch.float32))) / processes()
+        return
+    for network in networks:
+        for buffer in network.buffers():
+            if buffer.dtype in (torch.float32, torch.float16, torch.bfloat16):  # float64 holds sums that agree already
+                dist.all_reduce(buffer)
+                buffer /= processes()
+
+
+def average_values(values: dict[str, float], device: torch.device) -> dict[str, float]:
+    """The means of logged numbers over the processes, which all have the same names."""
+    if processes() == 1:
+        return values
+    names = sorted(values)
+    summed = torch.tensor([values[name] for name in names], device=device, dtype=torch.float32)
+    dist.all_reduce(summed)
+    return dict(zip(names, (summed / processes()).tolist(), strict=True))
 
 
 def from_first(value: float, device: torch.device) -> float:

@@ -96,6 +96,8 @@ def make_plan(dataset: Dataset, split: Split, recipe: Recipe, watch: Watch | Non
     )
     method = make_method(recipe, task)
     method.pretrained()  # weights that are missing or may not be used are refused now
+    for step in (0, method.steps - 1):
+        method.turn(step)  # and mixtures that cannot be
     return Plan(recipe, dataset, split, preprocessing, fingerprint, segments, method)
 
 

@@ -333,6 +333,11 @@ class OutsideStudent(Student):
                 f"The student {self.function} makes {list(shape)} of a patch of {list(patch)}; logits must be "
                 f"{[1, outputs, *patch]}."
             )
+        for role, name in self.modules.items():
+            try:
+                network.get_submodule(name)
+            except AttributeError:
+                raise RecipeError(f"The student {self.function} has no module {name!r} ({role}).") from None
         return network.train()
 
     def _layers(self) -> dict[str, str]:

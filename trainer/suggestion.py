@@ -27,6 +27,7 @@ from semiseg.inference.segmenter import Segmenter
 from semiseg.volumes.segmentation import Segmentation, overlapping
 from semiseg.volumes.volume import Volume
 from trainer.checkpoints import RECIPE, RUN, RunFolder, load_state
+from trainer.device import check_device
 from trainer.engine import TorchEngine, trained_network
 from trainer.errors import RunError
 from trainer.methods import make_method
@@ -72,6 +73,7 @@ def committee_of(runs: Sequence[Path], device: str | None = None) -> Committee:
     Raises:
         RunError: a run has not finished, or two of them segment different things.
     """
+    check_device(device)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if len(runs) > 1:
         opened = {run.name: trained_network(run) for run in runs}
@@ -108,17 +110,19 @@ def _voters_of(run: Path) -> tuple[Manifest, dict[str, nn.Module]]:
     return manifest, voters
 
 
-def unlabelled_of(run: Path, dataset: Dataset, closed: Sequence[str]) -> tuple[str, ...]:
-    """The scans that a run learned from without labels and ``dataset`` has, without those that are ``closed``.
+def unlabelled_of(runs: Sequence[Path], dataset: Dataset, closed: Sequence[str]) -> tuple[str, ...]:
+    """The scans of ``dataset`` that one of the runs learned from without labels and none with; no ``closed`` ones.
 
     Raises:
         InputError: there is none.
     """
-    ids = _document(run)["split"]["unlabelled"]
-    found = tuple(i for i in ids if i in dataset.cases and i not in closed)
+    pools = [_document(run)["split"] for run in runs]
+    labelled = {i for pool in pools for i in (*pool["labelled"], *pool["validation"])}
+    ids = dict.fromkeys(i for pool in pools for i in pool["unlabelled"])
+    found = tuple(i for i in ids if i in dataset.cases and i not in closed and i not in labelled)
     if not found:
         raise InputError(
-            f"{run} was trained without unlabelled scans that {dataset.folder} holds; name them with --scans."
+            f"{runs[0]} was trained without unlabelled scans that {dataset.folder} holds; name them with --scans."
         )
     return found
 

@@ -57,10 +57,6 @@ class Targets(ABC):
     def entropy(self, probabilities: Tensor) -> Tensor:
         """Per voxel (N, ...), as a share of the largest possible: 0 certain, 1 nothing known."""
 
-    @abstractmethod
-    def confidence(self, probabilities: Tensor) -> Tensor:
-        """Per voxel (N, ...): how probable the decided label is; for regions the least sure one counts."""
-
 
 class ExclusiveClasses(Targets):
     """Each voxel has one class; class 0 is the background."""
@@ -77,7 +73,8 @@ class ExclusiveClasses(Targets):
 
     def encode(self, labels: Tensor) -> Tensor:
         """See :meth:`Targets.encode`."""
-        return torch.movedim(functional.one_hot(labels, self.channels), -1, 1).float()
+        out = torch.zeros((labels.shape[0], self.channels, *labels.shape[1:]), device=labels.device)
+        return out.scatter_(1, labels.unsqueeze(1), 1.0)
 
     def probabilities(self, logits: Tensor) -> Tensor:
         """Softmax over the channels."""
@@ -98,10 +95,6 @@ class ExclusiveClasses(Targets):
     def entropy(self, probabilities: Tensor) -> Tensor:
         """-sum_c p_c log p_c / log C."""
         return torch.special.entr(probabilities.clamp_min(SMALL)).sum(dim=1) / math.log(self.channels)
-
-    def confidence(self, probabilities: Tensor) -> Tensor:
-        """The largest probability."""
-        return probabilities.amax(dim=1)
 
 
 class OverlappingRegions(Targets):
@@ -144,10 +137,6 @@ class OverlappingRegions(Targets):
     def entropy(self, probabilities: Tensor) -> Tensor:
         """Binary entropy / log 2, mean over the regions."""
         return _binary_entropy(probabilities).mean(dim=1) / math.log(2.0)
-
-    def confidence(self, probabilities: Tensor) -> Tensor:
-        """max(p, 1 - p) of the region that is least sure."""
-        return torch.maximum(probabilities, 1.0 - probabilities).amin(dim=1)
 
 
 def _binary_entropy(p: Tensor) -> Tensor:

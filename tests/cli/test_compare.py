@@ -40,10 +40,14 @@ def test_a_comparison_trains_judges_and_goes_on(place: Path) -> None:
     assert [r["recipe"]["patch"] for r in told] == [[16, 16, 8], [16, 16, 16]], "a change may be for one method"
     assert all(r["recipe"]["methods"]["bcp"]["box"] == 0.5 for r in told)
     weights = (out / "runs" / "bcp-2-seed0" / "student.safetensors").stat().st_mtime_ns
-    again = compare(place, "--methods", "supervised,bcp,cps", "--out", str(out), "--jobs", "1")
+    again = compare(place, "--methods", "supervised,bcp,cps", "--out", str(out), *changes)
     assert again.returncode == 0, again.stderr
     assert "bcp-2-seed0: there already" in again.stderr
     assert (out / "runs" / "bcp-2-seed0" / "student.safetensors").stat().st_mtime_ns == weights
+    other = compare(place, "--methods", "supervised", "--out", str(out), "--updates", "12", *changes)
+    assert other.returncode == 2
+    assert "supervised-2-seed0 in" in other.stderr
+    assert "made with another recipe, split, budget or --set" in other.stderr
     with (out / "test.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert [r["method"] for r in rows] == ["supervised", "bcp", "cps"]
@@ -78,6 +82,7 @@ def test_a_budget_of_minutes_becomes_updates(place: Path) -> None:
     [
         (("--methods", "mn,mn"), "mn is named twice"),
         (("--methods", "mn", "--seeds", "a"), "--seeds takes whole numbers"),
+        (("--methods", "mn", "--set", "mm:updates=3"), "--set mm:... is for a method that is not compared"),
         (("--methods", "mn", "--updates", "4", "--minutes", "1"), "not both"),
     ],
 )

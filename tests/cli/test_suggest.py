@@ -77,7 +77,7 @@ def test_disagreement_is_one_minus_dice_over_pairs_and_segments(data: Dataset, r
 
 
 def test_the_same_committee_votes_the_same_again(data: Dataset, runs: dict[str, Path]) -> None:
-    ids = unlabelled_of(runs["supervised0"], data, ())[:2]
+    ids = unlabelled_of([runs["supervised0"]], data, ())[:2]
     found = [[v.disagreement for v in votes(committee_of([runs["supervised0"]], "cpu"), data, ids)] for _ in range(2)]
     assert found[0] == found[1]
 
@@ -103,7 +103,7 @@ def test_the_command_ranks_the_unlabelled_scans_and_draws_the_first(
     assert "Disagreement (1 - Dice) of the networks of one mn run (3D, 2D)" in done.stdout
     with (tmp_path / "out" / "suggestions.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert {r["scan"] for r in rows} == set(unlabelled_of(runs["mn0"], data, ()))
+    assert {r["scan"] for r in rows} == set(unlabelled_of([runs["mn0"]], data, ()))
     values = [float(r["disagreement"]) for r in rows]
     assert values == sorted(values, reverse=True)
     assert sorted(p.name for p in (tmp_path / "out").glob("*.png")) == [
@@ -115,6 +115,7 @@ def test_wrong_input_is_one_sentence(data: Dataset, runs: dict[str, Path], tmp_p
     for arguments, words in (
         ((str(tmp_path / "none"),), "none"),
         ((str(runs["mn0"]), "--scans", "nobody"), "no scan called 'nobody'"),
+        ((str(runs["mn0"]), "--device", "gpu"), "no device 'gpu'"),
     ):
         done = suggest(*arguments, "--data", str(data.folder), "--out", str(tmp_path / "out"))
         assert done.returncode in (1, 2)

@@ -25,6 +25,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
         "student": {"kind": "unetr", "feature_size": 4, "hidden_size": 12, "mlp_dim": 16, "heads": 2},
         "patch": [32, 16, 16],
     },
+    "unet3d": {"student": {"kind": "unet3d", "channels": [4, 8]}, "patch": [16, 16, 8]},
 }
 FIXED = {"unetr"}
 
@@ -115,3 +116,12 @@ def test_early_stopping_stops(dataset: Dataset, tmp_path: Path) -> None:
         report=lambda step, total, values: steps.append(step),
     )
     assert steps[-1] == 6, "the first validation is the best, two more are not better"
+    trained(
+        dataset,
+        recipe_for("supervised", changes),
+        tmp_path / "run",
+        split=split,
+        resume=True,
+        report=lambda step, total, values: steps.append(step),
+    )
+    assert steps[-1] == 6, "a run that stopped early stays stopped"

@@ -36,7 +36,17 @@ def test_labels_that_agree_with_the_probabilities_have_no_error(classes: int) ->
     assert not bool(label_errors(labels, certain).any())
 
 
-def test_a_class_that_nobody_has_is_no_trouble() -> None:
+def test_a_class_that_nobody_has_takes_no_voxel() -> None:
     labels = torch.zeros((1, 4, 4, 4), dtype=torch.long)
-    p = torch.softmax(torch.randn(1, 3, 4, 4, 4, generator=torch.Generator().manual_seed(2)), dim=1)
-    assert label_errors(labels, p).shape == labels.shape
+    labels[0, :2] = 1
+    p = torch.softmax(3 * torch.randn(1, 3, 4, 4, 4, generator=torch.Generator().manual_seed(2)), dim=1)
+    joint = estimated_joint(labels.flatten(), p.movedim(1, -1).reshape(-1, 3))
+    assert joint[2].tolist() == [0.0, 0.0, 0.0], "nobody was given it"
+    assert joint[:, 2].tolist() == [0.0, 0.0, 0.0], "nobody reaches its threshold"
+    assert float(joint.sum()) == pytest.approx(labels.numel())
+
+
+def test_thresholds_hold_for_as_many_voxels_as_a_batch_has() -> None:
+    given = torch.zeros(3_300_000, dtype=torch.long)
+    p = torch.tensor([0.951, 0.049]).expand(len(given), 2)  # their sum in single precision is 3% off
+    assert estimated_joint(given, p)[0].tolist() == [len(given), 0.0]

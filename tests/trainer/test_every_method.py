@@ -30,6 +30,7 @@ def test_every_method_resumes_to_the_same_weights(dataset: Dataset, tmp_path: Pa
     with pytest.raises(KeyboardInterrupt):
         trained(dataset, recipe, tmp_path / "broken", cache=tmp_path / "cache", report=stop)
     trained(dataset, recipe, tmp_path / "broken", cache=tmp_path / "cache", resume=True)
+    trained(dataset, recipe, tmp_path / "broken", cache=tmp_path / "cache", resume=True)  # nothing is left to do
     assert same_weights(weights_of(tmp_path / "whole"), weights_of(tmp_path / "broken"))
 
 

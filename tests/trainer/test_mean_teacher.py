@@ -138,7 +138,7 @@ def test_the_recipe_says_which_of_the_two_is_kept(kept: str) -> None:
 
 @pytest.mark.parametrize(
     ("batch", "labelled", "unlabelled_scans", "mixture"),
-    [(4, None, 12, (2, 2)), (5, None, 12, (3, 2)), (4, 1, 12, (1, 3)), (2, 9, 12, (2, 0)), (4, None, 0, (2, 0))],
+    [(4, None, 12, (2, 2)), (5, None, 12, (3, 2)), (4, 1, 12, (1, 3)), (4, None, 0, (4, 0)), (1, 9, 0, (1, 0))],
 )
 def test_the_mixture_is_half_and_half_or_the_recipes(
     batch: int, labelled: int | None, unlabelled_scans: int, mixture: tuple[int, int]
@@ -149,7 +149,7 @@ def test_the_mixture_is_half_and_half_or_the_recipes(
 
 
 def test_without_unlabelled_patches_the_loss_is_the_supervised_one() -> None:
-    method = mean_teacher({"batch": 2}, labelled=2)
+    method = mean_teacher({"batch": 2}, unlabelled=0)
     losses = method.loss(networks_of(method), batch_of(2, 0), method.turn(0))
     assert set(losses) == {"total", "supervised"}
 
@@ -180,6 +180,12 @@ def test_parts_of_a_batch_weigh_each_term_as_the_whole_batch_does(labelled: int,
         if part.labelled
     )
     assert share_of_labels == pytest.approx(1.0, abs=1e-5)
+
+
+@pytest.mark.parametrize(("batch", "labelled"), [(1, None), (2, 2), (4, 9)])
+def test_a_batch_without_a_place_for_unlabelled_patches_is_refused(batch: int, labelled: int | None) -> None:
+    with pytest.raises(RecipeError, match="leave no place for unlabelled ones"):
+        mean_teacher({"batch": batch}, labelled=labelled).turn(0)
 
 
 @pytest.mark.parametrize("switches", [{"wieght": 1}, {"decay": 1.0}, {"weight": -1}, {"export": "both"}])

@@ -71,12 +71,6 @@ def test_the_entropy_of_two_classes_by_hand() -> None:
     assert float(ExclusiveClasses(1).entropy(p)) == pytest.approx(by_hand, abs=1e-6)
 
 
-def test_confidence_is_that_of_the_decision() -> None:
-    p = torch.tensor([[[0.2], [0.7], [0.1]]])
-    assert float(ExclusiveClasses(2).confidence(p)) == pytest.approx(0.7)
-    assert float(OverlappingRegions(3).confidence(p)) == pytest.approx(0.7), "the region that is least sure"
-
-
 def test_regions_of_a_label_map_become_bits_and_come_back() -> None:
     labels = np.array([[[0, 1, 2, 3, 9]]])
     encoded = encode_labels(labels, (WT, TC, ET))

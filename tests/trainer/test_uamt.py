@@ -81,13 +81,17 @@ def test_only_the_student_learns_from_the_consistency() -> None:
     assert all(p.grad is None for p in networks["teacher"].parameters())
 
 
-def test_acmt_takes_the_voxels_that_uamt_leaves() -> None:
-    uncertain, certain = uamt(), method_of(recipe_of("acmt", {"batch": 4}))
-    assert isinstance(certain, ACMT)
-    p = torch.softmax(torch.randn(2, 3, 6, 6, 6), dim=1)
-    h = 0.75
-    left = uncertain.targets.entropy(p) < h
-    taken = certain.targets.entropy(p) >= h
-    assert torch.equal(left, ~taken)
-    assert bool(left.any())
-    assert bool(taken.any())
+@pytest.mark.parametrize("sure", [True, False])
+def test_acmt_takes_the_voxels_that_uamt_leaves(sure: bool) -> None:
+    ours, other = uamt(noise=0.0), method_of(recipe_of("acmt", {"batch": 4}, noise=0.0))
+    assert isinstance(other, ACMT)
+    said = (9.0, 0.0, 0.0) if sure else (0.1, 0.0, 0.0)
+    images = torch.zeros(2, 1, 4, 4, 4)
+    # The same network speaks where each of them looks: UA-MT at the teacher, AC-MT at the student.
+    of_teacher = {"student": Says(0.0, 3.0, 0.0), "teacher": Says(*said)}
+    of_student = {"student": Says(*said), "teacher": Says(0.0, 3.0, 0.0)}
+    values = [
+        float(m.consistency(n, n["student"](images), images, m.turn(0)).detach())
+        for m, n in ((ours, of_teacher), (other, of_student))
+    ]
+    assert (values[0] > 0, values[1] > 0) == (sure, not sure)

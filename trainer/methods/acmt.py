@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from trainer.confident_learning import label_errors
 from trainer.errors import RecipeError
+from trainer.losses import mean_where
 from trainer.methods.mean_teacher import MeanTeacher
 from trainer.methods.method import Networks, Task, Turn
 from trainer.networks.features import features_into
@@ -72,17 +73,17 @@ class ACMT(MeanTeacher):
         selection = self.switches.selection
         if selection == "entropy":
             ambiguous = self.targets.entropy(probabilities.detach()) >= self.least_entropy(turn.student_update)
-            return _over(squares.mean(dim=1), ambiguous)  # as released: the mask is repeated over the channels
+            return mean_where(squares.mean(dim=1), ambiguous)  # as released: the mask is repeated over the channels
         if selection == "model_uncertainty":
             uncertain = self.uncertainty(networks["student"], images)
-            return _over(squares.sum(dim=1), uncertain >= self.least_entropy(turn.student_update))
+            return mean_where(squares.sum(dim=1), uncertain >= self.least_entropy(turn.student_update))
         decided = self.targets.decide(probabilities.detach())
         if selection == "label_error":
             wrong = label_errors(decided, self.teacher_probabilities(networks["teacher"], images))
-            return _over(squares.mean(dim=1), wrong) if bool(wrong.any()) else squares.mean()
+            return mean_where(squares.mean(dim=1), wrong, otherwise=squares.mean(dim=1))
         noisy = self.prototype_errors(networks["teacher"], images, decided)
-        clean = _over(self.targets.entropy(probabilities), ~noisy)
-        return _over(squares.mean(dim=1), noisy) + self.switches.certainty * clean
+        clean = mean_where(self.targets.entropy(probabilities), ~noisy)
+        return mean_where(squares.mean(dim=1), noisy) + self.switches.certainty * clean
 
     def least_entropy(self, update: int) -> float:
         """h(t), as a share of the largest entropy."""
@@ -93,25 +94,26 @@ class ACMT(MeanTeacher):
     @torch.no_grad()
     def uncertainty(self, student: nn.Module, images: Tensor) -> Tensor:
         """The entropy (N, X, Y, Z) of the mean of the student's noisy passes, as a share of the largest."""
-        passes = [self.teacher_probabilities(student, images) for _ in range(self.switches.passes)]
-        return self.targets.entropy(torch.stack(passes).mean(0))
+        mean = self.teacher_probabilities(student, images)
+        for _ in range(1, self.switches.passes):
+            mean += self.teacher_probabilities(student, images)
+        return self.targets.entropy(mean / self.switches.passes)
 
     @torch.no_grad()
     def prototype_errors(self, teacher: nn.Module, images: Tensor, decided: Tensor) -> Tensor:
         """Voxels (N, X, Y, Z) whose nearest class prototype in the teacher's features is not their ``decided`` class.
 
         A prototype is the mean of a class's features, weighted by its probability, over voxels on which the noisy
-        passes agree. A class without such a voxel has no prototype.
+        passes agree. A class without such a voxel has no prototype; without any prototype all voxels count as errors.
         """
-        probabilities, features = [], []
+        count = self.switches.prototype_passes
+        p = square = f = torch.zeros((), device=images.device)
         layer = read_student(self.recipe.student).layer("features")
-        for _ in range(self.switches.prototype_passes):
+        for _ in range(count):
             with features_into(teacher, layer, images.shape[2:]) as found:
-                probabilities.append(self.targets.probabilities(teacher(images + self.noise(images)) / SOFTENING))
-            features.append(found[0])
-        p, f = torch.stack(probabilities), torch.stack(features).mean(0).float()
-        certain = p.std(dim=0, unbiased=False).amax(dim=1) < CERTAIN
-        p = p.mean(0)
+                soft = self.targets.probabilities(teacher(images + self.noise(images)) / SOFTENING)
+            p, square, f = p + soft / count, square + soft.pow(2) / count, f + found[0].float() / count
+        certain = (square - p.pow(2)).clamp_min(0).sqrt().amax(dim=1) < CERTAIN
         best = p.argmax(dim=1)
         distances = []
         for c in range(self.targets.channels):
@@ -120,8 +122,7 @@ class ACMT(MeanTeacher):
             prototype = (f * weight[:, None]).sum(dim=(0, 2, 3, 4)) / total.clamp_min(TINY)
             distance = (f - prototype[None, :, None, None, None]).pow(2).sum(dim=1)
             distances.append(torch.where(total > 0, distance, torch.full_like(distance, float("inf"))))
-        return torch.stack(distances, dim=1).argmin(dim=1) != decided
-
-
-def _over(values: Tensor, where: Tensor) -> Tensor:
-    return (values * where).sum() / (where.sum() + TINY)
+        away = torch.stack(distances, dim=1)
+        if not bool(torch.isfinite(away).any()):
+            return torch.ones_like(decided, dtype=torch.bool)
+        return away.argmin(dim=1) != decided

@@ -30,6 +30,7 @@ class BCP(Method):
     """L = Q_in(labelled inside, alpha outside) + Q_out(alpha inside, labelled outside); Q is (CE + Dice) / 2."""
 
     name = "bcp"
+    patches_together = 4  # two labelled, two unlabelled
 
     class Switches(Section):
         """The paper's settings.
@@ -53,12 +54,6 @@ class BCP(Method):
     def __init__(self, recipe: Recipe, task: Task) -> None:
         """See :class:`Method`; patches are pasted in pairs, labelled and unlabelled ones."""
         super().__init__(recipe, task)
-        if self.recipe.batch % (4 * self.recipe.accumulate):
-            raise RecipeError(
-                f"bcp pastes two labelled and two unlabelled patches into one another: a batch of {self.recipe.batch} "
-                f"in {self.recipe.accumulate} part(s) does not hold fours; make it a multiple of "
-                f"{4 * self.recipe.accumulate}."
-            )
         if not task.unlabelled:
             raise RecipeError("bcp learns from unlabelled scans, and the split leaves none; take `supervised`.")
 
@@ -109,7 +104,8 @@ class BCP(Method):
     def after_update(self, networks: Networks, turn: Turn) -> None:
         """In stage 1 the teacher is the student; then it follows it."""
         decay = 0.0 if turn.stage == "pretrain" else self.switches.decay
-        average_into(networks["teacher"], networks["student"], decay, buffers=False)
+        # As released only parameters are averaged; but before its first use the teacher has no statistics of its own.
+        average_into(networks["teacher"], networks["student"], decay, buffers=turn.stage == "pretrain")
 
     def voters(self, networks: Networks) -> Networks:
         """The student and its moving average."""

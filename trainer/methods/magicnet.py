@@ -32,6 +32,7 @@ class MagicNet(Method):
     """L = (CE + Dice + Dice_cross + Dice_within)(labelled) / 4 + 0.1 L_location + w(t) Dice_cross(pseudo-labels)."""
 
     name = "magicnet"
+    patches_together = 2  # one alone cannot be mixed
 
     class Switches(Section):
         """The paper's settings and the rows of its ablation table.
@@ -83,6 +84,7 @@ class MagicNet(Method):
                 f"methods.magicnet.cubes: {k} per axis cut a patch of {list(sides)} into cubes that do not suit the "
                 f"student; its sides must be multiples of {whole}, and not all the smallest ones."
             )
+        student.layer("deepest")  # refuses a student that does not say where its coarsest features are
 
     def build(self) -> Networks:
         """Student, its moving average, and the head that tells a cube's place (with the class counts)."""
@@ -98,7 +100,8 @@ class MagicNet(Method):
         """The student and the location head learn in every step."""
         rate = self.student_rate(step)
         mixture = self.mixture(self.switches.labelled)
-        return Turn("train", {"student": rate, "location": rate}, mixture, step)
+        rates = {"student": rate, **({"location": rate} if self.switches.within else {})}
+        return Turn("train", rates, mixture, step)
 
     def prepare(self, networks: Networks, turn: Turn) -> None:
         """All in train mode, as released."""

@@ -13,7 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from trainer.losses import supervised_loss
+from trainer.losses import mean_of, supervised_loss
 from trainer.methods.method import Method, Networks, Turn, freeze, share_of_part
 from trainer.patches import Batch
 from trainer.recipe import Section, Share
@@ -71,7 +71,7 @@ class MeanTeacher(Method):
         supervised = scale * supervised_loss(logits[: batch.labelled], labels, self.targets)
         everywhere = self.switches.consistency_on == "all"
         first = 0 if everywhere else batch.labelled
-        if first == len(batch):
+        if not everywhere and not turn.mixture.unlabelled:
             return {"total": supervised, "supervised": supervised.detach()}
         consistency = self.consistency(networks, logits[first:], batch.images[first:], turn)
         if not everywhere:
@@ -85,7 +85,7 @@ class MeanTeacher(Method):
     def consistency(self, networks: Networks, logits: Tensor, images: Tensor, turn: Turn) -> Tensor:
         """mean (p_student - p_teacher)^2 over voxels and channels."""
         target = self.teacher_probabilities(networks["teacher"], images)
-        return (self.targets.probabilities(logits) - target).pow(2).mean()
+        return mean_of((self.targets.probabilities(logits) - target).pow(2))
 
     @torch.no_grad()
     def teacher_probabilities(self, teacher: nn.Module, images: Tensor) -> Tensor:

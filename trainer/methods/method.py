@@ -57,6 +57,7 @@ class Method(ABC):
     """One paper. A subclass is one file under ``trainer/methods`` and one line of the registry."""
 
     name: ClassVar[str]
+    patches_together: ClassVar[int] = 1  # that the loss combines with one another; they are in one part of a batch
     Switches: ClassVar[type[Section]]
 
     def __init__(self, recipe: Recipe, task: Task) -> None:
@@ -69,6 +70,7 @@ class Method(ABC):
         self.task = task
         self.targets = task.targets
         self.switches: Any = self.read_switches(recipe)
+        self.check_parts(1)
 
     @classmethod
     def read_switches(cls, recipe: Recipe) -> Section:
@@ -81,6 +83,19 @@ class Method(ABC):
             return cls.Switches.model_validate(recipe.methods.get(cls.name, {}))
         except ValidationError as error:
             raise RecipeError(f"In the recipe, methods.{cls.name}: {sentence_of(error)}.") from None
+
+    def check_parts(self, processes: int) -> None:
+        """Refuse a batch that does not give every part, in every process, patches that belong together.
+
+        Raises:
+            RecipeError: it does not.
+        """
+        parts = processes * self.recipe.accumulate
+        if self.recipe.batch % (parts * self.patches_together) and self.patches_together > 1:
+            raise RecipeError(
+                f"{self.name} combines {self.patches_together} patches at a time: a batch of {self.recipe.batch} in "
+                f"{parts} part(s) does not hold them; make it a multiple of {parts * self.patches_together}."
+            )
 
     @abstractmethod
     def build(self) -> Networks:
@@ -150,9 +165,21 @@ class Method(ABC):
         return self.recipe.optimiser.rate * rate_factor(self.recipe.schedule, update, self.recipe.updates)
 
     def mixture(self, labelled: int | None) -> Mixture:
-        """A fixed mixture of ``labelled`` patches (by default half of the batch) and unlabelled ones, if there are."""
-        count = min(labelled or (self.recipe.batch + 1) // 2, self.recipe.batch)
-        return Mixture(count, self.recipe.batch - count if self.task.unlabelled else 0)
+        """A fixed mixture: ``labelled`` patches (by default half of the batch), the rest unlabelled, if there are any.
+
+        Raises:
+            RecipeError: nothing of the batch is left for unlabelled patches.
+        """
+        batch = self.recipe.batch
+        if not self.task.unlabelled:
+            return Mixture(batch, 0)
+        count = labelled or (batch + 1) // 2
+        if count >= batch:
+            raise RecipeError(
+                f"{self.name}: {count} labelled patches leave no place for unlabelled ones in a batch of {batch}; "
+                "make the batch larger."
+            )
+        return Mixture(count, batch - count)
 
 
 def share_of_part(patches: int, of: int, batch: Batch, turn: Turn) -> float:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from trainer.losses import mean_where
 from trainer.methods.mean_teacher import MeanTeacher
 from trainer.methods.method import Networks, Turn
 from trainer.recipe import Positive, Share
@@ -40,13 +41,15 @@ class UAMT(MeanTeacher):
         target = self.teacher_probabilities(networks["teacher"], images)
         certain = self.uncertainty(networks["teacher"], images) < self.largest_uncertainty(turn.student_update)
         distance = (self.targets.probabilities(logits) - target).pow(2).sum(dim=1)
-        return (distance * certain).sum() / (self.targets.channels * certain.sum()).clamp_min(1)
+        return mean_where(distance, certain) / self.targets.channels
 
     @torch.no_grad()
     def uncertainty(self, teacher: nn.Module, images: Tensor) -> Tensor:
         """U (N, X, Y, Z): the entropy of the mean of the noisy passes, as a share of the largest entropy."""
-        mean = torch.stack([self.teacher_probabilities(teacher, images) for _ in range(self.switches.passes)]).mean(0)
-        return self.targets.entropy(mean)
+        mean = self.teacher_probabilities(teacher, images)
+        for _ in range(1, self.switches.passes):
+            mean += self.teacher_probabilities(teacher, images)
+        return self.targets.entropy(mean / self.switches.passes)
 
     def largest_uncertainty(self, update: int) -> float:
         """H(t) = h + (1 - h) r(t), as a share of the largest entropy."""
