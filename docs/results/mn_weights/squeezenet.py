@@ -37,7 +37,7 @@ class Fire(nn.Module):
 
 
 class SqueezeUNet(nn.Module):
-    """Encoder features at four sizes, a decoder of two convolutions a level."""
+    """Encoder features at four sizes, a small decoder."""
 
     def __init__(self, outputs: int) -> None:
         super().__init__()
@@ -50,13 +50,13 @@ class SqueezeUNet(nn.Module):
         layers += [Fire(256, 48, 192), Fire(384, 48, 192), Fire(384, 64, 256), Fire(512, 64, 256)]
         self.features = nn.ModuleList(layers)
         self.kept = (1, 4, 7, 12)  # after which layers features are kept
-        steps = list(zip(WIDTHS[:0:-1], WIDTHS[-2::-1], (128, 96, 64), strict=True))
-        inputs = [WIDTHS[-1], 128, 96]
+        widths = (64, 48, 32)  # of the decoder, coarsest first
+        above = (WIDTHS[-1], *widths[:-1])
         self.merge = nn.ModuleList(
-            _double(above + skip, width) for above, (_, skip, width) in zip(inputs, steps, strict=True)
+            _merge(a + skip, width) for a, skip, width in zip(above, WIDTHS[-2::-1], widths, strict=True)
         )
-        self.last = _double(64 + 3, 32)
-        self.head = nn.Conv2d(32, outputs, 1)
+        self.last = _merge(widths[-1] + 3, 16)
+        self.head = nn.Conv2d(16, outputs, 1)
 
     def forward(self, slices: Tensor) -> Tensor:
         """(N, 1 or 3, H, W) -> logits (N, outputs, H, W)."""
@@ -89,10 +89,11 @@ def build(inputs: int, outputs: int, weights: Path | None = None) -> nn.Module:
     return network
 
 
-def _double(inputs: int, outputs: int) -> nn.Sequential:
+def _merge(inputs: int, outputs: int) -> nn.Sequential:
+    """A pointwise convolution to few channels, then a 3x3 one: a decoder that costs no more than the encoder."""
     layers: list[nn.Module] = []
-    for width in (inputs, outputs):
-        layers += [nn.Conv2d(width, outputs, 3, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+    for width, size in ((inputs, 1), (outputs, 3)):
+        layers += [nn.Conv2d(width, outputs, size, padding=size // 2, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
     return nn.Sequential(*layers)
 
 
