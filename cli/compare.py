@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
@@ -23,8 +23,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from cli.evaluate import Scans, notes_of, write
+from cli.models import open_model
 from semiseg.bundle.bundle import replace_file
-from semiseg.errors import InputError
+from semiseg.dataset import load_dataset, scans_to_judge
+from semiseg.errors import InputError, SemisegError
+from semiseg.evaluation.evaluate import evaluate
+from semiseg.inference.segmenter import Settings
 
 if TYPE_CHECKING:
     from trainer.comparison import Trial
@@ -76,10 +81,18 @@ class _Work:
             "data": str(self.data.resolve()),
         }
 
-    def judge(self, run: Path, out: Path) -> list[str]:
-        """The command that evaluates it."""
-        split = ["--split", str(self.split)] if self.split else []
-        return ["evaluate", str(run), "--data", str(self.data), "--on", self.on.value, "--out", str(out), *split]
+    def judge(self, run: Path, out: Path) -> str | None:
+        """Evaluate a finished run; what there was to complain about, or None."""
+        dataset = load_dataset(self.data)
+        try:
+            opened = open_model(run, Settings())
+            scans = scans_to_judge(dataset, self.split, self.on.value)
+            title = f"{run.name} on {dataset.name}, {len(scans)} {self.on.value} scans"
+            notes = notes_of(opened.manifest, Scans(self.on.value))
+            write(evaluate(opened.segmenter.segment, dataset, scans, title=title, notes=notes), out)
+        except SemisegError as error:
+            return str(error)
+        return None
 
 
 @app.command()
@@ -138,39 +151,36 @@ def compare(
     lock = threading.Lock()
     done = 0
 
-    def one(trial: Trial, step: Callable[[Trial], list[str] | None], what: str) -> None:
+    def tell(what: str, trial: Trial, state: str) -> None:
         nonlocal done
-        command = step(trial)
-        device = devices.get()
-        started = time.monotonic()
-        error = None if command is None else _run(command, device)
-        devices.put(device)
+        done += 1
+        console.print(f"{what} {done} of {len(todo)}: {trial.name}: {state}", highlight=False, soft_wrap=True)
+
+    def train(trial: Trial) -> None:
+        run = runs / trial.name
+        started, error = time.monotonic(), failed.get(trial.name)
+        there = (run / "student.safetensors").is_file() and (run / "preview.png").is_file()
+        if not there and error is None:
+            device = devices.get()
+            error = _run([*commands[trial], *(["--resume"] if (run / "log.jsonl").exists() else [])], device)
+            devices.put(device)
         with lock:
-            done += 1
             if error is not None:
                 failed[trial.name] = error
-            state = "there already" if trial.name not in failed else "failed"
-            if command is not None:
-                state = error or f"{time.monotonic() - started:.0f} s"
-            console.print(f"{what} {done} of {len(todo)}: {trial.name}: {state}", highlight=False, soft_wrap=True)
+            tell("trained", trial, error or ("there already" if there else f"{time.monotonic() - started:.0f} s"))
 
-    def training(trial: Trial) -> list[str] | None:
-        run = runs / trial.name
-        done_before = (run / "student.safetensors").is_file() and (run / "preview.png").is_file()
-        if done_before or trial.name in failed:
-            return None
-        return [*commands[trial], *(["--resume"] if (run / "log.jsonl").exists() else [])]
-
-    def judging(trial: Trial) -> list[str] | None:
+    with ThreadPoolExecutor(jobs) as pool:
+        list(pool.map(train, todo))
+    done = 0
+    for trial in todo:
         scores = runs / trial.name / on.value
-        if (scores / "scores.json").is_file() or trial.name in failed:
-            return None
-        return work.judge(runs / trial.name, scores)
-
-    for step, what in ((training, "trained"), (judging, "judged")):
-        done = 0
-        with ThreadPoolExecutor(jobs) as pool:
-            list(pool.map(lambda trial, step=step, what=what: one(trial, step, what), todo))
+        error = failed.get(trial.name)
+        there = (scores / "scores.json").is_file()
+        if not there and error is None:
+            error = work.judge(runs / trial.name, scores)
+            if error is not None:
+                failed[trial.name] = error
+        tell("judged", trial, "not trained" if error else ("there already" if there else "done"))
     found = finished((trial, runs / trial.name / on.value / "scores.json") for trial in todo)
     lines = summarise(found)
     title = f"{data.resolve().name}: {on.value} scans" + (f", {minutes:g} min each" if minutes else "")

@@ -79,6 +79,7 @@ def train(
         TrainingError: the loss is not finite; the sentence names the scans of the batch.
     """
     accelerator = make_accelerator(plan.recipe, device)
+    plan.method.check_parts(processes())
     folder = RunFolder(run)
     if rank() == 0:
         folder.start(plan.identity, resume=resume)
@@ -103,7 +104,6 @@ class _Training:
             torch.set_num_threads(recipe.threads)
         self.plan, self.folder, self.report = plan, folder, report
         self.accelerator = accelerator
-        plan.method.check_parts(processes())
         self.cases = self._prepare(cache, watch)
         self.manifest = make_manifest(plan, plan.method)
         self.networks = self._build(recipe.seed)

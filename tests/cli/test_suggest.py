@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from cli.app import main
 from semiseg.dataset import Dataset
 from semiseg.volumes.segmentation import Segment, Segmentation
 from tests.trainer.tiny import phantoms, recipe_of, trained
@@ -111,13 +112,33 @@ def test_the_command_ranks_the_unlabelled_scans_and_draws_the_first(
     ]
 
 
-def test_wrong_input_is_one_sentence(data: Dataset, runs: dict[str, Path], tmp_path: Path) -> None:
-    for arguments, words in (
-        ((str(tmp_path / "none"),), "none"),
-        ((str(runs["mn0"]), "--scans", "nobody"), "no scan called 'nobody'"),
-        ((str(runs["mn0"]), "--device", "gpu"), "no device 'gpu'"),
-    ):
-        done = suggest(*arguments, "--data", str(data.folder), "--out", str(tmp_path / "out"))
-        assert done.returncode in (1, 2)
-        assert words in done.stderr
-        assert "Traceback" not in done.stderr
+@pytest.mark.parametrize(
+    ("run", "options", "words"),
+    [
+        ("none", (), "none"),
+        ("mn0", ("--scans", "nobody"), "no scan called 'nobody'"),
+        ("mn0", ("--device", "gpu"), "no device 'gpu'"),
+    ],
+)
+def test_wrong_input_is_one_sentence(
+    data: Dataset,
+    runs: dict[str, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    run: str,
+    options: tuple[str, ...],
+    words: str,
+) -> None:
+    arguments = [
+        str(runs.get(run, tmp_path / run)),
+        *options,
+        "--data",
+        str(data.folder),
+        "--out",
+        str(tmp_path / "out"),
+    ]
+    with pytest.raises(SystemExit) as left:
+        main(["suggest", *arguments])
+    assert left.value.code in (1, 2)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line

@@ -1,30 +1,40 @@
-"""One of several training processes, for test_parallel: started by torchrun, trains the recipe of a file."""
+"""One of several training processes, for test_parallel: started by torchrun, trains one recipe after the other."""
 
 from __future__ import annotations
 
-import os
+import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from semiseg.dataset import load_dataset
 from tests.trainer.tiny import trained
+from trainer.errors import RecipeError
+from trainer.parallel import leave
 from trainer.recipe import make_recipe
 
 
-def main(data: Path, recipe: Path, run: Path, *options: str) -> None:
-    """Train on the CPU; ``stop=7`` breaks off after that step, ``resume`` goes on."""
-    document = yaml.safe_load(recipe.read_text())
-    stop = next((int(o.removeprefix("stop=")) for o in options if o.startswith("stop=")), None)
+def main(data: Path, jobs: Path) -> None:
+    """Do every job of a file: a recipe, a run folder, whether to resume, and a step to break off after.
 
-    def report(step: int, steps: int, values: dict[str, Any]) -> None:
-        if step == stop:
-            os._exit(1)
+    What a job is refused for is written beside its run folder.
+    """
+    dataset = load_dataset(data)
+    for job in json.loads(jobs.read_text()):
+        run = Path(job["run"])
 
-    trained(load_dataset(data), make_recipe(document), run, resume="resume" in options, report=report)
+        def report(step: int, steps: int, values: dict[str, Any], stop: int | None = job.get("stop")) -> None:
+            if step == stop:
+                raise KeyboardInterrupt  # in every process after the same step
+
+        try:
+            trained(dataset, make_recipe(job["recipe"]), run, resume=job.get("resume", False), report=report)
+        except RecipeError as error:
+            run.with_suffix(".refused").write_text(str(error))
+        except KeyboardInterrupt:
+            pass
+    leave()
 
 
 if __name__ == "__main__":
-    main(*(Path(argument) for argument in sys.argv[1:4]), *sys.argv[4:])
+    main(Path(sys.argv[1]), Path(sys.argv[2]))

@@ -17,116 +17,93 @@ from semiseg.dataset import Dataset
 from tests.trainer.tiny import phantoms, recipe_of, same_weights, trained, weights_of
 from trainer.recipe import Recipe
 
-
-def together(count: int, dataset: Dataset, recipe: Recipe, run: Path, *options: str) -> str:
-    """Train with ``count`` processes and return what they said.
-
-    Gloo sometimes aborts a process after its last line of Python, so that the exit code says nothing: the caller looks
-    at what was written.
-    """
-    file = run.with_suffix(".yaml")
-    file.write_text(yaml.safe_dump(recipe.model_dump(mode="json")))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    done = subprocess.run(
-        [*launcher, "-m", "tests.trainer.one_of_several", str(dataset.folder), str(file), str(run), *options],
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
-    return done.stdout + done.stderr
-
-
 AGREEING = {"noise": 0.0, "weight": 1.0, "ramp": 0.0}
 FIXED_2D = {
     "cotrain": "fixed2d",
     "stage1": 0.0,
     "lrg": "linear",
 }  # the SegFormer's batch norm sees one process's slices
+SGD = {"updates": 20, "optimiser": {"kind": "sgd", "rate": 0.05}}
+BATCH_NORM = {"kind": "unet", "channels": [4, 8], "residual_units": 0, "norm": "batch", "dropout": 0.2}
+
+EQUAL = {
+    "supervised": recipe_of("supervised", {**SGD, "batch": 4}),
+    "self_training": recipe_of("self_training", {**SGD, "batch": 4}, first=0.5),
+    "mean_teacher": recipe_of("mean_teacher", {**SGD, "batch": 4}, **AGREEING, labelled=1),
+    # One process has no unlabelled patch, the other no labelled one.
+    "mean_teacher, one patch each": recipe_of("mean_teacher", {**SGD, "batch": 2}, **AGREEING),
+    "uamt, one patch each": recipe_of("uamt", {**SGD, "batch": 2}, **AGREEING, passes=2),
+    "acmt": recipe_of("acmt", {**SGD, "batch": 4}, **AGREEING),
+    "cps": recipe_of("cps", {**SGD, "batch": 4}, weight=1.0, ramp=0.0),
+    "bcp": recipe_of("bcp", {**SGD, "batch": 8}, pretrain=0.3),
+    "mn": recipe_of("mn", {**SGD, "batch": 4}, **FIXED_2D, loss="pooled"),
+    "mn, weighted": recipe_of("mn", {**SGD, "batch": 4}, **FIXED_2D, loss="weighted"),
+}
+REFUSED = {
+    "cannot be shared evenly by 2 processes": recipe_of("supervised", {"batch": 3}),
+    "bcp combines 4 patches": recipe_of("bcp", {"batch": 4}),
+    "magicnet combines 2 patches": recipe_of("magicnet", {"batch": 2}, cubes=2, hidden=8),
+}
+RESUMED = recipe_of("mean_teacher", {"student": BATCH_NORM, "batch": 4, "updates": 12, "checkpoint_every": 4})
 
 
-@pytest.mark.parametrize(
-    ("method", "batch", "switches"),
-    [
-        ("supervised", 4, {}),
-        ("self_training", 4, {"first": 0.5}),
-        ("mean_teacher", 4, {**AGREEING, "labelled": 1}),
-        ("mean_teacher", 2, AGREEING),  # one process has no unlabelled patch, the other no labelled one
-        ("uamt", 2, {**AGREEING, "passes": 2}),
-        ("acmt", 4, AGREEING),
-        ("cps", 4, {"weight": 1.0, "ramp": 0.0}),
-        ("bcp", 8, {"pretrain": 0.3}),
-        ("mn", 4, {**FIXED_2D, "loss": "pooled"}),
-        ("mn", 4, {**FIXED_2D, "loss": "weighted"}),
-    ],
-)
-def test_two_processes_end_with_one_processs_weights(
-    tmp_path: Path, method: str, batch: int, switches: dict[str, Any]
-) -> None:
-    dataset = phantoms(tmp_path / "data")
-    changes = {"batch": batch, "updates": 20, "optimiser": {"kind": "sgd", "rate": 0.05}}
-    recipe = recipe_of(method, changes, **switches)
-    said = together(2, dataset, recipe, tmp_path / "two")
-    assert (tmp_path / "two" / "student.safetensors").is_file(), said
-    trained(dataset, recipe, tmp_path / "one")
-    one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
-    assert one.keys() == two.keys()
-    for name in one:
-        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-4, msg=name)
+def launcher(count: int) -> list[str]:
+    return [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count), "-m"]
 
 
-def test_a_run_of_two_processes_resumes_to_the_same_weights(tmp_path: Path) -> None:
-    dataset = phantoms(tmp_path / "data")
-    batch_norm = {"student": {"kind": "unet", "channels": [4, 8], "residual_units": 0, "norm": "batch", "dropout": 0.2}}
-    recipe = recipe_of("mean_teacher", {**batch_norm, "batch": 4, "updates": 12, "checkpoint_every": 4})
-    together(2, dataset, recipe, tmp_path / "whole")
-    together(2, dataset, recipe, tmp_path / "broken", "stop=7")
-    assert not (tmp_path / "broken" / "student.safetensors").exists()
-    said = together(2, dataset, recipe, tmp_path / "broken", "resume")
-    assert (tmp_path / "broken" / "student.safetensors").is_file(), said
-    assert same_weights(weights_of(tmp_path / "whole"), weights_of(tmp_path / "broken"))
+def launch(*command: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=290, check=False)
 
 
-@pytest.mark.parametrize(
-    ("method", "batch", "words"),
-    [("bcp", 4, "bcp combines 4 patches"), ("magicnet", 2, "magicnet combines 2 patches")],
-)
-def test_processes_that_would_part_what_belongs_together_are_refused(
-    tmp_path: Path, method: str, batch: int, words: str
-) -> None:
-    dataset = phantoms(tmp_path / "data")
-    switches = {"cubes": 2, "hidden": 8} if method == "magicnet" else {}
-    said = together(2, dataset, recipe_of(method, {"batch": batch, "patch": [8, 8, 8]}, **switches), tmp_path / "run")
-    assert words in said
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return phantoms(tmp_path_factory.mktemp("data"))
 
 
-def test_a_batch_that_the_processes_cannot_share_evenly_is_refused(tmp_path: Path) -> None:
-    dataset = phantoms(tmp_path / "data")
-    said = together(2, dataset, recipe_of("supervised", {"batch": 3}), tmp_path / "run")
-    assert "cannot be shared evenly by 2 processes" in said
-    assert not (tmp_path / "run").exists(), "refused before anything was written"
+@pytest.fixture(scope="module")
+def two(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of all runs that two processes made, one after the other: to start them takes the longest."""
+    folder = tmp_path_factory.mktemp("two")
+
+    def job(name: str, recipe: Recipe, **options: Any) -> dict[str, Any]:
+        return {"recipe": recipe.model_dump(mode="json"), "run": str(folder / name), **options}
+
+    jobs = [job(name, recipe) for name, recipe in EQUAL.items()]
+    jobs += [job(f"refused {k}", recipe) for k, recipe in enumerate(REFUSED.values())]
+    jobs += [job("whole", RESUMED), job("broken", RESUMED, stop=7), job("broken", RESUMED, resume=True)]
+    (folder / "jobs.json").write_text(json.dumps(jobs))
+    done = launch(*launcher(2), "tests.trainer.one_of_several", str(dataset.folder), str(folder / "jobs.json"))
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder
 
 
-def test_the_command_under_torchrun_ends_well_and_writes_one_run(tmp_path: Path) -> None:
-    dataset = phantoms(tmp_path / "data")
+@pytest.mark.parametrize("name", EQUAL)
+def test_two_processes_end_with_one_processs_weights(dataset: Dataset, two: Path, tmp_path: Path, name: str) -> None:
+    trained(dataset, EQUAL[name], tmp_path / "one")
+    one, other = weights_of(tmp_path / "one"), weights_of(two / name)
+    assert one.keys() == other.keys()
+    for tensor in one:
+        torch.testing.assert_close(other[tensor], one[tensor], rtol=0, atol=1e-4, msg=tensor)
+
+
+def test_a_run_of_two_processes_resumes_to_the_same_weights(two: Path) -> None:
+    assert same_weights(weights_of(two / "whole"), weights_of(two / "broken"))
+
+
+@pytest.mark.parametrize("number", range(len(REFUSED)))
+def test_what_two_processes_cannot_share_is_refused_before_anything_is_written(two: Path, number: int) -> None:
+    assert list(REFUSED)[number] in (two / f"refused {number}.refused").read_text()
+    assert not (two / f"refused {number}").exists()
+
+
+def test_the_command_under_torchrun_ends_well_and_writes_one_run(dataset: Dataset, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    document = recipe_of("self_training", {"batch": 4, "updates": 6}, first=0.5).model_dump(mode="json")
-    recipe.write_text(yaml.safe_dump(document))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "cli.app"]
+    recipe.write_text(yaml.safe_dump(recipe_of("supervised", {"batch": 4, "updates": 6}).model_dump(mode="json")))
     command = ["train", "--data", str(dataset.folder), "--recipe", str(recipe), "--device", "cpu"]
-    for attempt in range(3):
-        run = tmp_path / f"run{attempt}"
-        done = subprocess.run(
-            [*launcher, *command, "--out", str(run)],
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.split() == [str(run)], "one process speaks"
-        assert (run / "student.safetensors").is_file()
-        steps = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
-        assert steps == sorted(set(steps)), "one process writes"
+    done = launch(*launcher(2), "cli.app", *command, "--out", str(tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [str(tmp_path / "run")], "one process speaks"
+    assert (tmp_path / "run" / "student.safetensors").is_file()
+    steps = [json.loads(line)["step"] for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)), "one process writes"
