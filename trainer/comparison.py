@@ -11,7 +11,6 @@ from __future__ import annotations
 import csv
 import io
 import itertools
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiseg.errors import InputError
+from semiseg.evaluation.bootstrap import bootstrap_differences
 from semiseg.evaluation.result import Evaluation
 from semiseg.volumes.atomic_file import atomic_file
 
@@ -28,7 +28,6 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 BASELINE = "supervised"
-SAMPLES = 10_000
 SHOWN = ("dice", "jaccard", "hd95_mm", "assd_mm")
 
 
@@ -130,7 +129,8 @@ def _line(
         shared = sorted(set(runs) & set(baseline))
         if shared:
             pairs = [table_of(runs[s], "dice", cases) - table_of(baseline[s], "dice", cases) for s in shared]
-            difference = seeded_bootstrap(np.stack([_means(pair) for pair in pairs]))
+            found = bootstrap_differences(np.stack([_means(pair) for pair in pairs]))
+            difference = (found.mean, found.low, found.high)
     return Line(
         method=method,
         labelled=labelled,
@@ -148,23 +148,6 @@ def table_of(evaluation: Evaluation, metric: str, cases: Sequence[str]) -> NDArr
     """The figures of one run (cases, segments), NaN where there is none."""
     values = {(row.case, row.segment): row.value(metric) for row in evaluation.rows}
     return np.asarray([[values[case, segment] for segment in evaluation.segments] for case in cases])
-
-
-def seeded_bootstrap(
-    differences: NDArray[np.float64], *, level: float = 0.95, seed: int = 0
-) -> tuple[float, float, float]:
-    """Mean of (seeds, scans) and its percentile interval when both seeds and scans are drawn with replacement."""
-    kept = differences[:, ~np.isnan(differences).any(axis=0)]
-    if not kept.size:
-        return (math.nan, math.nan, math.nan)
-    random = np.random.default_rng(seed)
-    count, scans = kept.shape
-    means = np.empty(SAMPLES)
-    for k in range(SAMPLES):
-        rows = random.integers(count, size=count)
-        means[k] = kept[rows][:, random.integers(scans, size=scans)].mean()
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return (float(kept.mean()), float(low), float(high))
 
 
 def as_text(lines: Sequence[Line]) -> list[list[str]]:

@@ -60,7 +60,7 @@ def plan_dicom(
         raise InputError("A NIfTI image of the CSV is one channel; --channels is for DICOM series.")
     for path, labels in matches.images.items():
         origin = Origin(key=str(path), folder=str(path))
-        scans.append(NiftiScan(origin, found.name(path), path, tuple(labels), structures, found.name))
+        scans.append(NiftiScan(origin, found.name(path), tuple(labels), structures, found.name, path))
     return Plan(
         channels=channels,
         scans=tuple(scans),
@@ -190,7 +190,7 @@ def _scan(
     )
     chosen = frozenset(label.path for label in labels if label.path.resolve() in matches.chosen)
     name = "; ".join(_name(found, s) for s in group)
-    return SeriesScan(origin, name, group, tuple(labels), chosen, structures, found.name)
+    return SeriesScan(origin, name, tuple(labels), structures, found.name, group, chosen)
 
 
 def _name(found: Found, series: ImageSeries) -> str:

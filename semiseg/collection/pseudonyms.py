@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from semiseg.collection.private_file import private_file
 from semiseg.errors import DatasetError
+from semiseg.volumes.atomic_file import atomic_file
 
 _ID = re.compile(r"case_(\d{4,})")
 
@@ -114,7 +114,7 @@ def write_mapping(mapping: Pseudonyms) -> None:
     for case, origin in sorted(mapping.rows.items()):
         writer.writerow({"case": case, **asdict(origin)})
     try:
-        with private_file(mapping.path) as file:
+        with atomic_file(mapping.path, private=True) as file:
             file.write(text.getvalue().encode())
     except OSError as error:
         raise DatasetError(f"{mapping.path} cannot be written: {error.strerror or error}.") from error

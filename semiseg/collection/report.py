@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from semiseg.collection.private_file import private_file
+from semiseg.volumes.atomic_file import atomic_file
 
 Status = Literal["labelled", "unlabelled", "refused", "left out", "already there", "note"]
 What = Literal["scan", "label", "structure", "file", "patient", "dataset"]
@@ -52,9 +52,9 @@ def write_report(lines: list[Line], path: Path) -> tuple[Path, Path]:
     writer.writeheader()
     writer.writerows(asdict(line) for line in lines)
     table, document = path.with_name(path.name + ".csv"), path.with_name(path.name + ".json")
-    with private_file(table) as file:
+    with atomic_file(table, private=True) as file:
         file.write(text.getvalue().encode())
-    with private_file(document) as file:
+    with atomic_file(document, private=True) as file:
         content = {"counts": counts(lines), "lines": [asdict(line) for line in lines]}
         file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     return table, document

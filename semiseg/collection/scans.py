@@ -70,22 +70,18 @@ class Scan(Protocol):
 
 
 @dataclass(frozen=True)
-class SeriesScan:
-    """One image series, or one for each channel.
+class _Labelled:
+    """What both kinds of scan have.
 
     Attributes:
-        series: in the order of the channels.
         labels: the label files that belong to it.
-        chosen: which of them a person named for it.
         structures: what to look for in them.
         shown: how the report names a path.
     """
 
     origin: Origin
     name: str
-    series: tuple[ImageSeries, ...]
     labels: tuple[LabelFile, ...]
-    chosen: frozenset[Path]
     structures: Structures
     shown: Callable[[Path], str]
 
@@ -93,6 +89,19 @@ class SeriesScan:
     def outlined_by(self) -> tuple[str, ...]:
         """Its label files."""
         return tuple(self.shown(label.path) for label in self.labels)
+
+
+@dataclass(frozen=True)
+class SeriesScan(_Labelled):
+    """One image series, or one for each channel.
+
+    Attributes:
+        series: in the order of the channels.
+        chosen: which of the label files a person named for it.
+    """
+
+    series: tuple[ImageSeries, ...]
+    chosen: frozenset[Path]
 
     def read(self) -> Read:
         """Read the series with the server's reader, then the label on its grid."""
@@ -107,20 +116,10 @@ class SeriesScan:
 
 
 @dataclass(frozen=True)
-class NiftiScan:
+class NiftiScan(_Labelled):
     """A NIfTI image that the CSV names as a scan."""
 
-    origin: Origin
-    name: str
     path: Path
-    labels: tuple[LabelFile, ...]
-    structures: Structures
-    shown: Callable[[Path], str]
-
-    @property
-    def outlined_by(self) -> tuple[str, ...]:
-        """Its label files."""
-        return tuple(self.shown(label.path) for label in self.labels)
 
     def read(self) -> Read:
         """Read the one volume of the file, then the label on its grid."""

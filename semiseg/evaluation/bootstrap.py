@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from semiseg.errors import InputError
 from semiseg.evaluation.result import Evaluation
@@ -60,19 +61,32 @@ def paired_bootstrap(
             f"A bootstrap interval needs at least one sample and a level in (0, 1), not {samples}, {level}."
         )
     difference = np.asarray(first, dtype=np.float64) - np.asarray(second, dtype=np.float64)
-    kept = difference[~np.isnan(difference)]
-    left_out = len(difference) - len(kept)
-    if not len(kept):
+    return bootstrap_differences(difference[None], samples=samples, level=level, seed=seed)
+
+
+def bootstrap_differences(
+    differences: NDArray[np.float64], *, samples: int = 10_000, level: float = 0.95, seed: int = 0
+) -> Difference:
+    """The mean of differences (runs, scans) and its percentile interval, when both runs and scans are drawn again.
+
+    With one run it speaks about other scans only. A scan that lacks a figure in any run is left out.
+    """
+    kept = differences[:, ~np.isnan(differences).any(axis=0)]
+    runs, scans = kept.shape
+    left_out = differences.shape[1] - scans
+    if not scans:
         return Difference(math.nan, math.nan, math.nan, 0, left_out)
     generator = np.random.default_rng(seed)
-    rows = max(1, _BLOCK // len(kept))
-    means = np.concatenate([
-        kept[generator.integers(len(kept), size=(min(rows, samples - start), len(kept)))].mean(axis=1)
-        for start in range(0, samples, rows)
-    ])  # fmt: skip
+    rows = max(1, _BLOCK // kept.size)
+    means = []
+    for start in range(0, samples, rows):
+        count = min(rows, samples - start)
+        drawn = generator.integers(scans, size=(count, 1, scans))
+        of_runs = generator.integers(runs, size=(count, runs, 1)) if runs > 1 else np.zeros((count, 1, 1), dtype=int)
+        means.append(kept[of_runs, drawn].mean(axis=(1, 2)))
     tail = (1 - level) / 2
-    low, high = np.quantile(means, [tail, 1 - tail])
-    return Difference(float(kept.mean()), float(low), float(high), len(kept), left_out)
+    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    return Difference(float(kept.mean()), float(low), float(high), scans, left_out)
 
 
 def compare(first: Evaluation, second: Evaluation, metric: str = "dice", *, seed: int = 0) -> dict[str, Difference]:

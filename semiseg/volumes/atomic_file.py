@@ -11,20 +11,22 @@ from typing import IO
 
 
 @contextlib.contextmanager
-def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+def atomic_file(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
     """Open a binary file beside ``path`` and rename it to ``path`` when the block ends without an error.
 
     The bytes are on the disk (fsync) before the name is, so that neither a reader nor a power cut meets half a file.
-    The file gets the permissions of an ordinary new one. The folder must exist.
+    The file gets the permissions of an ordinary new one, or, ``private``, is its owner's alone (mode 600) from the
+    first byte on. The folder must exist.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".part")
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".part")  # mode 600
     part = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        part.chmod(0o666 & ~_umask())
+        if not private:
+            part.chmod(0o666 & ~_umask())
         part.replace(path)
     except BaseException:
         part.unlink(missing_ok=True)

@@ -35,7 +35,6 @@ PARSING_ERRORS = (
     EOFError,
     IndexError,
     KeyError,
-    NotImplementedError,
     OSError,
     OverflowError,
     RecursionError,

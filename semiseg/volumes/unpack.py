@@ -71,7 +71,7 @@ def unpack_zip(path: Path, into: Path, limits: UnpackLimits) -> list[Path]:
     except VolumeError:
         _remove(written)
         raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         _remove(written)
         raise VolumeError(f"{path}: the zip archive is damaged or of an unknown kind ({error}).") from error
     except OSError as error:

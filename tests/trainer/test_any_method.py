@@ -27,9 +27,19 @@ STUDENTS: dict[str, dict[str, Any]] = {
         "student": {"kind": "unetr", "feature_size": 4, "hidden_size": 12, "mlp_dim": 16, "heads": 2},
         "patch": [32, 16, 16],
     },
+    "swinunetr": {"student": {"kind": "swinunetr", "feature_size": 12}, "patch": [64, 32, 32]},
+    "outside": {
+        "student": {
+            "kind": "outside",
+            "function": "tests.trainer.test_students:thin",
+            "several_sizes": True,
+            "modules": {"deepest": "first", "features": "last"},
+        },
+        "patch": [16, 16, 8],
+    },
     "unet3d": {"student": {"kind": "unet3d", "channels": [4, 8]}, "patch": [16, 16, 8]},
 }
-FIXED = {"unetr"}
+FIXED = {"unetr", "swinunetr"}
 
 
 @pytest.fixture(scope="module")

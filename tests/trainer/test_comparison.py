@@ -11,9 +11,10 @@ import pytest
 from PIL import Image
 
 from semiseg.errors import InputError
+from semiseg.evaluation.bootstrap import bootstrap_differences
 from semiseg.evaluation.metrics import SegmentScore
 from semiseg.evaluation.result import NO_SCORE, Evaluation, Row
-from trainer.comparison import Trial, as_text, draw, finished, seeded_bootstrap, summarise, trials, write_csv
+from trainer.comparison import Trial, as_text, draw, finished, summarise, trials, write_csv
 
 CASES = ("a", "b", "c", "d")
 
@@ -99,13 +100,16 @@ def test_the_interval_covers_the_mean_and_narrows_with_scans() -> None:
     few, many = (random.normal(0.02, 0.05, size=(1, n)) for n in (20, 500))
     widths = []
     for differences in (few, many):
-        mean, low, high = seeded_bootstrap(differences)
+        found = bootstrap_differences(differences)
+        mean, low, high = found.mean, found.low, found.high
         assert low < mean < high
         assert mean == pytest.approx(differences.mean())
         widths.append(high - low)
     assert widths[1] < widths[0] / 3
     assert widths[1] == pytest.approx(2 * 1.96 * 0.05 / math.sqrt(500), rel=0.15)
-    assert all(math.isnan(v) for v in seeded_bootstrap(np.full((1, 3), np.nan)))
+    nothing = bootstrap_differences(np.full((1, 3), np.nan))
+    assert (nothing.pairs, nothing.left_out) == (0, 3)
+    assert math.isnan(nothing.mean)
 
 
 def test_table_csv_and_plot(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ SOFTENING = 2.0  # of the logits whose deviation is taken
 
 
 class ACMT(MeanTeacher):
-    """L_c = sum_v E_v ||p_v - p'_v||^2 / (sum_v E_v + 1e-16), E the ambiguous voxels (Eq. 3)."""
+    """L_c = sum_v E_v ||p_v - p'_v||^2 / sum_v E_v, E the ambiguous voxels (Eq. 3); zero where there are none."""
 
     name = "acmt"
 
@@ -94,10 +94,7 @@ class ACMT(MeanTeacher):
     @torch.no_grad()
     def uncertainty(self, student: nn.Module, images: Tensor) -> Tensor:
         """The entropy (N, X, Y, Z) of the mean of the student's noisy passes, as a share of the largest."""
-        mean = self.teacher_probabilities(student, images)
-        for _ in range(1, self.switches.passes):
-            mean += self.teacher_probabilities(student, images)
-        return self.targets.entropy(mean / self.switches.passes)
+        return self.targets.entropy(self.mean_probabilities(student, images, self.switches.passes))
 
     @torch.no_grad()
     def prototype_errors(self, teacher: nn.Module, images: Tensor, decided: Tensor) -> Tensor:

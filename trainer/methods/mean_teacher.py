@@ -92,6 +92,13 @@ class MeanTeacher(Method):
         """One pass over noisy patches (N, C, X, Y, Z)."""
         return self.targets.probabilities(teacher(images + self.noise(images)))
 
+    def mean_probabilities(self, network: nn.Module, images: Tensor, passes: int) -> Tensor:
+        """The mean of several such passes."""
+        mean = self.teacher_probabilities(network, images)
+        for _ in range(1, passes):
+            mean += self.teacher_probabilities(network, images)
+        return mean / passes
+
     def noise(self, images: Tensor) -> Tensor:
         """See :func:`bounded_noise`."""
         return bounded_noise(images, self.switches.noise)

@@ -46,10 +46,7 @@ class UAMT(MeanTeacher):
     @torch.no_grad()
     def uncertainty(self, teacher: nn.Module, images: Tensor) -> Tensor:
         """U (N, X, Y, Z): the entropy of the mean of the noisy passes, as a share of the largest entropy."""
-        mean = self.teacher_probabilities(teacher, images)
-        for _ in range(1, self.switches.passes):
-            mean += self.teacher_probabilities(teacher, images)
-        return self.targets.entropy(mean / self.switches.passes)
+        return self.targets.entropy(self.mean_probabilities(teacher, images, self.switches.passes))
 
     def largest_uncertainty(self, update: int) -> float:
         """H(t) = h + (1 - h) r(t), as a share of the largest entropy."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.hooks import RemovableHandle
 
 
 @contextmanager
@@ -18,11 +19,8 @@ def features_out(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
     def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
         found.append(output)
 
-    handle = network.get_submodule(layer).register_forward_hook(keep)
-    try:
+    with _removed_after(network.get_submodule(layer).register_forward_hook(keep)):
         yield found
-    finally:
-        handle.remove()
 
 
 @contextmanager
@@ -36,8 +34,13 @@ def features_into(network: nn.Module, layer: str, size: Sequence[int]) -> Iterat
             features = functional.interpolate(features, size=tuple(size), mode="trilinear", align_corners=False)
         found.append(features)
 
-    handle = network.get_submodule(layer).register_forward_pre_hook(keep)
-    try:
+    with _removed_after(network.get_submodule(layer).register_forward_pre_hook(keep)):
         yield found
+
+
+@contextmanager
+def _removed_after(hook: RemovableHandle) -> Iterator[None]:
+    try:
+        yield
     finally:
-        handle.remove()
+        hook.remove()

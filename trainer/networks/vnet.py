@@ -7,6 +7,7 @@ stage and with skips by addition; MONAI's VNet, with its 5x5x5 residual blocks, 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable
 from typing import Literal
 
 from torch import Tensor, nn
@@ -15,21 +16,17 @@ Norm = Literal["batch", "instance"]
 WIDTHS = (16, 32, 64, 128, 256)
 
 
-class VNet(nn.Module):
-    """Five levels of 1, 2, 3, 3, 3 convolutions down and 3, 3, 2, 1 up; 9,448,866 parameters (1 channel, 2 classes).
+class _VNet(nn.Module):
+    """An encoder of five levels and V-Net's decoder. ``deepest`` yields the features at 1/16 of the size, ``decoder``
+    those (16 channels, full size) that the 1x1x1 ``head`` turns into logits."""
 
-    ``deepest`` yields the features at 1/16 of the size, ``decoder`` those (16 channels, full size) that the 1x1x1
-    ``head`` turns into logits.
-    """
-
-    def __init__(self, inputs: int, outputs: int, norm: Norm = "batch", dropout: float = 0.0) -> None:
+    def __init__(
+        self, stem: nn.Module, down: Iterable[nn.Module], deepest: nn.Module, outputs: int, norm: Norm, dropout: float
+    ) -> None:
         super().__init__()
-        self.stem = _stage(inputs, WIDTHS[0], 1, norm)
-        self.down = nn.ModuleList(
-            nn.Sequential(_halve(a, b, norm), _stage(b, b, count, norm))
-            for (a, b), count in zip(itertools.pairwise(WIDTHS), (2, 3, 3, 3), strict=True)
-        )
-        self.deepest = nn.Dropout3d(dropout)
+        self.stem = stem
+        self.down = nn.ModuleList(down)
+        self.deepest = deepest
         self.decoder = Decoder(norm)
         self.head = nn.Sequential(nn.Dropout3d(dropout), nn.Conv3d(WIDTHS[0], outputs, kernel_size=1))
         initialise(self)
@@ -44,32 +41,30 @@ class VNet(nn.Module):
         return logits
 
 
-class ResNetVNet(nn.Module):
-    """A 3D ResNet-34 whose stem keeps the size as encoder, V-Net's decoder; 17,930,354 parameters (1 channel, 2
-    classes). See :class:`VNet` for the names of its parts."""
+class VNet(_VNet):
+    """Five levels of 1, 2, 3, 3, 3 convolutions down and 3, 3, 2, 1 up; 9,448,866 parameters (1 channel, 2 classes)."""
 
     def __init__(self, inputs: int, outputs: int, norm: Norm = "batch", dropout: float = 0.0) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(
+        down = (
+            nn.Sequential(_halve(a, b, norm), _stage(b, b, count, norm))
+            for (a, b), count in zip(itertools.pairwise(WIDTHS), (2, 3, 3, 3), strict=True)
+        )
+        super().__init__(_stage(inputs, WIDTHS[0], 1, norm), down, nn.Dropout3d(dropout), outputs, norm, dropout)
+
+
+class ResNetVNet(_VNet):
+    """A 3D ResNet-34 whose stem keeps the size as encoder, V-Net's decoder; 17,930,354 parameters (1 channel, 2
+    classes). Dropout is before the head only."""
+
+    def __init__(self, inputs: int, outputs: int, norm: Norm = "batch", dropout: float = 0.0) -> None:
+        stem = nn.Sequential(
             nn.Conv3d(inputs, WIDTHS[0], kernel_size=7, padding=3, bias=False), _norm(norm, WIDTHS[0]), nn.ReLU()
         )
-        self.down = nn.ModuleList(
+        down = (
             nn.Sequential(*(_Residual(a if k == 0 else b, b, 2 if k == 0 else 1, norm) for k in range(count)))
             for (a, b), count in zip(itertools.pairwise(WIDTHS), (3, 4, 6, 3), strict=True)
         )
-        self.deepest = nn.Identity()  # no dropout here, only before the head
-        self.decoder = Decoder(norm)
-        self.head = nn.Sequential(nn.Dropout3d(dropout), nn.Conv3d(WIDTHS[0], outputs, kernel_size=1))
-        initialise(self)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """See :meth:`VNet.forward`."""
-        levels = [self.stem(x)]
-        for stage in self.down:
-            levels.append(stage(levels[-1]))
-        levels[-1] = self.deepest(levels[-1])
-        logits: Tensor = self.head(self.decoder(levels))
-        return logits
+        super().__init__(stem, down, nn.Identity(), outputs, norm, dropout)
 
 
 class Decoder(nn.Module):

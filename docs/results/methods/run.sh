@@ -7,7 +7,7 @@ data=$1 work=$2 step=${3:-all}
 here=$(dirname "${BASH_SOURCE[0]}")
 common=(--data "$data" --recipe hippocampus --updates 1200 --jobs 2 --out "$work/runs" --cache "$work/cache"
     --set 'magicnet:patch=[48,64,48]')
-leading=supervised,$(cat "$here/leading.txt" 2>/dev/null || echo mean_teacher,bcp,mn)
+leading=$(cat "$here/leading.txt" 2>/dev/null || echo bcp,mean_teacher,mn) # best first, once the first step has told
 
 compare() { # name, then options of semiseg compare
     local name=$1
@@ -23,10 +23,10 @@ if [[ $step == all || $step == first ]]; then
         --methods supervised,self_training,mean_teacher,uamt,acmt,cps,bcp,magicnet,mn
 fi
 if [[ $step == all || $step == seeds ]]; then
-    compare seeds --labelled 4 --seeds 0,1,2 --methods "$leading"
+    compare seeds --labelled 4 --seeds 0,1,2 --methods "supervised,$leading"
 fi
 if [[ $step == all || $step == labels ]]; then
-    compare labels --labelled 4,8,16 --methods "supervised,mn,$(cut -d, -f1 "$here/leading.txt")"
+    compare labels --labelled 4,8,16 --methods "supervised,mn,${leading%%,*}"
 fi
 if [[ $step == all || $step == all-labels ]]; then
     # The other end of the gap: all training scans outlined, the same number of updates.

@@ -1,6 +1,7 @@
 """A U-Net with SqueezeNet 1.1 as encoder, plugged into M&N as its 2D network from outside.
 
-    PYTHONPATH=docs/results/mn_weights semiseg train --recipe docs/results/mn_weights/pretrained.yaml ...
+    PYTHONPATH=docs/results/mn_weights semiseg train ... --method mn --set 'methods.mn.teacher={kind: outside,
+        function: "squeezenet:build", finetune: whole, enlarge: 2, weights: {folder: WEIGHTS, licence: mit}}'
 
 SqueezeNet: Iandola et al. 2016, arXiv 1602.07360, version 1.1 of the authors' repository. ``weights`` is a folder with
 ``squeezenet1_1_imagenet_features.npz``: the tensors of its feature layers by their usual PyTorch names, trained on

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
+from semiseg.evaluation.bootstrap import bootstrap_differences
 from semiseg.evaluation.result import Evaluation
-from trainer.comparison import seeded_bootstrap, table_of
+from trainer.comparison import table_of
 
 
 def semiseg(*arguments: str) -> None:
@@ -70,8 +71,8 @@ def main() -> None:
         print(f"{name}: Dice {values.mean():.4f}  (added {', '.join(chosen[name])})")
     draws = np.stack([means[f"random{k}"] for k in range(options.draws)])
     for name in ("suggested", "least"):
-        mean, low, high = seeded_bootstrap(means[name][None] - draws)
-        print(f"{name} minus random ({options.draws} draws): {mean:+.4f} [{low:+.4f}, {high:+.4f}]")
+        away = bootstrap_differences(means[name][None] - draws)
+        print(f"{name} minus random ({options.draws} draws): {away.mean:+.4f} [{away.low:+.4f}, {away.high:+.4f}]")
 
 
 if __name__ == "__main__":
