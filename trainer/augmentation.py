@@ -1,19 +1,20 @@
 """Random changes to a training patch: where it is cut, how it is turned, and how its values are bent.
 
 Every random number comes from one generator that belongs to the patch, so that a patch is a function of its request.
+Reading (:func:`read_box`) and making (:func:`sample`, :func:`change_values`) are apart: a GPU may do the latter.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from monai.transforms.utils import create_rotate
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import affine_grid, grid_sample
+from torch.nn.functional import affine_grid, grid_sample, pad
 
 from trainer.recipe import Augmentation
 
@@ -82,36 +83,64 @@ def place_cut(
     return Cut(matrix, plain=turn is None)
 
 
-def cut_out(
-    image: NDArray[np.generic],
-    labels: NDArray[np.generic] | None,
-    cut: Cut,
-    patch: tuple[int, int, int],
-    padding: str,
-) -> tuple[Tensor, Tensor | None]:
-    """The patch of ``image`` (C, X, Y, Z), interpolated linearly, and of ``labels`` (X, Y, Z), by nearest voxel.
+@dataclass(frozen=True)
+class Box:
+    """All that a cut reads of a scan, beside the cut itself, whose matrix counts voxels of this box.
+
+    Attributes:
+        image: float32 (C, X, Y, Z).
+        labels: uint8 (X, Y, Z), or None.
+        cut: output voxel o reads the box at ``cut.matrix @ o``.
+    """
+
+    image: Tensor
+    labels: Tensor | None
+    cut: Cut
+
+    def pin_memory(self) -> Box:
+        """The same in page-locked memory; the loader asks for it."""
+        return replace(
+            self, image=self.image.pin_memory(), labels=None if self.labels is None else self.labels.pin_memory()
+        )
+
+    def to(self, device: torch.device) -> Box:
+        """The same on another device."""
+        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
+        return replace(self, image=self.image.to(device, non_blocking=True), labels=labels)
+
+
+def read_box(
+    image: NDArray[np.generic], labels: NDArray[np.generic] | None, cut: Cut, patch: tuple[int, int, int]
+) -> Box:
+    """The part of ``image`` (C, X, Y, Z) and ``labels`` (X, Y, Z) that a patch needs: only this is read from disk."""
+    box = _box(cut.matrix, patch, image.shape[1:], margin=0 if cut.plain else 1)
+    inside = tuple(slice(a, b) for a, b in box)
+    matrix = cut.matrix.copy()
+    matrix[:3, 3] -= [a for a, _ in box]
+    found = None if labels is None else torch.from_numpy(np.array(labels[inside], dtype=np.uint8))
+    read = torch.from_numpy(np.array(image[(slice(None), *inside)], dtype=np.float32))
+    return Box(read, found, Cut(matrix, cut.plain))
+
+
+def sample(box: Box, patch: tuple[int, int, int], padding: str) -> tuple[Tensor, Tensor | None]:
+    """The patch: the image interpolated linearly, the labels by nearest voxel, on the device that the box is on.
 
     Beyond the scan lies its border value (``edge``) or zero. Both results are float32: (C, *patch) and (*patch).
     """
-    box = _box(cut.matrix, patch, image.shape[1:], margin=0 if cut.plain else 1)
-    inside = tuple(slice(a, b) for a, b in box)
-    local = [np.array(image[(slice(None), *inside)], dtype=np.float32)]
-    if labels is not None:
-        local.append(np.array(labels[inside], dtype=np.float32)[None])
-    matrix = cut.matrix.copy()
-    matrix[:3, 3] -= [a for a, _ in box]
-    if cut.plain:
-        cuts = [_shifted(array, matrix[:3, 3].astype(int), patch, padding) for array in local]
+    arrays = [box.image] if box.labels is None else [box.image, box.labels.float()[None]]
+    matrix = box.cut.matrix.copy()
+    if box.cut.plain:
+        cuts = [_shifted(array, matrix[:3, 3].astype(int), patch, padding) for array in arrays]
     else:
         if padding == "zero":  # a frame of zeros, since torch has no zeros beyond an axis of one voxel
-            local = [np.pad(array, [(0, 0), (1, 1), (1, 1), (1, 1)]) for array in local]
+            arrays = [pad(array, (1, 1, 1, 1, 1, 1)) for array in arrays]
             matrix[:3, 3] += 1
-        grid = _sampling_grid(matrix, local[0].shape[1:], patch)
+        grid = _sampling_grid(matrix, arrays[0].shape[1:], patch, box.image.device)
         cuts = [
-            grid_sample(torch.from_numpy(array)[None], grid, mode, padding_mode="border", align_corners=True)[0]
-            for array, mode in zip(local, ("bilinear", "nearest"), strict=False)
+            grid_sample(array[None], grid, mode, padding_mode="border", align_corners=True)[0]
+            for array, mode in zip(arrays, ("bilinear", "nearest"), strict=False)
         ]
-    return cuts[0], cuts[1][0] if labels is not None else None
+    return cuts[0], cuts[1][0] if box.labels is not None else None
 
 
 def change_values(image: Tensor, augmentation: Augmentation, random: np.random.Generator) -> Tensor:
@@ -124,7 +153,7 @@ def change_values(image: Tensor, augmentation: Augmentation, random: np.random.G
         image = image + random.uniform(-augmentation.brightness, augmentation.brightness)
     if augmentation.noise and random.random() < augmentation.intensity_probability:
         spread = random.uniform(0.0, augmentation.noise)
-        image = image + torch.from_numpy(random.standard_normal(tuple(image.shape), dtype=np.float32)) * spread
+        image = image + _normal(image, random) * spread
     return image
 
 
@@ -137,15 +166,22 @@ def _gamma(image: Tensor, exponent: float) -> Tensor:
     """A power on the values scaled to 0..1, and back: a standardised image is partly negative, so no power of it."""
     low, high = image.min(), image.max()
     span = high - low
-    if float(span) <= 0:
-        return image
-    return ((image - low) / span).pow(exponent) * span + low
+    bent = ((image - low) / span).pow(exponent) * span + low
+    return torch.where(span > 0, bent, image)  # a GPU need not be asked what the span is
+
+
+def _normal(like: Tensor, random: np.random.Generator) -> Tensor:
+    """Standard normal numbers of the shape and on the device of ``like``; on a GPU from a generator of its own."""
+    if like.device.type == "cpu":
+        return torch.from_numpy(random.standard_normal(tuple(like.shape), dtype=np.float32))
+    generator = torch.Generator(like.device).manual_seed(int(random.integers(2**62)))
+    return torch.randn(like.shape, generator=generator, device=like.device)
 
 
 def _box(
     matrix: NDArray[np.float64], patch: tuple[int, int, int], shape: tuple[int, ...], margin: int
 ) -> list[tuple[int, int]]:
-    """The part of the scan that a cut reads, at least one voxel per axis: only this is read from disk."""
+    """First voxel of the part of the scan that a cut reads and the one after its last; at least one voxel per axis."""
     corners = np.asarray(
         [[x, y, z, 1] for x in (0, patch[0] - 1) for y in (0, patch[1] - 1) for z in (0, patch[2] - 1)]
     )
@@ -159,7 +195,9 @@ def _box(
     return box
 
 
-def _sampling_grid(matrix: NDArray[np.float64], shape: tuple[int, ...], patch: tuple[int, int, int]) -> Tensor:
+def _sampling_grid(
+    matrix: NDArray[np.float64], shape: tuple[int, ...], patch: tuple[int, int, int], device: torch.device
+) -> Tensor:
     """``matrix`` (voxel of the patch -> voxel of an array of ``shape``) as the grid that ``grid_sample`` reads.
 
     Torch counts positions from -1 at the first voxel's centre to 1 at the last one's, the last axis first.
@@ -170,14 +208,16 @@ def _sampling_grid(matrix: NDArray[np.float64], shape: tuple[int, ...], patch: t
     theta[:, :3] = scale[:, None] * matrix[:3, :3] * half
     theta[:, 3] = scale * (matrix[:3, :3] @ half + matrix[:3, 3]) - 1.0
     reversed_axes = np.concatenate([theta[::-1, 2::-1], theta[::-1, 3:]], axis=1)
-    return affine_grid(torch.from_numpy(reversed_axes).float()[None], [1, 1, *patch], align_corners=True)
+    return affine_grid(torch.from_numpy(reversed_axes).float()[None].to(device), [1, 1, *patch], align_corners=True)
 
 
-def _shifted(local: NDArray[np.float32], start: NDArray[np.int_], patch: tuple[int, int, int], padding: str) -> Tensor:
-    rows = [np.clip(np.arange(s, s + p), 0, n - 1) for s, p, n in zip(start, patch, local.shape[1:], strict=True)]
-    out = local[:, rows[0][:, None, None], rows[1][None, :, None], rows[2][None, None, :]]
-    if padding == "zero":
-        for axis, (s, p, n) in enumerate(zip(start, patch, local.shape[1:], strict=True)):
-            outside = (np.arange(s, s + p) < 0) | (np.arange(s, s + p) >= n)
-            out[(slice(None), *(outside if a == axis else slice(None) for a in range(3)))] = 0
-    return torch.from_numpy(np.ascontiguousarray(out))
+def _shifted(local: Tensor, start: NDArray[np.int_], patch: tuple[int, int, int], padding: str) -> Tensor:
+    """The patch that begins at voxel ``start`` of ``local`` (C, X, Y, Z), which it may leave on any side."""
+    out = local
+    for axis, (s, p, n) in enumerate(zip(start, patch, local.shape[1:], strict=True), start=1):
+        places = torch.arange(int(s), int(s) + p, device=local.device)
+        out = out.index_select(axis, places.clamp(0, n - 1))
+        if padding == "zero":
+            inside = ((places >= 0) & (places < n)).view(-1, *[1] * (3 - axis))
+            out = out * inside
+    return out.contiguous()

@@ -27,7 +27,7 @@ from semiseg.bundle.bundle import write_manifest
 from semiseg.bundle.manifest import Manifest
 from trainer.cases import PreparedCase, encode_prediction, places_of, prepare_cases, segments_without_label
 from trainer.checkpoints import RunFolder, State, load_state, load_weights, save_state, save_weights
-from trainer.device import make_accelerator
+from trainer.device import make_accelerator, workers
 from trainer.engine import TorchEngine, student_of
 from trainer.errors import RecipeError, TrainingError
 from trainer.log import RunLog, draw_curve
@@ -177,7 +177,7 @@ class _Training:
     def _batches(self) -> Iterator[tuple[Batch, Turn]]:
         """Every remaining step's batch and turn; before a refresh all batches asked for earlier have been used."""
         method, recipe, preprocessing = self.plan.method, self.plan.recipe, self.plan.preprocessing
-        step = self.step
+        step, device = self.step, self.accelerator.device
         before = _drawn(method.turn(s).mixture for s in range(step))
         labelled_at = [s for s in range(step) if method.refreshes_pseudo_labels(s)]
         if step < method.steps and labelled_at and not method.refreshes_pseudo_labels(step):
@@ -185,14 +185,15 @@ class _Training:
         while step < method.steps:
             self._refresh(step)
             stop = next((s for s in range(step + 1, method.steps) if self._refreshes(s)), method.steps)
-            source = PatchSource(recipe, self.cases, preprocessing.slice_axis, preprocessing.padding, self.pseudo)
+            source = PatchSource(
+                recipe, self.cases, preprocessing.slice_axis, preprocessing.padding, self.pseudo, device
+            )
             turns = [method.turn(s) for s in range(step, stop)]
             requests = self._requests(step, turns, before)
             before = _drawn([before, *(turn.mixture for turn in turns)])
-            pinned = self.accelerator.device.type == "cuda"
-            made = batches(source, requests, step, recipe.workers, pinned)
+            made = batches(source, requests, step, workers(recipe, device), device.type == "cuda")
             for batch, turn in zip(made, turns, strict=True):
-                yield batch.to(self.accelerator.device), turn
+                yield batch.to(device), turn
             step = stop
 
     def _requests(self, step: int, turns: list[Turn], before: Mixture) -> Iterator[list[Request]]:

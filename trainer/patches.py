@@ -7,7 +7,7 @@ that can be recomputed. That is what makes a resumed run equal to one that was n
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from trainer.augmentation import change_values, cut_out, draw_turn, flips, place_cut
+from trainer.augmentation import Box, change_values, draw_turn, flips, place_cut, read_box, sample
 from trainer.cases import PreparedCase
 from trainer.recipe import Recipe
 
@@ -123,8 +123,36 @@ class Draws:
         return (x, y, z)
 
 
-class PatchSource(Dataset[dict[str, Any]]):
-    """Turns requests into patches; runs in the loader's worker processes."""
+@dataclass(frozen=True)
+class Draft:
+    """What a patch is made of, read but not yet cut, turned or bent.
+
+    Attributes:
+        request: whose patch it is.
+        box: the part of the scan that it needs.
+        random: where its further random numbers come from.
+    """
+
+    request: Request
+    box: Box
+    random: np.random.Generator
+
+    def pin_memory(self) -> Draft:
+        """The same in page-locked memory; the loader asks for it."""
+        return replace(self, box=self.box.pin_memory())
+
+
+class PatchSource(Dataset[Any]):
+    """Turns requests into patches; runs in the loader's worker processes.
+
+    Args:
+        recipe: patch, augmentation and where it is done.
+        cases: the prepared scans.
+        slice_axis: the axis that in-plane rotations turn about.
+        padding: what lies beyond a scan, see :class:`semiseg.bundle.preprocessing.Preprocessing`.
+        pseudo: label maps of unlabelled scans.
+        device: makes the patches, when the recipe leaves them to it; else they are made where they are read.
+    """
 
     def __init__(
         self,
@@ -133,25 +161,38 @@ class PatchSource(Dataset[dict[str, Any]]):
         slice_axis: int,
         padding: str,
         pseudo: Mapping[str, NDArray[np.uint8]] | None = None,
+        device: torch.device | None = None,
     ) -> None:
         self._pseudo = pseudo or {}
         self._recipe = recipe
         self._cases = cases
         self._slice_axis = slice_axis
         self._padding = padding
+        self._device = device if recipe.augment_on == "device" else None
 
-    def __getitem__(self, request: Request) -> dict[str, Any]:
-        """The patch of ``request``: image float32 (C, X, Y, Z) and labels int64 (X, Y, Z)."""
+    def __getitem__(self, request: Request) -> dict[str, Any] | Draft:
+        """The patch of ``request``, or what the device makes it of."""
+        draft = self.read(request)
+        return draft if self._device is not None else self.make(draft)
+
+    def read(self, request: Request) -> Draft:
+        """Decide where the patch lies and read that part of the scan."""
         case = self._cases[request.case_id]
         random = np.random.default_rng((*request.seed, 1))
-        augmentation = self._recipe.augmentation
         patch = self._recipe.size()
-        turn = draw_turn(augmentation, self._slice_axis, random)
+        turn = draw_turn(self._recipe.augmentation, self._slice_axis, random)
         cut = place_cut(case.shape, patch, turn, case.spacing, request.voxel, np.random.default_rng((*request.seed, 2)))
         # Beyond the scan there is no reference: with repeated borders the labels repeat too, else background.
         wanted = case.labels if request.labelled else self._pseudo.get(request.case_id)
-        image, found = cut_out(case.image, wanted, cut, patch, self._padding)
-        labels = torch.zeros(patch) if found is None else found
+        return Draft(request, read_box(case.image, wanted, cut, patch), random)
+
+    def make(self, draft: Draft) -> dict[str, Any]:
+        """The patch: image float32 (C, X, Y, Z) and labels int64 (X, Y, Z)."""
+        request, random, augmentation = draft.request, draft.random, self._recipe.augmentation
+        box = draft.box if self._device is None else draft.box.to(self._device)
+        patch = self._recipe.size()
+        image, found = sample(box, patch, self._padding)
+        labels = torch.zeros(patch, device=image.device) if found is None else found
         mirrored = flips(augmentation, random)
         if mirrored:
             image = torch.flip(image, mirrored)
@@ -174,14 +215,20 @@ def batches(
     source: PatchSource, steps: Iterable[list[Request]], first_step: int, workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
     """The batches of consecutive steps, made ahead of time by ``workers`` processes (0: in this one)."""
-    loader: DataLoader[dict[str, Any]] = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         source, batch_sampler=_Steps(steps), num_workers=workers, collate_fn=_collate, pin_memory=pin_memory
     )
-    for step, (images, labels, labelled, cases) in enumerate(loader, start=first_step):
+    for step, found in enumerate(loader, start=first_step):
+        images, labels, labelled, cases = _stack([source.make(d) for d in found]) if isinstance(found, list) else found
         yield Batch(images, labels, labelled, cases, step)
 
 
-def _collate(samples: list[dict[str, Any]]) -> tuple[Tensor, Tensor, int, tuple[str, ...]]:
+def _collate(samples: list[Any]) -> Any:
+    """Patches become one batch where they were made; drafts go as they are to the device that will make them."""
+    return samples if isinstance(samples[0], Draft) else _stack(samples)
+
+
+def _stack(samples: list[dict[str, Any]]) -> tuple[Tensor, Tensor, int, tuple[str, ...]]:
     return (
         torch.stack([s["image"] for s in samples]),
         torch.stack([s["labels"] for s in samples]),

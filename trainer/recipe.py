@@ -141,6 +141,10 @@ class Recipe(Section):
         precision: ``bf16`` or ``fp16`` mixed precision, or ``fp32``.
         accumulate: split each batch into this many parts, one after the other: less memory. Losses that pool over the
             batch (Dice) are then pooled over each part.
+        workers: processes that make patches ahead of the training; ``auto`` is none on a CPU, and beside a GPU one for
+            every other core, at most eight. The patches do not depend on it.
+        augment_on: ``device`` lets a GPU cut, turn and bend the patches that the workers have only read: for a machine
+            with few cores beside a fast GPU.
         validate_every: updates between validations; needs a split with a validation list.
         patience: stop when this many validations in a row were not better than the best; None trains to the end.
         checkpoint_every: updates between checkpoints.
@@ -159,7 +163,8 @@ class Recipe(Section):
     foreground: Share = 0.5
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulate: Positive = 1
-    workers: Annotated[int, Field(ge=0)] = 0
+    workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
+    augment_on: Literal["workers", "device"] = "workers"
     threads: Positive | None = None
     checkpoint_every: Positive = 200
     validate_every: Positive = 500

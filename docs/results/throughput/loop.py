@@ -1,23 +1,26 @@
 """Updates per second of the training loop against a bare PyTorch loop, and where the time of an update goes.
 
-    python docs/results/throughput/loop.py DATA [--recipe hippocampus] [--method supervised] [--updates 40] [--rounds 3]
+    python docs/results/throughput/loop.py DATA [--recipe hippocampus] [--method supervised] [--updates 200] [--block 5]
 
 Both train the same networks, from the same start, on the same batches made by the same code, with the same losses and
-optimisers, in one process, in turns: the bare loop does nothing but draw a batch, compute the loss, go backward and
-step. The figure is the median over rounds of the ratio of their times.
+optimisers, in one process, in turns of a few updates: what slows the machine for a while slows both. The bare loop only
+draws a batch, computes the loss, goes backward and steps. The figure is the ratio of the sums of their times; the
+interval comes from drawing the turns with replacement.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import statistics
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from semiseg.dataset import load_dataset, make_split
 from trainer.cases import prepare_cases
@@ -27,9 +30,12 @@ from trainer.patches import Draws, Mixture, PatchSource, batches
 from trainer.plan import Plan, make_plan
 from trainer.recipe import find_recipe, read_recipe
 
+PARTS = ("data", "forward", "backward", "other")
+Times = NDArray[np.float64]
 
-def bare(plan: Plan, cache: Path, updates: int) -> dict[str, float]:
-    """Seconds of ``updates`` steps, in all and by part."""
+
+def bare(plan: Plan, cache: Path, updates: int) -> Iterator[dict[str, float]]:
+    """Seconds of each step, by part."""
     method, recipe = plan.method, plan.recipe
     cases = prepare_cases(plan.dataset, plan.split.labelled, plan.unlabelled, plan.segments, plan.preprocessing, cache)
     draws = Draws(recipe, cases, plan.split.labelled, plan.unlabelled)
@@ -46,22 +52,16 @@ def bare(plan: Plan, cache: Path, updates: int) -> dict[str, float]:
     for step, turn in enumerate(turns):
         requests.append(draws.requests(step, turn.mixture, before))
         before = Mixture(before.labelled + turn.mixture.labelled, before.unlabelled + turn.mixture.unlabelled)
-    spent = {"data": 0.0, "forward": 0.0, "backward": 0.0, "other": 0.0}
-    begun = mark = time.perf_counter()
-
-    def lap(part: str) -> None:
-        nonlocal mark
-        now = time.perf_counter()
-        spent[part] += now - mark
-        mark = now
-
-    for batch, turn in zip(batches(source, iter(requests), 0, recipe.workers, False), turns, strict=True):
-        lap("data")
+    made = batches(source, iter(requests), 0, 0, False)
+    for turn in turns:
+        marks = [time.perf_counter()]
+        batch = next(made)
+        marks.append(time.perf_counter())
         method.prepare(networks, turn)
         loss = method.loss(networks, batch, turn)["total"]
-        lap("forward")
+        marks.append(time.perf_counter())
         loss.backward()
-        lap("backward")
+        marks.append(time.perf_counter())
         for name in turn.rates:
             for group in optimisers[name].param_groups:
                 group["lr"] = turn.rates[name]
@@ -69,23 +69,35 @@ def bare(plan: Plan, cache: Path, updates: int) -> dict[str, float]:
         for optimiser in optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         method.after_update(networks, turn)
-        lap("other")
-    return {**spent, "all": time.perf_counter() - begun}
+        marks.append(time.perf_counter())
+        yield dict(zip(PARTS, np.diff(marks).tolist(), strict=True))
 
 
-def ours(plan: Plan, cache: Path, updates: int) -> float:
-    """Seconds of the same steps in the product's loop, by its own clock, without reading and keeping."""
-    told: list[float] = []
+def in_turns(plan: Plan, cache: Path, updates: int, block: int) -> tuple[Times, Times, list[dict[str, float]]]:
+    """Seconds of each turn of the product's loop and of the bare one, without reading, building and keeping."""
+    beside = bare(plan, cache, updates)
+    parts = [next(beside)]  # what is done once, the first step included, is not counted
+    ours: list[float] = []
+    theirs: list[float] = []
+    begun = 0.0
 
     def report(step: int, steps: int, values: dict[str, Any]) -> None:
-        told.append(time.perf_counter())
-        if step == updates:
-            raise KeyboardInterrupt
+        nonlocal begun
+        now = time.perf_counter()
+        if (step - 1) % block:
+            return
+        if step > 1:
+            ours.append(now - begun)
+            start = time.perf_counter()
+            parts.extend(next(beside) for _ in range(block))
+            theirs.append(time.perf_counter() - start)
+            if step + block > updates:
+                raise KeyboardInterrupt
+        begun = time.perf_counter()
 
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
         train(plan, Path(folder) / "run", cache=cache, device="cpu", report=report)
-    # From the end of the first step to the end of the last: building the networks is not training.
-    return (told[-1] - told[0]) * updates / (updates - 1)
+    return np.asarray(ours), np.asarray(theirs), parts[1:]
 
 
 def main() -> None:
@@ -94,35 +106,25 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("--recipe", default="hippocampus")
     parser.add_argument("--method", default="supervised")
-    parser.add_argument("--updates", type=int, default=40)
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--updates", type=int, default=200)
+    parser.add_argument("--block", type=int, default=5)
     options = parser.parse_args()
     recipe = read_recipe(find_recipe(options.recipe), [f"method={options.method}"])
     dataset = load_dataset(options.data)
     plan = make_plan(dataset, make_split(dataset, None, 4), recipe)
     with tempfile.TemporaryDirectory() as folder:
-        cache = Path(folder)
-        bare(plan, cache, 4)  # fills the cache, warms the caches of the libraries
-        ratios, parts = [], []
-        for number in range(options.rounds):
-            order = (bare, ours) if number % 2 else (ours, bare)
-            seconds: dict[str, float] = {}
-            for loop in order:
-                found = loop(plan, cache, options.updates)
-                if isinstance(found, dict):
-                    parts.append(found)
-                    seconds["bare"] = found["all"]
-                else:
-                    seconds["ours"] = found
-            ratios.append(seconds["bare"] / seconds["ours"])
-            print(f"round {number}: bare {seconds['bare']:.2f} s, ours {seconds['ours']:.2f} s, ratio {ratios[-1]:.3f}")
+        ours, theirs, parts = in_turns(plan, Path(folder), options.updates, options.block)
+    drawn = np.random.default_rng(0).integers(len(ours), size=(2000, len(ours)))
+    low, high = np.percentile(theirs[drawn].sum(axis=1) / ours[drawn].sum(axis=1), [2.5, 97.5])
     print(
-        f"{options.method}: updates per second of our loop over those of the bare one: {statistics.median(ratios):.3f}"
+        f"{options.method}: {len(ours)} turns of {options.block} updates, ours {ours.sum():.1f} s, bare "
+        f"{theirs.sum():.1f} s; updates per second of our loop over those of the bare one: "
+        f"{theirs.sum() / ours.sum():.3f} [{low:.3f}, {high:.3f}]"
     )
-    total = statistics.median(p["all"] for p in parts)
-    for part in ("data", "forward", "backward", "other"):
-        share = statistics.median(p[part] / p["all"] for p in parts)
-        print(f"  {part}: {100 * share:.0f} %  ({1000 * share * total / options.updates:.0f} ms an update)")
+    total = sum(sum(part.values()) for part in parts)
+    for name in PARTS:
+        spent = sum(part[name] for part in parts)
+        print(f"  {name}: {100 * spent / total:.0f} %  ({1000 * spent / len(parts):.0f} ms an update)")
 
 
 if __name__ == "__main__":
