@@ -19,10 +19,10 @@ from semiseg.errors import SemisegError
 from semiseg.volumes.segmentation import Segment, overlapping
 from semiseg.volumes.volume import Volume
 from trainer.errors import RecipeError
-from trainer.methods import make_method
+from trainer.methods import find_method, make_method
 from trainer.methods.method import Method, Task
 from trainer.recipe import Recipe
-from trainer.students import parameters_of, read_student
+from trainer.students import divisor_of, parameters_of
 from trainer.targets import MOST_REGIONS, targets_of
 
 Watch = Callable[[str, int, int], None]
@@ -108,8 +108,8 @@ def _unlabelled(split: Split, recipe: Recipe) -> tuple[str, ...]:
 def make_manifest(plan: Plan, method: Method) -> Manifest:
     """The run's document, before any figure is known."""
     recipe = plan.recipe
-    student = read_student(recipe.student)
-    network = method.build_student()
+    student = method.kept()
+    network = student.build(method.task.inputs, method.targets.channels, recipe.size())
     return Manifest(
         kind="run",
         name=recipe.name,
@@ -145,8 +145,8 @@ def make_manifest(plan: Plan, method: Method) -> Manifest:
 
 def _with_patch(recipe: Recipe, fingerprint: Fingerprint, preprocessing: Preprocessing) -> Recipe:
     """The recipe with its patch decided: each side the next multiple of what the student halves."""
-    student = read_student(recipe.student)
-    divisor = student.divisor()
+    students = find_method(recipe).students(recipe)
+    divisor = divisor_of(students)
     sides: tuple[float, ...]
     if recipe.patch == "auto":
         spacing = preprocessing.spacing or fingerprint.spacing.median
@@ -170,9 +170,10 @@ def _with_patch(recipe: Recipe, fingerprint: Fingerprint, preprocessing: Preproc
                 f"In the recipe, windows: {list(window)} does not suit the student, which needs multiples of "
                 f"{list(divisor)}, such as {nearest}."
             )
-    if recipe.windows and not student.takes_any_size:
+    fixed = [student.kind for student in students if not student.takes_any_size]
+    if recipe.windows and fixed:
         raise RecipeError(
-            f"In the recipe, windows: a {student.kind} is exported for windows of the patch's size only; "
+            f"In the recipe, windows: a {fixed[0]} is exported for windows of the patch's size only; "
             "leave `windows` out."
         )
     return recipe.model_copy(update={"patch": (x, y, z)})

@@ -54,6 +54,10 @@ class Targets(ABC):
         """KL(target || prediction), per voxel and channel (N, C, ...)."""
 
     @abstractmethod
+    def foreground(self, values: Tensor) -> Tensor:
+        """The channels of ``values`` (N, C, ...) that stand for segments: (N, segments, ...)."""
+
+    @abstractmethod
     def entropy(self, probabilities: Tensor) -> Tensor:
         """Per voxel (N, ...), as a share of the largest possible: 0 certain, 1 nothing known."""
 
@@ -91,6 +95,10 @@ class ExclusiveClasses(Targets):
     def divergence(self, logits: Tensor, target: Tensor) -> Tensor:
         """y_c (log y_c - log p_c)."""
         return functional.kl_div(functional.log_softmax(logits.float(), dim=1), target, reduction="none")
+
+    def foreground(self, values: Tensor) -> Tensor:
+        """All but the background."""
+        return values[:, 1:]
 
     def entropy(self, probabilities: Tensor) -> Tensor:
         """-sum_c p_c log p_c / log C."""
@@ -133,6 +141,10 @@ class OverlappingRegions(Targets):
         """y (log y - log p) + (1 - y) (log(1 - y) - log(1 - p))."""
         crossed = functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
         return crossed - (torch.special.entr(target) + torch.special.entr(1.0 - target))
+
+    def foreground(self, values: Tensor) -> Tensor:
+        """All of them."""
+        return values
 
     def entropy(self, probabilities: Tensor) -> Tensor:
         """Binary entropy / log 2, mean over the regions."""

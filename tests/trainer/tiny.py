@@ -37,6 +37,7 @@ SEGFORMER: dict[str, Any] = {
 }
 
 
+PARTNER = {"kind": "unet", "channels": [6, 12], "residual_units": 1}
 BATCH_NORM = {"kind": "unet", "channels": [4, 8], "residual_units": 0, "norm": "batch", "dropout": 0.2}
 
 
@@ -61,7 +62,8 @@ def recipe_of(method: str = "mn", changes: Mapping[str, Any] | None = None, **sw
 
 def recipe_for(method: str, changes: Mapping[str, Any] | None = None, **switches: Any) -> Recipe:
     """A recipe that suits every method: batches of fours, few updates, cubes that fit."""
-    switches = {**({"cubes": 2, "hidden": 8} if method == "magicnet" else {}), **switches}
+    own: dict[str, dict[str, Any]] = {"magicnet": {"cubes": 2, "hidden": 8}, "dual": {"partner": PARTNER}}
+    switches = {**own.get(method, {}), **switches}
     return recipe_of(method, {"batch": 4, "updates": 4, **(changes or {})}, **switches)
 
 

@@ -6,6 +6,7 @@ from trainer.errors import RecipeError
 from trainer.methods.acmt import ACMT
 from trainer.methods.bcp import BCP
 from trainer.methods.cps import CPS
+from trainer.methods.dual import Dual
 from trainer.methods.magicnet import MagicNet
 from trainer.methods.mean_teacher import MeanTeacher
 from trainer.methods.method import Method, Task
@@ -16,12 +17,21 @@ from trainer.methods.uamt import UAMT
 from trainer.recipe import Recipe
 
 METHODS: dict[str, type[Method]] = {
-    m.name: m for m in (Supervised, SelfTraining, MeanTeacher, UAMT, CPS, ACMT, MagicNet, BCP, MN)
+    m.name: m for m in (Supervised, SelfTraining, MeanTeacher, UAMT, CPS, ACMT, MagicNet, BCP, Dual, MN)
 }
 
 
 def make_method(recipe: Recipe, task: Task) -> Method:
     """The method that a recipe names, with its switches.
+
+    Raises:
+        RecipeError: see :func:`find_method`; or what the recipe asks of the method cannot work for the task.
+    """
+    return find_method(recipe)(recipe, task)
+
+
+def find_method(recipe: Recipe) -> type[Method]:
+    """The class of the method that a recipe names.
 
     Raises:
         RecipeError: an unknown method, unknown methods in ``methods:``, or a switch that does not hold.
@@ -31,4 +41,4 @@ def make_method(recipe: Recipe, task: Task) -> Method:
         raise RecipeError(f"There is no method {unknown[0]!r}; there are {', '.join(METHODS)}.")
     for name in recipe.methods:
         METHODS[name].read_switches(recipe)  # a mistake in what another method is told would come out days later
-    return METHODS[recipe.method](recipe, task)
+    return METHODS[recipe.method]

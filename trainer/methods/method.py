@@ -18,7 +18,7 @@ from trainer.errors import RecipeError
 from trainer.patches import Batch, Mixture
 from trainer.recipe import Optimiser, Recipe, Section
 from trainer.schedules import rate_factor
-from trainer.students import read_student
+from trainer.students import AnyStudent, read_student
 from trainer.targets import Targets
 
 Networks = dict[str, nn.Module]
@@ -84,6 +84,11 @@ class Method(ABC):
         except ValidationError as error:
             raise RecipeError(f"In the recipe, methods.{cls.name}: {sentence_of(error)}.") from None
 
+    @classmethod
+    def students(cls, recipe: Recipe) -> tuple[AnyStudent, ...]:
+        """The 3D networks that see patches; the patch is made to suit them all."""
+        return (read_student(recipe.student),)
+
     def check_parts(self, processes: int) -> None:
         """Refuse a batch that does not give every part, in every process, patches that belong together.
 
@@ -147,6 +152,10 @@ class Method(ABC):
     def exported(self, networks: Networks) -> nn.Module:
         """The one module that is validated, exported and served: windows (B, C, *window) to logits."""
         return networks["student"]
+
+    def kept(self) -> AnyStudent:
+        """The section that describes what :meth:`exported` returns."""
+        return read_student(self.recipe.student)
 
     def voters(self, networks: Networks) -> Networks:
         """Modules from windows to logits whose disagreement says which scans are hard (see trainer.suggestion)."""

@@ -1,0 +1,281 @@
+"""Dual Networks: two different networks; the one that knows the labels better at the moment teaches the other.
+
+"Semi-Supervised Medical Image Segmentation via Dual Networks" (2025); equation numbers are that paper's. Its released
+code computes no gradient for two of the four unlabelled terms; here every term has one (docs/methods.md says more).
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import ExitStack
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer.errors import RecipeError
+from trainer.losses import dice_pooled, mean_of, mean_where
+from trainer.methods.method import Method, Networks, Task, Turn, share_of_part
+from trainer.networks.features import features_into
+from trainer.networks.mean import MeanOfNetworks
+from trainer.patches import Batch
+from trainer.recipe import Recipe, Section, Share
+from trainer.schedules import ramp_up
+from trainer.students import AnyStudent, read_student
+from trainer.targets import ExclusiveClasses
+
+Weight = Annotated[float, Field(ge=0)]
+
+
+class Dual(Method):
+    """L = L_sup + L_semi of both networks, + lambda(t) L_con + L_unc + L_reg of the one that learns from the other."""
+
+    name = "dual"
+
+    class Switches(Section):
+        """The paper's ablations, and where its text and its code differ.
+
+        Attributes:
+            partner: the second network, as a ``student`` section.
+            labelled: labelled patches per batch; by default half of it.
+            mistake_weight: of the squared error where only one of the two is confident (in the code; 0 is Eq. 2).
+            confident: probability from which a network is confident of a segment there.
+            weight_semi: of Eq. 4.
+            pseudo_labels: of Eq. 4: the teacher's decisions, as in the text, or, for segments that stand alone, what
+                either network finds, as in the code.
+            keep_quantile: share of the voxels that each network calls certain: 0.8 in the text, 0.2 in the code.
+            weight_reg: of Eq. 5.
+            weight_unc: of Eq. 7.
+            uncertainty_on: where Eq. 7 is taken: unlabelled patches, or (as in the code) all.
+            temperature: of the teacher's sharpened probabilities in Eq. 9. It matters for ``soft_targets`` only.
+            soft_targets: learn from those probabilities, not from the decision.
+            weight_con: the largest lambda of Eq. 11.
+            ramp: share of the updates over which lambda(t) = weight_con exp(-5 (1 - t/T)^2) rises.
+            prototypes: push them ``apart``, as the text says, or pull them ``together``, as the code's sign does.
+            teacher: the network with the smaller labelled Dice loss in the batch, or always the recipe's ``student``.
+            export: the mean of both networks' probabilities, as in the paper, or one of them.
+        """
+
+        partner: dict[str, Any] = Field(default_factory=lambda: {"kind": "resnet_vnet"})
+        labelled: Annotated[int, Field(ge=1)] | None = None
+        mistake_weight: Weight = 0.5
+        confident: Annotated[float, Field(gt=0.5, lt=1)] = 0.6
+        weight_semi: Weight = 1.0
+        pseudo_labels: Literal["teacher", "union"] = "teacher"
+        keep_quantile: Annotated[Share, Field(gt=0)] = 0.8
+        weight_reg: Weight = 1.0
+        weight_unc: Weight = 1.0
+        uncertainty_on: Literal["unlabelled", "all"] = "unlabelled"
+        temperature: Annotated[float, Field(gt=0)] = 0.5
+        soft_targets: bool = False
+        weight_con: Weight = 0.1
+        ramp: Share = 1.0
+        prototypes: Literal["apart", "together"] = "apart"
+        teacher: Literal["better", "student"] = "better"
+        export: Literal["mean", "student", "partner"] = "mean"
+
+    def __init__(self, recipe: Recipe, task: Task) -> None:
+        """See :class:`Method`; what needs a look into the networks, or one segment, is refused here."""
+        super().__init__(recipe, task)
+        self._sections = dict(zip(("student", "partner"), self.students(recipe), strict=True))
+        if self.switches.weight_con:
+            for section in self._sections.values():
+                section.layer("features")
+        self._exclusive = isinstance(self.targets, ExclusiveClasses)
+        if self.switches.pseudo_labels == "union" and self._exclusive and self.targets.segments > 1:
+            raise RecipeError(
+                "methods.dual.pseudo_labels: two exclusive segments have no union in a voxel; take `teacher`."
+            )
+
+    @classmethod
+    def students(cls, recipe: Recipe) -> tuple[AnyStudent, ...]:
+        """The recipe's student and its partner."""
+        partner: Any = cls.read_switches(recipe)
+        return read_student(recipe.student), read_student(partner.partner, "methods.dual.partner")
+
+    def build(self) -> Networks:
+        """Both, each from its own random start."""
+        size = (self.task.inputs, self.targets.channels, self.recipe.size())
+        return {name: section.build(*size) for name, section in self._sections.items()}
+
+    def turn(self, step: int) -> Turn:
+        """Both learn in every step."""
+        rate = self.student_rate(step)
+        return Turn("train", dict.fromkeys(self._sections, rate), self.mixture(self.switches.labelled), step)
+
+    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+        """All terms on a batch that both networks see unchanged."""
+        switches, n = self.switches, batch.labelled
+        logits, features = self._forward(networks, batch.images)
+        probabilities = {name: self.targets.probabilities(y) for name, y in logits.items()}
+        teacher, learner = self.roles(probabilities, batch)
+        on_labelled = share_of_part(n, turn.mixture.labelled, batch, turn)
+        terms = {"supervised": on_labelled * self.supervised(logits, probabilities, batch)}
+        if switches.weight_reg:
+            terms["reg"] = switches.weight_reg * self.disagreement(*probabilities.values())
+        if switches.weight_unc and (switches.uncertainty_on == "all" or turn.mixture.unlabelled):
+            first, scale = 0, 1.0
+            if switches.uncertainty_on == "unlabelled":
+                first, scale = n, share_of_part(len(batch) - n, turn.mixture.unlabelled, batch, turn)
+            unc = self.uncertainty(logits[learner][first:], logits[teacher][first:])
+            terms["unc"] = switches.weight_unc * scale * unc
+        if turn.mixture.unlabelled:
+            scale = share_of_part(len(batch) - n, turn.mixture.unlabelled, batch, turn)
+            kept = self.certain(*(p[n:].detach() for p in probabilities.values()))
+            decided = {name: self.targets.decide(p[n:].detach()) for name, p in probabilities.items()}
+            pseudo = decided[teacher]
+            if switches.pseudo_labels == "union":
+                pseudo = decided["student"] | decided["partner"]
+            if switches.weight_semi:
+                terms["semi"] = switches.weight_semi * scale * self.semi(logits, n, pseudo, kept)
+            if switches.weight_con:
+                con = self.contrast(features[learner][n:], pseudo, kept, decided[learner])
+                terms["con"] = self.contrast_weight(turn.student_update) * scale * con
+        total = torch.stack(list(terms.values())).sum()
+        told = {name: value.detach() for name, value in terms.items()}
+        return {"total": total, **told, "teacher_is_student": total.new_tensor(float(teacher == "student"))}
+
+    @torch.no_grad()
+    def roles(self, probabilities: dict[str, Tensor], batch: Batch) -> tuple[str, str]:
+        """(who teaches, who learns): the smaller labelled Dice loss teaches; ``student`` does on a tie."""
+        if self.switches.teacher == "student":
+            return "student", "partner"
+        target = self.targets.encode(batch.labels[: batch.labelled])
+        dice = [float(self._dice(probabilities[name][: batch.labelled], target)) for name in self._sections]
+        return ("student", "partner") if dice[0] <= dice[1] else ("partner", "student")
+
+    def supervised(self, logits: dict[str, Tensor], probabilities: dict[str, Tensor], batch: Batch) -> Tensor:
+        """Eq. 2, CE + Dice of the segments, of both networks; and the squared error at likely mistakes."""
+        n = batch.labelled
+        target = self.targets.encode(batch.labels[:n])
+        segments = {name: self.targets.foreground(p[:n]) for name, p in probabilities.items()}
+        sure = [(p >= self.switches.confident) for p in segments.values()]
+        total = torch.zeros((), device=batch.images.device)
+        for name, p in segments.items():
+            total = total + mean_of(self.targets.cross_entropy(logits[name][:n], target))
+            total = total + self._dice(probabilities[name][:n], target)
+            if self.switches.mistake_weight:
+                errors = (p - self.targets.foreground(target)).pow(2)
+                total = total + self.switches.mistake_weight * mean_where(errors, sure[0] ^ sure[1])
+        return total
+
+    @torch.no_grad()
+    def certain(self, *probabilities: Tensor) -> Tensor:
+        """Eq. 3: voxels (N, ...) whose entropy is among the ``keep_quantile`` smallest for either network."""
+        return torch.stack([self._below_quantile(self.targets.entropy(p)) for p in probabilities]).any(dim=0)
+
+    def semi(self, logits: dict[str, Tensor], first: int, pseudo: Tensor, kept: Tensor) -> Tensor:
+        """Eq. 4: both networks' cross-entropy to pseudo-labels on certain voxels; zero where there is none."""
+        target = self.targets.encode(pseudo)
+        return torch.stack(
+            [mean_where(self.targets.cross_entropy(y[first:], target), kept) for y in logits.values()]
+        ).sum()
+
+    def disagreement(self, p: Tensor, q: Tensor) -> Tensor:
+        """Eq. 5 and 6: mean over voxels of 1 - cos of the two distributions; both networks follow it."""
+        return mean_of(1.0 - functional.cosine_similarity(self._distributions(p), self._distributions(q), dim=1))
+
+    def uncertainty(self, learner: Tensor, teacher: Tensor) -> Tensor:
+        """Eq. 7 to 9: mean e^-D CE(learner, y) + mean D, D = KL(teacher || learner); the teacher does not move."""
+        teacher = teacher.detach()
+        p = self.targets.probabilities(teacher)
+        apart = self.targets.divergence(learner, p).sum(dim=1) / (1 if self._exclusive else self.targets.segments)
+        sharpened = self.targets.probabilities(teacher / self.switches.temperature)
+        target = sharpened if self.switches.soft_targets else self.targets.encode(self.targets.decide(sharpened))
+        crossed = self.targets.cross_entropy(learner, target)
+        return mean_of(torch.exp(-apart) * crossed) + mean_of(apart)
+
+    def contrast(self, features: Tensor, pseudo: Tensor, kept: Tensor, own: Tensor) -> Tensor:
+        """Eq. 10 and 11 on the learner's features (N, F, ...): uncertain voxels go to the prototype of their class.
+
+        Args:
+            features: of the unlabelled patches.
+            pseudo: their pseudo-labels; those of certain voxels make the prototypes.
+            kept: the certain voxels.
+            own: the learner's labels, that say to which prototype an uncertain voxel goes.
+        """
+        rows = features.float().movedim(1, -1).flatten(0, -2)
+        apart = self.switches.prototypes == "apart"
+        if self._exclusive:
+            pairs, classes = [(pseudo, own)], self.targets.channels
+        else:  # a region against what is not in it
+            bits, classes = range(self.targets.segments), 2
+            pairs = [((pseudo >> bit) & 1, (own >> bit) & 1) for bit in bits]
+        found = [contrastive(rows, p.flatten(), kept.flatten(), o.flatten(), classes, apart) for p, o in pairs]
+        return torch.stack(found).mean()
+
+    def contrast_weight(self, update: int) -> float:
+        """lambda(t)."""
+        return float(self.switches.weight_con * ramp_up(update, self.switches.ramp * self.recipe.updates))
+
+    def exported(self, networks: Networks) -> nn.Module:
+        """One of them, or the mean of both."""
+        if self.switches.export != "mean":
+            return networks[self.switches.export]
+        return MeanOfNetworks((networks[name] for name in self._sections), regions=not self._exclusive)
+
+    def kept(self) -> AnyStudent:
+        """See :meth:`Method.kept`."""
+        if self.switches.export != "mean":
+            return self._sections[self.switches.export]
+        members = [section.model_dump(mode="json") for section in self._sections.values()]
+        return read_student({"kind": "mean", "members": members, "regions": not self._exclusive})
+
+    def voters(self, networks: Networks) -> Networks:
+        """Both."""
+        return networks
+
+    def _forward(self, networks: Networks, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Logits of both, and the features before their last layer where they are needed."""
+        if not self.switches.weight_con:
+            return {name: networks[name](images) for name in self._sections}, {}
+        with ExitStack() as stack:
+            found = {
+                name: stack.enter_context(features_into(networks[name], s.layer("features"), images.shape[2:]))
+                for name, s in self._sections.items()
+            }
+            logits = {name: networks[name](images) for name in self._sections}
+        return logits, {name: features[0] for name, features in found.items()}
+
+    def _dice(self, probabilities: Tensor, target: Tensor) -> Tensor:
+        return dice_pooled(self.targets.foreground(probabilities), self.targets.foreground(target))
+
+    def _distributions(self, p: Tensor) -> Tensor:
+        """(N, values of a distribution, distributions per voxel, ...): one over the classes, or one for each region."""
+        return p.unsqueeze(2) if self._exclusive else torch.stack([p, 1.0 - p], dim=1)
+
+    def _below_quantile(self, entropy: Tensor) -> Tensor:
+        if not entropy.numel():
+            return torch.zeros_like(entropy, dtype=torch.bool)
+        count = math.ceil(self.switches.keep_quantile * entropy.numel())
+        return entropy <= entropy.flatten().kthvalue(count).values
+
+
+def contrastive(features: Tensor, pseudo: Tensor, kept: Tensor, own: Tensor, classes: int, apart: bool) -> Tensor:
+    """Sum over classes of the mean distance of uncertain voxels to their prototype, minus that between prototypes.
+
+    All vectors have length one. The paper draws one in a hundred of the uncertain voxels; all are taken here, which is
+    the mean of its draws. Without two prototypes, or without an uncertain voxel that has one, it is zero.
+
+    Args:
+        features: (V, F), a row for each voxel.
+        pseudo: (V,) class of each voxel; the mean feature of a class's certain voxels is its prototype.
+        kept: (V,) which are certain.
+        own: (V,) class to whose prototype an uncertain voxel goes.
+        classes: how many there are.
+        apart: subtract the mean distance between prototypes (else add it).
+    """
+    with torch.autocast(features.device.type, enabled=False):  # sums over voxels need single precision
+        sure = functional.one_hot(pseudo, classes) * kept[:, None]
+        counts = sure.sum(dim=0)
+        there = counts > 0
+        doubtful = functional.one_hot(own, classes) * (~kept & there[own])[:, None]
+        if int(there.sum()) < 2 or not bool(doubtful.any()):
+            return features.sum() * 0.0
+        prototypes = functional.normalize(sure.to(features.dtype).T @ features / counts.clamp_min(1)[:, None], dim=1)
+        away = (functional.normalize(features, dim=1) - prototypes[own]).norm(dim=1)
+        attraction = (away @ doubtful.to(away.dtype)) / doubtful.sum(dim=0).clamp_min(1)
+        between = functional.pdist(prototypes[there]).mean()
+        return attraction.sum() - between if apart else attraction.sum() + between

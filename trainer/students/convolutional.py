@@ -1,0 +1,169 @@
+"""Convolutional students: UNet, V-Net, SegResNet and DynUNet."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from monai.networks.nets.dynunet import DynUNet
+from monai.networks.nets.segresnet import SegResNet
+from monai.networks.nets.unet import UNet
+from pydantic import Field, model_validator
+from torch import nn
+
+from trainer.networks.paper_unet import PaperUNet
+from trainer.networks.vnet import ResNetVNet, VNet
+from trainer.recipe import Positive
+from trainer.students.student import Rate, Stride, Student, Triple, check_strides, product
+
+
+class UNetStudent(Student):
+    """MONAI's UNet: strided convolutions, instance norm, residual units. ``channels`` per level, coarsest last.
+
+    ``strides`` between levels are 2, or three numbers a level for scans with thick slices ([2, 2, 1] keeps Z).
+    """
+
+    kind: Literal["unet"]
+    channels: Annotated[tuple[Positive, ...], Field(min_length=2)] = (16, 32, 64, 128)
+    strides: tuple[tuple[Stride, Stride, Stride], ...] | None = None
+    residual_units: Annotated[int, Field(ge=0)] = 2
+    norm: Literal["instance", "batch"] = "instance"
+    dropout: Rate = 0.0
+
+    @model_validator(mode="after")
+    def _one_stride_a_step(self) -> UNetStudent:
+        check_strides(self.strides, len(self.channels))
+        return self
+
+    def divisor(self) -> Triple:
+        """The product of the strides."""
+        return product(self.strides, len(self.channels))
+
+    def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:
+        """See :meth:`Student.build`."""
+        return UNet(
+            spatial_dims=3,
+            in_channels=inputs,
+            out_channels=outputs,
+            channels=self.channels,
+            strides=self.strides or (2,) * (len(self.channels) - 1),
+            num_res_units=self.residual_units,
+            norm=self.norm,
+            dropout=self.dropout,
+        )
+
+    def _layers(self) -> dict[str, str]:
+        return {"deepest": "model" + ".1.submodule" * (len(self.channels) - 1), "features": "model.2"}
+
+
+class PaperUNetStudent(Student):
+    """The 3D UNet of M&N: 25,884,546 parameters at the default channels, one input channel and two classes."""
+
+    kind: Literal["unet3d"]
+    channels: Annotated[tuple[Positive, ...], Field(min_length=2)] = (32, 64, 128, 256, 512)
+
+    def divisor(self) -> Triple:
+        """Halved between levels."""
+        return product(None, len(self.channels))
+
+    def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:
+        """See :meth:`Student.build`."""
+        return PaperUNet(inputs, outputs, self.channels)
+
+    def _layers(self) -> dict[str, str]:
+        return {"deepest": f"down.{len(self.channels) - 1}", "features": "head"}
+
+
+class VNetStudent(Student):
+    """V-Net of the mean-teacher family: 9,448,866 parameters (1 channel, 2 classes). See :mod:`trainer.networks.vnet`.
+
+    ``resnet_vnet`` has a ResNet-34 as encoder (Dual Networks): 17,930,354 parameters.
+    """
+
+    kind: Literal["vnet", "resnet_vnet"]
+    norm: Literal["batch", "instance"] = "batch"
+    dropout: Rate = 0.0
+    layers: ClassVar[dict[str, str]] = {"deepest": "deepest", "features": "head"}
+
+    def divisor(self) -> Triple:
+        """Five levels."""
+        return (16, 16, 16)
+
+    def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:
+        """See :meth:`Student.build`."""
+        network = VNet if self.kind == "vnet" else ResNetVNet
+        return network(inputs, outputs, self.norm, self.dropout)
+
+
+class SegResNetStudent(Student):
+    """MONAI's SegResNet (Myronenko 2018 without the variational branch): group norm, residual blocks."""
+
+    kind: Literal["segresnet"]
+    filters: Annotated[int, Field(ge=8, multiple_of=8)] = 16
+    blocks_down: Annotated[tuple[Positive, ...], Field(min_length=2)] = (1, 2, 2, 4)
+    blocks_up: tuple[Positive, ...] | None = None
+    dropout: Rate = 0.0
+
+    @model_validator(mode="after")
+    def _as_many_up(self) -> SegResNetStudent:
+        if self.blocks_up is not None and len(self.blocks_up) != len(self.blocks_down) - 1:
+            raise ValueError(f"`blocks_up` needs {len(self.blocks_down) - 1} entries, one less than `blocks_down`")
+        return self
+
+    def divisor(self) -> Triple:
+        """Halved between levels."""
+        return product(None, len(self.blocks_down))
+
+    def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:
+        """See :meth:`Student.build`."""
+        return SegResNet(
+            spatial_dims=3,
+            init_filters=self.filters,
+            in_channels=inputs,
+            out_channels=outputs,
+            dropout_prob=self.dropout or None,
+            blocks_down=self.blocks_down,
+            blocks_up=self.blocks_up or (1,) * (len(self.blocks_down) - 1),
+        )
+
+    def _layers(self) -> dict[str, str]:
+        return {"deepest": f"down_layers.{len(self.blocks_down) - 1}", "features": "conv_final"}
+
+
+class DynUNetStudent(Student):
+    """MONAI's DynUNet, nnU-Net's network: kernels and strides per level and axis, without deep supervision."""
+
+    kind: Literal["dynunet"]
+    channels: Annotated[tuple[Positive, ...], Field(min_length=3)] = (32, 64, 128, 256, 320)
+    strides: tuple[tuple[Stride, Stride, Stride], ...] | None = None
+    kernels: tuple[tuple[Stride, Stride, Stride], ...] | None = None
+    residual: bool = False
+    dropout: Rate = 0.0
+
+    @model_validator(mode="after")
+    def _one_entry_a_level(self) -> DynUNetStudent:
+        check_strides(self.strides, len(self.channels))
+        if self.kernels is not None and len(self.kernels) != len(self.channels):
+            raise ValueError(f"`kernels` needs {len(self.channels)} entries, one for each level")
+        return self
+
+    def divisor(self) -> Triple:
+        """The product of the strides."""
+        return product(self.strides, len(self.channels))
+
+    def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:
+        """See :meth:`Student.build`."""
+        strides = self.strides or ((2, 2, 2),) * (len(self.channels) - 1)
+        return DynUNet(
+            spatial_dims=3,
+            in_channels=inputs,
+            out_channels=outputs,
+            kernel_size=self.kernels or ((3, 3, 3),) * len(self.channels),
+            strides=((1, 1, 1), *strides),
+            upsample_kernel_size=strides,
+            filters=self.channels,
+            dropout=self.dropout or None,
+            res_block=self.residual,
+        )
+
+    def _layers(self) -> dict[str, str]:
+        return {"deepest": "bottleneck", "features": "output_block"}

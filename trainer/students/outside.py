@@ -1,0 +1,69 @@
+"""A student whose module comes from outside semiseg."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from pydantic import Field, model_validator
+from torch import nn
+
+from trainer.errors import RecipeError
+from trainer.networks.outside import build_outside, find_outside
+from trainer.recipe import Positive
+from trainer.students.student import Layer, Student, Triple
+
+
+class OutsideStudent(Student):
+    """A 3D network from anywhere: ``function`` is a ``package.module:function``.
+
+    It is called as ``function(inputs, outputs, **settings)`` and returns a module. ``several_sizes`` and ``sides``
+    promise what the module takes: patches of any size, whose sides are multiples of ``sides``. ``modules`` names those
+    that some methods look into (see :class:`Student`).
+    """
+
+    kind: Literal["outside"]
+    function: str
+    settings: dict[str, Any] = Field(default_factory=dict)
+    sides: tuple[Positive, Positive, Positive] = (1, 1, 1)
+    several_sizes: bool = False
+    modules: dict[Layer, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _can_be_found(self) -> OutsideStudent:
+        find_outside(self.function)
+        return self
+
+    @property
+    def takes_any_size(self) -> bool:
+        """As promised."""
+        return self.several_sizes
+
+    def divisor(self) -> Triple:
+        """As promised."""
+        return self.sides
+
+    def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:
+        """See :meth:`Student.build`; also tries the network on one patch."""
+        network = build_outside(self.function, inputs, outputs, self.settings)
+        network.eval()
+        try:
+            with torch.no_grad():
+                shape = tuple(network(torch.zeros((1, inputs, *patch))).shape)
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise RecipeError(f"The student {self.function} fails on a patch of {list(patch)}: {reason}") from None
+        if shape != (1, outputs, *patch):
+            raise RecipeError(
+                f"The student {self.function} makes {list(shape)} of a patch of {list(patch)}; logits must be "
+                f"{[1, outputs, *patch]}."
+            )
+        for role, name in self.modules.items():
+            try:
+                network.get_submodule(name)
+            except AttributeError:
+                raise RecipeError(f"The student {self.function} has no module {name!r} ({role}).") from None
+        return network.train()
+
+    def _layers(self) -> dict[str, str]:
+        return {str(name): module for name, module in self.modules.items()}

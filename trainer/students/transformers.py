@@ -1,0 +1,75 @@
+"""Students with a transformer as encoder: UNETR and SwinUNETR."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+from monai.networks.nets.swin_unetr import SwinUNETR
+from monai.networks.nets.unetr import UNETR
+from pydantic import Field, model_validator
+from torch import nn
+
+from trainer.recipe import Positive
+from trainer.students.student import Rate, Student, Triple
+
+
+class UNETRStudent(Student):
+    """MONAI's UNETR: a vision transformer over 16-voxel cubes. Its positions are those of one patch size."""
+
+    kind: Literal["unetr"]
+    any_size: ClassVar[bool] = False
+    layers: ClassVar[dict[str, str]] = {"deepest": "vit.norm", "features": "out"}
+    feature_size: Positive = 16
+    hidden_size: Positive = 768
+    mlp_dim: Positive = 3072
+    heads: Positive = 12
+    position: Literal["conv", "perceptron"] = "conv"
+    dropout: Rate = 0.0
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> UNETRStudent:
+        if self.hidden_size % self.heads:
+            raise ValueError(f"`hidden_size` {self.hidden_size} is not a multiple of `heads` {self.heads}")
+        return self
+
+    def divisor(self) -> Triple:
+        """The transformer's cubes."""
+        return (16, 16, 16)
+
+    def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:
+        """See :meth:`Student.build`."""
+        return UNETR(
+            in_channels=inputs,
+            out_channels=outputs,
+            img_size=patch,
+            feature_size=self.feature_size,
+            hidden_size=self.hidden_size,
+            mlp_dim=self.mlp_dim,
+            num_heads=self.heads,
+            proj_type=self.position,
+            dropout_rate=self.dropout,
+        )
+
+
+class SwinUNETRStudent(Student):
+    """MONAI's SwinUNETR, M&N's other 3D network (table 4, feature size 36). Its graph takes one window size only."""
+
+    kind: Literal["swinunetr"]
+    any_size: ClassVar[bool] = False
+    layers: ClassVar[dict[str, str]] = {"deepest": "encoder10", "features": "out"}
+    feature_size: Annotated[int, Field(ge=12, multiple_of=12)] = 36
+    checkpointing: bool = False
+
+    def divisor(self) -> Triple:
+        """Patches of two voxels, halved four times."""
+        return (32, 32, 32)
+
+    def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:
+        """See :meth:`Student.build`; ``checkpointing`` trades time for memory in training."""
+        return SwinUNETR(
+            in_channels=inputs,
+            out_channels=outputs,
+            feature_size=self.feature_size,
+            use_checkpoint=self.checkpointing,
+            spatial_dims=3,
+        )
