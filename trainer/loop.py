@@ -232,7 +232,9 @@ class _Training:
 
     def _refresh_pseudo_labels(self, step: int) -> None:
         """Predict every unlabelled scan, each process its share, and take the predictions as labels from now on."""
-        segmenter = segmenter_for(self.manifest, self._engine())
+        labeller = self.plan.method.labeller(self.networks, step)
+        device = self.accelerator.device
+        segmenter = segmenter_for(self.manifest, TorchEngine(labeller, device) if labeller else self._engine())
         unlabelled = self.plan.unlabelled
         for case_id in unlabelled[rank() :: processes()]:
             found = segmenter.segment_prepared(np.asarray(self.cases[case_id].image))

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
 from pydantic import Field, model_validator
 from safetensors import SafetensorError
 from torch import Tensor, nn
@@ -17,28 +15,11 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from semiseg.bundle.manifest import PretrainedWeights
 from trainer.errors import RecipeError
-from trainer.licences import check_licence
+from trainer.networks.colours import from_channels
 from trainer.networks.outside import build_outside, find_outside
-from trainer.networks.resunet import COLOURS, WEIGHTS, ResUNet, load_encoder
+from trainer.networks.resunet import WEIGHTS, ResUNet, load_encoder
 from trainer.recipe import Positive, Section
-
-# What transformers raises at a configuration that makes no sense; the last one is no kind of ValueError.
-REFUSALS = (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError, LookupError, StrictDataclassError)
-
-
-class Weights(Section):
-    """Pretrained weights: a folder as ``save_pretrained`` writes it, or a hub id. ``licence`` repeats a restriction."""
-
-    folder: Path | None = None
-    hub: str | None = None
-    revision: str | None = None
-    licence: str | None = None
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Weights:
-        if (self.folder is None) == (self.hub is None):
-            raise ValueError("give `folder` or `hub`, one of them")
-        return self
+from trainer.weights import REFUSALS, Weights, refusal_of
 
 
 class Lora(Section):
@@ -104,18 +85,8 @@ class Teacher(Section):
         Raises:
             RecipeError: their licence is restrictive and not repeated, or their folder is missing.
         """
-        if self.weights is None:
-            return ()
-        source = self.weights.hub or str(self.weights.folder)
-        folder = self.weights.folder
         needed = {"resunet": WEIGHTS, "segformer": "config.json"}.get(self.kind)
-        if folder is not None and not folder.is_dir():
-            raise RecipeError(f"There is no folder {folder} with weights.")
-        if folder is not None and needed is not None and not (folder / needed).is_file():
-            raise RecipeError(f"There are no weights in {folder}: it has no {needed}.")
-        licence = check_licence(source, folder, self.weights.licence)
-        name = folder.name if folder is not None else source
-        return (PretrainedWeights(name=name, revision=self.weights.revision, licence=licence),)
+        return () if self.weights is None else (self.weights.declared(needed),)
 
 
 class SegformerTeacher(nn.Module):
@@ -130,7 +101,7 @@ class SegformerTeacher(nn.Module):
         self.enlarge, self.chunk = section.enlarge, section.chunk
         self.stride = int(network.config.strides[0])
         colours = int(network.config.num_channels)
-        self.adapt = _colours(inputs, colours, section.inputs)
+        self.adapt = from_channels(inputs, section.inputs, colours)
         network.decode_head.classifier = nn.Identity()
         self.network = network
         width = int(network.config.decoder_hidden_size) + colours
@@ -198,22 +169,6 @@ class SliceTeacher(nn.Module):
         return functional.interpolate(self.network(x), size=slices.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def _colours(inputs: int, colours: int, how: str) -> nn.Module:
-    """From the scan's channels to those that natural images have."""
-    if how == "conv" or inputs not in (1, colours):
-        return nn.Conv2d(inputs, colours, kernel_size=1)
-    return _Repeat(colours) if inputs == 1 else nn.Identity()
-
-
-class _Repeat(nn.Module):
-    def __init__(self, count: int) -> None:
-        super().__init__()
-        self.count = count
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.expand(-1, self.count, -1, -1)
-
-
 def build_teacher(section: Teacher, inputs: int, outputs: int) -> SegformerTeacher | SliceTeacher:
     """The 2D teacher of a recipe, with the parts frozen that its ``finetune`` leaves alone.
 
@@ -248,7 +203,7 @@ def _resunet(section: Teacher, inputs: int, outputs: int) -> SliceTeacher:
         load_encoder(network, section.weights.folder)
     if section.finetune == "decoder":
         network.encoder.requires_grad_(False)
-    return SliceTeacher(network, _colours(inputs, COLOURS, section.inputs), section.enlarge)
+    return SliceTeacher(network, from_channels(inputs, section.inputs), section.enlarge)
 
 
 def _segformer(section: Teacher) -> SegformerForSemanticSegmentation:
@@ -259,9 +214,9 @@ def _segformer(section: Teacher) -> SegformerForSemanticSegmentation:
         try:
             return SegformerForSemanticSegmentation(SegformerConfig(**section.config))
         except REFUSALS as error:
-            raise RecipeError(f"The teacher's `config` does not make a SegFormer: {_in_a_line(error)}") from None
+            raise RecipeError(f"The teacher's `config` does not make a SegFormer: {refusal_of(error)}") from None
     section.pretrained()  # refuses a licence that is not repeated, before anything is read
-    source = section.weights.hub or str(section.weights.folder)
+    source = section.weights.source
     try:
         network, loaded = SegformerForSemanticSegmentation.from_pretrained(
             source,
@@ -270,7 +225,7 @@ def _segformer(section: Teacher) -> SegformerForSemanticSegmentation:
             output_loading_info=True,
         )
     except (OSError, SafetensorError, *REFUSALS) as error:
-        raise RecipeError(f"The teacher's weights {source} cannot be loaded: {_in_a_line(error)}") from None
+        raise RecipeError(f"The teacher's weights {source} cannot be loaded: {refusal_of(error)}") from None
     missing = [key for key in loaded["missing_keys"] if not key.startswith("decode_head.classifier.")]
     # What is missing was made at random. A decode head may be trained from there; LoRA would leave it frozen so.
     if any(key.startswith("segformer.") for key in missing) or (missing and section.finetune == "lora"):
@@ -279,10 +234,6 @@ def _segformer(section: Teacher) -> SegformerForSemanticSegmentation:
             f"such as {sorted(missing)[0]}; take other weights, or `finetune: whole` if it is only the decode head."
         )
     return network
-
-
-def _in_a_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
 
 
 def lora_targets(network: SegformerForSemanticSegmentation) -> list[str]:

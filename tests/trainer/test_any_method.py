@@ -12,7 +12,7 @@ import torch
 
 from semiseg.dataset import Dataset, load_dataset
 from semiseg.volumes.nifti import write_nifti
-from tests.trainer.tiny import phantoms, plan_of, recipe_for, trained
+from tests.trainer.tiny import SAM, phantoms, plan_of, recipe_for, trained
 from trainer.errors import RecipeError
 from trainer.methods import METHODS
 from trainer.patches import Batch
@@ -57,7 +57,8 @@ def test_every_method_trains_every_student_or_refuses_it_by_name(dataset: Datase
                 plan_of(dataset, recipe_for(method, section))
             return
         section = {**section, "patch": [2 * side for side in section["patch"]] if "vnet" in student else [16, 16, 16]}
-    plan = plan_of(dataset, recipe_for(method, section))
+    switches = {"sam": {**SAM, "side": 256}} if method == "cfr" else {}  # a canvas for the largest of the patches
+    plan = plan_of(dataset, recipe_for(method, section, **switches))
     torch.manual_seed(0)
     networks = plan.method.build()
     for turn in (plan.method.turn(0), plan.method.turn(plan.method.steps - 1)):

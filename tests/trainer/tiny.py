@@ -37,6 +37,20 @@ SEGFORMER: dict[str, Any] = {
 }
 
 
+SAM: dict[str, Any] = {
+    "vision": {
+        "hidden_size": 12,
+        "output_channels": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 64,
+        "patch_size": 8,
+        "window_size": 4,
+        "global_attn_indexes": [1],
+        "mlp_dim": 16,
+    },
+    "decoder": {"mlp_dim": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "iou_head_hidden_dim": 8},
+}
 PARTNER = {"kind": "unet", "channels": [6, 12], "residual_units": 1}
 BATCH_NORM = {"kind": "unet", "channels": [4, 8], "residual_units": 0, "norm": "batch", "dropout": 0.2}
 
@@ -62,7 +76,11 @@ def recipe_of(method: str = "mn", changes: Mapping[str, Any] | None = None, **sw
 
 def recipe_for(method: str, changes: Mapping[str, Any] | None = None, **switches: Any) -> Recipe:
     """A recipe that suits every method: batches of fours, few updates, cubes that fit."""
-    own: dict[str, dict[str, Any]] = {"magicnet": {"cubes": 2, "hidden": 8}, "dual": {"partner": PARTNER}}
+    own: dict[str, dict[str, Any]] = {
+        "magicnet": {"cubes": 2, "hidden": 8},
+        "dual": {"partner": PARTNER},
+        "cfr": {"sam": SAM, "sam_updates": 3},
+    }
     switches = {**own.get(method, {}), **switches}
     return recipe_of(method, {"batch": 4, "updates": 4, **(changes or {})}, **switches)
 

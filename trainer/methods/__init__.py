@@ -5,6 +5,7 @@ from __future__ import annotations
 from trainer.errors import RecipeError
 from trainer.methods.acmt import ACMT
 from trainer.methods.bcp import BCP
+from trainer.methods.cfr import CFR
 from trainer.methods.cps import CPS
 from trainer.methods.dual import Dual
 from trainer.methods.magicnet import MagicNet
@@ -17,7 +18,7 @@ from trainer.methods.uamt import UAMT
 from trainer.recipe import Recipe
 
 METHODS: dict[str, type[Method]] = {
-    m.name: m for m in (Supervised, SelfTraining, MeanTeacher, UAMT, CPS, ACMT, MagicNet, BCP, Dual, MN)
+    m.name: m for m in (Supervised, SelfTraining, MeanTeacher, UAMT, CPS, ACMT, MagicNet, BCP, Dual, CFR, MN)
 }
 
 

@@ -6,6 +6,7 @@ Everything else (batches, augmentation, precision, checkpoints, resume, logs) be
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -54,10 +55,17 @@ class Turn:
 
 
 class Method(ABC):
-    """One paper. A subclass is one file under ``trainer/methods`` and one line of the registry."""
+    """One paper. A subclass is one file under ``trainer/methods`` and one line of the registry.
+
+    Attributes:
+        patches_together: that the loss combines with one another; they are in one part of a batch.
+        taught: when another method has labelled the unlabelled patches: by the student's update, the weight of
+            (cross-entropy + Dice) / 2 to those labels. Only the hosts of :mod:`trainer.methods.cfr` look at it.
+    """
 
     name: ClassVar[str]
-    patches_together: ClassVar[int] = 1  # that the loss combines with one another; they are in one part of a batch
+    patches_together: int = 1
+    taught: Callable[[int], float] | None = None
     Switches: ClassVar[type[Section]]
 
     def __init__(self, recipe: Recipe, task: Task) -> None:
@@ -144,6 +152,10 @@ class Method(ABC):
         They are kept in the run folder, and replace those of an earlier step.
         """
         return False
+
+    def labeller(self, networks: Networks, step: int) -> nn.Module | None:
+        """The module from windows to logits whose predictions they are; None stands for the student."""
+        return None
 
     def restarts(self, step: int) -> tuple[str, ...]:
         """The networks that start anew, from fresh random weights, before ``step`` (after any predictions)."""

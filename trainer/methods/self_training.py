@@ -49,7 +49,8 @@ class SelfTraining(Method):
         """The labelled stage, then the rounds; the learning rate's schedule starts anew in each."""
         current, begun, ended = self.round_at(step)
         rate = self.recipe.optimiser.rate * rate_factor(self.recipe.schedule, step - begun, ended - begun)
-        mixture = self.mixture(self.switches.labelled) if current else Mixture(self.recipe.batch, 0)
+        pseudo = current or self.taught is not None  # another method's, in the first round
+        mixture = self.mixture(self.switches.labelled) if pseudo else Mixture(self.recipe.batch, 0)
         return Turn(f"round-{current}" if current else "labelled", {"student": rate}, mixture, step)
 
     def round_at(self, step: int) -> tuple[int, int, int]:
@@ -81,5 +82,7 @@ class SelfTraining(Method):
         if turn.mixture.unlabelled:
             scale = share_of_part(len(batch) - n, turn.mixture.unlabelled, batch, turn)
             terms["pseudo"] = scale * supervised_loss(logits[n:], batch.labels[n:], self.targets)
-        total = terms["supervised"] + self.switches.weight * terms.get("pseudo", torch.zeros(()))
+        first = self.taught is not None and self.round_at(turn.student_update)[0] == 0
+        weight = self.taught(turn.student_update) if self.taught is not None and first else self.switches.weight
+        total = terms["supervised"] + weight * terms.get("pseudo", torch.zeros(()))
         return {"total": total, **{name: value.detach() for name, value in terms.items()}}

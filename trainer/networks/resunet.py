@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.errors import RecipeError
+from trainer.networks.colours import COLOURS
 
-COLOURS = 3
 DIVISOR = 32  # the encoder halves a slice five times
 WEIGHTS = "model.safetensors"
 

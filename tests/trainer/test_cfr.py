@@ -1,0 +1,294 @@
+"""CFR: what the foundation model learns from, what it then tells the host, and what is left of it at the end."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+from semiseg.dataset import Dataset
+from tests.trainer.tiny import SAM, batch_of, clone, phantoms, plan_of, recipe_for, same_weights, trained, weights_of
+from trainer.errors import RecipeError
+from trainer.losses import supervised_loss
+from trainer.methods import make_method
+from trainer.methods.cfr import CFR, HOSTS
+from trainer.methods.method import Task
+from trainer.patches import Batch
+from trainer.targets import ExclusiveClasses, Targets
+
+TWO = ExclusiveClasses(2)
+HOST_SWITCHES = {"magicnet": {"cubes": 2, "hidden": 8, "ramp": 0.0}, "mean_teacher": {"noise": 0.0, "ramp": 0.0}}
+
+
+def cfr(changes: dict[str, Any] | None = None, targets: Targets = TWO, unlabelled: int = 12, **switches: Any) -> CFR:
+    recipe = recipe_for("cfr", changes, **switches)
+    recipe = recipe.model_copy(update={"methods": {**HOST_SWITCHES, **recipe.methods}})
+    method = make_method(recipe, Task(1, targets, 2, 4, unlabelled))
+    assert isinstance(method, CFR)
+    return method
+
+
+def networks_of(method: CFR) -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    return method.build()
+
+
+# --- fine-tuning --------------------------------------------------------------------------------------------------
+
+
+def test_the_foundation_model_learns_first_and_from_labels_alone() -> None:
+    method = cfr(sam_updates=3, volumes=2)
+    assert method.steps == 3 + method.recipe.updates
+    for step in range(3):
+        turn = method.turn(step)
+        assert (set(turn.rates), turn.stage) == ({"sam"}, "fine-tune")
+        assert (turn.mixture.labelled, turn.mixture.unlabelled) == (2, 0)
+    rates = [method.turn(step).rates["sam"] for step in range(3)]
+    assert rates[0] == 1e-3
+    assert rates[2] == pytest.approx(1e-3 * (1 / 3) ** 0.9)
+    for step in range(3, method.steps):
+        turn = method.turn(step)
+        assert "sam" not in turn.rates
+        assert turn.stage.startswith("re-train-")
+        assert turn.student_update == step - 3
+
+
+def test_the_loss_on_canvases_written_out() -> None:
+    method = cfr(bend=0.0)
+    networks, batch = networks_of(method), batch_of(2, 0)
+    images, labels, there = method.canvases(batch)
+    logits = networks["sam"](images)
+    ignored = labels.where(there, torch.tensor(255))
+    crossed = functional.cross_entropy(logits, ignored, ignore_index=255)
+    p = torch.softmax(logits, dim=1)
+    y = functional.one_hot(labels, 3).movedim(-1, 1) * there[:, None]
+    dice = 1 - (2 * (p * y).sum((0, 2, 3)) / ((p * p).sum((0, 2, 3)) + (y * y).sum((0, 2, 3)))).mean()
+    torch.testing.assert_close(method.canvas_loss(networks["sam"], batch), 0.5 * (crossed + dice))
+
+
+def test_padding_costs_no_cross_entropy_but_a_segment_predicted_there_costs_dice() -> None:
+    method = cfr(bend=0.0)
+    batch = batch_of(2, 0)
+    _, labels, there = method.canvases(batch)
+    right = 10.0 * functional.one_hot(labels, 3).movedim(-1, 1).float()
+    wrong = right.clone()
+    wrong[:, 1] = wrong[:, 1].where(there, torch.tensor(30.0))
+
+    class Says(nn.Module):
+        def __init__(self, logits: torch.Tensor) -> None:
+            super().__init__()
+            self.logits = logits
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.logits
+
+    assert 0 < float(there.float().mean()) < 1
+    crossed = functional.cross_entropy(right.movedim(1, -1)[there], labels[there])
+    assert float(functional.cross_entropy(wrong.movedim(1, -1)[there], labels[there])) == pytest.approx(float(crossed))
+    costs = [float(method.canvas_loss(Says(logits), batch)) for logits in (right, wrong)]
+    p, y = torch.softmax(wrong, dim=1), functional.one_hot(labels, 3).movedim(-1, 1) * there[:, None]
+    dice = 1 - (2 * (p * y).sum((0, 2, 3)) / ((p * p).sum((0, 2, 3)) + (y * y).sum((0, 2, 3)))).mean()
+    assert costs[1] == pytest.approx(0.5 * float(crossed + dice), abs=1e-5)
+    assert costs[1] != pytest.approx(costs[0], abs=1e-3)
+
+
+def test_images_and_labels_share_a_canvas_whatever_is_done_to_their_slices() -> None:
+    for switches in ({}, {"shuffle_slices": True}, {"turn_slices": True}, {"turn_canvas": True}):
+        method = cfr(bend=0.0, **switches)
+        batch = batch_of(2, 0)
+        batch = Batch(batch.labels[:, None].float() + 1, batch.labels, 2, batch.cases, 0)
+        torch.manual_seed(1)
+        images, labels, there = method.canvases(batch)
+        assert torch.equal(images[:, 0], (labels + 1).float() * there), switches
+        plain = cfr(bend=0.0).canvases(batch)[1]
+        assert torch.equal(labels, plain) is (not switches)
+        assert torch.equal(labels.flatten().sort().values, plain.flatten().sort().values)
+
+
+@pytest.mark.parametrize(
+    ("switches", "shape"),
+    [
+        ({}, (2, 1, 64, 64)),
+        ({"grid": 2}, (4, 1, 64, 64)),
+        ({"input": "upsample", "slices": 3}, (6, 1, 64, 64)),
+        ({"input": "small", "slices": 3, "sam": {**SAM, "side": 16}}, (6, 1, 16, 16)),
+    ],
+)
+def test_the_input_strategies(switches: dict[str, Any], shape: tuple[int, ...]) -> None:
+    method = cfr(**switches)
+    networks, batch = networks_of(method), batch_of(2, 0)
+    assert method.canvases(batch)[0].shape == shape
+    total = method.loss(networks, batch, method.turn(0))["total"]
+    total.backward()
+    assert max(float(p.grad.abs().max()) for p in networks["sam"].parameters() if p.grad is not None) > 0
+    whole = method.on_canvas(networks["sam"], batch.images)
+    assert whole.shape == (2, 3, 8, 8, 8)
+
+
+def test_the_fine_tuning_reaches_the_adapters_and_leaves_the_students_alone() -> None:
+    method = cfr()
+    networks = networks_of(method)
+    method.prepare(networks, method.turn(0))
+    with torch.no_grad():  # at the start an adapter's first half has no gradient, since its second half is zero
+        for name, p in networks["sam"].named_parameters():
+            if "_up.weight" in name:
+                p.fill_(0.01)
+    method.loss(networks, batch_of(2, 0), method.turn(0))["total"].backward()
+    adapters = [p.grad for n, p in networks["sam"].named_parameters() if "_down.weight" in n]
+    assert len(adapters) == 4
+    assert all(g is not None and float(g.abs().max()) > 0 for g in adapters)
+    assert all(p.grad is None for p in networks["student"].parameters())
+
+
+# --- re-training --------------------------------------------------------------------------------------------------
+
+
+def told(method: CFR, labels: torch.Tensor | None = None) -> Batch:
+    """A batch of two labelled patches and two that the foundation model labelled."""
+    batch = batch_of(2, 2)
+    pseudo = torch.randint(0, 3, (2, 8, 8, 8), generator=torch.Generator().manual_seed(5)) if labels is None else labels
+    return Batch(batch.images, torch.cat([batch.labels[:2], pseudo]), 2, batch.cases, 0)
+
+
+@pytest.mark.parametrize("host", ["mean_teacher", "acmt"])
+def test_without_weight_on_the_pseudo_labels_the_step_is_the_hosts_own(host: str) -> None:
+    method = cfr(host=host, pseudo_weight=0.0)
+    networks, batch = networks_of(method), told(method)
+    turn = method.turn(method.switches.sam_updates + 1)
+    alone = HOSTS[host](method.recipe, method.task)
+    torch.manual_seed(7)
+    one = method.loss(networks, batch, turn)["total"]
+    torch.manual_seed(7)
+    other = alone.loss(networks, batch, turn)["total"]
+    torch.testing.assert_close(one, other)
+
+
+def test_without_consistency_perfect_pseudo_labels_are_supervision() -> None:
+    method = cfr({"updates": 4})
+    method.host.switches = method.host.switches.model_copy(update={"weight": 0.0})
+    networks = networks_of(method)
+    batch = told(method)
+    logits = networks["student"](batch.images)
+    expected = supervised_loss(logits[:2], batch.labels[:2], TWO) + supervised_loss(logits[2:], batch.labels[2:], TWO)
+    torch.testing.assert_close(method.loss(networks, batch, method.turn(3))["total"], expected)
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_the_pseudo_labels_train_the_student_of_every_host(host: str) -> None:
+    changes = {"patch": [8, 8, 8]} if host == "magicnet" else None
+    method = cfr(changes, host=host)
+    networks = networks_of(method)
+    turn = method.turn(method.switches.sam_updates)
+    method.prepare(networks, turn)
+    found = []
+    for seed in (1, 2):
+        pseudo = torch.randint(0, 3, (2, 8, 8, 8), generator=torch.Generator().manual_seed(seed))
+        torch.manual_seed(3)
+        total = method.loss(networks, told(method, pseudo), turn)["total"]
+        weights = list(networks["student"].parameters())
+        found.append(torch.autograd.grad(total, weights, allow_unused=True))
+        assert all(p.grad is None for p in networks["sam"].parameters())
+    apart = max(float((a - b).abs().max()) for a, b in zip(*found, strict=True) if a is not None and b is not None)
+    assert apart > 1e-6
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [("constant", 2.0), ("ramp", 2 * np.exp(-5 / 4)), ("falling", 1.0)])
+def test_the_weight_of_the_pseudo_labels_follows_its_schedule(schedule: str, expected: float) -> None:
+    method = cfr({"updates": 100}, pseudo_weight=2.0, pseudo_schedule=schedule)
+    assert method.pseudo_weight(50) == pytest.approx(expected)
+
+
+def test_on_the_fly_the_foundation_model_labels_the_patch_itself() -> None:
+    method = cfr(pseudo_labels="on_the_fly")
+    networks = networks_of(method)
+    batch = told(method, torch.zeros((2, 8, 8, 8), dtype=torch.long))
+    turn = method.turn(4)
+    method.prepare(networks, turn)
+    assert not networks["sam"].training
+    with torch.no_grad():
+        pseudo = torch.softmax(method.on_canvas(networks["sam"], batch.images[2:]), dim=1).argmax(dim=1)
+    assert pseudo.shape == (2, 8, 8, 8)
+    assert pseudo.dtype == torch.long
+    cached = Batch(batch.images, torch.cat([batch.labels[:2], pseudo]), 2, batch.cases, 0)
+    torch.testing.assert_close(method.loss(networks, batch, turn)["total"], cfr().loss(networks, cached, turn)["total"])
+
+
+def test_in_the_first_round_of_self_training_the_labels_are_the_foundation_models() -> None:
+    method = cfr({"updates": 10}, host="self_training")
+    first = method.switches.sam_updates
+    assert method.turn(first).mixture.unlabelled == 2
+    assert [s for s in range(method.steps) if method.refreshes_pseudo_labels(s)] == [first, first + 4]
+    networks = networks_of(method)
+    assert method.labeller(networks, first) is not None
+    assert method.labeller(networks, first + 4) is None, "then the student's own"
+    assert method.restarts(first + 4) == ("student",)
+    assert method.restarts(first) == ()
+
+
+# --- a whole run --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return phantoms(tmp_path_factory.mktemp("data"))
+
+
+@pytest.mark.parametrize("pseudo", ["cached", "on_the_fly"])
+def test_the_foundation_model_is_fixed_while_the_student_learns_and_not_kept(
+    dataset: Dataset, tmp_path: Path, pseudo: str
+) -> None:
+    recipe = recipe_for("cfr", {"patch": [16, 16, 8], "updates": 4, "checkpoint_every": 3}, pseudo_labels=pseudo)
+    plan = plan_of(dataset, recipe)
+    manifest = trained(dataset, recipe, tmp_path / "run", cache=tmp_path / "cache")
+    after = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["networks"]["sam"]
+    kept = weights_of(tmp_path / "run")
+    student = plan.method.build_student().state_dict()
+    assert kept.keys() == student.keys()
+    assert manifest.provenance.parameters == sum(v.numel() for v in student.values())
+
+    def stop(step: int, steps: int, values: dict[str, Any]) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(dataset, recipe, tmp_path / "early", cache=tmp_path / "cache", report=stop)
+    early = torch.load(tmp_path / "early" / "checkpoint.pt", weights_only=True)["networks"]["sam"]
+    assert same_weights(clone(early), clone(after)), "after its last step nothing of it moved"
+
+
+def test_cached_labels_are_those_of_the_foundation_model(dataset: Dataset, tmp_path: Path) -> None:
+    recipe = recipe_for("cfr", {"patch": [16, 16, 8], "updates": 4, "checkpoint_every": 3})
+
+    def stop(step: int, steps: int, values: dict[str, Any]) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(dataset, recipe, tmp_path / "run", report=stop)
+    plan = plan_of(dataset, recipe)
+    found = {p.stem for p in (tmp_path / "run" / "pseudo" / "3").glob("*.npy")}
+    assert found == set(plan.unlabelled)
+
+
+def test_what_cannot_work_is_refused_by_name() -> None:
+    with pytest.raises(RecipeError, match="has none; train with `supervised`"):
+        cfr(unlabelled=0)
+    with pytest.raises(RecipeError, match="take `cached`"):
+        cfr(host="self_training", pseudo_labels="on_the_fly")
+    with pytest.raises(RecipeError, match=r"methods\.cfr\.grid"):
+        cfr(input="upsample", grid=2)
+    with pytest.raises(RecipeError, match=r"methods\.cfr\.sam\.side"):
+        cfr(input="small")
+    with pytest.raises(RecipeError, match="A canvas of 64 pixels a side holds 16 slices"):
+        cfr({"patch": [16, 16, 24]})
+    with pytest.raises(RecipeError, match=r"methods\.mean_teacher"):
+        recipe = recipe_for("cfr")
+        make_method(
+            recipe.model_copy(update={"methods": {**recipe.methods, "mean_teacher": {"wait": 1}}}),
+            Task(1, TWO, 2, 4, 4),
+        )
