@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from pydantic import Field
@@ -25,21 +25,22 @@ from trainer.methods.magicnet import MagicNet
 from trainer.methods.mean_teacher import MeanTeacher
 from trainer.methods.method import Method, Networks, Task, Turn
 from trainer.methods.self_training import SelfTraining
+from trainer.methods.staged import Staged
 from trainer.patches import Batch, Mixture
 from trainer.recipe import Optimiser, Positive, Recipe, Schedule, Section, Share
 from trainer.sam import Sam, SamSegmenter, build_sam
 from trainer.schedules import ramp_up, rate_factor
 from trainer.slices import from_slices, to_slices
-from trainer.students import AnyStudent
 
-HOSTS: dict[str, type[Method]] = {m.name: m for m in (SelfTraining, MeanTeacher, ACMT, MagicNet)}
 SAM = "sam"  # the foundation model's name among the networks
 
 
-class CFR(Method):
+class CFR(Staged):
     """L_ft = (Dice + CE) / 2 of the foundation model on canvases (Eq. 5); then L_host + lambda L_pl (Eq. 6, 7)."""
 
     name = "cfr"
+    hosts: ClassVar[dict[str, type[Method]]] = {m.name: m for m in (SelfTraining, MeanTeacher, ACMT, MagicNet)}
+    own = (SAM,)
 
     class Switches(Section):
         """The paper's ablations. The host's own switches stand under its name, as for the host alone.
@@ -83,11 +84,9 @@ class CFR(Method):
         pseudo_schedule: Literal["constant", "ramp", "falling"] = "constant"
 
     def __init__(self, recipe: Recipe, task: Task) -> None:
-        """See :class:`Method`; the host reads its own section, and the slices have to fit."""
+        """See :class:`Staged`; the slices have to fit."""
         super().__init__(recipe, task)
         switches = self.switches
-        self.patches_together = HOSTS[switches.host].patches_together
-        self.host = HOSTS[switches.host](recipe, task)
         self.host.taught = self.pseudo_weight
         if not task.unlabelled:
             raise RecipeError("cfr labels unlabelled scans, and the split has none; train with `supervised`.")
@@ -101,11 +100,11 @@ class CFR(Method):
         self.canvas: Canvas = lay_out(recipe.size(), task.slice_axis, switches.sam.image_side(), grid)
 
     @classmethod
-    def students(cls, recipe: Recipe) -> tuple[AnyStudent, ...]:
-        """The host's."""
+    def host_name(cls, recipe: Recipe) -> str:
+        """See :class:`Staged`."""
         switches = cls.read_switches(recipe)
         assert isinstance(switches, CFR.Switches)
-        return HOSTS[switches.host].students(recipe)
+        return switches.host
 
     def build(self) -> Networks:
         """The host's networks and the foundation model."""
@@ -114,75 +113,49 @@ class CFR(Method):
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
         """The foundation model's weights, which taught the student."""
         sam: Sam = self.switches.sam
-        return (*sam.pretrained(), *self.host.pretrained())
+        return (*sam.pretrained(), *super().pretrained())
 
     def optimiser(self, network: str) -> Optimiser:
         """The foundation model has its own."""
         own: Optimiser = self.switches.sam_optimiser
-        return own if network == SAM else self.host.optimiser(network)
+        return own if network == SAM else super().optimiser(network)
 
     # --- who learns when ------------------------------------------------------------------------------------------
 
     @property
-    def steps(self) -> int:
-        """The foundation model's, then the host's."""
-        return int(self.switches.sam_updates) + self.host.steps
+    def first(self) -> int:
+        """The foundation model's."""
+        return int(self.switches.sam_updates)
 
-    def turn(self, step: int) -> Turn:
-        """Fine-tuning on labelled patches, then whatever the host does."""
-        first = self.switches.sam_updates
-        if step < first:
-            rate = self.switches.sam_optimiser.rate * rate_factor(self.switches.sam_schedule, step, first)
-            return Turn("fine-tune", {SAM: rate}, Mixture(self.switches.volumes, 0), 0)
-        turn = self.host.turn(step - first)
-        return replace(turn, stage=f"re-train-{turn.stage}")
-
-    def prepare(self, networks: Networks, turn: Turn) -> None:
-        """The foundation model learns or is fixed; the others are as their host wants them."""
-        if SAM in turn.rates:
-            super().prepare(networks, turn)
-            return
-        self.host.prepare(_without_sam(networks), turn)
-        networks[SAM].eval()
-
-    def after_update(self, networks: Networks, turn: Turn) -> None:
-        """See the host."""
-        if SAM not in turn.rates:
-            self.host.after_update(_without_sam(networks), turn)
-
-    def refreshes_foreground(self, step: int) -> bool:
-        """See the host."""
-        return self._retraining(step) and self.host.refreshes_foreground(step - self.switches.sam_updates)
+    def own_turn(self, step: int) -> Turn:
+        """Fine-tuning on labelled patches."""
+        rate = self.switches.sam_optimiser.rate * rate_factor(self.switches.sam_schedule, step, self.first)
+        return Turn("fine-tune", {SAM: rate}, Mixture(self.switches.volumes, 0), 0)
 
     def refreshes_pseudo_labels(self, step: int) -> bool:
         """When the foundation model has learned, and when the host does."""
-        first = step == self.switches.sam_updates and self.switches.pseudo_labels == "cached"
-        return first or (self._retraining(step) and self.host.refreshes_pseudo_labels(step - self.switches.sam_updates))
+        learned = step == self.first and self.switches.pseudo_labels == "cached"
+        return learned or super().refreshes_pseudo_labels(step)
 
     def labeller(self, networks: Networks, step: int) -> nn.Module | None:
         """The foundation model, the first time."""
-        return _OnCanvas(self, networks[SAM]) if step == self.switches.sam_updates else None
-
-    def restarts(self, step: int) -> tuple[str, ...]:
-        """See the host."""
-        return self.host.restarts(step - self.switches.sam_updates) if self._retraining(step) else ()
-
-    def _retraining(self, step: int) -> bool:
-        return bool(step >= self.switches.sam_updates)
+        return _OnCanvas(self, networks[SAM]) if step == self.first else None
 
     # --- what they learn ------------------------------------------------------------------------------------------
 
+    def own_loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+        """Eq. 5."""
+        total = self.canvas_loss(networks[SAM], batch)
+        return {"total": total, "sam": total.detach()}
+
     def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
-        """Eq. 5 while the foundation model learns; else the host's loss, the unlabelled patches with their labels."""
-        if SAM in turn.rates:
-            total = self.canvas_loss(networks[SAM], batch)
-            return {"total": total, "sam": total.detach()}
-        if self.switches.pseudo_labels == "on_the_fly" and len(batch) > batch.labelled:
+        """While the host trains, its loss on unlabelled patches with the foundation model's labels (Eq. 6)."""
+        if turn.hosted and self.switches.pseudo_labels == "on_the_fly" and len(batch) > batch.labelled:
             with torch.no_grad():
                 found = self.targets.probabilities(self.on_canvas(networks[SAM], batch.images[batch.labelled :]))
             labels = torch.cat([batch.labels[: batch.labelled], self.targets.decide(found)])
             batch = replace(batch, labels=labels)
-        return self.host.loss(_without_sam(networks), batch, turn)
+        return super().loss(networks, batch, turn)
 
     def canvas_loss(self, sam: nn.Module, batch: Batch) -> Tensor:
         """(Dice + CE) / 2 on canvases; CE leaves out where there is no voxel, Dice wants no segment there."""
@@ -229,19 +202,9 @@ class CFR(Method):
         }
         return float(weight * factors[self.switches.pseudo_schedule]())
 
-    # --- what is kept ---------------------------------------------------------------------------------------------
-
-    def exported(self, networks: Networks) -> nn.Module:
-        """See the host: nothing of the foundation model."""
-        return self.host.exported(networks)
-
-    def kept(self) -> AnyStudent:
-        """See the host."""
-        return self.host.kept()
-
     def voters(self, networks: Networks) -> Networks:
         """The host's, and the foundation model."""
-        return {**self.host.voters(_without_sam(networks)), SAM: _OnCanvas(self, networks[SAM])}
+        return {**super().voters(networks), SAM: _OnCanvas(self, networks[SAM])}
 
 
 class _OnCanvas(nn.Module):
@@ -254,10 +217,6 @@ class _OnCanvas(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(N, C, X, Y, Z) -> logits."""
         return self._method.on_canvas(self.sam, x)
-
-
-def _without_sam(networks: Networks) -> Networks:
-    return {name: network for name, network in networks.items() if name != SAM}
 
 
 def _each_turned(images: Tensor) -> Tensor:

@@ -45,13 +45,14 @@ class Turn:
     """One step of the loop: who learns, at which rate, and from which mixture.
 
     ``rates`` maps each network that learns in this step to its learning rate. ``student_update`` counts the student's
-    own updates before this step.
+    own updates before this step. ``hosted`` steps are those of a method inside another one.
     """
 
     stage: str
     rates: dict[str, float]
     mixture: Mixture
     student_update: int
+    hosted: bool = False
 
 
 class Method(ABC):
