@@ -83,6 +83,20 @@ def place_cut(
     return Cut(matrix, plain=turn is None)
 
 
+def faces(cut: Cut, patch: tuple[int, int, int], shape: tuple[int, int, int]) -> NDArray[np.float64]:
+    """Where the patch's two faces across each axis lie along it, as shares of the scan's extent: (3, 2).
+
+    They are taken on the line through the middle of the patch, which a rotation tilts.
+    """
+    found = np.empty((3, 2))
+    for axis, (sides, length) in enumerate(zip(patch, shape, strict=True)):
+        for end, voxel in enumerate((-0.5, sides - 0.5)):
+            point = (np.asarray(patch) - 1) / 2.0
+            point[axis] = voxel
+            found[axis, end] = (cut.matrix[axis, :3] @ point + cut.matrix[axis, 3] + 0.5) / length
+    return found
+
+
 @dataclass(frozen=True)
 class Box:
     """All that a cut reads of a scan, beside the cut itself, whose matrix counts voxels of this box.

@@ -134,6 +134,7 @@ class _Training:
                 values = self._update(batch, turn)
                 self.step += 1
                 self._tell(turn, values, time.perf_counter() - started)
+                self.step = self.plan.method.jump(self.networks, self.step)
                 if self._validate_if_due(turn):
                     break
                 if self.step % self.plan.recipe.checkpoint_every == 0 and self.step < self.plan.method.steps:
@@ -178,11 +179,11 @@ class _Training:
         """Every remaining step's batch and turn; before a refresh all batches asked for earlier have been used."""
         method, recipe, preprocessing = self.plan.method, self.plan.recipe, self.plan.preprocessing
         step, device = self.step, self.accelerator.device
-        before = _drawn(method.turn(s).mixture for s in range(step))
         labelled_at = [s for s in range(step) if method.refreshes_pseudo_labels(s)]
         if step < method.steps and labelled_at and not method.refreshes_pseudo_labels(step):
             self.pseudo = self.pseudo_labels.read(labelled_at[-1], self.plan.unlabelled)
         while step < method.steps:
+            before = _drawn(method.turn(s).mixture for s in range(step))
             self._refresh(step)
             stop = next((s for s in range(step + 1, method.steps) if self._refreshes(s)), method.steps)
             source = PatchSource(
@@ -190,11 +191,13 @@ class _Training:
             )
             turns = [method.turn(s) for s in range(step, stop)]
             requests = self._requests(step, turns, before)
-            before = _drawn([before, *(turn.mixture for turn in turns)])
             made = batches(source, requests, step, workers(recipe, device), device.type == "cuda")
             for batch, turn in zip(made, turns, strict=True):
                 yield batch.to(device), turn
-            step = stop
+                step += 1
+                if self.step != step:  # the method has jumped; what was made ahead is of no use
+                    step = self.step
+                    break
 
     def _requests(self, step: int, turns: list[Turn], before: Mixture) -> Iterator[list[Request]]:
         """The patches of each step that this process makes: every W-th one of W processes."""
@@ -204,7 +207,8 @@ class _Training:
 
     def _refreshes(self, step: int) -> bool:
         method = self.plan.method
-        return method.refreshes_foreground(step) or method.refreshes_pseudo_labels(step) or bool(method.restarts(step))
+        renewed = method.restarts(step) or method.fresh_optimisers(step)
+        return bool(renewed) or method.refreshes_foreground(step) or method.refreshes_pseudo_labels(step)
 
     def _refresh(self, step: int) -> None:
         """What is renewed before ``step``: predictions first, then the networks that start anew."""
@@ -216,7 +220,8 @@ class _Training:
         for name in method.restarts(step):
             fresh = self._build(_number(self.plan.recipe.seed, 7, step))[name]
             self.networks[name].load_state_dict(fresh.state_dict())
-            self.optimisers[name] = make_optimiser(method.optimiser(name), self.networks[name])
+        for name in {*method.restarts(step), *method.fresh_optimisers(step)}:
+            self.optimisers[name].state.clear()
 
     def _refresh_foreground(self) -> None:
         """Predict every unlabelled scan that does not fit into a patch; where it finds foreground, patches are cut."""

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from trainer.augmentation import Box, change_values, draw_turn, flips, place_cut, read_box, sample
+from trainer.augmentation import Box, change_values, draw_turn, faces, flips, place_cut, read_box, sample
 from trainer.cases import PreparedCase
 from trainer.recipe import Recipe
 
@@ -41,6 +41,7 @@ class Batch:
         labelled: how many of the N are labelled.
         cases: the scans that the patches were cut from.
         step: the step that the batch belongs to.
+        where: float32 (N, 3, 2): where along each axis the patch's two faces lie, as shares of the scan's extent.
     """
 
     images: Tensor
@@ -48,6 +49,7 @@ class Batch:
     labelled: int
     cases: tuple[str, ...]
     step: int
+    where: Tensor | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -60,6 +62,7 @@ class Batch:
             self.labelled,
             self.cases,
             self.step,
+            None if self.where is None else self.where.to(device, non_blocking=True),
         )
 
     def parts(self, count: int) -> Iterator[Batch]:
@@ -72,15 +75,17 @@ class Batch:
                 sum(row < self.labelled for row in rows),
                 tuple(self.cases[row] for row in rows),
                 self.step,
+                None if self.where is None else self.where[rows],
             )
 
 
 @dataclass(frozen=True)
 class Mixture:
-    """How many labelled and unlabelled patches the batch of a step holds."""
+    """How many labelled and unlabelled patches the batch of a step holds, ``crops`` of each scan that is drawn."""
 
     labelled: int
     unlabelled: int
+    crops: int = 1
 
 
 class Draws:
@@ -97,8 +102,8 @@ class Draws:
     def requests(self, step: int, mixture: Mixture, before: Mixture) -> list[Request]:
         """The patches of ``step``, labelled first; ``before`` counts what all earlier steps drew.
 
-        The k-th draw from a pool of n scans is entry k mod n of shuffle k // n: every pass sees each scan once, and a
-        pool smaller than the batch is cycled.
+        The k-th scan from a pool of n is entry k mod n of shuffle k // n: every pass sees each scan once, and a pool
+        smaller than the batch is cycled.
         """
         out: list[Request] = []
         for kind, (count, offset) in enumerate(
@@ -106,8 +111,9 @@ class Draws:
         ):
             pool = self._pools[kind]
             for k in range(offset, offset + count):
-                shuffle = np.random.default_rng((self._recipe.seed, kind, k // len(pool)))
-                case_id = pool[int(shuffle.permutation(len(pool))[k % len(pool)])]
+                turn, entry = divmod(k // mixture.crops, len(pool))
+                shuffle = np.random.default_rng((self._recipe.seed, kind, turn))
+                case_id = pool[int(shuffle.permutation(len(pool))[entry])]
                 seed = (self._recipe.seed, 2, kind, k)
                 voxel = self._foreground_voxel(self._cases[case_id], np.random.default_rng((*seed, 0)))
                 out.append(Request(case_id, kind == 0, voxel, seed))
@@ -131,11 +137,13 @@ class Draft:
         request: whose patch it is.
         box: the part of the scan that it needs.
         random: where its further random numbers come from.
+        where: see :class:`Batch`, before any mirroring.
     """
 
     request: Request
     box: Box
     random: np.random.Generator
+    where: NDArray[np.float64]
 
     def pin_memory(self) -> Draft:
         """The same in page-locked memory; the loader asks for it."""
@@ -184,7 +192,7 @@ class PatchSource(Dataset[Any]):
         cut = place_cut(case.shape, patch, turn, case.spacing, request.voxel, np.random.default_rng((*request.seed, 2)))
         # Beyond the scan there is no reference: with repeated borders the labels repeat too, else background.
         wanted = case.labels if request.labelled else self._pseudo.get(request.case_id)
-        return Draft(request, read_box(case.image, wanted, cut, patch), random)
+        return Draft(request, read_box(case.image, wanted, cut, patch), random, faces(cut, patch, case.shape))
 
     def make(self, draft: Draft) -> dict[str, Any]:
         """The patch: image float32 (C, X, Y, Z) and labels int64 (X, Y, Z)."""
@@ -192,13 +200,22 @@ class PatchSource(Dataset[Any]):
         box = draft.box if self._device is None else draft.box.to(self._device)
         patch = self._recipe.size()
         image, found = sample(box, patch, self._padding)
+        where = torch.from_numpy(draft.where).float()
         labels = torch.zeros(patch, device=image.device) if found is None else found
         mirrored = flips(augmentation, random)
         if mirrored:
             image = torch.flip(image, mirrored)
             labels = torch.flip(labels, [axis - 1 for axis in mirrored])
+            for axis in mirrored:
+                where[axis - 1] = where[axis - 1].flip(0)
         image = change_values(image, augmentation, random)
-        return {"image": image, "labels": labels.long(), "case": request.case_id, "labelled": request.labelled}
+        return {
+            "image": image,
+            "labels": labels.long(),
+            "case": request.case_id,
+            "labelled": request.labelled,
+            "where": where,
+        }
 
 
 class _Steps(Sampler[list[Request]]):
@@ -219,8 +236,9 @@ def batches(
         source, batch_sampler=_Steps(steps), num_workers=workers, collate_fn=_collate, pin_memory=pin_memory
     )
     for step, found in enumerate(loader, start=first_step):
-        images, labels, labelled, cases = _stack([source.make(d) for d in found]) if isinstance(found, list) else found
-        yield Batch(images, labels, labelled, cases, step)
+        made = _stack([source.make(d) for d in found]) if isinstance(found, list) else found
+        images, labels, labelled, cases, where = made
+        yield Batch(images, labels, labelled, cases, step, where)
 
 
 def _collate(samples: list[Any]) -> Any:
@@ -228,10 +246,11 @@ def _collate(samples: list[Any]) -> Any:
     return samples if isinstance(samples[0], Draft) else _stack(samples)
 
 
-def _stack(samples: list[dict[str, Any]]) -> tuple[Tensor, Tensor, int, tuple[str, ...]]:
+def _stack(samples: list[dict[str, Any]]) -> tuple[Tensor, Tensor, int, tuple[str, ...], Tensor]:
     return (
         torch.stack([s["image"] for s in samples]),
         torch.stack([s["labels"] for s in samples]),
         sum(s["labelled"] for s in samples),
         tuple(s["case"] for s in samples),
+        torch.stack([s["where"] for s in samples]),
     )

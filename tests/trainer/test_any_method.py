@@ -34,6 +34,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
             "function": "tests.trainer.test_students:thin",
             "several_sizes": True,
             "modules": {"deepest": "first", "features": "last"},
+            "encoding": ["first"],
         },
         "patch": [16, 16, 8],
     },
@@ -64,7 +65,8 @@ def test_every_method_trains_every_student_or_refuses_it_by_name(dataset: Datase
     for turn in (plan.method.turn(0), plan.method.turn(plan.method.steps - 1)):
         images = torch.randn((4, 1, *plan.recipe.size()), generator=torch.Generator().manual_seed(1))
         labels = (images[:, 0] > 1).long() + (images[:, 0] > 2)
-        batch = Batch(images, labels, turn.mixture.labelled, ("scan",) * 4, turn.student_update)
+        where = torch.tensor([0.0, 1.0]).expand(4, 3, 2)
+        batch = Batch(images, labels, turn.mixture.labelled, ("scan",) * 4, turn.student_update, where)
         plan.method.prepare(networks, turn)
         plan.method.loss(networks, batch, turn)["total"].backward()
         plan.method.after_update(networks, turn)

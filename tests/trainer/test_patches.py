@@ -259,6 +259,37 @@ def test_image_and_labels_are_cut_turned_and_mirrored_alike() -> None:
         assert (sample["labels"].numpy() == labels[x, y, z]).mean() > 0.995
 
 
+@pytest.mark.parametrize("affine", [0.0, 1.0], ids=["plain", "turned"])
+def test_a_patch_knows_where_in_its_scan_its_faces_lie(affine: float) -> None:
+    shape = (20, 12, 6)
+    where = np.stack(np.meshgrid(*[(np.arange(n, dtype=np.float32) + 0.5) / n for n in shape], indexing="ij"))
+    case = PreparedCase("scan", where, np.zeros(shape, np.uint8), ())
+    chosen = recipe(gamma_probability=0.0, affine=affine, rotate=20, scale=(0.9, 1.3), flip=(0, 1, 2))
+    made, _ = source(chosen, case, padding="edge")
+    (batch,) = batches(made, [[Request("scan", True, (10, 6, 3), (0, 2, 0, k)) for k in range(12)]], 0, 0, False)
+    assert batch.where is not None
+    assert batch.where.shape == (12, 3, 2)
+    assert {bool(w[0, 0] > w[0, 1]) for w in batch.where} == {True, False}, "some are mirrored"
+    for image, faces in zip(batch.images, batch.where, strict=True):
+        for axis in range(2):  # along the last one the patch leaves the scan, whose border then repeats
+            line = image[axis].movedim(axis, 0)[:, 4, 4]
+            step = (faces[axis, 1] - faces[axis, 0]) / PATCH[axis]
+            expected = faces[axis, 0] + step * (torch.arange(8) + 0.5)
+            inside = (expected > 0.05) & (expected < 0.95)
+            assert float((line - expected)[inside].abs().max()) < 0.03
+    (part, _) = batch.parts(2)
+    assert torch.equal(part.where, batch.where[::2])  # type: ignore[arg-type]
+
+
+def test_several_crops_of_a_scan_come_one_after_the_other_and_differ() -> None:
+    draws = draws_of(3, 5)
+    steps = walk(draws, [Mixture(0, 4, 2)] * 5)
+    seen = [r.case_id for requests in steps for r in requests]
+    assert seen[::2] == seen[1::2]
+    assert sorted(seen[:10:2]) == sorted(seen[10:20:2]) == [f"u{k}" for k in range(5)], "every pass sees each scan once"
+    assert len({r.seed for requests in steps for r in requests}) == 20
+
+
 def test_an_unlabelled_patch_shows_no_labels_even_where_there_are_some() -> None:
     made, _ = source(recipe(**STILL), isolated((8, 8, 8), (4, 4, 4), reach=1))
     assert int(made[Request("scan", False, None, (0, 2, 1, 0))]["labels"].sum()) == 0

@@ -51,6 +51,7 @@ SAM: dict[str, Any] = {
     },
     "decoder": {"mlp_dim": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "iou_head_hidden_dim": 8},
 }
+SHORT = {"feature_updates": 2, "output_updates": 2, "partitions": 2}
 PARTNER = {"kind": "unet", "channels": [6, 12], "residual_units": 1}
 BATCH_NORM = {"kind": "unet", "channels": [4, 8], "residual_units": 0, "norm": "batch", "dropout": 0.2}
 
@@ -80,6 +81,8 @@ def recipe_for(method: str, changes: Mapping[str, Any] | None = None, **switches
         "magicnet": {"cubes": 2, "hidden": 8},
         "dual": {"partner": PARTNER},
         "cfr": {"sam": SAM, "sam_updates": 3},
+        "comparative": SHORT,
+        "contrastive": SHORT,
     }
     switches = {**own.get(method, {}), **switches}
     return recipe_of(method, {"batch": 4, "updates": 4, **(changes or {})}, **switches)

@@ -6,6 +6,7 @@ from trainer.errors import RecipeError
 from trainer.methods.acmt import ACMT
 from trainer.methods.bcp import BCP
 from trainer.methods.cfr import CFR
+from trainer.methods.comparative import Comparative, Contrastive
 from trainer.methods.cps import CPS
 from trainer.methods.dual import Dual
 from trainer.methods.magicnet import MagicNet
@@ -17,9 +18,9 @@ from trainer.methods.supervised import Supervised
 from trainer.methods.uamt import UAMT
 from trainer.recipe import Recipe
 
-METHODS: dict[str, type[Method]] = {
-    m.name: m for m in (Supervised, SelfTraining, MeanTeacher, UAMT, CPS, ACMT, MagicNet, BCP, Dual, CFR, MN)
-}
+_ALONE = (Supervised, SelfTraining, MeanTeacher, UAMT, CPS, ACMT, MagicNet, BCP, Dual, MN)
+_BEFORE_ANOTHER = (CFR, Comparative, Contrastive)
+METHODS: dict[str, type[Method]] = {m.name: m for m in (*_ALONE, *_BEFORE_ANOTHER)}
 
 
 def make_method(recipe: Recipe, task: Task) -> Method:

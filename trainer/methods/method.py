@@ -162,6 +162,14 @@ class Method(ABC):
         """The networks that start anew, from fresh random weights, before ``step`` (after any predictions)."""
         return ()
 
+    def fresh_optimisers(self, step: int) -> tuple[str, ...]:
+        """The networks that go on from ``step`` with an optimiser that remembers nothing."""
+        return ()
+
+    def jump(self, networks: Networks, step: int) -> int:
+        """Where to go on after ``step`` steps: further on, when a stage need not last as long as planned."""
+        return step
+
     def exported(self, networks: Networks) -> nn.Module:
         """The one module that is validated, exported and served: windows (B, C, *window) to logits."""
         return networks["student"]

@@ -54,6 +54,11 @@ class UNetStudent(Student):
     def _layers(self) -> dict[str, str]:
         return {"deepest": "model" + ".1.submodule" * (len(self.channels) - 1), "features": "model.2"}
 
+    def encoder(self) -> tuple[str, ...]:
+        """The first of each level's modules, and the coarsest level."""
+        levels = ["model" + ".1.submodule" * level for level in range(len(self.channels))]
+        return (*(f"{level}.0" for level in levels[:-1]), levels[-1])
+
 
 class PaperUNetStudent(Student):
     """The 3D UNet of M&N: 25,884,546 parameters at the default channels, one input channel and two classes."""
@@ -72,6 +77,10 @@ class PaperUNetStudent(Student):
     def _layers(self) -> dict[str, str]:
         return {"deepest": f"down.{len(self.channels) - 1}", "features": "head"}
 
+    def encoder(self) -> tuple[str, ...]:
+        """See :meth:`Student.encoder`."""
+        return ("down",)
+
 
 class VNetStudent(Student):
     """V-Net of the mean-teacher family: 9,448,866 parameters (1 channel, 2 classes). See :mod:`trainer.networks.vnet`.
@@ -83,6 +92,7 @@ class VNetStudent(Student):
     norm: Literal["batch", "instance"] = "batch"
     dropout: Rate = 0.0
     layers: ClassVar[dict[str, str]] = {"deepest": "deepest", "features": "head"}
+    encoders: ClassVar[tuple[str, ...]] = ("stem", "down", "deepest")
 
     def divisor(self) -> Triple:
         """Five levels."""
@@ -98,6 +108,7 @@ class SegResNetStudent(Student):
     """MONAI's SegResNet (Myronenko 2018 without the variational branch): group norm, residual blocks."""
 
     kind: Literal["segresnet"]
+    encoders: ClassVar[tuple[str, ...]] = ("convInit", "down_layers")
     filters: Annotated[int, Field(ge=8, multiple_of=8)] = 16
     blocks_down: Annotated[tuple[Positive, ...], Field(min_length=2)] = (1, 2, 2, 4)
     blocks_up: tuple[Positive, ...] | None = None
@@ -133,6 +144,7 @@ class DynUNetStudent(Student):
     """MONAI's DynUNet, nnU-Net's network: kernels and strides per level and axis, without deep supervision."""
 
     kind: Literal["dynunet"]
+    encoders: ClassVar[tuple[str, ...]] = ("input_block", "downsamples", "bottleneck")
     channels: Annotated[tuple[Positive, ...], Field(min_length=3)] = (32, 64, 128, 256, 320)
     strides: tuple[tuple[Stride, Stride, Stride], ...] | None = None
     kernels: tuple[tuple[Stride, Stride, Stride], ...] | None = None

@@ -19,7 +19,7 @@ class OutsideStudent(Student):
 
     It is called as ``function(inputs, outputs, **settings)`` and returns a module. ``several_sizes`` and ``sides``
     promise what the module takes: patches of any size, whose sides are multiples of ``sides``. ``modules`` names those
-    that some methods look into (see :class:`Student`).
+    that some methods look into, ``encoding`` those of its encoder (see :class:`Student`).
     """
 
     kind: Literal["outside"]
@@ -28,6 +28,7 @@ class OutsideStudent(Student):
     sides: tuple[Positive, Positive, Positive] = (1, 1, 1)
     several_sizes: bool = False
     modules: dict[Layer, str] = Field(default_factory=dict)
+    encoding: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _can_be_found(self) -> OutsideStudent:
@@ -58,7 +59,7 @@ class OutsideStudent(Student):
                 f"The student {self.function} makes {list(shape)} of a patch of {list(patch)}; logits must be "
                 f"{[1, outputs, *patch]}."
             )
-        for role, name in self.modules.items():
+        for role, name in (*self.modules.items(), *(("encoding", name) for name in self.encoding)):
             try:
                 network.get_submodule(name)
             except AttributeError:
@@ -67,3 +68,7 @@ class OutsideStudent(Student):
 
     def _layers(self) -> dict[str, str]:
         return {str(name): module for name, module in self.modules.items()}
+
+    def encoder(self) -> tuple[str, ...]:
+        """As promised."""
+        return self.encoding

@@ -14,7 +14,7 @@ from trainer.recipe import Section
 
 Triple = tuple[int, int, int]
 Stride = Annotated[int, Field(ge=1, le=4)]
-Layer = Literal["deepest", "features"]
+Layer = Literal["deepest", "features", "compared"]
 Rate = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -24,11 +24,14 @@ class Student(Section):
     Attributes:
         any_size: whether one set of weights takes patches of several sizes.
         layers: names of modules: what ``deepest`` returns are the coarsest features; what goes into ``features`` are
-            the last ones before the logits.
+            the last ones before the logits; what ``compared`` returns is what comparative pre-training compares first,
+            by default the coarsest features.
+        encoders: names of the modules from which decoders take features, those of the skip connections included.
     """
 
     any_size: ClassVar[bool] = True
     layers: ClassVar[dict[str, str]] = {}
+    encoders: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def divisor(self) -> Triple:
@@ -49,13 +52,18 @@ class Student(Section):
         Raises:
             RecipeError: nobody says which it is.
         """
-        found = self._layers().get(name)
+        layers = self._layers()
+        found = layers.get(name) or (layers.get("deepest") if name == "compared" else None)
         if found is None:
             raise RecipeError(
                 f"The student does not say which of its modules is `{name}`, which this method looks into; name it in "
                 "`student.modules`, or take another student."
             )
         return found
+
+    def encoder(self) -> tuple[str, ...]:
+        """The names of the encoder's modules; none when nobody says."""
+        return self.encoders
 
     def _layers(self) -> dict[str, str]:
         return self.layers

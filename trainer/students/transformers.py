@@ -18,7 +18,8 @@ class UNETRStudent(Student):
 
     kind: Literal["unetr"]
     any_size: ClassVar[bool] = False
-    layers: ClassVar[dict[str, str]] = {"deepest": "vit.norm", "features": "out"}
+    layers: ClassVar[dict[str, str]] = {"deepest": "vit.norm", "features": "out", "compared": "encoder4"}
+    encoders: ClassVar[tuple[str, ...]] = ("vit", "encoder1", "encoder2", "encoder3", "encoder4")
     feature_size: Positive = 16
     hidden_size: Positive = 768
     mlp_dim: Positive = 3072
@@ -57,6 +58,7 @@ class SwinUNETRStudent(Student):
     kind: Literal["swinunetr"]
     any_size: ClassVar[bool] = False
     layers: ClassVar[dict[str, str]] = {"deepest": "encoder10", "features": "out"}
+    encoders: ClassVar[tuple[str, ...]] = ("swinViT", "encoder1", "encoder2", "encoder3", "encoder4", "encoder10")
     feature_size: Annotated[int, Field(ge=12, multiple_of=12)] = 36
     checkpointing: bool = False
 

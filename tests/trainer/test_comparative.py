@@ -1,0 +1,244 @@
+"""Comparative pre-training as the loop runs it: which patches, which slices, what moves, and when it ends."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from semiseg.dataset import Dataset
+from tests.trainer.tiny import batch_of, clone, phantoms, recipe_for, same_weights, trained, weights_of
+from trainer.errors import RecipeError
+from trainer.methods import make_method
+from trainer.methods.comparative import Comparative, Contrastive, Convergence
+from trainer.methods.method import Task
+from trainer.patches import Batch
+from trainer.targets import ExclusiveClasses
+
+BOTH = ("comparative", "contrastive")
+
+
+def comparative(
+    changes: dict[str, Any] | None = None, name: str = "comparative", unlabelled: int = 12, **switches: Any
+) -> Comparative:
+    switches = {"feature_updates": 4, "output_updates": 4, "partitions": 2, **switches}
+    method = make_method(recipe_for(name, changes, **switches), Task(1, ExclusiveClasses(2), 2, 4, unlabelled))
+    assert isinstance(method, Comparative)
+    return method
+
+
+def networks_of(method: Comparative) -> dict[str, nn.Module]:
+    torch.manual_seed(0)
+    return method.build()
+
+
+def placed(step: int = 0, seed: int = 0) -> Batch:
+    """Four patches that each hold all of their scan."""
+    batch = batch_of(0, 4, seed=seed, step=step)
+    where = torch.tensor([0.0, 1.0]).expand(4, 3, 2)
+    return Batch(batch.images, batch.labels, 0, batch.cases, step, where)
+
+
+def encoder_of(method: Comparative, network: nn.Module) -> dict[str, torch.Tensor]:
+    names = method._student.encoder()
+    return {k: v for k, v in network.state_dict().items() if k.startswith(tuple(f"{n}." for n in names))}
+
+
+# --- which patches and slices -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_pre_training_draws_pairs_of_crops_from_unlabelled_scans(name: str) -> None:
+    method = comparative(name=name)
+    for step in range(8):
+        turn = method.turn(step)
+        assert (turn.stage, set(turn.rates)) == ("features" if step < 4 else "output", {"student"})
+        assert (turn.mixture.labelled, turn.mixture.unlabelled, turn.mixture.crops) == (0, 4, 2)
+        assert turn.rates["student"] == method.recipe.optimiser.rate
+    assert method.turn(8).stage == "supervised-train"
+    assert comparative(name=name, unlabelled=0).turn(0).mixture.labelled == 4
+
+
+def test_no_label_is_looked_at() -> None:
+    for step in (0, 5):
+        method = comparative()
+        networks, batch = networks_of(method), placed(step)
+        other = Batch(batch.images, torch.ones_like(batch.labels), 0, batch.cases, step, batch.where)
+        turn = method.turn(step)
+        one, two = (float(method.loss(networks, b, turn)["total"].detach()) for b in (batch, other))
+        assert one == two
+
+
+def test_slices_of_the_body_and_of_the_patch() -> None:
+    compared = torch.randn(4, 2, 8, 8, 8)
+    body, patch = comparative(positions="body"), comparative(positions="patch")
+    half = Batch(placed().images, placed().labels, 0, placed().cases, 0, torch.tensor([0.0, 0.5]).expand(4, 3, 2))
+    assert len(body.slices(compared, placed())[0].part) == 8
+    assert set(body.slices(compared, half)[0].part.tolist()) == {0}, "half of the body holds half of the parts"
+    assert len(patch.slices(compared, half)[0].part) == 8
+    with pytest.raises(RecipeError, match="the 1 slices of these features along axis 0 do not make 2 parts"):
+        patch.slices(torch.randn(4, 2, 1, 8, 8), half)
+
+
+def test_the_axes_take_turns_as_told() -> None:
+    assert [comparative().axes_at(s) for s in range(4)] == [(0,), (1,), (2,), (0,)]
+    assert comparative(axes="together").axes_at(5) == (0, 1, 2)
+    passes = comparative(axes="passes")  # twelve scans, two a step
+    assert [passes.axes_at(s)[0] for s in (0, 5, 6, 11, 12, 17, 18)] == [0, 0, 1, 1, 2, 2, 0]
+    method = comparative(axes="together")
+    assert len(method.slices(torch.randn(4, 2, 8, 8, 8), placed())) == 3
+
+
+def test_the_offset_depends_on_the_step_alone() -> None:
+    method, compared = comparative(partitions=2), torch.randn(4, 2, 8, 8, 8)
+    seen = {float(method.slices(compared, placed(step))[0].values.sum()) for step in range(0, 30, 3)}
+    again = {float(method.slices(compared, placed(step))[0].values.sum()) for step in range(0, 30, 3)}
+    assert seen == again
+    assert len(seen) > 2
+
+
+# --- what moves ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BOTH)
+def test_features_train_the_encoder_and_the_output_trains_the_rest(name: str) -> None:
+    method = comparative(name=name)
+    networks = networks_of(method)
+    student = networks["student"]
+    encoder = set(encoder_of(method, student))
+    assert encoder
+    for step, moved in ((0, encoder), (5, set(student.state_dict()) - encoder)):
+        student.zero_grad(set_to_none=True)
+        turn = method.turn(step)
+        method.prepare(networks, turn)
+        method.loss(networks, placed(step), turn)["total"].backward()
+        found = {n for n, p in student.named_parameters() if p.grad is not None and float(p.grad.abs().max()) > 0}
+        weights = {n for n, _ in student.named_parameters() if n.endswith("conv.weight")}
+        assert found & weights == moved & weights
+    method.prepare(networks, method.turn(8))
+    assert all(p.requires_grad for p in student.parameters())
+
+
+def test_the_whole_network_can_be_trained_in_the_second_stage() -> None:
+    method = comparative(freeze_encoder=False, space="probabilities")
+    networks = networks_of(method)
+    method.prepare(networks, method.turn(5))
+    method.loss(networks, placed(5), method.turn(5))["total"].backward()
+    first = next(networks["student"].parameters())
+    assert first.grad is not None
+    assert float(first.grad.abs().max()) > 0
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return phantoms(tmp_path_factory.mktemp("data"))
+
+
+def stopped_at(dataset: Dataset, recipe: Any, run: Path, cache: Path, step: int) -> dict[str, torch.Tensor]:
+    """The student after ``step`` steps."""
+
+    def stop(done: int, steps: int, values: dict[str, Any]) -> None:
+        if done == step + 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(dataset, recipe, run, cache=cache, report=stop)
+    return clone(torch.load(run / "checkpoint.pt", weights_only=True)["networks"]["student"])
+
+
+def test_in_the_second_stage_the_encoder_stays_as_it_is_to_the_last_bit(dataset: Dataset, tmp_path: Path) -> None:
+    changes = {"patch": [16, 16, 8], "updates": 4, "checkpoint_every": 1}
+    recipe = recipe_for("comparative", changes, feature_updates=3, output_updates=4, partitions=2)
+    states = {s: stopped_at(dataset, recipe, tmp_path / str(s), tmp_path / "cache", s) for s in (1, 3, 7)}
+    method = comparative(changes)
+    names = encoder_of(method, method.build_student()).keys()
+    assert not any(torch.equal(states[1][n], states[3][n]) for n in names if n.endswith("conv.weight"))
+    assert all(torch.equal(states[3][n], states[7][n]) for n in names)
+    assert not all(torch.equal(states[3][n], states[7][n]) for n in states[3])
+
+
+def test_the_teacher_of_the_host_starts_as_the_pre_trained_student() -> None:
+    method = comparative(then="mean_teacher")
+    networks = networks_of(method)
+    with torch.no_grad():
+        for p in networks["student"].parameters():
+            p.add_(1.0)
+    method.prepare(networks, method.turn(8))
+    assert same_weights(networks["student"].state_dict(), networks["teacher"].state_dict())
+    with torch.no_grad():
+        for p in networks["student"].parameters():
+            p.add_(1.0)
+    method.prepare(networks, method.turn(9))
+    assert not same_weights(networks["student"].state_dict(), networks["teacher"].state_dict()), "once, at its start"
+
+
+# --- when it ends -------------------------------------------------------------------------------------------------
+
+
+def test_a_constant_loss_has_converged_and_a_falling_one_has_not() -> None:
+    for values, expected in (([3.0] * 30, 10), ([3.0 * 0.9**k for k in range(30)], None)):
+        convergence = Convergence(window=10, share=0.01)
+        ended = None
+        for k, value in enumerate(values):
+            convergence.add(torch.tensor(value), 1.0)
+            if convergence.look() and ended is None:
+                ended = k
+        assert ended == expected
+
+
+def test_a_loss_that_only_passes_the_mean_for_a_moment_is_looked_at_no_more_often_than_told() -> None:
+    convergence = Convergence(window=2, share=0.01)
+    for value in (1.0, 3.0):
+        convergence.add(torch.tensor(value), 1.0)
+        assert not convergence.look()
+    convergence.add(torch.tensor(7.0), 1.0)
+    convergence.forget()
+    convergence.add(torch.tensor(2.0), 0.5)
+    convergence.add(torch.tensor(2.0), 0.5)
+    assert convergence.look(), "two halves of a batch make one loss, equal to the mean of 1 and 3"
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_stage_that_has_converged_ends_early_and_the_run_can_be_resumed(
+    dataset: Dataset, tmp_path: Path, workers: int
+) -> None:
+    changes = {"patch": [16, 16, 8], "updates": 4, "checkpoint_every": 3, "workers": workers}
+    switches = {"feature_updates": 40, "output_updates": 50, "look_every": 1, "window": 2, "least_updates": 5}
+    recipe = recipe_for("comparative", changes, **switches, converged=1.0, partitions=2)
+    trained(dataset, recipe, tmp_path / "whole", cache=tmp_path / "cache")
+    seen: list[str] = []
+
+    def stop(step: int, steps: int, values: dict[str, Any]) -> None:
+        seen.append(str(values["stage"]))
+        if len(seen) == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(dataset, recipe, tmp_path / "broken", cache=tmp_path / "cache", report=stop)
+
+    def watch(step: int, steps: int, values: dict[str, Any]) -> None:
+        seen.append(str(values["stage"]))
+
+    trained(dataset, recipe, tmp_path / "broken", cache=tmp_path / "cache", resume=True, report=watch)
+    assert same_weights(weights_of(tmp_path / "whole"), weights_of(tmp_path / "broken"))
+    assert seen.count("features") < 40
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 93
+
+
+def test_what_cannot_work_is_refused_by_name() -> None:
+    with pytest.raises(RecipeError, match=r"comparative\.volumes x crops"):
+        comparative(volumes=1, crops=1)
+    with pytest.raises(RecipeError, match=r"1 part\(s\) are too few|2 part\(s\) are too few"):
+        comparative({"accumulate": 2}, volumes=1, crops=2)
+    outside = {"kind": "outside", "function": "tests.trainer.test_students:thin", "modules": {"deepest": "first"}}
+    with pytest.raises(RecipeError, match=r"`student\.encoding`"):
+        comparative({"student": outside})
+    comparative({"student": outside}, freeze_encoder=False)
+    with pytest.raises(RecipeError, match=r"methods\.comparative: then"):
+        comparative(then="cfr")
+    assert isinstance(comparative(name="contrastive"), Contrastive)

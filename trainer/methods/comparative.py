@@ -1,0 +1,289 @@
+"""Comparative and contrastive pre-training: the student first learns, without labels, that slices from one place of
+the body are more alike than slices from two; then another method trains it.
+
+"Comparative unsupervised pre-training" (2025); equation numbers are that paper's. Both objectives are written on one
+matrix of similarities (trainer/slice_similarity.py), so a step of one costs about what a step of the other does.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from trainer.errors import RecipeError
+from trainer.methods.acmt import ACMT
+from trainer.methods.bcp import BCP
+from trainer.methods.cps import CPS
+from trainer.methods.dual import Dual
+from trainer.methods.magicnet import MagicNet
+from trainer.methods.mean_teacher import MeanTeacher
+from trainer.methods.method import Method, Networks, Task, Turn
+from trainer.methods.mn import MN
+from trainer.methods.self_training import SelfTraining
+from trainer.methods.staged import Staged
+from trainer.methods.supervised import Supervised
+from trainer.methods.uamt import UAMT
+from trainer.networks.features import features_out
+from trainer.parallel import processes, sum_over_processes
+from trainer.patches import Batch, Mixture
+from trainer.recipe import Positive, Recipe, Section, Share
+from trainer.slice_similarity import (
+    Slices,
+    comparative_loss,
+    contrastive_loss,
+    in_the_body,
+    in_the_patch,
+    take_slices,
+)
+from trainer.students import AnyStudent, read_student
+
+Host = Literal["supervised", "self_training", "mean_teacher", "uamt", "cps", "acmt", "magicnet", "bcp", "dual", "mn"]
+
+
+class Comparative(Staged):
+    """Eq. 2 on features of the encoder, then on the logits, then the method named by ``then``."""
+
+    name = "comparative"
+    hosts: ClassVar[dict[str, type[Method]]] = {
+        m.name: m for m in (Supervised, SelfTraining, MeanTeacher, UAMT, CPS, ACMT, MagicNet, BCP, Dual, MN)
+    }
+    own = ("convergence",)
+
+    class Switches(Section):
+        """The paper's settings, and where its text and its code differ.
+
+        Attributes:
+            then: the method that follows; its switches stand under its name.
+            feature_updates: most steps on the features that the student calls ``compared``; 0 leaves them out.
+            output_updates: most steps on the logits.
+            least_updates: fewest steps of each, if there are as many.
+            converged: a stage ends when its loss, looked at every ``look_every`` steps, is within this share of the
+                mean of the ``window`` looks before; 0 never ends it early.
+            rate: learning rate of both stages; None is the recipe's. It is constant.
+            volumes, crops: scans per step, and patches of each.
+            partitions: equal parts along an axis.
+            positions: the parts are of the ``body`` (the scan's extent), or, as released, of the ``patch``, wherever it
+                was cut.
+            temperature: of the cosines: 0.1 as released; the paper has none, which is 1.
+            triplets: dissimilar slices of ``all`` patches, as released, or of the ``same_scan``, as Eq. 2 is printed.
+            denominator: of Eq. 3: as ``printed``, or as ``released`` over the dissimilar slices of all references.
+            axes: slice along one axis after another, step by step (``cycle``), along all in each step (``together``),
+                or along one for a whole pass over the scans, as released (``passes``).
+            space: the second stage compares ``logits``, as released, or ``probabilities``.
+            freeze_encoder: in the second stage, as released; the paper trains all.
+        """
+
+        then: Host = "supervised"
+        feature_updates: Annotated[int, Field(ge=0)] = 10000
+        output_updates: Annotated[int, Field(ge=0)] = 10000
+        least_updates: Annotated[int, Field(ge=0)] = 200
+        converged: Share = 0.01
+        look_every: Positive = 10
+        window: Positive = 10
+        rate: Annotated[float, Field(gt=0)] | None = None
+        volumes: Positive = 2
+        crops: Positive = 2
+        partitions: Annotated[int, Field(ge=2)] = 4
+        positions: Literal["body", "patch"] = "body"
+        temperature: Annotated[float, Field(gt=0)] = 0.1
+        triplets: Literal["all", "same_scan"] = "all"
+        denominator: Literal["printed", "released"] = "printed"
+        axes: Literal["cycle", "together", "passes"] = "cycle"
+        space: Literal["logits", "probabilities"] = "logits"
+        freeze_encoder: bool = True
+
+    def __init__(self, recipe: Recipe, task: Task) -> None:
+        """See :class:`Staged`; the student has to say which of its modules are what."""
+        super().__init__(recipe, task)
+        student, switches = read_student(recipe.student), self.switches
+        if switches.feature_updates:
+            student.layer("compared")
+        if switches.freeze_encoder and switches.output_updates and not student.encoder():
+            raise RecipeError(
+                f"The student does not say which of its modules are its encoder, which methods.{self.name} freezes; "
+                "name them in `student.encoding`, or set `freeze_encoder: false`."
+            )
+
+    @classmethod
+    def host_name(cls, recipe: Recipe) -> str:
+        """See :class:`Staged`."""
+        switches = cls.read_switches(recipe)
+        assert isinstance(switches, Comparative.Switches)
+        return switches.then
+
+    def check_parts(self, processes: int) -> None:
+        """See :meth:`Method.check_parts`; a patch alone has nothing to be compared with."""
+        super().check_parts(processes)
+        patches, parts = self.switches.volumes * self.switches.crops, processes * self.recipe.accumulate
+        if patches < 2 * parts:
+            raise RecipeError(
+                f"{self.name} compares patches with each other: {patches} (methods.{self.name}.volumes x crops) in "
+                f"{parts} part(s) are too few; make it at least {2 * parts}."
+            )
+
+    def build(self) -> Networks:
+        """The host's, and what remembers whether a stage has converged."""
+        return {**self.host.build(), "convergence": Convergence(self.switches.window, self.switches.converged)}
+
+    # --- who learns when ------------------------------------------------------------------------------------------
+
+    @property
+    def first(self) -> int:
+        """Both stages."""
+        return int(self.switches.feature_updates + self.switches.output_updates)
+
+    def own_turn(self, step: int) -> Turn:
+        """Patches of unlabelled scans, or of the labelled ones when there are no others; no label is looked at."""
+        count, crops = self.switches.volumes * self.switches.crops, self.switches.crops
+        mixture = Mixture(0, count, crops) if self.task.unlabelled else Mixture(count, 0, crops)
+        rate = self.switches.rate or self.recipe.optimiser.rate
+        stage = "features" if step < self.switches.feature_updates else "output"
+        return Turn(stage, {"student": rate}, mixture, 0)
+
+    def prepare(self, networks: Networks, turn: Turn) -> None:
+        """Freeze the encoder where it is; hand the student to those networks of the host that started as its copy."""
+        super().prepare(networks, turn)
+        student = networks["student"]
+        frozen = turn.stage == "output" and not turn.hosted and self.switches.freeze_encoder
+        for name in self._student.encoder():
+            student.get_submodule(name).requires_grad_(not frozen)
+        if turn.hosted and turn.student_update == 0 and "teacher" in networks:
+            weights = student.state_dict()
+            if networks["teacher"].state_dict().keys() == weights.keys():
+                networks["teacher"].load_state_dict(weights)
+
+    def fresh_optimisers(self, step: int) -> tuple[str, ...]:
+        """Each stage begins without the moments of the one before."""
+        return ("student",) if step in (self.switches.feature_updates, self.first) else ()
+
+    def jump(self, networks: Networks, step: int) -> int:
+        """To the end of a stage that has converged."""
+        convergence = networks["convergence"]
+        assert isinstance(convergence, Convergence)
+        begun, ended = (0, self.switches.feature_updates)
+        if step > ended:
+            begun, ended = ended, self.first
+        if step >= ended:
+            if step == ended:
+                convergence.clear()
+            return step
+        if (step - begun) % self.switches.look_every:
+            convergence.forget()
+        elif convergence.look() and step - begun >= self.switches.least_updates:
+            convergence.clear()
+            return int(ended)
+        return step
+
+    # --- what they learn ------------------------------------------------------------------------------------------
+
+    def own_loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+        """The objective on the features or on the output."""
+        student = networks["student"]
+        if turn.stage == "features":
+            with features_out(student, self._student.layer("compared")) as found:
+                student(batch.images)
+            compared = found[0]
+        else:
+            compared = student(batch.images)
+            if self.switches.space == "probabilities":
+                compared = self.targets.probabilities(compared)
+        with torch.autocast(compared.device.type, enabled=False):
+            losses = [self.objective(s) for s in self.slices(compared, batch)]
+            total = torch.stack(losses).sum() + 0.0 * compared.float().sum()  # where nothing is comparable
+        convergence = networks["convergence"]
+        assert isinstance(convergence, Convergence)
+        convergence.add(total, len(batch) / (turn.mixture.labelled + turn.mixture.unlabelled))
+        return {"total": total, self.name: total.detach()}
+
+    def slices(self, compared: Tensor, batch: Batch) -> list[Slices]:
+        """The slices that are compared, for each axis whose turn it is."""
+        switches = self.switches
+        # One offset for all patches and processes: it depends on the step alone.
+        random = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + batch.step)
+        out = []
+        for axis in self.axes_at(batch.step):
+            offset, count = float(torch.rand((), generator=random)), compared.shape[2 + axis]
+            if switches.positions == "patch":
+                if count < switches.partitions:
+                    raise RecipeError(
+                        f"methods.{self.name}.partitions: the {count} slices of these features along axis {axis} "
+                        f"do not make {switches.partitions} parts; take fewer, or `positions: body`."
+                    )
+                at = in_the_patch(count, switches.partitions, len(compared), offset).to(compared.device)
+            else:
+                assert batch.where is not None, "the loop's batches say where their patches lie"
+                at = in_the_body(batch.where[:, axis].to(compared.device), count, switches.partitions, offset)
+            out.append(take_slices(compared, axis, at))
+        return out
+
+    def axes_at(self, step: int) -> tuple[int, ...]:
+        """The axes along which a step slices."""
+        if self.switches.axes == "together":
+            return (0, 1, 2)
+        if self.switches.axes == "cycle":
+            return (step % 3,)
+        scans = self.task.unlabelled or self.task.labelled
+        return (step // -(-scans // self.switches.volumes) % 3,)
+
+    def objective(self, slices: Slices) -> Tensor:
+        """Eq. 2."""
+        similarity = slices.similarity(self.switches.temperature)
+        return comparative_loss(similarity, slices.triplets(self.switches.triplets))
+
+    @property
+    def _student(self) -> AnyStudent:
+        return read_student(self.recipe.student)
+
+
+class Contrastive(Comparative):
+    """The paper's baseline: Eq. 3 in the place of Eq. 2."""
+
+    name = "contrastive"
+
+    def objective(self, slices: Slices) -> Tensor:
+        """Eq. 3."""
+        similarity = slices.similarity(self.switches.temperature)
+        triplets = slices.triplets("all" if self.switches.denominator == "released" else self.switches.triplets)
+        return contrastive_loss(similarity, triplets, released=self.switches.denominator == "released")
+
+
+class Convergence(nn.Module):
+    """Remembers the last losses of a stage, in buffers, so that a resumed run knows them too."""
+
+    recent: Tensor
+    seen: Tensor
+    running: Tensor
+
+    def __init__(self, window: int, share: float) -> None:
+        super().__init__()
+        self.share = share
+        self.register_buffer("recent", torch.zeros(window, dtype=torch.float64))
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("running", torch.zeros((), dtype=torch.float64))
+
+    def add(self, loss: Tensor, share: float) -> None:
+        """A part of a step's loss; the same in all processes."""
+        self.running += sum_over_processes(loss.detach().double()[None])[0] * share / processes()
+
+    def forget(self) -> None:
+        """Nobody looks at this step."""
+        self.running.zero_()
+
+    def look(self) -> bool:
+        """Whether the step's loss is close to the mean of the last ones, which it then joins."""
+        loss, window = self.running.clone(), len(self.recent)
+        mean = self.recent.mean()
+        same = bool(self.seen >= window) and bool((mean - loss).abs() < self.share * mean.abs())
+        self.recent.copy_(self.recent.roll(-1))
+        self.recent[-1] = loss
+        self.seen += 1
+        self.forget()
+        return same
+
+    def clear(self) -> None:
+        """Begin anew."""
+        for buffer in self.buffers():
+            buffer.zero_()
