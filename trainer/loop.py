@@ -47,6 +47,7 @@ from trainer.patches import Batch, Draws, Mixture, PatchSource, Request, batches
 from trainer.plan import Plan, Watch, make_manifest
 from trainer.preview import draw_preview
 from trainer.pseudo_labels import PseudoLabels
+from trainer.start import start_from
 from trainer.validation import mean_dice, segmenter_for, validate
 
 Report = Callable[[int, int, dict[str, Any]], None]
@@ -171,7 +172,10 @@ class _Training:
     def _build(self, seed: int) -> Networks:
         """Fresh networks on the device, the same in every process."""
         torch.manual_seed(seed)
-        networks = {name: network.to(self.accelerator.device) for name, network in self.plan.method.build().items()}
+        networks = self.plan.method.build()
+        if self.plan.recipe.start is not None:
+            start_from(self.plan.recipe.start, networks)
+        networks = {name: network.to(self.accelerator.device) for name, network in networks.items()}
         same_everywhere(networks.values())
         return networks
 

@@ -11,7 +11,7 @@ from importlib import metadata
 from typing import Any, Literal
 
 from semiseg.bundle.fingerprint import Fingerprint
-from semiseg.bundle.manifest import Channel, Manifest, Provenance
+from semiseg.bundle.manifest import Channel, Manifest, PretrainedWeights, Provenance
 from semiseg.bundle.preprocessing import Preprocessing
 from semiseg.dataset import Dataset, Split, read_channels
 from semiseg.dataset.description import distinct_colours
@@ -22,6 +22,7 @@ from trainer.errors import RecipeError
 from trainer.methods import find_method, make_method
 from trainer.methods.method import Method, Task
 from trainer.recipe import Recipe
+from trainer.start import check_start
 from trainer.students import divisor_of, parameters_of
 from trainer.targets import MOST_REGIONS, targets_of
 
@@ -41,6 +42,7 @@ class Plan:
     fingerprint: Fingerprint
     segments: tuple[Segment, ...]
     method: Method
+    inherited: tuple[PretrainedWeights, ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -98,7 +100,9 @@ def make_plan(dataset: Dataset, split: Split, recipe: Recipe, watch: Watch | Non
     method.pretrained()  # weights that are missing or may not be used are refused now
     for step in (0, method.steps - 1):
         method.turn(step)  # and mixtures that cannot be
-    return Plan(recipe, dataset, split, preprocessing, fingerprint, segments, method)
+    earlier = check_start(recipe, task.inputs)
+    inherited = () if earlier is None else earlier.provenance.pretrained
+    return Plan(recipe, dataset, split, preprocessing, fingerprint, segments, method, inherited)
 
 
 def _unlabelled(split: Split, recipe: Recipe) -> tuple[str, ...]:
@@ -138,7 +142,7 @@ def make_manifest(plan: Plan, method: Method) -> Manifest:
             seed=recipe.seed,
             student=student.model_dump(mode="json"),
             parameters=parameters_of(network),
-            pretrained=method.pretrained(),
+            pretrained=(*method.pretrained(), *plan.inherited),
         ),
     )
 

@@ -131,6 +131,8 @@ class Recipe(Section):
             ({WT: [1, 2, 3], TC: [2, 3], ET: [3]}); the network then has a sigmoid for each. Without them the dataset's
             own segments are learned.
         student: the 3D network that is kept: ``kind`` and its own settings (see :mod:`trainer.students`).
+        start: a finished run whose student this one starts from, such as one pre-trained on other scans. Its section
+            ``student`` must be this one's; an output layer for other segments starts anew.
         patch: voxels along X, Y, Z of the preprocessed grid, each rounded up to a multiple of what the student needs
             (the run's recipe says what it became); ``auto`` holds a whole scan of median size where that is
             at most 96 voxels along an axis.
@@ -156,6 +158,7 @@ class Recipe(Section):
     name: Annotated[str, Field(min_length=1, max_length=64)] = "model"
     method: str = "mn"
     student: dict[str, Any] = {"kind": "unet"}
+    start: Path | None = None
     patch: tuple[Side, Side, Side] | Literal["auto"] = "auto"
     batch: Positive = 4
     updates: Positive = 4000

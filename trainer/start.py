@@ -1,0 +1,61 @@
+"""A student that starts from the weights of an earlier run, such as one that was pre-trained on other scans."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import nn
+
+from semiseg.bundle.manifest import Manifest
+from trainer.engine import trained_network
+from trainer.errors import RecipeError
+from trainer.recipe import Recipe
+from trainer.students import read_student
+
+
+def check_start(recipe: Recipe, inputs: int) -> Manifest | None:
+    """The manifest of the run that ``start`` names, or None.
+
+    Raises:
+        BundleError, RunError: it is no finished run.
+        RecipeError: its student is another one, or takes other channels.
+    """
+    if recipe.start is None:
+        return None
+    manifest, _ = trained_network(recipe.start)
+    theirs, ours = read_student(manifest.provenance.student), read_student(recipe.student)
+    if theirs != ours:
+        raise RecipeError(
+            f"In the recipe, start: the student of {recipe.start} is {_told(theirs.model_dump())}, and this one is "
+            f"{_told(ours.model_dump())}; give both the same `student`."
+        )
+    if len(manifest.channels) != inputs:
+        raise RecipeError(
+            f"In the recipe, start: the student of {recipe.start} takes {len(manifest.channels)} channel(s), and these "
+            f"scans have {inputs}."
+        )
+    if not ours.takes_any_size and tuple(manifest.patch) != recipe.size():
+        raise RecipeError(
+            f"In the recipe, start: a {ours.kind} is made for one patch size, {list(manifest.patch)} in {recipe.start} "
+            f"and {list(recipe.size())} here."
+        )
+    return manifest
+
+
+def start_from(run: Path, networks: Mapping[str, nn.Module]) -> None:
+    """Give the student, and a teacher that began as its copy, the run's weights.
+
+    A layer whose size depends on the number of segments starts anew where that is another one.
+    """
+    _, network = trained_network(run)
+    found = network.state_dict()
+    for name in ("student", "teacher"):
+        own = networks[name].state_dict() if name in networks else {}
+        if own.keys() == found.keys():
+            fitting = {key: value if value.shape == own[key].shape else own[key] for key, value in found.items()}
+            networks[name].load_state_dict(fitting)
+
+
+def _told(section: dict[str, object]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in section.items() if value is not None)
