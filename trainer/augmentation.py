@@ -171,9 +171,41 @@ def change_values(image: Tensor, augmentation: Augmentation, random: np.random.G
     return image
 
 
-def flips(augmentation: Augmentation, random: np.random.Generator) -> list[int]:
-    """Axes of (C, X, Y, Z) to mirror."""
-    return [axis + 1 for axis in augmentation.flip if random.random() < 0.5]
+@dataclass(frozen=True)
+class Symmetry:
+    """A turn by ``turns`` right angles in the plane of two axes of (X, Y, Z), then mirrored ``axes``."""
+
+    turns: int
+    plane: tuple[int, int]
+    axes: tuple[int, ...]
+
+    def of(self, array: Tensor) -> Tensor:
+        """Applied to the last three axes of an array."""
+        first = array.ndim - 3
+        if self.turns:
+            array = array.rot90(self.turns, (self.plane[0] + first, self.plane[1] + first))
+        return array.flip([axis + first for axis in self.axes]) if self.axes else array
+
+    def of_faces(self, faces: Tensor) -> Tensor:
+        """Applied to :func:`faces` (3, 2); where axes have changed places, nothing lies along its own any more: NaN."""
+        faces = faces.clone()
+        if self.turns % 2:
+            faces[list(self.plane)] = torch.nan
+        for axis in {*self.axes} ^ ({*self.plane} if self.turns == 2 else set()):
+            faces[axis] = faces[axis].flip(0)
+        return faces
+
+
+def draw_symmetry(
+    augmentation: Augmentation, slice_axis: int, patch: tuple[int, int, int], random: np.random.Generator
+) -> Symmetry:
+    """How a patch is turned by right angles and mirrored."""
+    first, second = (axis for axis in range(3) if axis != slice_axis)
+    turns = 0
+    if augmentation.quarter_turns and random.random() < augmentation.quarter_turns:
+        turns = int(random.integers(4)) if patch[first] == patch[second] else 2 * int(random.integers(2))
+    mirrored = tuple(axis for axis in augmentation.flip if random.random() < augmentation.flip_probability)
+    return Symmetry(turns, (first, second), mirrored)
 
 
 def _gamma(image: Tensor, exponent: float) -> Tensor:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from trainer.augmentation import Box, change_values, draw_turn, faces, flips, place_cut, read_box, sample
+from trainer.augmentation import Box, change_values, draw_symmetry, draw_turn, faces, place_cut, read_box, sample
 from trainer.cases import PreparedCase
 from trainer.recipe import Recipe
 
@@ -41,7 +41,8 @@ class Batch:
         labelled: how many of the N are labelled.
         cases: the scans that the patches were cut from.
         step: the step that the batch belongs to.
-        where: float32 (N, 3, 2): where along each axis the patch's two faces lie, as shares of the scan's extent.
+        where: float32 (N, 3, 2): where along each axis the patch's two faces lie, as shares of the scan's extent; NaN
+            where a turn has made another axis of it.
     """
 
     images: Tensor
@@ -200,14 +201,10 @@ class PatchSource(Dataset[Any]):
         box = draft.box if self._device is None else draft.box.to(self._device)
         patch = self._recipe.size()
         image, found = sample(box, patch, self._padding)
-        where = torch.from_numpy(draft.where).float()
         labels = torch.zeros(patch, device=image.device) if found is None else found
-        mirrored = flips(augmentation, random)
-        if mirrored:
-            image = torch.flip(image, mirrored)
-            labels = torch.flip(labels, [axis - 1 for axis in mirrored])
-            for axis in mirrored:
-                where[axis - 1] = where[axis - 1].flip(0)
+        symmetry = draw_symmetry(augmentation, self._slice_axis, patch, random)
+        image, labels = symmetry.of(image), symmetry.of(labels)
+        where = symmetry.of_faces(torch.from_numpy(draft.where).float())
         image = change_values(image, augmentation, random)
         return {
             "image": image,

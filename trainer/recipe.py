@@ -73,7 +73,9 @@ class Augmentation(Section):
         scale: limits of the zoom; one factor for all axes (METHODS of M&N: 0.9 to 1.1).
         rotate: largest angle in degrees about the slice axis, within the plane of the slices.
         rotate_out_of_plane: largest angle about the two other axes; 0 keeps every slice a slice.
-        flip: axes that are mirrored with probability one half each.
+        quarter_turns: probability of a turn by a random number of right angles in the plane of the slices (of half
+            turns, where the patch is not square there).
+        flip: axes that are mirrored with probability ``flip_probability`` each.
         gamma: exponent limits, applied to the patch scaled to 0..1 and back, with probability ``gamma_probability``.
         brightness, contrast, noise: additive shift, multiplicative change and standard deviation of Gaussian noise,
             each as the largest amount in units of the normalised image, with probability ``intensity_probability``.
@@ -83,7 +85,9 @@ class Augmentation(Section):
     scale: tuple[float, float] = (0.9, 1.1)
     rotate: Annotated[float, Field(ge=0, le=180)] = 0.0
     rotate_out_of_plane: Annotated[float, Field(ge=0, le=180)] = 0.0
+    quarter_turns: Share = 0.0
     flip: tuple[Literal[0, 1, 2], ...] = ()
+    flip_probability: Share = 0.5
     gamma: tuple[float, float] = (0.8, 1.2)
     gamma_probability: Share = 0.1
     brightness: Annotated[float, Field(ge=0)] = 0.0

@@ -72,14 +72,14 @@ def in_the_body(where: Tensor, count: int, parts: int, offset: float) -> Tensor:
     """Slices (patches, parts) at the same places in the body; -1 where a patch does not reach that far.
 
     Args:
-        where: (patches, 2): the places, as shares of the scan, of the patch's two faces across the axis.
+        where: (patches, 2): the places, as shares of the scan, of the patch's two faces across the axis; NaN for none.
         count: slices of the features along it, which share the patch evenly.
         parts: equal parts of the body.
         offset: where in each of them, from 0 to below 1.
     """
     wanted = (torch.arange(parts, device=where.device) + offset) / parts
     first, last = where[:, :1], where[:, 1:]
-    holding = ((wanted - first) / (last - first) * count).floor().long()
+    holding = ((wanted - first) / (last - first) * count).nan_to_num(-1.0).floor().long()
     return holding.where((holding >= 0) & (holding < count), torch.full_like(holding, -1))
 
 

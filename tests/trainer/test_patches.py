@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from semiseg.inference.windows import padding_for
 from tests.trainer.tiny import SEGMENTS, batch_of, case_of, method_of, recipe_of
-from trainer.augmentation import change_values, draw_turn, flips, place_cut, read_box, sample
+from trainer.augmentation import Symmetry, change_values, draw_symmetry, draw_turn, place_cut, read_box, sample
 from trainer.cases import PreparedCase, places_of
 from trainer.device import workers
 from trainer.patches import Draws, Mixture, PatchSource, Request, batches
@@ -322,12 +322,49 @@ def test_the_default_augmentation_zooms_all_axes_alike_between_nine_and_eleven_t
     assert 1.09 < max(zooms) <= 1.1
 
 
-def test_flips_take_the_allowed_axes_half_of_the_time() -> None:
+def test_axes_are_mirrored_and_turned_as_often_as_allowed() -> None:
     random = np.random.default_rng(0)
-    drawn = [tuple(flips(Augmentation(flip=(0, 2)), random)) for _ in range(400)]
-    assert {axis for axes in drawn for axis in axes} == {1, 3}
-    assert 150 < sum(1 in axes for axes in drawn) < 250
-    assert flips(Augmentation(), random) == []
+
+    def drawn(patch: tuple[int, int, int] = PATCH, slice_axis: int = 2, **chosen: object) -> list[Symmetry]:
+        augmentation = Augmentation.model_validate(chosen)
+        return [draw_symmetry(augmentation, slice_axis, patch, random) for _ in range(400)]
+
+    mirrored = drawn(flip=(0, 2))
+    assert {axis for s in mirrored for axis in s.axes} == {0, 2}
+    assert 150 < sum(0 in s.axes for s in mirrored) < 250
+    assert 20 < sum(0 in s.axes for s in drawn(flip=(0, 2), flip_probability=0.1)) < 70
+    assert not any(s.axes or s.turns for s in drawn())
+    turned = drawn(quarter_turns=1.0, slice_axis=1)
+    assert {s.turns for s in turned} == {0, 1, 2, 3}
+    assert {s.plane for s in turned} == {(0, 2)}
+    assert {s.turns for s in drawn((8, 6, 8), quarter_turns=1.0)} == {0, 2}, (
+        "what is not square stays as long as it was"
+    )
+    assert 100 < sum(s.turns == 0 for s in drawn(quarter_turns=0.9)) < 160
+
+
+def test_image_labels_and_faces_are_turned_alike() -> None:
+    shape = (20, 20, 12)
+    where = np.stack(np.meshgrid(*[(np.arange(n, dtype=np.float32) + 0.5) / n for n in shape], indexing="ij"))
+    labels = np.random.default_rng(0).integers(0, 3, shape, dtype=np.uint8)
+    case = PreparedCase("scan", where, labels, ())
+    made, _ = source(recipe(**STILL, quarter_turns=1.0, flip=(0, 1, 2)), case)
+    seen = set()
+    for k in range(24):
+        patch = made[Request("scan", True, (10, 11, 6), (0, 2, 0, k))]
+        assert isinstance(patch, dict)
+        x, y, z = (np.round(c * n - 0.5).astype(int) for c, n in zip(patch["image"].numpy(), shape, strict=True))
+        assert np.array_equal(patch["labels"].numpy(), labels[x, y, z])
+        for axis, faces in enumerate(patch["where"]):
+            own = patch["image"][axis].movedim(axis, 0)[:, 0, 0]  # where it was read, along the axis
+            seen.add((axis, bool(faces.isnan().any())))
+            if faces.isnan().any():
+                assert float(own.std()) == pytest.approx(0, abs=1e-6), "another axis lies there now"
+            else:
+                half = (faces[1] - faces[0]) / 16
+                expected = torch.linspace(float(faces[0] + half), float(faces[1] - half), 8)
+                torch.testing.assert_close(own, expected)
+    assert seen == {(0, True), (0, False), (1, True), (1, False), (2, False)}
 
 
 @given(st.floats(0.3, 3.0), st.integers(0, 100))

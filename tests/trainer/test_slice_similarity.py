@@ -193,6 +193,7 @@ def test_in_the_body_slices_of_one_part_come_from_one_place() -> None:
 def test_a_patch_that_leaves_its_scan_is_compared_inside_it_only() -> None:
     at = in_the_body(torch.tensor([[-0.5, 1.5]]), 8, 4, 0.0)
     assert at.tolist() == [[2, 3, 4, 5]]
+    assert in_the_body(torch.full((1, 2), torch.nan), 8, 4, 0.0).tolist() == [[-1] * 4]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
