@@ -14,7 +14,7 @@ from trainer.errors import RecipeError
 PERMISSIVE = frozenset({"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "unlicense"})
 
 # Weights on the hub whose model card names no standard licence; longest prefix first.
-KNOWN = {"nvidia/": "nvidia-source-code-licence-non-commercial"}
+KNOWN = {"nvidia/": "nvidia-source-code-licence-non-commercial", "facebook/sam-": "apache-2.0"}
 
 
 def check_licence(source: str, folder: Path | None, stated: str | None) -> str:

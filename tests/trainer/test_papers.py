@@ -1,0 +1,112 @@
+"""The recipes of the papers: each is read, has the papers' networks, and runs when everything is made small."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from semiseg.dataset import Dataset
+from tests.trainer.tiny import SAM, SEGFORMER, phantoms, trained
+from trainer.methods import find_method, make_method
+from trainer.methods.method import Task
+from trainer.recipe import find_recipe, make_recipe, read_recipe
+from trainer.students import parameters_of
+from trainer.targets import targets_of
+
+FOLDER = Path(find_recipe("papers/la_mn")).parent
+NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
+MIT_B2 = {"depths": [3, 4, 6, 3], "hidden_sizes": [64, 128, 320, 512], "decoder_hidden_size": 768}
+
+# Channels, segments, whether these overlap; then parameters by network, where METHODS names a number.
+VNET, RESNET_VNET, VNET_OF_14 = 9_448_866, 17_930_354, 9_443_470
+PAPERS: dict[str, tuple[int, int, bool, dict[str, int | tuple[float, float]]]] = {
+    "la_mn": (1, 1, False, {"student": 25_884_546, "teacher": (27e6, 33e6)}),  # 27 M and its adapters
+    "pancreas_mn": (1, 1, False, {"student": 25_884_546}),
+    "la_dual": (1, 1, False, {"student": VNET, "partner": RESNET_VNET}),
+    "dual_as_released": (1, 1, False, {"student": VNET, "partner": RESNET_VNET}),
+    "pancreas_dual": (1, 1, False, {"student": VNET, "partner": RESNET_VNET}),
+    "la_cfr": (1, 1, False, {"student": VNET, "sam": (90e6, 95e6)}),
+    "brats_cfr": (1, 1, True, {"sam": (90e6, 95e6)}),
+    "btcv_cfr": (1, 13, False, {"sam": (90e6, 96e6)}),
+    "btcv_cfr_magicnet": (1, 13, False, {"student": VNET_OF_14, "location": (8.4e6, 8.6e6)}),
+    "mact_cfr": (1, 8, False, {"sam": (90e6, 96e6)}),
+    "mact_cfr_magicnet": (1, 8, False, {"location": (8.4e6, 8.6e6)}),
+    "spleen_comparative": (1, 1, False, {"student": (92e6, 93e6)}),
+    "brain_tumour_comparative": (4, 3, True, {"student": (101e6, 103e6)}),
+}
+LIGHT_SAM = {"weights": None, **SAM, "side": 128}
+SMALL: dict[str, dict[str, Any]] = {  # what makes a recipe of each kind small
+    "mn": {"teacher": {"finetune": "lora", "config": SEGFORMER, "chunk": 4}, "iterations": 2},
+    "dual": {},
+    "cfr": {"sam": LIGHT_SAM, "sam_updates": 1},
+    "comparative": {"feature_updates": 2, "output_updates": 2},
+    "contrastive": {"feature_updates": 2, "output_updates": 2},
+}
+
+
+def without_downloads(name: str) -> dict[str, Any]:
+    """The recipe with networks of the same size that start from scratch."""
+    document: dict[str, Any] = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+    methods = document["methods"]
+    if "mn" in methods:
+        methods["mn"]["teacher"] = {"finetune": "lora", "config": MIT_B2}
+    if "cfr" in methods:
+        methods["cfr"]["sam"] = {"finetune": "lora", "rank": 4}
+    return document
+
+
+def small(name: str) -> dict[str, Any]:
+    """The recipe with its own losses, schedules and switches on networks and patches that take a second."""
+    document = without_downloads(name)
+    method = document["method"]
+    document |= {"updates": 2, "threads": 1, "checkpoint_every": 1000, "foreground": 0.5}
+    document["preparation"] = {**document["preparation"], "spacing": "own"}
+    students = {"unet3d": {"kind": "unet3d", "channels": [4, 8]}}
+    students["unetr"] = {**document["student"], "feature_size": 4, "hidden_size": 12, "mlp_dim": 16, "heads": 2}
+    document["student"] = students.get(document["student"]["kind"], document["student"])
+    document["patch"] = [32, 32, 16]
+    document["methods"] = {**document["methods"], method: {**document["methods"][method], **SMALL[method]}}
+    if "magicnet" in document["methods"]:
+        document["patch"] = [64, 32, 32]
+        document["methods"]["magicnet"] |= {"cubes": 2, "hidden": 8}
+        document["methods"]["cfr"]["sam"] = {**LIGHT_SAM, "side": 256}
+    return document
+
+
+def test_every_recipe_of_the_papers_is_known_here() -> None:
+    assert set(NAMES) == set(PAPERS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_networks_are_the_papers(name: str) -> None:
+    read_recipe(FOLDER / f"{name}.yaml")
+    inputs, segments, overlapping, expected = PAPERS[name]
+    recipe = make_recipe(without_downloads(name))
+    method = make_method(recipe, Task(inputs, targets_of(segments, overlapping=overlapping), 2, 16, 64))
+    sides = recipe.size()
+    for student in find_method(recipe).students(recipe):
+        assert all(side % d == 0 for side, d in zip(sides, student.divisor(), strict=True))
+    with torch.device("meta"):
+        networks = method.build()
+    for network, count in expected.items():
+        found = parameters_of(networks[network])
+        if isinstance(count, tuple):
+            assert count[0] < found < count[1], (network, found)
+        else:
+            assert found == count, network
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return phantoms(tmp_path_factory.mktemp("data"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_recipe_runs_when_everything_is_small(dataset: Dataset, tmp_path: Path, name: str) -> None:
+    manifest = trained(dataset, make_recipe(small(name)), tmp_path / "run")
+    assert manifest.name == name
+    assert (tmp_path / "run" / "student.safetensors").is_file()
