@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from trainer.recipe import find_recipe, make_recipe, read_recipe
 from trainer.students import parameters_of
 from trainer.targets import targets_of
 
+ROOT = Path(__file__).parents[2]
 FOLDER = Path(find_recipe("papers/la_mn")).parent
 NAMES = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 MIT_B2 = {"depths": [3, 4, 6, 3], "hidden_sizes": [64, 128, 320, 512], "decoder_hidden_size": 768}
@@ -77,8 +79,46 @@ def small(name: str) -> dict[str, Any]:
     return document
 
 
-def test_every_recipe_of_the_papers_is_known_here() -> None:
+def test_every_recipe_of_the_papers_is_known_here_and_in_the_documentation() -> None:
     assert set(NAMES) == set(PAPERS)
+    text = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"`papers/(\w+)`", text)) == set(NAMES)
+
+
+def documented() -> list[tuple[str, str]]:
+    """The recipe and the `key=value` of each row of docs/papers.md, and those that its prose gives for a method."""
+    text = (ROOT / "docs" / "papers.md").read_text(encoding="utf-8")
+    changes = []
+    for line in text.splitlines():
+        cells = line.split(" | ")
+        if line.startswith("| `papers/") and len(cells) > 2:
+            names = re.findall(r"`papers/(\w+)`", cells[0])
+            changes += [(n, c) for n in names for c in re.findall(r"`([\w.]+=[^`]+)`", cells[2])]
+    of = {"M&N": "la_mn", "Dual Networks": "la_dual", "CFR": "la_cfr", "Comparative pre-training": "spleen_comparative"}
+    for part in re.split(r"\n\*\*(?=[MDC])", text)[1:]:
+        title, body = part.split(".**", 1)
+        method = {"la_mn": "mn", "la_dual": "dual", "la_cfr": "cfr"}.get(of[title], "comparative")
+        for change in re.findall(r"`(?:--set )?([\w.]+=[\w.]+)`", body):
+            whole = (
+                change
+                if "." in change.partition("=")[0] or change.startswith("transd")
+                else f"methods.{method}.{change}"
+            )
+            changes.append((of[title], whole.replace("denominator", "denominator")))
+    return changes
+
+
+def test_every_change_that_the_documentation_gives_is_one_that_the_recipe_takes() -> None:
+    changes = documented()
+    assert len(changes) > 20
+    for name, change in changes:
+        document = without_downloads(name)
+        if "methods.comparative.denominator" in change:
+            document, change = {**document, "method": "contrastive"}, change.replace("comparative", "contrastive")
+        before = make_recipe(dict(document))
+        after = make_recipe(yaml.safe_load(yaml.safe_dump(document)), [change.replace("{folder: ...}", "{folder: f}")])
+        assert after != before, (name, change)
+        find_method(after)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -56,6 +56,8 @@ def test_the_layers_that_methods_look_into_exist(name: str) -> None:
     ):
         network(torch.randn(1, 1, *patch))
     assert len(deepest) == len(features) == 1
+    assert {name for part in student.encoder() for name, _ in network.get_submodule(part).named_parameters()}
+    assert network.get_submodule(student.layer("compared")) is not network.get_submodule(student.layer("features"))
     assert features[0].shape[2:] == patch, "the last features, enlarged to the patch where they are coarser"
     if name not in ("unetr",):
         coarsest = tuple(p // d for p, d in zip(patch, student.divisor(), strict=True))
