@@ -10,11 +10,11 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.nn.functional import all_reduce
 
 
 def processes() -> int:
@@ -31,8 +31,24 @@ def sum_over_processes(value: Tensor) -> Tensor:
     """The sum of ``value`` over the processes; gradients pass through it."""
     if processes() == 1:
         return value
-    summed: Tensor = all_reduce(value.clone())
+    summed: Tensor = _Sum.apply(value)
     return summed
+
+
+class _Sum(torch.autograd.Function):
+    """Each process's value adds to every process's sum, so its gradient is the sum of all of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        total = value.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        total = gradients[0].clone()
+        dist.all_reduce(total)
+        return total
 
 
 def average_gradients(networks: Iterable[nn.Module]) -> None:
