@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from semiseg.dataset import Dataset
-from tests.trainer.tiny import phantoms, recipe_of, same_weights, trained, weights_of
+from tests.trainer.tiny import PARTNER, SAM, phantoms, recipe_of, same_weights, trained, weights_of
 from trainer.recipe import Recipe
 
 AGREEING = {"noise": 0.0, "weight": 1.0, "ramp": 0.0}
@@ -36,6 +36,8 @@ EQUAL = {
     "acmt": recipe_of("acmt", {**SGD, "batch": 4}, **AGREEING),
     "cps": recipe_of("cps", {**SGD, "batch": 4}, weight=1.0, ramp=0.0),
     "bcp": recipe_of("bcp", {**SGD, "batch": 8}, pretrain=0.3),
+    "dual": recipe_of("dual", {**SGD, "batch": 4}, partner=PARTNER, weight_semi=0.0, weight_con=0.0),
+    "cfr": recipe_of("cfr", {**SGD, "batch": 4}, sam=SAM, sam_updates=6, bend=0.0, sam_optimiser=SGD["optimiser"]),
     "mn": recipe_of("mn", {**SGD, "batch": 4}, **FIXED_2D, loss="pooled"),
     "mn, weighted": recipe_of("mn", {**SGD, "batch": 4}, **FIXED_2D, loss="weighted"),
 }
@@ -44,6 +46,14 @@ REFUSED = {
     "bcp combines 4 patches": recipe_of("bcp", {"batch": 4}),
     "magicnet combines 2 patches": recipe_of("magicnet", {"batch": 2}, cubes=2, hidden=8),
 }
+CONVERGING = recipe_of(
+    "comparative",
+    {"batch": 4, "updates": 2},
+    **{"feature_updates": 30, "output_updates": 30, "look_every": 1, "window": 2, "least_updates": 3},
+    converged=1.0,
+    partitions=2,
+    crops=4,
+)
 RESUMED = recipe_of("mean_teacher", {"student": BATCH_NORM, "batch": 4, "updates": 12, "checkpoint_every": 4})
 
 
@@ -71,6 +81,7 @@ def two(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     jobs = [job(name, recipe) for name, recipe in EQUAL.items()]
     jobs += [job(f"refused {k}", recipe) for k, recipe in enumerate(REFUSED.values())]
+    jobs += [job("converging", CONVERGING)]
     jobs += [job("whole", RESUMED), job("broken", RESUMED, stop=7), job("broken", RESUMED, resume=True)]
     (folder / "jobs.json").write_text(json.dumps(jobs))
     done = launch(*launcher(2), "tests.trainer.one_of_several", str(dataset.folder), str(folder / "jobs.json"))
@@ -85,6 +96,14 @@ def test_two_processes_end_with_one_processs_weights(dataset: Dataset, two: Path
     assert one.keys() == other.keys()
     for tensor in one:
         torch.testing.assert_close(other[tensor], one[tensor], rtol=0, atol=1e-4, msg=tensor)
+
+
+def test_two_processes_leave_a_stage_that_has_converged_together(two: Path) -> None:
+    """Each process sees other patches; if they did not agree on the end, they would wait for each other for ever."""
+    rows = [json.loads(line) for line in (two / "converging" / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 61
+    assert len({row["step"] for row in rows if row.get("stage") in ("features", "output")}) < 6
+    assert (two / "converging" / "student.safetensors").is_file()
 
 
 def test_a_run_of_two_processes_resumes_to_the_same_weights(two: Path) -> None:
