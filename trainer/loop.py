@@ -187,7 +187,7 @@ class _Training:
         if step < method.steps and labelled_at and not method.refreshes_pseudo_labels(step):
             self.pseudo = self.pseudo_labels.read(labelled_at[-1], self.plan.unlabelled)
         while step < method.steps:
-            before = _drawn(method.turn(s).mixture for s in range(step))
+            before = sum((method.turn(s).mixture for s in range(step)), Mixture(0, 0))
             self._refresh(step)
             stop = next((s for s in range(step + 1, method.steps) if self._refreshes(s)), method.steps)
             source = PatchSource(
@@ -207,7 +207,7 @@ class _Training:
         """The patches of each step that this process makes: every W-th one of W processes."""
         for s, turn in enumerate(turns, start=step):
             yield self.draws.requests(s, turn.mixture, before)[rank() :: processes()]
-            before = _drawn([before, turn.mixture])
+            before += turn.mixture
 
     def _refreshes(self, step: int) -> bool:
         method = self.plan.method
@@ -299,8 +299,8 @@ class _Training:
         values: dict[str, Any] = {
             **terms,
             **{f"rate/{name}": rate for name, rate in turn.rates.items()},
-            "stage": turn.stage,
-            "unlabelled": turn.mixture.unlabelled,
+            "stage": turn.label,
+            "unlabelled": turn.mixture.total - turn.mixture.labelled,
             "update": turn.student_update,
             "seconds": round(seconds, 4),
             "elapsed": round(time.perf_counter() - self.started, 3),
@@ -314,7 +314,7 @@ class _Training:
     def _validate_if_due(self, turn: Turn) -> bool:
         """With validation scans: measure, keep the best iterate, and say whether to stop early."""
         recipe = self.plan.recipe
-        if not self.plan.split.validation or "student" not in turn.rates:
+        if not self.plan.split.validation or "student" not in turn.rates or not turn.judged:
             return False
         last = self.step == self.plan.method.steps
         if (turn.student_update + 1) % recipe.validate_every and not last:
@@ -390,11 +390,3 @@ class _Training:
 def _number(*parts: int) -> int:
     """One seed from several numbers."""
     return int(np.random.SeedSequence(parts).generate_state(1)[0])
-
-
-def _drawn(mixtures: Any) -> Mixture:
-    labelled = unlabelled = 0
-    for mixture in mixtures:
-        labelled += mixture.labelled
-        unlabelled += mixture.unlabelled
-    return Mixture(labelled, unlabelled)

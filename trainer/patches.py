@@ -82,11 +82,27 @@ class Batch:
 
 @dataclass(frozen=True)
 class Mixture:
-    """How many labelled and unlabelled patches the batch of a step holds, ``crops`` of each scan that is drawn."""
+    """How many patches of which kind the batch of a step holds, ``crops`` of each scan that is drawn.
+
+    ``either`` are patches of all training scans, cut anywhere and without a label; a batch counts them as unlabelled.
+    """
 
     labelled: int
     unlabelled: int
+    either: int = 0
     crops: int = 1
+
+    def __add__(self, other: Mixture) -> Mixture:
+        """The patches of both."""
+        return Mixture(self.labelled + other.labelled, self.unlabelled + other.unlabelled, self.either + other.either)
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.labelled + self.unlabelled + self.either
+
+
+_EITHER = 2  # the third pool of a mixture
 
 
 class Draws:
@@ -97,7 +113,7 @@ class Draws:
     ) -> None:
         self._recipe = recipe
         self._cases = cases
-        self._pools = (tuple(labelled), tuple(unlabelled))
+        self._pools = (tuple(labelled), tuple(unlabelled), (*labelled, *unlabelled))
         self.foreground: dict[str, tuple[NDArray[np.int32], ...]] = {}
 
     def requests(self, step: int, mixture: Mixture, before: Mixture) -> list[Request]:
@@ -107,16 +123,20 @@ class Draws:
         smaller than the batch is cycled.
         """
         out: list[Request] = []
-        for kind, (count, offset) in enumerate(
-            ((mixture.labelled, before.labelled), (mixture.unlabelled, before.unlabelled))
-        ):
+        counts = zip(
+            (mixture.labelled, mixture.unlabelled, mixture.either),
+            (before.labelled, before.unlabelled, before.either),
+            strict=True,
+        )
+        for kind, (count, offset) in enumerate(counts):
             pool = self._pools[kind]
             for k in range(offset, offset + count):
                 turn, entry = divmod(k // mixture.crops, len(pool))
                 shuffle = np.random.default_rng((self._recipe.seed, kind, turn))
                 case_id = pool[int(shuffle.permutation(len(pool))[entry])]
                 seed = (self._recipe.seed, 2, kind, k)
-                voxel = self._foreground_voxel(self._cases[case_id], np.random.default_rng((*seed, 0)))
+                random = np.random.default_rng((*seed, 0))
+                voxel = None if kind == _EITHER else self._foreground_voxel(self._cases[case_id], random)
                 out.append(Request(case_id, kind == 0, voxel, seed))
         return out
 
@@ -233,7 +253,7 @@ def batches(
         source, batch_sampler=_Steps(steps), num_workers=workers, collate_fn=_collate, pin_memory=pin_memory
     )
     for step, found in enumerate(loader, start=first_step):
-        made = _stack([source.make(d) for d in found]) if isinstance(found, list) else found
+        made = _stack([source.make(d) for d in found]) if isinstance(found[0], Draft) else found
         images, labels, labelled, cases, where = made
         yield Batch(images, labels, labelled, cases, step, where)
 

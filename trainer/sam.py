@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import SamConfig, SamModel, SamVisionConfig
+from transformers.models.sam.modeling_sam import SamMaskDecoder
 
 from semiseg.bundle.manifest import PretrainedWeights
 from trainer.errors import RecipeError
@@ -21,7 +22,7 @@ from trainer.networks.colours import from_channels
 from trainer.recipe import Positive, Section
 from trainer.weights import REFUSALS, Weights, refusal_of
 
-# Of these parts there is one per mask; with another number of masks they start anew.
+# These parts belong to the masks; with another number of them they start anew.
 PER_MASK = ("mask_decoder.mask_tokens", "mask_decoder.output_hypernetworks_mlps", "mask_decoder.iou_prediction_head")
 
 
@@ -187,6 +188,11 @@ def _from_weights(weights: Weights, config: SamConfig) -> SamModel:
     except (OSError, SafetensorError, *REFUSALS) as error:
         raise RecipeError(f"SAM's weights {weights.source} cannot be loaded: {refusal_of(error)}") from None
     anew = [*loaded["missing_keys"], *(entry[0] for entry in loaded["mismatched_keys"])]
+    if len(loaded["mismatched_keys"]):  # another number of masks
+        fresh = SamMaskDecoder(config.mask_decoder_config)
+        for name in PER_MASK:
+            part = name.removeprefix("mask_decoder.")
+            setattr(network.mask_decoder, part, fresh.get_submodule(part))
     strange = sorted(key for key in anew if not key.startswith(PER_MASK))
     if strange:
         raise RecipeError(

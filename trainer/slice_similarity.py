@@ -23,11 +23,13 @@ class Slices:
     Attributes:
         values: (M, C, L): L values of M slices in C channels.
         patch: (M,) which patch each is of.
+        scan: (M,) which scan that patch is of.
         part: (M,) which part of the body (or of the patch) it lies in.
     """
 
     values: Tensor
     patch: Tensor
+    scan: Tensor
     part: Tensor
 
     def similarity(self, temperature: float) -> Tensor:
@@ -38,24 +40,31 @@ class Slices:
     def triplets(self, kind: Triplets) -> Tensor:
         """(M, M, M) bool: (reference, similar, dissimilar).
 
-        Reference and similar lie in one part, in different patches; the dissimilar one lies in another part, of any
-        patch (``all``, as released) or of the reference's (``same_scan``, as Eq. 2 is printed).
+        Reference and similar lie in one part, the dissimilar one in another. ``all``, as released: reference and
+        similar are of two patches, the dissimilar one of any. ``same_scan``, as Eq. 2 is printed: reference and similar
+        are of two scans, the dissimilar one is of the reference's.
         """
         same_part = self.part[:, None] == self.part[None]
         same_patch = self.patch[:, None] == self.patch[None]
-        similar = same_part & ~same_patch
-        dissimilar = ~same_part & same_patch if kind == "same_scan" else ~same_part
+        if kind == "all":
+            similar, dissimilar = same_part & ~same_patch, ~same_part
+        else:
+            similar, dissimilar = same_part & ~self.of_one_scan(), ~same_part & self.of_one_scan()
         return similar[:, :, None] & dissimilar[:, None, :]
 
+    def of_one_scan(self) -> Tensor:
+        """(M, M) bool."""
+        return self.scan[:, None] == self.scan[None]
 
-def take_slices(features: Tensor, axis: int, at: Tensor) -> Slices:
+
+def take_slices(features: Tensor, axis: int, at: Tensor, scans: Tensor) -> Slices:
     """The slices of ``features`` (N, C, X, Y, Z) across spatial ``axis``: of patch n and part p, slice ``at[n, p]``.
 
-    Where that is negative there is none.
+    Where that is negative there is none. Patch n is of scan ``scans[n]``.
     """
     patch, part = (at >= 0).nonzero(as_tuple=True)
     values = features.movedim(2 + axis, 1)[patch, at[patch, part]]
-    return Slices(values.flatten(2), patch, part)
+    return Slices(values.flatten(2), patch, scans[patch], part)
 
 
 def in_the_patch(count: int, parts: int, patches: int, offset: float) -> Tensor:

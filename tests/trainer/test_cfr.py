@@ -13,13 +13,18 @@ from torch.nn import functional
 
 from semiseg.dataset import Dataset
 from tests.trainer.tiny import SAM, batch_of, clone, phantoms, plan_of, recipe_for, same_weights, trained, weights_of
+from trainer.cases import encode_prediction, prepare_cases
+from trainer.engine import TorchEngine
 from trainer.errors import RecipeError
 from trainer.losses import supervised_loss
 from trainer.methods import make_method
 from trainer.methods.cfr import CFR
 from trainer.methods.method import Task
 from trainer.patches import Batch
+from trainer.plan import make_manifest
+from trainer.sam import Sam, build_sam
 from trainer.targets import ExclusiveClasses, Targets
+from trainer.validation import segmenter_for
 
 TWO = ExclusiveClasses(2)
 HOST_SWITCHES = {"magicnet": {"cubes": 2, "hidden": 8, "ramp": 0.0}, "mean_teacher": {"noise": 0.0, "ramp": 0.0}}
@@ -54,7 +59,7 @@ def test_the_foundation_model_learns_first_and_from_labels_alone() -> None:
     for step in range(3, method.steps):
         turn = method.turn(step)
         assert "sam" not in turn.rates
-        assert turn.stage.startswith("mean_teacher-")
+        assert turn.label == f"mean_teacher-{turn.stage}"
         assert turn.student_update == step - 3
 
 
@@ -262,7 +267,8 @@ def test_the_foundation_model_is_fixed_while_the_student_learns_and_not_kept(
 
 
 def test_cached_labels_are_those_of_the_foundation_model(dataset: Dataset, tmp_path: Path) -> None:
-    recipe = recipe_for("cfr", {"patch": [16, 16, 8], "updates": 4, "checkpoint_every": 3})
+    changes = {"patch": [16, 16, 8], "updates": 4, "checkpoint_every": 3}
+    recipe = recipe_for("cfr", changes, sam={**SAM, "finetune": "whole"}, sam_optimiser={"rate": 0.03})
 
     def stop(step: int, steps: int, values: dict[str, Any]) -> None:
         if step == 4:
@@ -271,11 +277,61 @@ def test_cached_labels_are_those_of_the_foundation_model(dataset: Dataset, tmp_p
     with pytest.raises(KeyboardInterrupt):
         trained(dataset, recipe, tmp_path / "run", report=stop)
     plan = plan_of(dataset, recipe)
-    found = {p.stem for p in (tmp_path / "run" / "pseudo" / "3").glob("*.npy")}
-    assert found == set(plan.unlabelled)
+    found = {p.stem: np.load(p) for p in (tmp_path / "run" / "pseudo" / "3").glob("*.npy")}
+    assert found.keys() == set(plan.unlabelled)
+    networks = plan.method.build()
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 3
+    for name, network in networks.items():
+        network.load_state_dict(state["networks"][name])
+    manifest = make_manifest(plan, plan.method)
+    cache = tmp_path / "run" / "cache"
+    cases = prepare_cases(dataset, (), plan.unlabelled, plan.segments, plan.preprocessing, cache)
+    same = {}
+    for who, labeller in (("sam", plan.method.labeller(networks, 3)), ("student", networks["student"])):
+        assert labeller is not None
+        segmenter = segmenter_for(manifest, TorchEngine(labeller))
+        made = {i: segmenter.segment_prepared(np.asarray(cases[i].image)) for i in found}
+        encoded = {i: encode_prediction(made[i], plan.segments) for i in found}
+        same[who] = all(np.array_equal(encoded[i], found[i]) for i in found)
+    assert same == {"sam": True, "student": False}
+
+
+def test_the_foundation_model_learns_by_its_own_optimiser_and_its_weights_are_told(tmp_path: Path) -> None:
+    build_sam(Sam.model_validate({**SAM, "finetune": "whole"}), 1, 3).network.save_pretrained(tmp_path / "tiny-sam")
+    (tmp_path / "tiny-sam" / "README.md").write_text("---\nlicense: mit\n---\n")
+    sgd = {"kind": "sgd", "rate": 0.5}
+    method = cfr(sam={"weights": {"folder": str(tmp_path / "tiny-sam")}}, sam_optimiser=sgd)
+    assert method.optimiser("sam").kind == "sgd"
+    assert method.turn(0).rates == {"sam": 0.5}
+    assert method.optimiser("student") == method.recipe.optimiser
+    assert [(w.name, w.licence) for w in method.pretrained()] == [("tiny-sam", "mit")]
+
+
+def test_slices_are_bent_on_the_canvas_and_labels_are_not() -> None:
+    batch = batch_of(2, 0)
+    torch.manual_seed(0)
+    bent, labels, _ = cfr(bend=1.0).canvases(batch)
+    plain, same, there = cfr(bend=0.0).canvases(batch)
+    assert torch.equal(labels, same)
+    assert float((bent != plain)[there[:, None]].float().mean()) > 0.9
+
+
+def test_the_teacher_of_the_host_follows_its_student() -> None:
+    method = cfr()
+    networks = networks_of(method)
+    with torch.no_grad():
+        for p in networks["student"].parameters():
+            p.add_(1.0)
+    method.after_update(networks, method.turn(0))
+    assert not same_weights(networks["student"].state_dict(), networks["teacher"].state_dict()), "not yet"
+    method.after_update(networks, method.turn(3))
+    assert same_weights(networks["student"].state_dict(), networks["teacher"].state_dict()), "its first step copies"
 
 
 def test_what_cannot_work_is_refused_by_name() -> None:
+    with pytest.raises(RecipeError, match=r"methods\.cfr\.volumes: 2 patches cannot be shared evenly by 4 part"):
+        cfr({"accumulate": 4})
     with pytest.raises(RecipeError, match="has none; train with `supervised`"):
         cfr(unlabelled=0)
     with pytest.raises(RecipeError, match="take `cached`"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,13 @@ import torch
 from torch import nn
 
 from semiseg.dataset import Dataset
-from tests.trainer.tiny import batch_of, clone, phantoms, recipe_for, same_weights, trained, weights_of
-from trainer.errors import RecipeError
+from tests.trainer.tiny import batch_of, case_of, clone, phantoms, recipe_for, same_weights, trained, weights_of
+from trainer.errors import RecipeError, TrainingError
 from trainer.methods import make_method
 from trainer.methods.comparative import Comparative, Contrastive, Convergence
 from trainer.methods.method import Task
-from trainer.patches import Batch
+from trainer.patches import Batch, Draws, Mixture, PatchSource
+from trainer.slice_similarity import Slices, comparative_loss, contrastive_loss
 from trainer.targets import ExclusiveClasses
 
 BOTH = ("comparative", "contrastive")
@@ -57,10 +59,24 @@ def test_pre_training_draws_pairs_of_crops_from_unlabelled_scans(name: str) -> N
     for step in range(8):
         turn = method.turn(step)
         assert (turn.stage, set(turn.rates)) == ("features" if step < 4 else "output", {"student"})
-        assert (turn.mixture.labelled, turn.mixture.unlabelled, turn.mixture.crops) == (0, 4, 2)
+        assert turn.mixture == Mixture(0, 0, either=4, crops=2)
         assert turn.rates["student"] == method.recipe.optimiser.rate
-    assert method.turn(8).stage == "supervised-train"
-    assert comparative(name=name, unlabelled=0).turn(0).mixture.labelled == 4
+        assert not turn.judged
+    assert (method.turn(8).label, method.turn(8).judged) == ("supervised-train", True)
+    assert comparative(name=name, unlabelled=0).turn(0).mixture == Mixture(0, 0, either=4, crops=2)
+    assert comparative(name=name, rate=0.5).turn(0).rates["student"] == 0.5
+
+
+def test_pre_training_cuts_all_training_scans_anywhere() -> None:
+    cases = {name: case_of(name, (20, 20, 20), seed=k) for k, name in enumerate(("a", "b", "c"))}
+    recipe = recipe_for("comparative", {"foreground": 1.0})
+    draws = Draws(recipe, cases, ["a", "b"], ["c"])
+    requests = draws.requests(0, Mixture(0, 0, either=6, crops=2), Mixture(0, 0))
+    assert sorted(r.case_id for r in requests) == ["a", "a", "b", "b", "c", "c"]
+    assert all(r.voxel is None and not r.labelled for r in requests)
+    assert all(r.voxel for r in draws.requests(0, Mixture(2, 0), Mixture(0, 0))), "labels would be followed"
+    source = PatchSource(recipe, cases, 2, "edge")
+    assert all(int(source[r]["labels"].sum()) == 0 for r in requests)  # type: ignore[index]
 
 
 def test_no_label_is_looked_at() -> None:
@@ -80,15 +96,49 @@ def test_slices_of_the_body_and_of_the_patch() -> None:
     assert len(body.slices(compared, placed())[0].part) == 8
     assert set(body.slices(compared, half)[0].part.tolist()) == {0}, "half of the body holds half of the parts"
     assert len(patch.slices(compared, half)[0].part) == 8
-    with pytest.raises(RecipeError, match="the 1 slices of these features along axis 0 do not make 2 parts"):
-        patch.slices(torch.randn(4, 2, 1, 8, 8), half)
+    with pytest.raises(RecipeError, match="the 4 slices of the compared features along axis 0 do not make 5 parts"):
+        comparative(positions="patch", partitions=5).build()
+    comparative(positions="body", partitions=5).build()
+
+
+def test_slices_know_the_scan_of_their_patch() -> None:
+    batch = placed()
+    pairs = Batch(batch.images, batch.labels, 0, ("x", "x", "y", "y"), 0, batch.where)
+    (s,) = comparative().slices(torch.randn(4, 2, 8, 8, 8), pairs)
+    assert s.scan.tolist() == [0, 0, 0, 0, 1, 1, 1, 1]
+    assert s.patch.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("kind", ["all", "same_scan"])
+@pytest.mark.parametrize("temperature", [0.1, 1.0])
+def test_the_objectives_are_eq_2_and_eq_3(kind: Any, temperature: float) -> None:
+    number = torch.arange(16)
+    s = Slices(
+        torch.randn((16, 3, 10), generator=torch.Generator().manual_seed(0)), number // 4, number // 8, number % 4
+    )
+    similarity, triplets = s.similarity(temperature), s.triplets(kind)
+    switches: dict[str, Any] = {"temperature": temperature, "triplets": kind}
+    one = comparative(**switches).objective(s)
+    torch.testing.assert_close(one, comparative_loss(similarity, triplets))
+    printed = comparative(name="contrastive", **switches).objective(s)
+    below = triplets & (s.scan[:, None, None] == s.scan[None, None, :])
+    torch.testing.assert_close(printed, contrastive_loss(similarity, below, released=False))
+    released = comparative(name="contrastive", denominator="released", **switches).objective(s)
+    torch.testing.assert_close(released, contrastive_loss(similarity, s.triplets("all"), released=True))
+    assert len({round(float(x), 3) for x in (one, printed, released)}) == 3
+
+
+def test_equal_slices_of_scans_cut_once_cost_the_logarithm_of_the_parts() -> None:
+    number = torch.arange(16)
+    s = Slices(torch.ones(16, 2, 10), number // 4, number // 4, number % 4)
+    assert float(comparative(name="contrastive").objective(s)) / 48 == pytest.approx(math.log(4), rel=1e-6)
 
 
 def test_the_axes_take_turns_as_told() -> None:
     assert [comparative().axes_at(s) for s in range(4)] == [(0,), (1,), (2,), (0,)]
     assert comparative(axes="together").axes_at(5) == (0, 1, 2)
-    passes = comparative(axes="passes")  # twelve scans, two a step
-    assert [passes.axes_at(s)[0] for s in (0, 5, 6, 11, 12, 17, 18)] == [0, 0, 1, 1, 2, 2, 0]
+    passes = comparative(axes="passes")  # sixteen scans, two a step
+    assert [passes.axes_at(s)[0] for s in (0, 7, 8, 15, 16, 23, 24)] == [0, 0, 1, 1, 2, 2, 0]
     method = comparative(axes="together")
     assert len(method.slices(torch.randn(4, 2, 8, 8, 8), placed())) == 3
 
@@ -131,6 +181,27 @@ def test_the_whole_network_can_be_trained_in_the_second_stage() -> None:
     first = next(networks["student"].parameters())
     assert first.grad is not None
     assert float(first.grad.abs().max()) > 0
+
+
+def test_probabilities_are_compared_when_told_to() -> None:
+    found = {}
+    for space in ("logits", "probabilities"):
+        method = comparative(space=space)
+        networks = networks_of(method)
+        found[space] = float(method.loss(networks, placed(6), method.turn(6))["total"].detach())
+    logits = networks["student"](placed(6).images)
+    (s,) = method.slices(torch.softmax(logits, dim=1), placed(6))
+    assert found["probabilities"] == pytest.approx(float(method.objective(s).detach()), rel=1e-5)
+    assert found["logits"] != pytest.approx(found["probabilities"], rel=1e-3)
+
+
+def test_bcp_as_host_begins_with_its_own_first_stage() -> None:
+    method = comparative({"updates": 20}, then="bcp")
+    networks = networks_of(method)
+    turn = method.turn(8)
+    assert (turn.stage, turn.label) == ("pretrain", "bcp-pretrain")
+    labelled = batch_of(4, 0)
+    assert set(method.loss(networks, labelled, turn)) == {"total", "pasted"}
 
 
 @pytest.fixture(scope="module")
@@ -184,22 +255,59 @@ def test_a_constant_loss_has_converged_and_a_falling_one_has_not() -> None:
         convergence = Convergence(window=10, share=0.01)
         ended = None
         for k, value in enumerate(values):
-            convergence.add(torch.tensor(value), 1.0)
+            convergence.add(torch.tensor(value * 48), torch.tensor(48))
             if convergence.look() and ended is None:
                 ended = k
         assert ended == expected
 
 
-def test_a_loss_that_only_passes_the_mean_for_a_moment_is_looked_at_no_more_often_than_told() -> None:
+def test_a_loss_is_looked_at_as_a_mean_over_the_triplets_since_the_last_look() -> None:
     convergence = Convergence(window=2, share=0.01)
-    for value in (1.0, 3.0):
-        convergence.add(torch.tensor(value), 1.0)
+    for loss, count in ((4.0, 4), (36.0, 12)):  # 1 and 3 a triplet
+        convergence.add(torch.tensor(loss), torch.tensor(count))
         assert not convergence.look()
-    convergence.add(torch.tensor(7.0), 1.0)
-    convergence.forget()
-    convergence.add(torch.tensor(2.0), 0.5)
-    convergence.add(torch.tensor(2.0), 0.5)
-    assert convergence.look(), "two halves of a batch make one loss, equal to the mean of 1 and 3"
+    assert not convergence.look(), "nothing was comparable: no loss to look at"
+    for loss, count in ((10.0, 2), (6.0, 6)):
+        convergence.add(torch.tensor(loss), torch.tensor(count))
+    assert convergence.look(), "16 over 8 triplets is the mean of 1 and 3"
+
+
+def test_patches_that_never_show_one_place_are_told_and_not_trained_on() -> None:
+    convergence = Convergence(window=2, share=0.01)
+    with pytest.raises(TrainingError, match="No two patches show the same part of the body"):
+        for _ in range(100):
+            convergence.add(torch.tensor(0.0), torch.tensor(0))
+            convergence.look()
+
+
+def test_each_stage_begins_without_the_moments_of_the_one_before(dataset: Dataset, tmp_path: Path) -> None:
+    changes = {"patch": [16, 16, 8], "updates": 4, "checkpoint_every": 1}
+    recipe = recipe_for("comparative", changes, feature_updates=3, output_updates=3, partitions=2)
+    for stop, updates in ((3, 3), (4, 1), (6, 3), (7, 1)):
+        stopped_at(dataset, recipe, tmp_path / str(stop), tmp_path / "cache", stop)
+        state = torch.load(tmp_path / str(stop) / "checkpoint.pt", weights_only=True)["optimisers"]["student"]["state"]
+        assert {int(entry["step"]) for entry in state.values()} == {updates}
+
+
+@pytest.mark.parametrize("least", [4, 9])
+def test_a_stage_lasts_as_long_as_it_must(dataset: Dataset, tmp_path: Path, least: int) -> None:
+    switches = {"feature_updates": 40, "output_updates": 0, "look_every": 1, "window": 2, "least_updates": least}
+    recipe = recipe_for("comparative", {"patch": [16, 16, 8], "updates": 2}, **switches, converged=1.0, partitions=2)
+    seen: list[str] = []
+    trained(dataset, recipe, tmp_path / "run", report=lambda step, steps, values: seen.append(str(values["stage"])))
+    assert least <= seen.count("features") < least + 6
+
+
+def test_nothing_is_validated_before_the_student_segments(dataset: Dataset, tmp_path: Path) -> None:
+    split = json.loads((dataset.folder / "split.json").read_text())
+    labelled = next(iter(split["labelled"].values()))
+    file = tmp_path / "split.json"
+    file.write_text(json.dumps({**split, "labelled": {"2": labelled[:1]}, "validation": labelled[1:2]}))
+    changes = {"patch": [16, 16, 8], "updates": 2, "validate_every": 1, "patience": 1}
+    recipe = recipe_for("comparative", changes, feature_updates=3, output_updates=3, partitions=2)
+    trained(dataset, recipe, tmp_path / "run", split=file)
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert min(row["step"] for row in rows if "validation_dice" in row) == 6
 
 
 @pytest.mark.parametrize("workers", [0, 1])
@@ -239,6 +347,8 @@ def test_what_cannot_work_is_refused_by_name() -> None:
     with pytest.raises(RecipeError, match=r"`student\.encoding`"):
         comparative({"student": outside})
     comparative({"student": outside}, freeze_encoder=False)
+    with pytest.raises(RecipeError, match=r"methods\.self_training\.restart"):
+        comparative(then="self_training")
     with pytest.raises(RecipeError, match=r"methods\.comparative: then"):
         comparative(then="cfr")
     assert isinstance(comparative(name="contrastive"), Contrastive)

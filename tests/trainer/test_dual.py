@@ -224,6 +224,36 @@ def test_the_terms_add_up_and_the_roles_are_told() -> None:
     assert float(terms["teacher_is_student"]) in (0.0, 1.0)
 
 
+@pytest.mark.parametrize("better", ["student", "partner"])
+def test_who_teaches_makes_the_pseudo_labels_and_who_learns_is_pulled_by_its_own(
+    better: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method = dual(changes={"updates": 4}, keep_quantile=0.3)
+    networks, batch, turn = networks_of(method), batch_of(2, 2), method.turn(2)
+    learner = "partner" if better == "student" else "student"
+    monkeypatch.setattr(method, "roles", lambda probabilities, batch: (better, learner))
+    terms = method.loss(networks, batch, turn)
+    logits, features = method._forward(networks, batch.images)
+    p = {name: torch.softmax(y[2:], dim=1) for name, y in logits.items()}
+    decided = {name: q.argmax(dim=1) for name, q in p.items()}
+    assert not torch.equal(decided["student"], decided["partner"])
+    kept = method.certain(*p.values())
+    torch.testing.assert_close(terms["semi"], method.semi(logits, 2, decided[better], kept).detach())
+    rows = features[learner][2:].movedim(1, -1).flatten(0, -2)
+    con = contrastive(rows, decided[better].flatten(), kept.flatten(), decided[learner].flatten(), 3, True)
+    weight = 0.1 * math.exp(-5 * (1 - 2 / 4) ** 2)
+    torch.testing.assert_close(terms["con"], (weight * con).detach())
+    torch.testing.assert_close(terms["unc"], method.uncertainty(logits[learner][2:], logits[better][2:]).detach())
+
+
+def test_a_part_of_a_batch_without_labels_is_refused() -> None:
+    with pytest.raises(RecipeError, match=r"dual compares its networks on labelled patches: 2 in 4 part\(s\)"):
+        dual(changes={"accumulate": 4})
+    method = dual(changes={"accumulate": 2})
+    with pytest.raises(RecipeError, match=r"2 in 4 part\(s\)"):
+        method.check_parts(2)
+
+
 @pytest.mark.parametrize(("on", "expected"), [("unlabelled", False), ("all", True)])
 def test_the_uncertainty_term_sees_labelled_patches_only_when_told_to(on: str, expected: bool) -> None:
     method = only("unc", uncertainty_on=on)

@@ -12,7 +12,7 @@ from transformers import SamModel
 
 from tests.trainer.tiny import SAM
 from trainer.errors import RecipeError
-from trainer.sam import LowRankQueryValue, Sam, SamSegmenter, build_sam
+from trainer.sam import LowRankQueryValue, Sam, SamSegmenter, _interpolated, build_sam
 from trainer.students import parameters_of
 
 
@@ -110,6 +110,9 @@ def test_weights_are_taken_and_masks_start_anew_where_there_are_others(tmp_path:
         if not any(part in name for part in ("mask_tokens", "hypernetworks", "iou_prediction_head")) or outputs == 3:
             assert torch.equal(taken[name], value), name
     assert torch.equal(network.network.vision_encoder.pos_embed, source.vision_encoder.pos_embed)
+    for k in range(min(outputs, 3)):
+        mlp = f"output_hypernetworks_mlps.{k}.proj_in.weight"
+        assert torch.equal(taken[mlp], source.mask_decoder.state_dict()[mlp]) is (outputs == 3)
     assert network(torch.randn(1, 1, 64, 64)).shape == (1, outputs, 64, 64)
 
 
@@ -117,9 +120,15 @@ def test_weights_of_another_side_have_their_positions_interpolated(tmp_path: Pat
     folder = saved(tmp_path / "sam")
     network = build_sam(Sam.model_validate({"weights": {"folder": folder}, "side": 32}), 1, 3)
     assert network(torch.randn(1, 1, 32, 32)).shape == (1, 3, 32, 32)
-    whole = SamModel.from_pretrained(folder, local_files_only=True).vision_encoder
-    corners = network.network.vision_encoder.pos_embed[0, [0, -1], [0, -1]]
-    assert corners.shape == whole.pos_embed[0, [0, -1], [0, -1]].shape
+    ramp = torch.linspace(0, 1, 8)[None, :, None, None].expand(1, 8, 8, 5)
+    found = _interpolated(ramp, torch.Size((1, 4, 4, 5)))
+    torch.testing.assert_close(found[0, :, 0, 0], torch.linspace(0.5, 6.5, 4) / 7, atol=0.03, rtol=0)
+    assert torch.equal(found, found[:, :, :1, :1].expand_as(found))
+    relative = torch.linspace(-1, 1, 15)[:, None].expand(15, 6)
+    found = _interpolated(relative, torch.Size((7, 6)))
+    torch.testing.assert_close(found[:, 0], torch.linspace(-0.92, 0.92, 7), atol=0.05, rtol=0)
+    plain, small = (network.network.vision_encoder for network in (built(), built(side=32)))
+    torch.testing.assert_close(small.pos_embed, _interpolated(plain.pos_embed, small.pos_embed.shape))
     with pytest.raises(RecipeError, match="not a multiple of SAM's patches of 8 pixels"):
         build_sam(sam(side=36), 1, 3)
 

@@ -27,7 +27,7 @@ def slices(values: Tensor | None = None, seed: int = 0, channels: int = 3) -> Sl
     if values is None:
         values = torch.randn((16, channels, 10), generator=torch.Generator().manual_seed(seed))
     number = torch.arange(16)
-    return Slices(values, number // PARTS, number % PARTS)
+    return Slices(values, patch=number // PARTS, scan=number // PARTS, part=number % PARTS)
 
 
 def listed(s: Slices, kind: str) -> list[tuple[int, int, int]]:
@@ -75,6 +75,18 @@ def test_how_many_triplets_there_are(kind: str, count: int) -> None:
     assert {tuple(t) for t in mask.nonzero().tolist()} == set(listed(s, kind))
 
 
+def test_two_crops_of_one_scan_are_alike_as_released_but_not_as_printed() -> None:
+    # Patches 0 and 1 are of scan 0, patch 2 is of scan 1; each shows two parts.
+    patch, scan = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 0, 0, 0, 1, 1])
+    s = Slices(torch.randn(6, 1, 4), patch, scan, torch.tensor([0, 1, 0, 1, 0, 1]))
+    everything = {tuple(t) for t in s.triplets("all").nonzero().tolist()}
+    printed = {tuple(t) for t in s.triplets("same_scan").nonzero().tolist()}
+    assert (0, 2, 1) in everything - printed, "similar: two crops of one scan"
+    assert (0, 4, 5) in everything - printed, "dissimilar: of another scan"
+    assert {(0, 4, 1), (0, 4, 3)} <= printed, "dissimilar: either crop of the reference's scan"
+    assert printed < everything
+
+
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
 def test_equal_slices_cost_what_chance_costs(temperature: float) -> None:
     s = slices(torch.ones(16, 2, 10))
@@ -90,7 +102,8 @@ def test_slices_that_are_quite_apart_cost_nearly_nothing() -> None:
     def cost(similar: float, dissimilar: float, temperature: float) -> float:
         """One reference, one similar and one dissimilar slice."""
         values = torch.tensor([[[1.0]], [[similar]], [[dissimilar]]])
-        s = Slices(values, patch=torch.tensor([0, 1, 0]), part=torch.tensor([0, 0, 1]))
+        of = torch.tensor([0, 1, 0])
+        s = Slices(values, patch=of, scan=of, part=torch.tensor([0, 0, 1]))
         mask = s.triplets("same_scan")
         assert int(mask.sum()) == 1
         return float(comparative_loss(s.similarity(temperature).double(), mask))
@@ -113,7 +126,8 @@ def test_one_matrix_gives_what_the_loops_give(loss: str, kind: str, temperature:
 
 def test_the_released_denominator_is_that_of_the_loops() -> None:
     number = torch.arange(6)  # three patches of two parts: small enough for its loops of loops
-    s = Slices(torch.randn((6, 2, 10), generator=torch.Generator().manual_seed(1)), number // 2, number % 2)
+    values = torch.randn((6, 2, 10), generator=torch.Generator().manual_seed(1))
+    s = Slices(values, patch=number // 2, scan=number // 2, part=number % 2)
     found = contrastive_loss(s.similarity(0.5), s.triplets("all"), released=True)
     assert float(found) == pytest.approx(naive(s, "all", "released", 0.5), rel=1e-5)
 
@@ -153,7 +167,7 @@ def test_a_step_along_the_gradient_separates_the_parts(loss: str) -> None:
 
 def test_with_nothing_to_compare_the_losses_are_zero_with_a_finite_gradient() -> None:
     values = torch.randn(3, 2, 5).requires_grad_()
-    s = Slices(values, torch.tensor([0, 0, 0]), torch.tensor([0, 1, 2]))  # one patch alone
+    s = Slices(values, torch.zeros(3), torch.zeros(3), torch.tensor([0, 1, 2]))  # one patch alone
     total = comparative_loss(s.similarity(0.1), s.triplets("all"))
     for released in (True, False):
         total = total + contrastive_loss(s.similarity(0.1), s.triplets("all"), released=released)
@@ -200,8 +214,9 @@ def test_a_patch_that_leaves_its_scan_is_compared_inside_it_only() -> None:
 def test_slices_are_taken_across_the_axis(axis: int) -> None:
     features = torch.randn(2, 3, 4, 5, 6)
     at = torch.tensor([[1, -1], [0, 3]])
-    s = take_slices(features, axis, at)
+    s = take_slices(features, axis, at, torch.tensor([7, 5]))
     assert s.patch.tolist() == [0, 1, 1]
+    assert s.scan.tolist() == [7, 5, 5]
     assert s.part.tolist() == [0, 0, 1]
     for row, (n, k) in enumerate(((0, 1), (1, 0), (1, 3))):
         assert torch.equal(s.values[row], features[n].select(1 + axis, k).flatten(1))

@@ -60,10 +60,10 @@ class CFR(Staged):
             shuffle_slices, turn_slices: destroy the order of the slices, or turn and mirror each (fig. 4).
             turn_canvas: turn and mirror whole canvases.
             pseudo_labels: ``cached`` labels whole scans once, with overlapping windows; ``on_the_fly`` labels every
-                patch anew, as released, with the foundation model in memory all the time.
+                patch anew, as released, at the cost of the foundation model in every step.
             pseudo_weight: lambda of L_pl: 1 from the start, as released.
-            pseudo_schedule: that weight stays ``constant``, follows the ``ramp`` of consistency terms, as Eq. 6 has it,
-                or goes ``falling`` as 1 - t/T.
+            pseudo_schedule: that weight stays ``constant``, follows the ``ramp`` of consistency terms (Eq. 6 has one
+                weight for both: say the host's), or goes ``falling`` as 1 - t/T.
         """
 
         host: Literal["self_training", "mean_teacher", "acmt", "magicnet"] = "mean_teacher"
@@ -98,6 +98,16 @@ class CFR(Staged):
             raise RecipeError("methods.cfr.sam.side: say how many pixels a side `small` images have.")
         grid = switches.grid if switches.input == "concatenate" else 1
         self.canvas: Canvas = lay_out(recipe.size(), task.slice_axis, switches.sam.image_side(), grid)
+
+    def check_parts(self, processes: int) -> None:
+        """See :meth:`Method.check_parts`; the foundation model's batches are shared evenly too."""
+        super().check_parts(processes)
+        parts = processes * self.recipe.accumulate
+        if self.switches.volumes % parts:
+            raise RecipeError(
+                f"methods.cfr.volumes: {self.switches.volumes} patches cannot be shared evenly by {parts} part(s); "
+                f"make it a multiple of {parts}."
+            )
 
     @classmethod
     def host_name(cls, recipe: Recipe) -> str:
@@ -150,7 +160,7 @@ class CFR(Staged):
 
     def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
         """While the host trains, its loss on unlabelled patches with the foundation model's labels (Eq. 6)."""
-        if turn.hosted and self.switches.pseudo_labels == "on_the_fly" and len(batch) > batch.labelled:
+        if turn.host and self.switches.pseudo_labels == "on_the_fly" and len(batch) > batch.labelled:
             with torch.no_grad():
                 found = self.targets.probabilities(self.on_canvas(networks[SAM], batch.images[batch.labelled :]))
             labels = torch.cat([batch.labels[: batch.labelled], self.targets.decide(found)])

@@ -7,13 +7,15 @@ matrix of similarities (trainer/slice_similarity.py), so a step of one costs abo
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Annotated, ClassVar, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from trainer.errors import RecipeError
+from trainer.errors import RecipeError, TrainingError
 from trainer.methods.acmt import ACMT
 from trainer.methods.bcp import BCP
 from trainer.methods.cps import CPS
@@ -27,7 +29,7 @@ from trainer.methods.staged import Staged
 from trainer.methods.supervised import Supervised
 from trainer.methods.uamt import UAMT
 from trainer.networks.features import features_out
-from trainer.parallel import processes, sum_over_processes
+from trainer.parallel import sum_over_processes
 from trainer.patches import Batch, Mixture
 from trainer.recipe import Positive, Recipe, Section, Share
 from trainer.slice_similarity import (
@@ -41,6 +43,7 @@ from trainer.slice_similarity import (
 from trainer.students import AnyStudent, read_student
 
 Host = Literal["supervised", "self_training", "mean_teacher", "uamt", "cps", "acmt", "magicnet", "bcp", "dual", "mn"]
+EMPTY_LOOKS = 20  # without a triplet: the patches are too small for the scans
 
 
 class Comparative(Staged):
@@ -60,16 +63,18 @@ class Comparative(Staged):
             feature_updates: most steps on the features that the student calls ``compared``; 0 leaves them out.
             output_updates: most steps on the logits.
             least_updates: fewest steps of each, if there are as many.
-            converged: a stage ends when its loss, looked at every ``look_every`` steps, is within this share of the
-                mean of the ``window`` looks before; 0 never ends it early.
+            converged: a stage ends when its loss, the mean over the triplets of ``look_every`` steps, is within this
+                share of the mean of the ``window`` times before; 0 never ends it early.
             rate: learning rate of both stages; None is the recipe's. It is constant.
             volumes, crops: scans per step, and patches of each.
             partitions: equal parts along an axis.
             positions: the parts are of the ``body`` (the scan's extent), or, as released, of the ``patch``, wherever it
                 was cut.
             temperature: of the cosines: 0.1 as released; the paper has none, which is 1.
-            triplets: dissimilar slices of ``all`` patches, as released, or of the ``same_scan``, as Eq. 2 is printed.
-            denominator: of Eq. 3: as ``printed``, or as ``released`` over the dissimilar slices of all references.
+            triplets: of ``all`` patches, as released, two crops of one scan included; or as Eq. 2 is printed, similar
+                slices from two scans and the dissimilar one from the ``same_scan`` as the reference.
+            denominator: of Eq. 3: as ``printed``, over the other parts of the reference's scan, or as ``released``,
+                over the dissimilar slices of all references.
             axes: slice along one axis after another, step by step (``cycle``), along all in each step (``together``),
                 or along one for a whole pass over the scans, as released (``passes``).
             space: the second stage compares ``logits``, as released, or ``probabilities``.
@@ -101,6 +106,11 @@ class Comparative(Staged):
         student, switches = read_student(recipe.student), self.switches
         if switches.feature_updates:
             student.layer("compared")
+        if isinstance(self.host, SelfTraining) and self.host.switches.restart:
+            raise RecipeError(
+                "methods.self_training.restart: a student that starts anew in each round would lose what it was "
+                "pre-trained for; set it to false."
+            )
         if switches.freeze_encoder and switches.output_updates and not student.encoder():
             raise RecipeError(
                 f"The student does not say which of its modules are its encoder, which methods.{self.name} freezes; "
@@ -126,7 +136,10 @@ class Comparative(Staged):
 
     def build(self) -> Networks:
         """The host's, and what remembers whether a stage has converged."""
-        return {**self.host.build(), "convergence": Convergence(self.switches.window, self.switches.converged)}
+        networks = self.host.build()
+        if self.switches.positions == "patch" and self.switches.feature_updates:
+            self._require_slices(networks["student"])
+        return {**networks, "convergence": Convergence(self.switches.window, self.switches.converged)}
 
     # --- who learns when ------------------------------------------------------------------------------------------
 
@@ -136,21 +149,20 @@ class Comparative(Staged):
         return int(self.switches.feature_updates + self.switches.output_updates)
 
     def own_turn(self, step: int) -> Turn:
-        """Patches of unlabelled scans, or of the labelled ones when there are no others; no label is looked at."""
+        """Patches of all training scans, cut anywhere; no label is looked at."""
         count, crops = self.switches.volumes * self.switches.crops, self.switches.crops
-        mixture = Mixture(0, count, crops) if self.task.unlabelled else Mixture(count, 0, crops)
         rate = self.switches.rate or self.recipe.optimiser.rate
         stage = "features" if step < self.switches.feature_updates else "output"
-        return Turn(stage, {"student": rate}, mixture, 0)
+        return Turn(stage, {"student": rate}, Mixture(0, 0, count, crops), 0, judged=False)
 
     def prepare(self, networks: Networks, turn: Turn) -> None:
         """Freeze the encoder where it is; hand the student to those networks of the host that started as its copy."""
         super().prepare(networks, turn)
         student = networks["student"]
-        frozen = turn.stage == "output" and not turn.hosted and self.switches.freeze_encoder
+        frozen = turn.stage == "output" and not turn.host and self.switches.freeze_encoder
         for name in self._student.encoder():
             student.get_submodule(name).requires_grad_(not frozen)
-        if turn.hosted and turn.student_update == 0 and "teacher" in networks:
+        if turn.host and turn.student_update == 0 and "teacher" in networks:
             weights = student.state_dict()
             if networks["teacher"].state_dict().keys() == weights.keys():
                 networks["teacher"].load_state_dict(weights)
@@ -171,8 +183,8 @@ class Comparative(Staged):
                 convergence.clear()
             return step
         if (step - begun) % self.switches.look_every:
-            convergence.forget()
-        elif convergence.look() and step - begun >= self.switches.least_updates:
+            return step
+        if convergence.look() and step - begun >= self.switches.least_updates:
             convergence.clear()
             return int(ended)
         return step
@@ -183,7 +195,7 @@ class Comparative(Staged):
         """The objective on the features or on the output."""
         student = networks["student"]
         if turn.stage == "features":
-            with features_out(student, self._student.layer("compared")) as found:
+            with features_out(student, self._layer()) as found:
                 student(batch.images)
             compared = found[0]
         else:
@@ -191,33 +203,45 @@ class Comparative(Staged):
             if self.switches.space == "probabilities":
                 compared = self.targets.probabilities(compared)
         with torch.autocast(compared.device.type, enabled=False):
-            losses = [self.objective(s) for s in self.slices(compared, batch)]
-            total = torch.stack(losses).sum() + 0.0 * compared.float().sum()  # where nothing is comparable
+            slices = self.slices(compared, batch)
+            total = torch.stack([self.objective(s) for s in slices]).sum()
+            total = total + 0.0 * compared.float().sum()  # where nothing is comparable
+        count = torch.stack([s.triplets(self.switches.triplets).sum() for s in slices]).sum()
         convergence = networks["convergence"]
         assert isinstance(convergence, Convergence)
-        convergence.add(total, len(batch) / (turn.mixture.labelled + turn.mixture.unlabelled))
-        return {"total": total, self.name: total.detach()}
+        convergence.add(total, count)
+        return {"total": total, self.name: total.detach(), "triplets": count.detach()}
 
     def slices(self, compared: Tensor, batch: Batch) -> list[Slices]:
         """The slices that are compared, for each axis whose turn it is."""
         switches = self.switches
         # One offset for all patches and processes: it depends on the step alone.
-        random = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + batch.step)
+        random = np.random.default_rng((self.recipe.seed, 8, batch.step))
+        names = {case: number for number, case in enumerate(dict.fromkeys(batch.cases))}
+        scans = torch.tensor([names[case] for case in batch.cases], device=compared.device)
         out = []
         for axis in self.axes_at(batch.step):
-            offset, count = float(torch.rand((), generator=random)), compared.shape[2 + axis]
+            offset, count = float(random.random()), compared.shape[2 + axis]
             if switches.positions == "patch":
-                if count < switches.partitions:
-                    raise RecipeError(
-                        f"methods.{self.name}.partitions: the {count} slices of these features along axis {axis} "
-                        f"do not make {switches.partitions} parts; take fewer, or `positions: body`."
-                    )
                 at = in_the_patch(count, switches.partitions, len(compared), offset).to(compared.device)
             else:
                 assert batch.where is not None, "the loop's batches say where their patches lie"
                 at = in_the_body(batch.where[:, axis].to(compared.device), count, switches.partitions, offset)
-            out.append(take_slices(compared, axis, at))
+            out.append(take_slices(compared, axis, at, scans))
         return out
+
+    def _require_slices(self, student: nn.Module) -> None:
+        """Refuse features that are too coarse to be cut into parts, before anything is trained."""
+        shape = torch.zeros((1, self.task.inputs, *self.recipe.size()), device="meta")
+        with torch.no_grad(), features_out(copy := deepcopy(student).to("meta"), self._layer()) as found:
+            copy(shape)
+        parts = self.switches.partitions
+        for axis, count in enumerate(found[0].shape[2:]):
+            if count < parts:
+                raise RecipeError(
+                    f"methods.{self.name}.partitions: the {count} slices of the compared features along axis {axis} do "
+                    f"not make {parts} parts; take fewer, or `positions: body`."
+                )
 
     def axes_at(self, step: int) -> tuple[int, ...]:
         """The axes along which a step slices."""
@@ -225,13 +249,16 @@ class Comparative(Staged):
             return (0, 1, 2)
         if self.switches.axes == "cycle":
             return (step % 3,)
-        scans = self.task.unlabelled or self.task.labelled
+        scans = self.task.unlabelled + self.task.labelled
         return (step // -(-scans // self.switches.volumes) % 3,)
 
     def objective(self, slices: Slices) -> Tensor:
         """Eq. 2."""
         similarity = slices.similarity(self.switches.temperature)
         return comparative_loss(similarity, slices.triplets(self.switches.triplets))
+
+    def _layer(self) -> str:
+        return self._student.layer("compared")
 
     @property
     def _student(self) -> AnyStudent:
@@ -246,8 +273,10 @@ class Contrastive(Comparative):
     def objective(self, slices: Slices) -> Tensor:
         """Eq. 3."""
         similarity = slices.similarity(self.switches.temperature)
-        triplets = slices.triplets("all" if self.switches.denominator == "released" else self.switches.triplets)
-        return contrastive_loss(similarity, triplets, released=self.switches.denominator == "released")
+        if self.switches.denominator == "released":
+            return contrastive_loss(similarity, slices.triplets("all"), released=True)
+        triplets = slices.triplets(self.switches.triplets) & slices.of_one_scan()[:, None, :]
+        return contrastive_loss(similarity, triplets, released=False)
 
 
 class Convergence(nn.Module):
@@ -262,25 +291,33 @@ class Convergence(nn.Module):
         self.share = share
         self.register_buffer("recent", torch.zeros(window, dtype=torch.float64))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("running", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("running", torch.zeros(2, dtype=torch.float64))  # sum of the loss, triplets
 
-    def add(self, loss: Tensor, share: float) -> None:
-        """A part of a step's loss; the same in all processes."""
-        self.running += sum_over_processes(loss.detach().double()[None])[0] * share / processes()
-
-    def forget(self) -> None:
-        """Nobody looks at this step."""
-        self.running.zero_()
+    def add(self, loss: Tensor, triplets: Tensor) -> None:
+        """A loss summed over so many triplets, in each of the processes."""
+        self.running += sum_over_processes(torch.stack([loss.detach().double(), triplets.double()]))
 
     def look(self) -> bool:
-        """Whether the step's loss is close to the mean of the last ones, which it then joins."""
-        loss, window = self.running.clone(), len(self.recent)
-        mean = self.recent.mean()
-        same = bool(self.seen >= window) and bool((mean - loss).abs() < self.share * mean.abs())
-        self.recent.copy_(self.recent.roll(-1))
-        self.recent[-1] = loss
+        """Whether the mean loss since the last look is close to the mean of those before, which it then joins.
+
+        Raises:
+            TrainingError: there was not a single triplet, look after look.
+        """
+        window = len(self.recent)
+        total, count = self.running.tolist()
+        self.running.zero_()
         self.seen += 1
-        self.forget()
+        if not count:
+            if int(self.seen) == EMPTY_LOOKS and not bool(self.recent.any()):
+                raise TrainingError(
+                    "No two patches show the same part of the body, so there is nothing to compare: make the patch "
+                    "larger, `partitions` larger, or set `positions: patch`."
+                )
+            return False
+        mean, loss = float(self.recent.mean()), total / count
+        same = bool(self.recent.all()) and abs(mean - loss) < self.share * abs(mean)
+        self.recent.copy_(self.recent.roll(-1))
+        self.recent[window - 1] = loss
         return same
 
     def clear(self) -> None:

@@ -89,6 +89,16 @@ class Dual(Method):
                 "methods.dual.pseudo_labels: two exclusive segments have no union in a voxel; take `teacher`."
             )
 
+    def check_parts(self, processes: int) -> None:
+        """See :meth:`Method.check_parts`; without a label nobody knows who is better."""
+        super().check_parts(processes)
+        labelled, parts = self.mixture(self.switches.labelled).labelled, processes * self.recipe.accumulate
+        if labelled < parts:
+            raise RecipeError(
+                f"dual compares its networks on labelled patches: {labelled} in {parts} part(s) are too few; make the "
+                "batch larger or `accumulate` smaller."
+            )
+
     @classmethod
     def students(cls, recipe: Recipe) -> tuple[AnyStudent, ...]:
         """The recipe's student and its partner."""

@@ -45,14 +45,21 @@ class Turn:
     """One step of the loop: who learns, at which rate, and from which mixture.
 
     ``rates`` maps each network that learns in this step to its learning rate. ``student_update`` counts the student's
-    own updates before this step. ``hosted`` steps are those of a method inside another one.
+    own updates before this step. ``host`` names the method inside another one whose step it is. After a step that is
+    not ``judged`` (the student does not segment yet) nothing is validated.
     """
 
     stage: str
     rates: dict[str, float]
     mixture: Mixture
     student_update: int
-    hosted: bool = False
+    host: str = ""
+    judged: bool = True
+
+    @property
+    def label(self) -> str:
+        """For the log."""
+        return f"{self.host}-{self.stage}" if self.host else self.stage
 
 
 class Method(ABC):
@@ -218,7 +225,7 @@ def share_of_part(patches: int, of: int, batch: Batch, turn: Turn) -> float:
     The loop weights a part of a batch (of a process, or of an accumulation) by its share of all patches; a mean over
     the labelled ones alone needs their share of the labelled ones. It is 1 for a whole batch.
     """
-    return patches * (turn.mixture.labelled + turn.mixture.unlabelled) / (of * len(batch))
+    return patches * turn.mixture.total / (of * len(batch))
 
 
 def freeze(network: nn.Module) -> nn.Module:

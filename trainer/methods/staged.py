@@ -67,18 +67,17 @@ class Staged(Method):
         """See :meth:`Method.turn`."""
         if step < self.first:
             return self.own_turn(step)
-        turn = self.host.turn(step - self.first)
-        return replace(turn, stage=f"{self.host.name}-{turn.stage}", hosted=True)
+        return replace(self.host.turn(step - self.first), host=self.host.name)
 
     def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
         """See :meth:`Method.loss`."""
-        if turn.hosted:
+        if turn.host:
             return self.host.loss(self.of_host(networks), batch, turn)
         return self.own_loss(networks, batch, turn)
 
     def prepare(self, networks: Networks, turn: Turn) -> None:
         """While the host trains, networks that it does not know are in evaluation mode."""
-        if not turn.hosted:
+        if not turn.host:
             super().prepare(networks, turn)
             return
         self.host.prepare(self.of_host(networks), turn)
@@ -87,7 +86,7 @@ class Staged(Method):
 
     def after_update(self, networks: Networks, turn: Turn) -> None:
         """See the host."""
-        if turn.hosted:
+        if turn.host:
             self.host.after_update(self.of_host(networks), turn)
 
     def optimiser(self, network: str) -> Optimiser:

@@ -24,6 +24,7 @@ from trainer.slice_similarity import Slices, comparative_loss, contrastive_loss,
 from trainer.students import parameters_of, read_student
 
 TEMPERATURE = 0.1
+SCANS = torch.tensor([0, 0, 1, 1])
 SIZES = {"paper": {}, "small": {"hidden_size": 192, "mlp_dim": 768, "heads": 6}}
 Objective = Callable[[Slices], Tensor]
 
@@ -91,7 +92,7 @@ def main() -> None:
             compared = found[0]
         else:
             compared = network(images)
-        slices = take_slices(compared, 0, in_the_patch(compared.shape[2], parts, 4, 0.5))
+        slices = take_slices(compared, 0, in_the_patch(compared.shape[2], parts, 4, 0.5), SCANS)
         between = time.perf_counter()
         loss = objective(slices)
         spent = time.perf_counter() - between

@@ -51,7 +51,7 @@ def bare(plan: Plan, cache: Path, updates: int) -> Iterator[dict[str, float]]:
     requests, before = [], Mixture(0, 0)
     for step, turn in enumerate(turns):
         requests.append(draws.requests(step, turn.mixture, before))
-        before = Mixture(before.labelled + turn.mixture.labelled, before.unlabelled + turn.mixture.unlabelled)
+        before += turn.mixture
     made = batches(source, iter(requests), 0, 0, False)
     for turn in turns:
         marks = [time.perf_counter()]
