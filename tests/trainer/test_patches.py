@@ -283,7 +283,7 @@ def test_a_patch_knows_where_in_its_scan_its_faces_lie(affine: float) -> None:
 
 def test_several_crops_of_a_scan_come_one_after_the_other_and_differ() -> None:
     draws = draws_of(3, 5)
-    steps = walk(draws, [Mixture(0, 4, 2)] * 5)
+    steps = walk(draws, [Mixture(0, 4, crops=2)] * 5)
     seen = [r.case_id for requests in steps for r in requests]
     assert seen[::2] == seen[1::2]
     assert sorted(seen[:10:2]) == sorted(seen[10:20:2]) == [f"u{k}" for k in range(5)], "every pass sees each scan once"
