@@ -29,6 +29,13 @@ STUDENTS = {
     "segresnet": {"kind": "segresnet", "filters": 8, "blocks_down": [1, 1, 1]},
     "dynunet": {"kind": "dynunet", "channels": [4, 6, 8]},
 }
+PAIR = [STUDENTS["unet"], STUDENTS["dynunet"]]
+STUDENTS["mean of softmaxes"] = {"kind": "mean", "members": PAIR}
+STUDENTS["mean of sigmoids"] = {"kind": "mean", "members": PAIR, "regions": True}
+FIXED = {
+    "swinunetr": ({"kind": "swinunetr", "feature_size": 12}, (64, 32, 32)),
+    "unetr": ({"kind": "unetr", "feature_size": 4, "hidden_size": 12, "mlp_dim": 16, "heads": 2}, (32, 16, 16)),
+}
 
 
 @pytest.mark.parametrize("name", STUDENTS)
@@ -47,14 +54,17 @@ def test_a_student_computes_the_same_in_the_graph_at_other_sizes(name: str, tmp_
     assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"], "the weights are in the graph's own file"
 
 
-def test_a_student_that_depends_on_its_window_gets_a_graph_for_that_window_and_any_batch(tmp_path: Path) -> None:
-    student = read_student({"kind": "swinunetr", "feature_size": 12})
+@pytest.mark.parametrize("name", FIXED)
+def test_a_student_that_depends_on_its_window_gets_a_graph_for_that_window_and_any_batch(
+    name: str, tmp_path: Path
+) -> None:
+    section, window = FIXED[name]
+    student = read_student(section)
     assert not student.takes_any_size
     torch.manual_seed(0)
-    network = student.build(1, 2, (64, 32, 32)).eval()
-    window = (64, 32, 32)
+    network = student.build(1, 2, window).eval()
     export_onnx(network, tmp_path / "model.onnx", inputs=1, window=window, divisor=None)
-    assert sides(tmp_path / "model.onnx")[2:] == ["64", "32", "32"]
+    assert sides(tmp_path / "model.onnx")[2:] == [str(side) for side in window]
     engine = OnnxEngine(tmp_path / "model.onnx", threads=1)
     for batch in (1, 3):
         windows = np.random.default_rng(batch).normal(size=(batch, 1, *window)).astype(np.float32)
