@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Every method on the hippocampus: one student, one budget, the split's own lists. Interrupted, it goes on where it was.
 #   docs/results/methods/run.sh DATA WORK [STEP]
-# DATA is the Medical Segmentation Decathlon's task 4 with a split.json; STEP is one of: first seeds labels all-labels.
+# DATA is the Medical Segmentation Decathlon's task 4 with a split.json; STEP is one of: first seeds labels all-labels
+# part-two.
 set -euo pipefail
 data=$1 work=$2 step=${3:-all}
 here=$(dirname "${BASH_SOURCE[0]}")
@@ -14,10 +15,10 @@ compare() { # name, methods, then options of semiseg compare
     # Cubes need a patch that they divide; the 2D network learns more on 10 slices of a volume than on the recipe's 6.
     [[ $methods == *magicnet* ]] && own+=(--set 'magicnet:patch=[48,64,48]')
     [[ $methods == *mn* ]] && own+=(--set mn:methods.mn.slices=10)
-    semiseg compare --data "$data" --recipe hippocampus --updates 1200 --jobs 2 --out "$work/runs" \
+    semiseg compare --data "$data" --recipe hippocampus --updates 1200 --jobs 2 --out "$work/${runs:=runs}" \
         --cache "$work/cache" --methods "$methods" "${own[@]}" "$@" | tee "$work/$name.txt"
-    cp "$work/runs/test.csv" "$work/$name.csv"
-    cp "$work/runs/test.png" "$work/$name.png"
+    cp "$work/$runs/test.csv" "$work/$name.csv"
+    cp "$work/$runs/test.png" "$work/$name.png"
 }
 
 mkdir -p "$work"
@@ -40,4 +41,8 @@ if [[ $step == all || $step == all-labels ]]; then
         --set updates=1200 --out "$work/all_labels" --cache "$work/cache" --quiet
     semiseg evaluate "$work/all_labels" --data "$data" --split "$work/all_labels.json" --out "$work/all_labels/test" |
         tee "$work/all_labels.txt"
+fi
+if [[ $step == all || $step == part-two ]]; then
+    runs=part_two # the recipe has grown since the first step, so supervised is trained again
+    compare part_two dual,cfr,comparative,contrastive,supervised --labelled 4
 fi
