@@ -14,6 +14,7 @@ import csv
 import json
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,7 @@ def main() -> None:
     parser.add_argument("--committee", default="mean_teacher", help="that ranks, trained with 4")
     parser.add_argument("--draws", type=int, default=4)
     parser.add_argument("--on", default="test")
+    parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
     parser.add_argument("--set", action="append", default=[], dest="changes")
     options = parser.parse_args()
     work, data = options.work, options.data
@@ -55,16 +57,20 @@ def main() -> None:
     chosen = {"suggested": ranked[:4], "least": ranked[-4:]}
     for k in range(options.draws):
         chosen[f"random{k}"] = [str(s) for s in np.random.default_rng(k).choice(ranked, 4, replace=False)]
-    found: dict[str, Evaluation] = {}
-    for name, scans in chosen.items():
+
+    def train(name: str) -> Evaluation:
         run = work / name
         file = work / f"{name}.json"
-        file.write_text(json.dumps({**split, "labelled": {"8": [*four, *scans]}}, indent=1))
+        file.write_text(json.dumps({**split, "labelled": {"8": [*four, *chosen[name]]}}, indent=1))
         own = ["--split", str(file)]
+        one = [*common, *own, "--method", options.method, "--labelled", "8", "--out", str(run)]
         if not (run / "student.safetensors").is_file():
-            semiseg("train", *common, *own, "--method", options.method, "--labelled", "8", "--out", str(run))
+            semiseg("train", *one, "--set", "threads=1")
         semiseg("evaluate", str(run), "--data", str(data), "--on", options.on, "--out", str(run / "scores"), *own)
-        found[name] = Evaluation.from_json(run / "scores" / "scores.json")
+        return Evaluation.from_json(run / "scores" / "scores.json")
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        found = dict(zip(chosen, pool.map(train, chosen), strict=True))
     cases = found["suggested"].cases
     means = {name: table_of(evaluation, "dice", cases).mean(axis=1) for name, evaluation in found.items()}
     for name, values in means.items():
