@@ -62,7 +62,8 @@ def test_every_method_trains_every_student_or_refuses_it_by_name(dataset: Datase
     plan = plan_of(dataset, recipe_for(method, section, **switches))
     torch.manual_seed(0)
     networks = plan.method.build()
-    for turn in (plan.method.turn(0), plan.method.turn(plan.method.steps - 1)):
+    first, last = plan.method.turn(0), plan.method.turn(plan.method.steps - 1)
+    for turn in (last,) if student == "swinunetr" else (first, last):  # it takes seconds a pass
         images = torch.randn((4, 1, *plan.recipe.size()), generator=torch.Generator().manual_seed(1))
         labels = (images[:, 0] > 1).long() + (images[:, 0] > 2)
         where = torch.tensor([0.0, 1.0]).expand(4, 3, 2)

@@ -79,6 +79,7 @@ def recipe_for(method: str, changes: Mapping[str, Any] | None = None, **switches
     """A recipe that suits every method: batches of fours, few updates, cubes that fit."""
     own: dict[str, dict[str, Any]] = {
         "magicnet": {"cubes": 2, "hidden": 8},
+        "uamt": {"passes": 2},
         "dual": {"partner": PARTNER},
         "cfr": {"sam": SAM, "sam_updates": 3},
         "comparative": SHORT,
