@@ -59,11 +59,6 @@ class Canvas:
         (rows, columns), (high, wide) = self.grid, self.cell
         return (self.side - rows * high) // 2, (self.side - columns * wide) // 2
 
-    def place(self, k: int) -> tuple[int, int, int]:
-        """Canvas, row and column of slice ``k`` of a volume."""
-        canvas, cell = divmod(k + self.lead, self.grid[0] * self.grid[1])
-        return canvas, *divmod(cell, self.grid[1])
-
     def concatenate(self, volumes: Tensor, fill: float = 0.0, mode: str = "bilinear") -> Tensor:
         """(N, C, X, Y, Z) -> (N * count, C, side, side); ``fill`` where there is no voxel."""
         slices = to_slices(volumes, self.axis)

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import nn
 
 from semiseg.bundle.manifest import Manifest
-from trainer.engine import trained_network
+from trainer.engine import student_section, trained_network
 from trainer.errors import RecipeError
 from trainer.recipe import Recipe
 from trainer.students import read_student
@@ -24,7 +24,7 @@ def check_start(recipe: Recipe, inputs: int) -> Manifest | None:
     if recipe.start is None:
         return None
     manifest, _ = trained_network(recipe.start)
-    theirs, ours = read_student(manifest.provenance.student), read_student(recipe.student)
+    theirs, ours = student_section(manifest), read_student(recipe.student)
     if theirs != ours:
         raise RecipeError(
             f"In the recipe, start: the student of {recipe.start} is {_told(theirs.model_dump())}, and this one is "

@@ -1,26 +1,15 @@
-"""The methods, one file a paper. Adding one touches its own file and this table."""
+"""The methods by name: those of :mod:`trainer.methods.alone`, and those that hand over to one of them."""
 
 from __future__ import annotations
 
 from trainer.errors import RecipeError
-from trainer.methods.acmt import ACMT
-from trainer.methods.bcp import BCP
+from trainer.methods.alone import ALONE
 from trainer.methods.cfr import CFR
 from trainer.methods.comparative import Comparative, Contrastive
-from trainer.methods.cps import CPS
-from trainer.methods.dual import Dual
-from trainer.methods.magicnet import MagicNet
-from trainer.methods.mean_teacher import MeanTeacher
 from trainer.methods.method import Method, Task
-from trainer.methods.mn import MN
-from trainer.methods.self_training import SelfTraining
-from trainer.methods.supervised import Supervised
-from trainer.methods.uamt import UAMT
 from trainer.recipe import Recipe
 
-_ALONE = (Supervised, SelfTraining, MeanTeacher, UAMT, CPS, ACMT, MagicNet, BCP, Dual, MN)
-_BEFORE_ANOTHER = (CFR, Comparative, Contrastive)
-METHODS: dict[str, type[Method]] = {m.name: m for m in (*_ALONE, *_BEFORE_ANOTHER)}
+METHODS: dict[str, type[Method]] = {**ALONE, **{m.name: m for m in (CFR, Comparative, Contrastive)}}
 
 
 def make_method(recipe: Recipe, task: Task) -> Method:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import torch
 from pydantic import Field
@@ -25,13 +25,14 @@ from trainer.methods.magicnet import MagicNet
 from trainer.methods.mean_teacher import MeanTeacher
 from trainer.methods.method import Method, Networks, Task, Turn
 from trainer.methods.self_training import SelfTraining
-from trainer.methods.staged import Staged
+from trainer.methods.staged import Staged, one_of
 from trainer.patches import Batch, Mixture
 from trainer.recipe import Optimiser, Positive, Recipe, Schedule, Section, Share
 from trainer.sam import Sam, SamSegmenter, build_sam
 from trainer.schedules import ramp_up, rate_factor
 from trainer.slices import from_slices, to_slices
 
+HOSTS: dict[str, type[Method]] = {m.name: m for m in (SelfTraining, MeanTeacher, ACMT, MagicNet)}
 SAM = "sam"  # the foundation model's name among the networks
 
 
@@ -39,7 +40,8 @@ class CFR(Staged):
     """L_ft = (Dice + CE) / 2 of the foundation model on canvases (Eq. 5); then L_host + lambda L_pl (Eq. 6, 7)."""
 
     name = "cfr"
-    hosts: ClassVar[dict[str, type[Method]]] = {m.name: m for m in (SelfTraining, MeanTeacher, ACMT, MagicNet)}
+    hosts = HOSTS
+    switch = "host"
     own = (SAM,)
 
     class Switches(Section):
@@ -66,7 +68,7 @@ class CFR(Staged):
                 weight for both: say the host's), or goes ``falling`` as 1 - t/T.
         """
 
-        host: Literal["self_training", "mean_teacher", "acmt", "magicnet"] = "mean_teacher"
+        host: Annotated[str, one_of(HOSTS)] = "mean_teacher"
         sam: Sam = Sam()
         sam_updates: Positive = 6000
         sam_optimiser: Optimiser = Optimiser(rate=1e-3, weight_decay=0.1)
@@ -108,13 +110,6 @@ class CFR(Staged):
                 f"methods.cfr.volumes: {self.switches.volumes} patches cannot be shared evenly by {parts} part(s); "
                 f"make it a multiple of {parts}."
             )
-
-    @classmethod
-    def host_name(cls, recipe: Recipe) -> str:
-        """See :class:`Staged`."""
-        switches = cls.read_switches(recipe)
-        assert isinstance(switches, CFR.Switches)
-        return switches.host
 
     def build(self) -> Networks:
         """The host's networks and the foundation model."""

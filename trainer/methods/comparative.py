@@ -8,7 +8,7 @@ matrix of similarities (trainer/slice_similarity.py), so a step of one costs abo
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -16,18 +16,10 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from trainer.errors import RecipeError, TrainingError
-from trainer.methods.acmt import ACMT
-from trainer.methods.bcp import BCP
-from trainer.methods.cps import CPS
-from trainer.methods.dual import Dual
-from trainer.methods.magicnet import MagicNet
-from trainer.methods.mean_teacher import MeanTeacher
-from trainer.methods.method import Method, Networks, Task, Turn
-from trainer.methods.mn import MN
+from trainer.methods.alone import ALONE
+from trainer.methods.method import Networks, Task, Turn
 from trainer.methods.self_training import SelfTraining
-from trainer.methods.staged import Staged
-from trainer.methods.supervised import Supervised
-from trainer.methods.uamt import UAMT
+from trainer.methods.staged import Staged, one_of
 from trainer.networks.features import features_out
 from trainer.parallel import sum_over_processes
 from trainer.patches import Batch, Mixture
@@ -42,7 +34,6 @@ from trainer.slice_similarity import (
 )
 from trainer.students import AnyStudent, read_student
 
-Host = Literal["supervised", "self_training", "mean_teacher", "uamt", "cps", "acmt", "magicnet", "bcp", "dual", "mn"]
 EMPTY_LOOKS = 20  # without a triplet: the patches are too small for the scans
 
 
@@ -50,9 +41,8 @@ class Comparative(Staged):
     """Eq. 2 on features of the encoder, then on the logits, then the method named by ``then``."""
 
     name = "comparative"
-    hosts: ClassVar[dict[str, type[Method]]] = {
-        m.name: m for m in (Supervised, SelfTraining, MeanTeacher, UAMT, CPS, ACMT, MagicNet, BCP, Dual, MN)
-    }
+    hosts = ALONE
+    switch = "then"
     own = ("convergence",)
 
     class Switches(Section):
@@ -81,7 +71,7 @@ class Comparative(Staged):
             freeze_encoder: in the second stage, as released; the paper trains all.
         """
 
-        then: Host = "supervised"
+        then: Annotated[str, one_of(ALONE)] = "supervised"
         feature_updates: Annotated[int, Field(ge=0)] = 10000
         output_updates: Annotated[int, Field(ge=0)] = 10000
         least_updates: Annotated[int, Field(ge=0)] = 200
@@ -116,13 +106,6 @@ class Comparative(Staged):
                 f"The student does not say which of its modules are its encoder, which methods.{self.name} freezes; "
                 "name them in `student.encoding`, or set `freeze_encoder: false`."
             )
-
-    @classmethod
-    def host_name(cls, recipe: Recipe) -> str:
-        """See :class:`Staged`."""
-        switches = cls.read_switches(recipe)
-        assert isinstance(switches, Comparative.Switches)
-        return switches.then
 
     def check_parts(self, processes: int) -> None:
         """See :meth:`Method.check_parts`; a patch alone has nothing to be compared with."""

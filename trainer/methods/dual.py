@@ -1,7 +1,7 @@
 """Dual Networks: two different networks; the one that knows the labels better at the moment teaches the other.
 
 "Semi-Supervised Medical Image Segmentation via Dual Networks" (2025); equation numbers are that paper's. Its released
-code computes no gradient for two of the four unlabelled terms; here every term has one (docs/methods.md says more).
+code computes no gradient for two of the four unlabelled terms; here every term has one (docs/papers.md says more).
 """
 
 from __future__ import annotations
@@ -102,8 +102,8 @@ class Dual(Method):
     @classmethod
     def students(cls, recipe: Recipe) -> tuple[AnyStudent, ...]:
         """The recipe's student and its partner."""
-        partner: Any = cls.read_switches(recipe)
-        return read_student(recipe.student), read_student(partner.partner, "methods.dual.partner")
+        switches: Any = cls.read_switches(recipe)
+        return read_student(recipe.student), read_student(switches.partner, "methods.dual.partner")
 
     def build(self) -> Networks:
         """Both, each from its own random start."""
@@ -161,7 +161,7 @@ class Dual(Method):
         n = batch.labelled
         target = self.targets.encode(batch.labels[:n])
         segments = {name: self.targets.foreground(p[:n]) for name, p in probabilities.items()}
-        sure = [(p >= self.switches.confident) for p in segments.values()]
+        sure = [p >= self.switches.confident for p in segments.values()]
         total = torch.zeros((), device=batch.images.device)
         for name, p in segments.items():
             total = total + mean_of(self.targets.cross_entropy(logits[name][:n], target))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import ClassVar
 
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from semiseg.bundle.manifest import PretrainedWeights
@@ -20,25 +22,22 @@ class Staged(Method):
 
     Attributes:
         hosts: the methods that may follow, by name.
+        switch: which of the switches names one of them.
         own: the networks that the host does not know.
         host: the one that follows; its switches stand in the recipe under its own name, as for it alone.
         first: how many steps come before its first.
     """
 
-    hosts: ClassVar[dict[str, type[Method]]]
+    hosts: ClassVar[Mapping[str, type[Method]]]
+    switch: ClassVar[str]
     own: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, recipe: Recipe, task: Task) -> None:
         """See :class:`Method`; the host reads its own section."""
         super().__init__(recipe, task)
-        host = self.hosts[self.host_name(recipe)]
+        host = self._chosen(recipe)
         self.patches_together = host.patches_together
         self.host = host(recipe, task)
-
-    @classmethod
-    @abstractmethod
-    def host_name(cls, recipe: Recipe) -> str:
-        """What the switches say."""
 
     @property
     @abstractmethod
@@ -56,7 +55,7 @@ class Staged(Method):
     @classmethod
     def students(cls, recipe: Recipe) -> tuple[AnyStudent, ...]:
         """The host's."""
-        return cls.hosts[cls.host_name(recipe)].students(recipe)
+        return cls._chosen(recipe).students(recipe)
 
     @property
     def steps(self) -> int:
@@ -124,3 +123,18 @@ class Staged(Method):
     def of_host(self, networks: Networks) -> Networks:
         """The networks that the host knows."""
         return {name: network for name, network in networks.items() if name not in self.own}
+
+    @classmethod
+    def _chosen(cls, recipe: Recipe) -> type[Method]:
+        return cls.hosts[getattr(cls.read_switches(recipe), cls.switch)]
+
+
+def one_of(hosts: Mapping[str, type[Method]]) -> AfterValidator:
+    """For a switch that names a host."""
+
+    def known(name: str) -> str:
+        if name not in hosts:
+            raise ValueError(f"there is no {name!r} that may follow; there are {', '.join(hosts)}")
+        return name
+
+    return AfterValidator(known)

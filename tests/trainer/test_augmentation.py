@@ -1,0 +1,166 @@
+"""Where a patch is cut, how it is turned, and how its values are bent: what is drawn and what is made of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import ndimage
+
+from trainer.augmentation import Symmetry, change_values, draw_symmetry, draw_turn, place_cut, read_box, sample
+from trainer.recipe import Augmentation
+
+PATCH = (8, 8, 8)
+
+
+@given(
+    st.tuples(*[st.integers(10, 30)] * 3),  # ten voxels of the scan are eight of the patch at a zoom of 0.8
+    st.sampled_from([None, (1.0, 1.0), (1.0, 1.3), (0.8, 0.8)]),
+    st.booleans(),
+    st.integers(0, 10_000),
+)
+@settings(max_examples=80, deadline=None)
+def test_a_patch_does_not_leave_a_scan_that_holds_it(
+    shape: tuple[int, int, int], scale: tuple[float, float] | None, demanded: bool, seed: int
+) -> None:
+    for k in range(20):
+        random = np.random.default_rng((seed, k))
+        turn = None if scale is None else draw_turn(Augmentation(scale=scale), 2, random)
+        voxel = tuple(int(random.integers(n)) for n in shape) if demanded else None
+        cut = place_cut(shape, PATCH, turn, (1.0, 1.0, 2.0), voxel, random)  # type: ignore[arg-type]
+        corners = (cut.matrix @ np.asarray([[0, 0, 0, 1], [7, 7, 7, 1]]).T)[:3]
+        assert (corners > -1e-9).all()
+        assert (corners[:, 1] <= np.asarray(shape) - 1 + 1e-9).all()
+
+
+def test_patches_reach_every_voxel_of_the_scan() -> None:
+    starts = {
+        tuple(place_cut((10, 9, 8), PATCH, None, (1.0, 1.0, 1.0), None, np.random.default_rng(k)).matrix[:3, 3])
+        for k in range(200)
+    }
+    assert starts == {(x, y, 0) for x in (0, 1, 2) for y in (0, 1)}
+
+
+def test_a_plain_cut_is_a_slice_of_the_array() -> None:
+    array = np.random.default_rng(0).normal(size=(2, 12, 13, 14)).astype(np.float32)
+    cut = place_cut((12, 13, 14), PATCH, None, (1.0, 1.0, 1.0), (5, 6, 7), np.random.default_rng(1))
+    x, y, z = (int(v) for v in cut.matrix[:3, 3])
+    patch, _ = sample(read_box(array, None, cut, PATCH), PATCH, "edge")
+    assert np.array_equal(patch.numpy(), array[:, x : x + 8, y : y + 8, z : z + 8])
+
+
+@pytest.mark.parametrize(("padding", "mode"), [("edge", "nearest"), ("zero", "grid-constant")])
+@pytest.mark.parametrize("shape", [(20, 18, 16), (6, 7, 9), (9, 9, 1)], ids=["larger", "smaller", "flat"])
+@pytest.mark.parametrize("patch", [(8, 8, 8), (10, 6, 4)])
+def test_a_turned_cut_is_scipys_affine_transform(
+    padding: str, mode: str, shape: tuple[int, int, int], patch: tuple[int, int, int]
+) -> None:
+    random = np.random.default_rng(5)
+    array = ndimage.gaussian_filter(random.normal(size=shape), 1).astype(np.float32)
+    segments = random.integers(1, 200, shape, dtype=np.uint8)
+    wild = Augmentation(scale=(0.7, 1.3), rotate=180, rotate_out_of_plane=30)
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+        cut = place_cut(shape, patch, draw_turn(wild, 2, random), (1.0, 1.0, 3.0), (3, 4, 5), random)
+        matrix, offset = cut.matrix[:3, :3], cut.matrix[:3, 3]
+        smooth = ndimage.affine_transform(array, matrix, offset, output_shape=patch, order=1, mode=mode)
+        image, labels = sample(read_box(array[None], segments, cut, patch), patch, padding)
+        assert np.abs(image[0].numpy() - smooth).max() < 1e-4
+        nearest = ndimage.affine_transform(segments, matrix, offset, output_shape=patch, order=0, mode=mode)
+        assert labels is not None
+        assert (labels.numpy() != nearest).mean() < 0.005, "but for ties between two voxels"
+
+
+def test_a_turn_is_a_rotation_of_the_body_also_where_slices_are_thick() -> None:
+    spacing = np.array([0.5, 1.0, 4.0])
+    wild = Augmentation(scale=(0.8, 1.2), rotate=180, rotate_out_of_plane=60)
+    for seed in range(5):
+        random = np.random.default_rng(seed)
+        rotation, zoom = draw_turn(wild, 2, random) or (np.eye(3), 1.0)
+        cut = place_cut((40, 40, 20), (8, 8, 8), (rotation, zoom), tuple(spacing), None, random)
+        in_mm = np.diag(spacing) @ cut.matrix[:3, :3] @ np.diag(1 / spacing) * zoom
+        assert np.allclose(in_mm @ in_mm.T, np.eye(3), atol=1e-9)
+        assert np.allclose(in_mm, rotation)
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_by_default_no_patch_is_turned_out_of_its_slices(axis: int) -> None:
+    for seed in range(10):
+        turn = draw_turn(Augmentation(rotate=90), axis, np.random.default_rng(seed))
+        assert turn is not None
+        rotation, _ = turn
+        assert rotation[axis, axis] == pytest.approx(1)
+        others = [a for a in range(3) if a != axis]
+        assert np.allclose(rotation[axis, others], 0)
+        assert np.allclose(rotation[others, axis], 0)
+        assert abs(rotation[others[0], others[1]]) > 1e-3
+    leaning = draw_turn(Augmentation(rotate_out_of_plane=20), axis, np.random.default_rng(0))
+    assert leaning is not None
+    assert abs(leaning[0][axis, axis] - 1) > 1e-3
+
+
+def test_the_default_augmentation_zooms_all_axes_alike_between_nine_and_eleven_tenths() -> None:
+    zooms = []
+    for seed in range(200):
+        turn = draw_turn(Augmentation(), 2, np.random.default_rng(seed))
+        assert turn is not None
+        assert np.allclose(turn[0], np.eye(3))
+        zooms.append(turn[1])
+    assert 0.9 <= min(zooms) < 0.91
+    assert 1.09 < max(zooms) <= 1.1
+
+
+def test_axes_are_mirrored_and_turned_as_often_as_allowed() -> None:
+    random = np.random.default_rng(0)
+
+    def drawn(patch: tuple[int, int, int] = PATCH, slice_axis: int = 2, **chosen: object) -> list[Symmetry]:
+        augmentation = Augmentation.model_validate(chosen)
+        return [draw_symmetry(augmentation, slice_axis, patch, random) for _ in range(400)]
+
+    mirrored = drawn(flip=(0, 2))
+    assert {axis for s in mirrored for axis in s.axes} == {0, 2}
+    assert 150 < sum(0 in s.axes for s in mirrored) < 250
+    assert 20 < sum(0 in s.axes for s in drawn(flip=(0, 2), flip_probability=0.1)) < 70
+    assert not any(s.axes or s.turns for s in drawn())
+    turned = drawn(quarter_turns=1.0, slice_axis=1)
+    assert {s.turns for s in turned} == {0, 1, 2, 3}
+    assert {s.plane for s in turned} == {(0, 2)}
+    assert {s.turns for s in drawn((8, 6, 8), quarter_turns=1.0)} == {0, 2}, (
+        "what is not square stays as long as it was"
+    )
+    assert 100 < sum(s.turns == 0 for s in drawn(quarter_turns=0.9)) < 160
+
+
+@given(st.floats(0.3, 3.0), st.integers(0, 100))
+@settings(max_examples=30, deadline=None)
+def test_gamma_keeps_the_range_and_the_order_of_the_values(exponent: float, seed: int) -> None:
+    image = torch.from_numpy(np.random.default_rng(seed).normal(size=(1, 4, 4, 4)).astype(np.float32))
+    bent = change_values(
+        image, Augmentation(gamma=(exponent, exponent), gamma_probability=1.0), np.random.default_rng(0)
+    )
+    assert float(bent.min()) == pytest.approx(float(image.min()), abs=1e-5)
+    assert float(bent.max()) == pytest.approx(float(image.max()), abs=1e-5)
+    order = image.flatten().argsort()
+    assert bool((bent.flatten()[order].diff() >= -1e-6).all())
+    scaled = (image - image.min()) / (image.max() - image.min())
+    torch.testing.assert_close((bent - image.min()) / (image.max() - image.min()), scaled**exponent, atol=1e-4, rtol=0)
+
+
+def test_gamma_leaves_a_constant_patch_alone() -> None:
+    image = torch.full((1, 4, 4, 4), -1.5)
+    assert torch.equal(change_values(image, Augmentation(gamma_probability=1.0), np.random.default_rng(0)), image)
+
+
+def test_brightness_contrast_and_noise_stay_within_their_limits() -> None:
+    image = torch.zeros((1, 16, 16, 16))
+    chosen = Augmentation(gamma_probability=0, brightness=0.2, intensity_probability=1.0)
+    shifts = [float(change_values(image, chosen, np.random.default_rng(k)).max()) for k in range(50)]
+    assert -0.2 <= min(shifts) < 0 < max(shifts) <= 0.2
+    chosen = Augmentation(gamma_probability=0, contrast=0.3, intensity_probability=1.0)
+    factors = [float(change_values(image + 1, chosen, np.random.default_rng(k)).max()) for k in range(50)]
+    assert 0.7 <= min(factors) < 1 < max(factors) <= 1.3
+    chosen = Augmentation(gamma_probability=0, noise=0.5, intensity_probability=1.0)
+    spreads = [float(change_values(image, chosen, np.random.default_rng(k)).std()) for k in range(50)]
+    assert 0 < max(spreads) < 0.52

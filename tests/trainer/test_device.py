@@ -1,0 +1,20 @@
+"""Who makes the patches of a run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from tests.trainer.tiny import recipe_of
+from trainer.device import workers
+
+
+def test_workers_are_for_a_gpu_unless_the_recipe_says_how_many(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    auto, three = recipe_of("supervised"), recipe_of("supervised", {"workers": 3})
+    for cores, processes, expected in ((2, 1, 1), (6, 1, 5), (64, 1, 8), (16, 4, 3), (4, 4, 1)):
+        monkeypatch.setattr("os.sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+        assert workers(auto, gpu) == expected
+        assert workers(auto, cpu) == 0
+        assert workers(three, gpu) == workers(three, cpu) == 3
