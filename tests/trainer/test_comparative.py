@@ -109,21 +109,24 @@ def test_slices_know_the_scan_of_their_patch() -> None:
     assert s.patch.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
 
 
-@pytest.mark.parametrize("kind", ["all", "same_scan"])
+@pytest.mark.parametrize(("kind", "pairs", "triples"), [("all", 48, 576), ("same_scan", 32, 192)])
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
-def test_the_objectives_are_eq_2_and_eq_3(kind: Any, temperature: float) -> None:
+def test_the_objectives_are_eq_2_and_eq_3(kind: Any, pairs: int, triples: int, temperature: float) -> None:
     number = torch.arange(16)
     s = Slices(
         torch.randn((16, 3, 10), generator=torch.Generator().manual_seed(0)), number // 4, number // 8, number % 4
     )
     similarity, triplets = s.similarity(temperature), s.triplets(kind)
     switches: dict[str, Any] = {"temperature": temperature, "triplets": kind}
-    one = comparative(**switches).objective(s)
+    one, terms = comparative(**switches).objective(s)
+    assert int(terms) == triples
     torch.testing.assert_close(one, comparative_loss(similarity, triplets))
-    printed = comparative(name="contrastive", **switches).objective(s)
+    printed, terms = comparative(name="contrastive", **switches).objective(s)
+    assert int(terms) == pairs
     below = triplets & (s.scan[:, None, None] == s.scan[None, None, :])
     torch.testing.assert_close(printed, contrastive_loss(similarity, below, released=False))
-    released = comparative(name="contrastive", denominator="released", **switches).objective(s)
+    released, terms = comparative(name="contrastive", denominator="released", **switches).objective(s)
+    assert int(terms) == 576
     torch.testing.assert_close(released, contrastive_loss(similarity, s.triplets("all"), released=True))
     assert len({round(float(x), 3) for x in (one, printed, released)}) == 3
 
@@ -131,7 +134,8 @@ def test_the_objectives_are_eq_2_and_eq_3(kind: Any, temperature: float) -> None
 def test_equal_slices_of_scans_cut_once_cost_the_logarithm_of_the_parts() -> None:
     number = torch.arange(16)
     s = Slices(torch.ones(16, 2, 10), number // 4, number // 4, number % 4)
-    assert float(comparative(name="contrastive").objective(s)) / 48 == pytest.approx(math.log(4), rel=1e-6)
+    loss, terms = comparative(name="contrastive").objective(s)
+    assert float(loss / terms) == pytest.approx(math.log(4), rel=1e-6)
 
 
 def test_the_axes_take_turns_as_told() -> None:
@@ -191,7 +195,7 @@ def test_probabilities_are_compared_when_told_to() -> None:
         found[space] = float(method.loss(networks, placed(6), method.turn(6))["total"].detach())
     logits = networks["student"](placed(6).images)
     (s,) = method.slices(torch.softmax(logits, dim=1), placed(6))
-    assert found["probabilities"] == pytest.approx(float(method.objective(s).detach()), rel=1e-5)
+    assert found["probabilities"] == pytest.approx(float(method.objective(s)[0].detach()), rel=1e-5)
     assert found["logits"] != pytest.approx(found["probabilities"], rel=1e-3)
 
 
@@ -261,7 +265,7 @@ def test_a_constant_loss_has_converged_and_a_falling_one_has_not() -> None:
         assert ended == expected
 
 
-def test_a_loss_is_looked_at_as_a_mean_over_the_triplets_since_the_last_look() -> None:
+def test_a_loss_is_looked_at_as_a_mean_over_the_terms_since_the_last_look() -> None:
     convergence = Convergence(window=2, share=0.01)
     for loss, count in ((4.0, 4), (36.0, 12)):  # 1 and 3 a triplet
         convergence.add(torch.tensor(loss), torch.tensor(count))
@@ -269,7 +273,7 @@ def test_a_loss_is_looked_at_as_a_mean_over_the_triplets_since_the_last_look() -
     assert not convergence.look(), "nothing was comparable: no loss to look at"
     for loss, count in ((10.0, 2), (6.0, 6)):
         convergence.add(torch.tensor(loss), torch.tensor(count))
-    assert convergence.look(), "16 over 8 triplets is the mean of 1 and 3"
+    assert convergence.look(), "16 over 8 terms is the mean of 1 and 3"
 
 
 def test_patches_that_never_show_one_place_are_told_and_not_trained_on() -> None:

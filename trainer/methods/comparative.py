@@ -34,7 +34,7 @@ from trainer.slice_similarity import (
 )
 from trainer.students import AnyStudent, read_student
 
-EMPTY_LOOKS = 20  # without a triplet: the patches are too small for the scans
+EMPTY_LOOKS = 20  # with nothing to compare: the patches are too small for the scans
 
 
 class Comparative(Staged):
@@ -53,7 +53,7 @@ class Comparative(Staged):
             feature_updates: most steps on the features that the student calls ``compared``; 0 leaves them out.
             output_updates: most steps on the logits.
             least_updates: fewest steps of each, if there are as many.
-            converged: a stage ends when its loss, the mean over the triplets of ``look_every`` steps, is within this
+            converged: a stage ends when its loss, the mean over the terms of ``look_every`` steps, is within this
                 share of the mean of the ``window`` times before; 0 never ends it early.
             rate: learning rate of both stages; None is the recipe's. It is constant.
             volumes, crops: scans per step, and patches of each.
@@ -186,14 +186,14 @@ class Comparative(Staged):
             if self.switches.space == "probabilities":
                 compared = self.targets.probabilities(compared)
         with torch.autocast(compared.device.type, enabled=False):
-            slices = self.slices(compared, batch)
-            total = torch.stack([self.objective(s) for s in slices]).sum()
+            losses, counts = zip(*map(self.objective, self.slices(compared, batch)), strict=True)
+            total = torch.stack(losses).sum()
             total = total + 0.0 * compared.float().sum()  # where nothing is comparable
-        count = torch.stack([s.triplets(self.switches.triplets).sum() for s in slices]).sum()
+        terms = torch.stack(counts).sum()
         convergence = networks["convergence"]
         assert isinstance(convergence, Convergence)
-        convergence.add(total, count)
-        return {"total": total, self.name: total.detach(), "triplets": count.detach()}
+        convergence.add(total, terms)
+        return {"total": total, self.name: total.detach(), "terms": terms.detach()}
 
     def slices(self, compared: Tensor, batch: Batch) -> list[Slices]:
         """The slices that are compared, for each axis whose turn it is."""
@@ -235,10 +235,11 @@ class Comparative(Staged):
         scans = self.task.unlabelled + self.task.labelled
         return (step // -(-scans // self.switches.volumes) % 3,)
 
-    def objective(self, slices: Slices) -> Tensor:
-        """Eq. 2."""
+    def objective(self, slices: Slices) -> tuple[Tensor, Tensor]:
+        """Eq. 2, and how many terms its sum has."""
         similarity = slices.similarity(self.switches.temperature)
-        return comparative_loss(similarity, slices.triplets(self.switches.triplets))
+        triplets = slices.triplets(self.switches.triplets)
+        return comparative_loss(similarity, triplets), triplets.sum()
 
     def _layer(self) -> str:
         return self._student.layer("compared")
@@ -253,13 +254,14 @@ class Contrastive(Comparative):
 
     name = "contrastive"
 
-    def objective(self, slices: Slices) -> Tensor:
-        """Eq. 3."""
+    def objective(self, slices: Slices) -> tuple[Tensor, Tensor]:
+        """Eq. 3: a term for each pair; as released for each triplet."""
         similarity = slices.similarity(self.switches.temperature)
         if self.switches.denominator == "released":
-            return contrastive_loss(similarity, slices.triplets("all"), released=True)
+            triplets = slices.triplets("all")
+            return contrastive_loss(similarity, triplets, released=True), triplets.sum()
         triplets = slices.triplets(self.switches.triplets) & slices.of_one_scan()[:, None, :]
-        return contrastive_loss(similarity, triplets, released=False)
+        return contrastive_loss(similarity, triplets, released=False), triplets.any(dim=2).sum()
 
 
 class Convergence(nn.Module):
@@ -274,17 +276,17 @@ class Convergence(nn.Module):
         self.share = share
         self.register_buffer("recent", torch.zeros(window, dtype=torch.float64))
         self.register_buffer("seen", torch.zeros((), dtype=torch.int64))
-        self.register_buffer("running", torch.zeros(2, dtype=torch.float64))  # sum of the loss, triplets
+        self.register_buffer("running", torch.zeros(2, dtype=torch.float64))  # sum of the loss, its terms
 
-    def add(self, loss: Tensor, triplets: Tensor) -> None:
-        """A loss summed over so many triplets, in each of the processes."""
-        self.running += sum_over_processes(torch.stack([loss.detach().double(), triplets.double()]))
+    def add(self, loss: Tensor, terms: Tensor) -> None:
+        """A loss that is a sum of so many terms, in each of the processes."""
+        self.running += sum_over_processes(torch.stack([loss.detach().double(), terms.double()]))
 
     def look(self) -> bool:
         """Whether the mean loss since the last look is close to the mean of those before, which it then joins.
 
         Raises:
-            TrainingError: there was not a single triplet, look after look.
+            TrainingError: there was nothing to compare, look after look.
         """
         window = len(self.recent)
         total, count = self.running.tolist()
