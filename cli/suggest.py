@@ -31,7 +31,7 @@ def suggest(
     from semiseg.dataset import find_split, load_dataset, read_split
     from semiseg.outputs.overlay import contact_sheet
     from semiseg.volumes.atomic_file import atomic_file
-    from trainer.suggestion import Vote, committee_of, unlabelled_of, votes
+    from trainer.suggestion import Vote, caution, committee_of, unlabelled_of, votes
 
     dataset = load_dataset(data)
     file = find_split(dataset, split)
@@ -67,6 +67,8 @@ def suggest(
         picture = out / f"{rank:02d}-{vote.case_id}.png"
         contact_sheet(picture, vote.image, list(vote.masks.items()), committee.manifest.segments, caption)
     typer.echo(f"All of them: {out / 'suggestions.csv'}; pictures beside it.")
+    if words := caution([disagreement for disagreement, _, _ in rows]):
+        typer.echo(words)
 
 
 def _order(disagreement: float, case_id: str) -> tuple[bool, float, str]:

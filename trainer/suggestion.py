@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,8 @@ from trainer.recipe import make_recipe
 from trainer.targets import targets_of
 from trainer.validation import segmenter_for
 
+AGREED = 0.02
+"""Networks whose median disagreement is below this were seen to rank scans hardly better than chance."""
 NOISE = 0.1  # of the input that a network without companions sees the second time, in units of the normalised image
 
 
@@ -143,6 +146,17 @@ def votes(
         yield Vote(case_id, _mean(list(by_segment.values())), by_segment, next(iter(channels.values())), masks)
         if progress is not None:
             progress(done, len(case_ids))
+
+
+def caution(disagreements: Sequence[float]) -> str:
+    """A sentence for networks that agree too well for their order of scans to say much; "" for others."""
+    found = [value for value in disagreements if not math.isnan(value)]
+    if not found or (median := statistics.median(found)) >= AGREED:
+        return ""
+    return (
+        f"These networks agree almost everywhere (median disagreement {median:.4f}), so their order says little. "
+        "Networks that learned apart say more: a run of mn, cps or dual, or several runs with other seeds."
+    )
 
 
 class Noisy(nn.Module):

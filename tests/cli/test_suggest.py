@@ -16,7 +16,7 @@ from semiseg.dataset import Dataset
 from semiseg.volumes.segmentation import Segment, Segmentation
 from tests.trainer.tiny import phantoms, recipe_of, trained
 from trainer.errors import RunError
-from trainer.suggestion import Committee, committee_of, unlabelled_of, votes
+from trainer.suggestion import Committee, caution, committee_of, unlabelled_of, votes
 
 AFFINE = np.eye(4)
 
@@ -41,7 +41,7 @@ def runs(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     ("names", "voters", "words"),
     [
         (["mn0"], {"2D", "3D"}, "networks of one mn run"),
-        (["mean_teacher0"], {"student", "teacher"}, "networks of one mean_teacher run"),
+        (["mean_teacher0"], {"student", "student on a noisy scan"}, "one mean_teacher run"),
         (["supervised0"], {"student", "student on a noisy scan"}, "one supervised run"),
         (["supervised0", "supervised1"], {"supervised0", "supervised1"}, "students of 2 runs"),
     ],
@@ -75,6 +75,11 @@ def test_disagreement_is_one_minus_dice_over_pairs_and_segments(data: Dataset, r
     assert vote.by_segment[first.name] == pytest.approx((0 + 0.5 + 0.5) / 3)
     assert math.isnan(vote.by_segment[second.name]), "nobody finds it"
     assert vote.disagreement == pytest.approx(1 / 3)
+
+
+def test_networks_that_agree_almost_everywhere_are_told_to_say_little() -> None:
+    assert "agree almost everywhere (median disagreement 0.0030)" in caution([0.001, 0.003, 0.2, math.nan])
+    assert caution([0.03, 0.05]) == caution([math.nan]) == ""
 
 
 def test_the_same_committee_votes_the_same_again(data: Dataset, runs: dict[str, Path]) -> None:

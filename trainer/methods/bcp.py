@@ -107,10 +107,6 @@ class BCP(Method):
         # As released only parameters are averaged; but before its first use the teacher has no statistics of its own.
         average_into(networks["teacher"], networks["student"], decay, buffers=turn.stage == "pretrain")
 
-    def voters(self, networks: Networks) -> Networks:
-        """The student and its moving average."""
-        return {name: networks[name] for name in ("student", "teacher")}
-
     def exported(self, networks: Networks) -> nn.Module:
         """The student, or by switch its moving average."""
         return networks[self.switches.export]

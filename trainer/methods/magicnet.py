@@ -179,10 +179,6 @@ class MagicNet(Method):
         if (turn.student_update + 1) % self.switches.count_every == 0:
             location.renew()
 
-    def voters(self, networks: Networks) -> Networks:
-        """The student and its moving average."""
-        return {name: networks[name] for name in ("student", "teacher")}
-
     def weight(self, update: int) -> float:
         """w(t)."""
         return float(self.switches.weight * ramp_up(update, self.switches.ramp * self.recipe.updates))

@@ -112,10 +112,6 @@ class MeanTeacher(Method):
         decay = ema_decay(turn.student_update, self.switches.decay)
         average_into(networks["teacher"], networks["student"], decay, buffers=self.switches.average_buffers)
 
-    def voters(self, networks: Networks) -> Networks:
-        """The student and its moving average."""
-        return {name: networks[name] for name in ("student", "teacher")}
-
     def exported(self, networks: Networks) -> nn.Module:
         """The student, or by switch its moving average."""
         return networks[self.switches.export]

@@ -186,7 +186,10 @@ class Method(ABC):
         return read_student(self.recipe.student)
 
     def voters(self, networks: Networks) -> Networks:
-        """Modules from windows to logits whose disagreement says which scans are hard (see trainer.suggestion)."""
+        """Modules from windows to logits whose disagreement says which scans are hard (see trainer.suggestion).
+
+        A network and its moving average are one voter: when the learning rate has fallen they are nearly equal.
+        """
         return {"student": self.exported(networks)}
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:

@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("data", type=Path)
     parser.add_argument("work", type=Path)
     parser.add_argument("--method", default="supervised", help="that trains with 8 labels")
-    parser.add_argument("--committee", default="mean_teacher", help="that ranks, trained with 4")
+    parser.add_argument("--committee", default="mn", help="the method that ranks, trained with 4")
     parser.add_argument("--draws", type=int, default=4)
     parser.add_argument("--on", default="test")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, one thread each")
@@ -56,7 +56,7 @@ def main() -> None:
     split.pop("unlabelled", None)  # all other training scans
     chosen = {"suggested": ranked[:4], "least": ranked[-4:]}
     for k in range(options.draws):
-        chosen[f"random{k}"] = [str(s) for s in np.random.default_rng(k).choice(ranked, 4, replace=False)]
+        chosen[f"random{k}"] = [str(s) for s in np.random.default_rng(k).choice(sorted(ranked), 4, replace=False)]
 
     def train(name: str) -> Evaluation:
         run = work / name
