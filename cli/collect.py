@@ -116,6 +116,7 @@ def _show(collected: Collected, out: Path, console: Console) -> None:
         ("refused", "structure"): "Structures refused",
         ("refused", "file"): "Files refused",
         ("note", "dataset"): "Worth knowing",
+        ("note", "scan"): "Scans taken with a correction",
         ("note", "structure"): "Worth knowing of labels",
         ("note", "patient"): "Patients with several scans",
         ("left out", "scan"): "Scans left out",

@@ -30,6 +30,7 @@ class Answer:
         millilitres: volume of each segment by name.
         seconds: time per stage on the server.
         model: identity of the model: name, sha256, method, version.
+        remarks: what was noticed about the scan or done to it: pairs of a code and a sentence.
     """
 
     body: bytes
@@ -37,6 +38,7 @@ class Answer:
     millilitres: dict[str, float]
     seconds: dict[str, float]
     model: dict[str, Any]
+    remarks: tuple[tuple[str, str], ...] = ()
 
 
 class Client:
@@ -87,16 +89,22 @@ class Client:
         answer: AnswerKind | None = None,
         *,
         series: str | None = None,
+        strict: bool = False,
     ) -> bytes | dict[str, Any]:
         """Segment one scan; JSON comes as a dict, the other forms as the bytes of their file. See :meth:`ask`."""
-        reply = self.ask(paths, answer, series=series)
+        reply = self.ask(paths, answer, series=series, strict=strict)
         if reply.media_type == "application/json":
             document: dict[str, Any] = json.loads(reply.body)
             return document
         return reply.body
 
     def ask(
-        self, paths: Path | Sequence[Path], answer: AnswerKind | None = None, *, series: str | None = None
+        self,
+        paths: Path | Sequence[Path],
+        answer: AnswerKind | None = None,
+        *,
+        series: str | None = None,
+        strict: bool = False,
     ) -> Answer:
         """Segment one scan.
 
@@ -104,12 +112,14 @@ class Client:
             paths: a NIfTI file, a zip, a folder of DICOM files (sent as one zip without names), or DICOM files.
             answer: the form of the answer; None lets the server choose by the scan.
             series: Series Instance UID, where the files hold several series.
+            strict: have a series refused that would have to be corrected.
 
         Raises:
             InputError: there is no such file, or the server refused the scan (HTTP 4xx); the sentence is the server's.
             SemisegError: nobody answers at the address, the server failed (5xx), or what answers is no semiseg server.
         """
-        fields = {name: value for name, value in (("answer", answer), ("series", series)) if value}
+        asked = {"answer": answer, "series": series, "strict": "true" if strict else None}
+        fields = {name: value for name, value in asked.items() if value}
         with _parts([paths] if isinstance(paths, (str, Path)) else paths) as files:
             try:
                 response = self._http.post(f"{self.url}/segment", data=fields, files=files)
@@ -137,6 +147,7 @@ def _understood(url: str, response: httpx.Response) -> Answer:
             millilitres=json.loads(headers["x-semiseg-millilitres"]),
             seconds=_stages(headers["server-timing"]),
             model=json.loads(headers["x-semiseg-model"]),
+            remarks=tuple((str(code), str(text)) for code, text in json.loads(headers["x-semiseg-remarks"])),
         )
     except (KeyError, ValueError):
         raise SemisegError(f"What answers at {url} is not a semiseg server.") from None

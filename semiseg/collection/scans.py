@@ -21,7 +21,7 @@ from semiseg.collection.sources import ImageSeries
 from semiseg.collection.structures import Structures
 from semiseg.dataset.folder import grid_difference
 from semiseg.errors import VolumeError
-from semiseg.volumes.dicom_series import read_series
+from semiseg.volumes.dicom_series import DicomSeries, read_series
 from semiseg.volumes.nifti import read_nifti
 from semiseg.volumes.volume import Volume
 
@@ -104,15 +104,29 @@ class SeriesScan(_Labelled):
     chosen: frozenset[Path]
 
     def read(self) -> Read:
-        """Read the series with the server's reader, then the label on its grid."""
-        volumes = [_volume(one) for one in self.series]
+        """Read the series with the server's reader, then the label on its slices."""
+        read = [_series(one) for one in self.series]
+        volumes = [series.volume for series in read]
         for one, volume in zip(self.series, volumes, strict=True):
             problem = grid_difference(volumes[0], volume)
             if problem:
                 raise VolumeError(f"Series {one.key} lies on another grid than {self.series[0].key}: {problem}.")
+        notes = tuple(Line("note", "scan", self.name, remark.text) for series in read for remark in series.remarks)
+        label, lines = self._label(read[0])
+        return Read(tuple(volumes), label, (*notes, *lines))
+
+    def _label(self, series: DicomSeries) -> tuple[NDArray[np.uint8] | None, tuple[Line, ...]]:
         frame = self.series[0].first.frame
-        label, lines = read_label(self.labels, volumes[0], frame, self.structures, self.chosen, self.shown)
-        return Read(tuple(volumes), label, lines)
+        grid = series.volume
+        if series.grid is not None and self.labels:
+            if series.grid.leaning is None:
+                source = ", ".join(self.outlined_by)
+                reason = "It was drawn on slices that lie unevenly; the scan was resampled, and outlines are not."
+                return None, (Line("refused", "label", source, reason),)
+            # Outlines are found again on the slices that they were drawn on.
+            grid = Volume(np.broadcast_to(np.uint8(0), (*series.grid.size, len(series.slices))), series.grid.leaning)
+        label, lines = read_label(self.labels, grid, frame, self.structures, self.chosen, self.shown)
+        return None if label is None else series.labels(label), lines
 
 
 @dataclass(frozen=True)
@@ -129,10 +143,10 @@ class NiftiScan(_Labelled):
         return Read((image,), label, lines)
 
 
-def _volume(series: ImageSeries) -> Volume:
+def _series(series: ImageSeries) -> DicomSeries:
     try:
         # A series whose UID was taken away is read by its files.
-        return read_series(series.paths, series_uid=series.first.series or None).volume
+        return read_series(series.paths, series_uid=series.first.series or None)
     except VolumeError as error:
         # The report has named the series already.
         raise VolumeError(str(error).partition("): ")[2] or str(error)) from error

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -31,7 +31,7 @@ from semiseg.volumes.volume import same_grid
 
 MANUFACTURER = "semiseg"
 _NAMESPACE = uuid.UUID("0d5a6d9e-1f0b-5b8e-9a35-6c1f5b3c7e21")
-_LO = 64  # characters in a Long String (PS3.5 table 6.2-1)
+_LO, _LT = 64, 10240  # characters in a Long String and a Long Text (PS3.5 table 6.2-1)
 _TYPE_1 = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 _GEOMETRY = ("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 _PATIENT_AND_STUDY = (
@@ -62,7 +62,8 @@ def segmentation_to_seg(
 
     Segment k of the SEG is the k-th of the segmentation, 1-based; overlapping segments stay overlapping. A segmentation
     without a single voxel is an answer too: it becomes a SEG whose frames are all empty. Patient and study are the
-    source's; Modality is SEG; Series Description ends in RESEARCH USE ONLY.
+    source's; Modality is SEG; Series Description ends in RESEARCH USE ONLY. Of a series that was corrected each source
+    image gets the mask where it lies itself, and Image Comments say what was corrected.
 
     Raises:
         VolumeError: the grids differ, or the source lacks what a SEG must refer to (UIDs, frame of reference).
@@ -75,8 +76,8 @@ def segmentation_to_seg(
             f"A SEG lies on its series' own grid: the segmentation has shape {segmentation.shape}, the series "
             f"{series.volume.shape}, or their affines differ."
         )
-    sources = [_source(instance, series.volume.spacing[2]) for instance in series.instances]
-    frames = _frames(segmentation)
+    sources, order = _sources(series)
+    frames = _frames(replace(segmentation, array=series.on_slices(segmentation.array)), order)
     identity = _identity(series, algorithm, segmentation.segments)
     try:
         seg: pydicom.Dataset = hd.seg.Segmentation(
@@ -105,6 +106,7 @@ def segmentation_to_seg(
         raise SemisegError(f"Series {series.uid}: no valid SEG can be made for it ({error}).") from error
     _fix_dimension_uid(seg, _uid(identity, "dimensions"))
     _repeat_patient_and_study(seg, series.instances[0])
+    seg.ImageComments = " ".join([f"{NOTICE}.", *(remark.text for remark in series.remarks)])[:_LT]
     return seg
 
 
@@ -112,6 +114,25 @@ def write_seg(path: Path, seg: pydicom.Dataset) -> None:
     """Write a SEG as a DICOM file, atomically."""
     with atomic_file(Path(path)) as file:
         seg.save_as(file, enforce_file_format=True)
+
+
+def _sources(series: DicomSeries) -> tuple[list[pydicom.Dataset], list[int | None]]:
+    """The source images, and for each of their frames which slice of the series shows it."""
+    gap = series.volume.spacing[2]
+    first = series.slices[0]
+    if first.frame is None:
+        return [_source(instance, gap) for instance in series.instances], list(range(len(series.slices)))
+    if len({one.path for one in series.slices}) > 1:
+        raise VolumeError(
+            "The series is of several multi-frame objects, and a SEG refers to one; ask for NIfTI instead."
+        )
+    source = _source(first.header, gap)
+    for keyword in ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
+        source.add(first.header[keyword])
+    order: list[int | None] = [None] * int(first.header.NumberOfFrames)
+    for z, one in enumerate(series.slices):
+        order[one.frame or 0] = z
+    return [source], order
 
 
 def _source(instance: pydicom.Dataset, gap: float) -> pydicom.Dataset:
@@ -125,7 +146,8 @@ def _source(instance: pydicom.Dataset, gap: float) -> pydicom.Dataset:
             )
         setattr(source, keyword, instance.get(keyword))
     for keyword in _GEOMETRY:
-        source.add(instance[keyword])
+        if keyword in instance:  # of a multi-frame object the functional groups have it
+            source.add(instance[keyword])
     for keyword in _PATIENT_AND_STUDY:
         # highdicom checks these and quotes what it does not like, in warnings: no patient's data may get there.
         setattr(source, keyword, "")
@@ -147,14 +169,23 @@ def _repeat_patient_and_study(seg: pydicom.Dataset, instance: pydicom.Dataset) -
         seg.StudyDescription = str(instance.StudyDescription)
 
 
-def _frames(segmentation: Segmentation) -> NDArray[np.uint8]:
-    """Pixels as highdicom wants them, rows before columns: segment numbers (Z, Y, X), or masks (Z, Y, X, K)."""
-    if not segmentation.exclusive:
-        return np.ascontiguousarray(np.transpose(segmentation.array, (3, 2, 1, 0)) != 0).astype(np.uint8)
-    numbers = np.zeros(256, dtype=np.uint8)
-    for number, segment in enumerate(segmentation.segments, start=1):
-        numbers[segment.label] = number
-    return np.ascontiguousarray(numbers[np.transpose(segmentation.array, (2, 1, 0)).astype(np.uint8)])
+def _frames(segmentation: Segmentation, order: Sequence[int | None]) -> NDArray[np.uint8]:
+    """Pixels as highdicom wants them, rows before columns: segment numbers (N, Y, X), or masks (N, Y, X, K).
+
+    Frame n shows slice ``order[n]`` of the segmentation, or nothing.
+    """
+    if segmentation.exclusive:
+        numbers = np.zeros(256, dtype=np.uint8)
+        for number, segment in enumerate(segmentation.segments, start=1):
+            numbers[segment.label] = number
+        slices = numbers[np.transpose(segmentation.array, (2, 1, 0)).astype(np.uint8)]
+    else:
+        slices = (np.transpose(segmentation.array, (3, 2, 1, 0)) != 0).astype(np.uint8)
+    frames = np.zeros((len(order), *slices.shape[1:]), dtype=np.uint8)
+    for frame, z in enumerate(order):
+        if z is not None:
+            frames[frame] = slices[z]
+    return frames
 
 
 def _descriptions(segments: Sequence[Segment], algorithm: Algorithm, identity: str) -> list[hd.seg.SegmentDescription]:
@@ -186,12 +217,12 @@ def _concept(code: Code) -> hd.sr.CodedConcept:
 
 
 def _pixel_measures(series: DicomSeries) -> hd.PixelMeasuresSequence:
-    between_columns, between_rows, between_slices = series.volume.spacing
+    plane, gap = series.slices[0].plane, series.volume.spacing[2]
     thickness = series.instances[0].get("SliceThickness")  # what the scanner measured, which is not the distance
     return hd.PixelMeasuresSequence(
-        pixel_spacing=(between_rows, between_columns),
-        slice_thickness=float(thickness) if thickness else between_slices,
-        spacing_between_slices=between_slices,
+        pixel_spacing=(plane.row_spacing, plane.column_spacing),
+        slice_thickness=float(thickness) if thickness else gap,
+        spacing_between_slices=gap if series.grid is None else None,  # the source's own slices may lie unevenly
     )
 
 

@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from semiseg.bundle.manifest import Manifest
+from semiseg.volumes.dicom_series import DicomSeries
+from semiseg.volumes.scan import Scan
 from semiseg.volumes.segmentation import Segmentation
 from semiseg.volumes.volume import axcodes_of, spacing_of
 
@@ -61,21 +63,49 @@ class Geometry(_Part):
     affine: Matrix
 
 
+class SeriesReport(_Part):
+    """The DICOM series that was segmented; ``slices`` are those of its images that made the volume."""
+
+    uid: str
+    modality: str
+    description: str
+    slices: int
+
+
+class RemarkReport(_Part):
+    """Something that was noticed about the scan, or done to it: a ``code`` for machines and a sentence for people."""
+
+    code: str
+    text: str
+
+
 class Report(_Part):
-    """The whole answer; ``seconds`` is per stage, ``windows`` how many windows the network ran."""
+    """The whole answer.
+
+    ``series`` is null for a scan that is not DICOM; ``seconds`` is per stage, ``windows`` how many windows the network
+    ran.
+    """
 
     notice: str
     model: ModelIdentity
     segments: tuple[SegmentReport, ...]
     geometry: Geometry
+    series: SeriesReport | None
+    remarks: tuple[RemarkReport, ...]
     windows: int
     seconds: dict[str, float]
 
     @classmethod
     def of(
-        cls, segmentation: Segmentation, model: ModelIdentity, *, windows: int, seconds: Mapping[str, float]
+        cls,
+        segmentation: Segmentation,
+        model: ModelIdentity,
+        scan: Scan,
+        *,
+        windows: int,
+        seconds: Mapping[str, float],
     ) -> Report:
-        """Report on ``segmentation``."""
+        """Report on the ``segmentation`` of ``scan``."""
         affine = segmentation.affine
         ml = segmentation.millilitres()
         return cls(
@@ -90,9 +120,19 @@ class Report(_Part):
                 orientation=axcodes_of(affine),
                 affine=_matrix(affine),
             ),
+            series=_series(scan.series),
+            remarks=tuple(RemarkReport(code=remark.code, text=remark.text) for remark in scan.remarks),
             windows=windows,
             seconds={stage: round(value, 6) for stage, value in seconds.items()},
         )
+
+
+def _series(series: DicomSeries | None) -> SeriesReport | None:
+    if series is None:
+        return None
+    return SeriesReport(
+        uid=series.uid, modality=series.modality, description=series.description, slices=len(series.slices)
+    )
 
 
 def _matrix(affine: NDArray[np.float64]) -> Matrix:

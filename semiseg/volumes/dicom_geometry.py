@@ -4,8 +4,8 @@ Only Image Position (Patient) and Image Orientation (Patient) (PS3.3 C.7.6.2.1.1
 count. File names, instance numbers, Slice Location and Slice Thickness are never asked: they are often wrong, and
 thickness is not distance.
 
-:func:`measure` says how the slices lie without judging; :func:`require_volume` refuses what is no regular stack. A
-correction (of tilt, of uneven gaps) reads the same :class:`SliceStack` and takes the place of the refusal.
+:func:`measure` says how the slices lie without judging; :func:`irregularities` says what departs from a regular volume
+and refuses what no correction can mend. The correction itself is :mod:`semiseg.volumes.dicom_regular`.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,6 +28,14 @@ DRIFT_TOLERANCE = 0.05
 """A slice may lie this share of a gap away from its place in a regular stack."""
 TILT_TOLERANCE_PIXELS = 0.25
 """A stack may lean by this many pixels over its whole length: cosines are written with few decimals."""
+JUMP_TOLERANCE_MM = 0.1
+"""A slice of a leaning stack may lie this far aside of the straight line: about the last decimal of its position."""
+MAX_TILT_DEGREES = 45.0
+"""CT gantries lean by 30 degrees at most."""
+MAX_BRIDGED_MM = 12.5
+"""Between two slices further apart than this nothing is made up, unless all of them are as far apart."""
+SAME_PLACE_MM = GAP_TOLERANCE_MM / 2
+"""Slices closer than this are at one place."""
 ANGLE_TOLERANCE = 1e-3
 """Direction cosines that differ by less than this are equal."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -84,6 +93,21 @@ class SliceStack:
         """Angle between the line through the slices' positions and their normal."""
         along = float(self.distances[-1] - self.distances[0])
         return float(np.degrees(np.arctan2(np.linalg.norm(self.shifts[-1]), along)))
+
+
+@dataclass(frozen=True)
+class Irregularity:
+    """Something that keeps a stack from being a regular volume as it is.
+
+    Attributes:
+        code: its name for machines.
+        sentence: what it is, with the figures.
+        remedy: what a person can do where it may not be corrected here.
+    """
+
+    code: Literal["gantry_tilt", "missing_slices", "uneven_slices"]
+    sentence: str
+    remedy: str
 
 
 def plane_of(
@@ -145,28 +169,35 @@ def measure(planes: Sequence[Plane]) -> SliceStack:
     )
 
 
-def require_volume(stack: SliceStack) -> None:
-    """Refuse a stack that is not one regular volume.
+def irregularities(stack: SliceStack) -> tuple[Irregularity, ...]:
+    """How a stack departs from a regular volume; none if it is one.
 
     Raises:
-        VolumeError: one slice only, positions that occur twice, slices that are missing, uneven gaps, or a tilted
-            gantry; each with the figures.
+        VolumeError: what no correction can mend: one slice only, several images of one place, slices that jump aside,
+            a lean or a hole beyond what may be bridged; each with the figures.
     """
     count = len(stack.order)
     if count < 2:
         raise VolumeError("The series holds a single slice; a volume needs at least two.")
     gaps = stack.gaps
-    gap = float(np.median(gaps))
-    twice = int((gaps < GAP_TOLERANCE_MM / 2).sum())
+    twice = int((gaps < SAME_PLACE_MM).sum())
     if twice:
         where = float(stack.distances[int(np.argmin(gaps))])
         raise VolumeError(
             f"{twice} of {count} slices lie where another one does (for example {where:.2f} mm along the normal): the "
             f"series holds several images of one place, such as time points, echoes, b-values or copies."
         )
-    # A lean is looked for before the gaps are judged: a tilted series with uneven gaps is better told as tilted.
-    _require_upright(stack)
-    _require_even_gaps(stack, gap)
+    return tuple(found for found in (_lean(stack), _odd_gaps(stack)) if found is not None)
+
+
+def require_regular(stack: SliceStack) -> None:
+    """Refuse a stack that is not one regular volume as it is.
+
+    Raises:
+        VolumeError: see :func:`irregularities`; or what those are, and what to do.
+    """
+    for found in irregularities(stack):
+        raise VolumeError(f"{found.sentence} {found.remedy}")
 
 
 def affine_of(stack: SliceStack) -> NDArray[np.float64]:
@@ -218,49 +249,60 @@ def _require_one_kind(planes: Sequence[Plane]) -> None:
         )
 
 
-def _require_upright(stack: SliceStack) -> None:
+def _lean(stack: SliceStack) -> Irregularity | None:
     first = stack.planes[0]
     lean = float(np.abs(stack.shifts).max())
     if lean <= TILT_TOLERANCE_PIXELS * min(first.row_spacing, first.column_spacing):
-        return
+        return None
     # Leaning evenly is a tilted gantry; jumping aside is something else (a moved table, two acquisitions).
     even = np.outer((stack.distances - stack.distances[0]) / np.ptp(stack.distances), stack.shifts[-1])
-    if float(np.abs(stack.shifts - even).max()) <= 0.25 * float(np.linalg.norm(stack.shifts[-1])):
+    jump = float(np.abs(stack.shifts - even).max())
+    if jump > max(JUMP_TOLERANCE_MM, GAP_TOLERANCE * float(np.linalg.norm(stack.shifts[-1]))):
         raise VolumeError(
-            f"The slices are not stacked along their normal but lean by {stack.tilt_degrees:.1f} degrees (gantry "
-            f"tilt): stacked as they are, the anatomy would be sheared by {lean:.1f} mm. Correct the tilt first."
+            f"The slices are not stacked along their normal: some lie up to {lean:.1f} mm aside; they are no volume."
         )
-    raise VolumeError(
-        f"The slices are not stacked along their normal: some lie up to {lean:.1f} mm aside; they are no volume."
+    sentence = (
+        f"The slices are not stacked along their normal but lean by {stack.tilt_degrees:.1f} degrees (gantry tilt): "
+        f"stacked as they are, the anatomy would be sheared by {lean:.1f} mm."
     )
+    if stack.tilt_degrees > MAX_TILT_DEGREES:
+        raise VolumeError(f"{sentence} No gantry leans that far; the positions are wrong.")
+    return Irregularity("gantry_tilt", sentence, "Correct the tilt first.")
 
 
-def _require_even_gaps(stack: SliceStack, gap: float) -> None:
+def _odd_gaps(stack: SliceStack) -> Irregularity | None:
     gaps = stack.gaps
+    gap = float(np.median(gaps))
     tolerance = max(GAP_TOLERANCE_MM, GAP_TOLERANCE * gap)
     odd = np.flatnonzero(np.abs(gaps - gap) > tolerance)
-    if odd.size:
-        k = int(odd[np.argmax(np.abs(gaps[odd] - gap))])
-        listed = (
-            f"between slices {k + 1} and {k + 2} of {len(stack.order)} (from {stack.distances[k]:.2f} to "
-            f"{stack.distances[k + 1]:.2f} mm along the normal) the gap is {gaps[k]:.2f} mm instead of {gap:.2f} mm"
-        )
-        multiples = gaps[odd] / gap
-        whole = np.rint(multiples)
-        if (whole >= 2).all() and (np.abs(multiples - whole) * gap <= tolerance * whole).all():
-            missing = int((whole - 1).sum())
-            raise VolumeError(f"{missing} slice(s) are missing: {listed}. Send the whole series.")
-        raise VolumeError(
-            f"The slices are unevenly spaced: {odd.size} of {gaps.size} gaps differ, and {listed}. "
-            f"Resample the series to even gaps first."
-        )
-    regular = np.linspace(stack.distances[0], stack.distances[-1], len(stack.order))
-    drift = float(np.abs(stack.distances - regular).max())
-    if drift > max(GAP_TOLERANCE_MM, DRIFT_TOLERANCE * gap):
-        raise VolumeError(
+    if not odd.size:
+        regular = np.linspace(stack.distances[0], stack.distances[-1], len(stack.order))
+        drift = float(np.abs(stack.distances - regular).max())
+        if drift <= max(GAP_TOLERANCE_MM, DRIFT_TOLERANCE * gap):
+            return None
+        sentence = (
             f"The slices are unevenly spaced: gaps run from {gaps.min():.3f} to {gaps.max():.3f} mm, which puts slices "
-            f"up to {drift:.2f} mm from their place. Resample the series to even gaps first."
+            f"up to {drift:.2f} mm from their place."
         )
+        return Irregularity("uneven_slices", sentence, "Resample the series to even gaps first.")
+    k = int(odd[np.argmax(np.abs(gaps[odd] - gap))])
+    listed = (
+        f"between slices {k + 1} and {k + 2} of {len(stack.order)} (from {stack.distances[k]:.2f} to "
+        f"{stack.distances[k + 1]:.2f} mm along the normal) the gap is {gaps[k]:.2f} mm instead of {gap:.2f} mm"
+    )
+    multiples = gaps[odd] / gap
+    whole = np.rint(multiples)
+    if (whole >= 2).all() and (np.abs(multiples - whole) * gap <= tolerance * whole).all():
+        sentence = f"{int((whole - 1).sum())} slice(s) are missing: {listed}."
+        found = Irregularity("missing_slices", sentence, "Send the whole series.")
+    else:
+        sentence = f"The slices are unevenly spaced: {odd.size} of {gaps.size} gaps differ, and {listed}."
+        found = Irregularity("uneven_slices", sentence, "Resample the series to even gaps first.")
+    if gaps.max() > max(MAX_BRIDGED_MM, gap + tolerance):
+        raise VolumeError(
+            f"{sentence} A hole of {gaps.max():.1f} mm is too wide to be bridged (the limit is {MAX_BRIDGED_MM:g} mm)."
+        )
+    return found
 
 
 def _three(vector: NDArray[np.float64]) -> tuple[float, float, float]:

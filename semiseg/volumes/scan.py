@@ -14,6 +14,7 @@ from semiseg.errors import VolumeError
 from semiseg.volumes.dicom_file import is_dicom
 from semiseg.volumes.dicom_series import DicomSeries, read_series
 from semiseg.volumes.nifti import is_nifti, read_nifti_channels
+from semiseg.volumes.remark import Remark
 from semiseg.volumes.unpack import UnpackLimits, is_zip, unpack_zip
 from semiseg.volumes.volume import Volume
 
@@ -35,12 +36,18 @@ class Scan:
         """The first channel: its shape and affine are those of the answer."""
         return next(iter(self.channels.values()))
 
+    @property
+    def remarks(self) -> tuple[Remark, ...]:
+        """What was left out or corrected."""
+        return () if self.series is None else self.series.remarks
+
 
 def open_scan(
     paths: Path | Sequence[Path],
     channel_names: Sequence[str],
     *,
     series_uid: str | None = None,
+    strict: bool = False,
     scratch: Path | None = None,
     limits: UnpackLimits | None = None,
 ) -> Scan:
@@ -52,6 +59,7 @@ def open_scan(
         paths: one file or folder, or several files.
         channel_names: what the model wants, in its order.
         series_uid: which series to take where the files hold several.
+        strict: refuse a series whose slices would have to be corrected, or files that would be left out.
         scratch: an existing folder to unpack zips in (emptied again); None for the system's.
         limits: how much a zip may hold.
 
@@ -63,13 +71,13 @@ def open_scan(
         raise VolumeError("A model without channels cannot be given a scan.")
     zips = [path for path in given if path.is_file() and is_zip(path)]
     if not zips:
-        return _open(_files(given), given, channel_names, series_uid)
+        return _open(_files(given), given, channel_names, series_uid, strict)
     if len(given) > 1:
         raise VolumeError(f"{zips[0]}: a zip archive is a whole scan; send it alone.")
     with tempfile.TemporaryDirectory(prefix="semiseg-", dir=scratch) as folder:
         members = unpack_zip(zips[0], Path(folder), limits or UnpackLimits())
         try:
-            return _open(members, given, channel_names, series_uid)
+            return _open(members, given, channel_names, series_uid, strict)
         except VolumeError as error:
             # The numbered file is gone by the time anyone reads this.
             raise VolumeError(str(error).replace(f"{folder}/", f"{zips[0].name}, member ")) from error
@@ -87,7 +95,7 @@ def _files(given: list[Path]) -> list[Path]:
     return files
 
 
-def _open(files: list[Path], given: list[Path], names: Sequence[str], series_uid: str | None) -> Scan:
+def _open(files: list[Path], given: list[Path], names: Sequence[str], series_uid: str | None, strict: bool) -> Scan:
     niftis = [path for path in files if is_nifti(path)]
     dicoms = [path for path in files if is_dicom(path)]
     what = given[0] if len(given) == 1 else f"The {len(given)} files"
@@ -108,5 +116,5 @@ def _open(files: list[Path], given: list[Path], names: Sequence[str], series_uid
             f"{what}: the model needs the channels {', '.join(names)}, and a DICOM series can only be one of them; "
             f"missing: {', '.join(names[1:])}. Send a 4D NIfTI file with all of them."
         )
-    series = read_series(dicoms, series_uid=series_uid)
+    series = read_series(dicoms, series_uid=series_uid, strict=strict)
     return Scan({names[0]: series.volume}, series)

@@ -12,7 +12,7 @@ from pathlib import Path
 from semiseg.errors import InputError
 from semiseg.inference.segmenter import Timing
 from semiseg.outputs.answer import KINDS, Kind, chosen_kind, write_answer
-from semiseg.outputs.report import NOTICE, ModelIdentity, Report
+from semiseg.outputs.report import NOTICE, Report
 from semiseg.volumes.dicom_file import is_dicom
 from semiseg.volumes.nifti import is_nifti
 from semiseg.volumes.scan import Scan, open_scan
@@ -54,13 +54,14 @@ def answer_upload(
         SemisegError: the work failed for a reason that is not the caller's.
     """
     clock = time.perf_counter()
-    asked = _kind_asked(upload, accept)
+    asked, strict = _kind_asked(upload, accept), _strict_asked(upload)
     _require_scan(upload)
     try:
         scan = open_scan(
             upload.files,
             model.segmenter.manifest.channel_names,
             series_uid=upload.fields.get("series") or None,
+            strict=strict,
             scratch=folder,
         )
         kind = _kind_for(asked, scan)
@@ -68,14 +69,13 @@ def answer_upload(
         segmentation = model.segmenter.segment(scan.channels, cancelled=cancelled, timing=timing)
         clock = time.perf_counter()
         target = folder / FILE_NAMES[kind]
-        report = Report.of(segmentation, model.identity, windows=timing.windows, seconds=timing.seconds)
+        report = Report.of(segmentation, model.identity, scan, windows=timing.windows, seconds=timing.seconds)
         write_answer(target, kind, segmentation, report, series=scan.series, source=upload.files[0])
         body = target.read_bytes()
         timing.add("writing", clock)
     except InputError as error:
         raise Refusal(422, public_sentence(str(error), folder, len(upload.files))) from error
-    ml = {segment.name: segment.ml for segment in report.segments}
-    return Answer(body, MEDIA_TYPES[kind], _headers(model.identity, kind, timing, ml))
+    return Answer(body, MEDIA_TYPES[kind], _headers(report, kind, timing))
 
 
 def public_sentence(message: str, folder: Path, files: int) -> str:
@@ -104,6 +104,13 @@ def _kind_asked(upload: Upload, accept: str) -> str | None:
     return asked or _kind_accepted(accept)
 
 
+def _strict_asked(upload: Upload) -> bool:
+    asked = upload.fields.get("strict", "false")
+    if asked not in ("true", "false"):
+        raise Refusal(400, "The field `strict` is true or false.")
+    return asked == "true"
+
+
 def _kind_for(asked: str | None, scan: Scan) -> Kind:
     try:
         return chosen_kind(asked, scan.series)
@@ -117,13 +124,14 @@ def _kind_accepted(accept: str) -> str | None:
     return next((kind for wanted in types for kind, media in MEDIA_TYPES.items() if media == wanted), None)
 
 
-def _headers(model: ModelIdentity, kind: Kind, timing: Timing, ml: dict[str, float]) -> dict[str, str]:
+def _headers(report: Report, kind: Kind, timing: Timing) -> dict[str, str]:
     stages = ", ".join(f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in timing.seconds.items())
     return {
         "Content-Disposition": f'attachment; filename="{FILE_NAMES[kind]}"',
         "Server-Timing": stages,
         "X-Semiseg-Notice": NOTICE,
-        "X-Semiseg-Model": json.dumps(model.model_dump()),
-        "X-Semiseg-Millilitres": json.dumps(ml),
+        "X-Semiseg-Model": json.dumps(report.model.model_dump()),
+        "X-Semiseg-Millilitres": json.dumps({segment.name: segment.ml for segment in report.segments}),
+        "X-Semiseg-Remarks": json.dumps([[remark.code, remark.text] for remark in report.remarks]),
         "X-Semiseg-Windows": str(timing.windows),
     }

@@ -33,6 +33,8 @@ HEADERS = {
     "X-Semiseg-Notice": NOTICE,
     "X-Semiseg-Model": "Identity of the model as JSON: name, sha256, method, version.",
     "X-Semiseg-Millilitres": "Volume of each segment in ml, by name, as JSON.",
+    "X-Semiseg-Remarks": "What was noticed about the scan or done to it (a tilt corrected, slices missing), as JSON: a "
+    "list of pairs of a code and a sentence.",
     "X-Semiseg-Windows": "Windows that the network ran.",
     "Content-Disposition": "A file name for the answer.",
 }
@@ -116,6 +118,13 @@ def _form(manifest: Manifest, limits: Limits) -> dict[str, Any]:
                 "type": "string",
                 "maxLength": 64,
                 "description": "Series Instance UID of the series to segment, where the files hold several.",
+            },
+            "strict": {
+                "type": "string",
+                "enum": ["true", "false"],
+                "default": "false",
+                "description": "Refuse a DICOM series whose slices would have to be corrected (a tilted gantry, uneven "
+                "gaps, missing slices), or of which files would be left out (copies, damaged ones).",
             },
         },
     }

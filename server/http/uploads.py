@@ -21,7 +21,7 @@ from starlette.requests import ClientDisconnect, Request
 from server.http.limits import MEGABYTE, Limits, Refusal
 
 FILES_FIELD = "scan"
-TEXT_FIELDS = ("answer", "series")
+TEXT_FIELDS = ("answer", "series", "strict")
 TEXT_BYTES = 4096
 FLUSH_BYTES = MEGABYTE
 DRAIN_BYTES = 64 * MEGABYTE

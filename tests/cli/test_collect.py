@@ -107,7 +107,7 @@ def test_real_series_and_their_label_become_a_dataset(
     arguments = ["--modality", "CT", "--matches", str(tmp_path / "m.csv"), "--labels", "liver=5"]
     assert semiseg("collect", source, "--out", tmp_path / "data", *arguments) == 0
     said = capsys.readouterr().out
-    assert "1 labelled and 1 unlabelled scans collected" in said
+    assert "1 labelled and 2 unlabelled scans collected" in said
     assert "lean by 18.5 degrees" in said
     assert semiseg("data", "check", tmp_path / "data") == 0
     (case,) = [c for c in load_dataset(tmp_path / "data").cases.values() if c.label]

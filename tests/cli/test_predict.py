@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from cli.app import main
 from semiseg.client import Client
 from semiseg.errors import InputError, SemisegError
 from semiseg.phantoms.write import write_dicom_series
+from semiseg.volumes.dicom_series import read_series
 from semiseg.volumes.volume import Volume
 from tests.bundles import expected, make_threshold_bundle, scan_array
 from tests.server.running import RunningServer, running
@@ -121,6 +123,19 @@ def test_folder_of_dicom_files_gives_a_seg_that_refers_to_it(bundle, server, ser
         i.ReferencedSOPInstanceUID for s in seg.ReferencedSeriesSequence for i in s.ReferencedInstanceSequence
     }
     assert referenced == {pydicom.dcmread(f).SOPInstanceUID for f in series.rglob("*.dcm")}
+
+
+@pytest.mark.parametrize("who", ["bundle", "server"])
+def test_what_was_corrected_is_printed_or_refused_when_strict(bundle, server, series, tmp_path, who):
+    shutil.copytree(series, tmp_path / "series")
+    read_series(sorted((tmp_path / "series").rglob("*.dcm"))).slices[4].path.unlink()
+    asked = (*models(bundle, server)[who], tmp_path / "series", "--out", tmp_path / "mask.nii.gz")
+    run = predict(*asked)
+    assert run.returncode == 0, run.stderr
+    assert "note: 1 slice(s) are missing: between slices" in run.stdout
+    (tmp_path / "mask.nii.gz").unlink()
+    assert "1 slice(s) are missing" in assert_one_sentence(predict(*asked, "--strict"), 2)
+    assert not (tmp_path / "mask.nii.gz").exists()
 
 
 @pytest.mark.parametrize("who", ["bundle", "server"])

@@ -56,6 +56,11 @@ def write_scan(
     return series, np.ascontiguousarray(labels)
 
 
+def by_place(folder: Path) -> list[Path]:
+    """The files of a series along their normal; their names and numbers are in another order."""
+    return [one.path for one in read_series(sorted(folder.glob("IM*.dcm"))).slices]
+
+
 def segmentation(series: DicomSeries, labels: NDArray[np.uint8]) -> Segmentation:
     """The phantom's labels as liver, spleen and kidneys."""
     phantom = make_phantom(0, (8, 8, 4))

@@ -15,6 +15,7 @@ from semiseg.errors import InputError
 from semiseg.volumes.dicom_series import read_series
 from semiseg.volumes.nifti import read_labels, read_nifti, write_nifti
 from tests.collection.clinic import (
+    by_place,
     case_of,
     errors_in,
     lines,
@@ -82,8 +83,8 @@ def test_copies_of_files_and_scans_are_taken_once(clinic: Path, tmp_path: Path) 
 
 
 def test_series_that_are_no_volume_are_refused_with_the_reason(clinic: Path, tmp_path: Path) -> None:
-    sorted((clinic / "c").glob("IM*.dcm"))[4].unlink()
-    sorted((clinic / "a/x").glob("IM*.dcm"))[1].unlink()
+    for gone in (*by_place(clinic / "c")[4:8], *by_place(clinic / "a/x")[1:3]):
+        gone.unlink()
     write_scan(clinic / "flat", 12)
     for path in (clinic / "flat").iterdir():
         header = pydicom.dcmread(path)
@@ -95,6 +96,43 @@ def test_series_that_are_no_volume_are_refused_with_the_reason(clinic: Path, tmp
     assert [line.source for line in lines(collected, "left out", "label")] == ["elsewhere/object-55.dcm"]
     assert "Every voxel of the scan is 0" in refused["flat"]
     assert len(load_dataset(tmp_path / "data").cases) == 1
+
+
+def test_a_series_that_was_corrected_is_collected_and_noted(clinic: Path, tmp_path: Path) -> None:
+    # c loses a slice and stays unlabelled; the slices of a/x lean after the SEG was drawn on them, as a gantry does.
+    by_place(clinic / "c")[4].unlink()
+    before = collect(clinic, tmp_path / "before")
+    for k, path in enumerate(by_place(clinic / "a/x")):
+        header = pydicom.dcmread(path)
+        header.ImagePositionPatient[1] += 2.0 * k
+        header.save_as(path)
+    seg = pydicom.dcmread(clinic / "elsewhere/object-55.dcm")
+    at = {float(pydicom.dcmread(p).ImagePositionPatient[2]): p for p in (clinic / "a/x").glob("IM*.dcm")}
+    for item in seg.PerFrameFunctionalGroupsSequence:
+        place = item.PlanePositionSequence[0]
+        place.ImagePositionPatient = pydicom.dcmread(at[float(place.ImagePositionPatient[2])]).ImagePositionPatient
+    seg.save_as(clinic / "elsewhere/object-55.dcm")
+    after = collect(clinic, tmp_path / "after")
+    assert errors_in(tmp_path / "after") == []
+    notes = {line.source.split()[0]: line.reason for line in lines(after, "note", "scan")}
+    assert "1 slice(s) are missing" in notes["c"]
+    assert "lean by 14.0 degrees (gantry tilt)" in notes["a/x"]
+    upright, leaning = (
+        read_labels(load_dataset(made.folder).cases[case_of(made, "a/x")].label) for made in (before, after)
+    )
+    assert leaning.shape[2] == upright.shape[2]
+    assert leaning.shape[1] > upright.shape[1]
+    assert np.bincount(leaning.array.ravel())[1:].tolist() == np.bincount(upright.array.ravel())[1:].tolist()
+
+
+def test_a_label_on_slices_that_were_resampled_is_refused_and_the_scan_taken(clinic: Path, tmp_path: Path) -> None:
+    write_labels_as_seg(clinic / "elsewhere/late.dcm", *write_scan(clinic / "d", 9, "sagittal", patient="MRN-779"))
+    by_place(clinic / "d")[4].unlink()
+    collected = collect(clinic, tmp_path / "data")
+    (line,) = lines(collected, "refused", "label")
+    assert line.source == "elsewhere/late.dcm"
+    assert line.reason.startswith("It was drawn on slices that lie unevenly")
+    assert load_dataset(tmp_path / "data").cases[case_of(collected, "d")].label is None
 
 
 def test_modalities_are_not_mixed_unless_by_name(clinic: Path, tmp_path: Path) -> None:

@@ -146,14 +146,14 @@ def test_names_in_any_script_survive_and_stay_out_of_warnings(
     case: tuple[DicomSeries, Segmentation], tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     series, segmentation = case
-    instances = copy.deepcopy(series.instances)
-    for instance in instances:
+    slices = copy.deepcopy(series.slices)
+    for instance in (one.header for one in slices):
         instance.PatientName = "Ὀδυσσεύς^Λαέρτου"
         instance.PatientSex, instance.PatientBirthDate = "unknown", "around 800 BC"
         del instance.AccessionNumber, instance.SliceThickness
     segments = (Segment(name="肝臓", label=1), *segmentation.segments[1:])
     seg = segmentation_to_seg(
-        replace(segmentation, segments=segments), replace(series, instances=instances), algorithm=ALGORITHM
+        replace(segmentation, segments=segments), replace(series, slices=slices), algorithm=ALGORITHM
     )
     write_seg(tmp_path / "seg.dcm", seg)
     read = pydicom.dcmread(tmp_path / "seg.dcm")
@@ -170,11 +170,11 @@ def test_another_grid_and_a_source_without_identity_are_refused(case: tuple[Dico
     for wrong in (replace(segmentation, affine=shifted), replace(segmentation, array=segmentation.array[:-1])):
         with pytest.raises(VolumeError, match="lies on its series' own grid"):
             segmentation_to_seg(wrong, series, algorithm=ALGORITHM)
-    instances = copy.deepcopy(series.instances)
-    for instance in instances:
+    slices = copy.deepcopy(series.slices)
+    for instance in (one.header for one in slices):
         instance.FrameOfReferenceUID = ""
     with pytest.raises(VolumeError, match="lack FrameOfReferenceUID"):
-        segmentation_to_seg(segmentation, replace(series, instances=instances), algorithm=ALGORITHM)
+        segmentation_to_seg(segmentation, replace(series, slices=slices), algorithm=ALGORITHM)
 
 
 @pytest.mark.parametrize("form", list(FORMS))
@@ -208,3 +208,62 @@ def assert_valid(program: str, path: Path) -> None:
     said = (result.stdout + result.stderr).splitlines()
     assert any("Segmentation" in line for line in said), said
     assert [line for line in said if line.startswith("Error")] == []
+
+
+def test_each_image_of_a_tilted_series_gets_the_mask_of_its_own_place(
+    semiseg_data: Path, tmp_path: Path, needs_program: Callable[[str], str]
+) -> None:
+    series = read_series(sorted((semiseg_data / "dicom/ct_head_ge_tilt_irregular").iterdir()))
+    assert series.grid is not None
+    # A ball in the patient, drawn on the corrected volume and, as the truth, on every slice as it was taken.
+    centre, radius = middle_of(series.volume), 30.0
+    index = np.stack(np.meshgrid(*map(np.arange, series.volume.shape), indexing="ij"), axis=-1)
+    places = index @ series.volume.affine[:3, :3].T + series.volume.affine[:3, 3]
+    ball = (np.linalg.norm(places - centre, axis=-1) < radius).astype(np.uint8)
+    segmentation = Segmentation((SEGMENTS[0],), ball, series.volume.affine)
+    path = tmp_path / "seg.dcm"
+    write_seg(path, segmentation_to_seg(segmentation, series, algorithm=ALGORITHM))
+    assert_valid(needs_program("dciodvfy"), path)
+    seg = hd.seg.segread(path)
+    assert "(gantry tilt)" in seg.ImageComments
+    uids = [instance.SOPInstanceUID for instance in series.instances]
+    largest = np.pi * radius**2 / np.prod(series.volume.spacing[:2])
+    masks = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True)[..., 0]
+    for instance, mask in zip(series.instances, masks, strict=True):
+        truth = on_image(instance, centre, radius)
+        # A slice up to half a plane's distance from its plane shows the ball a little larger or smaller.
+        assert np.logical_xor(mask, truth).sum() < 0.06 * largest
+    assert masks.any(axis=(1, 2)).sum() >= 10
+
+
+def middle_of(volume: Volume) -> np.ndarray:
+    return (volume.affine @ [*((n - 1) / 2 for n in volume.shape), 1])[:3]
+
+
+def on_image(instance: pydicom.Dataset, centre: np.ndarray, radius: float) -> np.ndarray:
+    """Pixels (rows, columns) of an image whose centres lie in a ball (RAS mm), by PS3.3 equation C.7.6.2.1-1."""
+    along_row, along_column = (np.array(instance.ImageOrientationPatient[k : k + 3], dtype=float) for k in (0, 3))
+    rows, columns = np.arange(instance.Rows)[:, None, None], np.arange(instance.Columns)[None, :, None]
+    between_rows, between_columns = map(float, instance.PixelSpacing)
+    first = np.array(instance.ImagePositionPatient, dtype=float)
+    places = first + rows * between_rows * along_column + columns * between_columns * along_row
+    return np.linalg.norm(places * (-1, -1, 1) - centre, axis=-1) < radius
+
+
+@pytest.mark.parametrize("source", ["dcmqi_23x38x3/multiframe/mf.dcm", "pydicom_data/eCT_Supplemental.dcm"])
+def test_a_seg_of_a_multi_frame_object_refers_to_its_frames(
+    source: str, semiseg_data: Path, tmp_path: Path, needs_program: Callable[[str], str]
+) -> None:
+    file = semiseg_data / "dicom_odd" / source
+    series = read_series([file])
+    mask = np.random.default_rng(0).integers(0, 3, series.volume.shape).astype(np.uint8)
+    mask[..., 0] = 0  # a frame without content is left out
+    segmentation = Segmentation(SEGMENTS[:2], mask, series.volume.affine)
+    write_seg(tmp_path / "seg.dcm", segmentation_to_seg(segmentation, series, algorithm=ALGORITHM))
+    assert_valid(needs_program("dciodvfy"), tmp_path / "seg.dcm")
+    seg = hd.seg.segread(tmp_path / "seg.dcm")
+    frames = [one.frame + 1 for one in series.slices if one.frame is not None]
+    pixels = seg.get_pixels_by_source_frame(
+        pydicom.dcmread(file).SOPInstanceUID, frames, combine_segments=True, assert_missing_frames_are_empty=True
+    )
+    np.testing.assert_array_equal(np.transpose(pixels, (2, 1, 0)), mask)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,15 +133,42 @@ def test_one_of_two_series_is_chosen_by_its_uid(server, series, tmp_path):
     assert "1.2.3.4" in unknown.json()["error"]
 
 
-def test_series_with_a_missing_slice_is_refused(server, series):
-    answer = server.segment(*series[:4], *series[5:])
+def test_what_was_corrected_is_told_in_every_form_and_refused_when_strict(server, series):
+    without_one = [*series[:4], *series[5:]]
+    answer = server.segment(*without_one, fields={"answer": "json"})
+    assert answer.status_code == 200, answer.text
+    (remark,) = answer.json()["remarks"]
+    assert remark["code"] == "missing_slices"
+    assert "1 slice(s) are missing: between slices 4 and 5 of 10" in remark["text"]
+    assert answer.json()["geometry"]["shape"] == list(SHAPE)
+    header = pydicom.dcmread(series[0], stop_before_pixels=True)
+    assert answer.json()["series"] == {
+        "uid": header.SeriesInstanceUID,
+        "modality": "MR",
+        "description": f"{MARK} series",
+        "slices": len(series) - 1,
+    }
+    seg = server.segment(*without_one)
+    assert json.loads(seg.headers["X-Semiseg-Remarks"]) == [["missing_slices", remark["text"]]]
+    assert remark["text"] in pydicom.dcmread(io.BytesIO(seg.content)).ImageComments
+    strict = server.segment(*without_one, fields={"strict": "true"})
+    assert strict.status_code == 422
+    assert "missing" in strict.json()["error"]
+    whole = server.segment(*series, fields={"strict": "true", "answer": "json"})
+    assert whole.status_code == 200 and whole.json()["remarks"] == []
+    unclear = server.segment(*series, fields={"strict": "perhaps"})
+    assert (unclear.status_code, unclear.json()["error"]) == (400, "The field `strict` is true or false.")
+
+
+def test_series_with_a_hole_is_refused(server, series):
+    answer = server.segment(*series[:2], *series[7:])
     assert answer.status_code == 422
     assert answer.json()["error"]
 
 
 def test_log_and_metrics_are_silent_about_the_patient(server, series):
     assert server.segment(*series, names=[f"{MARK}-{k}.dcm" for k in range(len(series))]).status_code == 200
-    assert server.segment(*series[:4], *series[5:]).status_code == 422
+    assert server.segment(*series[:2], *series[7:]).status_code == 422
     assert server.segment(zipped(series)[:-30]).status_code == 422
     assert "POST" in server.output
     assert MARK not in server.output

@@ -22,8 +22,9 @@ from semiseg.errors import VolumeError
 from semiseg.phantoms.anatomy import make_phantom
 from semiseg.phantoms.write import write_dicom_series
 from semiseg.volumes import dicom_file
-from semiseg.volumes.dicom_geometry import affine_of, lps_to_ras, measure, plane_of, require_volume
-from semiseg.volumes.dicom_series import group_series, read_series
+from semiseg.volumes.dicom_geometry import affine_of, lps_to_ras, measure, plane_of, require_regular
+from semiseg.volumes.dicom_index import group_series
+from semiseg.volumes.dicom_series import read_series
 from semiseg.volumes.nifti import read_nifti, write_nifti
 from semiseg.volumes.volume import Volume, reorient
 
@@ -221,14 +222,15 @@ REFUSALS: dict[str, tuple[Callable[[list[Path]], list[Path]], str]] = {
     ),
     "two echoes": (
         lambda files: files + [echo(path) for path in files],
-        "9 of 18 slices lie where another one does.*several images of one place",
+        r"9 of 18 slices lie where another one does.*several images of one place, which differ in Echo Time\. Send",
     ),
-    "a missing slice": (
+    "a hole": (
         lambda files: files[:3] + files[4:],
-        r"1 slice\(s\) are missing: between slices 3 and 4 of 8 .* the gap is 22\.00 mm instead of 11\.00 mm",
+        r"1 slice\(s\) are missing: between slices 3 and 4 of 8 .* the gap is 22\.00 mm instead of 11\.00 mm\. A hole "
+        r"of 22\.0 mm is too wide to be bridged \(the limit is 12\.5 mm\)",
     ),
-    "uneven gaps": (only(8, moved(z=3.0)), r"unevenly spaced: 1 of 8 gaps differ.*14\.00 mm instead of 11\.00 mm"),
-    "gantry tilt": (every(lambda ds, k: moved(y=2.0 * k)(ds)), r"lean by 10\.3 degrees \(gantry tilt\).*16\.0 mm"),
+    "a wide uneven gap": (only(8, moved(z=3.0)), r"unevenly spaced: 1 of 8 gaps differ.* 14\.0 mm is too wide"),
+    "positions that lean like no gantry": (every(lambda ds, k: moved(y=12.0 * k)(ds)), "No gantry leans that far"),
     "a slice aside": (only(4, moved(y=8.0)), "some lie up to 8.0 mm aside"),
     "mixed orientation": (
         only(0, put(ImageOrientationPatient=[1, 0, 0, 0, 0, -1])),
@@ -250,7 +252,8 @@ REFUSALS: dict[str, tuple[Callable[[list[Path]], list[Path]], str]] = {
     "a codec's damaged stream": (only(5, broken_jpeg), "pixel data compressed as JPEG 2000.* cannot be decoded"),
     "pixels cut short": (only(5, put(PixelData=b"\0\0")), "the pixel data cannot be decoded"),
     "rescale of zero": (only(5, put(RescaleSlope=0, RescaleIntercept=0)), "make no grey values"),
-    "a multi-frame object": (only(5, put(NumberOfFrames=9)), "multi-frame object of 9 frames is not read yet"),
+    "a multi-frame object": (only(5, put(NumberOfFrames=9)), "does not say where each of them lies"),
+    "an inverted image": (only(5, put(PhotometricInterpretation="MONOCHROME1")), "stored for inverted display"),
     "a segmentation": (
         every(lambda ds, k: put(SOPClassUID="1.2.840.10008.5.1.4.1.1.66.4", Modality="SEG")(ds)),
         "no images among the DICOM files, only: segmentation",
@@ -271,6 +274,7 @@ def echo(path: Path) -> Path:
     other = path.with_suffix(".echo2")
     shutil.copy(path, other)
     edit(other, put(SOPInstanceUID=generate_uid(), EchoTime=80))
+    edit(other, lambda ds: setattr(ds, "PixelData", bytes(len(ds.PixelData))))
     return other
 
 
@@ -328,7 +332,7 @@ def test_any_regular_stack_is_a_volume_whose_affine_gives_back_every_position(
     order = np.random.default_rng(seed).permutation(count)
     cosines = [*matrix[:, 0], *matrix[:, 1]]
     stack = measure([plane_of(list(positions[i]), cosines, [0.7, 0.9], (4, 5)) for i in order])
-    require_volume(stack)
+    require_regular(stack)
     assert [order[i] for i in stack.order] == list(range(count))
     affine = lps_to_ras(affine_of(stack))
     for k, position in enumerate(positions):
@@ -340,7 +344,7 @@ def test_gaps_that_creep_within_their_tolerance_may_not_add_up() -> None:
     heights = np.cumsum([0.0] + [10.08] * 30 + [9.92] * 30)
     stack = measure([plane_of([0, 0, z], [1, 0, 0, 0, 1, 0], [1, 1], (4, 4)) for z in heights])
     with pytest.raises(VolumeError, match=r"gaps run from 9\.920 to 10\.080 mm, which puts slices up to 2\.40 mm"):
-        require_volume(stack)
+        require_regular(stack)
 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
