@@ -13,6 +13,7 @@ from rich.table import Table
 
 from semiseg.errors import InputError
 from semiseg.inference.segmenter import Settings
+from semiseg.volumes.wishes import Wishes
 
 app = typer.Typer(add_completion=False)
 
@@ -20,21 +21,30 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def predict(
     arguments: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Argument(
-            metavar="[BUNDLE_OR_RUN] SCAN",
-            help="The model (left out with --server) and the scan: a NIfTI file, a folder or zip of a DICOM series.",
+            metavar="[BUNDLE_OR_RUN] [SCAN]",
+            help="The model (left out with --server) and the scan: a NIfTI file, a folder or zip of a DICOM study "
+            "(left out with --channel).",
         ),
-    ],
+    ] = None,
+    *,
     out: Annotated[Path, typer.Option(help="Where the mask goes: .nii.gz, .nii, .dcm (DICOM SEG) or .json.")],
     server: Annotated[
         str | None, typer.Option(help="Address of a `semiseg serve`, such as http://127.0.0.1:3000.")
     ] = None,
+    channel: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH: where a channel is; once for each, in the place of SCAN.")
+    ] = None,
     series: Annotated[
-        str | None, typer.Option(help="Series Instance UID, where the files hold several series.")
+        str | None,
+        typer.Option(help="Series Instance UID, where the files hold several series; NAME=UID,... for channels."),
     ] = None,
     strict: Annotated[
         bool, typer.Option(help="Refuse a DICOM series that would have to be corrected (tilt, uneven slices, copies).")
+    ] = False,
+    aligned: Annotated[
+        bool, typer.Option(help="The channels lie in one space although their files do not say so.")
     ] = False,
     window: Annotated[str | None, typer.Option(help="Sliding window such as 96x96x96; the model's own.")] = None,
     overlap: Annotated[float | None, typer.Option(help="Share of a window covered by the next; the model's.")] = None,
@@ -48,32 +58,56 @@ def predict(
     kind_of_file(out)
     if not out.parent.is_dir():
         raise InputError(f"There is no folder {out.parent} to write {out.name} into.")
+    arguments, channels = arguments or [], _channels(channel or [])
+    model = [] if server else ["BUNDLE"]
+    words = ["semiseg predict", *model, *([] if channels else ["SCAN"]), *(["--server URL"] if server else [])]
+    if len(arguments) != len(model) + (not channels):
+        told = "With --server the model is the server's" if server else "Name a model and a scan"
+        raise InputError(f"{told}: {' '.join(words)} --out MASK.")
+    scan = None if channels else arguments[-1]
+    asked = Asked(scan, channels, Wishes(series, strict, aligned), out)
     if server is None:
-        if len(arguments) != 2:
-            raise InputError("Name a model and a scan: semiseg predict BUNDLE SCAN --out MASK.")
-        model, scan = arguments
-        wanted = Wanted(out, series, strict)
-        _locally(model, scan, wanted, Settings(parse_window(window), overlap, batch), threads)
+        _locally(arguments[0], asked, Settings(parse_window(window), overlap, batch), threads)
         return
-    if len(arguments) != 1:
-        raise InputError("With --server the model is the server's: semiseg predict SCAN --server URL --out MASK.")
     if (window, overlap, batch, threads) != (None, None, 1, None):
         raise InputError(
             "--window, --overlap, --batch and --threads are the server's own: give them to `semiseg serve`."
         )
-    _by_server(server, arguments[0], Wanted(out, series, strict))
+    _by_server(server, asked)
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What was asked for: the file to write, the series to take, and whether to refuse what is not regular."""
+class Asked:
+    """What is to be segmented, what is said of it, and where the mask goes.
 
+    Attributes:
+        scan: the scan; None where each channel has files of its own.
+        channels: those, by channel.
+    """
+
+    scan: Path | None
+    channels: dict[str, Path]
+    wishes: Wishes
     out: Path
-    series: str | None
-    strict: bool
+
+    @property
+    def files(self) -> Path | dict[str, Path]:
+        """The scan, or the files of each channel."""
+        return self.channels if self.scan is None else self.scan
 
 
-def _locally(model: Path, scan: Path, wanted: Wanted, settings: Settings, threads: int | None) -> None:
+def _channels(given: list[str]) -> dict[str, Path]:
+    """``["T1=scans/t1", ...]`` as a table."""
+    table: dict[str, Path] = {}
+    for part in given:
+        name, equals, path = part.partition("=")
+        if not equals or not name or not path or name in table:
+            raise InputError(f"--channel is written NAME=PATH, once for each channel; '{part}' is not.")
+        table[name] = Path(path)
+    return table
+
+
+def _locally(model: Path, asked: Asked, settings: Settings, threads: int | None) -> None:
     from cli.models import open_model
     from semiseg.inference.segmenter import Timing
     from semiseg.outputs.answer import chosen_kind, kind_of_file, write_answer
@@ -83,19 +117,21 @@ def _locally(model: Path, scan: Path, wanted: Wanted, settings: Settings, thread
     opened = open_model(model, settings, threads=threads)
     timing = Timing()
     clock = time.perf_counter()
-    source = open_scan(scan, opened.manifest.channel_names, series_uid=wanted.series, strict=wanted.strict)
-    kind = chosen_kind(kind_of_file(wanted.out), source.series)
+    scan = open_scan(asked.files, opened.manifest.rules, asked.wishes)
+    kind = chosen_kind(kind_of_file(asked.out), scan.series)
     timing.add("reading", clock)
-    segmentation = opened.segmenter.segment(source.channels, timing=timing)
-    report = Report.of(segmentation, opened.identity, source, windows=timing.windows, seconds=timing.seconds)
+    segmentation = opened.segmenter.segment(scan.channels, timing=timing)
+    report = Report.of(segmentation, opened.identity, scan, windows=timing.windows, seconds=timing.seconds)
     clock = time.perf_counter()
-    write_answer(wanted.out, kind, segmentation, report, series=source.series, source=scan)
+    # The first channel's grid is the answer's.
+    source = asked.scan or asked.channels[opened.manifest.channel_names[0]]
+    write_answer(asked.out, kind, segmentation, report, series=scan.series, source=source)
     timing.add("writing", clock)
     millilitres = {segment.name: segment.ml for segment in report.segments}
-    _tell(wanted.out, millilitres, timing.seconds, [remark.text for remark in report.remarks])
+    _tell(asked.out, millilitres, timing.seconds, [remark.text for remark in report.remarks])
 
 
-def _by_server(url: str, scan: Path, wanted: Wanted) -> None:
+def _by_server(url: str, asked: Asked) -> None:
     import gzip
 
     from semiseg.bundle.bundle import replace_file
@@ -103,10 +139,10 @@ def _by_server(url: str, scan: Path, wanted: Wanted) -> None:
     from semiseg.outputs.answer import kind_of_file
 
     with Client(url) as client:
-        answer = client.ask(scan, kind_of_file(wanted.out), series=wanted.series, strict=wanted.strict)
-    body = gzip.decompress(answer.body) if wanted.out.name.lower().endswith(".nii") else answer.body
-    replace_file(wanted.out, body)
-    _tell(wanted.out, answer.millilitres, answer.seconds, [text for _, text in answer.remarks])
+        answer = client.ask(asked.files, kind_of_file(asked.out), wishes=asked.wishes)
+    body = gzip.decompress(answer.body) if asked.out.name.lower().endswith(".nii") else answer.body
+    replace_file(asked.out, body)
+    _tell(asked.out, answer.millilitres, answer.seconds, [text for _, text in answer.remarks])
 
 
 def _tell(out: Path, millilitres: dict[str, float], seconds: dict[str, float], remarks: list[str]) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import tempfile
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -15,8 +15,10 @@ from typing import IO, Any, Literal
 import httpx
 
 from semiseg.errors import InputError, SemisegError
+from semiseg.volumes.wishes import Paths, Wishes
 
 AnswerKind = Literal["nifti", "seg", "json"]
+Files = Paths | Mapping[str, Paths]
 _CONNECT_SECONDS = 10.0
 
 
@@ -84,43 +86,35 @@ class Client:
             return False
 
     def segment(
-        self,
-        paths: Path | Sequence[Path],
-        answer: AnswerKind | None = None,
-        *,
-        series: str | None = None,
-        strict: bool = False,
+        self, paths: Files, answer: AnswerKind | None = None, *, wishes: Wishes | None = None
     ) -> bytes | dict[str, Any]:
         """Segment one scan; JSON comes as a dict, the other forms as the bytes of their file. See :meth:`ask`."""
-        reply = self.ask(paths, answer, series=series, strict=strict)
+        reply = self.ask(paths, answer, wishes=wishes)
         if reply.media_type == "application/json":
             document: dict[str, Any] = json.loads(reply.body)
             return document
         return reply.body
 
-    def ask(
-        self,
-        paths: Path | Sequence[Path],
-        answer: AnswerKind | None = None,
-        *,
-        series: str | None = None,
-        strict: bool = False,
-    ) -> Answer:
+    def ask(self, paths: Files, answer: AnswerKind | None = None, *, wishes: Wishes | None = None) -> Answer:
         """Segment one scan.
 
         Args:
-            paths: a NIfTI file, a zip, a folder of DICOM files (sent as one zip without names), or DICOM files.
+            paths: a NIfTI file, a zip, a folder of DICOM files (sent as one zip without names), or DICOM files; or
+                such for each channel, by its name.
             answer: the form of the answer; None lets the server choose by the scan.
-            series: Series Instance UID, where the files hold several series.
-            strict: have a series refused that would have to be corrected.
+            wishes: which series to take, and what to refuse or to trust.
 
         Raises:
             InputError: there is no such file, or the server refused the scan (HTTP 4xx); the sentence is the server's.
             SemisegError: nobody answers at the address, the server failed (5xx), or what answers is no semiseg server.
         """
-        asked = {"answer": answer, "series": series, "strict": "true" if strict else None}
+        wishes = wishes or Wishes()
+        asked = {"answer": answer, "series": wishes.series}
         fields = {name: value for name, value in asked.items() if value}
-        with _parts([paths] if isinstance(paths, (str, Path)) else paths) as files:
+        fields |= {name: "true" for name in ("strict", "aligned") if getattr(wishes, name)}
+        named = {f"channel:{name}": of for name, of in paths.items()} if isinstance(paths, Mapping) else {"scan": paths}
+        with contextlib.ExitStack() as stack:
+            files = [part for name, of in named.items() for part in _parts(name, of, stack)]
             try:
                 response = self._http.post(f"{self.url}/segment", data=fields, files=files)
             except httpx.TimeoutException as error:
@@ -168,20 +162,19 @@ def _refused(url: str, response: httpx.Response) -> SemisegError:
     return kind(f"{url}: {sentence}")
 
 
-@contextlib.contextmanager
-def _parts(paths: Sequence[Path]) -> Iterator[list[tuple[str, tuple[str, IO[bytes]]]]]:
+def _parts(name: str, paths: Paths, stack: contextlib.ExitStack) -> list[tuple[str, tuple[str, IO[bytes]]]]:
     """The parts of the form. Names on this machine may tell who the patient is: the server gets numbers instead."""
-    given = [Path(path) for path in paths]
+    given = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
     missing = [path for path in given if not path.exists()]
     if missing or not given:
         raise InputError(f"There is no file or folder {missing[0]}." if missing else "There is no file to segment.")
-    with contextlib.ExitStack() as stack:
-        if any(path.is_dir() for path in given):
-            streams: list[IO[bytes]] = [stack.enter_context(tempfile.TemporaryFile())]
-            _zip_into(streams[0], given)
-        else:
-            streams = [stack.enter_context(path.open("rb")) for path in given]
-        yield [("scan", (f"{number:05d}", stream)) for number, stream in enumerate(streams, start=1)]
+    if any(path.is_dir() for path in given):
+        archive = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack is the context
+        _zip_into(archive, given)
+        streams: list[IO[bytes]] = [archive]
+    else:
+        streams = [stack.enter_context(path.open("rb")) for path in given]
+    return [(name, (f"{number:05d}", stream)) for number, stream in enumerate(streams, start=1)]
 
 
 def _zip_into(stream: IO[bytes], given: Sequence[Path]) -> None:

@@ -17,6 +17,7 @@ from semiseg.dataset import Dataset, Split, read_channels
 from semiseg.dataset.description import distinct_colours
 from semiseg.errors import SemisegError
 from semiseg.volumes.segmentation import Segment, overlapping
+from semiseg.volumes.series_rules import SeriesRule
 from semiseg.volumes.volume import Volume
 from trainer.errors import RecipeError
 from trainer.methods import find_method, make_method
@@ -27,6 +28,13 @@ from trainer.students import divisor_of, parameters_of
 from trainer.targets import MOST_REGIONS, targets_of
 
 Watch = Callable[[str, int, int], None]
+_MODALITIES = {
+    "CT": "CT",
+    "MR": "MR",
+    "MRI": "MR",
+    "PET": "PT",
+    "PT": "PT",
+}  # channel names that are one (PS3.3 C.7.3.1.1.1)
 AXES: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
 LARGEST_AUTO = 96  # voxels per side of a patch that nobody chose
 
@@ -80,6 +88,7 @@ def make_plan(dataset: Dataset, split: Split, recipe: Recipe, watch: Watch | Non
             "In the recipe, patience: the split has no validation list to stop early by; name validation scans in the "
             "split (they count as labelled), or leave `patience` out."
         )
+    _require_channels(recipe, dataset)
     segments = _segments(dataset, recipe)
     unlabelled = _unlabelled(split, recipe)
     scans = _Scans(dataset, (*split.labelled, *unlabelled), recipe.preparation.orientation, watch)
@@ -117,7 +126,7 @@ def make_manifest(plan: Plan, method: Method) -> Manifest:
     return Manifest(
         kind="run",
         name=recipe.name,
-        channels=tuple(Channel(name=name) for name in plan.dataset.channels),
+        channels=tuple(Channel(name=name, series=_rule(recipe, name)) for name in plan.dataset.channels),
         segments=plan.segments,
         activation="sigmoid" if overlapping(plan.segments) else "softmax",
         average=recipe.average,
@@ -217,6 +226,19 @@ def _regions(dataset: Dataset, recipe: Recipe) -> dict[str, Segment]:
         name: Segment(name=name, label=k, values=tuple(values), colour=colour)
         for k, ((name, values), colour) in enumerate(pairs, start=1)
     }
+
+
+def _require_channels(recipe: Recipe, dataset: Dataset) -> None:
+    unknown = [name for name in recipe.series if name not in dataset.channels]
+    if unknown:
+        raise RecipeError(
+            f"In the recipe, series: {unknown[0]!r} is none of the channels ({', '.join(dataset.channels)})."
+        )
+
+
+def _rule(recipe: Recipe, channel: str) -> SeriesRule:
+    """What a DICOM series has to be to serve a channel: the recipe's word, else the modality that the name tells."""
+    return recipe.series.get(channel) or SeriesRule(modality=_MODALITIES.get(channel.upper()))
 
 
 def _preprocessing(recipe: Recipe, fingerprint: Fingerprint, channels: int, thickest: Counter[int]) -> Preprocessing:

@@ -12,6 +12,7 @@ from semiseg.bundle.bundle import sentence_of
 from semiseg.bundle.postprocessing import Postprocessing
 from semiseg.bundle.preprocessing import Intensity, Preprocessing
 from semiseg.volumes.segmentation import Code
+from semiseg.volumes.series_rules import SeriesRule
 from trainer.errors import RecipeError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -156,6 +157,9 @@ class Recipe(Section):
         checkpoint_every: updates between checkpoints.
         transductive: learn from the images (never the labels) of the test scans too, as M&N's released code does; the
             figures then say so. By default no test scan is in any training pool.
+        series: for each channel by name, what a DICOM series has to be to serve it in the exported model (see
+            :class:`semiseg.volumes.series_rules.SeriesRule`); without a word a channel called CT or MR is of that
+            modality.
         windows: further sliding windows that the bundle may allow; the patch always is.
     """
 
@@ -178,6 +182,7 @@ class Recipe(Section):
     patience: Positive | None = None
     preparation: Preparation = Preparation()
     postprocessing: Postprocessing = Postprocessing()
+    series: dict[str, SeriesRule] = {}
     segments: dict[str, SegmentNotes] = {}
     regions: dict[RegionName, tuple[Annotated[int, Field(ge=1, le=255)], ...]] = {}
     augmentation: Augmentation = Augmentation()

@@ -10,6 +10,7 @@ from semiseg.bundle.fingerprint import Fingerprint
 from semiseg.bundle.postprocessing import Postprocessing
 from semiseg.bundle.preprocessing import Preprocessing
 from semiseg.volumes.segmentation import Segment
+from semiseg.volumes.series_rules import SeriesRule
 
 FORMAT = 1
 
@@ -22,14 +23,8 @@ class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class SeriesRule(_Document):
-    """Which DICOM series may serve a channel."""
-
-    modality: str | None = None
-
-
 class Channel(_Document):
-    """One input of the network, in order."""
+    """One input of the network, in order, and what a DICOM series has to be to serve it."""
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
     series: SeriesRule | None = None
@@ -157,3 +152,8 @@ class Manifest(_Document):
     def channel_names(self) -> tuple[str, ...]:
         """Input channels in the network's order."""
         return tuple(c.name for c in self.channels)
+
+    @property
+    def rules(self) -> dict[str, SeriesRule]:
+        """For each channel in order, what a DICOM series has to be to serve it."""
+        return {c.name: c.series or SeriesRule() for c in self.channels}

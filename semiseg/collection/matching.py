@@ -20,9 +20,10 @@ from semiseg.collection.label_file import LabelFile
 from semiseg.collection.labels_rtstruct import describe_rtstruct
 from semiseg.collection.labels_seg import describe_seg
 from semiseg.collection.report import Line
-from semiseg.collection.sources import RTSTRUCT_CLASS, SEG_CLASSES, DicomObject, Found, is_nifti_file
+from semiseg.collection.sources import RTSTRUCT_CLASS, SEG_CLASSES, Found, is_nifti_file
 from semiseg.errors import InputError, VolumeError
 from semiseg.volumes.dicom_file import is_dicom, read_dicom, text
+from semiseg.volumes.dicom_index import DicomObject
 
 
 @dataclass(frozen=True)

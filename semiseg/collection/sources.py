@@ -11,35 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semiseg.collection.report import Line
-from semiseg.errors import InputError, VolumeError
-from semiseg.volumes.dicom_file import is_dicom, read_dicom, text, value
+from semiseg.errors import InputError
+from semiseg.volumes.dicom_index import DicomObject, glance
 from semiseg.volumes.nifti import is_nifti
 
 SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
-_NO_IMAGES = ("RTDOSE", "RTIMAGE", "PMAP", "SEG")  # modalities of objects that have rows and are no scans
-_MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
-_TAGS = [
-    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "Modality",
-    "SeriesDescription", "PatientID", "PatientName", "Rows",
-]  # fmt: skip
-
-
-@dataclass(frozen=True)
-class DicomObject:
-    """One DICOM file, from a glance at its header."""
-
-    path: Path
-    sop_class: str
-    instance: str
-    series: str
-    study: str
-    frame: str
-    modality: str
-    description: str
-    patient: str
-    patient_name: str
-    image: bool
 
 
 @dataclass(frozen=True)
@@ -104,18 +81,16 @@ def look(root: Path, progress: Callable[[int], None] | None = None) -> Found:
         name = relative(path, root)
         if is_nifti_file(path):
             niftis.append(path)
-        elif not is_dicom(path):
-            lines.append(Line("left out", "file", name, "Neither DICOM nor NIfTI."))
+            continue
+        found = glance(path)
+        if isinstance(found, DicomObject):
+            objects.append(found)
+        elif found.damaged:
+            lines.append(Line("refused", "file", name, found.sentence.removeprefix(f"{path}: ")))
+        elif found.directory:
+            lines.append(Line("left out", "file", name, "A DICOMDIR; the files themselves are looked at."))
         else:
-            try:
-                found = _glance(path)
-            except VolumeError as error:
-                lines.append(Line("refused", "file", name, str(error).removeprefix(f"{path}: ")))
-                continue
-            if found.sop_class == _MEDIA_DIRECTORY:
-                lines.append(Line("left out", "file", name, "A DICOMDIR; the files themselves are looked at."))
-            else:
-                objects.append(found)
+            lines.append(Line("left out", "file", name, "Neither DICOM nor NIfTI."))
     images: dict[str, list[DicomObject]] = {}
     outlines: dict[str, DicomObject] = {}
     for found in objects:
@@ -124,7 +99,7 @@ def look(root: Path, progress: Callable[[int], None] | None = None) -> Found:
             first = outlines.setdefault(found.instance or name, found)
             if first is not found:
                 lines.append(Line("left out", "file", name, f"The same object as {relative(first.path, root)}."))
-        elif found.image:
+        elif found.not_image is None:
             images.setdefault(found.series or f"folder {relative(found.path.parent, root)}", []).append(found)
         else:
             lines.append(Line("left out", "file", name, f"A DICOM object that is no scan ({found.modality})."))
@@ -150,28 +125,6 @@ def _files(root: Path) -> Iterator[Path]:
             path = Path(folder, name)
             if not name.startswith(".") and path.is_file():
                 yield path
-
-
-def _glance(path: Path) -> DicomObject:
-    header = read_dicom(path, pixels=False, tags=_TAGS)
-    modality = text(header, "Modality", path) or "no modality"
-    found = DicomObject(
-        path=path,
-        sop_class=text(header, "SOPClassUID", path) or text(header.file_meta, "MediaStorageSOPClassUID", path),
-        instance=text(header, "SOPInstanceUID", path) or text(header.file_meta, "MediaStorageSOPInstanceUID", path),
-        series=text(header, "SeriesInstanceUID", path),
-        study=text(header, "StudyInstanceUID", path),
-        frame=text(header, "FrameOfReferenceUID", path),
-        modality=modality,
-        description=text(header, "SeriesDescription", path),
-        patient=text(header, "PatientID", path),
-        patient_name=text(header, "PatientName", path),
-        image=value(header, "Rows", path) is not None and modality not in _NO_IMAGES,
-    )
-    named = found.series or found.image or found.sop_class == _MEDIA_DIRECTORY
-    if not found.sop_class or not named:
-        raise VolumeError(f"{path}: the DICOM file lacks a SOP Class UID or Series Instance UID.")
-    return found
 
 
 def _common(members: list[DicomObject]) -> Path:

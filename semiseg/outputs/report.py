@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,6 +73,15 @@ class SeriesReport(_Part):
     slices: int
 
 
+class SeriesVerdict(_Part):
+    """What was decided of one series among the files: the ``channel`` it serves, or null, and why."""
+
+    uid: str
+    description: str
+    channel: str | None
+    reason: str
+
+
 class RemarkReport(_Part):
     """Something that was noticed about the scan, or done to it: a ``code`` for machines and a sentence for people."""
 
@@ -82,7 +92,8 @@ class RemarkReport(_Part):
 class Report(_Part):
     """The whole answer.
 
-    ``series`` is null for a scan that is not DICOM; ``seconds`` is per stage, ``windows`` how many windows the network
+    ``series`` is the one whose grid it is, null for a scan that is not DICOM; ``selection`` tells of every image series
+    that was among the files; ``seconds`` is per stage, ``windows`` how many windows the network
     ran.
     """
 
@@ -91,6 +102,7 @@ class Report(_Part):
     segments: tuple[SegmentReport, ...]
     geometry: Geometry
     series: SeriesReport | None
+    selection: tuple[SeriesVerdict, ...]
     remarks: tuple[RemarkReport, ...]
     windows: int
     seconds: dict[str, float]
@@ -121,6 +133,7 @@ class Report(_Part):
                 affine=_matrix(affine),
             ),
             series=_series(scan.series),
+            selection=tuple(SeriesVerdict(**asdict(verdict)) for verdict in scan.verdicts),
             remarks=tuple(RemarkReport(code=remark.code, text=remark.text) for remark in scan.remarks),
             windows=windows,
             seconds={stage: round(value, 6) for stage, value in seconds.items()},

@@ -1,4 +1,4 @@
-"""What is in a heap of files: each DICOM object's series and kind, from a glance at its header."""
+"""What is in a heap of files: each DICOM object's series, kind and place, from a glance at its header."""
 
 from __future__ import annotations
 
@@ -11,9 +11,16 @@ from pydicom.uid import UID
 
 from semiseg.errors import VolumeError
 from semiseg.volumes.dicom_file import is_dicom, read_dicom, text, value
+from semiseg.volumes.dicom_geometry import Plane
+from semiseg.volumes.dicom_slices import slices_of
 
 _LOG = logging.getLogger(__name__)
-_INDEX_TAGS = ["SOPClassUID", "SeriesInstanceUID", "Modality", "SeriesDescription", "Rows"]
+_TAGS = [
+    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "Modality",
+    "SeriesDescription", "ImageType", "PatientID", "PatientName", "Rows", "Columns", "SamplesPerPixel",
+    "PhotometricInterpretation", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
+    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+]  # fmt: skip
 _NOT_IMAGES = {
     "SEG": "segmentation",
     "SR": "structured report",
@@ -22,6 +29,7 @@ _NOT_IMAGES = {
     "RTSTRUCT": "radiotherapy structure set",
     "RTPLAN": "radiotherapy plan",
     "RTDOSE": "radiotherapy dose grid",
+    "RTIMAGE": "radiotherapy image",
     "RTRECORD": "radiotherapy treatment record",
     "REG": "registration",
     "PMAP": "parametric map",
@@ -36,14 +44,34 @@ _MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 
 
 @dataclass(frozen=True)
-class Entry:
-    """What one file is, from a glance at its header."""
+class DicomObject:
+    """One DICOM file, from a glance at its header.
+
+    Attributes:
+        path: the file.
+        sop_class, instance: SOP Class and SOP Instance UID.
+        series, study, frame: Series Instance UID, Study Instance UID, Frame of Reference UID; "" where absent.
+        modality: "no modality" where absent.
+        description: Series Description.
+        image_type: Image Type, as text.
+        patient, patient_name: Patient ID and name.
+        not_image: what it is if it is no image, such as "segmentation".
+        planes: where its frames lie; none where it does not say so, or is no grey-value image.
+    """
 
     path: Path
-    series_uid: str
+    sop_class: str
+    instance: str
+    series: str
+    study: str
+    frame: str
     modality: str
     description: str
+    image_type: str
+    patient: str
+    patient_name: str
     not_image: str | None
+    planes: tuple[Plane, ...]
 
 
 @dataclass(frozen=True)
@@ -54,57 +82,74 @@ class LeftOut:
         path: the file.
         sentence: what it is instead.
         damaged: whether it starts like DICOM; then it may be a slice that is missed.
+        directory: whether it is a DICOMDIR.
     """
 
     path: Path
     sentence: str
-    damaged: bool
+    damaged: bool = False
+    directory: bool = False
 
 
-def group_series(paths: Iterable[Path]) -> dict[str, list[Path]]:
-    """Sort files by Series Instance UID; images and other objects alike.
-
-    Files that are not DICOM, DICOMDIRs and damaged headers are left out and counted in the log.
-    """
-    groups: dict[str, list[Path]] = {}
-    for entry in look_at(paths)[0]:
-        groups.setdefault(entry.series_uid, []).append(entry.path)
-    return groups
-
-
-def look_at(paths: Iterable[Path]) -> tuple[list[Entry], list[LeftOut]]:
+def look_at(paths: Iterable[Path]) -> tuple[list[DicomObject], list[LeftOut]]:
     """The DICOM objects among ``paths``, and the files that are none."""
-    entries: list[Entry] = []
+    objects: list[DicomObject] = []
     left_out: list[LeftOut] = []
     for path in map(Path, paths):
-        if not is_dicom(path):
-            left_out.append(LeftOut(path, f"{path}: not a DICOM file.", damaged=False))
-            continue
-        try:
-            entry = _glance(path)
-        except VolumeError as error:
-            left_out.append(LeftOut(path, str(error), damaged=True))
-            continue
-        if entry is None:
-            left_out.append(LeftOut(path, f"{path}: a DICOMDIR, not an image.", damaged=False))
+        found = glance(path)
+        if isinstance(found, DicomObject):
+            objects.append(found)
         else:
-            entries.append(entry)
+            left_out.append(found)
     if left_out:
-        _LOG.info("%d of %d files are no DICOM objects and were left out", len(left_out), len(left_out) + len(entries))
-    return entries, left_out
+        _LOG.info("%d of %d files are no DICOM objects and were left out", len(left_out), len(left_out) + len(objects))
+    return objects, left_out
 
 
-def _glance(path: Path) -> Entry | None:
-    header = read_dicom(path, pixels=False, tags=_INDEX_TAGS)
-    sop_class = text(header, "SOPClassUID", path) or text(header.file_meta, "MediaStorageSOPClassUID", path)
+def glance(path: Path) -> DicomObject | LeftOut:
+    """What one file is."""
+    if not is_dicom(path):
+        return LeftOut(path, f"{path}: not a DICOM file.")
+    try:
+        return _glance(path)
+    except VolumeError as error:
+        return LeftOut(path, str(error), damaged=True)
+
+
+def _glance(path: Path) -> DicomObject | LeftOut:
+    header = read_dicom(path, pixels=False, tags=_TAGS)
+
+    def said(keyword: str) -> str:
+        return text(header, keyword, path)
+
+    sop_class = said("SOPClassUID") or text(header.file_meta, "MediaStorageSOPClassUID", path)
     if sop_class == _MEDIA_DIRECTORY:
-        return None
-    uid = text(header, "SeriesInstanceUID", path)
+        return LeftOut(path, f"{path}: a DICOMDIR, not an image.", directory=True)
+    uid, modality = said("SeriesInstanceUID"), said("Modality")
     image = value(header, "Rows", path) is not None
     if not sop_class or not (uid or image):
         raise VolumeError(f"{path}: the DICOM file lacks a SOP Class UID or Series Instance UID.")
-    modality = text(header, "Modality", path)
     not_image = _NOT_IMAGE_CLASSES.get(sop_class) or _NOT_IMAGES.get(modality)
     if not_image is None and not image:
         not_image = f"{UID(sop_class).name} without an image"
-    return Entry(path, uid, modality or "no modality", text(header, "SeriesDescription", path), not_image)
+    planes: tuple[Plane, ...] = ()
+    if not_image is None:
+        try:
+            planes = tuple(one.plane for one in slices_of(path, header))
+        except VolumeError:
+            planes = ()  # whoever wants the image is told what is wrong with it
+    return DicomObject(
+        path=path,
+        sop_class=sop_class,
+        instance=said("SOPInstanceUID") or text(header.file_meta, "MediaStorageSOPInstanceUID", path),
+        series=uid,
+        study=said("StudyInstanceUID"),
+        frame=said("FrameOfReferenceUID"),
+        modality=modality or "no modality",
+        description=said("SeriesDescription"),
+        image_type=said("ImageType"),
+        patient=said("PatientID"),
+        patient_name=said("PatientName"),
+        not_image=not_image,
+        planes=planes,
+    )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,12 +23,15 @@ from semiseg.volumes.dicom_geometry import (
     measure,
     require_regular,
 )
-from semiseg.volumes.dicom_index import Entry, LeftOut, look_at
+from semiseg.volumes.dicom_index import look_at
 from semiseg.volumes.dicom_regular import RegularGrid, regular_grid
 from semiseg.volumes.dicom_slices import Slice, differing, pixels_of, slices_of
 from semiseg.volumes.nifti import MAX_VOXEL_BYTES
 from semiseg.volumes.remark import Remark
+from semiseg.volumes.series_rules import FoundSeries, SeriesRule, Verdict, choose, series_among
 from semiseg.volumes.volume import Volume
+
+_ONLY = "scan"  # the channel's name where there is one
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +44,7 @@ class DicomSeries:
         study_uid: Study Instance UID.
         modality: such as "MR" or "CT".
         description: Series Description, "" if absent.
+        frame_of_reference: Frame of Reference UID, "" if absent.
         slices: where they lie and what their objects say, from the lowest along the normal to the highest.
         volume: array (X along rows, Y along columns, Z along the normal), affine to RAS+ mm. Rescale slope and
             intercept are applied: integers stay integers where slope and intercept are, else the values are float32.
@@ -52,6 +56,7 @@ class DicomSeries:
     study_uid: str
     modality: str
     description: str
+    frame_of_reference: str
     slices: tuple[Slice, ...]
     volume: Volume
     grid: RegularGrid | None = None
@@ -71,8 +76,10 @@ class DicomSeries:
         return slices if self.grid is None else self.grid.labels(slices)
 
 
-def read_series(paths: Sequence[Path], *, series_uid: str | None = None, strict: bool = False) -> DicomSeries:
-    """Read the one image series among ``paths``, or the one named.
+def read_series(
+    paths: Sequence[Path], *, series_uid: str | None = None, rule: SeriesRule | None = None, strict: bool = False
+) -> DicomSeries:
+    """Read the image series among ``paths`` that is meant.
 
     Slices are placed and sorted by Image Position and Image Orientation (Patient) alone; the order of the files does
     not matter. Objects that are not images (SEG, SR, RT) may lie beside the images and are left alone. A tilted
@@ -80,69 +87,59 @@ def read_series(paths: Sequence[Path], *, series_uid: str | None = None, strict:
 
     Args:
         paths: its files, in any order, among others.
-        series_uid: which series to take where the files hold several.
+        series_uid: which series to take, whatever the rule says besides the modality.
+        rule: what it has to be; by default no localiser and more than one slice.
         strict: refuse what would be corrected or left out.
 
     Raises:
-        VolumeError: no image series, several and none named, an unknown UID, slices that do not make one volume,
+        VolumeError: no image series, none or several that fit, an unknown UID, slices that do not make one volume,
             pixel data that cannot be decoded.
     """
-    entries, left_out = look_at(paths)
-    chosen = _choose(entries, left_out, series_uid)
-    name = _name(chosen[0])
+    named = {_ONLY: series_uid} if series_uid is not None else {}
+    series, _ = read_study(paths, {_ONLY: rule or SeriesRule()}, named=named, strict=strict)
+    return series[_ONLY]
+
+
+def read_study(
+    paths: Sequence[Path],
+    rules: Mapping[str, SeriesRule],
+    *,
+    named: Mapping[str, str] | None = None,
+    strict: bool = False,
+) -> tuple[dict[str, DicomSeries], tuple[Verdict, ...]]:
+    """Read a series for each channel; see :func:`read_series` and :func:`semiseg.volumes.series_rules.choose`.
+
+    Returns:
+        The series by channel, and what was decided of each image series among the files.
+    """
+    objects, left_out = look_at(paths)
+    if not objects:
+        if len(left_out) < 2:
+            raise VolumeError(left_out[0].sentence if left_out else "There are no files to read.")
+        raise VolumeError(f"None of the {len(left_out)} files is a DICOM image; the first: {left_out[0].sentence}")
     damaged = [one for one in left_out if one.damaged]
     if damaged and strict:
         raise VolumeError(f"{damaged[0].sentence} It may be a slice of the series.")
-    try:
-        series = _read([entry.path for entry in chosen], strict=strict)
-    except VolumeError as error:
-        raise VolumeError(f"{name}: {error}") from error
-    if damaged:
-        sentence = (
-            f"{len(damaged)} DICOM file(s) could not be read and were left out, for example {damaged[0].sentence}"
-        )
-        return replace(series, remarks=(Remark("damaged_files", sentence), *series.remarks))
-    return series
+    chosen, verdicts = choose(series_among(objects), rules, named)
+    out = {}
+    for channel, found in chosen.items():
+        series = _read_found(found, strict=strict)
+        if damaged:
+            sentence = f"{len(damaged)} damaged DICOM file(s) were left out; they may be slices of the series."
+            series = replace(series, remarks=(Remark("damaged_files", sentence), *series.remarks))
+        out[channel] = series
+    return out, verdicts
 
 
-def _choose(entries: list[Entry], left_out: list[LeftOut], series_uid: str | None) -> list[Entry]:
-    if not entries:
-        total = len(left_out)
-        if total < 2:
-            raise VolumeError(left_out[0].sentence if left_out else "There are no files to read.")
-        raise VolumeError(f"None of the {total} files is a DICOM image; the first: {left_out[0].sentence}")
-    series: dict[str, list[Entry]] = {}
-    for entry in entries:
-        series.setdefault(entry.series_uid, []).append(entry)
-    images = {uid: members for uid, members in series.items() if any(e.not_image is None for e in members)}
-    if series_uid is not None:
-        if series_uid not in series:
-            raise VolumeError(f"No series {series_uid} is among the files; there are: {_listed(series)}.")
-        images = {series_uid: series[series_uid]}
-    elif len(images) > 1:
-        raise VolumeError(f"The files hold {len(images)} image series; name one of them: {_listed(images)}.")
-    elif not images:
-        kinds = ", ".join(sorted({str(e.not_image) for e in entries}))
-        raise VolumeError(f"{entries[0].path}: no images among the DICOM files, only: {kinds}.")
-    (members,) = images.values()
-    others = [e for e in members if e.not_image is not None]
-    if len(others) == len(members):
-        raise VolumeError(f"{_name(members[0])} is no image but a {others[0].not_image}.")
+def _read_found(found: FoundSeries, *, strict: bool) -> DicomSeries:
+    others = len(found.objects) - len(found.images)
     if others:
-        raise VolumeError(f"{_name(members[0])} mixes images with {len(others)} {others[0].not_image} object(s).")
-    return members
-
-
-def _name(entry: Entry) -> str:
-    return f"Series {entry.series_uid or 'without UID'} ({entry.modality}, {entry.description or 'no description'})"
-
-
-def _listed(series: dict[str, list[Entry]]) -> str:
-    shown = [
-        f"{_name(members[0]).removeprefix('Series ')[:-1]}, {len(members)} files)"
-        for members in list(series.values())[:20]
-    ]
-    return "; ".join(shown) + ("" if len(series) <= 20 else f"; and {len(series) - 20} more")
+        kinds = ", ".join(sorted({str(one.not_image) for one in found.objects if one.not_image}))
+        raise VolumeError(f"{found.name} mixes images with {others} {kinds} object(s).")
+    try:
+        return _read([one.path for one in found.images], strict=strict)
+    except VolumeError as error:
+        raise VolumeError(f"{found.name}: {error}") from error
 
 
 def _read(chosen: list[Path], *, strict: bool) -> DicomSeries:
@@ -169,6 +166,7 @@ def _read(chosen: list[Path], *, strict: bool) -> DicomSeries:
         study_uid=text(first.header, "StudyInstanceUID", first.path),
         modality=text(first.header, "Modality", first.path),
         description=text(first.header, "SeriesDescription", first.path),
+        frame_of_reference=text(first.header, "FrameOfReferenceUID", first.path),
         slices=tuple(slices),
         volume=volume,
         grid=grid,

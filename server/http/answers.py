@@ -17,6 +17,7 @@ from semiseg.volumes.dicom_file import is_dicom
 from semiseg.volumes.nifti import is_nifti
 from semiseg.volumes.scan import Scan, open_scan
 from semiseg.volumes.unpack import is_zip
+from semiseg.volumes.wishes import Wishes
 from server.http.limits import Refusal
 from server.http.model import ServedModel
 from server.http.uploads import Upload
@@ -54,14 +55,13 @@ def answer_upload(
         SemisegError: the work failed for a reason that is not the caller's.
     """
     clock = time.perf_counter()
-    asked, strict = _kind_asked(upload, accept), _strict_asked(upload)
+    asked, wishes = _kind_asked(upload, accept), _wishes(upload)
     _require_scan(upload)
     try:
         scan = open_scan(
-            upload.files,
-            model.segmenter.manifest.channel_names,
-            series_uid=upload.fields.get("series") or None,
-            strict=strict,
+            upload.channels or upload.files,
+            model.segmenter.manifest.rules,
+            wishes,
             scratch=folder,
         )
         kind = _kind_for(asked, scan)
@@ -70,7 +70,7 @@ def answer_upload(
         clock = time.perf_counter()
         target = folder / FILE_NAMES[kind]
         report = Report.of(segmentation, model.identity, scan, windows=timing.windows, seconds=timing.seconds)
-        write_answer(target, kind, segmentation, report, series=scan.series, source=upload.files[0])
+        write_answer(target, kind, segmentation, report, series=scan.series, source=_source(upload, model))
         body = target.read_bytes()
         timing.add("writing", clock)
     except InputError as error:
@@ -104,11 +104,19 @@ def _kind_asked(upload: Upload, accept: str) -> str | None:
     return asked or _kind_accepted(accept)
 
 
-def _strict_asked(upload: Upload) -> bool:
-    asked = upload.fields.get("strict", "false")
-    if asked not in ("true", "false"):
-        raise Refusal(400, "The field `strict` is true or false.")
-    return asked == "true"
+def _source(upload: Upload, model: ServedModel) -> Path:
+    """The file whose grid is the answer's, if it is one file."""
+    first = model.segmenter.manifest.channel_names[0]
+    return (upload.channels.get(first) or upload.files)[0]
+
+
+def _wishes(upload: Upload) -> Wishes:
+    said = {name: upload.fields.get(name, "false") for name in ("strict", "aligned")}
+    for name, word in said.items():
+        if word not in ("true", "false"):
+            raise Refusal(400, f"The field `{name}` is true or false.")
+    series = upload.fields.get("series") or None
+    return Wishes(series, strict=said["strict"] == "true", aligned=said["aligned"] == "true")
 
 
 def _kind_for(asked: str | None, scan: Scan) -> Kind:

@@ -10,7 +10,7 @@ from semiseg.outputs.report import NOTICE, Report
 from server.http.answers import FILE_NAMES, MEDIA_TYPES
 from server.http.limits import MEGABYTE, Limits
 from server.http.schemas import ErrorAnswer
-from server.http.uploads import FILES_FIELD
+from server.http.uploads import CHANNEL_FIELDS, FILES_FIELD
 
 _REF = "#/components/schemas/{model}"
 
@@ -97,7 +97,10 @@ def _form(manifest: Manifest, limits: Limits) -> dict[str, Any]:
     files = "; ".join(f"`{kind}` is {FILE_NAMES[kind]} ({MEDIA_TYPES[kind]})" for kind in KINDS)
     return {
         "type": "object",
-        "required": [FILES_FIELD],
+        "oneOf": [
+            {"required": [FILES_FIELD]},
+            {"required": [CHANNEL_FIELDS + name for name in manifest.channel_names]},
+        ],
         "additionalProperties": False,
         "properties": {
             FILES_FIELD: {
@@ -106,8 +109,10 @@ def _form(manifest: Manifest, limits: Limits) -> dict[str, Any]:
                 "maxItems": limits.files,
                 "items": {"type": "string", "format": "binary"},
                 "description": f"The file or files of one scan, {limits.upload_bytes / MEGABYTE:g} MB in all at "
-                f"most. A model of several channels takes one 4D NIfTI file; this one takes {len(manifest.channels)}.",
+                f"most: one NIfTI file (4D for several channels), DICOM files or a zip of them, of which each channel "
+                "gets the one series that its rule lets through.",
             },
+            **{CHANNEL_FIELDS + name: _channel_field(name) for name in manifest.channel_names},
             "answer": {
                 "type": "string",
                 "enum": list(KINDS),
@@ -116,8 +121,16 @@ def _form(manifest: Manifest, limits: Limits) -> dict[str, Any]:
             },
             "series": {
                 "type": "string",
-                "maxLength": 64,
-                "description": "Series Instance UID of the series to segment, where the files hold several.",
+                "maxLength": 1024,
+                "description": "Series Instance UID of the series to segment, where the files hold several; for "
+                "several channels NAME=UID,NAME=UID.",
+            },
+            "aligned": {
+                "type": "string",
+                "enum": ["true", "false"],
+                "default": "false",
+                "description": "The channels lie in one space although they are on different grids and nothing in the "
+                "files says so (no common frame of reference): the others are resampled onto the first one's grid.",
             },
             "strict": {
                 "type": "string",
@@ -127,6 +140,15 @@ def _form(manifest: Manifest, limits: Limits) -> dict[str, Any]:
                 "gaps, missing slices), or of which files would be left out (copies, damaged ones).",
             },
         },
+    }
+
+
+def _channel_field(name: str) -> dict[str, Any]:
+    return {
+        "type": "array",
+        "items": {"type": "string", "format": "binary"},
+        "description": f"The file or files of channel {name} alone, in the place of `{FILES_FIELD}`; then every "
+        "channel comes so.",
     }
 
 

@@ -21,7 +21,8 @@ from starlette.requests import ClientDisconnect, Request
 from server.http.limits import MEGABYTE, Limits, Refusal
 
 FILES_FIELD = "scan"
-TEXT_FIELDS = ("answer", "series", "strict")
+CHANNEL_FIELDS = "channel:"  # and the channel's name
+TEXT_FIELDS = ("answer", "series", "strict", "aligned")
 TEXT_BYTES = 4096
 FLUSH_BYTES = MEGABYTE
 DRAIN_BYTES = 64 * MEGABYTE
@@ -30,9 +31,17 @@ DRAIN_SECONDS = 5.0
 
 @dataclass(frozen=True)
 class Upload:
-    """What a request brought: the files in their order, and the values of the text fields that were given."""
+    """What a request brought.
+
+    Attributes:
+        files: all of them, in their order.
+        channels: the same by channel, where they came under channels' names.
+        fields: the values of the text fields that were given.
+        received: bytes.
+    """
 
     files: tuple[Path, ...]
+    channels: dict[str, tuple[Path, ...]]
     fields: dict[str, str]
     received: int
 
@@ -122,7 +131,7 @@ async def receive_upload(request: Request, body: Body, folder: Path, limits: Lim
         raise Refusal(400, "The upload ended before its form was complete; send it again.")
     if not form.files:
         raise Refusal(400, f"The form has no file in its field `{FILES_FIELD}`.")
-    return Upload(tuple(form.files), form.texts(), body.received)
+    return Upload(tuple(form.files), form.by_channel(), form.texts(), body.received)
 
 
 @dataclass
@@ -132,6 +141,7 @@ class _Form:
     folder: Path
     limits: Limits
     files: list[Path] = field(default_factory=list)
+    parts: list[str] = field(default_factory=list)  # which field each file came in
     complete: bool = False
     pending_bytes: int = 0
     _pending: list[tuple[int, bytes]] = field(default_factory=list)
@@ -163,6 +173,22 @@ class _Form:
             return {name: value.decode("utf-8").strip() for name, value in self._values.items()}
         except UnicodeDecodeError as error:
             raise Refusal(400, "A text field of the form is not UTF-8.") from error
+
+    def by_channel(self) -> dict[str, tuple[Path, ...]]:
+        """The files of each channel; none where they came as one scan."""
+        if FILES_FIELD in self.parts:
+            if set(self.parts) != {FILES_FIELD}:
+                raise Refusal(
+                    400, f"Send the files in `{FILES_FIELD}` or each channel's in `{CHANNEL_FIELDS}NAME`, not both."
+                )
+            return {}
+        names = dict.fromkeys(part.removeprefix(CHANNEL_FIELDS) for part in self.parts)
+        return {
+            name: tuple(
+                file for file, part in zip(self.files, self.parts, strict=True) if part == CHANNEL_FIELDS + name
+            )
+            for name in names
+        }
 
     def flush(self) -> None:
         """Write what was collected, in order."""
@@ -196,19 +222,21 @@ class _Form:
         _, options = parse_options_header(self._disposition)
         self._part = options.get(b"name", b"").decode("utf-8", "replace")
         self._is_file = b"filename" in options or b"filename*" in options
-        if self._is_file and self._part == FILES_FIELD:
+        takes_files = self._part == FILES_FIELD or self._part.startswith(CHANNEL_FIELDS)
+        if self._is_file and takes_files:
             if len(self.files) >= self.limits.files:
                 raise Refusal(413, f"The upload has more than {self.limits.files} files; send a zip of one series.")
             self.files.append(self.folder / f"scan-{len(self.files) + 1:05d}")
+            self.parts.append(self._part)
             self._pending.append((len(self.files) - 1, b""))  # an empty file is a file too
         elif self._part in TEXT_FIELDS and not self._is_file:
             if self._part in self._values:
                 raise Refusal(400, f"The field `{self._part}` is given twice.")
             self._values[self._part] = bytearray()
-        elif self._part == FILES_FIELD:
-            raise Refusal(400, f"The field `{FILES_FIELD}` holds text; it takes files (with a filename).")
+        elif takes_files:
+            raise Refusal(400, f"The field `{self._part[:80]}` holds text; it takes files (with a filename).")
         else:
-            known = ", ".join(f"`{name}`" for name in (FILES_FIELD, *TEXT_FIELDS))
+            known = ", ".join(f"`{name}`" for name in (FILES_FIELD, CHANNEL_FIELDS + "NAME", *TEXT_FIELDS))
             raise Refusal(400, f"The form has a field or file this server does not know; it takes {known}.")
 
     def _part_data(self, data: bytes, start: int, end: int) -> None:

@@ -26,6 +26,7 @@ from semiseg.errors import InputError, SemisegError
 from semiseg.phantoms.write import write_dicom_series
 from semiseg.volumes.dicom_series import read_series
 from semiseg.volumes.volume import Volume
+from semiseg.volumes.wishes import Wishes
 from tests.bundles import expected, make_threshold_bundle, scan_array
 from tests.server.running import RunningServer, running
 
@@ -138,6 +139,19 @@ def test_what_was_corrected_is_printed_or_refused_when_strict(bundle, server, se
     assert not (tmp_path / "mask.nii.gz").exists()
 
 
+def test_channels_are_given_by_name(scan, tmp_path):
+    model = make_threshold_bundle(tmp_path / "two", channels=("T1", "FLAIR")).folder
+    asked = ("--channel", f"FLAIR={scan}", "--channel", f"T1={scan}", "--out", tmp_path / "mask.nii")
+    run = predict(model, *asked)
+    assert run.returncode == 0, run.stderr
+    assert_right_mask(tmp_path / "mask.nii")
+    assert "missing: FLAIR" in assert_one_sentence(predict(model, *asked[2:]), 2)
+    assert "Name a model and a scan: semiseg predict BUNDLE --out" in assert_one_sentence(
+        predict(model, scan, *asked), 2
+    )
+    assert "NAME=PATH" in assert_one_sentence(predict(model, "--channel", scan, "--out", tmp_path / "mask.nii"), 2)
+
+
 @pytest.mark.parametrize("who", ["bundle", "server"])
 def test_zip_of_dicom_files_gives_nifti_if_the_suffix_says_so(bundle, server, series, tmp_path, who):
     with zipfile.ZipFile(tmp_path / "study.zip", "w") as archive:
@@ -226,7 +240,7 @@ def test_client_answers_in_each_form(server, scan, series):
         assert answer.model["name"] == "threshold"
         assert set(answer.seconds) >= {"upload", "reading", "network", "writing"}
         with pytest.raises(InputError, match=r"1\.2\.3"):
-            client.segment(series, series="1.2.3")
+            client.segment(series, wishes=Wishes(series="1.2.3"))
 
 
 def test_client_tells_an_address_from_none():

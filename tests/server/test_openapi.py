@@ -168,8 +168,8 @@ def test_field_names_the_answer_before_the_accept_header(server):
 
 def test_fields_that_are_described_are_those_that_are_taken(server, document):
     form = document["paths"]["/segment"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
-    assert set(form["properties"]) == {"scan", "answer", "series", "strict"}
-    assert form["required"] == ["scan"]
+    assert set(form["properties"]) == {"scan", "channel:image", "answer", "series", "strict", "aligned"}
+    assert form["oneOf"] == [{"required": ["scan"]}, {"required": ["channel:image"]}]
     assert form["additionalProperties"] is False
     assert server.segment(nifti(), fields={"other": "1"}).status_code == 400
     assert "4 MB" in form["properties"]["scan"]["description"]

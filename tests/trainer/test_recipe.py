@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from semiseg.dataset import Dataset, load_dataset, make_split
 from semiseg.volumes.nifti import write_nifti
+from semiseg.volumes.series_rules import SeriesRule
 from tests.trainer.tiny import SEGFORMER, phantoms, plan_of, recipe_of
 from trainer.errors import RecipeError
 from trainer.plan import Plan, make_manifest, make_plan
@@ -143,6 +144,8 @@ def planned(dataset: Dataset, changes: dict[str, Any] | None = None, method: str
         ({"segments": {"heart": {"colour": [1, 2, 3]}}}, "segments: 'heart' is none of the segments"),
         ({"postprocessing": {"segments": {"heart": {}}}}, "postprocessing: 'heart' is none of the segments"),
         ({"preparation": {"intensity": [{}, {}]}}, "2 entries for 1 channels"),
+        ({"series": {"T1": {}}}, r"series: 'T1' is none of the channels \(MR\)"),
+        ({"series": {"MR": {"orientaton": "axial"}}}, "series.MR.orientaton"),
     ],
 )
 def test_a_recipe_that_does_not_suit_the_dataset_is_refused(
@@ -159,6 +162,17 @@ def test_segments_take_the_recipes_colours_and_codes(dataset: Dataset) -> None:
     assert liver.colour == (1, 2, 3)
     assert liver.type.value == "10200004"
     assert spleen.colour == dataset.segments[1].colour
+
+
+def test_the_model_says_which_series_it_takes(dataset: Dataset) -> None:
+    def rule(changes: dict[str, Any]) -> SeriesRule | None:
+        plan = planned(dataset, changes)
+        (channel,) = make_manifest(plan, plan.method).channels
+        return channel.series
+
+    assert rule({}) == SeriesRule(modality="MR"), "the channel's name is a modality"
+    wanted = {"orientation": "axial", "least_slices": 20, "description": ["*t1*"]}
+    assert rule({"series": {"MR": wanted}}) == SeriesRule(orientation="axial", least_slices=20, description=("*t1*",))
 
 
 @pytest.mark.parametrize(

@@ -23,9 +23,10 @@ from semiseg.phantoms.anatomy import make_phantom
 from semiseg.phantoms.write import write_dicom_series
 from semiseg.volumes import dicom_file
 from semiseg.volumes.dicom_geometry import affine_of, lps_to_ras, measure, plane_of, require_regular
-from semiseg.volumes.dicom_index import group_series
+from semiseg.volumes.dicom_index import look_at
 from semiseg.volumes.dicom_series import read_series
 from semiseg.volumes.nifti import read_nifti, write_nifti
+from semiseg.volumes.series_rules import series_among
 from semiseg.volumes.volume import Volume, reorient
 
 
@@ -149,14 +150,17 @@ def test_a_series_whose_uids_were_emptied_is_still_a_volume(files: list[Path]) -
 def test_groups_leave_out_what_is_not_dicom(files: list[Path], phantom: Volume, tmp_path: Path) -> None:
     other = write_dicom_series(tmp_path / "other", phantom, description="Other")
     (tmp_path / "notes.txt").write_text("not a scan " * 30)
-    groups = group_series([*other, tmp_path / "notes.txt", *files])
-    assert sorted(map(len, groups.values())) == [len(files), len(files)]
+    objects, left_out = look_at([*other, tmp_path / "notes.txt", *files])
+    assert sorted(len(series.images) for series in series_among(objects)) == [len(files), len(files)]
+    assert [(one.path.name, one.damaged) for one in left_out] == [("notes.txt", False)]
 
 
 def test_several_series_are_listed_and_one_can_be_named(files: list[Path], phantom: Volume, tmp_path: Path) -> None:
     other = write_dicom_series(tmp_path / "other", phantom, description="Other")
     uids = [str(pydicom.dcmread(f[0]).SeriesInstanceUID) for f in (files, other)]
-    with pytest.raises(VolumeError, match=r"2 image series.*MR, Phantom, 9 files.*MR, Other, 9 files") as caught:
+    with pytest.raises(
+        VolumeError, match=r"2 image series that fit.*MR, Phantom, 9 files.*MR, Other, 9 files"
+    ) as caught:
         read_series([*files, *other])
     assert all(uid in str(caught.value) for uid in uids)
     assert read_series([*files, *other], series_uid=uids[1]).description == "Other"
@@ -243,7 +247,7 @@ REFUSALS: dict[str, tuple[Callable[[list[Path]], list[Path]], str]] = {
     "differing rows": (only(3, put(Rows=11, Columns=52)), "differ in rows and columns"),
     "differing spacing": (only(3, put(PixelSpacing=[4.0, 3.0])), "differ in pixel spacing"),
     "two frames of reference": (only(3, put(FrameOfReferenceUID="1.2.3")), "2 frames of reference"),
-    "a single slice": (lambda files: files[:1], "single slice"),
+    "a single slice": (lambda files: files[:1], r"it has 1 slice\(s\) and not at least 2"),
     "colour": (only(5, recoloured), "a grey-value image is needed, but this one is RGB"),
     "missing position": (only(5, emptied("ImagePositionPatient")), "lacks ImagePositionPatient, so its place"),
     "missing orientation": (only(5, emptied("ImageOrientationPatient")), "lacks ImageOrientationPatient"),

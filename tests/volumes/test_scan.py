@@ -13,8 +13,10 @@ from semiseg.phantoms.anatomy import make_phantom
 from semiseg.phantoms.write import write_dicom_series
 from semiseg.volumes.nifti import write_nifti
 from semiseg.volumes.scan import open_scan
+from semiseg.volumes.series_rules import SeriesRule
 from semiseg.volumes.unpack import UnpackLimits
 from semiseg.volumes.volume import Volume, reorient
+from semiseg.volumes.wishes import Wishes
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +42,10 @@ def zipped(path: Path, files: list[Path]) -> Path:
     return path
 
 
+def rules(*names: str) -> dict[str, SeriesRule]:
+    return {name: SeriesRule() for name in names}
+
+
 def in_ras(volume: Volume) -> np.ndarray:
     return reorient(volume.array, volume.affine, "RAS")[0]
 
@@ -57,7 +63,7 @@ def test_every_form_of_a_scan_gives_the_same_volume(
     scratch = tmp_path / "scratch"
     scratch.mkdir()
     for name, paths in forms.items():
-        scan = open_scan(paths, ["MR"], scratch=scratch)
+        scan = open_scan(paths, rules("MR"), scratch=scratch)
         assert list(scan.channels) == ["MR"], name
         assert scan.grid is scan.channels["MR"]
         assert (scan.series is not None) == ("DICOM" in name), name
@@ -67,37 +73,42 @@ def test_every_form_of_a_scan_gives_the_same_volume(
 
 def test_names_do_not_matter(nifti: Path, series: list[Path], tmp_path: Path) -> None:
     nifti.rename(tmp_path / "upload-1.dcm")
-    assert open_scan(tmp_path / "upload-1.dcm", ["MR"]).series is None
+    assert open_scan(tmp_path / "upload-1.dcm", rules("MR")).series is None
     archive = zipped(tmp_path / "upload-2.nii", series)
-    assert open_scan(archive, ["MR"]).series is not None
+    assert open_scan(archive, rules("MR")).series is not None
 
 
 def test_other_files_beside_the_slices_are_ignored(series: list[Path]) -> None:
     folder = series[0].parent
     (folder / "README.txt").write_text("slices of a phantom " * 20)
     (folder / ".DS_Store").write_bytes(b"\0" * 200)
-    assert open_scan(folder, ["MR"]).grid.shape[2] == len(series)
+    assert open_scan(folder, rules("MR")).grid.shape[2] == len(series)
 
 
 def test_a_4d_file_gives_a_channel_per_name(image: Volume, tmp_path: Path) -> None:
     write_nifti(tmp_path / "two.nii", np.stack([image.array, image.array + 1], axis=-1), image.affine)
-    scan = open_scan(tmp_path / "two.nii", ["T1", "T2"])
+    scan = open_scan(tmp_path / "two.nii", rules("T1", "T2"))
     np.testing.assert_array_equal(scan.channels["T2"].array, image.array + 1)
 
 
 def test_a_dicom_series_cannot_be_two_channels_and_the_missing_one_is_named(series: list[Path]) -> None:
-    with pytest.raises(VolumeError, match=r"needs the channels T1, FLAIR.*missing: FLAIR\."):
-        open_scan(series, ["T1", "FLAIR"])
+    with pytest.raises(
+        VolumeError, match=r"takes the channels T1, FLAIR, each from a series of its own.* 1 image series"
+    ):
+        open_scan(series, rules("T1", "FLAIR"))
+    wanted = {"T1": SeriesRule(), "FLAIR": SeriesRule(description=("*flair*",))}
+    with pytest.raises(VolumeError, match=r"nothing fits FLAIR\.$"):
+        open_scan(series, wanted)
 
 
 def test_one_of_several_series_can_be_named(image: Volume, series: list[Path], tmp_path: Path) -> None:
     other = write_dicom_series(tmp_path / "other", image, description="Other")
     both = zipped(tmp_path / "both.zip", [*series, *other])
     with pytest.raises(VolumeError, match="2 image series"):
-        open_scan(both, ["MR"])
-    uid = open_scan(other, ["MR"]).series
+        open_scan(both, rules("MR"))
+    uid = open_scan(other, rules("MR")).series
     assert uid is not None
-    found = open_scan(both, ["MR"], series_uid=uid.uid).series
+    found = open_scan(both, rules("MR"), Wishes(series=uid.uid)).series
     assert found is not None
     assert found.description == "Other"
 
@@ -116,24 +127,24 @@ def test_what_is_no_scan_is_refused_with_a_sentence(nifti: Path, series: list[Pa
     ]
     for paths, sentence in cases:
         with pytest.raises(VolumeError, match=sentence):
-            open_scan(paths, ["MR"])
+            open_scan(paths, rules("MR"))
     with pytest.raises(VolumeError, match="no series UID can be asked of it"):
-        open_scan(nifti, ["MR"], series_uid="1.2.3")
+        open_scan(nifti, rules("MR"), Wishes(series="1.2.3"))
 
 
 def test_errors_about_a_zip_name_the_zip_and_not_the_scratch_folder(nifti: Path, tmp_path: Path) -> None:
     whole = nifti.read_bytes()
     nifti.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(VolumeError, match=r"^cut\.zip, member 00001: .*damaged or cut short") as caught:
-        open_scan(zipped(tmp_path / "cut.zip", [nifti]), ["MR"])
+        open_scan(zipped(tmp_path / "cut.zip", [nifti]), rules("MR"))
     assert "semiseg-" not in str(caught.value)
 
 
 def test_limits_hold_for_the_zip(series: list[Path], tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match="the limit is 3"):
-        open_scan(zipped(tmp_path / "a.zip", series), ["MR"], limits=UnpackLimits(members=3))
+        open_scan(zipped(tmp_path / "a.zip", series), rules("MR"), limits=UnpackLimits(members=3))
 
 
 def test_a_dangling_link_in_a_folder_does_no_harm(series: list[Path], tmp_path: Path) -> None:
     (series[0].parent / "dangling").symlink_to(tmp_path / "gone")
-    assert open_scan(series[0].parent, ["MR"]).grid.shape[2] == len(series)
+    assert open_scan(series[0].parent, rules("MR")).grid.shape[2] == len(series)

@@ -1,0 +1,281 @@
+"""Which series of a study is meant: the one named by its UID, or the only one that a declared rule lets through.
+
+Nothing is ever chosen among several that fit, and every series gets its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from typing import Annotated, Literal
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from semiseg.errors import VolumeError
+from semiseg.volumes.dicom_geometry import measure
+from semiseg.volumes.dicom_index import DicomObject
+
+Positive = Annotated[float, Field(gt=0)]
+Orientation = Literal["sagittal", "coronal", "axial"]
+_ORIENTATIONS: tuple[Orientation, ...] = ("sagittal", "coronal", "axial")  # by the axis of the patient that is sliced
+
+
+class SeriesRule(BaseModel):
+    """What a series has to be to serve a channel; what is not said does not matter.
+
+    Attributes:
+        modality: such as ``MR`` or ``CT`` (PS3.3 C.7.3.1.1.1).
+        description: patterns with ``*`` and ``?``, one of which its Series Description matches, whatever the case.
+        not_description: patterns none of which it matches.
+        orientation: the nearest plane of its slices.
+        slice_gap: smallest and largest distance of neighbouring slices, in mm (their median).
+        pixel_spacing: the same within a slice.
+        least_slices: as many slices or more.
+        not_image_type: values of Image Type (PS3.3 C.7.6.1.1.2) that rule a series out.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    modality: str | None = None
+    description: tuple[str, ...] = ()
+    not_description: tuple[str, ...] = ()
+    orientation: Orientation | None = None
+    slice_gap: tuple[Positive, Positive] | None = None
+    pixel_spacing: tuple[Positive, Positive] | None = None
+    least_slices: Annotated[int, Field(ge=2)] = 2
+    not_image_type: tuple[str, ...] = ("LOCALIZER",)
+
+    def against(self, series: FoundSeries) -> str:
+        """Why a series may not serve, as part of a sentence; "" if it may."""
+        if wrong := self.modality_against(series):
+            return wrong
+        if self.description and not _matches(series.description, self.description):
+            return f"its description '{series.description}' matches none of {', '.join(self.description)}"
+        if _matches(series.description, self.not_description):
+            return f"its description '{series.description}' is among those ruled out"
+        types = series.image_types & {name.upper() for name in self.not_image_type}
+        if types:
+            return f"its Image Type says {' and '.join(sorted(types))}"
+        if series.slices < self.least_slices:
+            return f"it has {series.slices} slice(s) and not at least {self.least_slices}"
+        return self._place_against(series)
+
+    def modality_against(self, series: FoundSeries) -> str:
+        """The same for the modality alone, which holds whoever chooses."""
+        if self.modality and series.modality.upper() != self.modality.upper():
+            return f"its modality is {series.modality} and not {self.modality}"
+        return ""
+
+    def _place_against(self, series: FoundSeries) -> str:
+        if self.orientation and series.orientation != self.orientation:
+            return f"its slices are {series.orientation or 'of several orientations'} and not {self.orientation}"
+        for words, name in (("slices lie", "slice_gap"), ("pixels lie", "pixel_spacing")):
+            limits, found = getattr(self, name), getattr(series, name)
+            if limits and not (found and limits[0] <= found <= limits[1]):
+                measured = f"{found:.3g} mm" if found else "nobody knows how far"
+                return f"its {words} {measured} apart and not {limits[0]:g} to {limits[1]:g} mm"
+        return ""
+
+
+@dataclass(frozen=True)
+class FoundSeries:
+    """The images of one series among some files, as their headers describe them; and what else claims its UID."""
+
+    uid: str
+    objects: tuple[DicomObject, ...]
+
+    @property
+    def modality(self) -> str:
+        """Its modality."""
+        return self.objects[0].modality
+
+    @property
+    def description(self) -> str:
+        """Series Description, "" if absent."""
+        return self.objects[0].description
+
+    @property
+    def images(self) -> tuple[DicomObject, ...]:
+        """Its image objects."""
+        return tuple(one for one in self.objects if one.not_image is None)
+
+    @property
+    def slices(self) -> int:
+        """Frames of its images, those included that do not say where they lie."""
+        return sum(max(1, len(one.planes)) for one in self.images)
+
+    @property
+    def image_types(self) -> frozenset[str]:
+        """Values of Image Type that all of its images have."""
+        values = [frozenset(_values(one.image_type)) for one in self.images]
+        return frozenset.intersection(*values) if values else frozenset()
+
+    @cached_property
+    def orientation(self) -> Orientation | None:
+        """The nearest plane of its slices; None where they are of several, or do not say."""
+        found = {
+            _ORIENTATIONS[int(np.abs(np.cross(plane.along_row, plane.along_column)).argmax())]
+            for one in self.images
+            for plane in one.planes
+        }
+        return found.pop() if len(found) == 1 else None
+
+    @cached_property
+    def slice_gap(self) -> float | None:
+        """Median distance of neighbouring slices in mm; None where they make no stack."""
+        planes = [plane for one in self.images for plane in one.planes]
+        if len(planes) < 2:
+            return None
+        try:
+            return float(np.median(measure(planes).gaps))
+        except VolumeError:
+            return None
+
+    @property
+    def pixel_spacing(self) -> float | None:
+        """The larger distance of pixels in mm; None where it is not said."""
+        spacings = [max(p.row_spacing, p.column_spacing) for one in self.images for p in one.planes]
+        return max(spacings, default=None)
+
+    @property
+    def name(self) -> str:
+        """For a sentence."""
+        return f"Series {self.uid or 'without UID'} ({self.modality}, {self.description or 'no description'})"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was decided of one series.
+
+    Attributes:
+        uid: Series Instance UID.
+        description: Series Description.
+        channel: which channel it serves; None where it serves none.
+        reason: why, as a sentence.
+    """
+
+    uid: str
+    description: str
+    channel: str | None
+    reason: str
+
+
+def series_among(objects: Sequence[DicomObject]) -> list[FoundSeries]:
+    """The series that some objects belong to, in the order in which they first occur."""
+    members: dict[str, list[DicomObject]] = {}
+    for one in objects:
+        members.setdefault(one.series, []).append(one)
+    return [FoundSeries(uid, tuple(found)) for uid, found in members.items()]
+
+
+def choose(
+    found: Sequence[FoundSeries], rules: Mapping[str, SeriesRule], named: Mapping[str, str] | None = None
+) -> tuple[dict[str, FoundSeries], tuple[Verdict, ...]]:
+    """A series for each channel.
+
+    Args:
+        found: the series of a study.
+        rules: for each channel, in order, what its series has to be.
+        named: Series Instance UIDs of channels for which a person has chosen; a rule's modality holds all the same.
+
+    Returns:
+        The series by channel, and what was decided of each image series.
+
+    Raises:
+        VolumeError: an unknown UID, no images at all, a channel that none or several series fit, or one series for
+            two channels; with the reason for each series.
+    """
+    named = named or {}
+    images = [one for one in found if one.images]
+    if not images:
+        kinds = ", ".join(sorted({str(one.not_image) for series in found for one in series.objects}))
+        raise VolumeError(f"{found[0].objects[0].path}: no images among the DICOM files, only: {kinds}.")
+    if len(images) < len(rules):
+        missing = [name for name, rule in rules.items() if all(rule.against(one) for one in images)]
+        told = f"; nothing fits {', '.join(missing)}" if missing else ""
+        raise VolumeError(
+            f"The model takes the channels {', '.join(rules)}, each from a series of its own, and the files hold "
+            f"{len(images)} image series ({_listed(images)}){told}."
+        )
+    chosen: dict[str, FoundSeries] = {}
+    reasons: dict[str, dict[str, str]] = {}
+    for channel, rule in rules.items():
+        of = f" for channel '{channel}'" if len(rules) > 1 else ""
+        if channel in named:
+            chosen[channel] = _named(named[channel], found, rule)
+            continue
+        against = {one.uid: rule.against(one) or _unusable(one, images) for one in images}
+        fitting = [one for one in images if not against[one.uid]]
+        if len(fitting) == 1:
+            chosen[channel] = fitting[0]
+            reasons[channel] = against
+            continue
+        if fitting:
+            raise VolumeError(
+                f"The files hold {len(fitting)} image series that fit{of}; name one of them: {_listed(fitting)}."
+            )
+        if len(images) == 1:
+            raise VolumeError(f"{images[0].name} does not fit{of}: {against[images[0].uid]}.")
+        told = "; ".join(f"{one.name}: {against[one.uid]}" for one in images[:20])
+        raise VolumeError(f"None of the {len(images)} image series fits{of}. {told}.")
+    uids = [one.uid for one in chosen.values()]
+    if len(set(uids)) < len(uids):
+        twice = next(one for one in chosen.values() if uids.count(one.uid) > 1)
+        names = ", ".join(f"'{channel}'" for channel, one in chosen.items() if one is twice)
+        raise VolumeError(f"{twice.name} fits the channels {names}; each needs a series of its own.")
+    return chosen, tuple(_verdict(one, images, chosen, named, reasons) for one in images)
+
+
+def _unusable(one: FoundSeries, images: Sequence[FoundSeries]) -> str:
+    """Why a series that a rule lets through cannot serve; of the only one there is the reader says more."""
+    if len(images) == 1 or any(image.planes for image in one.images):
+        return ""
+    return "none of its images is a grey-value image that says where it lies"
+
+
+def _named(uid: str, found: Sequence[FoundSeries], rule: SeriesRule) -> FoundSeries:
+    for one in found:
+        if one.uid == uid:
+            if not one.images:
+                raise VolumeError(f"{one.name} is no image but a {one.objects[0].not_image}.")
+            if wrong := rule.modality_against(one):
+                raise VolumeError(f"{one.name} does not fit: {wrong}.")
+            return one
+    raise VolumeError(f"No series {uid} is among the files; there are: {_listed(found)}.")
+
+
+def _verdict(
+    one: FoundSeries,
+    images: Sequence[FoundSeries],
+    chosen: Mapping[str, FoundSeries],
+    named: Mapping[str, str],
+    reasons: Mapping[str, Mapping[str, str]],
+) -> Verdict:
+    for channel, series in chosen.items():
+        if series is one:
+            if channel in named:
+                reason = "It was asked for by its UID."
+            elif len(images) == 1:
+                reason = "It is the only image series."
+            else:
+                reason = f"It is the only one of {len(images)} image series that fits."
+            return Verdict(one.uid, one.description, channel, reason)
+    told = {against[one.uid] for against in reasons.values() if against[one.uid]}
+    reason = f"Left out: {'; '.join(sorted(told))}." if told else "Left out: another series was asked for by its UID."
+    return Verdict(one.uid, one.description, None, reason)
+
+
+def _listed(series: Sequence[FoundSeries]) -> str:
+    shown = [f"{one.name.removeprefix('Series ')[:-1]}, {len(one.objects)} files)" for one in series[:20]]
+    return "; ".join(shown) + ("" if len(series) <= 20 else f"; and {len(series) - 20} more")
+
+
+def _matches(description: str, patterns: Sequence[str]) -> bool:
+    return any(fnmatchcase(description.casefold(), pattern.casefold()) for pattern in patterns)
+
+
+def _values(image_type: str) -> list[str]:
+    return [part.strip(" '\"").upper() for part in image_type.strip("[]").replace("\\", ",").split(",") if part.strip()]

@@ -1,0 +1,24 @@
+"""What a person says about a scan besides its files."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+Paths = Path | Sequence[Path]
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """Which series is meant, and what to refuse or to trust.
+
+    Attributes:
+        series: which DICOM series to take: a Series Instance UID, or ``NAME=UID,NAME=UID`` for several channels.
+        strict: refuse a series whose slices would have to be corrected, or files that would be left out.
+        aligned: the channels lie in one space although nothing in them says so.
+    """
+
+    series: str | None = None
+    strict: bool = False
+    aligned: bool = False
