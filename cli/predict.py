@@ -120,8 +120,8 @@ def _locally(model: Path, asked: Asked, settings: Settings, threads: int | None)
     scan = open_scan(asked.files, opened.manifest.rules, asked.wishes)
     kind = chosen_kind(kind_of_file(asked.out), scan.series)
     timing.add("reading", clock)
-    segmentation = opened.segmenter.segment(scan.channels, timing=timing)
-    report = Report.of(segmentation, opened.identity, scan, windows=timing.windows, seconds=timing.seconds)
+    segmentation, remarks = opened.segmenter.segment_with_remarks(scan.channels, timing=timing)
+    report = Report.of(segmentation, opened.identity, scan, remarks, windows=timing.windows, seconds=timing.seconds)
     clock = time.perf_counter()
     # The first channel's grid is the answer's.
     source = asked.scan or asked.channels[opened.manifest.channel_names[0]]

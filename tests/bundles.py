@@ -20,7 +20,7 @@ from semiseg.bundle.manifest import Channel, Manifest, Provenance
 from semiseg.bundle.postprocessing import Postprocessing
 from semiseg.bundle.preprocessing import Intensity, Preprocessing
 from semiseg.volumes.segmentation import Segment
-from semiseg.volumes.volume import Volume
+from semiseg.volumes.volume import Volume, reorient
 
 LOW, HIGH = 300.5, 600.5
 """Segment "low" lies strictly between the two, segment "high" above the second; integers never tie."""
@@ -168,5 +168,8 @@ def _append_failure(nodes: list[onnx.NodeProto], tensors: dict[str, NDArray[Any]
 
 
 def _fingerprint(channels: tuple[str, ...]) -> Fingerprint:
-    volume = Volume(scan_array((20, 20, 20)), np.eye(4))
-    return Fingerprint.collect([dict.fromkeys(channels, volume)], "RAS")
+    """Wide enough for the tests' scans to be familiar: from small voxels in a corner to large ones in every plane."""
+    small = Volume(scan_array((6, 6, 6)), np.diag([0.3, 0.3, 0.3, 1.0]))
+    large = Volume(scan_array((60, 60, 60)), np.diag([12.0, 12.0, 12.0, 1.0]))
+    planes = [Volume(*reorient(large.array, large.affine, codes)) for codes in ("RAS", "PIR", "LSA")]
+    return Fingerprint.collect([dict.fromkeys(channels, volume) for volume in (small, *planes)], "RAS")

@@ -48,7 +48,7 @@ from trainer.plan import Plan, Watch, make_manifest
 from trainer.preview import draw_preview
 from trainer.pseudo_labels import PseudoLabels
 from trainer.start import start_from
-from trainer.validation import mean_dice, segmenter_for, validate
+from trainer.validation import mean_dice, portray, segmenter_for, validate
 
 Report = Callable[[int, int, dict[str, Any]], None]
 LOG_EVERY = 10
@@ -380,7 +380,8 @@ class _Training:
         engine = TorchEngine(network, self.accelerator.device)
         if self.plan.split.validation:
             figures = validate(self.manifest, engine, self.plan)
-        self.manifest = self.manifest.model_copy(update={"validation": figures})
+        masks = portray(self.manifest, engine, self.plan)
+        self.manifest = self.manifest.model_copy(update={"validation": figures, "masks": masks})
         write_manifest(self.folder.manifest, self.manifest)
         draw_curve(self.folder, self.folder.path / "curve.png")
         draw_preview(self.manifest, engine, self.plan, self.folder.path / "preview.png")

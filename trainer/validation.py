@@ -1,18 +1,21 @@
-"""Dice on the validation scans, by the same segmenter that the hospital runs."""
+"""Dice on the validation scans, and what masks look like, by the same segmenter that the hospital runs."""
 
 from __future__ import annotations
 
 import math
 
 from semiseg.bundle.manifest import Figures, Manifest
+from semiseg.bundle.mask_fingerprint import MaskFingerprint, measures_of
 from semiseg.dataset import read_channels, read_reference
 from semiseg.engines.engine import Engine
 from semiseg.evaluation.metrics import overlap
+from semiseg.inference.doubt import Doubt
 from semiseg.inference.segmenter import Segmenter, Settings
 from semiseg.volumes.segmentation import from_reference
 from trainer.plan import Plan
 
 BATCH = 4  # windows per call of the network while training
+PORTRAYED = 30  # scans whose masks say what a mask is like
 
 
 def segmenter_for(manifest: Manifest, engine: Engine) -> Segmenter:
@@ -36,6 +39,18 @@ def validate(manifest: Manifest, engine: Engine, plan: Plan) -> Figures:
                 rows[segment.name].append(value)
     means = {name: sum(values) / len(values) if values else 0.0 for name, values in rows.items()}
     return Figures(scans=len(plan.split.validation), dice=means)
+
+
+def portray(manifest: Manifest, engine: Engine, plan: Plan) -> MaskFingerprint:
+    """What the model's masks of its training scans are like: the labelled ones, then as many others as it takes."""
+    segmenter = segmenter_for(manifest, engine)
+    others = plan.unlabelled[:: max(1, len(plan.unlabelled) // PORTRAYED)]
+    masks = []
+    for case_id in (*plan.split.labelled, *others)[:PORTRAYED]:
+        doubt = Doubt(len(plan.segments), manifest.activation)
+        channels = read_channels(plan.dataset.case(case_id), plan.dataset.channels)
+        masks.append(measures_of(segmenter.segment(channels, doubt=doubt), doubt.mean()))
+    return MaskFingerprint.of(masks)
 
 
 def mean_dice(figures: Figures) -> float:

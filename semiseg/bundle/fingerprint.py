@@ -32,8 +32,8 @@ class Range(BaseModel):
 class Fingerprint(BaseModel):
     """Ranges over all training scans, labelled and unlabelled.
 
-    ``shape`` in voxels and ``spacing`` in mm are along the axes of the preprocessing's orientation; ``intensity``
-    holds, per channel, the 0.5th, 50th and 99.5th percentile of each scan's raw values.
+    ``shape`` in voxels, ``spacing`` and ``extent`` (of the whole scan) in mm are along the axes of the preprocessing's
+    orientation; ``intensity`` holds, per channel, the 0.5th, 50th and 99.5th percentile of each scan's raw values.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,6 +41,7 @@ class Fingerprint(BaseModel):
     scans: int
     shape: Range
     spacing: Range
+    extent: Range | None = None
     orientations: dict[str, int]
     intensity: dict[str, Range]
 
@@ -49,26 +50,35 @@ class Fingerprint(BaseModel):
         """Collect over ``scans``, each given as its channels; one pass, one scan in memory at a time."""
         shapes: list[tuple[float, ...]] = []
         spacings: list[tuple[float, ...]] = []
+        extents: list[tuple[float, ...]] = []
         codes: dict[str, int] = {}
         intensity: dict[str, list[list[float]]] = {}
         for channels in scans:
             first = next(iter(channels.values()))
-            order = _axis_order(first.axcodes, orientation)
+            order = axis_order(first.axcodes, orientation)
             shapes.append(tuple(float(first.shape[a]) for a in order))
             spacings.append(tuple(first.spacing[a] for a in order))
+            extents.append(tuple(first.shape[a] * first.spacing[a] for a in order))
             codes[first.axcodes] = codes.get(first.axcodes, 0) + 1
             for name, volume in channels.items():
-                intensity.setdefault(name, []).append(np.percentile(volume.array, PERCENTILES).tolist())
+                intensity.setdefault(name, []).append(percentiles_of(volume))
         return cls(
             scans=len(shapes),
             shape=Range.of(shapes),
             spacing=Range.of(spacings),
+            extent=Range.of(extents),
             orientations=dict(sorted(codes.items())),
             intensity={name: Range.of(rows) for name, rows in intensity.items()},
         )
 
 
-def _axis_order(codes: str, orientation: str) -> list[int]:
+def percentiles_of(volume: Volume) -> list[float]:
+    """The three percentiles of a volume's raw values."""
+    found: list[float] = np.percentile(volume.array, PERCENTILES).tolist()
+    return found
+
+
+def axis_order(codes: str, orientation: str) -> list[int]:
     """Which axis of a grid with ``codes`` lies along each axis of ``orientation``, either way round."""
     pairs = {"R": "RL", "L": "RL", "A": "AP", "P": "AP", "S": "SI", "I": "SI"}
     kinds = [pairs[c] for c in codes]

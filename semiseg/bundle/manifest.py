@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from semiseg.bundle.fingerprint import Fingerprint
+from semiseg.bundle.mask_fingerprint import MaskFingerprint
 from semiseg.bundle.postprocessing import Postprocessing
 from semiseg.bundle.preprocessing import Preprocessing
 from semiseg.volumes.segmentation import Segment
@@ -98,6 +99,7 @@ class Manifest(_Document):
             With softmax the graph has one channel more than there are segments: channel 0 is the background.
         average: what is averaged over overlapping windows, logits or probabilities.
         patch: the size in voxels that the network was trained on.
+        fingerprint, masks: what the training scans, and the model's own masks of them, were like.
         window: the default sliding window; ``windows`` are the sizes allowed, all multiples of ``divisor``.
     """
 
@@ -117,6 +119,7 @@ class Manifest(_Document):
     overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
     blending: Literal["constant", "gaussian"] = "gaussian"
     fingerprint: Fingerprint
+    masks: MaskFingerprint | None = None
     provenance: Provenance
     validation: Figures | None = None
     parity: Parity | None = None

@@ -13,11 +13,15 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from semiseg.bundle.familiarity import unfamiliar
 from semiseg.bundle.manifest import Manifest
+from semiseg.bundle.mask_fingerprint import measures_of
 from semiseg.bundle.preprocessing import Prepared
 from semiseg.engines.engine import Activation, Engine, activated
 from semiseg.errors import Cancelled, EngineError, InputError
+from semiseg.inference.doubt import Doubt
 from semiseg.inference.windows import coverage_along, padding_for, starts_along, window_weights
+from semiseg.volumes.remark import Remark
 from semiseg.volumes.segmentation import Segmentation
 from semiseg.volumes.volume import Volume, voxel_ml
 
@@ -85,6 +89,7 @@ class Segmenter:
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         timing: Timing | None = None,
+        doubt: Doubt | None = None,
     ) -> Segmentation:
         """Segment one scan, given as its channels by name; the answer lies on the grid of the first channel.
 
@@ -93,6 +98,7 @@ class Segmenter:
             progress: called with (windows done, windows in all) after each batch.
             cancelled: asked between batches; when it answers True the pass stops.
             timing: filled with the seconds of each stage.
+            doubt: told how sure the network was.
 
         Raises:
             InputError: a channel is missing or unknown.
@@ -105,12 +111,37 @@ class Segmenter:
         clock = time.perf_counter()
         prepared = self.manifest.preprocessing.apply(ordered)
         clock = timing.add("preprocessing", clock)
-        labels = self.segment_prepared(prepared.array, progress=progress, cancelled=cancelled, timing=timing)
+        labels = self.segment_prepared(
+            prepared.array, progress=progress, cancelled=cancelled, timing=timing, doubt=doubt
+        )
         clock = time.perf_counter()
         cleaned = self._clean(labels, prepared)
         array = self.manifest.preprocessing.restore(cleaned, prepared.placement)
         timing.add("restoring", clock)
         return Segmentation(self.manifest.segments, array, prepared.placement.affine)
+
+    def segment_with_remarks(
+        self,
+        channels: Mapping[str, Volume],
+        *,
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        timing: Timing | None = None,
+    ) -> tuple[Segmentation, tuple[Remark, ...]]:
+        """See :meth:`segment`; and what sets the scan, and the mask, apart from those of training."""
+        timing = timing if timing is not None else Timing()
+        doubt = Doubt(len(self.manifest.segments), self.manifest.activation)
+        segmentation = self.segment(channels, progress=progress, cancelled=cancelled, timing=timing, doubt=doubt)
+        clock = time.perf_counter()
+        remarks = self.unfamiliar(channels)
+        if self.manifest.masks is not None:
+            remarks += self.manifest.masks.unlike(measures_of(segmentation, doubt.mean()))
+        timing.add("comparing", clock)
+        return segmentation, remarks
+
+    def unfamiliar(self, channels: Mapping[str, Volume]) -> tuple[Remark, ...]:
+        """What sets a scan apart from those that the model was trained on."""
+        return unfamiliar(self.manifest.fingerprint, channels, self.manifest.preprocessing.orientation)
 
     def segment_prepared(
         self,
@@ -119,6 +150,7 @@ class Segmenter:
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         timing: Timing | None = None,
+        doubt: Doubt | None = None,
     ) -> NDArray[np.uint8] | NDArray[np.bool_]:
         """Label map uint8 (X, Y, Z), or masks bool (K, X, Y, Z), of a preprocessed scan (C, X, Y, Z)."""
         timing = timing if timing is not None else Timing()
@@ -156,10 +188,13 @@ class Segmenter:
                     f"The network of {self.manifest.name} returned values that are not finite on this scan, so there "
                     "is no mask; try another device or precision, or train it anew."
                 )
+            over = [coverage[0][start:stop], coverage[1], coverage[2]]
+            if doubt is not None:
+                doubt.add(sums, over, logits=self.manifest.average == "logits")
             if exclusive:
                 out[start:stop] = values[sums.argmax(axis=0)]  # dividing by the coverage does not move the largest
             else:
-                out[:, start:stop] = self._regions(sums, [coverage[0][start:stop], coverage[1], coverage[2]])
+                out[:, start:stop] = self._regions(sums, over)
             timing.add("blending", clock)
         timing.windows += total
         x, y, z = (slice(before, before + n) for (before, _), n in zip(padding, shape, strict=True))

@@ -8,6 +8,7 @@ from typing import Literal, get_args
 
 import nibabel as nib
 import numpy as np
+import pydicom
 
 from semiseg.bundle.bundle import replace_file
 from semiseg.errors import InputError
@@ -78,13 +79,18 @@ def write_answer(
     elif kind == "seg":
         if series is None:
             raise InputError("A DICOM SEG needs the DICOM series it was drawn on.")
-        write_seg(path, segmentation_to_seg(segmentation, series, algorithm=algorithm_of(report.model)))
+        write_seg(path, _seg_of(segmentation, series, report))
     else:
         like = source if source is not None and source.is_file() and is_nifti(source) else None
         if like is not None and segmentation.exclusive and _has_fourth_axis(like):
             write_nifti(path, segmentation.array.astype(np.uint8)[..., np.newaxis], segmentation.affine, like=like)
         else:
             write_segmentation(path, segmentation, like=like)
+
+
+def _seg_of(segmentation: Segmentation, series: DicomSeries, report: Report) -> pydicom.Dataset:
+    remarks = [remark.text for remark in report.remarks]
+    return segmentation_to_seg(segmentation, series, algorithm=algorithm_of(report.model), remarks=remarks)
 
 
 def algorithm_of(model: ModelIdentity) -> Algorithm:

@@ -56,14 +56,19 @@ class Algorithm:
 
 
 def segmentation_to_seg(
-    segmentation: Segmentation, series: DicomSeries, *, algorithm: Algorithm, series_number: int = 900
+    segmentation: Segmentation,
+    series: DicomSeries,
+    *,
+    algorithm: Algorithm,
+    remarks: Sequence[str] = (),
+    series_number: int = 900,
 ) -> pydicom.Dataset:
     """Make a SEG of ``segmentation``, which lies on the grid of ``series``.
 
     Segment k of the SEG is the k-th of the segmentation, 1-based; overlapping segments stay overlapping. A segmentation
     without a single voxel is an answer too: it becomes a SEG whose frames are all empty. Patient and study are the
     source's; Modality is SEG; Series Description ends in RESEARCH USE ONLY. Of a series that was corrected each source
-    image gets the mask where it lies itself, and Image Comments say what was corrected.
+    image gets the mask where it lies itself. Image Comments hold the ``remarks``.
 
     Raises:
         VolumeError: the grids differ, or the source lacks what a SEG must refer to (UIDs, frame of reference).
@@ -106,7 +111,7 @@ def segmentation_to_seg(
         raise SemisegError(f"Series {series.uid}: no valid SEG can be made for it ({error}).") from error
     _fix_dimension_uid(seg, _uid(identity, "dimensions"))
     _repeat_patient_and_study(seg, series.instances[0])
-    seg.ImageComments = " ".join([f"{NOTICE}.", *(remark.text for remark in series.remarks)])[:_LT]
+    seg.ImageComments = " ".join([f"{NOTICE}.", *remarks])[:_LT]
     return seg
 
 

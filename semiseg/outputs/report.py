@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
 import numpy as np
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from semiseg.bundle.manifest import Manifest
 from semiseg.volumes.dicom_series import DicomSeries
+from semiseg.volumes.remark import Remark
 from semiseg.volumes.scan import Scan
 from semiseg.volumes.segmentation import Segmentation
 from semiseg.volumes.volume import axcodes_of, spacing_of
@@ -113,11 +114,12 @@ class Report(_Part):
         segmentation: Segmentation,
         model: ModelIdentity,
         scan: Scan,
+        remarks: Sequence[Remark],
         *,
         windows: int,
         seconds: Mapping[str, float],
     ) -> Report:
-        """Report on the ``segmentation`` of ``scan``."""
+        """Report on the ``segmentation`` of ``scan``; ``remarks`` are those of the segmenter."""
         affine = segmentation.affine
         ml = segmentation.millilitres()
         return cls(
@@ -134,7 +136,7 @@ class Report(_Part):
             ),
             series=_series(scan.series),
             selection=tuple(SeriesVerdict(**asdict(verdict)) for verdict in scan.verdicts),
-            remarks=tuple(RemarkReport(code=remark.code, text=remark.text) for remark in scan.remarks),
+            remarks=tuple(RemarkReport(code=remark.code, text=remark.text) for remark in (*scan.remarks, *remarks)),
             windows=windows,
             seconds={stage: round(value, 6) for stage, value in seconds.items()},
         )

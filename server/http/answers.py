@@ -66,10 +66,10 @@ def answer_upload(
         )
         kind = _kind_for(asked, scan)
         timing.add("reading", clock)
-        segmentation = model.segmenter.segment(scan.channels, cancelled=cancelled, timing=timing)
+        segmentation, remarks = model.segmenter.segment_with_remarks(scan.channels, cancelled=cancelled, timing=timing)
         clock = time.perf_counter()
         target = folder / FILE_NAMES[kind]
-        report = Report.of(segmentation, model.identity, scan, windows=timing.windows, seconds=timing.seconds)
+        report = Report.of(segmentation, model.identity, scan, remarks, windows=timing.windows, seconds=timing.seconds)
         write_answer(target, kind, segmentation, report, series=scan.series, source=_source(upload, model))
         body = target.read_bytes()
         timing.add("writing", clock)

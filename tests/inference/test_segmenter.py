@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from semiseg.bundle.manifest import Manifest
+from semiseg.bundle.mask_fingerprint import MaskFingerprint, measures_of
 from semiseg.bundle.postprocessing import Postprocessing, SegmentCleaning
 from semiseg.engines.onnx import OnnxEngine
 from semiseg.errors import Cancelled, EngineError, InputError
+from semiseg.inference.doubt import Doubt
 from semiseg.inference.segmenter import Segmenter, Settings, Timing
 from semiseg.volumes.segmentation import Segment
 from semiseg.volumes.volume import Volume
@@ -295,3 +297,26 @@ def test_the_seconds_of_every_stage_are_told(thresholds: dict[str, Segmenter]) -
     thresholds["softmax"].segment({"image": Volume(scan_array((9, 9, 9)), np.eye(4))}, timing=timing)
     assert list(timing.seconds) == ["preprocessing", "windows", "network", "blending", "restoring"]
     assert timing.windows == 8
+
+
+# --- what is told of the scan and of its mask ------------------------------------------------------------------------
+
+
+def test_a_scan_and_a_mask_unlike_those_of_training_are_told(tmp_path: Path) -> None:
+    bundle = make_threshold_bundle(tmp_path / "bundle")
+    engine = OnnxEngine(bundle.model, threads=1)
+    usual = {"image": Volume(scan_array((20, 18, 16)), np.eye(4))}
+    segmenter = Segmenter(bundle.manifest, engine)
+    doubt = Doubt(2, "softmax")
+    masks = MaskFingerprint.of([measures_of(segmenter.segment(usual, doubt=doubt), doubt.mean())])
+    segmenter = Segmenter(bundle.manifest.model_copy(update={"masks": masks}), engine)
+    segmentation, remarks = segmenter.segment_with_remarks(usual)
+    np.testing.assert_array_equal(segmentation.array, segmenter.segment(usual).array)
+    assert remarks == ()
+    dark = {"image": Volume((scan_array((20, 18, 16)) // 20 + 1).astype(np.int16), np.diag([1.0, 1.0, 40.0, 1.0]))}
+    timing = Timing()
+    _, remarks = segmenter.segment_with_remarks(dark, timing=timing)
+    codes = [remark.code for remark in remarks]
+    assert codes == ["unfamiliar_spacing", "unfamiliar_intensity", "unlike_volume", "unlike_volume"]
+    assert "No low was found" in remarks[2].text and "No high was found" in remarks[3].text
+    assert "comparing" in timing.seconds

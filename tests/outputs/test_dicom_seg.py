@@ -222,7 +222,8 @@ def test_each_image_of_a_tilted_series_gets_the_mask_of_its_own_place(
     ball = (np.linalg.norm(places - centre, axis=-1) < radius).astype(np.uint8)
     segmentation = Segmentation((SEGMENTS[0],), ball, series.volume.affine)
     path = tmp_path / "seg.dcm"
-    write_seg(path, segmentation_to_seg(segmentation, series, algorithm=ALGORITHM))
+    remarks = [remark.text for remark in series.remarks]
+    write_seg(path, segmentation_to_seg(segmentation, series, algorithm=ALGORITHM, remarks=remarks))
     assert_valid(needs_program("dciodvfy"), path)
     seg = hd.seg.segread(path)
     assert "(gantry tilt)" in seg.ImageComments

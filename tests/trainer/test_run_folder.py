@@ -30,6 +30,7 @@ from trainer.engine import open_run, trained_network
 from trainer.errors import RecipeError, RunError
 from trainer.log import RunLog
 from trainer.loop import train
+from trainer.validation import PORTRAYED
 
 METHODS = ("supervised", "mean_teacher", "mn")
 
@@ -75,6 +76,17 @@ def test_a_finished_run_opens_as_a_manifest_and_a_network(finished: Path) -> Non
     _, engine = open_run(finished, "cpu")
     window = np.zeros((1, 1, *manifest.window), np.float32)
     assert engine.logits(engine.run(window)).shape == (1, manifest.outputs, *manifest.window)
+
+
+def test_a_run_remembers_what_its_masks_of_the_training_scans_were_like(dataset: Dataset, finished: Path) -> None:
+    manifest = read_manifest(finished / "run.json")
+    assert manifest.masks is not None
+    origin = manifest.provenance
+    assert manifest.masks.scans == origin.labelled + origin.unlabelled <= PORTRAYED
+    assert set(manifest.masks.segments) <= {segment.name for segment in manifest.segments}
+    assert manifest.masks.segments, "some segment is found in some scan"
+    for seen in manifest.masks.segments.values():
+        assert 0 < seen.minimum[0] <= seen.maximum[0] and seen.minimum[1] >= 1 and 0 < seen.maximum[2] <= 1
 
 
 def test_only_the_students_tensors_are_kept(finished: Path) -> None:

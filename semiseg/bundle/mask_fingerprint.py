@@ -1,0 +1,99 @@
+"""What the model's masks of its training scans were like, so that a mask of another kind is shown to a person."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+from scipy import ndimage
+
+from semiseg.bundle.fingerprint import Range
+from semiseg.volumes.remark import Remark
+from semiseg.volumes.segmentation import Segmentation
+
+VOLUME_FACTOR = 1.5
+"""A segment may be this many times smaller or larger than the smallest and largest one seen."""
+MORE_PIECES = 2
+"""It may fall into this many times as many pieces as the most seen, and one."""
+ENTROPY_FACTOR = 1.5
+"""The network may be this many times as unsure of it as it ever was."""
+
+Measures = tuple[float, float, float]
+
+
+class MaskFingerprint(BaseModel):
+    """Ranges over the masks of ``scans`` training scans.
+
+    ``segments`` holds, for each segment that was found in any of them, the ranges of its volume in ml, of its number of
+    26-connected pieces, and of the mean entropy of its voxels (0..1), over the scans in which it was found; ``always``
+    names those that were found in every one.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    scans: int
+    segments: dict[str, Range]
+    always: tuple[str, ...]
+
+    @classmethod
+    def of(cls, masks: Sequence[Mapping[str, Measures]]) -> MaskFingerprint:
+        """Over the measures of each scan's mask."""
+        rows: dict[str, list[Measures]] = {}
+        for measures in masks:
+            for name, row in measures.items():
+                if row[0] > 0:
+                    rows.setdefault(name, []).append(row)
+        return cls(
+            scans=len(masks),
+            segments={name: Range.of(found) for name, found in rows.items()},
+            always=tuple(name for name, found in rows.items() if len(found) == len(masks)),
+        )
+
+    def unlike(self, measures: Mapping[str, Measures]) -> tuple[Remark, ...]:
+        """What sets a mask apart from all of these."""
+        return tuple(remark for name, row in measures.items() for remark in self._of_segment(name, row))
+
+    def _of_segment(self, name: str, row: Measures) -> list[Remark]:
+        seen = self.segments.get(name)
+        if seen is None:
+            if not row[0]:
+                return []
+            return [_flag("unlike_volume", f"{name} was found, and in none of the {self.scans} training scans.")]
+        if not row[0]:
+            if name not in self.always:
+                return []
+            low, high = seen.minimum[0], seen.maximum[0]
+            return [
+                _flag("unlike_volume", f"No {name} was found; in the training scans it had {low:.3g} to {high:.3g} ml.")
+            ]
+        out = []
+        (low, _, _), (high, most, doubt) = seen.minimum, seen.maximum
+        if not low / VOLUME_FACTOR <= row[0] <= high * VOLUME_FACTOR:
+            text = f"{name} has {row[0]:.3g} ml; in the training scans it had {low:.3g} to {high:.3g} ml."
+            out.append(_flag("unlike_volume", text))
+        if row[1] > MORE_PIECES * most + 1:
+            text = f"{name} is in {row[1]:.0f} pieces; in the training scans it was in {most:.0f} at most."
+            out.append(_flag("unlike_pieces", text))
+        if row[2] > ENTROPY_FACTOR * doubt:
+            text = f"The network is unsure of {name} (entropy {row[2]:.2f}; in the training scans {doubt:.2f} at most)."
+            out.append(_flag("unlike_entropy", text))
+        return out
+
+
+def measures_of(segmentation: Segmentation, entropy: NDArray[np.float64]) -> dict[str, Measures]:
+    """Volume in ml, number of pieces and mean entropy of each segment, by name; the entropy is 0 where it is empty."""
+    millilitres = segmentation.millilitres()
+    out = {}
+    for k, segment in enumerate(segmentation.segments):
+        mask = segmentation.mask(k)
+        pieces = ndimage.label(mask, np.ones((3, 3, 3)))[1] if mask.any() else 0
+        doubt = float(entropy[k])
+        out[segment.name] = (millilitres[segment.name], float(pieces), 0.0 if math.isnan(doubt) else doubt)
+    return out
+
+
+def _flag(code: str, text: str) -> Remark:
+    return Remark(code, f"{text} Have a person look at it.")

@@ -1,0 +1,71 @@
+"""How sure the network was of a mask: the mean entropy of its probabilities in each segment."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semiseg.engines.engine import Activation, activated
+
+
+class Doubt:
+    """Gathers, plane by plane, the entropy of the probabilities at the voxels of each segment.
+
+    For exclusive segments it is that over all classes, for regions that of being inside; both over the largest
+    possible, so that 0 is certain and 1 is a guess.
+    """
+
+    def __init__(self, segments: int, activation: Activation) -> None:
+        """For the masks of ``segments`` segments."""
+        self._activation = activation
+        self._sums = np.zeros(segments)
+        self._counts = np.zeros(segments, dtype=np.int64)
+
+    def add(self, sums: NDArray[np.float32], coverage: Sequence[NDArray[np.float32]], *, logits: bool) -> None:
+        """Count finished planes.
+
+        Args:
+            sums: (C, planes, Y, Z): blended windows.
+            coverage: what their weights sum to along the three axes.
+            logits: whether logits were blended; else probabilities.
+        """
+        exclusive = self._activation == "softmax"
+        if exclusive:
+            found = sums.argmax(axis=0)
+            where = np.nonzero(found)
+            self._add(found[where] - 1, *self._probabilities(sums, coverage, where, logits=logits))
+            return
+        cx, cy, cz = coverage
+        p = sums / (cx[:, None, None] * cy[None, :, None] * cz)
+        p = activated(p, "sigmoid") if logits else p
+        for k, mask in enumerate(p >= 0.5):
+            inside = p[k][mask]
+            self._add(np.full(inside.size, k), inside, 1.0 - inside)
+
+    def mean(self) -> NDArray[np.float64]:
+        """For each segment, NaN where it has no voxel."""
+        with np.errstate(invalid="ignore"):
+            return np.asarray(self._sums / self._counts)
+
+    def _probabilities(
+        self,
+        sums: NDArray[np.float32],
+        coverage: Sequence[NDArray[np.float32]],
+        where: tuple[NDArray[np.intp], ...],
+        *,
+        logits: bool,
+    ) -> NDArray[np.float32]:
+        """(C, N) at some voxels."""
+        x, y, z = where
+        cx, cy, cz = coverage
+        mean = sums[:, x, y, z] / (cx[x] * cy[y] * cz[z])
+        return activated(mean, "softmax") if logits else np.asarray(mean / mean.sum(axis=0))
+
+    def _add(self, segment: NDArray[np.intp], *probabilities: NDArray[np.float32]) -> None:
+        p = np.clip(np.stack(probabilities), 1e-7, 1.0)
+        entropy = -(p * np.log(p)).sum(axis=0) / np.log(len(p))
+        count = len(self._sums)
+        self._sums += np.bincount(segment, weights=entropy, minlength=count)
+        self._counts += np.bincount(segment, minlength=count)

@@ -1,0 +1,55 @@
+"""The entropy of a mask, against the definition, however the windows were blended."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from semiseg.inference.doubt import Doubt
+
+SHAPE = (4, 5, 6)
+
+
+def coverage(seed: int = 3) -> list[np.ndarray]:
+    return [np.random.default_rng(seed + k).uniform(0.5, 4, n).astype(np.float32) for k, n in enumerate(SHAPE)]
+
+
+def weight() -> np.ndarray:
+    x, y, z = coverage()
+    return x[:, None, None] * y[None, :, None] * z
+
+
+@pytest.mark.parametrize("logits", [True, False])
+def test_exclusive_segments(logits: bool) -> None:
+    values = np.random.default_rng(0).normal(0, 2, (3, *SHAPE)).astype(np.float32)
+    p = np.exp(values) / np.exp(values).sum(axis=0)
+    doubt = Doubt(2, "softmax")
+    sums = (values if logits else p) * weight()
+    for x in range(SHAPE[0]):  # plane by plane
+        doubt.add(sums[:, x : x + 1], [coverage()[0][x : x + 1], *coverage()[1:]], logits=logits)
+    entropy = -(p * np.log(p)).sum(axis=0) / np.log(3)
+    found = p.argmax(axis=0)
+    np.testing.assert_allclose(doubt.mean(), [entropy[found == k].mean() for k in (1, 2)], rtol=1e-4)
+
+
+@pytest.mark.parametrize("logits", [True, False])
+def test_regions(logits: bool) -> None:
+    values = np.random.default_rng(1).normal(0, 2, (2, *SHAPE)).astype(np.float32)
+    p = 1 / (1 + np.exp(-values))
+    doubt = Doubt(2, "sigmoid")
+    doubt.add((values if logits else p) * weight(), coverage(), logits=logits)
+    entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
+    np.testing.assert_allclose(doubt.mean(), [entropy[k][p[k] >= 0.5].mean() for k in (0, 1)], rtol=1e-4)
+
+
+def test_a_guess_is_one_certainty_is_nought_and_nothing_is_nothing() -> None:
+    ones = [np.ones(n, np.float32) for n in SHAPE]
+    doubt = Doubt(3, "softmax")
+    sure = np.zeros((4, *SHAPE), np.float32)
+    sure[1, :2] = 50
+    sure[2, 2:] = 1e-6
+    doubt.add(sure, ones, logits=True)
+    certain, guess, nothing = doubt.mean()
+    assert certain == pytest.approx(0, abs=1e-4)
+    assert guess == pytest.approx(1, abs=1e-4)
+    assert np.isnan(nothing)
