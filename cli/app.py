@@ -15,6 +15,7 @@ from semiseg.errors import SemisegError
 # server; the file cli/<command>.py is imported when its command is called. Its `app` is a typer.Typer.
 COMMANDS = {
     "demo": "Make scans, train, export, serve and segment them: the whole line in a few minutes.",
+    "inspect": "What is in a folder or file, series by series, and what would be done with it.",
     "collect": "Make a dataset of DICOM series and their outlines, or of an nnU-Net folder.",
     "data": "Look at a dataset before training on it.",
     "train": "Train on a few labelled and many unlabelled scans.",

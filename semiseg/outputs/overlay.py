@@ -47,6 +47,7 @@ _PLANES = (
     _Plane(1, 0, 2, "R", "L", "S", "I", "coronal"),
     _Plane(0, 1, 2, "A", "P", "S", "I", "sagittal"),
 )
+_ACROSS = {"R": 0, "L": 0, "A": 1, "P": 1, "S": 2, "I": 2}
 
 
 def contact_sheet(
@@ -93,6 +94,34 @@ def contact_sheet(
     for k, picture in zip(places, rows[0][1], strict=True):
         _letters(picture, plane, f"{k + 1}/{array.shape[plane.across]}")
     sheet = _assemble(rows, segments, caption, plane)
+    with atomic_file(Path(path)) as file:
+        sheet.save(file, format="PNG")
+
+
+def series_sheet(path: Path, series: Sequence[tuple[str, Volume]], caption: str, *, columns: int = 6) -> None:
+    """Write a PNG: a row of slices of each of several volumes, across its third axis, turned as in radiology.
+
+    Args:
+        path: the file, ending in .png.
+        series: (title, volume) of each row.
+        caption: a sentence or two below the pictures.
+        columns: how many slices of each.
+    """
+    rows = []
+    for title, volume in series:
+        array, affine = reorient(volume.array, volume.affine, "RAS")
+        spacing = np.linalg.norm(affine[:3, :3], axis=0)
+        plane = next(p for p in _PLANES if _ACROSS[volume.axcodes[2]] == p.across)
+        grey, size = _windowed(array), _tile_size(array.shape, spacing, plane)
+        tiles = []
+        for k in _slices(array.shape[plane.across], plane, [], columns):
+            picture = _picture(grey, plane, k, size)
+            _letters(picture, plane, f"{k + 1}/{array.shape[plane.across]}")
+            tile = Image.new("RGB", (_TILE, _TILE), _PAPER)  # rows of other proportions stay in line
+            tile.paste(picture, ((_TILE - size[0]) // 2, (_TILE - size[1]) // 2))
+            tiles.append(tile)
+        rows.append((title, tiles))
+    sheet = _assemble(rows, (), caption, None)
     with atomic_file(Path(path)) as file:
         sheet.save(file, format="PNG")
 
@@ -175,7 +204,7 @@ def _letters(picture: Image.Image, plane: _Plane, number: str) -> None:
 
 
 def _assemble(
-    rows: Sequence[tuple[str, list[Image.Image]]], segments: Sequence[Segment], caption: str, plane: _Plane
+    rows: Sequence[tuple[str, list[Image.Image]]], segments: Sequence[Segment], caption: str, plane: _Plane | None
 ) -> Image.Image:
     tile_width, tile_height = rows[0][1][0].size
     count = max(len(pictures) for _, pictures in rows)
@@ -200,7 +229,8 @@ def _assemble(
     for line in lines:
         draw.text((_LEFT, y), line, font=_font(15), fill=_INK)
         y += 22
-    note = f"{plane.name} slices, radiological view: {_WORDS[plane.left]} on the left. Research use only."
+    what = f"{plane.name} slices, radiological view: {_WORDS[plane.left]} on the left. " if plane else ""
+    note = f"{what}Research use only."
     draw.text((_LEFT, y), note, font=_font(13), fill=_FAINT)
     return sheet
 

@@ -116,6 +116,33 @@ def glance(path: Path) -> DicomObject | LeftOut:
         return LeftOut(path, str(error), damaged=True)
 
 
+def files_of_directory(path: Path) -> list[Path]:
+    """The files that a DICOMDIR lists (PS3.3 F.3) and that are there, below its own folder.
+
+    Raises:
+        VolumeError: it cannot be read, or none of its files is there.
+    """
+    records = read_dicom(path, pixels=False).get("DirectoryRecordSequence") or []
+    base = path.parent.resolve()
+    listed = []
+    for record in records:
+        parts = value(record, "ReferencedFileID", path)
+        if parts is not None:
+            listed.append(base.joinpath(*([parts] if isinstance(parts, str) else map(str, parts))).resolve())
+    found = [file for file in listed if file.is_relative_to(base) and file.is_file()]
+    if not found:
+        raise VolumeError(
+            f"{path}: a DICOMDIR, whose {len(listed)} listed file(s) are not there; send the files themselves."
+        )
+    return found
+
+
+def is_directory(path: Path) -> bool:
+    """Whether a file is a DICOMDIR."""
+    found = glance(path)
+    return isinstance(found, LeftOut) and found.directory
+
+
 def _glance(path: Path) -> DicomObject | LeftOut:
     header = read_dicom(path, pixels=False, tags=_TAGS)
 

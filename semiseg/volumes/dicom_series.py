@@ -123,7 +123,7 @@ def read_study(
     chosen, verdicts = choose(series_among(objects), rules, named)
     out = {}
     for channel, found in chosen.items():
-        series = _read_found(found, strict=strict)
+        series = read_found(found, strict=strict)
         if damaged:
             sentence = f"{len(damaged)} damaged DICOM file(s) were left out; they may be slices of the series."
             series = replace(series, remarks=(Remark("damaged_files", sentence), *series.remarks))
@@ -131,7 +131,8 @@ def read_study(
     return out, verdicts
 
 
-def _read_found(found: FoundSeries, *, strict: bool) -> DicomSeries:
+def read_found(found: FoundSeries, *, strict: bool = False) -> DicomSeries:
+    """Read a series that was found among some files; see :func:`read_series`."""
     others = len(found.objects) - len(found.images)
     if others:
         kinds = ", ".join(sorted({str(one.not_image) for one in found.objects if one.not_image}))

@@ -6,14 +6,15 @@ The command line and the HTTP server both open scans here, so that they accept a
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from semiseg.errors import VolumeError
 from semiseg.volumes.alignment import align
 from semiseg.volumes.dicom_file import is_dicom
+from semiseg.volumes.dicom_index import files_of_directory, is_directory
 from semiseg.volumes.dicom_series import DicomSeries, read_study
 from semiseg.volumes.nifti import is_nifti, read_nifti_channels
 from semiseg.volumes.remark import Remark
@@ -137,6 +138,20 @@ class _Door:
         )
 
 
+@contextmanager
+def files_in(path: Path) -> Iterator[list[Path]]:
+    """The files of a folder, of a zip (unpacked while they are looked at), or of a DICOMDIR; or the file itself.
+
+    Raises:
+        VolumeError: there is no such file or folder, or the archive is refused.
+    """
+    if path.is_file() and is_zip(path):
+        with tempfile.TemporaryDirectory(prefix="semiseg-") as folder:
+            yield unpack_zip(path, Path(folder), UnpackLimits())
+    else:
+        yield _files([path])
+
+
 def _together(scans: dict[str, Scan], wishes: Wishes, verdicts: tuple[Verdict, ...] = ()) -> Scan:
     """Channels that were read apart, as one scan on the grid of the first."""
     frames = {name: scan.series.frame_of_reference if scan.series else "" for name, scan in scans.items()}
@@ -178,7 +193,9 @@ def _files(given: list[Path]) -> list[Path]:
         if path.is_dir():
             files += sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
         elif path.is_file():
-            files.append(path)
+            # Asked for by itself, the directory of a medium stands for what it lists.
+            listed = len(given) == 1 and is_dicom(path) and is_directory(path)
+            files += files_of_directory(path) if listed else [path]
         else:
             raise VolumeError(f"{path}: there is no such file or folder.")
     return files
