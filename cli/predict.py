@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from rich.table import Table
 from semiseg.errors import InputError
 from semiseg.inference.segmenter import Settings
 from semiseg.volumes.wishes import Wishes
+
+if TYPE_CHECKING:
+    from semiseg.outputs.answer import Kind
 
 app = typer.Typer(add_completion=False)
 
@@ -36,6 +39,9 @@ def predict(
     channel: Annotated[
         list[str] | None, typer.Option(help="NAME=PATH: where a channel is; once for each, in the place of SCAN.")
     ] = None,
+    answer: Annotated[
+        str | None, typer.Option(help="nifti, seg, rtstruct or json; by default what the suffix of --out says.")
+    ] = None,
     series: Annotated[
         str | None,
         typer.Option(help="Series Instance UID, where the files hold several series; NAME=UID,... for channels."),
@@ -55,7 +61,7 @@ def predict(
     from cli.models import parse_window
     from semiseg.outputs.answer import kind_of_file
 
-    kind_of_file(out)
+    kind = kind_of_file(out, answer)
     if not out.parent.is_dir():
         raise InputError(f"There is no folder {out.parent} to write {out.name} into.")
     arguments, channels = arguments or [], _channels(channel or [])
@@ -65,7 +71,7 @@ def predict(
         told = "With --server the model is the server's" if server else "Name a model and a scan"
         raise InputError(f"{told}: {' '.join(words)} --out MASK.")
     scan = None if channels else arguments[-1]
-    asked = Asked(scan, channels, Wishes(series, strict, aligned), out)
+    asked = Asked(scan, channels, Wishes(series, strict, aligned), out, kind)
     if server is None:
         _locally(arguments[0], asked, Settings(parse_window(window), overlap, batch), threads)
         return
@@ -89,6 +95,7 @@ class Asked:
     channels: dict[str, Path]
     wishes: Wishes
     out: Path
+    kind: Kind
 
     @property
     def files(self) -> Path | dict[str, Path]:
@@ -110,7 +117,7 @@ def _channels(given: list[str]) -> dict[str, Path]:
 def _locally(model: Path, asked: Asked, settings: Settings, threads: int | None) -> None:
     from cli.models import open_model
     from semiseg.inference.segmenter import Timing
-    from semiseg.outputs.answer import chosen_kind, kind_of_file, write_answer
+    from semiseg.outputs.answer import chosen_kind, write_answer
     from semiseg.outputs.report import Report
     from semiseg.volumes.scan import open_scan
 
@@ -118,7 +125,7 @@ def _locally(model: Path, asked: Asked, settings: Settings, threads: int | None)
     timing = Timing()
     clock = time.perf_counter()
     scan = open_scan(asked.files, opened.manifest.rules, asked.wishes)
-    kind = chosen_kind(kind_of_file(asked.out), scan.series)
+    kind = chosen_kind(asked.kind, scan.series)
     timing.add("reading", clock)
     segmentation, remarks = opened.segmenter.segment_with_remarks(scan.channels, timing=timing)
     report = Report.of(segmentation, opened.identity, scan, remarks, windows=timing.windows, seconds=timing.seconds)
@@ -136,10 +143,9 @@ def _by_server(url: str, asked: Asked) -> None:
 
     from semiseg.bundle.bundle import replace_file
     from semiseg.client import Client
-    from semiseg.outputs.answer import kind_of_file
 
     with Client(url) as client:
-        answer = client.ask(asked.files, kind_of_file(asked.out), wishes=asked.wishes)
+        answer = client.ask(asked.files, asked.kind, wishes=asked.wishes)
     body = gzip.decompress(answer.body) if asked.out.name.lower().endswith(".nii") else answer.body
     replace_file(asked.out, body)
     _tell(asked.out, answer.millilitres, answer.seconds, [text for _, text in answer.remarks])

@@ -1,4 +1,4 @@
-"""The three forms of an answer, chosen by name or by a file's suffix, and written the same way by server and CLI."""
+"""The forms of an answer, chosen by name or by a file's suffix, and written the same way by server and CLI."""
 
 from __future__ import annotations
 
@@ -8,30 +8,38 @@ from typing import Literal, get_args
 
 import nibabel as nib
 import numpy as np
-import pydicom
 
 from semiseg.bundle.bundle import replace_file
 from semiseg.errors import InputError
-from semiseg.outputs.dicom_seg import Algorithm, segmentation_to_seg, write_seg
+from semiseg.outputs.dicom_common import Algorithm, write_dicom
+from semiseg.outputs.dicom_rtstruct import segmentation_to_rtstruct
+from semiseg.outputs.dicom_seg import segmentation_to_seg
 from semiseg.outputs.report import ModelIdentity, Report
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.nifti import is_gzip, is_nifti, write_nifti, write_segmentation
 from semiseg.volumes.segmentation import Segmentation
 
-Kind = Literal["nifti", "seg", "json"]
+Kind = Literal["nifti", "seg", "rtstruct", "json"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
-SUFFIXES: dict[Kind, tuple[str, ...]] = {"nifti": (".nii.gz", ".nii"), "seg": (".dcm",), "json": (".json",)}
+SUFFIXES: dict[Kind, tuple[str, ...]] = {
+    "nifti": (".nii.gz", ".nii"), "seg": (".dcm",), "rtstruct": (".dcm",), "json": (".json",),
+}  # fmt: skip
+DICOM: tuple[Kind, ...] = ("seg", "rtstruct")  # forms that refer to the images they were drawn on
 
 
-def kind_of_file(path: Path) -> Kind:
-    """The form that a file's suffix asks for.
+def kind_of_file(path: Path, asked: str | None = None) -> Kind:
+    """The form that was asked for, or that a file's suffix says: ``.dcm`` is a SEG.
 
     Raises:
-        InputError: another suffix.
+        InputError: an unknown form, or a suffix that does not suit it.
     """
+    if asked is not None and asked not in KINDS:
+        raise _unknown(asked)
     for kind, suffixes in SUFFIXES.items():
-        if path.name.lower().endswith(suffixes):
+        if path.name.lower().endswith(suffixes) and asked in (None, kind):
             return kind
+    if asked is not None:
+        raise InputError(f"{path}: an answer of the form {asked} is named {' or '.join(SUFFIXES[asked])}.")
     raise InputError(f"{path}: name the answer .nii.gz or .nii (NIfTI), .dcm (DICOM SEG) or .json.")
 
 
@@ -39,16 +47,22 @@ def chosen_kind(asked: str | None, series: DicomSeries | None) -> Kind:
     """The form asked for, or the scan's own: DICOM SEG for a DICOM series, NIfTI for a NIfTI file.
 
     Raises:
-        InputError: an unknown form, or DICOM SEG for a scan that is not DICOM.
+        InputError: an unknown form, or one of DICOM's for a scan that is not DICOM.
     """
     if asked is None:
         return "nifti" if series is None else "seg"
     for kind in KINDS:
         if asked == kind:
-            if kind == "seg" and series is None:
-                raise InputError("A DICOM SEG refers to the images it was drawn on; ask for nifti, or send DICOM.")
+            if kind in DICOM and series is None:
+                raise InputError(
+                    f"A DICOM {kind.upper()} refers to the images it was drawn on; ask for nifti, or send DICOM."
+                )
             return kind
-    raise InputError(f"The answer can be {', '.join(KINDS)}; {asked[:40]!r} is none of these.")
+    raise _unknown(asked)
+
+
+def _unknown(asked: str) -> InputError:
+    return InputError(f"The answer can be {', '.join(KINDS)}; {asked[:40]!r} is none of these.")
 
 
 def write_answer(
@@ -66,20 +80,20 @@ def write_answer(
         path: where; for NIfTI the suffix decides about compression.
         kind: the form.
         segmentation: what to write.
-        report: what JSON says, and who made the SEG.
-        series: the scan's DICOM series, which a SEG refers to.
+        report: what JSON says, and who made the DICOM objects.
+        series: the scan's DICOM series, which those refer to.
         source: the file the scan came from. Where that is a NIfTI file, the answer repeats how it says its place in
             space, and a fourth axis of length one, so that shape and affine are the source's exactly.
 
     Raises:
-        InputError: a SEG without a series, or whatever the writers refuse.
+        InputError: one of DICOM's forms without a series, or whatever the writers refuse.
     """
     if kind == "json":
         replace_file(path, report.model_dump_json(indent=2).encode())
-    elif kind == "seg":
+    elif kind in DICOM:
         if series is None:
-            raise InputError("A DICOM SEG needs the DICOM series it was drawn on.")
-        write_seg(path, _seg_of(segmentation, series, report))
+            raise InputError(f"A DICOM {kind.upper()} needs the DICOM series it was drawn on.")
+        _write_dicom(path, kind, segmentation, series, report)
     else:
         like = source if source is not None and source.is_file() and is_nifti(source) else None
         if like is not None and segmentation.exclusive and _has_fourth_axis(like):
@@ -88,13 +102,17 @@ def write_answer(
             write_segmentation(path, segmentation, like=like)
 
 
-def _seg_of(segmentation: Segmentation, series: DicomSeries, report: Report) -> pydicom.Dataset:
-    remarks = [remark.text for remark in report.remarks]
-    return segmentation_to_seg(segmentation, series, algorithm=algorithm_of(report.model), remarks=remarks)
+def _write_dicom(path: Path, kind: Kind, segmentation: Segmentation, series: DicomSeries, report: Report) -> None:
+    algorithm = algorithm_of(report.model)
+    if kind == "rtstruct":
+        write_dicom(path, segmentation_to_rtstruct(segmentation, series, algorithm=algorithm))
+    else:
+        remarks = [remark.text for remark in report.remarks]
+        write_dicom(path, segmentation_to_seg(segmentation, series, algorithm=algorithm, remarks=remarks))
 
 
 def algorithm_of(model: ModelIdentity) -> Algorithm:
-    """Who made a SEG, in DICOM's words."""
+    """Who made an object, in DICOM's words."""
     return Algorithm(name=model.name, version=model.version, model_sha256=model.sha256 or "not exported")
 
 

@@ -1,18 +1,13 @@
 """A segmentation as a DICOM Segmentation object (SEG, PS3.3 A.51) on the source series' own grid.
 
 BINARY, the form every SEG reader knows; one frame per slice and segment that has content, each referring to the source
-instance it was drawn on. The object's UIDs are derived from what it was made of, so that running the same model on the
-same series again gives the same object and not a second one.
+instance it was drawn on.
 """
 
 from __future__ import annotations
 
-import hashlib
-import uuid
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
+from dataclasses import replace
 
 import highdicom as hd
 import numpy as np
@@ -23,36 +18,26 @@ from pydicom.uid import ExplicitVRLittleEndian
 from pydicom.valuerep import format_number_as_ds
 
 from semiseg.errors import SemisegError, VolumeError
+from semiseg.outputs.dicom_common import (
+    LONG_STRING,
+    LONG_TEXT,
+    MANUFACTURER,
+    PATIENT_AND_STUDY,
+    TYPE_1,
+    Algorithm,
+    identity_of,
+    repeat_patient_and_study,
+    require_references,
+    series_description,
+    software_versions,
+    uid_of,
+)
 from semiseg.outputs.report import NOTICE
-from semiseg.volumes.atomic_file import atomic_file
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.segmentation import Code, Segment, Segmentation
 from semiseg.volumes.volume import same_grid
 
-MANUFACTURER = "semiseg"
-_NAMESPACE = uuid.UUID("0d5a6d9e-1f0b-5b8e-9a35-6c1f5b3c7e21")
-_LO, _LT = 64, 10240  # characters in a Long String and a Long Text (PS3.5 table 6.2-1)
-_TYPE_1 = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 _GEOMETRY = ("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-_PATIENT_AND_STUDY = (
-    "PatientID", "PatientName", "PatientBirthDate", "PatientSex",
-    "AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Algorithm:
-    """Which model drew a segmentation.
-
-    Attributes:
-        name: the model's name.
-        version: its version.
-        model_sha256: SHA-256 of the model file, as hexadecimal digits.
-    """
-
-    name: str
-    version: str
-    model_sha256: str
 
 
 def segmentation_to_seg(
@@ -83,24 +68,24 @@ def segmentation_to_seg(
         )
     sources, order = _sources(series)
     frames = _frames(replace(segmentation, array=series.on_slices(segmentation.array)), order)
-    identity = _identity(series, algorithm, segmentation.segments)
+    identity = identity_of(series, algorithm, segmentation.segments)
     try:
         seg: pydicom.Dataset = hd.seg.Segmentation(
             source_images=sources,
             pixel_array=frames,
             segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
             segment_descriptions=_descriptions(segmentation.segments, algorithm, identity),
-            series_instance_uid=_uid(identity, "series"),
+            series_instance_uid=uid_of(identity, "series"),
             series_number=series_number,
-            sop_instance_uid=_uid(identity, "instance"),
+            sop_instance_uid=uid_of(identity, "instance"),
             instance_number=1,
             manufacturer=MANUFACTURER,
-            manufacturer_model_name=algorithm.name[:_LO],
-            software_versions=(f"semiseg {_package_version()}"[:_LO], algorithm.version[:_LO]),
-            device_serial_number=algorithm.model_sha256[:_LO],
+            manufacturer_model_name=algorithm.name[:LONG_STRING],
+            software_versions=software_versions(algorithm),
+            device_serial_number=algorithm.model_sha256[:LONG_STRING],
             content_label="SEGMENTATION",
-            content_description=f"{algorithm.name} {algorithm.version}"[:_LO],
-            series_description=_series_description(algorithm),
+            content_description=f"{algorithm.name} {algorithm.version}"[:LONG_STRING],
+            series_description=series_description(algorithm),
             transfer_syntax_uid=ExplicitVRLittleEndian,
             specific_character_set="ISO_IR 192",
             pixel_measures=_pixel_measures(series),
@@ -109,16 +94,10 @@ def segmentation_to_seg(
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SemisegError(f"Series {series.uid}: no valid SEG can be made for it ({error}).") from error
-    _fix_dimension_uid(seg, _uid(identity, "dimensions"))
-    _repeat_patient_and_study(seg, series.instances[0])
-    seg.ImageComments = " ".join([f"{NOTICE}.", *remarks])[:_LT]
+    _fix_dimension_uid(seg, uid_of(identity, "dimensions"))
+    repeat_patient_and_study(seg, series.instances[0])
+    seg.ImageComments = " ".join([f"{NOTICE}.", *remarks])[:LONG_TEXT]
     return seg
-
-
-def write_seg(path: Path, seg: pydicom.Dataset) -> None:
-    """Write a SEG as a DICOM file, atomically."""
-    with atomic_file(Path(path)) as file:
-        seg.save_as(file, enforce_file_format=True)
 
 
 def _sources(series: DicomSeries) -> tuple[list[pydicom.Dataset], list[int | None]]:
@@ -143,17 +122,13 @@ def _sources(series: DicomSeries) -> tuple[list[pydicom.Dataset], list[int | Non
 def _source(instance: pydicom.Dataset, gap: float) -> pydicom.Dataset:
     """What a SEG repeats of a source instance; what must be there is, what may be empty is at least empty."""
     source = pydicom.Dataset()
-    for keyword in _TYPE_1:
-        if not instance.get(keyword):
-            raise VolumeError(
-                f"The source images lack {keyword} (removed by an anonymiser?), so no SEG can refer to them; "
-                f"ask for NIfTI instead."
-            )
+    require_references(instance, "SEG")
+    for keyword in TYPE_1:
         setattr(source, keyword, instance.get(keyword))
     for keyword in _GEOMETRY:
         if keyword in instance:  # of a multi-frame object the functional groups have it
             source.add(instance[keyword])
-    for keyword in _PATIENT_AND_STUDY:
+    for keyword in PATIENT_AND_STUDY:
         # highdicom checks these and quotes what it does not like, in warnings: no patient's data may get there.
         setattr(source, keyword, "")
     for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
@@ -163,15 +138,6 @@ def _source(instance: pydicom.Dataset, gap: float) -> pydicom.Dataset:
     source.SliceThickness = instance.get("SliceThickness") or format_number_as_ds(gap)
     source.Modality = instance.get("Modality") or "OT"
     return source
-
-
-def _repeat_patient_and_study(seg: pydicom.Dataset, instance: pydicom.Dataset) -> None:
-    """Give the SEG the source's patient and study, letter for letter, so that an archive files them together."""
-    for keyword in _PATIENT_AND_STUDY:
-        # As text: the SEG is in UTF-8, whatever character set the source was in.
-        setattr(seg, keyword, str(instance.get(keyword) or ""))
-    if instance.get("StudyDescription"):
-        seg.StudyDescription = str(instance.StudyDescription)
 
 
 def _frames(segmentation: Segmentation, order: Sequence[int | None]) -> NDArray[np.uint8]:
@@ -195,9 +161,9 @@ def _frames(segmentation: Segmentation, order: Sequence[int | None]) -> NDArray[
 
 def _descriptions(segments: Sequence[Segment], algorithm: Algorithm, identity: str) -> list[hd.seg.SegmentDescription]:
     identification = hd.AlgorithmIdentificationSequence(
-        name=algorithm.name[:_LO],
+        name=algorithm.name[:LONG_STRING],
         family=codes.DCM.ArtificialIntelligence,
-        version=algorithm.version[:_LO],
+        version=algorithm.version[:LONG_STRING],
         source=MANUFACTURER,
         parameters={"model_sha256": algorithm.model_sha256},
     )
@@ -209,7 +175,7 @@ def _descriptions(segments: Sequence[Segment], algorithm: Algorithm, identity: s
             segmented_property_type=_concept(segment.type),
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=identification,
-            tracking_uid=_uid(identity, f"segment {number}"),
+            tracking_uid=uid_of(identity, f"segment {number}"),
             tracking_id=segment.name,
             display_color=hd.color.CIELabColor.from_rgb(*segment.colour),
         )
@@ -231,32 +197,7 @@ def _pixel_measures(series: DicomSeries) -> hd.PixelMeasuresSequence:
     )
 
 
-def _series_description(algorithm: Algorithm) -> str:
-    room = _LO - len(NOTICE) - 1
-    return f"{algorithm.name[:room]} {NOTICE}"
-
-
-def _identity(series: DicomSeries, algorithm: Algorithm, segments: Sequence[Segment]) -> str:
-    """One hash of everything the SEG is made of: source instances, model, segments."""
-    parts = [series.uid, algorithm.name, algorithm.version, algorithm.model_sha256]
-    parts += [segment.model_dump_json() for segment in segments]
-    parts += [str(instance.get("SOPInstanceUID")) for instance in series.instances]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
-
-
-def _uid(identity: str, role: str) -> str:
-    """A UID of the form 2.25.<UUID as a decimal number> (PS3.5 B.2), the same for the same arguments."""
-    return f"2.25.{uuid.uuid5(_NAMESPACE, f'{identity} {role}').int}"
-
-
 def _fix_dimension_uid(seg: pydicom.Dataset, uid: str) -> None:
     """highdicom draws the Dimension Organization UID at random; two objects with one UID must not differ in it."""
     for item in [*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence]:
         item.DimensionOrganizationUID = uid
-
-
-def _package_version() -> str:
-    try:
-        return version("semiseg")
-    except PackageNotFoundError:
-        return "unknown"

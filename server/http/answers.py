@@ -22,8 +22,18 @@ from server.http.limits import Refusal
 from server.http.model import ServedModel
 from server.http.uploads import Upload
 
-MEDIA_TYPES: dict[Kind, str] = {"nifti": "application/gzip", "seg": "application/dicom", "json": "application/json"}
-FILE_NAMES: dict[Kind, str] = {"nifti": "segmentation.nii.gz", "seg": "segmentation.dcm", "json": "segmentation.json"}
+MEDIA_TYPES: dict[Kind, str] = {
+    "nifti": "application/gzip",
+    "seg": "application/dicom",
+    "rtstruct": "application/dicom",
+    "json": "application/json",
+}
+FILE_NAMES: dict[Kind, str] = {
+    "nifti": "segmentation.nii.gz",
+    "seg": "segmentation.dcm",
+    "rtstruct": "structures.dcm",
+    "json": "segmentation.json",
+}
 
 _STORED_NAME = re.compile(r"scan-(\d{5})(?:, member (\d+))?")
 

@@ -139,6 +139,17 @@ def test_what_was_corrected_is_printed_or_refused_when_strict(bundle, server, se
     assert not (tmp_path / "mask.nii.gz").exists()
 
 
+@pytest.mark.parametrize("who", ["bundle", "server"])
+def test_the_form_of_the_answer_can_be_named(bundle, server, series, tmp_path, who):
+    model = models(bundle, server)[who]
+    run = predict(*model, series, "--out", tmp_path / "mask.dcm", "--answer", "rtstruct")
+    assert run.returncode == 0, run.stderr
+    assert pydicom.dcmread(tmp_path / "mask.dcm").Modality == "RTSTRUCT"
+    wrong = predict(*model, series, "--out", tmp_path / "mask.nii", "--answer", "rtstruct")
+    assert "an answer of the form rtstruct is named .dcm" in assert_one_sentence(wrong, 2)
+    assert "none of these" in assert_one_sentence(predict(*model, series, "--out", "m.dcm", "--answer", "stl"), 2)
+
+
 def test_channels_are_given_by_name(scan, tmp_path):
     model = make_threshold_bundle(tmp_path / "two", channels=("T1", "FLAIR")).folder
     asked = ("--channel", f"FLAIR={scan}", "--channel", f"T1={scan}", "--out", tmp_path / "mask.nii")

@@ -17,7 +17,8 @@ from scipy.spatial.transform import Rotation
 
 from semiseg.collection import Collected, Line
 from semiseg.dataset import check_dataset, load_dataset
-from semiseg.outputs.dicom_seg import Algorithm, segmentation_to_seg, write_seg
+from semiseg.outputs.dicom_common import Algorithm, write_dicom
+from semiseg.outputs.dicom_seg import segmentation_to_seg
 from semiseg.phantoms.anatomy import make_phantom
 from semiseg.phantoms.write import write_dicom_series
 from semiseg.volumes.dicom_geometry import lps_to_ras
@@ -71,7 +72,7 @@ def write_labels_as_seg(path: Path, series: DicomSeries, labels: NDArray[np.uint
     """Write the labels as a SEG on their series."""
     seg = segmentation_to_seg(segmentation(series, labels), series, algorithm=ALGORITHM)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_seg(path, seg)
+    write_dicom(path, seg)
     return seg
 
 

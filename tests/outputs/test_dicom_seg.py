@@ -15,7 +15,8 @@ import pytest
 from scipy.spatial.transform import Rotation
 
 from semiseg.errors import VolumeError
-from semiseg.outputs.dicom_seg import Algorithm, segmentation_to_seg, write_seg
+from semiseg.outputs.dicom_common import Algorithm, write_dicom
+from semiseg.outputs.dicom_seg import segmentation_to_seg
 from semiseg.phantoms.anatomy import SEGMENTS, make_phantom
 from semiseg.phantoms.write import write_dicom_series
 from semiseg.volumes.dicom_series import DicomSeries, read_series
@@ -68,7 +69,7 @@ def test_every_voxel_comes_back_from_a_written_seg(
     form: str, case: tuple[DicomSeries, Segmentation], tmp_path: Path
 ) -> None:
     series, segmentation = case[0], FORMS[form](case[1])
-    write_seg(tmp_path / "seg.dcm", segmentation_to_seg(segmentation, series, algorithm=ALGORITHM))
+    write_dicom(tmp_path / "seg.dcm", segmentation_to_seg(segmentation, series, algorithm=ALGORITHM))
     seg = hd.seg.segread(tmp_path / "seg.dcm")
     assert seg.SegmentationType == "BINARY"
     assert [seg.get_segment_description(n).SegmentLabel for n in seg.segment_numbers] == [
@@ -155,7 +156,7 @@ def test_names_in_any_script_survive_and_stay_out_of_warnings(
     seg = segmentation_to_seg(
         replace(segmentation, segments=segments), replace(series, slices=slices), algorithm=ALGORITHM
     )
-    write_seg(tmp_path / "seg.dcm", seg)
+    write_dicom(tmp_path / "seg.dcm", seg)
     read = pydicom.dcmread(tmp_path / "seg.dcm")
     assert str(read.PatientName) == "Ὀδυσσεύς^Λαέρτου"
     assert read.PatientSex == "unknown"
@@ -182,7 +183,7 @@ def test_dciodvfy_finds_no_error(
     form: str, case: tuple[DicomSeries, Segmentation], tmp_path: Path, needs_program: Callable[[str], str]
 ) -> None:
     series, segmentation = case[0], FORMS[form](case[1])
-    write_seg(tmp_path / "seg.dcm", segmentation_to_seg(segmentation, series, algorithm=ALGORITHM))
+    write_dicom(tmp_path / "seg.dcm", segmentation_to_seg(segmentation, series, algorithm=ALGORITHM))
     assert_valid(needs_program("dciodvfy"), tmp_path / "seg.dcm")
 
 
@@ -194,7 +195,7 @@ def test_a_seg_of_a_real_series_is_valid_too(
     mask = np.zeros(series.volume.shape, dtype=np.uint8)
     mask[5:20, 8:30, 4:20] = 1
     segmentation = Segmentation((SEGMENTS[0],), mask, series.volume.affine)
-    write_seg(tmp_path / "seg.dcm", segmentation_to_seg(segmentation, series, algorithm=ALGORITHM))
+    write_dicom(tmp_path / "seg.dcm", segmentation_to_seg(segmentation, series, algorithm=ALGORITHM))
     assert_valid(needs_program("dciodvfy"), tmp_path / "seg.dcm")
     uids = [i.SOPInstanceUID for i in series.instances]
     pixels = hd.seg.segread(tmp_path / "seg.dcm").get_pixels_by_source_instance(
@@ -223,7 +224,7 @@ def test_each_image_of_a_tilted_series_gets_the_mask_of_its_own_place(
     segmentation = Segmentation((SEGMENTS[0],), ball, series.volume.affine)
     path = tmp_path / "seg.dcm"
     remarks = [remark.text for remark in series.remarks]
-    write_seg(path, segmentation_to_seg(segmentation, series, algorithm=ALGORITHM, remarks=remarks))
+    write_dicom(path, segmentation_to_seg(segmentation, series, algorithm=ALGORITHM, remarks=remarks))
     assert_valid(needs_program("dciodvfy"), path)
     seg = hd.seg.segread(path)
     assert "(gantry tilt)" in seg.ImageComments
@@ -260,7 +261,7 @@ def test_a_seg_of_a_multi_frame_object_refers_to_its_frames(
     mask = np.random.default_rng(0).integers(0, 3, series.volume.shape).astype(np.uint8)
     mask[..., 0] = 0  # a frame without content is left out
     segmentation = Segmentation(SEGMENTS[:2], mask, series.volume.affine)
-    write_seg(tmp_path / "seg.dcm", segmentation_to_seg(segmentation, series, algorithm=ALGORITHM))
+    write_dicom(tmp_path / "seg.dcm", segmentation_to_seg(segmentation, series, algorithm=ALGORITHM))
     assert_valid(needs_program("dciodvfy"), tmp_path / "seg.dcm")
     seg = hd.seg.segread(tmp_path / "seg.dcm")
     frames = [one.frame + 1 for one in series.slices if one.frame is not None]

@@ -76,6 +76,16 @@ def test_zip_of_a_series_is_answered_with_a_seg_that_refers_to_its_instances(ser
     assert_seg_of(series, answer.content)
 
 
+def test_structures_are_answered_when_asked_for(server, series):
+    answer = server.segment(zipped(series), fields={"answer": "rtstruct"})
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["content-disposition"] == 'attachment; filename="structures.dcm"'
+    struct = pydicom.dcmread(io.BytesIO(answer.content))
+    assert [roi.ROIName for roi in struct.StructureSetROISequence] == ["low", "high"]
+    refused = server.segment(nib.Nifti1Image(scan_array(SHAPE), AFFINE).to_bytes(), fields={"answer": "rtstruct"})
+    assert (refused.status_code, "DICOM RTSTRUCT refers to the images" in refused.json()["error"]) == (400, True)
+
+
 def test_files_of_a_series_are_one_scan_in_whatever_order_they_come(server, series):
     shuffled = [series[i] for i in np.random.default_rng(0).permutation(len(series))]
     answer = server.segment(*shuffled)

@@ -1,0 +1,102 @@
+"""Polygons around the pixels of a mask, along their edges: filled again they give the same pixels.
+
+A hole is joined to the polygon around it by a channel of no width that is walked there and back (the keyhole of PS3.3
+C.8.8.6.3), so that every region is one closed curve for readers that know no holes.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+Corner = tuple[int, int]
+Loop = list[Corner]
+
+
+def outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
+    """Closed polygons (N, 2) around the regions of a mask (X, Y), in pixel indices: centres are whole numbers.
+
+    Regions are 4-connected; the last point joins the first, which is not repeated.
+    """
+    regions, count = ndimage.label(mask)
+    out = []
+    for number, (x, y) in enumerate(ndimage.find_objects(regions), start=1):
+        loops = _loops(regions[x, y] == number)
+        outer, *holes = sorted(loops, key=_area, reverse=True)
+        for hole in holes:
+            outer = _joined(outer, hole)
+        out.append(np.array(outer, dtype=np.float64) - 0.5 + (x.start, y.start))
+    assert len(out) == count
+    return out
+
+
+def _loops(region: NDArray[np.bool_]) -> list[Loop]:
+    """The corners around a region and its holes, without those on a straight line.
+
+    Each pixel is walked round the same way, and the edges that two pixels share cancel.
+    """
+    edges: set[tuple[Corner, Corner]] = set()
+    for i, j in np.argwhere(region & ~ndimage.binary_erosion(region)).tolist():
+        corners = ((i, j), (i + 1, j), (i + 1, j + 1), (i, j + 1))
+        beside = ((i, j - 1), (i + 1, j), (i, j + 1), (i - 1, j))
+        for k, (a, b) in enumerate(beside):
+            inside = 0 <= a < region.shape[0] and 0 <= b < region.shape[1] and region[a, b]
+            if not inside:
+                edges.add((corners[k], corners[(k + 1) % 4]))
+    following: dict[Corner, list[Corner]] = defaultdict(list)
+    for start, end in sorted(edges):
+        following[start].append(end)
+    loops = []
+    while following:
+        first = next(iter(following))
+        loop: Loop = [first]
+        point = _next(following, first, None)
+        while point != first:
+            before = loop[-1]
+            loop.append(point)
+            point = _next(following, point, before)
+        loops.append(_straightened(loop))
+    return loops
+
+
+def _next(following: dict[Corner, list[Corner]], at: Corner, before: Corner | None) -> Corner:
+    """Walk on; where two pixels meet at a corner only, round the pixel that the way came along."""
+    ends = following[at]
+    chosen = ends[0]
+    if len(ends) > 1 and before is not None:
+        came = (at[0] - before[0], at[1] - before[1])
+        left = (-came[1], came[0])
+        chosen = next((end for end in ends if (end[0] - at[0], end[1] - at[1]) == left), ends[0])
+    ends.remove(chosen)
+    if not ends:
+        del following[at]
+    return chosen
+
+
+def _straightened(loop: Loop) -> Loop:
+    """Only the corners at which the way turns."""
+    count = len(loop)
+    return [
+        loop[k]
+        for k in range(count)
+        if (loop[k][0] - loop[k - 1][0], loop[k][1] - loop[k - 1][1])
+        != (loop[(k + 1) % count][0] - loop[k][0], loop[(k + 1) % count][1] - loop[k][1])
+    ]
+
+
+def _area(loop: Loop) -> float:
+    """Signed: positive around a region, negative around a hole."""
+    points = np.array(loop, dtype=np.float64)
+    x, y = points.T
+    return float((x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2)
+
+
+def _joined(outer: Loop, hole: Loop) -> Loop:
+    """One curve: along the outer one, across to the hole where they are closest, round it, and back."""
+    apart = np.abs(np.array(outer)[:, None] - np.array(hole)[None]).sum(axis=2)
+    here, there = divmod(int(apart.argmin()), len(hole))
+    around = [*hole[there:], *hole[: there + 1]]
+    return [*outer[: here + 1], *around, *outer[here:]]

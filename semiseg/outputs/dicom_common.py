@@ -1,0 +1,106 @@
+"""What every DICOM object made from a series has in common: who made it, its UIDs, the patient and the study.
+
+UIDs are derived from what an object was made of, so that the same model on the same series gives the same object again
+and not a second one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pydicom
+
+from semiseg.errors import VolumeError
+from semiseg.outputs.report import NOTICE
+from semiseg.volumes.atomic_file import atomic_file
+from semiseg.volumes.dicom_series import DicomSeries
+from semiseg.volumes.segmentation import Segment
+
+MANUFACTURER = "semiseg"
+LONG_STRING, LONG_TEXT = 64, 10240  # characters (PS3.5 table 6.2-1)
+TYPE_1 = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+PATIENT_AND_STUDY = (
+    "PatientID", "PatientName", "PatientBirthDate", "PatientSex",
+    "AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName",
+)  # fmt: skip
+_NAMESPACE = uuid.UUID("0d5a6d9e-1f0b-5b8e-9a35-6c1f5b3c7e21")
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """Which model drew a segmentation.
+
+    Attributes:
+        name: the model's name.
+        version: its version.
+        model_sha256: SHA-256 of the model file, as hexadecimal digits.
+    """
+
+    name: str
+    version: str
+    model_sha256: str
+
+
+def require_references(instance: pydicom.Dataset, what: str) -> None:
+    """Refuse a source image that nothing can refer to.
+
+    Raises:
+        VolumeError: it lacks a UID; the sentence says so of a ``what``, such as "SEG".
+    """
+    for keyword in TYPE_1:
+        if not instance.get(keyword):
+            raise VolumeError(
+                f"The source images lack {keyword} (removed by an anonymiser?), so no {what} can refer to them; "
+                f"ask for NIfTI instead."
+            )
+
+
+def repeat_patient_and_study(made: pydicom.Dataset, instance: pydicom.Dataset) -> None:
+    """Give an object the source's patient and study, letter for letter, so that an archive files them together."""
+    for keyword in PATIENT_AND_STUDY:
+        # As text: the object is in UTF-8, whatever character set the source was in.
+        setattr(made, keyword, str(instance.get(keyword) or ""))
+    if instance.get("StudyDescription"):
+        made.StudyDescription = str(instance.StudyDescription)
+
+
+def series_description(algorithm: Algorithm) -> str:
+    """The model and the notice."""
+    room = LONG_STRING - len(NOTICE) - 1
+    return f"{algorithm.name[:room]} {NOTICE}"
+
+
+def identity_of(series: DicomSeries, algorithm: Algorithm, segments: Sequence[Segment]) -> str:
+    """One hash of everything an object is made of: source instances, model, segments."""
+    parts = [series.uid, algorithm.name, algorithm.version, algorithm.model_sha256]
+    parts += [segment.model_dump_json() for segment in segments]
+    parts += [str(instance.get("SOPInstanceUID")) for instance in series.instances]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+
+def uid_of(identity: str, role: str) -> str:
+    """A UID of the form 2.25.<UUID as a decimal number> (PS3.5 B.2), the same for the same arguments."""
+    return f"2.25.{uuid.uuid5(_NAMESPACE, f'{identity} {role}').int}"
+
+
+def software_versions(algorithm: Algorithm) -> tuple[str, str]:
+    """Of semiseg and of the model."""
+    return (f"semiseg {_package_version()}"[:LONG_STRING], algorithm.version[:LONG_STRING])
+
+
+def _package_version() -> str:
+    try:
+        return version("semiseg")
+    except PackageNotFoundError:
+        return "unknown"
+
+
+def write_dicom(path: Path, made: pydicom.Dataset) -> None:
+    """Write an object as a DICOM file, atomically."""
+    with atomic_file(Path(path)) as file:
+        made.save_as(file, enforce_file_format=True)

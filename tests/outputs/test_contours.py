@@ -1,0 +1,53 @@
+"""Polygons around pixels enclose exactly those pixels, for any mask, by two fillers that know nothing of each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from matplotlib.path import Path as Polygon
+from numpy.typing import NDArray
+
+from semiseg.collection.polygons import fill_even_odd
+from semiseg.outputs.contours import outlines
+
+CENTRES = np.stack(np.meshgrid(np.arange(9), np.arange(7), indexing="ij"), axis=-1).reshape(-1, 2)
+
+
+def masks() -> st.SearchStrategy[NDArray[np.bool_]]:
+    return st.lists(st.booleans(), min_size=63, max_size=63).map(lambda bits: np.array(bits).reshape(9, 7))
+
+
+@settings(max_examples=200)
+@given(mask=masks())
+def test_filling_the_polygons_gives_the_mask_back(mask: NDArray[np.bool_]) -> None:
+    polygons = outlines(mask)
+    np.testing.assert_array_equal(fill_even_odd(polygons, (9, 7)) if polygons else np.zeros((9, 7), bool), mask)
+    for polygon in polygons:
+        assert len(polygon) >= 4
+        assert (np.abs(polygon % 1 - 0.5) < 1e-9).all(), "corners lie between pixels"
+
+
+@given(mask=masks())
+def test_each_region_is_one_polygon_and_no_other_filler_disagrees(mask: NDArray[np.bool_]) -> None:
+    inside = np.zeros(63, dtype=int)
+    for polygon in outlines(mask):
+        # Agg fills closed paths by the non-zero rule: a hole walked the other way round is a hole there too.
+        inside += Polygon(np.vstack([polygon, polygon[:1]]), closed=True).contains_points(CENTRES)
+    np.testing.assert_array_equal(inside.reshape(9, 7), mask.astype(int))
+
+
+def test_a_ring_is_one_curve_through_a_channel_of_no_width() -> None:
+    ring = np.ones((5, 5), dtype=bool)
+    ring[2, 2] = False
+    (curve,) = outlines(ring)
+    steps = np.abs(np.diff(np.vstack([curve, curve[:1]]), axis=0))
+    assert len(curve) == 4 + 4 + 2, "the outer corners, the hole's, and both ends of the channel twice"
+    assert (steps.sum(axis=1) > 0).all()
+
+
+@pytest.mark.parametrize(("mask", "corners"), [([[1]], 4), ([[1, 1], [1, 1]], 4), ([[1, 0], [1, 1]], 6)])
+def test_there_are_no_points_on_straight_lines(mask: list[list[int]], corners: int) -> None:
+    (curve,) = outlines(np.array(mask, dtype=bool))
+    assert len(curve) == corners
