@@ -14,17 +14,18 @@ from semiseg.errors import InputError
 from semiseg.outputs.dicom_common import Algorithm, write_dicom
 from semiseg.outputs.dicom_rtstruct import segmentation_to_rtstruct
 from semiseg.outputs.dicom_seg import segmentation_to_seg
+from semiseg.outputs.dicom_sr import segmentation_to_sr
 from semiseg.outputs.report import ModelIdentity, Report
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.nifti import is_gzip, is_nifti, write_nifti, write_segmentation
 from semiseg.volumes.segmentation import Segmentation
 
-Kind = Literal["nifti", "seg", "rtstruct", "json"]
+Kind = Literal["nifti", "seg", "rtstruct", "sr", "json"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SUFFIXES: dict[Kind, tuple[str, ...]] = {
-    "nifti": (".nii.gz", ".nii"), "seg": (".dcm",), "rtstruct": (".dcm",), "json": (".json",),
+    "nifti": (".nii.gz", ".nii"), "seg": (".dcm",), "rtstruct": (".dcm",), "sr": (".dcm",), "json": (".json",),
 }  # fmt: skip
-DICOM: tuple[Kind, ...] = ("seg", "rtstruct")  # forms that refer to the images they were drawn on
+DICOM: tuple[Kind, ...] = ("seg", "rtstruct", "sr")  # forms that refer to the images they were drawn on
 
 
 def kind_of_file(path: Path, asked: str | None = None) -> Kind:
@@ -103,11 +104,12 @@ def write_answer(
 
 
 def _write_dicom(path: Path, kind: Kind, segmentation: Segmentation, series: DicomSeries, report: Report) -> None:
-    algorithm = algorithm_of(report.model)
+    algorithm, remarks = algorithm_of(report.model), [remark.text for remark in report.remarks]
     if kind == "rtstruct":
         write_dicom(path, segmentation_to_rtstruct(segmentation, series, algorithm=algorithm))
+    elif kind == "sr":
+        write_dicom(path, segmentation_to_sr(segmentation, series, algorithm=algorithm, remarks=remarks))
     else:
-        remarks = [remark.text for remark in report.remarks]
         write_dicom(path, segmentation_to_seg(segmentation, series, algorithm=algorithm, remarks=remarks))
 
 

@@ -100,6 +100,15 @@ def segmentation_to_seg(
     return seg
 
 
+def source_images(series: DicomSeries) -> list[pydicom.Dataset]:
+    """What an object made from a series repeats of its images.
+
+    Raises:
+        VolumeError: they lack a UID that an object must refer to, or are of several multi-frame objects.
+    """
+    return _sources(series)[0]
+
+
 def _sources(series: DicomSeries) -> tuple[list[pydicom.Dataset], list[int | None]]:
     """The source images, and for each of their frames which slice of the series shows it."""
     gap = series.volume.spacing[2]

@@ -26,12 +26,14 @@ MEDIA_TYPES: dict[Kind, str] = {
     "nifti": "application/gzip",
     "seg": "application/dicom",
     "rtstruct": "application/dicom",
+    "sr": "application/dicom",
     "json": "application/json",
 }
 FILE_NAMES: dict[Kind, str] = {
     "nifti": "segmentation.nii.gz",
     "seg": "segmentation.dcm",
     "rtstruct": "structures.dcm",
+    "sr": "report.dcm",
     "json": "segmentation.json",
 }
 

@@ -86,6 +86,19 @@ def test_structures_are_answered_when_asked_for(server, series):
     assert (refused.status_code, "DICOM RTSTRUCT refers to the images" in refused.json()["error"]) == (400, True)
 
 
+def test_a_report_is_answered_when_asked_for_and_refers_to_the_seg(server, series):
+    report = pydicom.dcmread(io.BytesIO(server.segment(zipped(series), fields={"answer": "sr"}).content))
+    seg = pydicom.dcmread(io.BytesIO(server.segment(zipped(series), fields={"answer": "seg"}).content))
+    assert report.Modality == "SR"
+    referenced = {
+        item.ReferencedSOPInstanceUID
+        for study in report.CurrentRequestedProcedureEvidenceSequence
+        for one in study.ReferencedSeriesSequence
+        for item in one.ReferencedSOPSequence
+    }
+    assert seg.SOPInstanceUID in referenced
+
+
 def test_files_of_a_series_are_one_scan_in_whatever_order_they_come(server, series):
     shuffled = [series[i] for i in np.random.default_rng(0).permutation(len(series))]
     answer = server.segment(*shuffled)
