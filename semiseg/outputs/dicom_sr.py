@@ -17,6 +17,7 @@ from semiseg.errors import SemisegError
 from semiseg.outputs.dicom_common import (
     LONG_STRING,
     MANUFACTURER,
+    PATIENT_AND_STUDY,
     Algorithm,
     identity_of,
     repeat_patient_and_study,
@@ -77,7 +78,7 @@ def segmentation_to_sr(
         content[0].ContentSequence.append(comment)
     try:
         report: pydicom.Dataset = hd.sr.Comprehensive3DSR(
-            evidence=[seg, *source_images(series)],
+            evidence=[_nameless(seg), *source_images(series)],
             content=content[0],
             series_number=series_number,
             series_instance_uid=uid_of(identity, "report series"),
@@ -99,6 +100,15 @@ def segmentation_to_sr(
         raise SemisegError(f"Series {series.uid}: no valid report can be made for it ({error}).") from error
     repeat_patient_and_study(report, series.instances[0])
     return report
+
+
+def _nameless(seg: pydicom.Dataset) -> pydicom.Dataset:
+    """The same without the patient: highdicom quotes names that it does not like in warnings."""
+    out = pydicom.Dataset()
+    out.update(seg)
+    for keyword in PATIENT_AND_STUDY:
+        setattr(out, keyword, "")
+    return out
 
 
 def _group(

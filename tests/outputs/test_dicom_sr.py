@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import highdicom as hd
@@ -71,6 +73,17 @@ def test_the_report_is_unverified_and_of_the_same_patient(case: tuple[DicomSerie
     assert (made.PatientID, made.StudyInstanceUID) == (source.PatientID, source.StudyInstanceUID)
     again = segmentation_to_sr(case[1], case[0], algorithm=ALGORITHM)
     assert made.SOPInstanceUID == again.SOPInstanceUID
+
+
+def test_names_of_patients_stay_out_of_warnings(
+    case: tuple[DicomSeries, Segmentation], recwarn: pytest.WarningsRecorder
+) -> None:
+    slices = copy.deepcopy(case[0].slices)
+    for one in slices:
+        one.header.PatientName = "Jane_Doe"
+    made = segmentation_to_sr(case[1], replace(case[0], slices=slices), algorithm=ALGORITHM)
+    assert made.PatientName == "Jane_Doe"
+    assert not [w for w in recwarn if "Jane" in str(w.message)]
 
 
 def test_independent_programs_read_it(report: Path, needs_program: Callable[[str], str]) -> None:

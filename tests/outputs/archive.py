@@ -1,0 +1,111 @@
+"""A real Orthanc on a free port of this machine, asked over DICOMweb."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import io
+import json
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pydicom
+
+PLUGINS = Path("/usr/share/orthanc/plugins")
+START_SECONDS = 60.0
+
+
+class Archive:
+    """STOW-RS (PS3.18 10.5) and WADO-RS (PS3.18 10.4) as a workstation uses them."""
+
+    def __init__(self, url: str) -> None:
+        self.url = f"{url}/dicom-web"
+        self.http = httpx.Client(timeout=60, trust_env=False)
+
+    def store(self, objects: Sequence[pydicom.Dataset]) -> list[str]:
+        """Store objects; the SOP Instance UIDs that were taken."""
+        parts = []
+        for one in objects:
+            content = io.BytesIO()
+            one.save_as(content, enforce_file_format=True)
+            parts.append(b"--cut\r\nContent-Type: application/dicom\r\n\r\n" + content.getvalue() + b"\r\n")
+        answer = self.http.post(
+            f"{self.url}/studies",
+            content=b"".join(parts) + b"--cut--\r\n",
+            headers={
+                "Content-Type": 'multipart/related; type="application/dicom"; boundary=cut',
+                "Accept": "application/dicom+json",
+            },
+        )
+        assert answer.status_code == 200, answer.text
+        document: dict[str, Any] = answer.json()
+        failed = document.get("00081198", {}).get("Value")
+        assert not failed, f"refused: {failed}"
+        return [item["00081155"]["Value"][0] for item in document["00081199"]["Value"]]
+
+    def fetch(self, one: pydicom.Dataset) -> pydicom.Dataset:
+        """An object as the archive gives it back."""
+        path = f"studies/{one.StudyInstanceUID}/series/{one.SeriesInstanceUID}/instances/{one.SOPInstanceUID}"
+        answer = self.http.get(
+            f"{self.url}/{path}", headers={"Accept": 'multipart/related; type="application/dicom"; transfer-syntax=*'}
+        )
+        assert answer.status_code == 200, answer.text
+        head = f"Content-Type: {answer.headers['content-type']}\r\n\r\n".encode()
+        message = email.message_from_bytes(head + answer.content, policy=email.policy.HTTP)
+        (part,) = message.iter_parts()
+        return pydicom.dcmread(io.BytesIO(part.get_payload(decode=True)))
+
+    def modalities(self, study: str) -> set[str]:
+        """The modalities of a study's series, by QIDO-RS."""
+        answer = self.http.get(f"{self.url}/studies/{study}/series", headers={"Accept": "application/dicom+json"})
+        return {one["00080060"]["Value"][0] for one in answer.json()}
+
+
+@contextmanager
+def running_archive(program: str, folder: Path) -> Iterator[Archive]:
+    """Orthanc with an empty store, as long as the block lasts."""
+    web, dicom = (_free_port() for _ in range(2))
+    settings = {
+        "Name": "test",
+        "StorageDirectory": str(folder / "store"),
+        "IndexDirectory": str(folder / "store"),
+        "HttpPort": web,
+        "DicomPort": dicom,
+        "RemoteAccessAllowed": False,
+        "AuthenticationEnabled": False,
+        "Plugins": [str(PLUGINS / "libOrthancDicomWeb.so")],
+        "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+    }
+    (folder / "orthanc.json").write_text(json.dumps(settings))
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=log)
+    try:
+        until = time.monotonic() + START_SECONDS
+        url = f"http://127.0.0.1:{web}"
+        while True:
+            assert process.poll() is None and time.monotonic() < until, (folder / "log").read_text()
+            try:
+                if httpx.get(f"{url}/system", trust_env=False).status_code == 200:
+                    break
+            except httpx.TransportError:
+                time.sleep(0.1)
+        archive = Archive(url)
+        try:
+            yield archive
+        finally:
+            archive.http.close()  # Orthanc waits for open connections when it stops
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return int(free.getsockname()[1])
