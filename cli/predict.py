@@ -40,7 +40,8 @@ def predict(
         list[str] | None, typer.Option(help="NAME=PATH: where a channel is; once for each, in the place of SCAN.")
     ] = None,
     answer: Annotated[
-        str | None, typer.Option(help="nifti, seg, rtstruct, sr or json; by default what the suffix of --out says.")
+        str | None,
+        typer.Option(help="nifti, seg, seg-labelmap, rtstruct, sr or json; by default what the suffix of --out says."),
     ] = None,
     series: Annotated[
         str | None,

@@ -12,6 +12,7 @@ import numpy as np
 from semiseg.bundle.bundle import replace_file
 from semiseg.errors import InputError
 from semiseg.outputs.dicom_common import Algorithm, write_dicom
+from semiseg.outputs.dicom_overlay import segmentation_to_overlays, write_overlays
 from semiseg.outputs.dicom_rtstruct import segmentation_to_rtstruct
 from semiseg.outputs.dicom_seg import segmentation_to_seg
 from semiseg.outputs.dicom_sr import segmentation_to_sr
@@ -20,12 +21,19 @@ from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.nifti import is_gzip, is_nifti, write_nifti, write_segmentation
 from semiseg.volumes.segmentation import Segmentation
 
-Kind = Literal["nifti", "seg", "rtstruct", "sr", "json"]
+Kind = Literal["nifti", "seg", "seg-labelmap", "rtstruct", "sr", "overlay", "json"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SUFFIXES: dict[Kind, tuple[str, ...]] = {
-    "nifti": (".nii.gz", ".nii"), "seg": (".dcm",), "rtstruct": (".dcm",), "sr": (".dcm",), "json": (".json",),
-}  # fmt: skip
-DICOM: tuple[Kind, ...] = ("seg", "rtstruct", "sr")  # forms that refer to the images they were drawn on
+    "nifti": (".nii.gz", ".nii"),
+    "seg": (".dcm",),
+    "seg-labelmap": (".dcm",),
+    "rtstruct": (".dcm",),
+    "sr": (".dcm",),
+    "overlay": (".zip",),
+    "json": (".json",),
+}
+# Forms that refer to the images they were drawn on.
+DICOM: tuple[Kind, ...] = ("seg", "seg-labelmap", "rtstruct", "sr", "overlay")
 
 
 def kind_of_file(path: Path, asked: str | None = None) -> Kind:
@@ -41,7 +49,7 @@ def kind_of_file(path: Path, asked: str | None = None) -> Kind:
             return kind
     if asked is not None:
         raise InputError(f"{path}: an answer of the form {asked} is named {' or '.join(SUFFIXES[asked])}.")
-    raise InputError(f"{path}: name the answer .nii.gz or .nii (NIfTI), .dcm (DICOM SEG) or .json.")
+    raise InputError(f"{path}: name the answer .nii.gz or .nii (NIfTI), .dcm (DICOM SEG), .zip (overlay) or .json.")
 
 
 def chosen_kind(asked: str | None, series: DicomSeries | None) -> Kind:
@@ -107,10 +115,14 @@ def _write_dicom(path: Path, kind: Kind, segmentation: Segmentation, series: Dic
     algorithm, remarks = algorithm_of(report.model), [remark.text for remark in report.remarks]
     if kind == "rtstruct":
         write_dicom(path, segmentation_to_rtstruct(segmentation, series, algorithm=algorithm))
+    elif kind == "overlay":
+        write_overlays(path, segmentation_to_overlays(segmentation, series, algorithm=algorithm))
     elif kind == "sr":
         write_dicom(path, segmentation_to_sr(segmentation, series, algorithm=algorithm, remarks=remarks))
     else:
-        write_dicom(path, segmentation_to_seg(segmentation, series, algorithm=algorithm, remarks=remarks))
+        labelmap = kind == "seg-labelmap"
+        seg = segmentation_to_seg(segmentation, series, algorithm=algorithm, remarks=remarks, labelmap=labelmap)
+        write_dicom(path, seg)
 
 
 def algorithm_of(model: ModelIdentity) -> Algorithm:

@@ -46,6 +46,7 @@ def segmentation_to_seg(
     *,
     algorithm: Algorithm,
     remarks: Sequence[str] = (),
+    labelmap: bool = False,
     series_number: int = 900,
 ) -> pydicom.Dataset:
     """Make a SEG of ``segmentation``, which lies on the grid of ``series``.
@@ -55,8 +56,12 @@ def segmentation_to_seg(
     source's; Modality is SEG; Series Description ends in RESEARCH USE ONLY. Of a series that was corrected each source
     image gets the mask where it lies itself. Image Comments hold the ``remarks``.
 
+    With ``labelmap`` the pixels are segment numbers (Label Map Segmentation Storage, DICOM 2024d), which is smaller and
+    known to few readers yet.
+
     Raises:
-        VolumeError: the grids differ, or the source lacks what a SEG must refer to (UIDs, frame of reference).
+        VolumeError: the grids differ, regions that overlap are to be a label map, or the source lacks what a SEG must
+            refer to (UIDs, frame of reference).
         SemisegError: the source's attributes cannot be repeated in a valid SEG.
     """
     if segmentation.shape != series.volume.shape or not same_grid(
@@ -66,14 +71,17 @@ def segmentation_to_seg(
             f"A SEG lies on its series' own grid: the segmentation has shape {segmentation.shape}, the series "
             f"{series.volume.shape}, or their affines differ."
         )
+    if labelmap and not segmentation.exclusive:
+        raise VolumeError("Regions that may overlap are no label map; ask for seg, which has a mask for each.")
     sources, order = _sources(series)
     frames = _frames(replace(segmentation, array=series.on_slices(segmentation.array)), order)
-    identity = identity_of(series, algorithm, segmentation.segments)
+    identity = identity_of(series, algorithm, segmentation.segments) + (" label map" if labelmap else "")
+    kinds = hd.seg.SegmentationTypeValues
     try:
         seg: pydicom.Dataset = hd.seg.Segmentation(
             source_images=sources,
             pixel_array=frames,
-            segmentation_type=hd.seg.SegmentationTypeValues.BINARY,
+            segmentation_type=kinds.LABELMAP if labelmap else kinds.BINARY,
             segment_descriptions=_descriptions(segmentation.segments, algorithm, identity),
             series_instance_uid=uid_of(identity, "series"),
             series_number=series_number,

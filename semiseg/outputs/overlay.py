@@ -83,7 +83,7 @@ def contact_sheet(
     plane = next(p for p in _PLANES if spacing[p.across] >= spacing.max() * 0.999)
     outlined = [_oriented(segmentation, segments) for _, segmentation in masks]
     places = _slices(array.shape[plane.across], plane, outlined, columns)
-    grey = _windowed(array)
+    grey = windowed(array)
     size = _tile_size(array.shape, spacing, plane)
     rows: list[tuple[str, list[Image.Image]]] = [("image", [_picture(grey, plane, k, size) for k in places])]
     for (title, _), named in zip(masks, outlined, strict=True):
@@ -112,7 +112,7 @@ def series_sheet(path: Path, series: Sequence[tuple[str, Volume]], caption: str,
         array, affine = reorient(volume.array, volume.affine, "RAS")
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         plane = next(p for p in _PLANES if _ACROSS[volume.axcodes[2]] == p.across)
-        grey, size = _windowed(array), _tile_size(array.shape, spacing, plane)
+        grey, size = windowed(array), _tile_size(array.shape, spacing, plane)
         tiles = []
         for k in _slices(array.shape[plane.across], plane, [], columns):
             picture = _picture(grey, plane, k, size)
@@ -151,7 +151,7 @@ def _slices(
     return sorted({round(low + s * (high - low)) for s in steps})
 
 
-def _windowed(array: NDArray[Any]) -> NDArray[np.uint8]:
+def windowed(array: NDArray[Any]) -> NDArray[np.uint8]:
     """Grey values to 0..255, between percentiles of what is not background."""
     sample = array[tuple(slice(None, None, max(1, n // 128)) for n in array.shape)].astype(np.float64)
     dark = sample.min()

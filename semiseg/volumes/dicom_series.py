@@ -160,7 +160,7 @@ def _read(chosen: list[Path], *, strict: bool) -> DicomSeries:
     shape = grid.shape if grid else (first.plane.columns, first.plane.rows, len(slices))
     if 4 * np.prod(shape, dtype=object) > MAX_VOXEL_BYTES:
         raise VolumeError(f"A volume of {shape[0]} x {shape[1]} x {shape[2]} voxels is beyond the limit.")
-    array = _values(slices)
+    array = values_of(slices)
     volume = Volume(array, affine_of(stack)) if grid is None else Volume(grid.image(array), grid.affine)
     return DicomSeries(
         uid=text(first.header, "SeriesInstanceUID", first.path),
@@ -246,7 +246,7 @@ def _require_one_origin(headers: list[tuple[Path, pydicom.Dataset]]) -> None:
         raise VolumeError(f"The series mixes {localisers} localiser image(s) with {len(headers) - localisers} others.")
 
 
-def _values(slices: list[Slice]) -> NDArray[Any]:
+def values_of(slices: list[Slice]) -> NDArray[Any]:
     """Decode and rescale the slices into one array (columns, rows, slices); one object at a time is in memory."""
     plane = slices[0].plane
     whole = all(_is_whole(one) for one in slices)

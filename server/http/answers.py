@@ -25,15 +25,19 @@ from server.http.uploads import Upload
 MEDIA_TYPES: dict[Kind, str] = {
     "nifti": "application/gzip",
     "seg": "application/dicom",
+    "seg-labelmap": "application/dicom",
     "rtstruct": "application/dicom",
     "sr": "application/dicom",
+    "overlay": "application/zip",
     "json": "application/json",
 }
 FILE_NAMES: dict[Kind, str] = {
     "nifti": "segmentation.nii.gz",
     "seg": "segmentation.dcm",
+    "seg-labelmap": "segmentation.dcm",
     "rtstruct": "structures.dcm",
     "sr": "report.dcm",
+    "overlay": "overlay.zip",
     "json": "segmentation.json",
 }
 

@@ -85,6 +85,7 @@ def _segment(manifest: Manifest, limits: Limits) -> dict[str, Any]:
                 "content": {
                     MEDIA_TYPES["nifti"]: {"schema": {"type": "string", "format": "binary"}},
                     MEDIA_TYPES["seg"]: {"schema": {"type": "string", "format": "binary"}},
+                    MEDIA_TYPES["overlay"]: {"schema": {"type": "string", "format": "binary"}},
                     MEDIA_TYPES["json"]: {"schema": {"$ref": _REF.format(model=Report.__name__)}},
                 },
             },

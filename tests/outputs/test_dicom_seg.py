@@ -269,3 +269,27 @@ def test_a_seg_of_a_multi_frame_object_refers_to_its_frames(
         pydicom.dcmread(file).SOPInstanceUID, frames, combine_segments=True, assert_missing_frames_are_empty=True
     )
     np.testing.assert_array_equal(np.transpose(pixels, (2, 1, 0)), mask)
+
+
+@pytest.mark.parametrize("form", ["exclusive", "one segment", "empty"])
+def test_a_label_map_says_the_same_in_one_frame_a_slice(
+    form: str, case: tuple[DicomSeries, Segmentation], tmp_path: Path
+) -> None:
+    series, segmentation = case[0], FORMS[form](case[1])
+    made = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM, labelmap=True)
+    write_dicom(tmp_path / "seg.dcm", made)
+    seg = hd.seg.segread(tmp_path / "seg.dcm")
+    assert (seg.SOPClassUID, seg.SegmentationType) == ("1.2.840.10008.5.1.4.1.1.66.7", "LABELMAP")
+    assert seg.NumberOfFrames <= len(series.slices)
+    uids = [instance.SOPInstanceUID for instance in series.instances]
+    pixels = seg.get_pixels_by_source_instance(uids, combine_segments=True, assert_missing_frames_are_empty=True)
+    numbers = np.zeros_like(segmentation.array)
+    for number, segment in enumerate(segmentation.segments, start=1):
+        numbers[segmentation.array == segment.label] = number
+    np.testing.assert_array_equal(np.transpose(pixels, (2, 1, 0)), numbers)
+    assert made.SOPInstanceUID != segmentation_to_seg(segmentation, series, algorithm=ALGORITHM).SOPInstanceUID
+
+
+def test_regions_are_no_label_map(case: tuple[DicomSeries, Segmentation]) -> None:
+    with pytest.raises(VolumeError, match="Regions that may overlap are no label map"):
+        segmentation_to_seg(overlapping(case[1]), case[0], algorithm=ALGORITHM, labelmap=True)

@@ -1,0 +1,130 @@
+"""The outlines burnt into pictures of the slices, as a series of Secondary Capture images (PS3.3 A.8.1).
+
+For viewers that show no SEG. A picture for every slice, so that one scrolls through it as through the scan; it is for
+looking at and for nothing else, since the masks cannot be got out of it again.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+from numpy.typing import NDArray
+from pydicom.uid import RLELossless
+from scipy import ndimage
+
+from semiseg.errors import SemisegError, VolumeError
+from semiseg.outputs.dicom_common import (
+    LONG_STRING,
+    MANUFACTURER,
+    Algorithm,
+    identity_of,
+    repeat_patient_and_study,
+    require_references,
+    series_description,
+    software_versions,
+    uid_of,
+)
+from semiseg.outputs.overlay import windowed
+from semiseg.outputs.report import NOTICE
+from semiseg.volumes.atomic_file import atomic_file
+from semiseg.volumes.dicom_series import DicomSeries, values_of
+from semiseg.volumes.segmentation import Segmentation
+from semiseg.volumes.volume import same_grid
+
+
+def segmentation_to_overlays(
+    segmentation: Segmentation, series: DicomSeries, *, algorithm: Algorithm, series_number: int = 903
+) -> Iterator[pydicom.Dataset]:
+    """Make a picture of each slice of ``series``, in its order, with the outlines of ``segmentation``.
+
+    Raises:
+        VolumeError: the grids differ, or the source lacks what a series must refer to.
+        SemisegError: the source's attributes cannot be repeated in valid images.
+    """
+    if segmentation.shape != series.volume.shape or not same_grid(
+        segmentation.affine, series.volume.affine, tolerance_mm=1e-2
+    ):
+        raise VolumeError("Overlays lie on their series' own grid, and the segmentation lies on another one.")
+    for instance in series.instances:
+        require_references(instance, "overlay")
+    identity = identity_of(series, algorithm, segmentation.segments)
+    grey = windowed(series.volume.array if series.grid is None else values_of(list(series.slices)))
+    masks = series.on_slices(np.stack([segmentation.mask(k) for k in range(len(segmentation.segments))]))
+    for number, one in enumerate(series.slices, start=1):
+        rgb = np.repeat(grey[:, :, number - 1].T[..., None], 3, axis=2)
+        for segment, mask in zip(segmentation.segments, masks[..., number - 1], strict=True):
+            rgb[_border(mask.T)] = segment.colour
+        yield _image(rgb, one.header, number, series_number, identity, algorithm)
+
+
+def write_overlays(path: Path, images: Iterator[pydicom.Dataset]) -> None:
+    """Write a series as a zip of DICOM files, atomically."""
+    with atomic_file(Path(path)) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+        for number, image in enumerate(images, start=1):
+            content = io.BytesIO()
+            image.save_as(content, enforce_file_format=True)
+            archive.writestr(zipfile.ZipInfo(f"overlay/{number:05d}.dcm"), content.getvalue())
+
+
+def _border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The pixels of a mask that touch what is outside of it; the picture's edge is no border."""
+    return np.asarray(mask & ~ndimage.binary_erosion(mask, border_value=1))
+
+
+def _image(
+    rgb: NDArray[np.uint8],
+    source: pydicom.Dataset,
+    number: int,
+    series_number: int,
+    identity: str,
+    algorithm: Algorithm,
+) -> pydicom.Dataset:
+    try:
+        image: pydicom.Dataset = hd.sc.SCImage(
+            pixel_array=np.ascontiguousarray(rgb),
+            photometric_interpretation=hd.PhotometricInterpretationValues.RGB,
+            bits_allocated=8,
+            coordinate_system=hd.CoordinateSystemNames.PATIENT,
+            study_instance_uid=source.StudyInstanceUID,
+            series_instance_uid=uid_of(identity, "overlay series"),
+            series_number=series_number,
+            sop_instance_uid=uid_of(identity, f"overlay {number}"),
+            instance_number=number,
+            manufacturer=MANUFACTURER,
+            patient_orientation=_letters(source),
+            pixel_spacing=tuple(map(float, source.PixelSpacing)) if source.get("PixelSpacing") else None,
+            series_description=series_description(algorithm),
+            manufacturer_model_name=algorithm.name[:LONG_STRING],
+            software_versions=software_versions(algorithm),
+            transfer_syntax_uid=RLELossless,
+            specific_character_set="ISO_IR 192",
+        )
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise SemisegError(f"No valid overlay can be made for the series ({error}).") from error
+    repeat_patient_and_study(image, source)
+    image.BurnedInAnnotation = "NO"
+    image.Laterality = str(source.get("Laterality") or "")  # empty where nobody said, and it has to be there
+    image.ImageComments = f"{NOTICE}."
+    image.FrameOfReferenceUID = source.FrameOfReferenceUID
+    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "SliceThickness"):
+        if source.get(keyword) is not None:
+            image.add(source[keyword])
+    return image
+
+
+def _letters(source: pydicom.Dataset) -> tuple[str, str]:
+    """Patient Orientation (PS3.3 C.7.6.1.1.1): the nearest direction of rows and of columns."""
+    orientation = source.get("ImageOrientationPatient") or (1, 0, 0, 0, 1, 0)
+    pairs = (("L", "R"), ("P", "A"), ("H", "F"))
+    found = []
+    for k in (0, 3):
+        vector = np.array(orientation[k : k + 3], dtype=float)
+        axis = int(np.abs(vector).argmax())
+        found.append(pairs[axis][0 if vector[axis] > 0 else 1])
+    return (found[0], found[1])
