@@ -19,15 +19,16 @@ from semiseg.bundle.fingerprint import Fingerprint
 from semiseg.bundle.manifest import Channel, Manifest, Provenance
 from semiseg.bundle.postprocessing import Postprocessing
 from semiseg.bundle.preprocessing import Intensity, Preprocessing
-from semiseg.volumes.segmentation import Segment
+from semiseg.volumes.segmentation import Code, Segment
 from semiseg.volumes.volume import Volume, reorient
 
 LOW, HIGH = 300.5, 600.5
 """Segment "low" lies strictly between the two, segment "high" above the second; integers never tie."""
 
+CODE = Code(value="91723000", scheme="SCT", meaning="Anatomical structure")
 SEGMENTS = (
-    Segment(name="low", label=1, colour=(230, 60, 60)),
-    Segment(name="high", label=2, colour=(60, 120, 230)),
+    Segment(name="low", label=1, type=CODE, colour=(230, 60, 60)),
+    Segment(name="high", label=2, type=CODE, colour=(60, 120, 230)),
 )
 SCALE = 1000.0  # intensities 0..1000 become 0..1
 

@@ -137,8 +137,8 @@ def _observation(number: int, segment: Segment) -> pydicom.Dataset:
     observation, code = pydicom.Dataset(), pydicom.Dataset()
     observation.ObservationNumber = observation.ReferencedROINumber = number
     observation.ROIObservationLabel = segment.name[:_SHORT_STRING]
-    code.CodeValue, code.CodingSchemeDesignator = segment.type.value, segment.type.scheme
-    code.CodeMeaning = segment.type.meaning
+    kind = segment.coded_type
+    code.CodeValue, code.CodingSchemeDesignator, code.CodeMeaning = kind.value, kind.scheme, kind.meaning
     observation.RTROIIdentificationCodeSequence = [code]
     observation.RTROIInterpretedType, observation.ROIInterpreter = "ORGAN", ""
     return observation

@@ -188,8 +188,8 @@ def _descriptions(segments: Sequence[Segment], algorithm: Algorithm, identity: s
         hd.seg.SegmentDescription(
             segment_number=number,
             segment_label=segment.name,
-            segmented_property_category=_concept(segment.category),
-            segmented_property_type=_concept(segment.type),
+            segmented_property_category=concept_of(segment.category),
+            segmented_property_type=concept_of(segment.coded_type),
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=identification,
             tracking_uid=uid_of(identity, f"segment {number}"),
@@ -200,7 +200,8 @@ def _descriptions(segments: Sequence[Segment], algorithm: Algorithm, identity: s
     ]
 
 
-def _concept(code: Code) -> hd.sr.CodedConcept:
+def concept_of(code: Code) -> hd.sr.CodedConcept:
+    """A code as highdicom has it."""
     return hd.sr.CodedConcept(value=code.value, scheme_designator=code.scheme, meaning=code.meaning)
 
 

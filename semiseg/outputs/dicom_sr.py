@@ -25,7 +25,7 @@ from semiseg.outputs.dicom_common import (
     software_versions,
     uid_of,
 )
-from semiseg.outputs.dicom_seg import segmentation_to_seg, source_images
+from semiseg.outputs.dicom_seg import concept_of, segmentation_to_seg, source_images
 from semiseg.outputs.report import NOTICE
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.segmentation import Segment, Segmentation
@@ -131,8 +131,8 @@ def _group(
             segment_number=number,
             source_series=hd.sr.SourceSeriesForSegmentation(series.SeriesInstanceUID),
         ),
-        finding_category=hd.sr.CodedConcept(segment.category.value, segment.category.scheme, segment.category.meaning),
-        finding_type=hd.sr.CodedConcept(segment.type.value, segment.type.scheme, segment.type.meaning),
+        finding_category=concept_of(segment.category),
+        finding_type=concept_of(segment.coded_type),
         algorithm_id=identification,
         measurements=[hd.sr.Measurement(name=codes.SCT.Volume, value=round(millilitres, 6), unit=_MILLILITRE)],
     )

@@ -13,7 +13,7 @@ from semiseg.bundle.manifest import Manifest
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.remark import Remark
 from semiseg.volumes.scan import Scan
-from semiseg.volumes.segmentation import Segmentation
+from semiseg.volumes.segmentation import PRIVATE_SCHEME, Segmentation
 from semiseg.volumes.volume import axcodes_of, spacing_of
 
 NOTICE = "RESEARCH USE ONLY"
@@ -136,10 +136,25 @@ class Report(_Part):
             ),
             series=_series(scan.series),
             selection=tuple(SeriesVerdict(**asdict(verdict)) for verdict in scan.verdicts),
-            remarks=tuple(RemarkReport(code=remark.code, text=remark.text) for remark in (*scan.remarks, *remarks)),
+            remarks=tuple(
+                RemarkReport(code=remark.code, text=remark.text)
+                for remark in (*scan.remarks, *remarks, *_uncoded(segmentation, scan))
+            ),
             windows=windows,
             seconds={stage: round(value, 6) for stage, value in seconds.items()},
         )
+
+
+def _uncoded(segmentation: Segmentation, scan: Scan) -> tuple[Remark, ...]:
+    """For DICOM: segments that only a private code can name."""
+    names = [segment.name for segment in segmentation.segments if segment.type is None]
+    if scan.series is None or not names:
+        return ()
+    text = (
+        f"No code of a standard terminology is known for {', '.join(names)}; DICOM answers name them in the private "
+        f"scheme {PRIVATE_SCHEME}. Codes are given in the recipe, under `segments`."
+    )
+    return (Remark("uncoded_segments", text),)
 
 
 def _series(series: DicomSeries | None) -> SeriesReport | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,6 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from semiseg.errors import VolumeError
 from semiseg.volumes.volume import check_affine, voxel_ml
+
+PRIVATE_SCHEME = "99SEMISEG"
 
 
 class Code(BaseModel):
@@ -31,8 +34,8 @@ class Segment(BaseModel):
         label: the integer that stands for it in a label map (1..255).
         values: for a region, the values of a reference label map that it is made of (whole tumour: oedema, core and
             enhancing part). Regions may overlap; a segment without values is one value, its label, and excludes others.
-        category, type: the DICOM codes of a SEG's Segmented Property Category and Type (PS3.3 C.8.20.2); without them a
-            SEG says only "Tissue".
+        category, type: the DICOM codes of a SEG's Segmented Property Category and Type (PS3.3 C.8.20.2); see
+            :attr:`coded_type` for a segment without one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -42,7 +45,13 @@ class Segment(BaseModel):
     values: tuple[int, ...] = ()
     colour: tuple[int, int, int] = (230, 60, 60)
     category: Code = Code(value="85756007", scheme="SCT", meaning="Tissue")
-    type: Code = Code(value="85756007", scheme="SCT", meaning="Tissue")
+    type: Code | None = None
+
+    @property
+    def coded_type(self) -> Code:
+        """Its type; without one a code of a private scheme (PS3.16 8.2) that means its name and is always the same."""
+        value = hashlib.sha256(self.name.casefold().encode()).hexdigest()[:15].upper()
+        return self.type or Code(value=f"S{value}", scheme=PRIVATE_SCHEME, meaning=self.name)
 
     @property
     def reference_values(self) -> tuple[int, ...]:

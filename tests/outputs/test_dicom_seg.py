@@ -293,3 +293,17 @@ def test_a_label_map_says_the_same_in_one_frame_a_slice(
 def test_regions_are_no_label_map(case: tuple[DicomSeries, Segmentation]) -> None:
     with pytest.raises(VolumeError, match="Regions that may overlap are no label map"):
         segmentation_to_seg(overlapping(case[1]), case[0], algorithm=ALGORITHM, labelmap=True)
+
+
+def test_a_segment_without_a_code_gets_one_of_a_private_scheme(
+    case: tuple[DicomSeries, Segmentation], tmp_path: Path, needs_program: Callable[[str], str]
+) -> None:
+    series, segmentation = case
+    uncoded = replace(segmentation, segments=(Segment(name="Lobus A", label=1), *segmentation.segments[1:]))
+    write_dicom(tmp_path / "seg.dcm", segmentation_to_seg(uncoded, series, algorithm=ALGORITHM))
+    assert_valid(needs_program("dciodvfy"), tmp_path / "seg.dcm")
+    first, second = hd.seg.segread(tmp_path / "seg.dcm").SegmentSequence[:2]
+    code = first.SegmentedPropertyTypeCodeSequence[0]
+    assert (code.CodingSchemeDesignator, code.CodeMeaning) == ("99SEMISEG", "Lobus A")
+    assert code.CodeValue == Segment(name="lobus a", label=7).coded_type.value, "the name decides, and nothing else"
+    assert second.SegmentedPropertyTypeCodeSequence[0].CodingSchemeDesignator == "SCT"

@@ -58,7 +58,7 @@ def test_each_segment_has_its_volume_and_refers_to_its_outline(
         outlined = group.referenced_segment
         assert outlined.referenced_sop_instance_uid == seg.SOPInstanceUID
         assert list(np.atleast_1d(outlined.referenced_segment_numbers)) == [number]
-        assert group.finding_type.value == segment.type.value
+        assert group.finding_type.value == segment.coded_type.value
 
 
 def test_what_is_to_be_known_is_said_as_a_comment(report: Path) -> None:
