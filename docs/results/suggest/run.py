@@ -65,7 +65,8 @@ def main() -> None:
         own = ["--split", str(file)]
         one = [*common, *own, "--method", options.method, "--labelled", "8", "--out", str(run)]
         if not (run / "student.safetensors").is_file():
-            semiseg("train", *one, "--set", "threads=1")
+            resume = ["--resume"] if (run / "log.jsonl").is_file() else []
+            semiseg("train", *one, "--set", "threads=1", *resume)
         semiseg("evaluate", str(run), "--data", str(data), "--on", options.on, "--out", str(run / "scores"), *own)
         return Evaluation.from_json(run / "scores" / "scores.json")
 
