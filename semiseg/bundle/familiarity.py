@@ -36,8 +36,8 @@ def unfamiliar(fingerprint: Fingerprint, channels: Mapping[str, Volume], orienta
     spacing = [first.spacing[a] for a in order]
     extent = [first.shape[a] * first.spacing[a] for a in order]
     found = [
-        *_lengths("unfamiliar_spacing", "The voxels are {} mm apart {}", axes, spacing, fingerprint.spacing),
-        *_lengths("unfamiliar_field_of_view", "The scan covers {} mm {}", axes, extent, fingerprint.extent),
+        *_lengths("unfamiliar_spacing", "The voxels measure", axes, spacing, fingerprint.spacing),
+        *_lengths("unfamiliar_field_of_view", "The scan covers", axes, extent, fingerprint.extent),
     ]
     plane = _plane(first.axcodes)
     planes = sorted({_plane(codes) for codes in fingerprint.orientations})
@@ -52,11 +52,12 @@ def unfamiliar(fingerprint: Fingerprint, channels: Mapping[str, Volume], orienta
 def _lengths(code: str, words: str, axes: list[str], values: list[float], seen: Range | None) -> list[Remark]:
     if seen is None:
         return []
-    return [
-        Remark(code, f"{words.format(f'{value:.3g}', axis)}; in the training scans it was {low:.3g} to {high:.3g} mm.")
+    odd = [
+        f"{value:.3g} mm {axis} ({low:.3g} to {high:.3g} mm in the training scans)"
         for axis, value, low, high in zip(axes, values, seen.minimum, seen.maximum, strict=True)
         if not low / FACTOR <= value <= high * FACTOR
     ]
+    return [Remark(code, f"{words} {', '.join(odd)}.")] if odd else []
 
 
 def _intensities(name: str, volume: Volume, seen: Range | None, *, several: bool) -> list[Remark]:

@@ -9,7 +9,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.dataset import FileMetaDataset
-from pydicom.uid import ExplicitVRLittleEndian, RTStructureSetStorage
+from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
 
 from semiseg.errors import VolumeError
 from semiseg.outputs.contours import outlines
@@ -54,7 +54,8 @@ def segmentation_to_rtstruct(
     identity = identity_of(series, algorithm, segmentation.segments)
     struct = pydicom.Dataset()
     struct.file_meta = FileMetaDataset()
-    struct.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    # Explicit value representations leave 64 kB for the points of a contour (PS3.5 7.1.2); a large organ needs more.
+    struct.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     struct.SpecificCharacterSet = "ISO_IR 192"
     struct.SOPClassUID, struct.SOPInstanceUID = RTStructureSetStorage, uid_of(identity, "structure set")
     struct.StudyInstanceUID, struct.SeriesInstanceUID = first.StudyInstanceUID, uid_of(identity, "structures")

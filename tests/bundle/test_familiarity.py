@@ -38,12 +38,10 @@ def test_a_scan_like_the_training_scans_raises_no_doubt(seen: Fingerprint) -> No
 
 def test_each_difference_has_its_name_and_figures(seen: Fingerprint) -> None:
     assert codes(seen, made((1, 1, 6), 9))["unfamiliar_spacing"] == (
-        "The voxels are 6 mm apart head-foot; in the training scans it was 3 to 3.4 mm."
+        "The voxels measure 6 mm head-foot (3 to 3.4 mm in the training scans)."
     )
     far = codes(seen, Volume(made().array[:20], made().affine))
-    assert far == {
-        "unfamiliar_field_of_view": "The scan covers 20 mm left-right; in the training scans it was 40 to 40 mm."
-    }
+    assert far == {"unfamiliar_field_of_view": "The scan covers 20 mm left-right (40 to 40 mm in the training scans)."}
     loud = codes(seen, Volume(made().array * 10, made().affine))["unfamiliar_intensity"]
     assert loud.startswith("The grey values are of another range: the darkest voxels have ")
     assert "the brightest voxels have 1" in loud

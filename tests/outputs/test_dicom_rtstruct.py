@@ -13,6 +13,7 @@ from scipy.spatial.transform import Rotation
 
 from semiseg.collection.labels_rtstruct import RtstructOutlines, describe_rtstruct
 from semiseg.errors import VolumeError
+from semiseg.outputs.contours import outlines
 from semiseg.outputs.dicom_common import Algorithm, write_dicom
 from semiseg.outputs.dicom_rtstruct import segmentation_to_rtstruct
 from semiseg.phantoms.anatomy import SEGMENTS, make_phantom
@@ -125,3 +126,17 @@ def test_another_grid_is_refused(case: tuple[DicomSeries, Segmentation]) -> None
     moved[0, 3] += 1
     with pytest.raises(VolumeError, match="lies on another one"):
         segmentation_to_rtstruct(Segmentation(case[1].segments, case[1].array, moved), case[0], algorithm=ALGORITHM)
+
+
+def test_contours_of_many_points_are_written_whole(case: tuple[DicomSeries, Segmentation], tmp_path: Path) -> None:
+    comb = np.zeros((3000, 3), dtype=bool)
+    comb[:, 0] = True
+    comb[::2, 1] = True
+    (curve,) = outlines(comb)
+    assert len(curve) > 3000
+    struct = written(case, tmp_path / "rt.dcm")
+    points = [f"{v:.4f}" for v in np.column_stack([curve, np.zeros(len(curve))]).ravel()]
+    struct.ROIContourSequence[0].ContourSequence[0].ContourData = points
+    write_dicom(tmp_path / "large.dcm", struct)
+    back = pydicom.dcmread(tmp_path / "large.dcm").ROIContourSequence[0].ContourSequence[0]
+    assert back["ContourData"].VR == "DS" and len(back.ContourData) == len(points)

@@ -117,7 +117,7 @@ def test_endless_chunked_upload_never_fills_the_disk(small):
         for _ in range(3000):
             connection.sendall(chunk)
             most = max(most, sum(p.stat().st_size for p in small.temporary.rglob("scan-*") if p.exists()))
-    assert LIMIT // 2 < most <= LIMIT  # it was written to disk, and no further than that
+    assert 0 < most <= LIMIT  # it was written to disk as it came, and no further than that
 
 
 def test_length_that_promises_less_than_is_sent_ends_the_form_early(small):
