@@ -28,13 +28,8 @@ from trainer.students import divisor_of, parameters_of
 from trainer.targets import MOST_REGIONS, targets_of
 
 Watch = Callable[[str, int, int], None]
-_MODALITIES = {
-    "CT": "CT",
-    "MR": "MR",
-    "MRI": "MR",
-    "PET": "PT",
-    "PT": "PT",
-}  # channel names that are one (PS3.3 C.7.3.1.1.1)
+# Channel names that tell a modality (PS3.3 C.7.3.1.1.1).
+_MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PET": "PT", "PT": "PT"}
 AXES: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
 LARGEST_AUTO = 96  # voxels per side of a patch that nobody chose
 

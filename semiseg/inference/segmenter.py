@@ -124,14 +124,13 @@ class Segmenter:
         self,
         channels: Mapping[str, Volume],
         *,
-        progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         timing: Timing | None = None,
     ) -> tuple[Segmentation, tuple[Remark, ...]]:
         """See :meth:`segment`; and what sets the scan, and the mask, apart from those of training."""
         timing = timing if timing is not None else Timing()
         doubt = Doubt(len(self.manifest.segments), self.manifest.activation)
-        segmentation = self.segment(channels, progress=progress, cancelled=cancelled, timing=timing, doubt=doubt)
+        segmentation = self.segment(channels, cancelled=cancelled, timing=timing, doubt=doubt)
         clock = time.perf_counter()
         remarks = self.unfamiliar(channels)
         if self.manifest.masks is not None:

@@ -19,7 +19,8 @@ from semiseg.errors import VolumeError
 from semiseg.outputs.report import NOTICE
 from semiseg.volumes.atomic_file import atomic_file
 from semiseg.volumes.dicom_series import DicomSeries
-from semiseg.volumes.segmentation import Segment
+from semiseg.volumes.segmentation import Segment, Segmentation
+from semiseg.volumes.volume import same_grid
 
 MANUFACTURER = "semiseg"
 LONG_STRING, LONG_TEXT = 64, 10240  # characters (PS3.5 table 6.2-1)
@@ -46,18 +47,26 @@ class Algorithm:
     model_sha256: str
 
 
-def require_references(instance: pydicom.Dataset, what: str) -> None:
-    """Refuse a source image that nothing can refer to.
+def require_drawn_on(segmentation: Segmentation, series: DicomSeries, what: str) -> None:
+    """Refuse a segmentation that was not drawn on a series, and a series that nothing can refer to.
 
     Raises:
-        VolumeError: it lacks a UID; the sentence says so of a ``what``, such as "SEG".
+        VolumeError: the grids differ, or an image lacks a UID; the sentence says so of a ``what``, such as "SEG".
     """
-    for keyword in TYPE_1:
-        if not instance.get(keyword):
-            raise VolumeError(
-                f"The source images lack {keyword} (removed by an anonymiser?), so no {what} can refer to them; "
-                f"ask for NIfTI instead."
-            )
+    if segmentation.shape != series.volume.shape or not same_grid(
+        segmentation.affine, series.volume.affine, tolerance_mm=1e-2
+    ):
+        raise VolumeError(
+            f"A DICOM {what} lies on its series' own grid, and the segmentation lies on another one: its shape is "
+            f"{segmentation.shape}, the series' is {series.volume.shape}, or their affines differ."
+        )
+    for instance in series.instances:
+        for keyword in TYPE_1:
+            if not instance.get(keyword):
+                raise VolumeError(
+                    f"The source images lack {keyword} (removed by an anonymiser?), so no {what} can refer to them; "
+                    f"ask for NIfTI instead."
+                )
 
 
 def repeat_patient_and_study(made: pydicom.Dataset, instance: pydicom.Dataset) -> None:

@@ -18,14 +18,14 @@ from numpy.typing import NDArray
 from pydicom.uid import RLELossless
 from scipy import ndimage
 
-from semiseg.errors import SemisegError, VolumeError
+from semiseg.errors import SemisegError
 from semiseg.outputs.dicom_common import (
     LONG_STRING,
     MANUFACTURER,
     Algorithm,
     identity_of,
     repeat_patient_and_study,
-    require_references,
+    require_drawn_on,
     series_description,
     software_versions,
     uid_of,
@@ -35,7 +35,6 @@ from semiseg.outputs.report import NOTICE
 from semiseg.volumes.atomic_file import atomic_file
 from semiseg.volumes.dicom_series import DicomSeries, values_of
 from semiseg.volumes.segmentation import Segmentation
-from semiseg.volumes.volume import same_grid
 
 
 def segmentation_to_overlays(
@@ -47,12 +46,7 @@ def segmentation_to_overlays(
         VolumeError: the grids differ, or the source lacks what a series must refer to.
         SemisegError: the source's attributes cannot be repeated in valid images.
     """
-    if segmentation.shape != series.volume.shape or not same_grid(
-        segmentation.affine, series.volume.affine, tolerance_mm=1e-2
-    ):
-        raise VolumeError("Overlays lie on their series' own grid, and the segmentation lies on another one.")
-    for instance in series.instances:
-        require_references(instance, "overlay")
+    require_drawn_on(segmentation, series, "overlay")
     identity = identity_of(series, algorithm, segmentation.segments)
     grey = windowed(series.volume.array if series.grid is None else values_of(list(series.slices)))
     masks = series.on_slices(np.stack([segmentation.mask(k) for k in range(len(segmentation.segments))]))

@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
 
-from semiseg.errors import VolumeError
 from semiseg.outputs.contours import outlines
 from semiseg.outputs.dicom_common import (
     LONG_STRING,
@@ -19,7 +18,7 @@ from semiseg.outputs.dicom_common import (
     Algorithm,
     identity_of,
     repeat_patient_and_study,
-    require_references,
+    require_drawn_on,
     series_description,
     software_versions,
     uid_of,
@@ -28,7 +27,6 @@ from semiseg.outputs.report import NOTICE
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.dicom_slices import Slice
 from semiseg.volumes.segmentation import Segment, Segmentation
-from semiseg.volumes.volume import same_grid
 
 _STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"  # retired, and still what PS3.3 C.8.8.5 wants for a referenced study
 _SHORT_STRING = 16  # characters (PS3.5 table 6.2-1)
@@ -44,12 +42,7 @@ def segmentation_to_rtstruct(
     Raises:
         VolumeError: the grids differ, or the source lacks what a structure set must refer to.
     """
-    if segmentation.shape != series.volume.shape or not same_grid(
-        segmentation.affine, series.volume.affine, tolerance_mm=1e-2
-    ):
-        raise VolumeError("A structure set lies on its series' own grid, and the segmentation lies on another one.")
-    for instance in series.instances:
-        require_references(instance, "structure set")
+    require_drawn_on(segmentation, series, "structure set")
     first = series.instances[0]
     identity = identity_of(series, algorithm, segmentation.segments)
     struct = pydicom.Dataset()

@@ -27,7 +27,7 @@ from semiseg.outputs.dicom_common import (
     Algorithm,
     identity_of,
     repeat_patient_and_study,
-    require_references,
+    require_drawn_on,
     series_description,
     software_versions,
     uid_of,
@@ -35,7 +35,6 @@ from semiseg.outputs.dicom_common import (
 from semiseg.outputs.report import NOTICE
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.segmentation import Code, Segment, Segmentation
-from semiseg.volumes.volume import same_grid
 
 _GEOMETRY = ("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 
@@ -64,13 +63,7 @@ def segmentation_to_seg(
             refer to (UIDs, frame of reference).
         SemisegError: the source's attributes cannot be repeated in a valid SEG.
     """
-    if segmentation.shape != series.volume.shape or not same_grid(
-        segmentation.affine, series.volume.affine, tolerance_mm=1e-2
-    ):
-        raise VolumeError(
-            f"A SEG lies on its series' own grid: the segmentation has shape {segmentation.shape}, the series "
-            f"{series.volume.shape}, or their affines differ."
-        )
+    require_drawn_on(segmentation, series, "SEG")
     if labelmap and not segmentation.exclusive:
         raise VolumeError("Regions that may overlap are no label map; ask for seg, which has a mask for each.")
     sources, order = _sources(series)
@@ -139,7 +132,6 @@ def _sources(series: DicomSeries) -> tuple[list[pydicom.Dataset], list[int | Non
 def _source(instance: pydicom.Dataset, gap: float) -> pydicom.Dataset:
     """What a SEG repeats of a source instance; what must be there is, what may be empty is at least empty."""
     source = pydicom.Dataset()
-    require_references(instance, "SEG")
     for keyword in TYPE_1:
         setattr(source, keyword, instance.get(keyword))
     for keyword in _GEOMETRY:

@@ -149,11 +149,12 @@ def _read(chosen: list[Path], *, strict: bool) -> DicomSeries:
     _require_one_origin(headers)
     slices = [one for path, header in headers for one in slices_of(path, header)]
     stack, slices, doubles = _without_doubles(slices)
-    remarks = [Remark("copies", f"{n} {what}; they were left out.") for n, what in (copies, doubles) if n]
+    more = [f"{n} {what}" for n, what in (copies, doubles) if n]
     if strict:
-        if remarks:
-            raise VolumeError(remarks[0].text.replace("; they were left out", ""))
+        if more:
+            raise VolumeError(f"{more[0]}.")
         require_regular(stack)
+    remarks = [Remark("copies", f"{sentence}; they were left out.") for sentence in more]
     found = irregularities(stack)
     grid = regular_grid(stack, found) if found else None
     first = slices[0]

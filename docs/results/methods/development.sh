@@ -19,11 +19,11 @@ export -f one
 case $3 in
 magicnet) # what holds it back: 1200 updates, its own patch for all
     common="--set updates=1200 --set patch=[48,64,48]"
-    runs="as_released --method magicnet
+    runs="as_released --method magicnet --set methods.magicnet.blend=true
 supervised --method supervised
 no_blend --method magicnet --set methods.magicnet.blend=false
 mean_teacher --method mean_teacher
-small_weight --method magicnet --set methods.magicnet.weight=0.1
+small_weight --method magicnet --set methods.magicnet.blend=true --set methods.magicnet.weight=0.1
 no_within --method magicnet --set methods.magicnet.within=false"
     ;;
 part-two)

@@ -13,7 +13,7 @@ compare() { # name, methods, then options of semiseg compare
     shift 2
     local own=()
     # Cubes need a patch that they divide; the 2D network learns more on 10 slices of a volume than on the recipe's 6.
-    [[ $methods == *magicnet* ]] && own+=(--set 'magicnet:patch=[48,64,48]')
+    [[ $methods == *magicnet* ]] && own+=(--set 'magicnet:patch=[48,64,48]' --set magicnet:methods.magicnet.blend=true)
     [[ $methods == *mn* ]] && own+=(--set mn:methods.mn.slices=10)
     semiseg compare --data "$data" --recipe hippocampus --updates 1200 --jobs 2 --out "$work/${runs:=runs}" \
         --cache "$work/cache" --methods "$methods" "${own[@]}" "$@" | tee "$work/$name.txt"
