@@ -32,7 +32,7 @@ def predict(
         ),
     ] = None,
     *,
-    out: Annotated[Path, typer.Option(help="Where the mask goes: .nii.gz, .nii, .dcm (DICOM SEG) or .json.")],
+    out: Annotated[Path, typer.Option(help="Where the mask goes: .nii.gz, .nii, .dcm, .zip or .json.")],
     server: Annotated[
         str | None, typer.Option(help="Address of a `semiseg serve`, such as http://127.0.0.1:3000.")
     ] = None,
@@ -41,7 +41,10 @@ def predict(
     ] = None,
     answer: Annotated[
         str | None,
-        typer.Option(help="nifti, seg, seg-labelmap, rtstruct, sr or json; by default what the suffix of --out says."),
+        typer.Option(
+            help="nifti, nifti-labelmap, seg, seg-labelmap, seg-fractional, rtstruct, sr, overlay or json; by default "
+            "what the suffix of --out says."
+        ),
     ] = None,
     series: Annotated[
         str | None,
@@ -118,7 +121,7 @@ def _channels(given: list[str]) -> dict[str, Path]:
 def _locally(model: Path, asked: Asked, settings: Settings, threads: int | None) -> None:
     from cli.models import open_model
     from semiseg.inference.segmenter import Timing
-    from semiseg.outputs.answer import chosen_kind, write_answer
+    from semiseg.outputs.answer import PROBABILITIES, chosen_kind, write_answer
     from semiseg.outputs.report import Report
     from semiseg.volumes.scan import open_scan
 
@@ -126,9 +129,11 @@ def _locally(model: Path, asked: Asked, settings: Settings, threads: int | None)
     timing = Timing()
     clock = time.perf_counter()
     scan = open_scan(asked.files, opened.manifest.rules, asked.wishes)
-    kind = chosen_kind(asked.kind, scan.series)
+    kind = chosen_kind(asked.kind, scan.series, opened.manifest)
     timing.add("reading", clock)
-    segmentation, remarks = opened.segmenter.segment_with_remarks(scan.channels, timing=timing)
+    segmentation, remarks = opened.segmenter.segment_with_remarks(
+        scan.channels, timing=timing, probabilities=kind in PROBABILITIES
+    )
     report = Report.of(segmentation, opened.identity, scan, remarks, windows=timing.windows, seconds=timing.seconds)
     clock = time.perf_counter()
     # The first channel's grid is the answer's.

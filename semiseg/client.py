@@ -17,7 +17,9 @@ import httpx
 from semiseg.errors import InputError, SemisegError
 from semiseg.volumes.wishes import Paths, Wishes
 
-AnswerKind = Literal["nifti", "seg", "seg-labelmap", "rtstruct", "sr", "overlay", "json"]
+AnswerKind = Literal[
+    "nifti", "nifti-labelmap", "seg", "seg-labelmap", "seg-fractional", "rtstruct", "sr", "overlay", "json"
+]
 Files = Paths | Mapping[str, Paths]
 _CONNECT_SECONDS = 10.0
 

@@ -72,7 +72,19 @@ def manifest_of(folder: Path, **changes: Any) -> Manifest:
 
 
 def whole_volume(manifest: Manifest, network: Network, array: NDArray[np.float32], overlap: float) -> NDArray[Any]:
-    """The reference: pad, add every window to one volume of classes in float64, divide by the counts, decide."""
+    """The reference: the decision at each voxel of :func:`whole_volume_mean`."""
+    mean = whole_volume_mean(manifest, network, array, overlap)
+    if manifest.activation == "softmax":
+        values = np.asarray([0, *(s.label for s in manifest.segments)], np.uint8)
+        return np.asarray(values[mean.argmax(axis=0)])
+    probs = mean if manifest.average == "probs" else 1 / (1 + np.exp(-mean))
+    return np.asarray(probs >= 0.5)
+
+
+def whole_volume_mean(
+    manifest: Manifest, network: Network, array: NDArray[np.float32], overlap: float
+) -> NDArray[np.float64]:
+    """Pad, add every window to one volume (C, X, Y, Z) in float64, divide by the counts."""
     window = manifest.window
     short = [max(0, w - n) for n, w in zip(array.shape[1:], window, strict=True)]
     padding = [(0, 0), *((s // 2, s - s // 2) for s in short)]
@@ -89,9 +101,4 @@ def whole_volume(manifest: Manifest, network: Network, array: NDArray[np.float32
         counts[place] += weights
     mean = sums / counts
     inner = tuple(slice(before, before + n) for (before, _), n in zip(padding[1:], array.shape[1:], strict=True))
-    mean = mean[(slice(None), *inner)]
-    if manifest.activation == "softmax":
-        values = np.asarray([0, *(s.label for s in manifest.segments)], np.uint8)
-        return np.asarray(values[mean.argmax(axis=0)])
-    probs = mean if manifest.average == "probs" else 1 / (1 + np.exp(-mean))
-    return np.asarray(probs >= 0.5)
+    return np.asarray(mean[(slice(None), *inner)])

@@ -56,9 +56,13 @@ class Preparation(Section):
 
 
 class SegmentNotes(Section):
-    """What a dataset folder does not say about a segment: its DICOM codes and its colour."""
+    """What a dataset folder does not say about a segment: its DICOM codes and its colour.
+
+    ``painted`` is the value of a region where all regions are to be one label map: each is painted over those before.
+    """
 
     colour: tuple[Shade, Shade, Shade] | None = None
+    painted: Annotated[int, Field(ge=1, le=255)] | None = None
     category: Code | None = None
     type: Code | None = None
 

@@ -49,7 +49,7 @@ def portray(manifest: Manifest, engine: Engine, plan: Plan) -> MaskFingerprint:
     for case_id in (*plan.split.labelled, *others)[:PORTRAYED]:
         doubt = Doubt(len(plan.segments), manifest.activation)
         channels = read_channels(plan.dataset.case(case_id), plan.dataset.channels)
-        masks.append(measures_of(segmenter.segment(channels, doubt=doubt), doubt.mean()))
+        masks.append(measures_of(segmenter.segment(channels, watchers=[doubt]), doubt.mean()))
     return MaskFingerprint.of(masks)
 
 

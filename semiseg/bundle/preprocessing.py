@@ -211,7 +211,19 @@ class Preprocessing(BaseModel):
             cropped = labels
         else:
             cropped = np.stack([resample_mask(mask, placement.cropped_shape) > 0.5 for mask in labels])
-        oriented = np.zeros((*labels.shape[:-3], *placement.oriented_shape), dtype=cropped.dtype)
+        return self._placed(cropped, placement)
+
+    def restore_image(self, images: NDArray[np.uint8], placement: Placement) -> NDArray[np.uint8]:
+        """Put whole numbers (K, X, Y, Z) of the network's grid back on the scan's own grid, interpolated linearly.
+
+        Outside the crop there is 0.
+        """
+        cropped = [np.rint(resample_image(image, placement.cropped_shape)).astype(np.uint8) for image in images]
+        return self._placed(np.stack(cropped), placement)
+
+    def _placed(self, cropped: NDArray[Any], placement: Placement) -> NDArray[Any]:
+        """Undo crop and orientation of (..., X, Y, Z); 0 outside the crop."""
+        oriented = np.zeros((*cropped.shape[:-3], *placement.oriented_shape), dtype=cropped.dtype)
         x, y, z = _slices(placement.box)
         oriented[..., x, y, z] = cropped
         _, oriented_affine = reorient(np.broadcast_to(np.uint8(0), placement.shape), placement.affine, self.orientation)

@@ -256,6 +256,7 @@ def _document(plan: Plan, out: Path, existing: Dataset | None, labelled: dict[st
         "modality": channels,
         "channel_names": channels,
         "labels": plan.labels(),
+        **({"regions_class_order": list(plan.painted)} if plan.painted else {}),
         "numTraining": len(old),
         "numTest": 0,
         "training": [old[case_id] for case_id in sorted(old)],

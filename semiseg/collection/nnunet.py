@@ -69,6 +69,7 @@ def plan_nnunet(root: Path, wishes: Wishes, extended: Dataset | None = None) -> 
         channels=channels,
         scans=tuple(scans),
         labels=lambda: _labels(segments),
+        painted=tuple(s.painted for s in segments if s.painted is not None),
         absent=lambda: [s.name for s in segments if not present & set(s.reference_values)],
         lines=tuple(lines),
     )

@@ -43,6 +43,7 @@ class Plan:
         labels: ``labels`` of dataset.json, to be asked for when all scans are read.
         absent: names of the structures of which no scan holds a voxel, likewise.
         lines: what was refused or left out before any scan was read.
+        painted: ``regions_class_order`` of dataset.json, where the source has one.
     """
 
     channels: tuple[str, ...]
@@ -50,3 +51,4 @@ class Plan:
     labels: Callable[[], dict[str, Any]]
     absent: Callable[[], list[str]]
     lines: tuple[Line, ...]
+    painted: tuple[int, ...] = ()

@@ -63,7 +63,8 @@ def segments_of(document: dict[str, Any], path: Path) -> tuple[Segment, ...]:
     """Segments by label value, from ``{"1": "liver"}`` or ``{"liver": 1}``, without the background.
 
     A list of values, as nnU-Net writes it, makes a region: ``{"whole tumour": [1, 2, 3], "core": [2, 3]}``. Where there
-    is one all are regions, in the file's order, and may overlap.
+    is one all are regions, in the file's order, and may overlap; ``regions_class_order`` then gives each the value that
+    it is painted with, in this order, where all are to be one label map.
     """
     table = document.get("labels")
     if not isinstance(table, dict) or not table:
@@ -76,9 +77,16 @@ def segments_of(document: dict[str, Any], path: Path) -> tuple[Segment, ...]:
     if not regions:
         foreground.sort()
     palette = distinct_colours(len(foreground))
+    painted = _painted(document, len(foreground), path) if regions else None
     try:
         segments = tuple(
-            Segment(name=name, label=k if regions else values[0], values=values if regions else (), colour=colour)
+            Segment(
+                name=name,
+                label=k if regions else values[0],
+                values=values if regions else (),
+                painted=painted[k - 1] if painted else None,
+                colour=colour,
+            )
             for k, ((values, name), colour) in enumerate(zip(foreground, palette, strict=True), start=1)
         )
     except ValidationError as error:
@@ -88,6 +96,18 @@ def segments_of(document: dict[str, Any], path: Path) -> tuple[Segment, ...]:
         ) from error
     check_distinct(segments, path)
     return segments
+
+
+def _painted(document: dict[str, Any], count: int, path: Path) -> list[int] | None:
+    order = document.get("regions_class_order")
+    if order is None:
+        return None
+    if not isinstance(order, list) or len(order) != count or not all(type(v) is int and 1 <= v <= 255 for v in order):
+        raise DatasetError(
+            f"{path}: regions_class_order must list a label value from 1 to 255 for each of the {count} regions, not "
+            f"{order}."
+        )
+    return order
 
 
 def _label_entry(key: str, value: Any, path: Path) -> tuple[tuple[int, ...], str]:

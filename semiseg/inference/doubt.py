@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiseg.engines.engine import Activation, activated
+from semiseg.inference.probabilities import averaged
 
 
 class Doubt:
@@ -24,22 +25,14 @@ class Doubt:
         self._counts = np.zeros(segments, dtype=np.int64)
 
     def add(self, sums: NDArray[np.float32], coverage: Sequence[NDArray[np.float32]], *, logits: bool) -> None:
-        """Count finished planes.
-
-        Args:
-            sums: (C, planes, Y, Z): blended windows.
-            coverage: what their weights sum to along the three axes.
-            logits: whether logits were blended; else probabilities.
-        """
+        """Count finished planes; see :class:`semiseg.inference.probabilities.Watcher`."""
         exclusive = self._activation == "softmax"
         if exclusive:
             found = sums.argmax(axis=0)
             where = np.nonzero(found)
             self._add(found[where] - 1, *self._probabilities(sums, coverage, where, logits=logits))
             return
-        cx, cy, cz = coverage
-        p = sums / (cx[:, None, None] * cy[None, :, None] * cz)
-        p = activated(p, "sigmoid") if logits else p
+        p = averaged(sums, coverage, "sigmoid" if logits else "none")
         for k, mask in enumerate(p >= 0.5):
             inside = p[k][mask]
             self._add(np.full(inside.size, k), inside, 1.0 - inside)

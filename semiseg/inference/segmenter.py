@@ -7,8 +7,9 @@ differs.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +18,10 @@ from semiseg.bundle.familiarity import unfamiliar
 from semiseg.bundle.manifest import Manifest
 from semiseg.bundle.mask_fingerprint import measures_of
 from semiseg.bundle.preprocessing import Prepared
-from semiseg.engines.engine import Activation, Engine, activated
+from semiseg.engines.engine import Activation, Engine
 from semiseg.errors import Cancelled, EngineError, InputError
 from semiseg.inference.doubt import Doubt
+from semiseg.inference.probabilities import Probabilities, Watcher, averaged
 from semiseg.inference.windows import coverage_along, padding_for, starts_along, window_weights
 from semiseg.volumes.remark import Remark
 from semiseg.volumes.segmentation import Segmentation
@@ -89,7 +91,8 @@ class Segmenter:
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         timing: Timing | None = None,
-        doubt: Doubt | None = None,
+        watchers: Sequence[Watcher] = (),
+        probabilities: bool = False,
     ) -> Segmentation:
         """Segment one scan, given as its channels by name; the answer lies on the grid of the first channel.
 
@@ -98,7 +101,8 @@ class Segmenter:
             progress: called with (windows done, windows in all) after each batch.
             cancelled: asked between batches; when it answers True the pass stops.
             timing: filled with the seconds of each stage.
-            doubt: told how sure the network was.
+            watchers: shown the network's word on each voxel.
+            probabilities: keep them in the answer.
 
         Raises:
             InputError: a channel is missing or unknown.
@@ -111,14 +115,19 @@ class Segmenter:
         clock = time.perf_counter()
         prepared = self.manifest.preprocessing.apply(ordered)
         clock = timing.add("preprocessing", clock)
+        kept = [Probabilities(self.manifest.activation)] if probabilities else []
         labels = self.segment_prepared(
-            prepared.array, progress=progress, cancelled=cancelled, timing=timing, doubt=doubt
+            prepared.array, progress=progress, cancelled=cancelled, timing=timing, watchers=(*watchers, *kept)
         )
         clock = time.perf_counter()
         cleaned = self._clean(labels, prepared)
         array = self.manifest.preprocessing.restore(cleaned, prepared.placement)
+        shares = None
+        for each in kept:
+            inside = self._unpadded(each.array(), prepared.array.shape[1:])
+            shares = self.manifest.preprocessing.restore_image(inside, prepared.placement)
         timing.add("restoring", clock)
-        return Segmentation(self.manifest.segments, array, prepared.placement.affine)
+        return Segmentation(self.manifest.segments, array, prepared.placement.affine, shares)
 
     def segment_with_remarks(
         self,
@@ -126,11 +135,14 @@ class Segmenter:
         *,
         cancelled: Callable[[], bool] | None = None,
         timing: Timing | None = None,
+        probabilities: bool = False,
     ) -> tuple[Segmentation, tuple[Remark, ...]]:
         """See :meth:`segment`; and what sets the scan, and the mask, apart from those of training."""
         timing = timing if timing is not None else Timing()
         doubt = Doubt(len(self.manifest.segments), self.manifest.activation)
-        segmentation = self.segment(channels, cancelled=cancelled, timing=timing, doubt=doubt)
+        segmentation = self.segment(
+            channels, cancelled=cancelled, timing=timing, watchers=[doubt], probabilities=probabilities
+        )
         clock = time.perf_counter()
         remarks = self.unfamiliar(channels)
         if self.manifest.masks is not None:
@@ -149,7 +161,7 @@ class Segmenter:
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         timing: Timing | None = None,
-        doubt: Doubt | None = None,
+        watchers: Sequence[Watcher] = (),
     ) -> NDArray[np.uint8] | NDArray[np.bool_]:
         """Label map uint8 (X, Y, Z), or masks bool (K, X, Y, Z), of a preprocessed scan (C, X, Y, Z)."""
         timing = timing if timing is not None else Timing()
@@ -188,16 +200,15 @@ class Segmenter:
                     "is no mask; try another device or precision, or train it anew."
                 )
             over = [coverage[0][start:stop], coverage[1], coverage[2]]
-            if doubt is not None:
-                doubt.add(sums, over, logits=self.manifest.average == "logits")
+            for watcher in watchers:
+                watcher.add(sums, over, logits=self.manifest.average == "logits")
             if exclusive:
                 out[start:stop] = values[sums.argmax(axis=0)]  # dividing by the coverage does not move the largest
             else:
                 out[:, start:stop] = self._regions(sums, over)
             timing.add("blending", clock)
         timing.windows += total
-        x, y, z = (slice(before, before + n) for (before, _), n in zip(padding, shape, strict=True))
-        return np.asarray(out[..., x, y, z])
+        return self._unpadded(out, shape)
 
     def warm_up(self) -> None:
         """Run one window of zeros, so that the first scan does not pay for what the engine sets up lazily."""
@@ -223,15 +234,19 @@ class Segmenter:
         self.engine.accumulate(slab, handle, [(0, y, z) for y, z in columns], weights)
         timing.add("blending", clock)
 
+    def _unpadded(self, array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+        """What of (..., X, Y, Z) lies on a scan of ``shape``, and not on what filled it up to a window."""
+        padding = padding_for(shape, self.window)
+        x, y, z = (slice(before, before + n) for (before, _), n in zip(padding, shape, strict=True))
+        return array[..., x, y, z]
+
     def _per_window(self) -> Activation:
         """What is applied to each window before it is averaged."""
         return self.manifest.activation if self.manifest.average == "probs" else "none"
 
     def _regions(self, sums: NDArray[np.float32], coverage: list[NDArray[np.float32]]) -> NDArray[np.bool_]:
         """Masks of overlapping regions: the averaged probability reaches one half."""
-        cx, cy, cz = coverage
-        mean = sums / (cx[:, None, None] * cy[None, :, None] * cz[None, None, :])
-        probs = mean if self.manifest.average == "probs" else activated(mean, "sigmoid")
+        probs = averaged(sums, coverage, "none" if self.manifest.average == "probs" else "sigmoid")
         return np.asarray(probs >= 0.5)
 
     def _clean(self, labels: NDArray[np.uint8] | NDArray[np.bool_], prepared: Prepared) -> NDArray[np.generic]:

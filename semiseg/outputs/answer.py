@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -10,30 +11,36 @@ import nibabel as nib
 import numpy as np
 
 from semiseg.bundle.bundle import replace_file
+from semiseg.bundle.manifest import Manifest
 from semiseg.errors import InputError
 from semiseg.outputs.dicom_common import Algorithm, write_dicom
 from semiseg.outputs.dicom_overlay import segmentation_to_overlays, write_overlays
 from semiseg.outputs.dicom_rtstruct import segmentation_to_rtstruct
-from semiseg.outputs.dicom_seg import segmentation_to_seg
+from semiseg.outputs.dicom_seg import NO_LABEL_MAP, Form, segmentation_to_seg
 from semiseg.outputs.dicom_sr import segmentation_to_sr
 from semiseg.outputs.report import ModelIdentity, Report
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.nifti import is_gzip, is_nifti, write_nifti, write_segmentation
-from semiseg.volumes.segmentation import Segmentation
+from semiseg.volumes.segmentation import Segmentation, painted_values
 
-Kind = Literal["nifti", "seg", "seg-labelmap", "rtstruct", "sr", "overlay", "json"]
+Kind = Literal["nifti", "nifti-labelmap", "seg", "seg-labelmap", "seg-fractional", "rtstruct", "sr", "overlay", "json"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "nifti": (".nii.gz", ".nii"),
+    "nifti-labelmap": (".nii.gz", ".nii"),
     "seg": (".dcm",),
     "seg-labelmap": (".dcm",),
+    "seg-fractional": (".dcm",),
     "rtstruct": (".dcm",),
     "sr": (".dcm",),
     "overlay": (".zip",),
     "json": (".json",),
 }
 # Forms that refer to the images they were drawn on.
-DICOM: tuple[Kind, ...] = ("seg", "seg-labelmap", "rtstruct", "sr", "overlay")
+DICOM: tuple[Kind, ...] = ("seg", "seg-labelmap", "seg-fractional", "rtstruct", "sr", "overlay")
+# Forms that show how probable the network found each segment.
+PROBABILITIES: tuple[Kind, ...] = ("seg-fractional",)
+_SEG_FORMS: dict[Kind, Form] = {"seg": "binary", "seg-labelmap": "labelmap", "seg-fractional": "fractional"}
 
 
 def kind_of_file(path: Path, asked: str | None = None) -> Kind:
@@ -52,22 +59,25 @@ def kind_of_file(path: Path, asked: str | None = None) -> Kind:
     raise InputError(f"{path}: name the answer .nii.gz or .nii (NIfTI), .dcm (DICOM SEG), .zip (overlay) or .json.")
 
 
-def chosen_kind(asked: str | None, series: DicomSeries | None) -> Kind:
+def chosen_kind(asked: str | None, series: DicomSeries | None, manifest: Manifest) -> Kind:
     """The form asked for, or the scan's own: DICOM SEG for a DICOM series, NIfTI for a NIfTI file.
 
     Raises:
-        InputError: an unknown form, or one of DICOM's for a scan that is not DICOM.
+        InputError: an unknown form, one of DICOM's for a scan that is not DICOM, or one that cannot
+            hold the model's segments.
     """
     if asked is None:
         return "nifti" if series is None else "seg"
-    for kind in KINDS:
-        if asked == kind:
-            if kind in DICOM and series is None:
-                raise InputError(
-                    f"A DICOM {kind.upper()} refers to the images it was drawn on; ask for nifti, or send DICOM."
-                )
-            return kind
-    raise _unknown(asked)
+    kind = next((kind for kind in KINDS if asked == kind), None)
+    if kind is None:
+        raise _unknown(asked)
+    if kind in DICOM and series is None:
+        raise InputError(f"A DICOM {kind.upper()} refers to the images it was drawn on; ask for nifti, or send DICOM.")
+    if manifest.activation == "sigmoid" and kind == "nifti-labelmap":
+        painted_values(manifest.segments)
+    if manifest.activation == "sigmoid" and kind == "seg-labelmap":
+        raise InputError(NO_LABEL_MAP)
+    return kind
 
 
 def _unknown(asked: str) -> InputError:
@@ -105,6 +115,8 @@ def write_answer(
         _write_dicom(path, kind, segmentation, series, report)
     else:
         like = source if source is not None and source.is_file() and is_nifti(source) else None
+        if kind == "nifti-labelmap":
+            segmentation = replace(segmentation, array=segmentation.label_map())
         if like is not None and segmentation.exclusive and _has_fourth_axis(like):
             write_nifti(path, segmentation.array.astype(np.uint8)[..., np.newaxis], segmentation.affine, like=like)
         else:
@@ -120,9 +132,8 @@ def _write_dicom(path: Path, kind: Kind, segmentation: Segmentation, series: Dic
     elif kind == "sr":
         write_dicom(path, segmentation_to_sr(segmentation, series, algorithm=algorithm, remarks=remarks))
     else:
-        labelmap = kind == "seg-labelmap"
-        seg = segmentation_to_seg(segmentation, series, algorithm=algorithm, remarks=remarks, labelmap=labelmap)
-        write_dicom(path, seg)
+        form = _SEG_FORMS[kind]
+        write_dicom(path, segmentation_to_seg(segmentation, series, algorithm=algorithm, remarks=remarks, form=form))
 
 
 def algorithm_of(model: ModelIdentity) -> Algorithm:

@@ -1,13 +1,13 @@
 """A segmentation as a DICOM Segmentation object (SEG, PS3.3 A.51) on the source series' own grid.
 
-BINARY, the form every SEG reader knows; one frame per slice and segment that has content, each referring to the source
-instance it was drawn on.
+BINARY, the form every SEG reader knows, has one frame per slice and segment that has content, each referring to the
+source instance it was drawn on. FRACTIONAL holds probabilities in the same frames, LABELMAP all segments in one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from typing import Any, Literal
 
 import highdicom as hd
 import numpy as np
@@ -34,8 +34,10 @@ from semiseg.outputs.dicom_common import (
 )
 from semiseg.outputs.report import NOTICE
 from semiseg.volumes.dicom_series import DicomSeries
-from semiseg.volumes.segmentation import Code, Segment, Segmentation
+from semiseg.volumes.segmentation import PROBABILITY_LEVELS, Code, Segment, Segmentation
 
+Form = Literal["binary", "fractional", "labelmap"]
+NO_LABEL_MAP = "Regions that may overlap are no label map in DICOM; ask for seg, which has a mask for each."
 _GEOMETRY = ("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 
 
@@ -45,7 +47,7 @@ def segmentation_to_seg(
     *,
     algorithm: Algorithm,
     remarks: Sequence[str] = (),
-    labelmap: bool = False,
+    form: Form = "binary",
     series_number: int = 900,
 ) -> pydicom.Dataset:
     """Make a SEG of ``segmentation``, which lies on the grid of ``series``.
@@ -55,26 +57,27 @@ def segmentation_to_seg(
     source's; Modality is SEG; Series Description ends in RESEARCH USE ONLY. Of a series that was corrected each source
     image gets the mask where it lies itself. Image Comments hold the ``remarks``.
 
-    With ``labelmap`` the pixels are segment numbers (Label Map Segmentation Storage, DICOM 2024d), which is smaller and
-    known to few readers yet.
+    As a ``labelmap`` the pixels are segment numbers (Label Map Segmentation Storage, DICOM 2024d), which is smaller and
+    known to few readers yet; as ``fractional`` they are the network's probabilities, in 255ths (PS3.3 C.8.20.2.3).
 
     Raises:
-        VolumeError: the grids differ, regions that overlap are to be a label map, or the source lacks what a SEG must
-            refer to (UIDs, frame of reference).
+        VolumeError: the grids differ, regions that overlap are to be a label map, there are no probabilities to write,
+            or the source lacks what a SEG must refer to (UIDs, frame of reference).
         SemisegError: the source's attributes cannot be repeated in a valid SEG.
     """
     require_drawn_on(segmentation, series, "SEG")
-    if labelmap and not segmentation.exclusive:
-        raise VolumeError("Regions that may overlap are no label map; ask for seg, which has a mask for each.")
+    if form == "labelmap" and not segmentation.exclusive:
+        raise VolumeError(NO_LABEL_MAP)
     sources, order = _sources(series)
-    frames = _frames(replace(segmentation, array=series.on_slices(segmentation.array)), order)
-    identity = identity_of(series, algorithm, segmentation.segments) + (" label map" if labelmap else "")
-    kinds = hd.seg.SegmentationTypeValues
+    frames = _frames(series.on_slices(_pixels(segmentation, form)), order)
+    identity = identity_of(series, algorithm, segmentation.segments) + ("" if form == "binary" else f" {form}")
     try:
         seg: pydicom.Dataset = hd.seg.Segmentation(
             source_images=sources,
             pixel_array=frames,
-            segmentation_type=kinds.LABELMAP if labelmap else kinds.BINARY,
+            segmentation_type=form.upper(),
+            fractional_type="PROBABILITY",
+            max_fractional_value=PROBABILITY_LEVELS,
             segment_descriptions=_descriptions(segmentation.segments, algorithm, identity),
             series_instance_uid=uid_of(identity, "series"),
             series_number=series_number,
@@ -149,19 +152,31 @@ def _source(instance: pydicom.Dataset, gap: float) -> pydicom.Dataset:
     return source
 
 
-def _frames(segmentation: Segmentation, order: Sequence[int | None]) -> NDArray[np.uint8]:
-    """Pixels as highdicom wants them, rows before columns: segment numbers (N, Y, X), or masks (N, Y, X, K).
+def _pixels(segmentation: Segmentation, form: Form) -> NDArray[Any]:
+    """Segment numbers (X, Y, Z), masks (K, X, Y, Z), or probabilities float32 (K, X, Y, Z).
 
-    Frame n shows slice ``order[n]`` of the segmentation, or nothing.
+    Raises:
+        VolumeError: there are no probabilities.
     """
-    if segmentation.exclusive:
-        numbers = np.zeros(256, dtype=np.uint8)
-        for number, segment in enumerate(segmentation.segments, start=1):
-            numbers[segment.label] = number
-        slices = numbers[np.transpose(segmentation.array, (2, 1, 0)).astype(np.uint8)]
-    else:
-        slices = (np.transpose(segmentation.array, (3, 2, 1, 0)) != 0).astype(np.uint8)
-    frames = np.zeros((len(order), *slices.shape[1:]), dtype=np.uint8)
+    if form == "fractional":
+        if segmentation.probabilities is None:
+            raise VolumeError("The segmentation was made without probabilities, and a fractional SEG is made of them.")
+        return segmentation.probabilities.astype(np.float32) / PROBABILITY_LEVELS
+    if not segmentation.exclusive:
+        return (segmentation.array != 0).astype(np.uint8)
+    numbers = np.zeros(256, dtype=np.uint8)
+    for number, segment in enumerate(segmentation.segments, start=1):
+        numbers[segment.label] = number
+    return numbers[segmentation.array.astype(np.uint8)]
+
+
+def _frames(pixels: NDArray[Any], order: Sequence[int | None]) -> NDArray[Any]:
+    """Pixels as highdicom wants them, rows before columns: (N, Y, X) of (X, Y, Z), or (N, Y, X, K) of (K, X, Y, Z).
+
+    Frame n shows slice ``order[n]``, or nothing.
+    """
+    slices = pixels.T
+    frames = np.zeros((len(order), *slices.shape[1:]), dtype=pixels.dtype)
     for frame, z in enumerate(order):
         if z is not None:
             frames[frame] = slices[z]

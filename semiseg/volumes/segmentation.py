@@ -11,10 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from semiseg.errors import VolumeError
+from semiseg.errors import InputError, VolumeError
 from semiseg.volumes.volume import check_affine, voxel_ml
 
 PRIVATE_SCHEME = "99SEMISEG"
+PROBABILITY_LEVELS = 255
+"""Probabilities are kept in 255ths: one byte a voxel, finer than any network is calibrated."""
 
 
 class Code(BaseModel):
@@ -34,6 +36,8 @@ class Segment(BaseModel):
         label: the integer that stands for it in a label map (1..255).
         values: for a region, the values of a reference label map that it is made of (whole tumour: oedema, core and
             enhancing part). Regions may overlap; a segment without values is one value, its label, and excludes others.
+        painted: for a region, its value where all regions are to be one label map: each is painted with its own over
+            those before it. None: nobody declared one.
         category, type: the DICOM codes of a SEG's Segmented Property Category and Type (PS3.3 C.8.20.2); see
             :attr:`coded_type` for a segment without one.
     """
@@ -43,6 +47,7 @@ class Segment(BaseModel):
     name: str = Field(min_length=1, max_length=64)
     label: int = Field(ge=1, le=255)
     values: tuple[int, ...] = ()
+    painted: int | None = Field(default=None, ge=1, le=255)
     colour: tuple[int, int, int] = (230, 60, 60)
     category: Code = Code(value="85756007", scheme="SCT", meaning="Tissue")
     type: Code | None = None
@@ -69,6 +74,23 @@ def overlapping(segments: Sequence[Segment]) -> bool:
     return any(segment.values for segment in segments)
 
 
+def painted_values(segments: Sequence[Segment]) -> list[int]:
+    """For each region the value that it is painted with where all are to be one label map.
+
+    Raises:
+        InputError: nobody declared one.
+    """
+    values = [segment.painted for segment in segments if segment.painted is not None]
+    if len(values) < len(segments):
+        silent = [segment.name for segment in segments if segment.painted is None]
+        raise InputError(
+            f"{', '.join(silent)} may overlap other regions, and it is not declared how all are painted into one label "
+            "map: ask for nifti, which has a mask for each, or train with a value for each region under `segments` in "
+            "the recipe (painted: 2) or in `regions_class_order` of dataset.json."
+        )
+    return values
+
+
 @dataclass(frozen=True, eq=False)
 class Segmentation:
     """K named binary segments on one grid.
@@ -78,11 +100,14 @@ class Segmentation:
         array: exclusive classes are one label map, uint8 (X, Y, Z), holding ``Segment.label`` or 0; overlapping regions
             are K masks, bool (K, X, Y, Z).
         affine: (4, 4), voxel indices to RAS+ mm.
+        probabilities: uint8 (K, X, Y, Z), how probable the network found each segment, in 255ths; None where nobody
+            asked. They are the network's own: what postprocessing removed or filled does not show in them.
     """
 
     segments: tuple[Segment, ...]
     array: NDArray[Any]
     affine: NDArray[np.float64]
+    probabilities: NDArray[np.uint8] | None = None
 
     def __post_init__(self) -> None:
         check_affine(np.asarray(self.affine, dtype=np.float64))
@@ -90,6 +115,11 @@ class Segmentation:
             raise VolumeError(f"{len(self.segments)} segments need as many masks; the array has {self.array.shape[0]}.")
         if self.array.ndim not in (3, 4):
             raise VolumeError(f"A segmentation is (X, Y, Z) or (K, X, Y, Z); this one has shape {self.array.shape}.")
+        if self.probabilities is not None and self.probabilities.shape != (len(self.segments), *self.shape):
+            raise VolumeError(
+                f"The probabilities of {len(self.segments)} segments of shape {self.shape} have shape "
+                f"{self.probabilities.shape}."
+            )
 
     @property
     def exclusive(self) -> bool:
@@ -107,6 +137,19 @@ class Segmentation:
         if self.exclusive:
             return np.asarray(self.array == self.segments[index].label)
         return np.asarray(self.array[index], dtype=bool)
+
+    def label_map(self) -> NDArray[np.uint8]:
+        """One uint8 (X, Y, Z): exclusive segments by their labels, regions painted one over the other in their order.
+
+        Raises:
+            InputError: see :func:`painted_values`.
+        """
+        if self.exclusive:
+            return self.array.astype(np.uint8)
+        out = np.zeros(self.shape, dtype=np.uint8)
+        for k, value in enumerate(painted_values(self.segments)):
+            out[self.mask(k)] = value
+        return out
 
     def millilitres(self) -> dict[str, float]:
         """Volume of each segment in ml, by name."""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from semiseg.errors import InputError
 from semiseg.inference.segmenter import Timing
-from semiseg.outputs.answer import KINDS, Kind, chosen_kind, write_answer
+from semiseg.outputs.answer import KINDS, PROBABILITIES, Kind, chosen_kind, write_answer
 from semiseg.outputs.report import NOTICE, Report
 from semiseg.volumes.dicom_file import is_dicom
 from semiseg.volumes.nifti import is_nifti
@@ -24,8 +24,10 @@ from server.http.uploads import Upload
 
 MEDIA_TYPES: dict[Kind, str] = {
     "nifti": "application/gzip",
+    "nifti-labelmap": "application/gzip",
     "seg": "application/dicom",
     "seg-labelmap": "application/dicom",
+    "seg-fractional": "application/dicom",
     "rtstruct": "application/dicom",
     "sr": "application/dicom",
     "overlay": "application/zip",
@@ -33,8 +35,10 @@ MEDIA_TYPES: dict[Kind, str] = {
 }
 FILE_NAMES: dict[Kind, str] = {
     "nifti": "segmentation.nii.gz",
+    "nifti-labelmap": "segmentation.nii.gz",
     "seg": "segmentation.dcm",
     "seg-labelmap": "segmentation.dcm",
+    "seg-fractional": "segmentation.dcm",
     "rtstruct": "structures.dcm",
     "sr": "report.dcm",
     "overlay": "overlay.zip",
@@ -80,9 +84,11 @@ def answer_upload(
             wishes,
             scratch=folder,
         )
-        kind = _kind_for(asked, scan)
+        kind = _kind_for(asked, scan, model)
         timing.add("reading", clock)
-        segmentation, remarks = model.segmenter.segment_with_remarks(scan.channels, cancelled=cancelled, timing=timing)
+        segmentation, remarks = model.segmenter.segment_with_remarks(
+            scan.channels, cancelled=cancelled, timing=timing, probabilities=kind in PROBABILITIES
+        )
         clock = time.perf_counter()
         target = folder / FILE_NAMES[kind]
         report = Report.of(segmentation, model.identity, scan, remarks, windows=timing.windows, seconds=timing.seconds)
@@ -135,9 +141,9 @@ def _wishes(upload: Upload) -> Wishes:
     return Wishes(series, strict=said["strict"] == "true", aligned=said["aligned"] == "true")
 
 
-def _kind_for(asked: str | None, scan: Scan) -> Kind:
+def _kind_for(asked: str | None, scan: Scan, model: ServedModel) -> Kind:
     try:
-        return chosen_kind(asked, scan.series)
+        return chosen_kind(asked, scan.series, model.segmenter.manifest)
     except InputError as error:
         raise Refusal(400, str(error)) from error
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import highdicom as hd
 import nibabel as nib
 import numpy as np
 import pydicom
@@ -148,6 +149,32 @@ def test_the_form_of_the_answer_can_be_named(bundle, server, series, tmp_path, w
     wrong = predict(*model, series, "--out", tmp_path / "mask.nii", "--answer", "rtstruct")
     assert "an answer of the form rtstruct is named .dcm" in assert_one_sentence(wrong, 2)
     assert "none of these" in assert_one_sentence(predict(*model, series, "--out", "m.dcm", "--answer", "stl"), 2)
+
+
+@pytest.mark.parametrize("who", ["bundle", "server"])
+def test_probabilities_are_answered_when_asked_for(bundle, server, series, tmp_path, who):
+    for name in ("seg", "seg-fractional"):
+        asked = (series, "--out", tmp_path / f"{name}.dcm", "--answer", name)
+        run = predict(*models(bundle, server)[who], *asked)
+        assert run.returncode == 0, run.stderr
+    binary, fractional = (hd.seg.segread(tmp_path / f"{name}.dcm") for name in ("seg", "seg-fractional"))
+    uids = [pydicom.dcmread(file).SOPInstanceUID for file in sorted(series.rglob("*.dcm"))]
+    masks, shares = (
+        one.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True) for one in (binary, fractional)
+    )
+    np.testing.assert_array_equal(shares > 0.5, masks != 0)  # of two segments, so the likelier has more than half
+    assert masks.any() and np.isin(np.unique(shares), (0, 1)).sum() == 2
+
+
+def test_one_label_map_of_regions_is_refused_before_anything_is_computed(scan, series, tmp_path):
+    regions = make_threshold_bundle(tmp_path / "regions", activation="sigmoid").folder
+    asked = (regions, scan, "--out", tmp_path / "mask.nii")
+    sentence = assert_one_sentence(predict(*asked, "--answer", "nifti-labelmap"), 2)
+    assert sentence.startswith("semiseg: low, high may overlap other regions")
+    refused = predict(regions, series, "--out", tmp_path / "mask.dcm", "--answer", "seg-labelmap")
+    assert "no label map in DICOM" in assert_one_sentence(refused, 2)
+    assert predict(*asked).returncode == 0
+    assert nib.load(tmp_path / "mask.nii").shape == (*nib.load(scan).shape, 2)
 
 
 def test_channels_are_given_by_name(scan, tmp_path):

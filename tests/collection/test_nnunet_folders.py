@@ -71,7 +71,10 @@ def test_regions_stay_regions(tmp_path: Path) -> None:
     labels = {"background": 0, "whole": [1, 2], "core": [2]}
     collect(write(tmp_path / "src", {**V2, "labels": labels, "regions_class_order": [1, 2]}), tmp_path / "data")
     dataset = load_dataset(tmp_path / "data")
-    assert [(s.name, s.reference_values) for s in dataset.segments] == [("whole", (1, 2)), ("core", (2,))]
+    assert [(s.name, s.reference_values, s.painted) for s in dataset.segments] == [
+        ("whole", (1, 2), 1),
+        ("core", (2,), 2),
+    ]
     assert errors_in(tmp_path / "data") == []
 
 

@@ -99,6 +99,10 @@ def test_channels_of_a_4d_image_come_by_name(tmp_path: Path) -> None:
         ({"labels": {"background": 0, "liver": 1, "spleen": 1}}, r"same label value \(1\)"),
         ({"labels": {"background": 0, "whole": [1, 2], "core": []}}, r"region .core. must list label values"),
         ({"labels": {"background": 0, "whole": [1, 1]}}, "lists a label value twice"),
+        (
+            {"labels": {"background": 0, "whole": [1, 2], "core": [2]}, "regions_class_order": [1]},
+            r"a label value from 1 to 255 for each of the 2 regions, not \[1\]",
+        ),
         ({"labels": {"background": 0, "liver": 1, "ignore": 2}}, "'ignore'"),
         ({"labels": {"0": "background", "300": "liver"}}, "less than or equal to 255"),
         ({"labels": {"0": "background", "one": "liver"}}, "'one': 'liver' is neither"),

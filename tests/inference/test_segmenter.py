@@ -308,7 +308,7 @@ def test_a_scan_and_a_mask_unlike_those_of_training_are_told(tmp_path: Path) -> 
     usual = {"image": Volume(scan_array((20, 18, 16)), np.eye(4))}
     segmenter = Segmenter(bundle.manifest, engine)
     doubt = Doubt(2, "softmax")
-    masks = MaskFingerprint.of([measures_of(segmenter.segment(usual, doubt=doubt), doubt.mean())])
+    masks = MaskFingerprint.of([measures_of(segmenter.segment(usual, watchers=[doubt]), doubt.mean())])
     segmenter = Segmenter(bundle.manifest.model_copy(update={"masks": masks}), engine)
     segmentation, remarks = segmenter.segment_with_remarks(usual)
     np.testing.assert_array_equal(segmentation.array, segmenter.segment(usual).array)

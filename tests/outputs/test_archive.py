@@ -54,6 +54,20 @@ def test_a_seg_comes_back_frame_by_frame(folder: str, archive: Archive, semiseg_
         assert (back.SOPInstanceUID, back.Modality) == (one.SOPInstanceUID, one.Modality)
 
 
+def test_probabilities_come_back_too(archive: Archive, semiseg_data: Path) -> None:
+    files = sorted((semiseg_data / "dicom/mr_hippocrop_study2").iterdir())
+    series = read_series(files)
+    mask = np.zeros(series.volume.shape, dtype=np.uint8)
+    shares = np.random.default_rng(3).integers(0, 256, (2, *mask.shape)).astype(np.uint8)
+    segmentation = Segmentation(SEGMENTS[:2], mask, series.volume.affine, shares)
+    made = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM, form="fractional")
+    archive.store([*(pydicom.dcmread(file) for file in files), made])
+    seg = hd.seg.Segmentation.from_dataset(archive.fetch(made))
+    uids = [instance.SOPInstanceUID for instance in series.instances]
+    pixels = seg.get_pixels_by_source_instance(uids, rescale_fractional=False)
+    np.testing.assert_array_equal(np.transpose(pixels, (3, 2, 1, 0)), shares)
+
+
 def test_the_same_answer_again_is_no_second_object(archive: Archive, semiseg_data: Path) -> None:
     series = read_series(sorted((semiseg_data / "dicom/mr_hippocrop_study2").iterdir()))
     mask = np.zeros(series.volume.shape, dtype=np.uint8)

@@ -276,7 +276,7 @@ def test_a_label_map_says_the_same_in_one_frame_a_slice(
     form: str, case: tuple[DicomSeries, Segmentation], tmp_path: Path
 ) -> None:
     series, segmentation = case[0], FORMS[form](case[1])
-    made = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM, labelmap=True)
+    made = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM, form="labelmap")
     write_dicom(tmp_path / "seg.dcm", made)
     seg = hd.seg.segread(tmp_path / "seg.dcm")
     assert (seg.SOPClassUID, seg.SegmentationType) == ("1.2.840.10008.5.1.4.1.1.66.7", "LABELMAP")
@@ -290,9 +290,37 @@ def test_a_label_map_says_the_same_in_one_frame_a_slice(
     assert made.SOPInstanceUID != segmentation_to_seg(segmentation, series, algorithm=ALGORITHM).SOPInstanceUID
 
 
+@pytest.mark.parametrize("form", ["exclusive", "overlapping"])
+def test_a_fractional_seg_holds_the_probabilities(
+    form: str, case: tuple[DicomSeries, Segmentation], tmp_path: Path, needs_program: Callable[[str], str]
+) -> None:
+    series, segmentation = case[0], FORMS[form](case[1])
+    kinds = len(segmentation.segments)
+    shares = np.random.default_rng(2).integers(0, 256, (kinds, *segmentation.shape)).astype(np.uint8)
+    shares[:, :, :, 2] = 0  # a frame without content is left out
+    segmentation = replace(segmentation, probabilities=shares)
+    made = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM, form="fractional")
+    write_dicom(tmp_path / "seg.dcm", made)
+    assert_valid(needs_program("dciodvfy"), tmp_path / "seg.dcm")
+    seg = hd.seg.segread(tmp_path / "seg.dcm")
+    assert (seg.SegmentationType, seg.SegmentationFractionalType) == ("FRACTIONAL", "PROBABILITY")
+    assert (seg.MaximumFractionalValue, seg.NumberOfFrames) == (255, kinds * (len(series.slices) - 1))
+    uids = [instance.SOPInstanceUID for instance in series.instances]
+    pixels = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True, rescale_fractional=False)
+    np.testing.assert_array_equal(np.transpose(pixels, (3, 2, 1, 0)), shares)
+    again = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM, form="fractional")
+    binary = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM)
+    assert made.SOPInstanceUID == again.SOPInstanceUID != binary.SOPInstanceUID
+
+
+def test_a_fractional_seg_needs_probabilities(case: tuple[DicomSeries, Segmentation]) -> None:
+    with pytest.raises(VolumeError, match="made without probabilities"):
+        segmentation_to_seg(case[1], case[0], algorithm=ALGORITHM, form="fractional")
+
+
 def test_regions_are_no_label_map(case: tuple[DicomSeries, Segmentation]) -> None:
     with pytest.raises(VolumeError, match="Regions that may overlap are no label map"):
-        segmentation_to_seg(overlapping(case[1]), case[0], algorithm=ALGORITHM, labelmap=True)
+        segmentation_to_seg(overlapping(case[1]), case[0], algorithm=ALGORITHM, form="labelmap")
 
 
 def test_a_segment_without_a_code_gets_one_of_a_private_scheme(
