@@ -55,7 +55,7 @@ def test_a_seg_comes_back_frame_by_frame(folder: str, archive: Archive, semiseg_
 
 
 def test_probabilities_come_back_too(archive: Archive, semiseg_data: Path) -> None:
-    files = sorted((semiseg_data / "dicom/mr_hippocrop_study2").iterdir())
+    files = sorted((semiseg_data / "dicom/mr_hippocrop_study1").iterdir())
     series = read_series(files)
     mask = np.zeros(series.volume.shape, dtype=np.uint8)
     shares = np.random.default_rng(3).integers(0, 256, (2, *mask.shape)).astype(np.uint8)
@@ -66,6 +66,10 @@ def test_probabilities_come_back_too(archive: Archive, semiseg_data: Path) -> No
     uids = [instance.SOPInstanceUID for instance in series.instances]
     pixels = seg.get_pixels_by_source_instance(uids, rescale_fractional=False)
     np.testing.assert_array_equal(np.transpose(pixels, (3, 2, 1, 0)), shares)
+    for number, frame in zip((1, 7), archive.frames(made, [1, 7]), strict=True):
+        np.testing.assert_array_equal(
+            np.frombuffer(frame, np.uint8).reshape(pixels.shape[1:3]), made.pixel_array[number - 1]
+        )
 
 
 def test_the_same_answer_again_is_no_second_object(archive: Archive, semiseg_data: Path) -> None:
