@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from semiseg.bundle.fingerprint import Fingerprint, Range, axis_order, percentiles_of
+from semiseg.bundle.fingerprint import Fingerprint, Range, axis_order, from_to, percentiles_of
 from semiseg.volumes.remark import Remark
 from semiseg.volumes.volume import Volume
 
@@ -53,7 +53,7 @@ def _lengths(code: str, words: str, axes: list[str], values: list[float], seen: 
     if seen is None:
         return []
     odd = [
-        f"{value:.3g} mm {axis} ({low:.3g} to {high:.3g} mm in the training scans)"
+        f"{value:.3g} mm {axis} ({from_to(low, high)} mm in the training scans)"
         for axis, value, low, high in zip(axes, values, seen.minimum, seen.maximum, strict=True)
         if not low / FACTOR <= value <= high * FACTOR
     ]
@@ -68,7 +68,7 @@ def _intensities(name: str, volume: Volume, seen: Range | None, *, several: bool
     for word, value, low, high in zip(_SHARES, percentiles_of(volume), seen.minimum, seen.maximum, strict=True):
         margin = max(WIDER * (high - low), LEAST * (seen.maximum[-1] - seen.minimum[0]))
         if not low - margin <= value <= high + margin:
-            out.append(f"the {word} voxels{of} have {value:.4g}, in the training scans {low:.4g} to {high:.4g}")
+            out.append(f"the {word} voxels{of} have {value:.4g}, in the training scans {from_to(low, high)}")
     return [Remark("unfamiliar_intensity", f"The grey values are of another range: {'; '.join(out)}.")] if out else []
 
 

@@ -29,6 +29,11 @@ class Range(BaseModel):
         return cls(minimum=_rounded(low), median=_rounded(middle), maximum=_rounded(high))
 
 
+def from_to(low: float, high: float) -> str:
+    """``1.06 to 1.9``, or one number where both are the same to three digits."""
+    return f"{low:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{low:.3g} to {high:.3g}"
+
+
 class Fingerprint(BaseModel):
     """Ranges over all training scans, labelled and unlabelled.
 

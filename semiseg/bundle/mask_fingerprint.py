@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from scipy import ndimage
 
-from semiseg.bundle.fingerprint import Range
+from semiseg.bundle.fingerprint import Range, from_to
 from semiseg.volumes.remark import Remark
 from semiseg.volumes.segmentation import Segmentation
 
@@ -67,12 +67,12 @@ class MaskFingerprint(BaseModel):
                 return []
             low, high = seen.minimum[0], seen.maximum[0]
             return [
-                _flag("unlike_volume", f"No {name} was found; in the training scans it had {low:.3g} to {high:.3g} ml.")
+                _flag("unlike_volume", f"No {name} was found; in the training scans it had {from_to(low, high)} ml.")
             ]
         out = []
         (low, _, _), (high, most, doubt) = seen.minimum, seen.maximum
         if not low / VOLUME_FACTOR <= row[0] <= high * VOLUME_FACTOR:
-            text = f"{name} has {row[0]:.3g} ml; in the training scans it had {low:.3g} to {high:.3g} ml."
+            text = f"{name} has {row[0]:.3g} ml; in the training scans it had {from_to(low, high)} ml."
             out.append(_flag("unlike_volume", text))
         if row[1] > MORE_PIECES * most + 1:
             text = f"{name} is in {row[1]:.0f} pieces; in the training scans it was in {most:.0f} at most."
