@@ -16,6 +16,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from semiseg.engines.machine import processor_flags
 from semiseg.errors import SemisegError
 
 app = typer.Typer()
@@ -23,7 +24,7 @@ app = typer.Typer()
 PACKAGES = {
     "train": ("torch", "monai", "transformers", "peft", "accelerate"),
     "export": ("onnx", "onnxscript"),
-    "serve": ("bentoml", "httpx"),
+    "serve": ("bentoml", "httpx", "openvino"),
     "trt": ("tensorrt",),
 }
 LEAST_FREE_GB = 5.0
@@ -50,7 +51,7 @@ def _machine(console: Console) -> list[str]:
     cores = len(os.sched_getaffinity(0))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
     console.print(f"machine  Python {platform.python_version()}, {cores} cores, {memory:.0f} GB memory")
-    flags = _processor_flags()
+    flags = processor_flags()
     fast = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if name in flags]
     console.print(f"         instructions: {', '.join(fast) or 'none of AVX2, AVX-512, AMX'}")
     scratch = Path(tempfile.gettempdir())
@@ -64,14 +65,6 @@ def _machine(console: Console) -> list[str]:
     if free < LEAST_FREE_GB:
         troubles.append(f"Only {free:.1f} GB are free in {scratch}; a study and its mask need room there.")
     return troubles
-
-
-def _processor_flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return set()
-    return set(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())
 
 
 def _packages(console: Console) -> list[str]:
@@ -96,14 +89,15 @@ def _packages(console: Console) -> list[str]:
 
 def _bundle(console: Console, folder: Path) -> list[str]:
     """Load the bundle, run one window, and say which engine did it."""
+    from cli.models import variant_lines
     from semiseg.bundle.bundle import open_bundle
-    from semiseg.engines.onnx import OnnxEngine
+    from semiseg.inference.choice import choose_engine
     from semiseg.inference.segmenter import Segmenter
 
     try:
         bundle = open_bundle(folder)
-        engine = OnnxEngine(bundle.model)
-        segmenter = Segmenter(bundle.manifest, engine)
+        choice = choose_engine(bundle)
+        segmenter = Segmenter(bundle.manifest, choice.engine)
         segmenter.warm_up()
         started = time.perf_counter()
         segmenter.warm_up()
@@ -119,16 +113,17 @@ def _bundle(console: Console, folder: Path) -> list[str]:
         f"{origin.dataset}, {origin.parameters:,} parameters"
     )
     console.print(f"         segments: {', '.join(s.name for s in manifest.segments)}")
-    if manifest.parity is not None:
-        console.print(
-            f"         proved on {manifest.parity.windows} windows, largest difference "
-            f"{manifest.parity.largest_difference:.2g}, Dice {manifest.parity.dice:.5f}"
-        )
+    for line in variant_lines(bundle):
+        console.print(f"         {line}")
     if manifest.validation is None:
         console.print("         not validated: its split had no validation list")
-    console.print(
-        f"         runs on {engine.name} ({engine.device}): a window of {window} takes {seconds * 1000:.0f} ms"
-    )
+    for one in choice.candidates:
+        if one is choice.taken:
+            break
+        console.print(f"         not {one.precision} on {one.engine} ({one.device}): {one.reason}")
+    taken = choice.taken
+    console.print(f"         runs {taken.precision} on {taken.engine} ({taken.device}): {taken.reason}")
+    console.print(f"         a window of {window} takes {seconds * 1000:.0f} ms")
     if manifest.plan is not None:
         console.print(
             f"         holds a TensorRT {manifest.plan.tensorrt} plan for {manifest.plan.gpu}; "

@@ -16,6 +16,7 @@ from semiseg.inference.segmenter import Settings
 from semiseg.volumes.wishes import Wishes
 
 if TYPE_CHECKING:
+    from semiseg.bundle.variant import Precision
     from semiseg.outputs.answer import Kind
 
 app = typer.Typer(add_completion=False)
@@ -60,9 +61,12 @@ def predict(
     overlap: Annotated[float | None, typer.Option(help="Share of a window covered by the next; the model's.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Windows per call of the network.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network; all by default.")] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16, bf16 or int8; by default the fastest that was proved and runs here.")
+    ] = None,
 ) -> None:
     """Segment one scan and write the mask on the scan's own grid."""
-    from cli.models import parse_window
+    from cli.models import parse_precision, parse_window
     from semiseg.outputs.answer import kind_of_file
 
     kind = kind_of_file(out, answer)
@@ -77,11 +81,13 @@ def predict(
     scan = None if channels else arguments[-1]
     asked = Asked(scan, channels, Wishes(series, strict, aligned), out, kind)
     if server is None:
-        _locally(arguments[0], asked, Settings(parse_window(window), overlap, batch), threads)
+        settings = Settings(parse_window(window), overlap, batch)
+        _locally(arguments[0], asked, settings, threads, parse_precision(precision))
         return
-    if (window, overlap, batch, threads) != (None, None, 1, None):
+    if (window, overlap, batch, threads, precision) != (None, None, 1, None, None):
         raise InputError(
-            "--window, --overlap, --batch and --threads are the server's own: give them to `semiseg serve`."
+            "--window, --overlap, --batch, --threads and --precision are the server's own: give them to "
+            "`semiseg serve`."
         )
     _by_server(server, asked)
 
@@ -118,14 +124,14 @@ def _channels(given: list[str]) -> dict[str, Path]:
     return table
 
 
-def _locally(model: Path, asked: Asked, settings: Settings, threads: int | None) -> None:
+def _locally(model: Path, asked: Asked, settings: Settings, threads: int | None, precision: Precision | None) -> None:
     from cli.models import open_model
     from semiseg.inference.segmenter import Timing
     from semiseg.outputs.answer import PROBABILITIES, chosen_kind, write_answer
     from semiseg.outputs.report import Report
     from semiseg.volumes.scan import open_scan
 
-    opened = open_model(model, settings, threads=threads)
+    opened = open_model(model, settings, threads=threads, precision=precision)
     timing = Timing()
     clock = time.perf_counter()
     scan = open_scan(asked.files, opened.manifest.rules, asked.wishes)

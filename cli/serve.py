@@ -24,14 +24,24 @@ def serve(
     window: Annotated[str | None, typer.Option(help="Sliding window such as 96x96x96; the bundle's own.")] = None,
     overlap: Annotated[float | None, typer.Option(help="Share of a window covered by the next; the bundle's.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Windows per call of the network.")] = 1,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32, fp16, bf16 or int8; by default the fastest that was proved and runs here.")
+    ] = None,
 ) -> None:
     """Answer POST /segment over HTTP with a bundle until told to stop. The page / describes the interface."""
-    from cli.models import parse_window
+    from cli.models import parse_precision, parse_window
     from server.http.limits import MEGABYTE, Limits
     from server.http.model import ModelSettings
     from server.http.start import serve as run
 
-    settings = ModelSettings(bundle=bundle, threads=threads, window=parse_window(window), overlap=overlap, batch=batch)
+    settings = ModelSettings(
+        bundle=bundle,
+        threads=threads,
+        window=parse_window(window),
+        overlap=overlap,
+        batch=batch,
+        precision=parse_precision(precision),
+    )
     limits = Limits(
         upload_bytes=int(max_upload_mb * MEGABYTE),
         parallel=parallel,

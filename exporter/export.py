@@ -1,24 +1,55 @@
-"""The whole export: run -> module -> graph -> proof -> bundle, or nothing at all."""
+"""The whole export: run -> module -> graphs -> proofs -> bundle, or nothing at all."""
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from exporter.errors import ExportError
 from exporter.onnx import export_onnx
-from exporter.parity import cached_scans, compare, windows_of
+from exporter.parity import cached_scans, compare, shortfall, windows_of
+from exporter.precision import to_half, to_int8
 from semiseg.bundle.bundle import MODEL, Bundle, write_bundle
-from semiseg.bundle.manifest import Manifest, Parity
+from semiseg.bundle.manifest import Manifest
+from semiseg.bundle.variant import Precision, Variant
 from semiseg.dataset import find_split, load_dataset, read_channels, read_split
+from semiseg.engines.engine import Engine
 from semiseg.engines.onnx import OnnxEngine
+from semiseg.engines.openvino import OpenVinoEngine
+from semiseg.errors import EngineError
 from trainer.engine import TorchEngine, student_section, trained_network
 
 WINDOWS = 8
+CALIBRATION = 32
+FILES: dict[Precision, str] = {
+    "fp32": MODEL,
+    "fp16": "model.fp16.onnx",
+    "bf16": "model.bf16.onnx",
+    "int8": "model.int8.onnx",
+}
 
 
-def export(run: Path, out: Path, *, data: Path | None = None, cache: Path | None = None) -> Bundle:
+@dataclass(frozen=True)
+class Exported:
+    """A bundle, and what was asked for and did not pass its gate: sentences."""
+
+    bundle: Bundle
+    refused: tuple[str, ...]
+
+
+def export(
+    run: Path,
+    out: Path,
+    *,
+    precisions: Sequence[Precision] = (),
+    data: Path | None = None,
+    cache: Path | None = None,
+) -> Exported:
     """Turn a finished run into a bundle.
 
     Only the method's exported module is built and loaded: teachers, adapters and averages that are not exported do not
@@ -27,48 +58,120 @@ def export(run: Path, out: Path, *, data: Path | None = None, cache: Path | None
     Args:
         run: the run folder.
         out: the bundle folder; written beside it under a temporary name and renamed when all is proven.
-        data: take the windows for the parity check from the first scans of this dataset that are not for testing ...
+        precisions: further graphs beside fp32. One that fails its gate is left out, and the answer says by how much.
+        data: take the windows for proof and calibration from scans of this dataset that are not for testing ...
         cache: ... or from this preprocessing cache; by default the run's own.
 
     Raises:
         BundleError: ``run`` is not a run, or ``out`` is something else than a bundle.
         RunError: the run has not finished.
-        ExportError: the graph cannot be made or fails the comparison.
+        ExportError: the fp32 graph cannot be made or fails its gate.
     """
     manifest, network = trained_network(run)
-    if data is not None:
-        scans = _scans_of(data, manifest)
-    else:
-        scans = cached_scans(cache or run / "cache", WINDOWS, len(manifest.channels))
+    scans = _scans_of(data, manifest) if data is not None else _cached(cache or run / "cache", manifest)
+    reference = TorchEngine(network, "cpu")
+    refused: list[str] = []
 
     def fill(folder: Path) -> Manifest:
         model = folder / MODEL
         # A network that takes windows of any size gives a graph that does.
         divisor = manifest.divisor if student_section(manifest).takes_any_size else None
         export_onnx(network, model, inputs=len(manifest.channels), window=manifest.window, divisor=divisor)
-        return manifest.model_copy(update={"parity": prove(manifest, TorchEngine(network, "cpu"), model, scans)})
+        first, failures = prove(manifest, "fp32", model, reference, scans.proof)
+        if first is None or failures:
+            raise ExportError(f"{' '.join(failures)} No bundle was written.")
+        variants = [first]
+        for precision in dict.fromkeys(p for p in precisions if p != "fp32"):
+            target = folder / FILES[precision]
+            variant, failures = None, []
+            try:
+                _convert(model, target, precision, [windows_of(scan, manifest.window) for scan in scans.calibration])
+                variant, failures = prove(manifest, precision, target, reference, scans.proof)
+            except ExportError as error:
+                failures = [str(error)]
+            refused.extend(failures)
+            if variant is None:
+                target.unlink(missing_ok=True)
+            else:
+                variants.append(variant)
+        return manifest.model_copy(update={"variants": tuple(variants)})
 
-    return write_bundle(out, fill)
+    bundle = write_bundle(out, fill)
+    return Exported(bundle, tuple(refused))
 
 
-def prove(manifest: Manifest, network: TorchEngine, model: Path, scans: list[NDArray[np.float32]]) -> Parity:
-    """Compare the graph with the network on a window of each scan, at every allowed window size.
+def prove(
+    manifest: Manifest, precision: Precision, model: Path, reference: Engine, scans: Sequence[NDArray[np.float32]]
+) -> tuple[Variant | None, list[str]]:
+    """Compare a graph with the network on a window of each scan, at every allowed window size, on every engine here.
+
+    Returns:
+        The variant with its proofs on the engines on which it passed at every size, None if there is no such engine;
+        and a sentence for each failure.
 
     Raises:
-        ExportError: they disagree.
+        ExportError: there is no scan.
     """
-    engine = OnnxEngine(model, device="cpu")
-    windows = (windows_of(scan, window) for window in manifest.windows for scan in scans)
-    return compare(manifest, network, engine, windows)
+    passed, failures = [], []
+    for make in engines_here():
+        try:
+            engine = make(model)
+            found = [
+                compare(manifest, reference, engine, (windows_of(scan, window) for scan in scans))
+                for window in manifest.windows
+            ]
+        except EngineError as error:
+            if precision == "fp32":
+                raise ExportError(f"The exported graph does not run: {error}") from error
+            continue  # an engine without this precision will not be given it
+        missed = [shortfall(manifest, precision, parity) for parity in found]
+        failures += [sentence for sentence in missed if sentence]
+        if not any(missed):
+            passed += found
+    if not passed and not failures:
+        failures = [f"No engine on this machine runs the {precision} graph, so nothing proves it."]
+    return (Variant(precision=precision, file=FILES[precision], parity=tuple(passed)) if passed else None, failures)
 
 
-def _scans_of(data: Path, manifest: Manifest) -> list[NDArray[np.float32]]:
+def engines_here() -> Iterable[Callable[[Path], Engine]]:
+    """What can run a graph on this machine's processor."""
+    yield lambda model: OnnxEngine(model, device="cpu")
+    if importlib.util.find_spec("openvino") is not None:
+        yield OpenVinoEngine
+
+
+def _convert(model: Path, target: Path, precision: Precision, windows: Sequence[NDArray[np.float32]]) -> None:
+    if precision == "int8":
+        to_int8(model, target, windows)
+    elif precision != "fp32":
+        to_half(model, target, precision)
+
+
+@dataclass(frozen=True)
+class _Scans:
+    """Preprocessed scans (C, X, Y, Z): those that prove and, as far as there are others, those that calibrate."""
+
+    proof: list[NDArray[np.float32]]
+    calibration: list[NDArray[np.float32]]
+
+    @classmethod
+    def of(cls, scans: list[NDArray[np.float32]]) -> _Scans:
+        pick = sorted({round(k) for k in np.linspace(0, len(scans) - 1, min(WINDOWS, len(scans)))})
+        rest = [scan for k, scan in enumerate(scans) if k not in pick]
+        return cls([scans[k] for k in pick], rest or scans)
+
+
+def _cached(cache: Path, manifest: Manifest) -> _Scans:
+    return _Scans.of(cached_scans(cache, WINDOWS + CALIBRATION, len(manifest.channels)))
+
+
+def _scans_of(data: Path, manifest: Manifest) -> _Scans:
     """The first scans of a dataset after preprocessing; test scans stay closed."""
     dataset = load_dataset(data)
     split = find_split(dataset, None)
     closed = () if split is None else read_split(dataset, split).test
     out = []
-    for case_id in [i for i in dataset.cases if i not in closed][:WINDOWS]:
+    for case_id in [i for i in dataset.cases if i not in closed][: WINDOWS + CALIBRATION]:
         channels = read_channels(dataset.case(case_id), dataset.channels)
         out.append(manifest.preprocessing.apply(channels).array)
-    return out
+    return _Scans.of(out)

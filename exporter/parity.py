@@ -1,4 +1,4 @@
-"""Proof that the graph computes what the trained network computes, on windows of real scans."""
+"""Proof that a graph computes what the trained network computes, on windows of real scans."""
 
 from __future__ import annotations
 
@@ -9,28 +9,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from exporter.errors import ExportError
-from semiseg.bundle.manifest import Manifest, Parity
+from semiseg.bundle.manifest import Manifest
+from semiseg.bundle.variant import Parity, Precision
 from semiseg.engines.engine import Engine
 from semiseg.inference.windows import padding_for
 
-LARGEST_DIFFERENCE = 1e-2  # of logits; float32 round-off through a UNet stays below 1e-3
-LEAST_DICE = 0.999
-
 
 def compare(manifest: Manifest, reference: Engine, candidate: Engine, windows: Iterable[NDArray[np.float32]]) -> Parity:
-    """Run both engines on ``windows`` (each (C, *window)) and measure.
-
-    Returns:
-        Largest absolute difference of logits, and the smallest Dice over segments between the two masks, voxels of all
-        windows together; a segment that neither draws does not count.
+    """Run both engines on ``windows`` (each (C, X, Y, Z), all of one size) and measure; voxels of all windows together.
 
     Raises:
-        ExportError: the two disagree by more than :data:`LARGEST_DIFFERENCE` or less than :data:`LEAST_DICE`, or there
-            is no window to compare them on.
+        ExportError: there is no window to compare them on, or the two return arrays of different shapes.
     """
-    largest, count = 0.0, 0
-    overlap = np.zeros(manifest.outputs)
-    sizes = np.zeros(manifest.outputs)
+    largest, count, size = 0.0, 0, manifest.window
+    overlap = np.zeros(len(manifest.segments))
+    drawn = np.zeros(len(manifest.segments))
     for window in windows:
         expected = reference.logits(reference.run(window[None]))
         found = candidate.logits(candidate.run(window[None]))
@@ -39,19 +32,30 @@ def compare(manifest: Manifest, reference: Engine, candidate: Engine, windows: I
         largest = float(np.maximum(largest, np.abs(expected - found).max()))  # NaN stays NaN, max() would lose it
         for k, (a, b) in enumerate(zip(_masks(expected, manifest), _masks(found, manifest), strict=True)):
             overlap[k] += 2.0 * np.count_nonzero(a & b)
-            sizes[k] += np.count_nonzero(a) + np.count_nonzero(b)
+            drawn[k] += np.count_nonzero(a) + np.count_nonzero(b)
         count += 1
+        _, x, y, z = window.shape
+        size = (x, y, z)
     if count == 0:
         raise ExportError("There is no scan to compare the graph with the network on. No bundle was written.")
-    drawn = sizes > 0
-    dice = float((overlap[drawn] / sizes[drawn]).min()) if drawn.any() else 1.0
-    if not largest <= LARGEST_DIFFERENCE or dice < LEAST_DICE:
-        raise ExportError(
-            f"The exported graph does not compute what the network computes: logits differ by up to {largest:.3g} "
-            f"(allowed {LARGEST_DIFFERENCE}), masks agree to Dice {dice:.5f} (at least {LEAST_DICE}) on {count} "
-            "windows. No bundle was written."
-        )
-    return Parity(windows=count, largest_difference=largest, dice=dice, engine=candidate.name)
+    dice = {s.name: float(overlap[k] / drawn[k]) for k, s in enumerate(manifest.segments) if drawn[k]}
+    return Parity(engine=candidate.name, window=size, windows=count, largest_difference=largest, dice=dice)
+
+
+def shortfall(manifest: Manifest, precision: Precision, parity: Parity) -> str | None:
+    """By how much a graph misses the manifest's gate, as a sentence; None where it passes."""
+    gate = manifest.gate
+    allowed, least = gate.difference, gate.dice(precision)
+    too_far = precision == "fp32" and not parity.largest_difference <= allowed
+    if not too_far and np.isfinite(parity.largest_difference) and parity.least_dice >= least:
+        return None
+    window = "x".join(map(str, parity.window))
+    limit = f" (allowed {allowed:g})" if precision == "fp32" else ""
+    return (
+        f"The {precision} graph does not compute what the network computes, run by {parity.engine} on {parity.windows} "
+        f"windows of {window}: logits differ by up to {parity.largest_difference:.3g}{limit}, masks agree to Dice "
+        f"{parity.least_dice:.5f} (at least {least:g})."
+    )
 
 
 def windows_of(image: NDArray[np.float32], window: tuple[int, int, int]) -> NDArray[np.float32]:
@@ -82,7 +86,8 @@ def cached_scans(cache: Path, count: int, channels: int) -> list[NDArray[np.floa
 
 
 def _masks(logits: NDArray[np.float32], manifest: Manifest) -> list[NDArray[np.bool_]]:
+    """Of each segment, in order."""
     if manifest.activation == "sigmoid":
         return [np.asarray(logits[:, k] >= 0) for k in range(manifest.outputs)]
     labels = logits.argmax(axis=1)
-    return [np.asarray(labels == k) for k in range(manifest.outputs)]
+    return [np.asarray(labels == k) for k in range(1, manifest.outputs)]

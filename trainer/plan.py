@@ -128,6 +128,7 @@ def make_manifest(plan: Plan, method: Method) -> Manifest:
         blending=recipe.blending,
         preprocessing=plan.preprocessing,
         postprocessing=recipe.postprocessing,
+        gate=recipe.gate,
         patch=recipe.size(),
         window=recipe.size(),
         windows=(recipe.size(), *(w for w in recipe.windows if w != recipe.size())),

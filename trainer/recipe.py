@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from semiseg.bundle.bundle import sentence_of
 from semiseg.bundle.postprocessing import Postprocessing
 from semiseg.bundle.preprocessing import Intensity, Preprocessing
+from semiseg.bundle.variant import Gate
 from semiseg.volumes.segmentation import Code
 from semiseg.volumes.series_rules import SeriesRule
 from trainer.errors import RecipeError
@@ -165,6 +166,7 @@ class Recipe(Section):
             :class:`semiseg.volumes.series_rules.SeriesRule`); without a word a channel called CT or MR is of that
             modality.
         windows: further sliding windows that the bundle may allow; the patch always is.
+        gate: what an exported graph has to reach (see :class:`semiseg.bundle.variant.Gate`).
     """
 
     name: Annotated[str, Field(min_length=1, max_length=64)] = "model"
@@ -186,6 +188,7 @@ class Recipe(Section):
     patience: Positive | None = None
     preparation: Preparation = Preparation()
     postprocessing: Postprocessing = Postprocessing()
+    gate: Gate = Gate()
     series: dict[str, SeriesRule] = {}
     segments: dict[str, SegmentNotes] = {}
     regions: dict[RegionName, tuple[Annotated[int, Field(ge=1, le=255)], ...]] = {}

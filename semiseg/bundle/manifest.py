@@ -10,13 +10,12 @@ from semiseg.bundle.fingerprint import Fingerprint
 from semiseg.bundle.mask_fingerprint import MaskFingerprint
 from semiseg.bundle.postprocessing import Postprocessing
 from semiseg.bundle.preprocessing import Preprocessing
+from semiseg.bundle.variant import Gate, Variant, Window
 from semiseg.volumes.segmentation import Segment
 from semiseg.volumes.series_rules import SeriesRule
 
 FORMAT = 1
 
-Size = Annotated[int, Field(ge=1, le=4096)]
-Window = tuple[Size, Size, Size]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -68,18 +67,6 @@ class Figures(_Document):
     dice: dict[str, float]
 
 
-class Parity(_Document):
-    """How far the exported graph is from the trained module, on windows of real training scans.
-
-    ``largest_difference`` is over logits; ``dice`` is the smallest Dice between the two masks over segments.
-    """
-
-    windows: int
-    largest_difference: float
-    dice: float
-    engine: str
-
-
 class PlanKey(_Document):
     """What a TensorRT plan was built from and on; it is used on exactly that."""
 
@@ -101,6 +88,7 @@ class Manifest(_Document):
         patch: the size in voxels that the network was trained on.
         fingerprint, masks: what the training scans, and the model's own masks of them, were like.
         window: the default sliding window; ``windows`` are the sizes allowed, all multiples of ``divisor``.
+        gate: what each of the ``variants`` had to reach; of a bundle the first of them is fp32.
     """
 
     format: Literal[1] = 1
@@ -122,7 +110,8 @@ class Manifest(_Document):
     masks: MaskFingerprint | None = None
     provenance: Provenance
     validation: Figures | None = None
-    parity: Parity | None = None
+    gate: Gate = Gate()
+    variants: tuple[Variant, ...] = ()
     plan: PlanKey | None = None
     files: dict[str, Sha256] = {}
 
@@ -141,6 +130,12 @@ class Manifest(_Document):
         for window in self.windows:
             if any(w % d for w, d in zip(window, self.divisor, strict=True)):
                 raise ValueError(f"window {list(window)} is not a multiple of the divisor {list(self.divisor)}")
+        precisions = [variant.precision for variant in self.variants]
+        if len(set(precisions)) != len(precisions):
+            raise ValueError("two variants have the same precision")
+        unlisted = [variant.file for variant in self.variants if self.files and variant.file not in self.files]
+        if unlisted:
+            raise ValueError(f"the variant {unlisted[0]} is not among the files")
         unknown = set(self.postprocessing.segments) - set(names)
         if unknown:
             raise ValueError(f"postprocessing names segments that do not exist: {', '.join(sorted(unknown))}")

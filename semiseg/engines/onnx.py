@@ -93,6 +93,13 @@ def import_runtime() -> Any:
     return onnxruntime
 
 
+def cuda_is_here() -> bool:
+    """Whether this ONNX Runtime was built for CUDA and the machine has an NVIDIA driver."""
+    if not Path("/proc/driver/nvidia/version").is_file() or len(installed_runtimes()) != 1:
+        return False
+    return "CUDAExecutionProvider" in import_runtime().get_available_providers()
+
+
 def installed_runtimes() -> list[str]:
     """Which of the packages that provide the ``onnxruntime`` module are installed."""
     found = []

@@ -161,9 +161,11 @@ def _pixels(segmentation: Segmentation, form: Form) -> NDArray[Any]:
     if form == "fractional":
         if segmentation.probabilities is None:
             raise VolumeError("The segmentation was made without probabilities, and a fractional SEG is made of them.")
-        return segmentation.probabilities.astype(np.float32) / PROBABILITY_LEVELS
+        shares: NDArray[np.float32] = segmentation.probabilities.astype(np.float32)
+        shares /= PROBABILITY_LEVELS
+        return shares
     if not segmentation.exclusive:
-        return (segmentation.array != 0).astype(np.uint8)
+        return np.asarray(segmentation.array != 0).astype(np.uint8)
     numbers = np.zeros(256, dtype=np.uint8)
     for number, segment in enumerate(segmentation.segments, start=1):
         numbers[segment.label] = number

@@ -12,8 +12,9 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from semiseg.bundle.bundle import open_bundle
-from semiseg.engines.onnx import OnnxEngine
+from semiseg.bundle.variant import Precision
 from semiseg.errors import SemisegError
+from semiseg.inference.choice import choose_engine
 from semiseg.inference.segmenter import Segmenter, Settings
 from semiseg.outputs.report import ModelIdentity
 
@@ -21,7 +22,7 @@ _LOG = logging.getLogger("bentoml.semiseg")  # below BentoML's logger, whose han
 
 
 class ModelSettings(BaseModel):
-    """Which bundle, and how its network is run; None takes the bundle's own choice, or all CPU threads."""
+    """Which bundle, and how its network is run; None takes the bundle's choice, all CPU threads, the fastest graph."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -30,6 +31,7 @@ class ModelSettings(BaseModel):
     window: tuple[int, int, int] | None = None
     overlap: float | None = None
     batch: int = 1
+    precision: Precision | None = None
 
 
 class ServedModel:
@@ -48,14 +50,18 @@ class ServedModel:
         Raises:
             BundleError: the bundle is incomplete, altered, or of another version.
             EngineError: the inference library cannot load the graph.
-            InputError: a setting that this model does not allow.
+            InputError: a setting that this model does not allow, or a precision that it does not have here.
         """
         bundle = open_bundle(settings.bundle)
         # Parallel scans share one session; without a limit its threads are already as many as the process may use.
         threads = settings.threads or len(os.sched_getaffinity(0))
-        engine = OnnxEngine(bundle.model, threads=threads)
+        choice = choose_engine(bundle, threads=threads, precision=settings.precision)
+        for one in choice.candidates[: choice.candidates.index(choice.taken)]:
+            _LOG.info("Not run by %s (%s) in %s: %s", one.engine, one.device, one.precision, one.reason)
+        taken = choice.taken
+        _LOG.info("Run by %s (%s) in %s: %s", taken.engine, taken.device, taken.precision, taken.reason)
         tiling = Settings(window=settings.window, overlap=settings.overlap, batch=settings.batch)
-        segmenter = Segmenter(bundle.manifest, engine, tiling)
+        segmenter = Segmenter(bundle.manifest, choice.engine, tiling)
         return cls(segmenter, ModelIdentity.of(bundle.manifest, bundle.sha256))
 
     @property

@@ -20,7 +20,8 @@ def test_a_sound_bundle_is_tried_out_and_named(tmp_path):
     bundle = make_threshold_bundle(tmp_path / "bundle")
     answer = doctor(str(bundle.folder))
     assert answer.returncode == 0, answer.stdout + answer.stderr
-    assert bundle.sha256[:12] in answer.stdout and "runs on onnxruntime (cpu)" in answer.stdout
+    assert bundle.sha256[:12] in answer.stdout and "runs fp32 on openvino (cpu): the fastest engine" in answer.stdout
+    assert "not fp32 on onnxruntime (cuda): no CUDA on this machine" in answer.stdout
     assert "no trouble found" in answer.stdout
 
 

@@ -15,6 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from semiseg.engines.engine import Activation, Engine, activated
 from semiseg.engines.onnx import OnnxEngine
+from semiseg.engines.openvino import OpenVinoEngine
 from semiseg.inference.segmenter import Segmenter, Settings
 from semiseg.inference.windows import window_weights
 from tests.networks import NumpyEngine, manifest_of
@@ -42,6 +43,8 @@ def onnx_engine(folder: Path, device: str = "cpu") -> Engine:
     )
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
     onnx.save(model, folder / "line.onnx")
+    if device == "openvino":
+        return OpenVinoEngine(folder / "line.onnx", threads=1)
     return OnnxEngine(folder / "line.onnx", threads=1, device=device)
 
 
@@ -55,6 +58,7 @@ def torch_engine(folder: Path, device: str = "cpu") -> Engine:
 MAKERS: dict[str, Callable[[Path], Engine]] = {
     "numpy": lambda _: NumpyEngine(line),
     "onnx": onnx_engine,
+    "openvino": lambda folder: onnx_engine(folder, "openvino"),
     "torch": torch_engine,
 }
 # On a machine with a GPU the same tests hold the engines there to the same result.

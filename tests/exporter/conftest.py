@@ -18,4 +18,4 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
 @pytest.fixture(scope="session")
 def tiny_bundle(tiny_run: TinyRun, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """Exported from it; not to be changed."""
-    return export(tiny_run.folder, tmp_path_factory.mktemp("bundles") / "tiny")
+    return export(tiny_run.folder, tmp_path_factory.mktemp("bundles") / "tiny").bundle
