@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from semiseg.errors import InputError
 
 app = typer.Typer()
 
@@ -19,6 +21,14 @@ def export(
     precision: Annotated[
         str, typer.Option(help="Further graphs beside fp32, with commas: fp16, bf16, int8. One that fails is left out.")
     ] = "",
+    distil_to: Annotated[
+        str | None,
+        typer.Option(
+            help="Train a smaller student from the run first (needs --data, the dataset it was trained on): small, "
+            "tiny, or a student such as '{kind: unet, channels: [8, 16, 32]}' or a YAML file of one."
+        ),
+    ] = None,
+    updates: Annotated[int | None, typer.Option(min=1, help="Of that training; the run's own by default.")] = None,
     trt: Annotated[bool, typer.Option("--trt", help="Also build a TensorRT plan for this machine's GPU.")] = False,
 ) -> None:
     """Turn a training run into a bundle: one small network as ONNX, with proof."""
@@ -27,6 +37,12 @@ def export(
     from exporter.export import export as make_bundle
 
     precisions = [p for text in precision.split(",") if text.strip() and (p := parse_precision(text.strip()))]
+    if distil_to is not None:
+        if data is None:
+            raise InputError("--distil-to trains on the run's scans: name the dataset with --data.")
+        run = _distilled(run, distil_to, out.with_name(f"{out.name}-run"), data, updates)
+    elif updates is not None:
+        raise InputError("--updates is about --distil-to.")
     exported = make_bundle(run, out, precisions=precisions, data=data, cache=cache)
     bundle = exported.bundle
     typer.echo(f"{out}: {bundle.manifest.provenance.parameters:,} parameters, sha256 {bundle.sha256[:12]}")
@@ -38,5 +54,20 @@ def export(
         key = add_plan(bundle).manifest.plan
         if key is not None:
             typer.echo(f"TensorRT {key.tensorrt} plan for {key.gpu}, driver {key.driver}")
+    origin = bundle.manifest.provenance
+    if origin.taught_by is not None:
+        teacher = origin.taught_by
+        typer.echo(f"taught by {teacher.name} ({teacher.method}, {teacher.parameters:,} parameters)")
     if exported.refused:
         raise ExportError(f"{' '.join(exported.refused)} The bundle was written without what failed.")
+
+
+def _distilled(run: Path, to: str, into: Path, data: Path, updates: int | None) -> Path:
+    """The run folder of a smaller student, trained beside the bundle that is to be made of it."""
+    from exporter.distil import distil
+
+    def report(step: int, steps: int, values: dict[str, Any]) -> None:
+        if step % 100 == 0 or step == steps:
+            typer.echo(f"distilling {step}/{steps}: loss {values['total']:.3f}", err=True)
+
+    return distil(run, to, into, data=data, updates=updates, report=report)

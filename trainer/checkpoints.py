@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from semiseg.bundle.bundle import replace_file
+from semiseg.bundle.bundle import read_manifest, replace_file
 from semiseg.volumes.atomic_file import atomic_file
 from trainer.errors import RunError
 
@@ -96,6 +96,23 @@ class RunFolder:
                 raise RunError(
                     f"{self.path} was started with another {key}; a run can only be resumed as it was started."
                 )
+
+
+def how_trained(run: Path) -> dict[str, Any]:
+    """What a run's ``recipe.yaml`` holds: ``recipe``, ``split`` (ids of its training scans by their use), ``dataset``.
+
+    Raises:
+        BundleError: not a run folder.
+        RunError: the file is missing or damaged.
+    """
+    read_manifest(run / RUN)  # a folder that is no run is refused by its sentence
+    try:
+        document = yaml.safe_load((run / RECIPE).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RunError(f"{run / RECIPE} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(document, dict) or not {"recipe", "split"} <= set(document):
+        raise RunError(f"{run / RECIPE} does not say how the run was trained.")
+    return document
 
 
 @dataclass

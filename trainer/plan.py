@@ -148,6 +148,7 @@ def make_manifest(plan: Plan, method: Method) -> Manifest:
             student=student.model_dump(mode="json"),
             parameters=parameters_of(network),
             pretrained=(*method.pretrained(), *plan.inherited),
+            taught_by=method.taught_by(),
         ),
     )
 

@@ -13,13 +13,10 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import yaml
 from torch import Tensor, nn
 
-from semiseg.bundle.bundle import read_manifest
 from semiseg.bundle.manifest import Manifest
 from semiseg.dataset import Dataset, read_channels
 from semiseg.errors import InputError
@@ -27,7 +24,7 @@ from semiseg.evaluation.metrics import overlap
 from semiseg.inference.segmenter import Segmenter
 from semiseg.volumes.segmentation import Segmentation, overlapping
 from semiseg.volumes.volume import Volume
-from trainer.checkpoints import RECIPE, RUN, RunFolder, load_state
+from trainer.checkpoints import RunFolder, how_trained, load_state
 from trainer.device import check_device
 from trainer.engine import TorchEngine, trained_network
 from trainer.errors import RunError
@@ -97,7 +94,7 @@ def committee_of(runs: Sequence[Path], device: str | None = None) -> Committee:
 def _voters_of(run: Path) -> tuple[Manifest, dict[str, nn.Module]]:
     """What a finished run's checkpoint holds; a network alone votes a second time on a noisy scan."""
     manifest, student = trained_network(run)
-    document = _document(run)
+    document = how_trained(run)
     targets = targets_of(len(manifest.segments), overlapping=overlapping(manifest.segments))
     origin = manifest.provenance
     slices = manifest.preprocessing.slice_axis
@@ -119,7 +116,7 @@ def unlabelled_of(runs: Sequence[Path], dataset: Dataset, closed: Sequence[str])
     Raises:
         InputError: there is none.
     """
-    pools = [_document(run)["split"] for run in runs]
+    pools = [how_trained(run)["split"] for run in runs]
     labelled = {i for pool in pools for i in (*pool["labelled"], *pool["validation"])}
     ids = dict.fromkeys(i for pool in pools for i in pool["unlabelled"])
     found = tuple(i for i in ids if i in dataset.cases and i not in closed and i not in labelled)
@@ -172,17 +169,6 @@ class Noisy(nn.Module):
         noise = torch.randn(x.shape[1:], generator=random).to(x.device) * NOISE
         out: Tensor = self.network(x + noise)
         return out
-
-
-def _document(run: Path) -> dict[str, Any]:
-    read_manifest(run / RUN)  # a folder that is no run is refused by its sentence
-    try:
-        document = yaml.safe_load((run / RECIPE).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise RunError(f"{run / RECIPE} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(document, dict) or not {"recipe", "split"} <= set(document):
-        raise RunError(f"{run / RECIPE} does not say how the run was trained.")
-    return document
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -38,6 +38,24 @@ class PretrainedWeights(_Document):
     licence: str
 
 
+class Figures(_Document):
+    """Mean figures per segment over the validation scans, or None where the split has none ('not validated')."""
+
+    scans: int
+    dice: dict[str, float]
+
+
+class TaughtBy(_Document):
+    """The larger network that a distilled one learned from; ``labelled`` are the scans whose labels it had seen."""
+
+    name: str
+    method: str
+    student: dict[str, Any]
+    parameters: int
+    labelled: int
+    validation: Figures | None
+
+
 class Provenance(_Document):
     """How the model came about.
 
@@ -58,13 +76,7 @@ class Provenance(_Document):
     student: dict[str, Any]
     parameters: int
     pretrained: tuple[PretrainedWeights, ...] = ()
-
-
-class Figures(_Document):
-    """Mean figures per segment over the validation scans, or None where the split has none ('not validated')."""
-
-    scans: int
-    dice: dict[str, float]
+    taught_by: TaughtBy | None = None
 
 
 class PlanKey(_Document):

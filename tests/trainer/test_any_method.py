@@ -12,9 +12,8 @@ import torch
 
 from semiseg.dataset import Dataset, load_dataset
 from semiseg.volumes.nifti import write_nifti
-from tests.trainer.tiny import SAM, phantoms, plan_of, recipe_for, trained
+from tests.trainer.tiny import EVERY, SAM, phantoms, plan_of, recipe_for, trained
 from trainer.errors import RecipeError
-from trainer.methods import METHODS
 from trainer.patches import Batch
 
 STUDENTS: dict[str, dict[str, Any]] = {
@@ -49,7 +48,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.mark.parametrize("student", STUDENTS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EVERY)
 def test_every_method_trains_every_student_or_refuses_it_by_name(dataset: Dataset, method: str, student: str) -> None:
     section = STUDENTS[student]
     if method == "magicnet":

@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 
 from semiseg.dataset import Dataset
-from tests.trainer.tiny import phantoms, recipe_for, same_weights, trained, weights_of
-from trainer.methods import METHODS
+from tests.trainer.tiny import EVERY, phantoms, recipe_for, same_weights, trained, weights_of
 
 
 @pytest.fixture(scope="module")
@@ -18,7 +17,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return phantoms(tmp_path_factory.mktemp("data"))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EVERY)
 def test_every_method_resumes_to_the_same_weights(dataset: Dataset, tmp_path: Path, method: str) -> None:
     recipe = recipe_for(method, {"patch": [16, 16, 16], "updates": 8, "checkpoint_every": 3})
 
@@ -34,7 +33,7 @@ def test_every_method_resumes_to_the_same_weights(dataset: Dataset, tmp_path: Pa
     assert same_weights(weights_of(tmp_path / "whole"), weights_of(tmp_path / "broken"))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EVERY)
 def test_every_method_trains_in_bf16(dataset: Dataset, tmp_path: Path, method: str) -> None:
     recipe = recipe_for(method, {"patch": [16, 16, 16], "updates": 2, "precision": "bf16"})
     trained(dataset, recipe, tmp_path / "run")

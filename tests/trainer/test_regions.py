@@ -9,11 +9,10 @@ import pytest
 
 from semiseg.evaluation.evaluate import evaluate
 from semiseg.inference.segmenter import Segmenter, Settings
-from tests.trainer.tiny import plan_of, trained, weights_of
+from tests.trainer.tiny import EVERY, plan_of, trained, weights_of
 from tests.trainer.tumours import REGIONS, tumour_recipe, tumours
 from trainer.engine import open_run
 from trainer.errors import RecipeError
-from trainer.methods import METHODS
 
 
 @pytest.mark.parametrize("in_the_dataset", [False, True])
@@ -31,7 +30,7 @@ def test_overlapping_regions_are_learned_and_judged_one_by_one(tmp_path: Path, i
     assert not found.failures
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if m != "supervised"])
+@pytest.mark.parametrize("method", [m for m in EVERY if m != "supervised"])
 def test_every_method_learns_regions(tmp_path: Path, method: str) -> None:
     dataset = tumours(tmp_path / "data")
     manifest = trained(dataset, tumour_recipe(method, updates=4), tmp_path / "run")

@@ -1,4 +1,4 @@
-"""The methods by name: those of :mod:`trainer.methods.alone`, and those that hand over to one of them."""
+"""The methods by name: those of :mod:`trainer.methods.alone`, those that hand over to one of them, and distillation."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from trainer.errors import RecipeError
 from trainer.methods.alone import ALONE
 from trainer.methods.cfr import CFR
 from trainer.methods.comparative import Comparative, Contrastive
+from trainer.methods.distil import Distil
 from trainer.methods.method import Method, Task
 from trainer.recipe import Recipe
 
-METHODS: dict[str, type[Method]] = {**ALONE, **{m.name: m for m in (CFR, Comparative, Contrastive)}}
+METHODS: dict[str, type[Method]] = {**ALONE, **{m.name: m for m in (CFR, Comparative, Contrastive, Distil)}}
 
 
 def make_method(recipe: Recipe, task: Task) -> Method:

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from semiseg.bundle.bundle import sentence_of
-from semiseg.bundle.manifest import PretrainedWeights
+from semiseg.bundle.manifest import PretrainedWeights, TaughtBy
 from trainer.errors import RecipeError
 from trainer.patches import Batch, Mixture
 from trainer.recipe import Optimiser, Recipe, Section
@@ -195,6 +195,10 @@ class Method(ABC):
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
         """Weights that training starts from."""
         return ()
+
+    def taught_by(self) -> TaughtBy | None:
+        """The finished network that the student learns from, for the manifest."""
+        return None
 
     def build_student(self) -> nn.Module:
         """The recipe's student for this task."""

@@ -1,0 +1,115 @@
+"""Distillation: a trained network teaches a smaller student on labelled and unlabelled patches.
+
+Hinton, Vinyals and Dean, "Distilling the knowledge in a neural network", 2015: the student matches the teacher's
+probabilities at a raised temperature, and the labels where there are any. The gradient of the soft term shrinks with
+the square of the temperature, so the term is multiplied by it (section 2).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from semiseg.bundle.bundle import read_manifest
+from semiseg.bundle.manifest import PretrainedWeights, TaughtBy
+from trainer.checkpoints import RUN
+from trainer.engine import trained_network
+from trainer.errors import RecipeError
+from trainer.losses import mean_of, supervised_loss
+from trainer.methods.method import Method, Networks, Task, Turn, freeze, share_of_part
+from trainer.patches import Batch
+from trainer.recipe import Recipe, Section, Share
+from trainer.targets import ExclusiveClasses
+
+
+class Distil(Method):
+    """L = (1 - a) L_sup(labelled) + a T^2 KL(teacher at T || student at T), over all patches."""
+
+    name = "distil"
+
+    class Switches(Section):
+        """Settings of the paper.
+
+        Attributes:
+            teacher: the finished run whose network teaches.
+            temperature: T, by which the logits of both are divided.
+            soft: a, the share of the teacher's word in the loss. Without unlabelled scans it counts all the same.
+            labelled: labelled patches per batch; by default half of it.
+        """
+
+        teacher: Path = Path()
+        temperature: Annotated[float, Field(gt=0)] = 2.0
+        soft: Share = 0.7
+        labelled: Annotated[int, Field(ge=1)] | None = None
+
+    def __init__(self, recipe: Recipe, task: Task) -> None:
+        """Read the switches, and find the teacher.
+
+        Raises:
+            RecipeError: no teacher is named, or it segments something else.
+            BundleError: it is no run.
+        """
+        super().__init__(recipe, task)
+        run: Path = self.switches.teacher
+        if run == Path():
+            raise RecipeError("methods.distil.teacher: name the finished run whose network shall teach.")
+        self._teacher = read_manifest(run / RUN)
+        taught = (len(self._teacher.channels), self._teacher.outputs, self._teacher.activation)
+        kind = "softmax" if isinstance(self.targets, ExclusiveClasses) else "sigmoid"
+        own = (task.inputs, self.targets.channels, kind)
+        if taught != own:
+            raise RecipeError(
+                f"methods.distil.teacher: the network of {run} has {taught[0]} channel(s) and {taught[1]} outputs "
+                f"({taught[2]}), and these scans ask for {own[0]} and {own[1]} ({own[2]})."
+            )
+
+    def build(self) -> Networks:
+        """The student, and the teacher as its run left it."""
+        _, teacher = trained_network(self.switches.teacher)
+        return {"student": self.build_student(), "teacher": freeze(teacher)}
+
+    def turn(self, step: int) -> Turn:
+        """Every step trains the student on a fixed mixture."""
+        return Turn("train", {"student": self.student_rate(step)}, self.mixture(self.switches.labelled), step)
+
+    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+        """The supervised term on the labelled patches and the soft term on all."""
+        logits = networks["student"](batch.images)
+        scale = share_of_part(batch.labelled, turn.mixture.labelled, batch, turn)
+        labels = batch.labels[: batch.labelled]
+        supervised = scale * supervised_loss(logits[: batch.labelled], labels, self.targets)
+        with torch.no_grad():
+            taught = networks["teacher"](batch.images)
+        soft = self.soft_loss(logits, taught)
+        share = float(self.switches.soft)
+        total = (1.0 - share) * supervised + share * soft
+        return {"total": total, "supervised": supervised.detach(), "soft": soft.detach()}
+
+    def soft_loss(self, logits: Tensor, taught: Tensor) -> Tensor:
+        """T^2 KL(teacher || student), summed over classes (or the mean over regions), the mean over voxels."""
+        t = float(self.switches.temperature)
+        target = self.targets.probabilities(taught.float() / t)
+        divergence = self.targets.divergence(logits.float() / t, target)
+        # Classes share one distribution, regions have one each.
+        summed = divergence.sum(dim=1) if isinstance(self.targets, ExclusiveClasses) else divergence.mean(dim=1)
+        return t**2 * mean_of(summed)
+
+    def pretrained(self) -> tuple[PretrainedWeights, ...]:
+        """Whatever the teacher was made from made the student too."""
+        return self._teacher.provenance.pretrained
+
+    def taught_by(self) -> TaughtBy:
+        """The teacher, for the manifest."""
+        origin = self._teacher.provenance
+        return TaughtBy(
+            name=self._teacher.name,
+            method=origin.method,
+            student=origin.student,
+            parameters=origin.parameters,
+            labelled=origin.labelled,
+            validation=self._teacher.validation,
+        )
