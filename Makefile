@@ -33,7 +33,7 @@ USE := .venv/.installed-$(RUNTIME)
 DEV := .venv/.installed-$(RUNTIME)-dev
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test check install clean
+.PHONY: help demo test check schema install clean
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -52,6 +52,10 @@ check: $(DEV) ## lint, formatting, types and the contracts between the rooms
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
 	.venv/bin/lint-imports
+
+schema: $(USE) ## write docs/manifest.schema.json anew, from the code that reads manifests
+	.venv/bin/python -c 'import json; from semiseg.bundle.manifest import Manifest as M; print(json.dumps(M.model_json_schema(), indent=1))' \
+	    > docs/manifest.schema.json
 
 install: $(DEV) ## make .venv with everything in it, editable
 

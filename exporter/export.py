@@ -15,6 +15,7 @@ from exporter.onnx import export_onnx
 from exporter.parity import cached_scans, compare, shortfall, windows_of
 from exporter.precision import to_half, to_int8
 from semiseg.bundle.bundle import MODEL, Bundle, write_bundle
+from semiseg.bundle.card import CARD, model_card
 from semiseg.bundle.manifest import Manifest
 from semiseg.bundle.variant import Precision, Variant
 from semiseg.dataset import find_split, load_dataset, read_channels, read_split
@@ -94,7 +95,9 @@ def export(
                 target.unlink(missing_ok=True)
             else:
                 variants.append(variant)
-        return manifest.model_copy(update={"variants": tuple(variants)})
+        proved = manifest.model_copy(update={"variants": tuple(variants)})
+        (folder / CARD).write_text(model_card(proved), encoding="utf-8")
+        return proved
 
     bundle = write_bundle(out, fill)
     return Exported(bundle, tuple(refused))

@@ -21,6 +21,7 @@ from exporter.errors import ExportError
 from exporter.export import export
 from exporter.onnx import export_onnx
 from semiseg.bundle.bundle import MANIFEST, MODEL, Bundle, open_bundle
+from semiseg.bundle.card import CARD
 from semiseg.engines.onnx import OnnxEngine
 from semiseg.errors import BundleError, InputError
 from semiseg.inference.windows import padding_for
@@ -192,7 +193,7 @@ def test_a_shared_cache_may_be_named(tiny_run: TinyRun, tmp_path: Path) -> None:
 
 
 def test_the_bundle_is_complete_and_nothing_else_is_left(tiny_run: TinyRun, tiny_bundle: Bundle) -> None:
-    assert sorted(p.name for p in tiny_bundle.folder.iterdir()) == [MANIFEST, MODEL]
+    assert sorted(p.name for p in tiny_bundle.folder.iterdir()) == [CARD, MANIFEST, MODEL]
     assert [p.name for p in tiny_bundle.folder.parent.iterdir()] == ["tiny"]
     manifest = open_bundle(tiny_bundle.folder).manifest
     changed = {"kind": "bundle", "files": manifest.files, "variants": manifest.variants}

@@ -157,7 +157,7 @@ def test_the_bundle_holds_every_graph_that_passed_and_its_proofs(tiny_run: TinyR
     assert exported.refused == ()
     manifest = open_bundle(tmp_path / "bundle").manifest
     assert [(v.precision, v.file) for v in manifest.variants] == [(p, FILES[p]) for p in ("fp32", "fp16", "bf16")]
-    assert set(manifest.files) == {v.file for v in manifest.variants}
+    assert set(manifest.files) == {"MODEL_CARD.md", *(v.file for v in manifest.variants)}
     fp32, fp16, bf16 = manifest.variants
     assert fp32.proved_on("openvino") and fp16.proved_on("onnxruntime") and fp16.proved_on("openvino")
     assert bf16.proved_on("openvino") and not bf16.proved_on("onnxruntime"), "it has no bfloat16 convolution"
@@ -193,7 +193,7 @@ def test_a_graph_that_misses_its_gate_is_left_out_and_the_command_says_by_how_mu
     assert "The bundle was written without what failed." in said.err
     assert "fp16, " in said.out and "int8" not in said.out
     names = sorted(p.name for p in (tmp_path / "bundle").iterdir())
-    assert names == ["manifest.json", "model.fp16.onnx", "model.onnx"]
+    assert names == ["MODEL_CARD.md", "manifest.json", "model.fp16.onnx", "model.onnx"]
     written = json.loads((tmp_path / "bundle" / "manifest.json").read_text())
     assert [v["precision"] for v in written["variants"]] == ["fp32", "fp16"]
 

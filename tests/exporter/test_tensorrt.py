@@ -21,6 +21,7 @@ import torch
 from exporter.errors import ExportError, MissingTool
 from exporter.tensorrt import PLAN, TIMING_CACHE, WORKSPACE, add_plan, require_tensorrt
 from semiseg.bundle.bundle import MANIFEST, MODEL, Bundle, open_bundle, sha256_of
+from semiseg.bundle.card import CARD
 from semiseg.bundle.manifest import PlanKey
 from tests.bundles import make_threshold_bundle
 from tests.runs import TinyRun
@@ -48,9 +49,9 @@ def test_asking_for_a_plan_without_tensorrt_ends_with_2_one_sentence_and_a_whole
     assert line.startswith("semiseg: ") and line.endswith("The ONNX bundle is complete without it.")
     assert "on onnxruntime: proved on 3 windows of" in done.stdout and "TensorRT" not in done.stdout
     assert open_bundle(out).manifest.plan is None
-    assert sorted(p.name for p in out.iterdir()) == [MANIFEST, MODEL] and [p.name for p in tmp_path.iterdir()] == [
-        "bundle"
-    ]
+    assert sorted(p.name for p in out.iterdir()) == [CARD, MANIFEST, MODEL] and [
+        p.name for p in tmp_path.iterdir()
+    ] == ["bundle"]
 
 
 @pytest.mark.parametrize("error", [ImportError("libnvinfer.so.10: not found\nmore"), OSError("no"), RuntimeError("")])
