@@ -124,9 +124,4 @@ def _bundle(console: Console, folder: Path) -> list[str]:
     taken = choice.taken
     console.print(f"         runs {taken.precision} on {taken.engine} ({taken.device}): {taken.reason}")
     console.print(f"         a window of {window} takes {seconds * 1000:.0f} ms")
-    if manifest.plan is not None:
-        console.print(
-            f"         holds a TensorRT {manifest.plan.tensorrt} plan for {manifest.plan.gpu}; "
-            "this release serves the ONNX graph"
-        )
     return []

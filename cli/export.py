@@ -35,6 +35,7 @@ def export(
     from cli.models import parse_precision, variant_lines
     from exporter.errors import ExportError
     from exporter.export import export as make_bundle
+    from exporter.export import scans_for
 
     precisions = [p for text in precision.split(",") if text.strip() and (p := parse_precision(text.strip()))]
     if distil_to is not None:
@@ -51,9 +52,9 @@ def export(
     if trt:
         from exporter.tensorrt import add_plan
 
-        key = add_plan(bundle).manifest.plan
+        key = add_plan(bundle, scans=scans_for(bundle.manifest, run, data=data, cache=cache).proof).manifest.plan
         if key is not None:
-            typer.echo(f"TensorRT {key.tensorrt} plan for {key.gpu}, driver {key.driver}")
+            typer.echo(f"TensorRT {key.tensorrt} plan in {key.precision} for {key.gpu}, driver {key.driver}")
     origin = bundle.manifest.provenance
     if origin.taught_by is not None:
         teacher = origin.taught_by

@@ -69,7 +69,7 @@ def export(
         ExportError: the fp32 graph cannot be made or fails its gate.
     """
     manifest, network = trained_network(run)
-    scans = _scans_of(data, manifest) if data is not None else _cached(cache or run / "cache", manifest)
+    scans = scans_for(manifest, run, data=data, cache=cache)
     reference = TorchEngine(network, "cpu")
     refused: list[str] = []
 
@@ -151,24 +151,32 @@ def _convert(model: Path, target: Path, precision: Precision, windows: Sequence[
 
 
 @dataclass(frozen=True)
-class _Scans:
+class Scans:
     """Preprocessed scans (C, X, Y, Z): those that prove and, as far as there are others, those that calibrate."""
 
     proof: list[NDArray[np.float32]]
     calibration: list[NDArray[np.float32]]
 
     @classmethod
-    def of(cls, scans: list[NDArray[np.float32]]) -> _Scans:
+    def of(cls, scans: list[NDArray[np.float32]]) -> Scans:
+        """Some of ``scans``, evenly picked, prove; the others calibrate."""
         pick = sorted({round(k) for k in np.linspace(0, len(scans) - 1, min(WINDOWS, len(scans)))})
         rest = [scan for k, scan in enumerate(scans) if k not in pick]
         return cls([scans[k] for k in pick], rest or scans)
 
 
-def _cached(cache: Path, manifest: Manifest) -> _Scans:
-    return _Scans.of(cached_scans(cache, WINDOWS + CALIBRATION, len(manifest.channels)))
+def scans_for(manifest: Manifest, run: Path, *, data: Path | None, cache: Path | None) -> Scans:
+    """Preprocessed scans that are not for testing: of a dataset, or of a cache, which is by default the run's own.
+
+    Raises:
+        ExportError: there is none.
+    """
+    if data is not None:
+        return _scans_of(data, manifest)
+    return Scans.of(cached_scans(cache or run / "cache", WINDOWS + CALIBRATION, len(manifest.channels)))
 
 
-def _scans_of(data: Path, manifest: Manifest) -> _Scans:
+def _scans_of(data: Path, manifest: Manifest) -> Scans:
     """The first scans of a dataset after preprocessing; test scans stay closed."""
     dataset = load_dataset(data)
     split = find_split(dataset, None)
@@ -177,4 +185,4 @@ def _scans_of(data: Path, manifest: Manifest) -> _Scans:
     for case_id in [i for i in dataset.cases if i not in closed][: WINDOWS + CALIBRATION]:
         channels = read_channels(dataset.case(case_id), dataset.channels)
         out.append(manifest.preprocessing.apply(channels).array)
-    return _Scans.of(out)
+    return Scans.of(out)

@@ -6,82 +6,116 @@ the network is built strongly typed, so that both build the same thing.
 
 from __future__ import annotations
 
-import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
+from numpy.typing import NDArray
 
 from exporter.errors import ExportError, MissingTool
 from exporter.onnx import INPUT
-from semiseg.bundle.bundle import MODEL, Bundle, write_bundle
+from exporter.parity import compare, shortfall, windows_of
+from semiseg.bundle.bundle import MODEL, PLAN, Bundle, write_bundle
 from semiseg.bundle.manifest import Manifest, PlanKey
+from semiseg.bundle.variant import Precision, Variant
+from semiseg.engines.machine import Gpu, gpu
+from semiseg.engines.onnx import OnnxEngine
+from semiseg.engines.tensorrt import TensorRtEngine, import_tensorrt, precision_of
+from semiseg.errors import EngineError, InputError
 from semiseg.volumes.atomic_file import atomic_file
 
-PLAN = "model.plan"
 TIMING_CACHE = "tensorrt-timing.cache"
 WORKSPACE = 4 << 30  # bytes that the builder may use for trying out kernels
 
 
-def require_tensorrt() -> Any:
-    """The ``tensorrt`` module, when it and a GPU are here.
+def require_tensorrt() -> tuple[Any, Gpu]:
+    """The ``tensorrt`` module, and the GPU.
 
     Raises:
-        MissingTool: the package, its libraries, or a CUDA device is missing, or the version is not 10 or 11.
+        MissingTool: the package, its libraries, or a GPU is missing, or the version is not 10 or 11.
     """
     try:
-        import tensorrt
-    except (ImportError, OSError, RuntimeError) as error:
+        trt = import_tensorrt()
+    except InputError as error:
         raise MissingTool(
-            f"TensorRT is not installed ({_first_line(error)}); install the `trt` extra on the GPU machine and run "
-            "the export there. The ONNX bundle is complete without it."
+            f"{str(error).rstrip('.')}; install the `trt` extra on the GPU machine and run the export there. The ONNX "
+            "bundle is complete without it."
         ) from None
-    version = str(tensorrt.__version__)
-    if version.split(".")[0] not in ("10", "11"):
-        raise MissingTool(f"TensorRT {version} is not supported; versions 10 and 11 are.")
-    if not torch.cuda.is_available():
+    found = gpu()
+    if found is None:
         raise MissingTool(
-            "This machine has no CUDA device, and a TensorRT plan is built on the GPU that runs it. "
+            "nvidia-smi names no GPU on this machine, and a TensorRT plan is built on the GPU that runs it. "
             "The ONNX bundle is complete without it."
         )
-    return tensorrt
+    return trt, found
 
 
-def add_plan(bundle: Bundle, *, batch: int = 4) -> Bundle:
+def add_plan(bundle: Bundle, *, batch: int = 4, scans: Sequence[NDArray[np.float32]] = ()) -> Bundle:
     """Build a plan for the bundle's default window and batches up to ``batch``, and add it to the bundle.
+
+    Args:
+        bundle: the bundle.
+        batch: the largest batch.
+        scans: preprocessed scans (C, X, Y, Z); the plan has to pass the bundle's gate against the fp32 graph on a
+            window of each.
 
     Raises:
         MissingTool: see :func:`require_tensorrt`; the bundle is left as it was.
-        ExportError: TensorRT cannot parse or build the graph; the bundle is left as it was.
+        ExportError: TensorRT cannot parse or build the graph, or the plan fails; the bundle is left as it was.
     """
-    trt = require_tensorrt()
-    plan = build_plan(trt, bundle, batch)
+    trt, here = require_tensorrt()
+    source = half_or_full(bundle)
+    plan = build_plan(trt, bundle, source, batch)
+    _require_precision(trt, plan, bundle, source.precision, batch)
+    # Elsewhere a plan does not load, or is slower than one built there.
+    key = PlanKey(
+        onnx=bundle.manifest.files[source.file],
+        precision=source.precision,
+        tensorrt=str(trt.__version__),
+        gpu=here.name,
+        driver=here.driver,
+        window=bundle.manifest.window,
+        batch=batch,
+    )
 
     def fill(folder: Path) -> Manifest:
         for name in bundle.manifest.files:
             if name != PLAN:
                 (folder / name).write_bytes((bundle.folder / name).read_bytes())
         (folder / PLAN).write_bytes(plan)
-        return bundle.manifest.model_copy(update={"plan": plan_key(trt, bundle, batch)})
+        return bundle.manifest.model_copy(
+            update={"plan": key, "variants": _proved(bundle, folder / PLAN, source, scans)}
+        )
 
     return write_bundle(bundle.folder, fill)
 
 
-def build_plan(trt: Any, bundle: Bundle, batch: int) -> bytes:
+def half_or_full(bundle: Bundle) -> Variant:
+    """The graph that a plan is built from: fp16, else bf16, else fp32. Their convolutions are what a GPU is fast at."""
+    held = {variant.precision: variant for variant in bundle.manifest.variants}
+    for precision in ("fp16", "bf16", "fp32"):
+        if precision in held:
+            return held[precision]
+    return Variant(precision="fp32", file=MODEL)
+
+
+def build_plan(trt: Any, bundle: Bundle, source: Variant, batch: int) -> bytes:
     """Parse the graph and build it, strongly typed, with one optimisation profile over the batch."""
     logger = trt.Logger(trt.Logger.WARNING)
     builder = trt.Builder(logger)
     typed = getattr(trt.NetworkDefinitionCreationFlag, "STRONGLY_TYPED", None)  # the only mode in version 11
     network = builder.create_network(0 if typed is None else 1 << int(typed))
     parser = trt.OnnxParser(network, logger)
-    if not parser.parse_from_file(str(bundle.folder / MODEL)):
+    if not parser.parse_from_file(str(bundle.folder / source.file)):
         problems = "; ".join(str(parser.get_error(i)) for i in range(parser.num_errors))
         raise ExportError(f"TensorRT {trt.__version__} cannot read the graph: {problems}")
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, WORKSPACE)
-    channels, window = len(bundle.manifest.channels), bundle.manifest.window
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # or nobody could say what was built
     profile = builder.create_optimization_profile()
-    profile.set_shape(INPUT, (1, channels, *window), (batch, channels, *window), (batch, channels, *window))
+    most = _shape(bundle, batch)
+    profile.set_shape(INPUT, _shape(bundle, 1), most, most)
     config.add_optimization_profile(profile)
     timings = bundle.folder.parent / TIMING_CACHE
     cache = config.create_timing_cache(timings.read_bytes() if timings.exists() else b"")
@@ -94,32 +128,36 @@ def build_plan(trt: Any, bundle: Bundle, batch: int) -> bytes:
     return bytes(plan)
 
 
-def plan_key(trt: Any, bundle: Bundle, batch: int) -> PlanKey:
-    """What a plan belongs to: elsewhere it does not load, or is slower than one built there."""
-    return PlanKey(
-        onnx=bundle.sha256,
-        tensorrt=str(trt.__version__),
-        gpu=torch.cuda.get_device_name(0),
-        driver=driver_version(),
-        window=bundle.manifest.window,
-        batch=batch,
+def _require_precision(trt: Any, plan: bytes, bundle: Bundle, asked: Precision, batch: int) -> None:
+    """Refuse a plan that does not compute in what its graph says: an fp16 plan of fp32 layers is no fp16 plan."""
+    found = precision_of(trt, plan, _shape(bundle, batch), INPUT)
+    if found not in (asked, "unknown"):
+        raise ExportError(
+            f"The TensorRT plan was built from the {asked} graph, and its convolutions compute in {found}; it was not "
+            "added to the bundle."
+        )
+
+
+def _proved(bundle: Bundle, plan: Path, source: Variant, scans: Sequence[NDArray[np.float32]]) -> tuple[Variant, ...]:
+    """The bundle's variants, with the plan's proof at the one that it was built from."""
+    if not scans:
+        return bundle.manifest.variants
+    manifest = bundle.manifest
+    windows = (windows_of(scan, manifest.window) for scan in scans)
+    try:
+        parity = compare(manifest, OnnxEngine(bundle.model, device="cpu"), TensorRtEngine(plan), windows)
+    except (EngineError, InputError) as error:
+        raise ExportError(f"The TensorRT plan does not run: {error}") from error
+    missed = shortfall(manifest, source.precision, parity)
+    if missed:
+        raise ExportError(f"{missed} The plan was not added to the bundle.")
+    return tuple(
+        variant.model_copy(update={"parity": (*(p for p in variant.parity if p.engine != parity.engine), parity)})
+        if variant.precision == source.precision
+        else variant
+        for variant in manifest.variants
     )
 
 
-def driver_version() -> str:
-    """The NVIDIA driver's version.
-
-    Raises:
-        MissingTool: nvidia-smi is missing or fails.
-    """
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
-    except (OSError, subprocess.SubprocessError) as error:
-        raise MissingTool(f"nvidia-smi does not tell the driver's version: {_first_line(error)}.") from None
-    return answer.stdout.splitlines()[0].strip()
-
-
-def _first_line(error: Exception) -> str:
-    text = str(error).strip()
-    return text.splitlines()[0] if text else type(error).__name__
+def _shape(bundle: Bundle, batch: int) -> tuple[int, ...]:
+    return (batch, len(bundle.manifest.channels), *bundle.manifest.window)

@@ -19,6 +19,7 @@ from semiseg.volumes.atomic_file import atomic_file
 
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
+PLAN = "model.plan"
 RUN = "run.json"
 
 

@@ -10,7 +10,7 @@ from semiseg.bundle.fingerprint import Fingerprint
 from semiseg.bundle.mask_fingerprint import MaskFingerprint
 from semiseg.bundle.postprocessing import Postprocessing
 from semiseg.bundle.preprocessing import Preprocessing
-from semiseg.bundle.variant import Gate, Variant, Window
+from semiseg.bundle.variant import Gate, Precision, Variant, Window
 from semiseg.volumes.segmentation import Segment
 from semiseg.volumes.series_rules import SeriesRule
 
@@ -83,6 +83,7 @@ class PlanKey(_Document):
     """What a TensorRT plan was built from and on; it is used on exactly that."""
 
     onnx: Sha256
+    precision: Precision = "fp32"
     tensorrt: str
     gpu: str
     driver: str

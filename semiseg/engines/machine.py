@@ -1,7 +1,10 @@
-"""What this machine's processor can do."""
+"""What this machine's processor and GPU are."""
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -22,3 +25,24 @@ def processor_flags() -> frozenset[str]:
 def has_any(flags: tuple[str, ...]) -> bool:
     """Whether the processor has one of these instruction sets."""
     return not processor_flags().isdisjoint(flags)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The first NVIDIA GPU and the version of its driver."""
+
+    name: str
+    driver: str
+
+
+def gpu() -> Gpu | None:
+    """The machine's GPU as nvidia-smi tells it; None where there is none, or nvidia-smi does not answer."""
+    if shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(command, capture_output=True, text=True, check=True, timeout=30)
+        name, driver = answer.stdout.splitlines()[0].rsplit(",", 1)
+    except (OSError, subprocess.SubprocessError, IndexError, ValueError):
+        return None
+    return Gpu(name.strip(), driver.strip())

@@ -6,12 +6,13 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from semiseg.bundle.bundle import Bundle
+from semiseg.bundle.bundle import PLAN, Bundle
 from semiseg.bundle.variant import Precision, Variant
 from semiseg.engines.engine import Engine
-from semiseg.engines.machine import BF16, INT8, has_any
+from semiseg.engines.machine import BF16, INT8, gpu, has_any
 from semiseg.engines.onnx import OnnxEngine, cuda_is_here
 from semiseg.engines.openvino import OpenVinoEngine
+from semiseg.engines.tensorrt import TensorRtEngine, import_tensorrt
 from semiseg.errors import EngineError, InputError, SemisegError
 
 
@@ -80,7 +81,7 @@ def choose_engine(bundle: Bundle, *, threads: int | None = None, precision: Prec
 def candidates(bundle: Bundle, threads: int | None) -> list[Candidate]:
     """Every engine with every graph, best first."""
     held = {variant.precision: variant for variant in variants_of(bundle)}
-    out = []
+    out = [_plan(bundle)] if bundle.manifest.plan is not None else []
     order: tuple[tuple[str, str, Precision], ...] = (
         ("onnxruntime", "cuda", "fp16"),
         ("onnxruntime", "cuda", "fp32"),
@@ -104,6 +105,33 @@ def candidates(bundle: Bundle, threads: int | None) -> list[Candidate]:
             )
         )
     return out
+
+
+def _plan(bundle: Bundle) -> Candidate:
+    """The bundle's TensorRT plan, usable on exactly what it was built on."""
+    key = bundle.manifest.plan
+    assert key is not None
+    why_not = None
+    here = gpu()
+    if here is None:
+        why_not = "no NVIDIA GPU on this machine"
+    elif (here.name, here.driver) != (key.gpu, key.driver):
+        why_not = (
+            f"the plan was built for {key.gpu} with driver {key.driver}, and this is {here.name} with {here.driver}; "
+            "build one here with `semiseg export --trt`"
+        )
+    elif key.onnx not in bundle.manifest.files.values():
+        why_not = "the plan was built from another graph"
+    else:
+        try:
+            version = str(import_tensorrt().__version__)
+        except InputError as error:
+            why_not = str(error).rstrip(".")
+        else:
+            if version != key.tensorrt:
+                why_not = f"the plan was built by TensorRT {key.tensorrt}, and this is {version}"
+    opener = None if why_not else (lambda: TensorRtEngine(bundle.folder / PLAN))
+    return Candidate("tensorrt", "cuda", key.precision, why_not or "its plan was built for this GPU", opener)
 
 
 def variants_of(bundle: Bundle) -> tuple[Variant, ...]:

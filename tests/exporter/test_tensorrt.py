@@ -10,21 +10,23 @@ import importlib.util
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
-from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from exporter.errors import ExportError, MissingTool
-from exporter.tensorrt import PLAN, TIMING_CACHE, WORKSPACE, add_plan, require_tensorrt
-from semiseg.bundle.bundle import MANIFEST, MODEL, Bundle, open_bundle, sha256_of
+from exporter.tensorrt import TIMING_CACHE, WORKSPACE, add_plan, require_tensorrt
+from semiseg.bundle.bundle import MANIFEST, MODEL, PLAN, Bundle, open_bundle, sha256_of, write_bundle
 from semiseg.bundle.card import CARD
-from semiseg.bundle.manifest import PlanKey
+from semiseg.bundle.manifest import Manifest, PlanKey
+from semiseg.bundle.variant import Variant
+from semiseg.engines.onnx import OnnxEngine
+from semiseg.engines.tensorrt import precision_of
 from tests.bundles import make_threshold_bundle
 from tests.runs import TinyRun
+from tests.tensorrt_stand_in import PLAN_BYTES, StandIn, pretend
 
 HERE = bool(importlib.util.find_spec("tensorrt")) and torch.cuda.is_available()
 
@@ -67,83 +69,12 @@ def test_a_package_whose_libraries_are_missing_is_a_missing_tool(
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
 
 
-# --- a stand-in that writes down what it is asked -------------------------------------------------------------------
-
-
-@dataclass
-class StandIn:
-    """A ``tensorrt`` package of one version; ``asked`` are the calls in order."""
-
-    version: str
-    parses: bool = True
-    builds: bool = True
-    asked: list[tuple[str, Any]] = field(default_factory=list)
-
-    def note(self, call: str, answer: Any = None) -> Callable[..., Any]:
-        """A function that remembers its arguments and returns ``answer``."""
-
-        def called(*arguments: Any, **named: Any) -> Any:
-            self.asked.append((call, (*arguments, *named.items())))
-            return answer
-
-        return called
-
-    def arguments(self, call: str) -> list[Any]:
-        return [arguments for name, arguments in self.asked if name == call]
-
-    def module(self) -> ModuleType:
-        out = ModuleType("tensorrt")
-        made = SimpleNamespace(serialize=lambda: b"timings")
-        config = SimpleNamespace(
-            set_memory_pool_limit=self.note("memory"),
-            add_optimization_profile=self.note("add_profile"),
-            create_timing_cache=self.note("create_cache", made),
-            set_timing_cache=self.note("set_cache"),
-            get_timing_cache=lambda: made,
-        )
-        profile = SimpleNamespace(set_shape=self.note("set_shape"))
-        builder = SimpleNamespace(
-            create_network=self.note("create_network", "network"),
-            create_builder_config=lambda: config,
-            create_optimization_profile=lambda: profile,
-            build_serialized_network=self.note("build", b"the plan" if self.builds else None),
-        )
-        parser = SimpleNamespace(
-            parse_from_file=self.note("parse", self.parses), num_errors=2, get_error=lambda i: f"problem {i}"
-        )
-        everything: dict[str, Any] = {
-            "__version__": self.version,
-            "Logger": type("Logger", (), {"WARNING": "warning", "__init__": lambda *_: None}),
-            "Builder": lambda _: builder,
-            "OnnxParser": self.note("parser", parser),
-            "MemoryPoolType": SimpleNamespace(WORKSPACE="workspace"),
-            # Version 11 knows no other mode, and has no flag for it.
-            "NetworkDefinitionCreationFlag": SimpleNamespace(STRONGLY_TYPED=1)
-            if self.version.startswith("10")
-            else SimpleNamespace(),
-        }
-        for name, value in everything.items():
-            setattr(out, name, value)
-        return out
+# --- with a stand-in ------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
 def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., StandIn]:
-    """A machine with a GPU, its driver, and TensorRT of the version asked for."""
-    tools = tmp_path / "tools"
-    tools.mkdir()
-    (tools / "nvidia-smi").write_text("#!/bin/sh\necho 580.95.05\n")
-    (tools / "nvidia-smi").chmod(0o755)
-    monkeypatch.setenv("PATH", str(tools))
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "NVIDIA L4")
-
-    def make(version: str = "10.9.0", **how: bool) -> StandIn:
-        stand_in = StandIn(version, **how)
-        monkeypatch.setitem(sys.modules, "tensorrt", stand_in.module())
-        return stand_in
-
-    return make
+    return pretend(monkeypatch, tmp_path / "tools")
 
 
 @pytest.fixture
@@ -217,18 +148,14 @@ def test_a_failed_build_leaves_the_bundle_as_it_was(
     assert contents(bundle.folder.parent) == before
 
 
-@pytest.mark.parametrize("script", [None, "#!/bin/sh\nexit 9\n"], ids=["missing", "failing"])
+@pytest.mark.parametrize("script", ["#!/bin/sh\nexit 9\n", "#!/bin/sh\n", "#!/bin/sh\necho no devices\n"])
 def test_a_driver_that_does_not_answer_leaves_the_bundle_as_it_was(
-    machine: Callable[..., StandIn], bundle: Bundle, tmp_path: Path, script: str | None
+    machine: Callable[..., StandIn], bundle: Bundle, tmp_path: Path, script: str
 ) -> None:
     machine()
-    program = tmp_path / "tools" / "nvidia-smi"
-    program.unlink()
-    if script:
-        program.write_text(script)
-        program.chmod(0o755)
+    (tmp_path / "tools" / "nvidia-smi").write_text(script)
     before = contents(bundle.folder)
-    with pytest.raises(MissingTool, match="nvidia-smi does not tell the driver's version"):
+    with pytest.raises(MissingTool, match="nvidia-smi names no GPU"):
         add_plan(bundle)
     assert contents(bundle.folder) == before
 
@@ -243,11 +170,11 @@ def test_other_versions_are_refused(machine: Callable[..., StandIn], bundle: Bun
 
 
 def test_a_machine_without_a_gpu_is_told_where_plans_are_built(
-    machine: Callable[..., StandIn], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+    machine: Callable[..., StandIn], bundle: Bundle, tmp_path: Path
 ) -> None:
     asked = machine()
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(MissingTool, match=r"no CUDA device.*The ONNX bundle is complete without it\."):
+    (tmp_path / "tools" / "nvidia-smi").unlink()
+    with pytest.raises(MissingTool, match=r"names no GPU.*The ONNX bundle is complete without it\."):
         add_plan(bundle)
     assert not asked.asked
 
@@ -259,3 +186,66 @@ def test_a_plan_of_an_earlier_graph_does_not_survive_a_new_export(
     add_plan(bundle)
     fresh = make_threshold_bundle(bundle.folder)
     assert fresh.manifest.plan is None and not (bundle.folder / PLAN).exists()
+
+
+# --- what is built, and what it is called ----------------------------------------------------------------------------
+
+
+def with_half(bundle: Bundle) -> Bundle:
+    """The bundle with an fp16 graph beside the fp32 one."""
+
+    def fill(folder: Path) -> Manifest:
+        for name in (MODEL, "model.fp16.onnx"):
+            (folder / name).write_bytes(bundle.model.read_bytes())
+        variants = (Variant(precision="fp32", file=MODEL), Variant(precision="fp16", file="model.fp16.onnx"))
+        return bundle.manifest.model_copy(update={"variants": variants})
+
+    return write_bundle(bundle.folder, fill)
+
+
+def test_a_plan_is_built_from_the_half_precision_graph(machine: Callable[..., StandIn], bundle: Bundle) -> None:
+    asked = machine(format="Channel major FP16 format where channel % 8 == 0")
+    found = add_plan(with_half(bundle))
+    assert asked.arguments("parse") == [(str(bundle.folder / "model.fp16.onnx"),)]
+    assert asked.config.profiling_verbosity == "detailed"
+    assert found.manifest.plan is not None
+    assert (found.manifest.plan.precision, found.manifest.plan.onnx) == (
+        "fp16",
+        found.manifest.files["model.fp16.onnx"],
+    )
+
+
+@pytest.mark.parametrize("told", ["Row major linear FP32", "Float"])
+def test_a_plan_that_computes_in_fp32_is_not_called_fp16(
+    machine: Callable[..., StandIn], bundle: Bundle, told: str
+) -> None:
+    machine(format=told)
+    half = with_half(bundle)
+    before = contents(bundle.folder)
+    with pytest.raises(ExportError, match="built from the fp16 graph, and its convolutions compute in fp32"):
+        add_plan(half)
+    assert contents(bundle.folder) == before
+
+
+@pytest.mark.parametrize(
+    ("told", "name"),
+    [("Half", "fp16"), ("Row major linear BF16 format", "bf16"), ("Thirty-two wide channel Int8 format", "int8")],
+)
+def test_the_inspectors_words_are_understood(machine: Callable[..., StandIn], told: str, name: str) -> None:
+    trt = machine(format=told).module()
+    assert precision_of(trt, PLAN_BYTES, (1, 2, 16, 24, 8), "windows") == name
+
+
+def test_a_plan_has_to_pass_the_gate_like_any_graph(machine: Callable[..., StandIn], bundle: Bundle) -> None:
+    scans = [np.random.default_rng(k).random((2, 16, 24, 8), dtype=np.float32) for k in range(3)]
+    fp32 = OnnxEngine(bundle.model, threads=1)
+    named = bundle.manifest.model_copy(update={"variants": (Variant(precision="fp32", file=MODEL),)})
+    machine(network=lambda windows: fp32.run(windows))
+    found = add_plan(Bundle(bundle.folder, named), scans=scans)
+    (parity,) = found.manifest.variants[0].parity
+    assert (parity.engine, parity.windows, parity.least_dice) == ("tensorrt", 3, 1.0)
+    machine(network=lambda windows: fp32.run(windows)[:, ::-1])
+    before = contents(bundle.folder)
+    with pytest.raises(ExportError, match=r"run by tensorrt on 3 windows.*The plan was not added to the bundle\."):
+        add_plan(Bundle(bundle.folder, named), scans=scans)
+    assert contents(bundle.folder) == before
