@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ PLAN_BYTES = b"the plan"
 class HostValue:
     """ONNX Runtime's OrtValue on a device, in host memory; ``all`` finds one by its address."""
 
-    all: dict[int, HostValue] = {}
+    all: ClassVar[dict[int, HostValue]] = {}
 
     def __init__(self, shape: list[int]) -> None:
         self.array = np.zeros(shape, np.float32)
