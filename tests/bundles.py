@@ -44,7 +44,7 @@ def make_threshold_bundle(
     spacing: tuple[float, float, float] | None = None,
     postprocessing: Postprocessing | None = None,
     work: int = 0,
-    fails_at_full_intensity: bool = False,
+    at_full_intensity: Literal["works", "fails", "nan"] = "works",
 ) -> Bundle:
     """Write the bundle.
 
@@ -58,7 +58,8 @@ def make_threshold_bundle(
         spacing: mm to resample to; None keeps each scan's own grid, and then the mask is exactly :func:`expected`.
         postprocessing: cleaning of the mask.
         work: 3x3x3 convolutions of 32 channels whose result is thrown away: makes each window slow.
-        fails_at_full_intensity: the graph fails at run time on a window that holds an intensity of 1000 or more.
+        at_full_intensity: what the graph does with a window that holds an intensity of 1000 or more: ``fails`` at run
+            time (in ONNX Runtime; OpenVINO reads beyond a list without a word), or returns ``nan``.
     """
     manifest = Manifest(
         kind="bundle",
@@ -92,7 +93,7 @@ def make_threshold_bundle(
             parameters=6,
         ),
     )
-    graph = _graph(len(channels), activation, work, fails_at_full_intensity)
+    graph = _graph(len(channels), activation, work, at_full_intensity)
 
     def fill(scratch: Path) -> Manifest:
         onnx.save(graph, scratch / MODEL)
@@ -111,7 +112,7 @@ def scan_array(shape: tuple[int, int, int], seed: int = 0, *, top: int = 1000) -
     return np.random.default_rng(seed).integers(0, top, shape, dtype=np.int16)
 
 
-def _graph(channels: int, activation: str, work: int, fails: bool) -> onnx.ModelProto:
+def _graph(channels: int, activation: str, work: int, at_full_intensity: str) -> onnx.ModelProto:
     # Logits are straight lines of the intensity v whose maximum changes hands at the thresholds:
     # softmax 0, v - t1, 2v - t1 - t2; sigmoid v - t1, v - t2 (steep, so that blending cannot blur them).
     t1, t2 = LOW / SCALE, HIGH / SCALE
@@ -123,8 +124,10 @@ def _graph(channels: int, activation: str, work: int, fails: bool) -> onnx.Model
     last = "lines"
     if work:
         last = _append_work(nodes, tensors, last, channels, work)
-    if fails:
+    if at_full_intensity == "fails":
         last = _append_failure(nodes, tensors, last)
+    if at_full_intensity == "nan":
+        last = _append_nan(nodes, tensors, last)
     nodes.append(helper.make_node("Identity", [last], ["logits"]))
     axes = ["batch", "c", "x", "y", "z"]
     graph = helper.make_graph(
@@ -164,6 +167,17 @@ def _append_failure(nodes: list[onnx.NodeProto], tensors: dict[str, NDArray[Any]
     nodes.append(helper.make_node("Floor", ["brightest"], ["floored"]))
     nodes.append(helper.make_node("Cast", ["floored"], ["index"], to=TensorProto.INT64))
     nodes.append(helper.make_node("Gather", ["one_entry", "index"], ["entry"]))
+    nodes.append(helper.make_node("Add", [last, "entry"], ["checked"]))
+    return "checked"
+
+
+def _append_nan(nodes: list[onnx.NodeProto], tensors: dict[str, NDArray[Any]], last: str) -> str:
+    # The logarithm of nought times nought is no number; that of anything else is nought.
+    tensors["full"], tensors["nought"] = np.ones((1,), np.float32), np.zeros((1,), np.float32)
+    nodes.append(helper.make_node("ReduceMax", ["windows"], ["brightest"], keepdims=0))
+    nodes.append(helper.make_node("Sub", ["full", "brightest"], ["room"]))
+    nodes.append(helper.make_node("Log", ["room"], ["logarithm"]))
+    nodes.append(helper.make_node("Mul", ["logarithm", "nought"], ["entry"]))
     nodes.append(helper.make_node("Add", [last, "entry"], ["checked"]))
     return "checked"
 

@@ -18,7 +18,7 @@ from tests.bundles import make_threshold_bundle
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return make_threshold_bundle(tmp_path_factory.mktemp("onnx") / "bundle", fails_at_full_intensity=True)
+    return make_threshold_bundle(tmp_path_factory.mktemp("onnx") / "bundle", at_full_intensity="fails")
 
 
 def pretend_installed(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

@@ -23,7 +23,7 @@ from tests.server.running import RunningServer, running
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("server")
-    bundle = make_threshold_bundle(folder / "bundle", work=4, window=(32, 32, 32), fails_at_full_intensity=True)
+    bundle = make_threshold_bundle(folder / "bundle", work=4, window=(32, 32, 32), at_full_intensity="nan")
     options = ("--max-upload-mb", "4", "--idle-timeout", "1", "--timeout", "4", "--parallel", "1", "--waiting", "0")
     with running(bundle.folder, folder / "process", *options) as server:
         yield server

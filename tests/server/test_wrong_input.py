@@ -20,7 +20,7 @@ from tests.server.running import RunningServer, running
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("server")
-    bundle = make_threshold_bundle(folder / "bundle", fails_at_full_intensity=True)
+    bundle = make_threshold_bundle(folder / "bundle", at_full_intensity="nan")
     with running(bundle.folder, folder / "process") as server:
         yield server
         assert server.leftovers() == []

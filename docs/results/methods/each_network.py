@@ -1,0 +1,57 @@
+"""Each network of a run by itself: `python docs/results/methods/each_network.py RUN DATA development|test`.
+
+Of Dual, whose export is the mean of two networks, it says what one of them has alone; of CFR, what the foundation model
+draws that teaches the student.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from semiseg.dataset import load_dataset
+from semiseg.dataset.split import scans_to_judge
+from semiseg.evaluation.evaluate import evaluate
+from semiseg.volumes.segmentation import overlapping
+from trainer.checkpoints import RunFolder, how_trained, load_state
+from trainer.engine import TorchEngine, trained_network
+from trainer.methods import make_method
+from trainer.methods.method import Task
+from trainer.recipe import make_recipe
+from trainer.targets import targets_of
+from trainer.validation import segmenter_for
+
+
+def main() -> None:
+    """Dice of every network, mean over segments and scans."""
+    run, data, on = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
+    dataset = load_dataset(data)
+    cases = scans_to_judge(dataset, None, "test" if on == "test" else "development")
+    manifest, exported = trained_network(run)
+    origin = manifest.provenance
+    targets = targets_of(len(manifest.segments), overlapping=overlapping(manifest.segments))
+    task = Task(len(manifest.channels), targets, manifest.preprocessing.slice_axis, origin.labelled, origin.unlabelled)
+    method = make_method(make_recipe(how_trained(run)["recipe"]), task)
+    networks = method.build()
+    state = load_state(RunFolder(run).checkpoint, torch.device("cpu"))
+    for name, network in networks.items():
+        network.load_state_dict(state.networks[name])
+    judged: dict[str, nn.Module] = {"what is exported": exported, **method.voters(networks)}
+    labeller = method.labeller(networks, getattr(method, "first", 0))
+    if labeller is not None:
+        judged["what labels the unlabelled scans"] = labeller
+    for name, module in judged.items():
+        segmenter = segmenter_for(manifest, TorchEngine(module.eval(), "cpu"))
+        scores: dict[str, list[float]] = {}
+        for row in evaluate(segmenter.segment, dataset, cases).rows:
+            scores.setdefault(row.segment, []).append(row.score.dice)
+        means = {segment: sum(values) / len(values) for segment, values in scores.items()}
+        mean = sum(means.values()) / len(means)
+        told = ", ".join(f"{segment} {value:.3f}" for segment, value in means.items())
+        print(f"{run.name}, {name}: {mean:.4f} ({told}; {len(cases)} {on} scans)", flush=True)
+
+
+main()
