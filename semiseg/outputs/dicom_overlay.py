@@ -15,7 +15,7 @@ import highdicom as hd
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
-from pydicom.uid import RLELossless
+from pydicom.uid import ExplicitVRLittleEndian
 from scipy import ndimage
 
 from semiseg.errors import SemisegError
@@ -59,11 +59,12 @@ def segmentation_to_overlays(
 
 def write_overlays(path: Path, images: Iterator[pydicom.Dataset]) -> None:
     """Write a series as a zip of DICOM files, atomically."""
-    with atomic_file(Path(path)) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_STORED) as archive:
+    with atomic_file(Path(path)) as file, zipfile.ZipFile(file, "w") as archive:
         for number, image in enumerate(images, start=1):
             content = io.BytesIO()
             image.save_as(content, enforce_file_format=True)
-            archive.writestr(zipfile.ZipInfo(f"overlay/{number:05d}.dcm"), content.getvalue())
+            name = zipfile.ZipInfo(f"overlay/{number:05d}.dcm")
+            archive.writestr(name, content.getvalue(), zipfile.ZIP_DEFLATED, compresslevel=1)
 
 
 def _border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
@@ -96,7 +97,8 @@ def _image(
             series_description=series_description(algorithm),
             manufacturer_model_name=algorithm.name[:LONG_STRING],
             software_versions=software_versions(algorithm),
-            transfer_syntax_uid=RLELossless,
+            # The archive compresses it. RLE would be made by gdcm, which ends the process on an odd number of bytes.
+            transfer_syntax_uid=ExplicitVRLittleEndian,
             specific_character_set="ISO_IR 192",
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:

@@ -26,7 +26,7 @@ ALGORITHM = Algorithm(name="phantom abdomen", version="1.2", model_sha256="ab" *
 
 @pytest.fixture(scope="module")
 def case(tmp_path_factory: pytest.TempPathFactory) -> tuple[DicomSeries, Segmentation]:
-    phantom = make_phantom(21, (60, 52, 12), (3.2, 3.6, 8.0))
+    phantom = make_phantom(21, (61, 53, 12), (3.2, 3.6, 8.0))  # an odd number of pixels
     series = read_series(write_dicom_series(tmp_path_factory.mktemp("series"), phantom.image))
     labels = phantom.labels.array
     if not np.array_equal(series.volume.array, phantom.image.array):
@@ -72,7 +72,7 @@ def test_borders_are_coloured_and_everything_else_is_grey(
             expected |= border
             assert (rgb[border] == segment.colour).all()
         np.testing.assert_array_equal(coloured, expected)
-    assert Image.fromarray(rgb.astype(np.uint8)).size == (60, 52)
+    assert Image.fromarray(rgb.astype(np.uint8)).size == (61, 53)
 
 
 def test_the_pictures_are_valid_and_made_again_alike(
