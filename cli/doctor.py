@@ -120,8 +120,8 @@ def _bundle(console: Console, folder: Path) -> list[str]:
     for one in choice.candidates:
         if one is choice.taken:
             break
-        console.print(f"         not {one.precision} on {one.engine} ({one.device}): {one.reason}")
+        console.print(f"         not {one.precision} on {one.where}: {one.reason}")
     taken = choice.taken
-    console.print(f"         runs {taken.precision} on {taken.engine} ({taken.device}): {taken.reason}")
+    console.print(f"         runs {taken.precision} on {taken.where}: {taken.reason}")
     console.print(f"         a window of {window} takes {seconds * 1000:.0f} ms")
     return []

@@ -46,10 +46,10 @@ def open_model(
         InputError: settings that the model does not allow.
         EngineError: the inference library cannot run the network.
     """
-    manifest, engine, sha256 = _open(path, threads, precision)
+    engine, identity, manifest = _open(path, threads, precision)
     segmenter = Segmenter(manifest, engine, settings)
     segmenter.warm_up()
-    return OpenModel(segmenter, manifest, ModelIdentity.of(manifest, sha256))
+    return OpenModel(segmenter, manifest, identity)
 
 
 def parse_window(text: str | None) -> tuple[int, int, int] | None:
@@ -96,13 +96,16 @@ def parse_precision(text: str | None) -> Precision | None:
     raise InputError(f"A precision is {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, not {text!r}.")
 
 
-def _open(path: Path, threads: int | None, precision: Precision | None) -> tuple[Manifest, Engine, str | None]:
+def _open(path: Path, threads: int | None, precision: Precision | None) -> tuple[Engine, ModelIdentity, Manifest]:
     if (path / RUN_DOCUMENT).is_file():
         if precision not in (None, "fp32"):
             raise InputError(f"{path} is a training run and has no {precision} graph; export it first.")
         from trainer.engine import open_run  # torch, which a serving environment does not have
 
         manifest, engine = open_run(path)
-        return manifest, engine, None
+        return engine, ModelIdentity.of(manifest, None, engine=f"{engine.name} ({engine.device})"), manifest
     bundle = open_bundle(path)
-    return bundle.manifest, choose_engine(bundle, threads=threads, precision=precision).engine, bundle.sha256
+    choice = choose_engine(bundle, threads=threads, precision=precision)
+    taken = choice.taken
+    identity = ModelIdentity.of(bundle.manifest, taken.sha256, precision=taken.precision, engine=taken.where)
+    return choice.engine, identity, bundle.manifest

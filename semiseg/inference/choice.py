@@ -23,7 +23,7 @@ class Candidate:
     Attributes:
         engine: its name.
         device: ``cpu`` or ``cuda``.
-        variant: the graph.
+        precision, sha256: those of the graph.
         reason: why it is taken, or why it is not; part of a sentence.
         open: makes the engine; None where this machine cannot run it so.
     """
@@ -31,8 +31,14 @@ class Candidate:
     engine: str
     device: str
     precision: Precision
+    sha256: str
     reason: str
     open: Callable[[], Engine] | None
+
+    @property
+    def where(self) -> str:
+        """The engine and its device: ``openvino (cpu)``."""
+        return f"{self.engine} ({self.device})"
 
 
 @dataclass(frozen=True)
@@ -100,6 +106,7 @@ def candidates(bundle: Bundle, threads: int | None) -> list[Candidate]:
                 engine,
                 device,
                 precision,
+                bundle.manifest.files[variant.file],
                 why_not or _why(engine, device, precision),
                 None if why_not else _opener(bundle, engine, device, variant, threads),
             )
@@ -131,7 +138,7 @@ def _plan(bundle: Bundle) -> Candidate:
             if version != key.tensorrt:
                 why_not = f"the plan was built by TensorRT {key.tensorrt}, and this is {version}"
     opener = None if why_not else (lambda: TensorRtEngine(bundle.folder / PLAN))
-    return Candidate("tensorrt", "cuda", key.precision, why_not or "its plan was built for this GPU", opener)
+    return Candidate("tensorrt", "cuda", key.precision, key.onnx, why_not or "its plan was built for this GPU", opener)
 
 
 def variants_of(bundle: Bundle) -> tuple[Variant, ...]:

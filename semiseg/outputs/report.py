@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from semiseg.bundle.manifest import Manifest
+from semiseg.bundle.variant import Precision
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.remark import Remark
 from semiseg.volumes.scan import Scan
@@ -28,20 +29,32 @@ class _Part(BaseModel):
 class ModelIdentity(_Part):
     """Which model answered.
 
-    ``sha256`` is that of the exported graph, or None for a training run, whose weights still change; ``method`` is how
-    it was trained, ``version`` the semiseg release that trained it.
+    ``sha256`` and ``precision`` are those of the exported graph that ran, or None and fp32 for a training run, whose
+    weights still change; ``engine`` is what ran it, ``method`` how it was trained, ``version`` the semiseg release that
+    trained it.
     """
 
     name: str
     sha256: str | None
     method: str
     version: str
+    precision: Precision = "fp32"
+    engine: str | None = None
 
     @classmethod
-    def of(cls, manifest: Manifest, sha256: str | None) -> ModelIdentity:
+    def of(
+        cls, manifest: Manifest, sha256: str | None, *, precision: Precision = "fp32", engine: str | None = None
+    ) -> ModelIdentity:
         """The identity that ``manifest`` claims, for the graph with this SHA-256."""
         origin = manifest.provenance
-        return cls(name=manifest.name, sha256=sha256, method=origin.method, version=origin.semiseg)
+        return cls(
+            name=manifest.name,
+            sha256=sha256,
+            method=origin.method,
+            version=origin.semiseg,
+            precision=precision,
+            engine=engine,
+        )
 
 
 class SegmentReport(_Part):

@@ -57,12 +57,13 @@ class ServedModel:
         threads = settings.threads or len(os.sched_getaffinity(0))
         choice = choose_engine(bundle, threads=threads, precision=settings.precision)
         for one in choice.candidates[: choice.candidates.index(choice.taken)]:
-            _LOG.info("Not run by %s (%s) in %s: %s", one.engine, one.device, one.precision, one.reason)
+            _LOG.info("Not run by %s in %s: %s", one.where, one.precision, one.reason)
         taken = choice.taken
-        _LOG.info("Run by %s (%s) in %s: %s", taken.engine, taken.device, taken.precision, taken.reason)
+        _LOG.info("Run by %s in %s: %s", taken.where, taken.precision, taken.reason)
         tiling = Settings(window=settings.window, overlap=settings.overlap, batch=settings.batch)
         segmenter = Segmenter(bundle.manifest, choice.engine, tiling)
-        return cls(segmenter, ModelIdentity.of(bundle.manifest, bundle.sha256))
+        identity = ModelIdentity.of(bundle.manifest, taken.sha256, precision=taken.precision, engine=taken.where)
+        return cls(segmenter, identity)
 
     @property
     def ready(self) -> bool:

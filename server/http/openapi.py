@@ -31,7 +31,7 @@ HEADERS = {
     "Server-Timing": "Milliseconds per stage: upload, reading, preprocessing, windows, network, blending, restoring, "
     "writing.",
     "X-Semiseg-Notice": NOTICE,
-    "X-Semiseg-Model": "Identity of the model as JSON: name, sha256, method, version.",
+    "X-Semiseg-Model": "Identity of the model as JSON: name, sha256, method, version, precision, engine.",
     "X-Semiseg-Millilitres": "Volume of each segment in ml, by name, as JSON.",
     "X-Semiseg-Remarks": "What was noticed about the scan or done to it (a tilt corrected, slices missing), as JSON: a "
     "list of pairs of a code and a sentence.",

@@ -58,7 +58,7 @@ def test_a_processor_gets_the_graph_that_it_has_instructions_for(
     machine(monkeypatch, flags=flags)
     found = choose_engine(bundle_with(tmp_path, "fp16", "bf16", "int8"), threads=1)
     assert (found.taken.precision, found.taken.engine) == (taken, "openvino")
-    assert isinstance(found.engine, OpenVinoEngine)
+    assert isinstance(found.engine, OpenVinoEngine) and found.taken.where == "openvino (cpu)"
     reasons = {one.precision: one.reason for one in found.candidates if one.open is None}
     for precision in {"int8", "bf16"} & reasons.keys():
         assert reasons[precision].startswith("this processor has no ")

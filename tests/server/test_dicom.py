@@ -135,6 +135,7 @@ def test_json_says_the_millilitres_of_each_segment_and_who_measured_them(server,
     assert np.allclose(answer["geometry"]["affine"], AFFINE, atol=1e-4)
     assert answer["notice"] == "RESEARCH USE ONLY"
     assert answer["model"]["name"] == "threshold" and len(answer["model"]["sha256"]) == 64
+    assert (answer["model"]["precision"], answer["model"]["engine"]) == ("fp32", "openvino (cpu)")
 
 
 def test_one_of_two_series_is_chosen_by_its_uid(server, series, tmp_path):
