@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +40,7 @@ class OpenVinoEngine(Engine):
             InputError: OpenVINO is not installed.
         """
         self._library = import_openvino()
-        self._core = self._library.Core()
+        self._core = _core()
         self._settings = {
             "INFERENCE_NUM_THREADS": threads or len(os.sched_getaffinity(0)),
             "PERFORMANCE_HINT": "LATENCY",
@@ -103,6 +104,12 @@ def import_openvino() -> Any:
         except (ImportError, OSError) as error:
             raise InputError(f"OpenVINO cannot be loaded ({_reason(error)}); install the `serve` extra.") from None
     return openvino
+
+
+@lru_cache(maxsize=1)
+def _core() -> Any:
+    """The process's one OpenVINO core: when the last one goes, its libraries are unloaded under threads that still run."""
+    return import_openvino().Core()
 
 
 @contextlib.contextmanager
