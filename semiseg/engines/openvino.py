@@ -108,7 +108,7 @@ def import_openvino() -> Any:
 
 @lru_cache(maxsize=1)
 def _core() -> Any:
-    """The process's one OpenVINO core: when the last one goes, its libraries are unloaded under threads that still run."""
+    """The process's one core: when the last one goes, OpenVINO unloads its libraries under threads that still run."""
     return import_openvino().Core()
 
 
