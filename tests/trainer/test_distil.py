@@ -122,7 +122,7 @@ def test_the_unlabelled_patches_are_taught_too(teacher: Path) -> None:
     batch.labels[1] = 1  # nobody looks at these
     after = method.loss(networks, batch, method.turn(0))
     batch.labels[1] = 0
-    assert float(method.loss(networks, batch, method.turn(0))["total"]) == float(after["total"])
+    assert method.loss(networks, batch, method.turn(0))["total"].item() == after["total"].item()
 
 
 def test_a_run_learns_what_its_teacher_knows_and_says_who_that_was(teacher: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from semiseg.errors import VolumeError
@@ -134,6 +134,7 @@ def test_a_dicom_file_whose_preamble_looks_like_a_zip_is_no_zip(tmp_path: Path) 
 
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=200)
 @given(place=st.integers(0, 10_000), value=st.integers(0, 255), cut=st.booleans())
+@example(place=3226, value=0, cut=False)  # the name of a member becomes empty
 def test_a_damaged_archive_is_unpacked_or_refused_and_leaves_nothing_when_refused(
     place: int, value: int, cut: bool, tmp_path: Path, into: Path
 ) -> None:
