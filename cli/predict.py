@@ -126,7 +126,7 @@ def _channels(given: list[str]) -> dict[str, Path]:
 
 def _locally(model: Path, asked: Asked, settings: Settings, threads: int | None, precision: Precision | None) -> None:
     from cli.models import open_model
-    from semiseg.inference.segmenter import Timing
+    from semiseg.inference.sliding_window import Timing
     from semiseg.outputs.answer import PROBABILITIES, chosen_kind, write_answer
     from semiseg.outputs.report import Report
     from semiseg.volumes.scan import open_scan

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from semiseg.bundle.manifest import Manifest
 from semiseg.bundle.preprocessing import Intensity, Preprocessing
-from semiseg.engines.engine import Activation, Engine, Slab, activated
+from semiseg.engines.engine import Engine, activated
+from semiseg.engines.slab import Activation, Slab, SlabPlan
 from semiseg.inference.windows import starts_along, window_weights
 from tests.bundles import make_threshold_bundle
 
@@ -22,7 +23,7 @@ Network = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 class NumpyEngine(Engine):
     """The protocol's own NumPy slab under a network that is a function of windows (B, C, *window).
 
-    It remembers what it was asked for: ``batches`` (shape of every call) and ``slabs`` (shape of every slab).
+    It remembers what it was asked for: ``batches`` (shape of every call) and ``slabs`` (numbers that every slab held).
     """
 
     name = "numpy"
@@ -31,7 +32,7 @@ class NumpyEngine(Engine):
     def __init__(self, network: Network) -> None:
         self.network = network
         self.batches: list[tuple[int, ...]] = []
-        self.slabs: list[tuple[int, ...]] = []
+        self.slabs: list[int] = []
 
     def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
         self.batches.append(windows.shape)
@@ -40,9 +41,9 @@ class NumpyEngine(Engine):
     def logits(self, handle: Any) -> NDArray[np.float32]:
         return np.asarray(handle)
 
-    def open_slab(self, shape: tuple[int, int, int, int], activation: Activation) -> Slab:
-        self.slabs.append(shape)
-        slab: Slab = super().open_slab(shape, activation)
+    def open_slab(self, plan: SlabPlan, outputs: int, activation: Activation) -> Slab:
+        slab: Slab = super().open_slab(plan, outputs, activation)
+        self.slabs.append(slab.voxels)
         return slab
 
 

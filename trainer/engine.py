@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from torch import Tensor, nn
 
 from semiseg.bundle.bundle import read_manifest
 from semiseg.bundle.manifest import Manifest
-from semiseg.engines.engine import Activation, Engine, Start
+from semiseg.engines.engine import Engine, Start
+from semiseg.engines.slab import Activation, Slab, SlabPlan
 from trainer.checkpoints import RUN, RunFolder, load_weights
 from trainer.students import AnyStudent, read_student
 
@@ -37,38 +37,42 @@ class TorchEngine(Engine):
         """See :meth:`Engine.logits`."""
         return np.asarray(handle.cpu().numpy())
 
-    def open_slab(self, shape: tuple[int, int, int, int], activation: Activation) -> Any:
-        """See :meth:`Engine.open_slab`; the slab is a tensor on the device."""
-        return _DeviceSlab(torch.zeros(shape, device=self._device), activation)
+    def handle_of(self, logits: NDArray[np.float32]) -> Tensor:
+        """See :meth:`Engine.handle_of`."""
+        return torch.from_numpy(logits).to(self._device)
+
+    def open_slab(self, plan: SlabPlan, outputs: int, activation: Activation) -> Any:
+        """See :meth:`Engine.open_slab`; the sums are tensors on the device."""
+        return _DeviceSlab(plan, outputs, activation, lambda shape: torch.zeros(shape, device=self._device))
 
     @torch.inference_mode()
-    def accumulate(self, slab: Any, handle: Any, starts: Sequence[Start], weights: NDArray[np.float32]) -> None:
+    def accumulate(self, slab: Any, handle: Any, row: int, start: Start, weights: NDArray[np.float32]) -> None:
         """See :meth:`Engine.accumulate`."""
         if slab.weights is None:
             slab.weights = torch.from_numpy(weights.copy()).to(self._device)
+        values = handle[row]
         if slab.activation == "softmax":
-            handle = torch.softmax(handle, dim=1)
+            values = torch.softmax(values, dim=0)
         elif slab.activation == "sigmoid":
-            handle = torch.sigmoid(handle)
-        for values, (x, y, z) in zip(handle, starts, strict=False):
-            _, wx, wy, wz = values.shape
-            slab.values[:, x : x + wx, y : y + wy, z : z + wz].addcmul_(values, slab.weights)
+            values = torch.sigmoid(values)
+        for target, part, place in slab.parts(values, start):
+            target.addcmul_(part, slab.weights[place[1:]])
 
     @torch.inference_mode()
-    def finish(self, slab: Any, planes: int) -> NDArray[np.float32]:
-        """See :meth:`Engine.finish`."""
-        done = slab.values[:, :planes].cpu().numpy().copy()
-        rest = slab.values.shape[1] - planes
-        slab.values[:, :rest] = slab.values[:, planes:].clone()
-        slab.values[:, rest:] = 0
-        return np.asarray(done)
+    def finished(self, slab: Any, planes: int, rows: int) -> NDArray[np.float32]:
+        """See :meth:`Engine.finished`."""
+        return np.asarray(slab.finished(planes, rows, torch.cat).cpu().numpy())
+
+    @torch.inference_mode()
+    def advance(self, slab: Any, planes: int, rows: int) -> None:
+        """See :meth:`Engine.advance`."""
+        slab.advance(planes, rows)
 
 
-class _DeviceSlab:
-    def __init__(self, values: Tensor, activation: Activation) -> None:
-        self.values = values
-        self.activation = activation
-        self.weights: Tensor | None = None
+class _DeviceSlab(Slab):
+    """Keeps the window's weights on the device, too."""
+
+    weights: Tensor | None = None
 
 
 def student_section(manifest: Manifest) -> AnyStudent:

@@ -1,28 +1,29 @@
 """The protocol that every engine follows: run windows, then add what they gave to the slab that is being blended.
 
-Two steps, so that an engine on a GPU can keep windows and slab there and hand over only finished voxels. The NumPy
-methods of :class:`Engine` are the reference that every other engine is held to.
+Two steps, so that an engine on a GPU can keep windows and slab there and hand over only finished voxels, and so that
+one batch can be blended while the network is at the next. The NumPy methods of :class:`Engine` are the reference that
+every other engine is held to.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-Activation = Literal["none", "softmax", "sigmoid"]
+from semiseg.engines.slab import Activation, Slab, SlabPlan
+
 Start = tuple[int, int, int]
 
 
 class Engine(ABC):
     """Runs windows through one network.
 
-    ``run`` returns a handle that only this engine understands; the slab is likewise the engine's own. The caller moves
-    along axis 0 of the volume: :meth:`open_slab`, any number of :meth:`accumulate`, and :meth:`finish` for the planes
-    that no later window touches.
+    ``run`` returns a handle that only this engine understands; the slab is likewise the engine's own. The caller runs
+    the windows of a volume in the slab's order, adds each with :meth:`accumulate`, and after each band reads
+    :meth:`finished` and calls :meth:`advance`.
     """
 
     name: str
@@ -30,43 +31,54 @@ class Engine(ABC):
 
     @abstractmethod
     def run(self, windows: NDArray[np.float32]) -> Any:
-        """Start the network on windows (B, C, *window); the handle stands for their logits (B, K, *window)."""
+        """Start the network on windows (B, C, *window); the handle stands for their logits (B, K, *window).
+
+        An engine may still be computing when it returns. A handle, and the memory of ``windows``, are in use until the
+        same thread has called ``run`` twice more.
+        """
 
     @abstractmethod
     def logits(self, handle: Any) -> NDArray[np.float32]:
-        """The logits (B, K, *window) behind a handle, in host memory."""
+        """The logits (B, K, *window) behind a handle, in host memory.
 
-    def open_slab(self, shape: tuple[int, int, int, int], activation: Activation) -> Any:
-        """Zeros (K, X, Y, Z) to blend into; ``activation`` is applied to each window before it is added."""
-        return Slab(np.zeros(shape, dtype=np.float32), activation)
-
-    def accumulate(self, slab: Any, handle: Any, starts: Sequence[Start], weights: NDArray[np.float32]) -> None:
-        """Add ``weights * activation(logits)`` of each window to the slab at its start (relative to the slab).
-
-        ``handle`` may hold more windows than ``starts`` (a padded batch); the surplus is ignored.
+        Raises:
+            EngineError: the network failed.
         """
-        for values, (x, y, z) in zip(self.logits(handle), starts, strict=False):
-            _, wx, wy, wz = values.shape
-            slab.values[:, x : x + wx, y : y + wy, z : z + wz] += activated(values, slab.activation) * weights
 
-    def finish(self, slab: Any, planes: int) -> NDArray[np.float32]:
-        """Hand over the first ``planes`` planes (K, planes, Y, Z) and move the rest of the slab up in their place."""
-        done: NDArray[np.float32] = slab.values[:, :planes].copy()
-        rest = slab.values.shape[1] - planes
-        slab.values[:, :rest] = slab.values[:, planes:].copy()
-        slab.values[:, rest:] = 0
-        return done
+    def handle_of(self, logits: NDArray[np.float32]) -> Any:
+        """A handle for logits (B, K, *window) that are known already."""
+        return logits
+
+    def open_slab(self, plan: SlabPlan, outputs: int, activation: Activation) -> Any:
+        """An empty slab; ``activation`` is applied to the ``outputs`` logits of a window before they are added."""
+        return Slab(plan, outputs, activation, lambda shape: np.zeros(shape, dtype=np.float32))
+
+    def accumulate(self, slab: Any, handle: Any, row: int, start: Start, weights: NDArray[np.float32]) -> None:
+        """Add ``weights * activation(logits)`` of window ``row`` of a batch to the slab, at ``start`` in the volume."""
+        values = activated(self.logits(handle)[row], slab.activation)
+        for target, part, place in slab.parts(values, start):
+            weight = weights[place[1:]]
+            product = np.empty_like(weight)  # one class at a time stays in the processor's cache
+            for sums, new in zip(target, part, strict=True):
+                np.multiply(new, weight, out=product)
+                sums += product
+
+    def finished(self, slab: Any, planes: int, rows: int) -> NDArray[np.float32]:
+        """Sums that no later window changes, in host memory: a view that holds until :meth:`advance`.
+
+        Args:
+            slab: from :meth:`open_slab`.
+            planes: how many of the present row's planes are finished ...
+            rows: ... on how many of the present band's rows.
+        """
+        return np.asarray(slab.finished(planes, rows, np.concatenate))
+
+    def advance(self, slab: Any, planes: int, rows: int) -> None:
+        """Forget what :meth:`finished` told, and move the slab on to the next band."""
+        slab.advance(planes, rows)
 
     def close(self) -> None:  # noqa: B027 - most engines have nothing to give back
         """Give back what the engine holds on a device."""
-
-
-class Slab:
-    """Host memory that windows are blended into: ``values`` (K, X, Y, Z)."""
-
-    def __init__(self, values: NDArray[np.float32], activation: Activation) -> None:
-        self.values = values
-        self.activation = activation
 
 
 def activated(logits: NDArray[np.float32], activation: Activation) -> NDArray[np.float32]:

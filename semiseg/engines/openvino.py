@@ -7,6 +7,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,18 @@ from semiseg.engines.engine import Engine
 from semiseg.errors import EngineError, InputError
 
 
+@dataclass(frozen=True)
+class _Running:
+    """A request that was started, and the windows that it reads."""
+
+    request: Any
+    windows: NDArray[np.float32]
+
+
 class OpenVinoEngine(Engine):
     """Runs an ONNX graph on the CPU, compiled for each shape of windows that it meets.
 
-    The handle is the network's own memory: it holds until the same thread runs the next windows.
+    Logits are the network's own memory, for as long as :meth:`Engine.run` promises.
     """
 
     name = "openvino"
@@ -55,27 +64,37 @@ class OpenVinoEngine(Engine):
         self._lock = threading.Lock()
         self._own = threading.local()
 
-    def run(self, windows: NDArray[np.float32]) -> NDArray[np.float32]:
-        """See :meth:`Engine.run`."""
-        request = self._request(windows.shape)
+    def run(self, windows: NDArray[np.float32]) -> _Running:
+        """See :meth:`Engine.run`; the network runs in OpenVINO's own threads."""
+        request = self._next_request(windows.shape)
+        windows = np.ascontiguousarray(windows, dtype=np.float32)
         try:
-            results = request.infer(
-                [np.ascontiguousarray(windows, dtype=np.float32)], share_inputs=True, share_outputs=True
-            )
+            request.wait()
+            request.start_async([windows], share_inputs=True)
         except RuntimeError as error:
             raise EngineError(f"OpenVINO failed on windows of shape {windows.shape}: {_reason(error)}") from error
-        return np.asarray(results[0])
+        return _Running(request, windows)
 
     def logits(self, handle: Any) -> NDArray[np.float32]:
         """See :meth:`Engine.logits`."""
-        return np.asarray(handle, dtype=np.float32)
+        if not isinstance(handle, _Running):
+            return np.asarray(handle, dtype=np.float32)
+        try:
+            handle.request.wait()
+        except RuntimeError as error:
+            raise EngineError(
+                f"OpenVINO failed on windows of shape {handle.windows.shape}: {_reason(error)}"
+            ) from error
+        return np.asarray(handle.request.get_output_tensor(0).data)
 
-    def _request(self, shape: tuple[int, ...]) -> Any:
-        """This thread's own request for windows of ``shape``: a request serves one call at a time."""
+    def _next_request(self, shape: tuple[int, ...]) -> Any:
+        """One of this thread's two requests for windows of ``shape``, in turn: one runs while the other is read."""
         requests = vars(self._own).setdefault("requests", {})
         if shape not in requests:
-            requests[shape] = self._compile(shape).create_infer_request()
-        return requests[shape]
+            compiled = self._compile(shape)
+            requests[shape] = [compiled.create_infer_request(), compiled.create_infer_request()]
+        requests[shape].reverse()
+        return requests[shape][0]
 
     def _compile(self, shape: tuple[int, ...]) -> Any:
         with self._lock:

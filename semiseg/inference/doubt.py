@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
-from semiseg.engines.engine import Activation, activated
-from semiseg.inference.probabilities import averaged
+from semiseg.engines.engine import activated
+from semiseg.engines.slab import Activation
+from semiseg.inference.sliding_window import Finished
 
 
 class Doubt:
@@ -24,16 +23,14 @@ class Doubt:
         self._sums = np.zeros(segments)
         self._counts = np.zeros(segments, dtype=np.int64)
 
-    def add(self, sums: NDArray[np.float32], coverage: Sequence[NDArray[np.float32]], *, logits: bool) -> None:
-        """Count finished planes; see :class:`semiseg.inference.probabilities.Watcher`."""
-        exclusive = self._activation == "softmax"
-        if exclusive:
-            found = sums.argmax(axis=0)
-            where = np.nonzero(found)
-            self._add(found[where] - 1, *self._probabilities(sums, coverage, where, logits=logits))
+    def add(self, part: Finished, labels: NDArray[np.uint8] | NDArray[np.bool_], *, logits: bool) -> None:
+        """Count a part; see :class:`semiseg.inference.probabilities.Watcher`."""
+        if self._activation == "softmax":
+            where = np.nonzero(labels)
+            self._add(labels[where].astype(np.intp) - 1, *self._probabilities(part, where, logits=logits))
             return
-        p = averaged(sums, coverage, "sigmoid" if logits else "none")
-        for k, mask in enumerate(p >= 0.5):
+        p = activated(part.mean(), "sigmoid" if logits else "none")
+        for k, mask in enumerate(labels):
             inside = p[k][mask]
             self._add(np.full(inside.size, k), inside, 1.0 - inside)
 
@@ -43,17 +40,12 @@ class Doubt:
             return np.asarray(self._sums / self._counts)
 
     def _probabilities(
-        self,
-        sums: NDArray[np.float32],
-        coverage: Sequence[NDArray[np.float32]],
-        where: tuple[NDArray[np.intp], ...],
-        *,
-        logits: bool,
+        self, part: Finished, where: tuple[NDArray[np.intp], ...], *, logits: bool
     ) -> NDArray[np.float32]:
         """(C, N) at some voxels."""
         x, y, z = where
-        cx, cy, cz = coverage
-        mean = sums[:, x, y, z] / (cx[x] * cy[y] * cz[z])
+        cx, cy, cz = part.coverage
+        mean = part.sums[:, x, y, z] / (cx[x] * cy[y] * cz[z])
         return activated(mean, "softmax") if logits else np.asarray(mean / mean.sum(axis=0))
 
     def _add(self, segment: NDArray[np.intp], *probabilities: NDArray[np.float32]) -> None:

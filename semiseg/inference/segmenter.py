@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,16 +18,15 @@ from semiseg.bundle.familiarity import unfamiliar
 from semiseg.bundle.manifest import Manifest
 from semiseg.bundle.mask_fingerprint import measures_of
 from semiseg.bundle.preprocessing import Prepared
-from semiseg.engines.engine import Activation, Engine
-from semiseg.errors import Cancelled, EngineError, InputError
+from semiseg.engines.engine import Engine
+from semiseg.errors import EngineError, InputError
 from semiseg.inference.doubt import Doubt
-from semiseg.inference.probabilities import Probabilities, Watcher, averaged
-from semiseg.inference.windows import coverage_along, padding_for, starts_along, window_weights
+from semiseg.inference.probabilities import Probabilities, Watcher
+from semiseg.inference.sliding_window import Finished, Progress, SlidingWindow, Timing
+from semiseg.inference.windows import padding_for
 from semiseg.volumes.remark import Remark
 from semiseg.volumes.segmentation import Segmentation
 from semiseg.volumes.volume import Volume, voxel_ml
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -43,20 +42,6 @@ class Settings:
     window: tuple[int, int, int] | None = None
     overlap: float | None = None
     batch: int = 1
-
-
-@dataclass
-class Timing:
-    """Seconds spent per stage of one scan, and how many windows it took."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-    windows: int = 0
-
-    def add(self, stage: str, since: float) -> float:
-        """Count the time since ``since`` towards ``stage``; returns the present moment."""
-        now = time.perf_counter()
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + now - since
-        return now
 
 
 class Segmenter:
@@ -166,48 +151,20 @@ class Segmenter:
         """Label map uint8 (X, Y, Z), or masks bool (K, X, Y, Z), of a preprocessed scan (C, X, Y, Z)."""
         timing = timing if timing is not None else Timing()
         shape = array.shape[1:]
-        padding = padding_for(shape, self.window)
-        padded = _pad(array, padding, self.manifest.preprocessing.padding)
-        full = padded.shape[1:]
-        starts = [starts_along(n, w, self.overlap) for n, w in zip(full, self.window, strict=True)]
-        coverage = [
-            coverage_along(n, w, s, self.manifest.blending) for n, w, s in zip(full, self.window, starts, strict=True)
-        ]
+        padded = _pad(array, padding_for(shape, self.window), self.manifest.preprocessing.padding)
         segments = self.manifest.segments
         values = np.asarray([0, *(s.label for s in segments)], dtype=np.uint8)
         exclusive = self.manifest.activation == "softmax"
+        full = padded.shape[1:]
         out = np.zeros(full if exclusive else (len(segments), *full), dtype=np.uint8 if exclusive else bool)
-        slab = self.engine.open_slab((self.manifest.outputs, self.window[0], full[1], full[2]), self._per_window())
-        columns = [(y, z) for y in starts[1] for z in starts[2]]
-        total = len(starts[0]) * len(columns)
-        done = 0
-        for index, start in enumerate(starts[0]):
-            for first in range(0, len(columns), self.batch):
-                if cancelled is not None and cancelled():
-                    raise Cancelled(f"Stopped after {done} of {total} windows.")
-                chunk = columns[first : first + self.batch]
-                self._add_windows(slab, padded, start, chunk, timing)
-                done += len(chunk)
-                if progress is not None:
-                    progress(done, total)
-            # No later window reaches below the next start, so these planes are finished and their memory is reused.
-            stop = starts[0][index + 1] if index + 1 < len(starts[0]) else full[0]
+        parts = self._sliding_window().blend(self.engine, padded, progress=progress, cancelled=cancelled, timing=timing)
+        for part in parts:
             clock = time.perf_counter()
-            sums = self.engine.finish(slab, stop - start)
-            if not np.isfinite(sums).all():  # the largest of NaNs would be an innocent-looking background
-                raise EngineError(
-                    f"The network of {self.manifest.name} returned values that are not finite on this scan, so there "
-                    "is no mask; try another device or precision, or train it anew."
-                )
-            over = [coverage[0][start:stop], coverage[1], coverage[2]]
+            found = self._decided(part)
             for watcher in watchers:
-                watcher.add(sums, over, logits=self.manifest.average == "logits")
-            if exclusive:
-                out[start:stop] = values[sums.argmax(axis=0)]  # dividing by the coverage does not move the largest
-            else:
-                out[:, start:stop] = self._regions(sums, over)
-            timing.add("blending", clock)
-        timing.windows += total
+                watcher.add(part, found, logits=self.manifest.average == "logits")
+            out[(..., *part.place)] = values[found] if exclusive else found
+            timing.add("deciding", clock)
         return self._unpadded(out, shape)
 
     def warm_up(self) -> None:
@@ -218,36 +175,40 @@ class Segmenter:
         if logits.shape != expected:
             raise InputError(f"The network returned shape {logits.shape}; the manifest promises {expected}.")
 
-    def _add_windows(
-        self, slab: object, padded: NDArray[np.float32], x: int, columns: list[tuple[int, int]], timing: Timing
-    ) -> None:
-        wx, wy, wz = self.window
-        clock = time.perf_counter()
-        # A fixed batch, the last one padded: engines that plan per shape then plan once.
-        windows = np.zeros((self.batch, padded.shape[0], wx, wy, wz), dtype=np.float32)
-        for row, (y, z) in enumerate(columns):
-            windows[row] = padded[:, x : x + wx, y : y + wy, z : z + wz]
-        clock = timing.add("windows", clock)
-        handle = self.engine.run(windows)
-        clock = timing.add("network", clock)
-        weights = window_weights(self.window, self.manifest.blending)
-        self.engine.accumulate(slab, handle, [(0, y, z) for y, z in columns], weights)
-        timing.add("blending", clock)
+    def _sliding_window(self) -> SlidingWindow:
+        return SlidingWindow(
+            window=self.window,
+            overlap=self.overlap,
+            blending=self.manifest.blending,
+            batch=self.batch,
+            outputs=self.manifest.outputs,
+            activation=self.manifest.activation if self.manifest.average == "probs" else "none",
+        )
+
+    def _decided(self, part: Finished) -> NDArray[np.uint8] | NDArray[np.bool_]:
+        """The class of each voxel, or the masks of overlapping regions.
+
+        Raises:
+            EngineError: the network returned numbers that are not finite.
+        """
+        sums = part.sums
+        # The largest of NaNs would be an innocent-looking background. A sum of large numbers may overflow, so it
+        # only says where to look.
+        if not np.isfinite(sums.sum(dtype=np.float32)) and not np.isfinite(sums).all():
+            raise EngineError(
+                f"The network of {self.manifest.name} returned values that are not finite on this scan, so there "
+                "is no mask; try another device or precision, or train it anew."
+            )
+        if self.manifest.activation == "softmax":
+            return largest(sums)  # dividing by the coverage does not move it
+        # Averaged logits are positive where the probability is above one half.
+        return np.asarray(sums >= 0.0 if self.manifest.average == "logits" else part.mean() >= 0.5)
 
     def _unpadded(self, array: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
         """What of (..., X, Y, Z) lies on a scan of ``shape``, and not on what filled it up to a window."""
         padding = padding_for(shape, self.window)
         x, y, z = (slice(before, before + n) for (before, _), n in zip(padding, shape, strict=True))
         return array[..., x, y, z]
-
-    def _per_window(self) -> Activation:
-        """What is applied to each window before it is averaged."""
-        return self.manifest.activation if self.manifest.average == "probs" else "none"
-
-    def _regions(self, sums: NDArray[np.float32], coverage: list[NDArray[np.float32]]) -> NDArray[np.bool_]:
-        """Masks of overlapping regions: the averaged probability reaches one half."""
-        probs = averaged(sums, coverage, "none" if self.manifest.average == "probs" else "sigmoid")
-        return np.asarray(probs >= 0.5)
 
     def _clean(self, labels: NDArray[np.uint8] | NDArray[np.bool_], prepared: Prepared) -> NDArray[np.generic]:
         by_name = {s.name: s.label for s in self.manifest.segments}
@@ -274,3 +235,16 @@ def _pad(array: NDArray[np.float32], padding: list[tuple[int, int]], how: str) -
     if how == "edge":
         return np.pad(array, [(0, 0), *padding], mode="edge")
     return np.pad(array, [(0, 0), *padding])
+
+
+def largest(sums: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The first axis' place of the largest value, (K, ...) -> (...); of equal ones the first.
+
+    As np.argmax, which takes several times as long along the first axis.
+    """
+    out = np.zeros(sums.shape[1:], dtype=np.uint8)
+    best = sums[0].copy()
+    for k, values in enumerate(sums[1:], start=1):
+        np.copyto(out, np.uint8(k), where=values > best)
+        np.maximum(best, values, out=best)
+    return out

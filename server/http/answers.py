@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semiseg.errors import InputError
-from semiseg.inference.segmenter import Timing
+from semiseg.inference.sliding_window import Timing
 from semiseg.outputs.answer import KINDS, PROBABILITIES, Kind, chosen_kind, write_answer
 from semiseg.outputs.report import NOTICE, Report
 from semiseg.volumes.dicom_file import is_dicom

@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 
 from semiseg.errors import Cancelled, EngineError
-from semiseg.inference.segmenter import Timing
+from semiseg.inference.sliding_window import Timing
 from server.http.answers import Answer, answer_upload
 from server.http.limits import RETRY_SECONDS, Admission, Limits, Refusal
 from server.http.metrics import Metrics

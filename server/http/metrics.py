@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from semiseg.inference.segmenter import Timing
+from semiseg.inference.sliding_window import Timing
 
 _BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
@@ -26,6 +26,6 @@ class Metrics:
 
     def observe(self, timing: Timing) -> None:
         """The stages of one scan that was segmented."""
-        self._windows.inc(timing.windows)
+        self._windows.inc(timing.run)
         for stage, seconds in timing.seconds.items():
             self._seconds.labels(stage=stage).observe(seconds)

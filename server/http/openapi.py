@@ -28,8 +28,8 @@ ERRORS = {
 }
 
 HEADERS = {
-    "Server-Timing": "Milliseconds per stage: upload, reading, preprocessing, windows, network, blending, restoring, "
-    "writing.",
+    "Server-Timing": "Milliseconds per stage: upload, reading, preprocessing, windows, network, blending, "
+    "deciding, restoring, comparing, writing.",
     "X-Semiseg-Notice": NOTICE,
     "X-Semiseg-Model": "Identity of the model as JSON: name, sha256, method, version, precision, engine.",
     "X-Semiseg-Millilitres": "Volume of each segment in ml, by name, as JSON.",

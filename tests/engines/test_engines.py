@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,9 +14,10 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from semiseg.engines.engine import Activation, Engine, activated
+from semiseg.engines.engine import Engine, activated
 from semiseg.engines.onnx import OnnxEngine
 from semiseg.engines.openvino import OpenVinoEngine
+from semiseg.engines.slab import Activation, SlabPlan
 from semiseg.inference.segmenter import Segmenter, Settings
 from semiseg.inference.windows import window_weights
 from tests.networks import NumpyEngine, manifest_of
@@ -109,52 +111,67 @@ def test_windows_need_not_lie_in_order_in_memory(engine: Engine) -> None:
     np.testing.assert_allclose(engine.logits(engine.run(windows)), line(windows), atol=tolerance(engine))
 
 
+# Two rows that share two of five planes, and in each two bands that share a voxel.
+PLAN = SlabPlan(shape=(8, 7, 8), window=WINDOW, outer=0, middle=1, carried=2)
+ROWS, BANDS, ALONG = (0, 3), (0, 3), (0, 2)
+
+
 @pytest.mark.parametrize("activation", ["none", "softmax", "sigmoid"])
 def test_the_blended_slab_is_the_sum_computed_by_hand(engine: Engine, activation: Activation) -> None:
     weights = window_weights(WINDOW, "gaussian")
-    slab = engine.open_slab((3, 5, 7, 8), activation)
-    first, second = windows_of(3, seed=1), windows_of(3, seed=2)
-    engine.accumulate(slab, engine.run(first), [(0, 0, 0), (0, 3, 2), (0, 1, 1)], weights)
-    # A padded batch: the third window of the second batch stands for nothing.
-    engine.accumulate(slab, engine.run(second), [(0, 0, 2), (0, 3, 0)], weights)
-    expected = slab_by_hand(
-        (3, 5, 7, 8),
-        activation,
-        [*zip(first, [(0, 0, 0), (0, 3, 2), (0, 1, 1)], strict=True), (second[0], (0, 0, 2)), (second[1], (0, 3, 0))],
-    )
-    done = engine.finish(slab, 2)
-    assert done.shape == (3, 2, 7, 8) and done.dtype == np.float32
-    np.testing.assert_allclose(done, expected[:, :2], atol=tolerance(engine))
-    # The rest has moved up, and the planes it left are empty for the next windows.
-    third = windows_of(1, seed=3)
-    engine.accumulate(slab, engine.run(third), [(0, 2, 1)], weights)
-    later = slab_by_hand((3, 5, 7, 8), activation, [(third[0], (0, 2, 1))])
-    later[:, :3] += expected[:, 2:]
-    np.testing.assert_allclose(engine.finish(slab, 5), later, atol=tolerance(engine))
-    np.testing.assert_allclose(engine.finish(slab, 5), 0, atol=0)
+    slab = engine.open_slab(PLAN, 3, activation)
+    placed: list[tuple[NDArray[np.float32], tuple[int, int, int]]] = []
+    parts = []
+    for x, y in itertools.product(ROWS, BANDS):
+        # A padded batch: its third window stands for nothing.
+        windows = windows_of(3, seed=10 * x + y)
+        handle = engine.run(windows)
+        for row, z in enumerate(ALONG):
+            engine.accumulate(slab, handle, row, (x, y, z), weights)
+            placed.append((windows[row], (x, y, z)))
+        planes, rows = 3 if x == 0 else 5, 3 if y == 0 else 4
+        done = engine.finished(slab, planes, rows)
+        assert done.shape == (3, planes, rows, 8) and done.dtype == np.float32
+        parts.append(((slice(x, x + planes), slice(y, y + rows)), done.copy()))
+        engine.advance(slab, planes, rows)
+    expected = slab_by_hand((3, *PLAN.shape), activation, placed)
+    for (x, y), done in parts:
+        np.testing.assert_allclose(done, expected[:, x, y], atol=tolerance(engine))
+    # Nothing is left for the volume after this one.
+    np.testing.assert_allclose(engine.finished(slab, 5, 4), 0, atol=0)
 
 
-def test_finished_planes_do_not_change_when_the_slab_goes_on(engine: Engine) -> None:
-    slab = engine.open_slab((3, 5, 4, 6), "none")
-    weights = window_weights(WINDOW, "constant")
-    engine.accumulate(slab, engine.run(windows_of(1)), [(0, 0, 0)], weights)
-    done = engine.finish(slab, 2)
-    before = done.copy()
-    engine.accumulate(slab, engine.run(windows_of(1, seed=5)), [(0, 0, 0)], weights)
-    engine.finish(slab, 2)
-    np.testing.assert_array_equal(done, before)
+def test_logits_that_are_known_are_added_like_those_of_the_network(engine: Engine) -> None:
+    weights = window_weights(WINDOW, "gaussian")
+    windows = windows_of(1)
+    sums = []
+    for handle in (engine.run(windows), engine.handle_of(line(windows))):
+        slab = engine.open_slab(PLAN, 3, "softmax")
+        engine.accumulate(slab, handle, 0, (0, 0, 1), weights)
+        sums.append(engine.finished(slab, 5, 4).copy())
+    assert np.ptp(sums[0]) > 0
+    np.testing.assert_allclose(sums[0], sums[1], atol=tolerance(engine))
+
+
+def test_the_last_handle_holds_while_the_network_is_at_the_next_windows(engine: Engine) -> None:
+    before = engine.run(windows_of(2, seed=1))
+    after = engine.run(windows_of(2, seed=2))
+    np.testing.assert_allclose(engine.logits(before), line(windows_of(2, seed=1)), atol=tolerance(engine))
+    third = engine.run(windows_of(2, seed=3))
+    np.testing.assert_allclose(engine.logits(after), line(windows_of(2, seed=2)), atol=tolerance(engine))
+    np.testing.assert_allclose(engine.logits(third), line(windows_of(2, seed=3)), atol=tolerance(engine))
 
 
 def test_two_slabs_of_one_engine_do_not_meet(engine: Engine) -> None:
     weights = window_weights(WINDOW, "gaussian")
-    a, b = engine.open_slab((3, *WINDOW), "none"), engine.open_slab((3, *WINDOW), "softmax")
+    a, b = engine.open_slab(PLAN, 3, "none"), engine.open_slab(PLAN, 3, "softmax")
     windows = windows_of(2)
     handle = engine.run(windows)
-    engine.accumulate(a, handle, [(0, 0, 0)], weights)
-    engine.accumulate(b, handle, [(0, 0, 0)], weights)
-    for slab, activation in ((a, "none"), (b, "softmax")):
-        expected = slab_by_hand((3, *WINDOW), activation, [(windows[0], (0, 0, 0))])  # type: ignore[arg-type]
-        np.testing.assert_allclose(engine.finish(slab, 5), expected, atol=tolerance(engine))
+    engine.accumulate(a, handle, 0, (0, 0, 0), weights)
+    engine.accumulate(b, handle, 1, (0, 0, 0), weights)
+    for slab, row, activation in ((a, 0, "none"), (b, 1, "softmax")):
+        expected = slab_by_hand((3, 5, 4, 8), activation, [(windows[row], (0, 0, 0))])  # type: ignore[arg-type]
+        np.testing.assert_allclose(engine.finished(slab, 5, 4), expected, atol=tolerance(engine))
 
 
 @pytest.mark.parametrize("average", ["logits", "probs"])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from semiseg.inference.doubt import Doubt
+from semiseg.inference.sliding_window import Finished
 
 SHAPE = (4, 5, 6)
 
@@ -19,6 +20,11 @@ def weight() -> np.ndarray:
     return x[:, None, None] * y[None, :, None] * z
 
 
+def part(sums: np.ndarray, planes: slice = slice(None), over: list[np.ndarray] | None = None) -> Finished:
+    x, y, z = coverage() if over is None else over
+    return Finished(sums[:, planes], (x[planes], y, z), (planes, slice(None), slice(None)), SHAPE)
+
+
 @pytest.mark.parametrize("logits", [True, False])
 def test_exclusive_segments(logits: bool) -> None:
     values = np.random.default_rng(0).normal(0, 2, (3, *SHAPE)).astype(np.float32)
@@ -26,7 +32,8 @@ def test_exclusive_segments(logits: bool) -> None:
     doubt = Doubt(2, "softmax")
     sums = (values if logits else p) * weight()
     for x in range(SHAPE[0]):  # plane by plane
-        doubt.add(sums[:, x : x + 1], [coverage()[0][x : x + 1], *coverage()[1:]], logits=logits)
+        one = part(sums, slice(x, x + 1))
+        doubt.add(one, one.sums.argmax(axis=0).astype(np.uint8), logits=logits)
     entropy = -(p * np.log(p)).sum(axis=0) / np.log(3)
     found = p.argmax(axis=0)
     np.testing.assert_allclose(doubt.mean(), [entropy[found == k].mean() for k in (1, 2)], rtol=1e-4)
@@ -37,7 +44,7 @@ def test_regions(logits: bool) -> None:
     values = np.random.default_rng(1).normal(0, 2, (2, *SHAPE)).astype(np.float32)
     p = 1 / (1 + np.exp(-values))
     doubt = Doubt(2, "sigmoid")
-    doubt.add((values if logits else p) * weight(), coverage(), logits=logits)
+    doubt.add(part((values if logits else p) * weight()), p >= 0.5, logits=logits)
     entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
     np.testing.assert_allclose(doubt.mean(), [entropy[k][p[k] >= 0.5].mean() for k in (0, 1)], rtol=1e-4)
 
@@ -48,7 +55,7 @@ def test_a_guess_is_one_certainty_is_nought_and_nothing_is_nothing() -> None:
     sure = np.zeros((4, *SHAPE), np.float32)
     sure[1, :2] = 50
     sure[2, 2:] = 1e-6
-    doubt.add(sure, ones, logits=True)
+    doubt.add(part(sure, over=ones), sure.argmax(axis=0).astype(np.uint8), logits=True)
     certain, guess, nothing = doubt.mean()
     assert certain == pytest.approx(0, abs=1e-4)
     assert guess == pytest.approx(1, abs=1e-4)

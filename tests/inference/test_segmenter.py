@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from semiseg.bundle.manifest import Manifest
+from semiseg.bundle.manifest import Channel, Manifest
 from semiseg.bundle.mask_fingerprint import MaskFingerprint, measures_of
 from semiseg.bundle.postprocessing import Postprocessing, SegmentCleaning
 from semiseg.engines.onnx import OnnxEngine
 from semiseg.errors import Cancelled, EngineError, InputError
 from semiseg.inference.doubt import Doubt
-from semiseg.inference.segmenter import Segmenter, Settings, Timing
+from semiseg.inference.segmenter import Segmenter, Settings
+from semiseg.inference.sliding_window import Timing
 from semiseg.volumes.segmentation import Segment
 from semiseg.volumes.volume import Volume
 from tests.bundles import LOW, expected, make_threshold_bundle, scan_array
@@ -104,11 +105,49 @@ def test_the_result_does_not_depend_on_the_batch(softmax: Manifest) -> None:
         np.testing.assert_array_equal(result, results[0])
 
 
-def test_the_slab_is_never_larger_than_a_window_times_the_cross_section(softmax: Manifest) -> None:
-    engine = NumpyEngine(positional(3))
-    segmenter = Segmenter(softmax, engine, Settings(overlap=0.75))
-    segmenter.segment_prepared(image((60, 9, 11)))
-    assert engine.slabs == [(3, 5, 9, 11)]
+def test_the_slab_does_not_grow_with_the_scan(softmax: Manifest) -> None:
+    """However long the longest axis is, and whichever it is."""
+    held = set()
+    for shape in ((60, 9, 11), (120, 9, 11), (9, 120, 11), (9, 60, 11)):
+        engine = NumpyEngine(positional(3))
+        Segmenter(softmax, engine, Settings(overlap=0.5)).segment_prepared(image(shape))
+        held.add((shape.index(max(shape)), engine.slabs[0]))
+    # Windows of 5x4x6 that share 2 or 3 planes along x (its last two share 3 or 4), and so on.
+    along_x = 3 * (4 * 9 * 11 + (5 - 4) * 4 * 11)
+    assert max(numbers for _, numbers in held) <= along_x
+    assert len({numbers for axis, numbers in held if axis == 1}) == 1
+
+
+def test_a_window_of_one_value_is_run_once(softmax: Manifest) -> None:
+    """Air: the network sees it once, however much there is, and the mask is the same."""
+    array = image((31, 25, 22))
+    array[:, 12:] = array[:, :, :9] = -3.0
+    array[:, 20:, 15:] = 2.0  # another value
+    network = positional(3)
+    engine, timing = NumpyEngine(network), Timing()
+    found = Segmenter(softmax, engine, Settings(batch=2)).segment_prepared(array, timing=timing)
+    np.testing.assert_array_equal(found, whole_volume(softmax, network, array, softmax.overlap))
+    assert timing.run <= 2 * len(engine.batches) < timing.windows / 2
+    # What differs in one voxel only is not of one value.
+    array[0, 30, 3, 3] += 1
+    again = Timing()
+    found = Segmenter(softmax, NumpyEngine(network), Settings(batch=2)).segment_prepared(array, timing=again)
+    assert again.run > timing.run
+    np.testing.assert_array_equal(found, whole_volume(softmax, network, array, softmax.overlap))
+
+
+def test_the_channels_of_a_window_of_one_value_may_differ(tmp_path: Path) -> None:
+    manifest = manifest_of(tmp_path).model_copy(update={"channels": (Channel(name="a"), Channel(name="b"))})
+    array = np.stack([np.zeros((25, 4, 6), np.float32), np.ones((25, 4, 6), np.float32)])
+    array[1, 12:] = 7
+
+    def network(windows: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.concatenate([np.zeros_like(windows[:, :1]), windows[:, :1] - 1, windows[:, 1:] - 3], axis=1)
+
+    engine = NumpyEngine(network)
+    found = Segmenter(manifest, engine).segment_prepared(array)
+    assert np.unique(found[:8]).tolist() == [0] and np.unique(found[14:]).tolist() == [2]
+    assert len(engine.batches) == 4  # one of each value, and two on the border
 
 
 def test_padding_with_zeros_is_not_padding_with_the_border(tmp_path: Path) -> None:
@@ -151,8 +190,8 @@ def test_progress_rises_to_the_number_of_windows(softmax: Manifest, batch: int) 
     counts = [done for done, _ in told]
     # starts along x 0 2 4 6, along y 0 2 4 5, along z 0 1
     assert {total for _, total in told} == {32} and timing.windows == 32
-    assert counts == sorted(set(counts)) and counts[-1] == 32 and counts[0] == min(batch, 8)
-    assert set(timing.seconds) == {"windows", "network", "blending"}
+    assert counts == sorted(set(counts)) and counts[-1] == 32 and counts[0] == min(batch, 32)
+    assert set(timing.seconds) == {"windows", "network", "blending", "deciding"}
     assert all(value >= 0 for value in timing.seconds.values())
 
 
@@ -295,7 +334,7 @@ def test_the_mask_is_cleaned_in_millilitres_of_the_networks_grid(thresholds: dic
 def test_the_seconds_of_every_stage_are_told(thresholds: dict[str, Segmenter]) -> None:
     timing = Timing()
     thresholds["softmax"].segment({"image": Volume(scan_array((9, 9, 9)), np.eye(4))}, timing=timing)
-    assert list(timing.seconds) == ["preprocessing", "windows", "network", "blending", "restoring"]
+    assert list(timing.seconds) == ["preprocessing", "windows", "network", "blending", "deciding", "restoring"]
     assert timing.windows == 8
 
 
