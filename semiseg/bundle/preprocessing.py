@@ -197,7 +197,7 @@ class Preprocessing(BaseModel):
         shape = prepared.array.shape[1:]
         if labels.ndim == 3:
             return np.ascontiguousarray(resample_labels(cropped, shape))
-        return np.stack([resample_mask(mask, shape) > 0.5 for mask in cropped])
+        return np.stack([resample_mask(mask, shape) for mask in cropped])
 
     def restore(self, labels: NDArray[Any], placement: Placement) -> NDArray[Any]:
         """Put a label map (X, Y, Z), or masks (K, X, Y, Z), of the network's grid back on the scan's own grid.
@@ -210,7 +210,7 @@ class Preprocessing(BaseModel):
         elif labels.shape[-3:] == placement.cropped_shape:
             cropped = labels
         else:
-            cropped = np.stack([resample_mask(mask, placement.cropped_shape) > 0.5 for mask in labels])
+            cropped = np.stack([resample_mask(mask, placement.cropped_shape) for mask in labels])
         return self._placed(cropped, placement)
 
     def restore_image(self, images: NDArray[np.uint8], placement: Placement) -> NDArray[np.uint8]:

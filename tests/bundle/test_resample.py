@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
+from semiseg.bundle import resample
 from semiseg.bundle.resample import resample_image, resample_labels, resample_mask, resampled_affine, resampled_shape
 from tests.grids import affine_of, dice, ellipsoid, world
 
@@ -74,9 +76,38 @@ def test_labels_come_back_from_a_finer_grid_unchanged(factor: int) -> None:
     assert dice(back > 0, body > 0) > 0.98
 
 
-def test_the_share_of_a_mask_is_interpolated() -> None:
+def test_a_voxel_belongs_to_a_mask_if_more_than_half_of_it_does() -> None:
     mask = np.asarray([False, True]).reshape(2, 1, 1)
-    np.testing.assert_allclose(resample_mask(mask, (4, 1, 1)).ravel(), [0, 0.25, 0.75, 1])
+    np.testing.assert_array_equal(resample_mask(mask, (4, 1, 1)).ravel(), [False, False, True, True])
+    np.testing.assert_array_equal(resample_mask(mask, (1, 1, 1)).ravel(), [False])
+
+
+@settings(deadline=None, max_examples=80)
+@given(shapes, shapes, st.integers(0, 1000), st.sampled_from([7, 100, 1 << 24]))
+def test_it_is_the_largest_of_scipys_interpolated_shares(
+    shape: tuple[int, int, int], new: tuple[int, int, int], seed: int, chunk: int
+) -> None:
+    """However small the parts in which the new grid is decided."""
+    rng = np.random.default_rng(seed)
+    labels = np.zeros(shape, np.uint8)
+    for label in (1, 2, 9):  # boxes that lie apart, touch or cover each other
+        low = [int(rng.integers(0, n)) for n in shape]
+        labels[tuple(slice(a, a + int(rng.integers(1, n + 1))) for a, n in zip(low, shape, strict=True))] = label
+    zoom = np.asarray(shape) / np.asarray(new)
+    shares = np.stack(
+        [
+            ndimage.affine_transform(
+                (labels == label).astype(np.float64), zoom, (zoom - 1) / 2, new, order=1, mode="nearest"
+            )
+            for label in (0, 1, 2, 9)
+        ]
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resample, "CHUNK", chunk)
+        found = resample_labels(labels, new)
+    ordered = np.sort(shares, axis=0)
+    clear = ordered[-1] - ordered[-2] > 1e-5  # the others are ties, which a test above decides
+    np.testing.assert_array_equal(found[clear], np.asarray([0, 1, 2, 9])[shares.argmax(axis=0)][clear])
 
 
 def test_a_tie_goes_to_the_smaller_label() -> None:
