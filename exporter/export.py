@@ -9,11 +9,13 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from exporter.errors import ExportError
 from exporter.onnx import export_onnx
 from exporter.parity import cached_scans, compare, shortfall, windows_of
 from exporter.precision import to_half, to_int8
+from exporter.processors import with_subpixels, without_reordering
 from semiseg.bundle.bundle import MODEL, Bundle, write_bundle
 from semiseg.bundle.card import CARD, model_card
 from semiseg.bundle.manifest import Manifest
@@ -77,7 +79,8 @@ def export(
         model = folder / MODEL
         # A network that takes windows of any size gives a graph that does.
         divisor = manifest.divisor if student_section(manifest).takes_any_size else None
-        export_onnx(network, model, inputs=len(manifest.channels), window=manifest.window, divisor=divisor)
+        graphs = _Graphs(network, folder, len(manifest.channels), manifest.window, divisor)
+        graphs.write_float32(model)
         first, failures = prove(manifest, "fp32", model, reference, scans.proof)
         if first is None or failures:
             raise ExportError(f"{' '.join(failures)} No bundle was written.")
@@ -86,7 +89,7 @@ def export(
             target = folder / FILES[precision]
             variant, failures = None, []
             try:
-                _convert(model, target, precision, [windows_of(scan, manifest.window) for scan in scans.calibration])
+                graphs.write(target, precision, [windows_of(scan, manifest.window) for scan in scans.calibration])
                 variant, failures = prove(manifest, precision, target, reference, scans.proof)
             except ExportError as error:
                 failures = [str(error)]
@@ -143,11 +146,33 @@ def engines_here() -> Iterable[Callable[[Path], Engine]]:
         yield OpenVinoEngine
 
 
-def _convert(model: Path, target: Path, precision: Precision, windows: Sequence[NDArray[np.float32]]) -> None:
-    if precision == "int8":
-        to_int8(model, target, windows)
-    elif precision != "fp32":
-        to_half(model, target, precision)
+@dataclass(frozen=True)
+class _Graphs:
+    """Writes a network's graph in each precision, in the form that those who run it are fast at."""
+
+    network: nn.Module
+    folder: Path
+    inputs: int
+    window: tuple[int, int, int]
+    divisor: tuple[int, int, int] | None
+
+    def write_float32(self, target: Path) -> None:
+        self._export(without_reordering(self.network), target)
+
+    def write(self, target: Path, precision: Precision, windows: Sequence[NDArray[np.float32]]) -> None:
+        source = self.folder / "source.onnx"
+        try:
+            if precision == "int8":  # run by processors
+                self._export(with_subpixels(without_reordering(self.network)), source)
+                to_int8(source, target, windows)
+            elif precision != "fp32":  # run by GPUs, which have code of their own for either layer
+                self._export(self.network, source)
+                to_half(source, target, precision)
+        finally:
+            source.unlink(missing_ok=True)
+
+    def _export(self, network: nn.Module, target: Path) -> None:
+        export_onnx(network, target, inputs=self.inputs, window=self.window, divisor=self.divisor)
 
 
 @dataclass(frozen=True)
