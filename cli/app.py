@@ -25,9 +25,10 @@ COMMANDS = {
     "predict": "Segment one scan with a bundle, a run, or a server.",
     "evaluate": "Dice, Jaccard, HD95 and ASSD of a bundle or run on a dataset.",
     "serve": "Answer POST /segment over HTTP with a bundle.",
+    "bench": "How fast and lean inference is here, beside MONAI's and nnU-Net's sliding windows.",
     "doctor": "Say what this machine can run, and whether a bundle is sound.",
 }
-GROUPS = ("data",)  # commands with subcommands of their own
+GROUPS = ("data", "bench")  # commands with subcommands of their own
 
 # Which extra of pyproject.toml brings a module that a command may find missing.
 EXTRAS = {

@@ -1,0 +1,1 @@
+"""How fast and how lean inference is on this machine, beside other sliding windows around the same network."""

@@ -1,0 +1,184 @@
+"""Who is timed: a volume (1, X, Y, Z) in memory to its mask (X, Y, Z) in memory, by ourselves and by others.
+
+All with the same network, window, overlap and Gaussian blending, on the same threads.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import itertools
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from exporter.bench.work import OVERLAP, Case, write_graph
+from semiseg.bundle.variant import Precision
+from semiseg.engines.engine import Engine
+from semiseg.engines.machine import BF16, has_any
+from semiseg.engines.onnx import OnnxEngine
+from semiseg.engines.openvino import OpenVinoEngine
+from semiseg.engines.slab import Triple
+from semiseg.inference.segmenter import largest
+from semiseg.inference.sliding_window import SlidingWindow, Timing
+
+BATCHES = (1, 4)
+COMPILED = (False, True)
+TRIES = 3
+
+
+class Contender(Protocol):
+    """Draws masks."""
+
+    name: str
+
+    def mask(self, volume: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """The largest class of each voxel."""
+
+
+@dataclass
+class Ours:
+    """The sliding window of this package over one of its engines."""
+
+    name: str
+    engine: Engine
+    case: Case
+
+    def mask(self, volume: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """See :class:`Contender`."""
+        out = np.zeros(volume.shape[1:], np.uint8)
+        window = SlidingWindow(self.case.window, OVERLAP, "gaussian", 1, self.case.classes, "none")
+        for part in window.blend(self.engine, volume, timing=Timing()):
+            out[part.place] = largest(part.sums)
+        return out
+
+    def window_seconds(self) -> float:
+        """The network alone: the median over windows that follow one another."""
+        window = self.case.volume()[None, :, : self.case.window[0], : self.case.window[1], : self.case.window[2]]
+        return _median_seconds(lambda: self.engine.logits(self.engine.run(window)), 2 * TRIES)
+
+
+@dataclass
+class Monai:
+    """``monai.inferers.sliding_window_inference`` over the torch network."""
+
+    name: str
+    network: nn.Module
+    window: Triple
+    batch: int
+    channels_last: bool
+
+    @torch.inference_mode()
+    def mask(self, volume: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """See :class:`Contender`."""
+        from monai.inferers.utils import sliding_window_inference
+
+        logits = sliding_window_inference(
+            torch.from_numpy(volume[None]), self.window, self.batch, self._run, overlap=OVERLAP, mode="gaussian"
+        )
+        assert isinstance(logits, Tensor)
+        return np.asarray(logits[0].argmax(dim=0).to(torch.uint8).numpy())
+
+    @torch.inference_mode()
+    def window_seconds(self) -> float:
+        """The network alone, per window."""
+        windows = torch.randn(self.batch, 1, *self.window)
+        return _median_seconds(lambda: self._run(windows), TRIES) / self.batch
+
+    def _run(self, windows: Tensor) -> Tensor:
+        if self.channels_last:
+            windows = windows.to(memory_format=torch.channels_last_3d)
+        answer: Tensor = self.network(windows)
+        return answer
+
+
+class NnUnet:
+    """The loop of nnU-Net v2's predictor over the torch network, without mirroring."""
+
+    def __init__(self, network: nn.Module, classes: int, window: Triple) -> None:
+        """Give the predictor a network that it has not trained."""
+        from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+
+        self.name = "nnU-Net's predictor"
+        self._predictor: Any = nnUNetPredictor(
+            tile_step_size=1 - OVERLAP,
+            use_gaussian=True,
+            use_mirroring=False,
+            perform_everything_on_device=False,
+            device=torch.device("cpu"),
+            verbose=False,
+            allow_tqdm=False,
+        )
+        self._predictor.network = network
+        self._predictor.configuration_manager = SimpleNamespace(patch_size=window, previous_stage_name=None)
+        self._predictor.label_manager = SimpleNamespace(num_segmentation_heads=classes)
+
+    @torch.inference_mode()
+    def mask(self, volume: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """See :class:`Contender`."""
+        logits = self._predictor.predict_sliding_window_return_logits(torch.from_numpy(volume))
+        return np.asarray(logits.argmax(0).to(torch.uint8).numpy())
+
+
+def nnunet_is_here() -> bool:
+    """Whether nnU-Net v2 is installed; it is not among our dependencies."""
+    return importlib.util.find_spec("nnunetv2") is not None
+
+
+def ours(case: Case, folder: Path, threads: int) -> Iterator[Ours]:
+    """Every engine of a processor, with the precisions that it has instructions for."""
+    fp32 = write_graph(case, folder, "fp32")
+    yield Ours("OpenVINO fp32", OpenVinoEngine(fp32, threads=threads), case)
+    yield Ours("ONNX Runtime fp32", OnnxEngine(fp32, threads=threads, device="cpu"), case)
+    lower: list[Precision] = ["int8", *(["bf16"] if has_any(BF16) else [])]  # type: ignore[list-item]
+    for precision in lower:
+        graph = write_graph(case, folder, precision)
+        yield Ours(f"OpenVINO {precision}", OpenVinoEngine(graph, threads=threads, bf16=precision == "bf16"), case)
+
+
+def eager(case: Case) -> Monai:
+    """MONAI as its tutorials run it."""
+    return Monai("MONAI", case.network(), case.window, 1, channels_last=False)
+
+
+def monai_at_its_best(case: Case) -> tuple[Monai, dict[str, float]]:
+    """The fastest of MONAI's settings for this case, and the milliseconds per window of each."""
+    tried: dict[str, Monai] = {}
+    for channels_last, compiled, batch in itertools.product((False, True), COMPILED, BATCHES):
+        network = case.network()
+        if channels_last:
+            network = network.to(memory_format=torch.channels_last_3d)  # type: ignore[call-overload]
+        if compiled:
+            network = torch.compile(network)  # type: ignore[assignment]
+        words = ["compiled" if compiled else "eager", *(["channels last"] if channels_last else []), f"batch {batch}"]
+        name = f"MONAI ({', '.join(words)})"
+        tried[name] = Monai(name, network, case.window, batch, channels_last)
+    seconds = {}
+    for name, contender in tried.items():
+        try:
+            seconds[name] = contender.window_seconds()
+        except Exception as error:  # torch.compile needs a C++ compiler, and fails in many ways without
+            if "compiled" not in name:
+                raise
+            sys.stderr.write(f"{name} does not run here: {str(error).strip().splitlines()[0]}\n")
+    best = min(seconds, key=lambda name: seconds[name])
+    return tried[best], {name: 1e3 * value for name, value in seconds.items()}
+
+
+def _median_seconds(run: Any, times: int) -> float:
+    run()
+    found = []
+    for _ in range(times):
+        since = time.perf_counter()
+        run()
+        found.append(time.perf_counter() - since)
+    return median(found)

@@ -1,0 +1,172 @@
+"""Time, memory and distance to the machine's limit, always as ratios within one run."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from math import prod
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from exporter.bench.contenders import Contender, NnUnet, eager, monai_at_its_best, nnunet_is_here, ours
+from exporter.bench.work import OVERLAP, Case, convolution_flops
+from semiseg.engines.machine import BF16, INT8, processor_flags
+from semiseg.inference.windows import starts_along
+
+MATRIX = 4096
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A contender in one case.
+
+    Attributes:
+        seconds: of each round.
+        ratio: the median over the rounds of the peer's seconds over ours: how many times faster than MONAI at its best.
+        equal: share of voxels with MONAI's class.
+        outside: share of its time that is not the network's, by a network alone beside it; None for others.
+        of_matmul: its convolutions' FLOP/s over those of a matrix product on the same threads; None for others.
+    """
+
+    name: str
+    seconds: list[float]
+    ratio: float
+    equal: float
+    outside: float | None = None
+    of_matmul: float | None = None
+
+
+@dataclass(frozen=True)
+class Result:
+    """A case, its windows, the GFLOP of one, MONAI's milliseconds per window by setting, and the contenders."""
+
+    case: Case
+    windows: int
+    gflop: float
+    monai_ms: dict[str, float]
+    timed: list[Timed]
+
+
+def run_case(case: Case, threads: int, say: Say) -> Result:
+    """Time every contender in turn, ``case.rounds`` times."""
+    torch.set_num_threads(threads)
+    volume = case.volume()
+    with tempfile.TemporaryDirectory() as folder:
+        mine = list(ours(case, Path(folder), threads))
+        peer, settings = monai_at_its_best(case)
+        say(f"MONAI's best setting: {peer.name}")
+        everyone: list[Contender] = [peer, *mine]
+        if nnunet_is_here():
+            everyone.append(NnUnet(case.network(), case.classes, case.window))
+        seconds: dict[str, list[float]] = {one.name: [] for one in everyone}
+        alone: dict[str, list[float]] = {one.name: [] for one in mine}
+        equal: dict[str, float] = {}
+        product: list[float] = []
+        for _ in range(case.rounds):
+            reference = None
+            product.append(matrix_flops())
+            for one in everyone:
+                since = time.perf_counter()
+                mask = one.mask(volume)
+                seconds[one.name].append(time.perf_counter() - since)
+                reference = mask if reference is None else reference
+                equal[one.name] = float(np.mean(mask == reference))
+            for each in mine:
+                alone[each.name].append(each.window_seconds())
+            say("  ".join(f"{name} {found[-1]:.1f} s" for name, found in seconds.items()))
+    count = window_count(case)
+    flop = convolution_flops(case)
+    timed = []
+    for name, found in seconds.items():
+        ratio = median(a / b for a, b in zip(seconds[peer.name], found, strict=True))
+        outside = speed = None
+        if name in alone:
+            outside = median(1 - count * a / s for a, s in zip(alone[name], found, strict=True))
+            speed = median(flop / a / p for a, p in zip(alone[name], product, strict=True))
+        timed.append(Timed(name, found, ratio, equal[name], outside, speed))
+    return Result(case, count, flop / 1e9, settings, timed)
+
+
+def window_count(case: Case) -> int:
+    """Windows that the volume takes."""
+    return prod(len(starts_along(n, w, OVERLAP)) for n, w in zip(case.shape, case.window, strict=True))
+
+
+def matrix_flops() -> float:
+    """FLOP/s of a float32 product of two 4096-cube matrices on torch's threads; the better of three."""
+    a, b = torch.randn(MATRIX, MATRIX), torch.randn(MATRIX, MATRIX)
+    found = []
+    for _ in range(3):
+        since = time.perf_counter()
+        torch.mm(a, b)
+        found.append(time.perf_counter() - since)
+    return float(2 * MATRIX**3 / min(found))
+
+
+def memory(case: Case, who: str, threads: int) -> tuple[int, float]:
+    """Peak resident bytes above those before the volume's pass, and its seconds, in a process of its own.
+
+    Args:
+        case: what is segmented.
+        who: ``ours`` (OpenVINO fp32) or ``monai`` (eager, batch 1).
+        threads: of the processor.
+    """
+    asked = json.dumps({"case": asdict(case), "who": who, "threads": threads})
+    code = "import sys; from exporter.bench.measure import memory_here; memory_here(sys.argv[1])"
+    done = subprocess.run([sys.executable, "-c", code, asked], stdout=subprocess.PIPE, text=True, check=True)
+    answer = json.loads(done.stdout.strip().splitlines()[-1])
+    return int(answer["bytes"]), float(answer["seconds"])
+
+
+def memory_here(asked: str) -> None:
+    """The child of :func:`memory`: one warm window, then the volume; prints what it took."""
+    wanted = json.loads(asked)
+    shape, window = (tuple(wanted["case"].pop(key)) for key in ("shape", "window"))
+    case = Case(shape=shape, window=window, **wanted["case"])
+    torch.set_num_threads(wanted["threads"])
+    with tempfile.TemporaryDirectory() as folder:
+        one = next(ours(case, Path(folder), wanted["threads"])) if wanted["who"] == "ours" else eager(case)
+        volume = case.volume()
+        one.mask(volume[:, : window[0], : window[1], : window[2]].copy())
+        before = _resident("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts here
+        since = time.perf_counter()
+        one.mask(volume)
+        seconds = time.perf_counter() - since
+        sys.stdout.write(json.dumps({"bytes": _resident("VmHWM") - before, "seconds": seconds}) + "\n")
+
+
+def _resident(what: str) -> int:
+    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(what)).split()[1])
+
+
+def machine(threads: int) -> dict[str, object]:
+    """What the figures hold for."""
+    model = "unknown"
+    if Path("/proc/cpuinfo").is_file():
+        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
+        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
+    packages = ("torch", "monai", "onnxruntime", "openvino", "numpy", *(["nnunetv2"] if nnunet_is_here() else []))
+    flags = processor_flags()
+    return {
+        "processor": model,
+        "instructions": sorted(name for name in ("avx2", "avx512f", *INT8, *BF16) if name in flags),
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": threads,
+        "load before": round(os.getloadavg()[0], 2),
+        "python": platform.python_version(),
+        **{name: metadata.version(name) for name in packages},
+    }

@@ -1,0 +1,69 @@
+"""The benchmark counts what it says, and every contender draws a mask of the same network."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from cli.app import build
+from exporter.bench import contenders, measure, work
+from exporter.bench.measure import memory, run_case, window_count
+from exporter.bench.work import Case, convolution_flops
+
+TINY = Case("unet-plain", 3, (40, 32, 32), (32, 32, 32), 1)
+
+
+def test_operations_are_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = nn.Sequential(
+        nn.Conv3d(1, 4, 3, stride=2, padding=1),  # 16^3 voxels of 4 channels, 27 products each
+        nn.ConvTranspose3d(4, 3, 2, stride=2),  # 16^3 voxels of 4 channels, each to 3 channels of 8 voxels
+    )
+    monkeypatch.setattr(Case, "network", lambda self: network)
+    assert convolution_flops(TINY) == 2 * 16**3 * 4 * (27 + 3 * 8)
+
+
+@pytest.mark.parametrize("student", list(work.STUDENTS))
+def test_every_student_is_built_and_counted(student: str) -> None:
+    case = Case(student, 14, (96, 96, 96), (96, 96, 96))
+    with torch.device("meta"):
+        network = case.recipe.build(1, 14, case.window)
+    assert sum(p.numel() for p in network.parameters()) > 1_000_000
+    assert "96x96x96" in str(case)
+
+
+def test_windows_are_those_of_half_overlap() -> None:
+    assert window_count(Case("unet", 3, (512, 512, 400), (96, 96, 96))) == 10 * 10 * 8
+
+
+def test_contenders_draw_the_mask_of_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "MATRIX", 128)
+    monkeypatch.setattr(contenders, "COMPILED", (False,))  # compiling takes a minute
+    told: list[str] = []
+    result = run_case(TINY, 1, told.append)
+    assert result.windows == 2 and len(told) == 2
+    by_name = {one.name: one for one in result.timed}
+    assert {"OpenVINO fp32", "ONNX Runtime fp32", "OpenVINO int8"} < set(by_name)
+    peer = next(name for name in by_name if name.startswith("MONAI"))
+    assert by_name[peer].ratio == 1 and by_name[peer].equal == 1
+    for name, one in by_name.items():
+        assert len(one.seconds) == 1 and one.seconds[0] > 0
+        # Random weights: many voxels are nearly ties, and MONAI's weights have another floor at the border.
+        assert one.equal > 0.8, name
+    assert by_name["OpenVINO fp32"].of_matmul is not None and by_name[peer].of_matmul is None
+    json.dumps(measure.machine(1))
+
+
+def test_memory_is_measured_in_a_process_of_its_own() -> None:
+    big = Case("unet-plain", 14, (160, 64, 64), (32, 32, 32))
+    ours, _ = memory(big, "ours", 1)
+    others, _ = memory(big, "monai", 1)
+    assert 0 < ours < others
+
+
+def test_a_student_that_is_not_there_is_named() -> None:
+    found = CliRunner().invoke(build("bench"), ["bench", "inference", "--only", "resnet"])
+    assert found.exit_code != 0 and "There is no student 'resnet' to time; there are unet," in str(found.exception)
