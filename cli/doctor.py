@@ -18,6 +18,7 @@ from rich.console import Console
 
 from semiseg.engines.machine import processor_flags
 from semiseg.errors import SemisegError
+from semiseg.volumes.volume import by_sides
 
 app = typer.Typer()
 
@@ -106,7 +107,7 @@ def _bundle(console: Console, folder: Path) -> list[str]:
         return [str(error)]
     manifest = bundle.manifest
     origin = manifest.provenance
-    window = "x".join(map(str, manifest.window))
+    window = by_sides(manifest.window)
     console.print(f"bundle   {manifest.name}, sha256 {bundle.sha256[:12]}, every file as the manifest says")
     console.print(
         f"         {origin.method}, {origin.labelled} labelled and {origin.unlabelled} unlabelled scans of "

@@ -13,6 +13,7 @@ from semiseg.errors import InputError
 from semiseg.inference.choice import choose_engine
 from semiseg.inference.segmenter import Segmenter, Settings
 from semiseg.outputs.report import ModelIdentity
+from semiseg.volumes.volume import by_sides
 
 RUN_DOCUMENT = "run.json"
 
@@ -73,7 +74,7 @@ def variant_lines(bundle: Bundle) -> list[str]:
     for variant in bundle.manifest.variants:
         size = (bundle.folder / variant.file).stat().st_size / 1e6
         for parity in variant.parity:
-            window = "x".join(map(str, parity.window))
+            window = by_sides(parity.window)
             lines.append(
                 f"{variant.precision}, {size:.1f} MB, on {parity.engine}: proved on {parity.windows} windows of "
                 f"{window}, logits differ by at most {parity.largest_difference:.2g}, masks agree to Dice "

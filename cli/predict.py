@@ -17,7 +17,7 @@ from semiseg.volumes.wishes import Wishes
 
 if TYPE_CHECKING:
     from semiseg.bundle.variant import Precision
-    from semiseg.outputs.answer import Kind
+    from semiseg.outputs.kind import Kind
 
 app = typer.Typer(add_completion=False)
 

@@ -13,6 +13,7 @@ from semiseg.bundle.manifest import Manifest
 from semiseg.bundle.variant import Parity, Precision
 from semiseg.engines.engine import Engine
 from semiseg.inference.windows import padding_for
+from semiseg.volumes.volume import by_sides
 
 
 def compare(manifest: Manifest, reference: Engine, candidate: Engine, windows: Iterable[NDArray[np.float32]]) -> Parity:
@@ -49,7 +50,7 @@ def shortfall(manifest: Manifest, precision: Precision, parity: Parity) -> str |
     too_far = precision == "fp32" and not parity.largest_difference <= allowed
     if not too_far and np.isfinite(parity.largest_difference) and parity.least_dice >= least:
         return None
-    window = "x".join(map(str, parity.window))
+    window = by_sides(parity.window)
     limit = f" (allowed {allowed:g})" if precision == "fp32" else ""
     return (
         f"The {precision} graph does not compute what the network computes, run by {parity.engine} on {parity.windows} "

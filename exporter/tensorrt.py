@@ -16,13 +16,14 @@ from numpy.typing import NDArray
 from exporter.errors import ExportError, MissingTool
 from exporter.onnx import INPUT
 from exporter.parity import compare, shortfall, windows_of
-from semiseg.bundle.bundle import MODEL, PLAN, Bundle, write_bundle
+from semiseg.bundle.bundle import PLAN, Bundle, write_bundle
 from semiseg.bundle.manifest import Manifest, PlanKey
 from semiseg.bundle.variant import Precision, Variant
 from semiseg.engines.machine import Gpu, gpu
 from semiseg.engines.onnx import OnnxEngine
 from semiseg.engines.tensorrt import TensorRtEngine, import_tensorrt, precision_of
 from semiseg.errors import EngineError, InputError
+from semiseg.inference.choice import variants_of
 from semiseg.volumes.atomic_file import atomic_file
 
 TIMING_CACHE = "tensorrt-timing.cache"
@@ -93,11 +94,8 @@ def add_plan(bundle: Bundle, *, batch: int = 4, scans: Sequence[NDArray[np.float
 
 def half_or_full(bundle: Bundle) -> Variant:
     """The graph that a plan is built from: fp16, else bf16, else fp32. Their convolutions are what a GPU is fast at."""
-    held = {variant.precision: variant for variant in bundle.manifest.variants}
-    for precision in ("fp16", "bf16", "fp32"):
-        if precision in held:
-            return held[precision]
-    return Variant(precision="fp32", file=MODEL)
+    held = {variant.precision: variant for variant in variants_of(bundle)}
+    return next(held[precision] for precision in ("fp16", "bf16", "fp32") if precision in held)
 
 
 def build_plan(trt: Any, bundle: Bundle, source: Variant, batch: int) -> bytes:

@@ -10,16 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal
+from typing import IO, Any
 
 import httpx
 
 from semiseg.errors import InputError, SemisegError
+from semiseg.outputs.kind import Kind
 from semiseg.volumes.wishes import Paths, Wishes
 
-AnswerKind = Literal[
-    "nifti", "nifti-labelmap", "seg", "seg-labelmap", "seg-fractional", "rtstruct", "sr", "overlay", "json"
-]
 Files = Paths | Mapping[str, Paths]
 _CONNECT_SECONDS = 10.0
 
@@ -88,7 +86,7 @@ class Client:
             return False
 
     def segment(
-        self, paths: Files, answer: AnswerKind | None = None, *, wishes: Wishes | None = None
+        self, paths: Files, answer: Kind | None = None, *, wishes: Wishes | None = None
     ) -> bytes | dict[str, Any]:
         """Segment one scan; JSON comes as a dict, the other forms as the bytes of their file. See :meth:`ask`."""
         reply = self.ask(paths, answer, wishes=wishes)
@@ -97,7 +95,7 @@ class Client:
             return document
         return reply.body
 
-    def ask(self, paths: Files, answer: AnswerKind | None = None, *, wishes: Wishes | None = None) -> Answer:
+    def ask(self, paths: Files, answer: Kind | None = None, *, wishes: Wishes | None = None) -> Answer:
         """Segment one scan.
 
         Args:

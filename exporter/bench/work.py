@@ -16,6 +16,7 @@ from exporter.precision import to_half, to_int8
 from exporter.processors import with_subpixels, without_reordering
 from semiseg.bundle.variant import Precision
 from semiseg.engines.slab import Triple
+from semiseg.volumes.volume import by_sides
 from trainer.students import AnyStudent, read_student
 
 STUDENTS: dict[str, dict[str, Any]] = {
@@ -47,7 +48,7 @@ class Case:
 
     def __str__(self) -> str:
         """Such as ``unet, 3 classes, 256x256x128, window 96x96x96``."""
-        shape, window = ("x".join(map(str, sides)) for sides in (self.shape, self.window))
+        shape, window = (by_sides(sides) for sides in (self.shape, self.window))
         return f"{self.student}, {self.classes} classes, {shape}, window {window}"
 
     @property

@@ -17,7 +17,7 @@ from semiseg.dataset.description import channels_of, check_distinct, read_json, 
 from semiseg.errors import DatasetError, VolumeError
 from semiseg.volumes.nifti import read_labels, read_nifti_channels
 from semiseg.volumes.segmentation import Segment
-from semiseg.volumes.volume import Volume, same_grid
+from semiseg.volumes.volume import Volume, by_sides, same_grid
 
 SUFFIXES = (".nii.gz", ".nii")
 
@@ -132,7 +132,7 @@ def read_reference(case: Case, image: Volume) -> Volume:
 def grid_difference(image: Volume, label: Volume) -> str | None:
     """What differs between two grids, with the numbers; None when shape and affine agree (to 1 micrometre)."""
     if image.shape != label.shape:
-        return f"the image has {_times(image.shape)} voxels and the label {_times(label.shape)}"
+        return f"the image has {by_sides(image.shape)} voxels and the label {by_sides(label.shape)}"
     if not same_grid(image.affine, label.affine):
         row, column = divmod(int(abs(image.affine - label.affine).argmax()), 4)
         return (
@@ -212,7 +212,3 @@ def _files_by_id(folder: Path) -> dict[str, Path]:
             raise DatasetError(f"{folder} holds '{case_id}' twice: {found[case_id].name} and {path.name}.")
         found[case_id] = path
     return found
-
-
-def _times(shape: tuple[int, ...]) -> str:
-    return "x".join(str(n) for n in shape)

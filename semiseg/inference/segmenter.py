@@ -26,7 +26,7 @@ from semiseg.inference.sliding_window import Finished, Progress, SlidingWindow, 
 from semiseg.inference.windows import padding_for
 from semiseg.volumes.remark import Remark
 from semiseg.volumes.segmentation import Segmentation
-from semiseg.volumes.volume import Volume, voxel_ml
+from semiseg.volumes.volume import Volume, by_sides, voxel_ml
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class Segmenter:
         settings = settings or Settings()
         window = settings.window or manifest.window
         if window not in manifest.windows:
-            allowed = ", ".join("x".join(map(str, w)) for w in manifest.windows)
-            raise InputError(f"Window {'x'.join(map(str, window))} is not one this model allows ({allowed}).")
+            allowed = ", ".join(map(by_sides, manifest.windows))
+            raise InputError(f"Window {by_sides(window)} is not one this model allows ({allowed}).")
         overlap = manifest.overlap if settings.overlap is None else settings.overlap
         if not 0 <= overlap < 1:
             raise InputError(f"An overlap is at least 0 and below 1, got {overlap}.")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, get_args
 
 import nibabel as nib
 import numpy as np
@@ -18,13 +17,12 @@ from semiseg.outputs.dicom_overlay import segmentation_to_overlays, write_overla
 from semiseg.outputs.dicom_rtstruct import segmentation_to_rtstruct
 from semiseg.outputs.dicom_seg import NO_LABEL_MAP, Form, segmentation_to_seg
 from semiseg.outputs.dicom_sr import segmentation_to_sr
+from semiseg.outputs.kind import KINDS, Kind
 from semiseg.outputs.report import ModelIdentity, Report
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.nifti import is_gzip, is_nifti, write_nifti, write_segmentation
 from semiseg.volumes.segmentation import Segmentation, painted_values
 
-Kind = Literal["nifti", "nifti-labelmap", "seg", "seg-labelmap", "seg-fractional", "rtstruct", "sr", "overlay", "json"]
-KINDS: tuple[Kind, ...] = get_args(Kind)
 SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "nifti": (".nii.gz", ".nii"),
     "nifti-labelmap": (".nii.gz", ".nii"),

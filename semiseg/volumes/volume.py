@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from semiseg.errors import VolumeError
+
+
+def by_sides(shape: Sequence[int]) -> str:
+    """As a person writes it: ``96x96x64``."""
+    return "x".join(str(side) for side in shape)
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from semiseg.errors import InputError
 from semiseg.inference.sliding_window import Timing
-from semiseg.outputs.answer import KINDS, PROBABILITIES, Kind, chosen_kind, write_answer
+from semiseg.outputs.answer import PROBABILITIES, chosen_kind, write_answer
+from semiseg.outputs.kind import KINDS, Kind
 from semiseg.outputs.report import NOTICE, Report
 from semiseg.volumes.dicom_file import is_dicom
 from semiseg.volumes.nifti import is_nifti

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from semiseg.bundle.manifest import Manifest
-from semiseg.outputs.answer import KINDS
+from semiseg.outputs.kind import KINDS
 from semiseg.outputs.report import NOTICE, Report
 from server.http.answers import FILE_NAMES, MEDIA_TYPES
 from server.http.limits import MEGABYTE, Limits
