@@ -29,6 +29,9 @@ def export(
         ),
     ] = None,
     updates: Annotated[int | None, typer.Option(min=1, help="Of that training; the run's own by default.")] = None,
+    monai_bundle: Annotated[
+        Path | None, typer.Option(help="Also write a MONAI Bundle to this folder, for MONAI Label and MONAI Deploy.")
+    ] = None,
     trt: Annotated[bool, typer.Option("--trt", help="Also build a TensorRT plan for this machine's GPU.")] = False,
 ) -> None:
     """Turn a training run into a bundle: one small network as ONNX, with proof."""
@@ -55,6 +58,11 @@ def export(
         key = add_plan(bundle, scans=scans_for(bundle.manifest, run, data=data, cache=cache).proof).manifest.plan
         if key is not None:
             typer.echo(f"TensorRT {key.tensorrt} plan in {key.precision} for {key.gpu}, driver {key.driver}")
+    if monai_bundle is not None:
+        from exporter.monai_bundle import write_monai_bundle
+
+        write_monai_bundle(run, monai_bundle)
+        typer.echo(f"{monai_bundle}: the same model as a MONAI Bundle")
     origin = bundle.manifest.provenance
     if origin.taught_by is not None:
         teacher = origin.taught_by

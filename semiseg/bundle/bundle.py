@@ -105,21 +105,43 @@ def write_bundle(folder: Path, fill: Callable[[Path], Manifest]) -> Bundle:
     Raises:
         BundleError: ``folder`` exists and is not a bundle.
     """
-    if folder.exists() and not _replaceable(folder):
-        raise BundleError(f"{folder} exists and is not a bundle; name another folder for the result.")
+
+    def fill_and_seal(scratch: Path) -> None:
+        manifest = fill(scratch)
+        files = {p.name: sha256_of(p) for p in sorted(scratch.iterdir())}
+        complete = manifest.model_copy(update={"kind": "bundle", "files": files})
+        write_manifest(scratch / MANIFEST, Manifest.model_validate(complete.model_dump()))
+
+    return open_bundle(write_folder(folder, fill_and_seal, "a bundle", _replaceable))
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None], what: str, replaceable: Callable[[Path], bool]) -> Path:
+    """Make a folder under a temporary name beside it and rename it when it is complete, or leave all as it was.
+
+    Args:
+        folder: the folder; one that exists is replaced ...
+        fill: writes its files.
+        what: for the sentence, such as "a bundle".
+        replaceable: ... if this says so of it.
+
+    Returns:
+        The folder, with links resolved.
+
+    Raises:
+        BundleError: it exists and is something else.
+    """
+    if folder.exists() and not replaceable(folder):
+        raise BundleError(f"{folder} exists and is not {what}; name another folder for the result.")
     target = folder.resolve()  # a link stays a link, and "." has a name
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
         scratch.chmod(0o755)
-        manifest = fill(scratch)
-        files = {p.name: sha256_of(p) for p in sorted(scratch.iterdir())}
-        complete = manifest.model_copy(update={"kind": "bundle", "files": files})
-        write_manifest(scratch / MANIFEST, Manifest.model_validate(complete.model_dump()))
+        fill(scratch)
         _swap(scratch, target)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return open_bundle(target)
+    return target
 
 
 def _replaceable(folder: Path) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from monai.networks.nets.dynunet import DynUNet
 from monai.networks.nets.segresnet import SegResNet
@@ -13,16 +13,17 @@ from torch import nn
 from trainer.networks.paper_unet import PaperUNet
 from trainer.networks.vnet import ResNetVNet, VNet
 from trainer.recipe import Positive
-from trainer.students.student import Rate, Stride, Student, Triple, check_strides, product
+from trainer.students.student import MonaiStudent, Rate, Stride, Student, Triple, check_strides, product
 
 
-class UNetStudent(Student):
+class UNetStudent(MonaiStudent):
     """MONAI's UNet: strided convolutions, instance norm, residual units. ``channels`` per level, coarsest last.
 
     ``strides`` between levels are 2, or three numbers a level for scans with thick slices ([2, 2, 1] keeps Z).
     """
 
     kind: Literal["unet"]
+    made_of: ClassVar[type[nn.Module]] = UNet
     channels: Annotated[tuple[Positive, ...], Field(min_length=2)] = (16, 32, 64, 128)
     strides: tuple[tuple[Stride, Stride, Stride], ...] | None = None
     residual_units: Annotated[int, Field(ge=0)] = 2
@@ -38,18 +39,18 @@ class UNetStudent(Student):
         """The product of the strides."""
         return product(self.strides, len(self.channels))
 
-    def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:
-        """See :meth:`Student.build`."""
-        return UNet(
-            spatial_dims=3,
-            in_channels=inputs,
-            out_channels=outputs,
-            channels=self.channels,
-            strides=self.strides or (2,) * (len(self.channels) - 1),
-            num_res_units=self.residual_units,
-            norm=self.norm,
-            dropout=self.dropout,
-        )
+    def arguments(self, inputs: int, outputs: int, patch: Triple) -> dict[str, Any]:
+        """See :meth:`MonaiStudent.arguments`."""
+        return {
+            "spatial_dims": 3,
+            "in_channels": inputs,
+            "out_channels": outputs,
+            "channels": self.channels,
+            "strides": self.strides or (2,) * (len(self.channels) - 1),
+            "num_res_units": self.residual_units,
+            "norm": self.norm,
+            "dropout": self.dropout,
+        }
 
     def _layers(self) -> dict[str, str]:
         return {"deepest": "model" + ".1.submodule" * (len(self.channels) - 1), "features": "model.2"}
@@ -104,10 +105,11 @@ class VNetStudent(Student):
         return network(inputs, outputs, self.norm, self.dropout)
 
 
-class SegResNetStudent(Student):
+class SegResNetStudent(MonaiStudent):
     """MONAI's SegResNet (Myronenko 2018 without the variational branch): group norm, residual blocks."""
 
     kind: Literal["segresnet"]
+    made_of: ClassVar[type[nn.Module]] = SegResNet
     encoders: ClassVar[tuple[str, ...]] = ("convInit", "down_layers")
     filters: Annotated[int, Field(ge=8, multiple_of=8)] = 16
     blocks_down: Annotated[tuple[Positive, ...], Field(min_length=2)] = (1, 2, 2, 4)
@@ -124,26 +126,27 @@ class SegResNetStudent(Student):
         """Halved between levels."""
         return product(None, len(self.blocks_down))
 
-    def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:
-        """See :meth:`Student.build`."""
-        return SegResNet(
-            spatial_dims=3,
-            init_filters=self.filters,
-            in_channels=inputs,
-            out_channels=outputs,
-            dropout_prob=self.dropout or None,
-            blocks_down=self.blocks_down,
-            blocks_up=self.blocks_up or (1,) * (len(self.blocks_down) - 1),
-        )
+    def arguments(self, inputs: int, outputs: int, patch: Triple) -> dict[str, Any]:
+        """See :meth:`MonaiStudent.arguments`."""
+        return {
+            "spatial_dims": 3,
+            "init_filters": self.filters,
+            "in_channels": inputs,
+            "out_channels": outputs,
+            "dropout_prob": self.dropout or None,
+            "blocks_down": self.blocks_down,
+            "blocks_up": self.blocks_up or (1,) * (len(self.blocks_down) - 1),
+        }
 
     def _layers(self) -> dict[str, str]:
         return {"deepest": f"down_layers.{len(self.blocks_down) - 1}", "features": "conv_final"}
 
 
-class DynUNetStudent(Student):
+class DynUNetStudent(MonaiStudent):
     """MONAI's DynUNet, nnU-Net's network: kernels and strides per level and axis, without deep supervision."""
 
     kind: Literal["dynunet"]
+    made_of: ClassVar[type[nn.Module]] = DynUNet
     encoders: ClassVar[tuple[str, ...]] = ("input_block", "downsamples", "bottleneck")
     channels: Annotated[tuple[Positive, ...], Field(min_length=3)] = (32, 64, 128, 256, 320)
     strides: tuple[tuple[Stride, Stride, Stride], ...] | None = None
@@ -162,20 +165,20 @@ class DynUNetStudent(Student):
         """The product of the strides."""
         return product(self.strides, len(self.channels))
 
-    def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:
-        """See :meth:`Student.build`."""
+    def arguments(self, inputs: int, outputs: int, patch: Triple) -> dict[str, Any]:
+        """See :meth:`MonaiStudent.arguments`."""
         strides = self.strides or ((2, 2, 2),) * (len(self.channels) - 1)
-        return DynUNet(
-            spatial_dims=3,
-            in_channels=inputs,
-            out_channels=outputs,
-            kernel_size=self.kernels or ((3, 3, 3),) * len(self.channels),
-            strides=((1, 1, 1), *strides),
-            upsample_kernel_size=strides,
-            filters=self.channels,
-            dropout=self.dropout or None,
-            res_block=self.residual,
-        )
+        return {
+            "spatial_dims": 3,
+            "in_channels": inputs,
+            "out_channels": outputs,
+            "kernel_size": self.kernels or ((3, 3, 3),) * len(self.channels),
+            "strides": ((1, 1, 1), *strides),
+            "upsample_kernel_size": strides,
+            "filters": self.channels,
+            "dropout": self.dropout or None,
+            "res_block": self.residual,
+        }
 
     def _layers(self) -> dict[str, str]:
         return {"deepest": "bottleneck", "features": "output_block"}

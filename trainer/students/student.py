@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 from torch import nn
@@ -67,6 +67,20 @@ class Student(Section):
 
     def _layers(self) -> dict[str, str]:
         return self.layers
+
+
+class MonaiStudent(Student):
+    """A student that is one of MONAI's own networks, so that MONAI can build it without us."""
+
+    made_of: ClassVar[type[nn.Module]]
+
+    @abstractmethod
+    def arguments(self, inputs: int, outputs: int, patch: Triple) -> dict[str, Any]:
+        """What ``made_of`` is called with."""
+
+    def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:
+        """See :meth:`Student.build`."""
+        return self.made_of(**self.arguments(inputs, outputs, patch))
 
 
 def product(strides: tuple[Triple, ...] | None, levels: int) -> Triple:

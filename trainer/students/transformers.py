@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from monai.networks.nets.swin_unetr import SwinUNETR
 from monai.networks.nets.unetr import UNETR
@@ -10,13 +10,14 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from trainer.recipe import Positive
-from trainer.students.student import Rate, Student, Triple
+from trainer.students.student import MonaiStudent, Rate, Triple
 
 
-class UNETRStudent(Student):
+class UNETRStudent(MonaiStudent):
     """MONAI's UNETR: a vision transformer over 16-voxel cubes. Its positions are those of one patch size."""
 
     kind: Literal["unetr"]
+    made_of: ClassVar[type[nn.Module]] = UNETR
     any_size: ClassVar[bool] = False
     layers: ClassVar[dict[str, str]] = {"deepest": "vit.norm", "features": "out", "compared": "encoder4"}
     encoders: ClassVar[tuple[str, ...]] = ("vit", "encoder1", "encoder2", "encoder3", "encoder4")
@@ -37,25 +38,26 @@ class UNETRStudent(Student):
         """The transformer's cubes."""
         return (16, 16, 16)
 
-    def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:
-        """See :meth:`Student.build`."""
-        return UNETR(
-            in_channels=inputs,
-            out_channels=outputs,
-            img_size=patch,
-            feature_size=self.feature_size,
-            hidden_size=self.hidden_size,
-            mlp_dim=self.mlp_dim,
-            num_heads=self.heads,
-            proj_type=self.position,
-            dropout_rate=self.dropout,
-        )
+    def arguments(self, inputs: int, outputs: int, patch: Triple) -> dict[str, Any]:
+        """See :meth:`MonaiStudent.arguments`."""
+        return {
+            "in_channels": inputs,
+            "out_channels": outputs,
+            "img_size": patch,
+            "feature_size": self.feature_size,
+            "hidden_size": self.hidden_size,
+            "mlp_dim": self.mlp_dim,
+            "num_heads": self.heads,
+            "proj_type": self.position,
+            "dropout_rate": self.dropout,
+        }
 
 
-class SwinUNETRStudent(Student):
+class SwinUNETRStudent(MonaiStudent):
     """MONAI's SwinUNETR, M&N's other 3D network (table 4, feature size 36). Its graph takes one window size only."""
 
     kind: Literal["swinunetr"]
+    made_of: ClassVar[type[nn.Module]] = SwinUNETR
     any_size: ClassVar[bool] = False
     layers: ClassVar[dict[str, str]] = {"deepest": "encoder10", "features": "out"}
     encoders: ClassVar[tuple[str, ...]] = ("swinViT", "encoder1", "encoder2", "encoder3", "encoder4", "encoder10")
@@ -66,12 +68,12 @@ class SwinUNETRStudent(Student):
         """Patches of two voxels, halved four times."""
         return (32, 32, 32)
 
-    def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:
-        """See :meth:`Student.build`; ``checkpointing`` trades time for memory in training."""
-        return SwinUNETR(
-            in_channels=inputs,
-            out_channels=outputs,
-            feature_size=self.feature_size,
-            use_checkpoint=self.checkpointing,
-            spatial_dims=3,
-        )
+    def arguments(self, inputs: int, outputs: int, patch: Triple) -> dict[str, Any]:
+        """See :meth:`MonaiStudent.arguments`; ``checkpointing`` trades time for memory in training."""
+        return {
+            "in_channels": inputs,
+            "out_channels": outputs,
+            "feature_size": self.feature_size,
+            "use_checkpoint": self.checkpointing,
+            "spatial_dims": 3,
+        }
