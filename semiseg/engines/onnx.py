@@ -113,4 +113,6 @@ def installed_runtimes() -> list[str]:
 
 
 def _first_line(error: Exception) -> str:
+    if "bad_alloc" in str(error) or "Failed to allocate memory" in str(error):
+        return "there is not enough memory for them"
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

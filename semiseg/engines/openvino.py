@@ -149,5 +149,7 @@ def _hidden(name: str) -> Iterator[None]:
 def _reason(error: BaseException) -> str:
     """OpenVINO's messages start with the place in its source, and end with what was wrong."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if any("bad_alloc" in line or "allocate" in line for line in lines):
+        return "there is not enough memory for them"
     told = [line for line in lines if not line.startswith(("Exception from", "Check '", "While validating"))]
     return (told or lines or [type(error).__name__])[-1].rstrip(".")

@@ -92,11 +92,28 @@ class Segmenter:
         Raises:
             InputError: a channel is missing or unknown.
             VolumeError: the channels do not fit together or hold values that are not finite.
-            EngineError: the network failed.
+            EngineError: the network failed, or there is not enough memory.
             Cancelled: ``cancelled`` said so.
         """
-        timing = timing if timing is not None else Timing()
         ordered = self._ordered(channels)
+        try:
+            return self._segment(ordered, progress, cancelled, timing or Timing(), watchers, probabilities)
+        except MemoryError:
+            shape = next(iter(ordered.values())).shape
+            raise EngineError(
+                f"There is not enough memory here for a scan of {by_sides(shape)} voxels, {self.manifest.outputs} "
+                f"classes and windows of {by_sides(self.window)}; free some, take a smaller window, or another machine."
+            ) from None
+
+    def _segment(
+        self,
+        ordered: Mapping[str, Volume],
+        progress: Progress | None,
+        cancelled: Callable[[], bool] | None,
+        timing: Timing,
+        watchers: Sequence[Watcher],
+        probabilities: bool,
+    ) -> Segmentation:
         clock = time.perf_counter()
         prepared = self.manifest.preprocessing.apply(ordered)
         clock = timing.add("preprocessing", clock)
