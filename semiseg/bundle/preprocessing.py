@@ -6,6 +6,7 @@ The order is: orient, crop, normalise the intensities, resample. Each step has a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -20,6 +21,8 @@ from semiseg.volumes.volume import Volume, reorient, same_grid, spacing_of
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 SPREAD_FLOOR = 1e-6  # a standard deviation or range below this share of the values is a constant image
+
+PART = 1 << 22  # voxels that are summed at once
 
 
 def _axcodes(value: str) -> str:
@@ -65,26 +68,40 @@ class Intensity(BaseModel):
         Raises:
             VolumeError: a value is not finite.
         """
-        values = np.asarray(array, dtype=np.float32)
-        if not np.isfinite(values).all():
+        # One copy, then in place: a CT of 10^8 voxels is half a gigabyte of float32.
+        values = array.astype(np.float32, order="C")
+        if not np.isfinite((values.min(), values.max())).all():  # NaN is the smallest and the largest of all
             raise VolumeError("The scan holds values that are not finite (NaN or infinity).")
         counted = values[values != 0] if self.over == "nonzero" and values.any() else values
+        limits = self.clip
         if self.percentiles:
             low, high = (float(v) for v in np.percentile(counted, self.percentiles))
-            values, counted = np.clip(values, low, high), np.clip(counted, low, high)
-        elif self.clip:
-            values, counted = np.clip(values, *self.clip), np.clip(counted, *self.clip)
+            limits = (low, high)
+        if limits:
+            np.clip(values, *limits, out=values)
+            if counted is not values:
+                np.clip(counted, *limits, out=counted)
         if self.scale == "window" and self.clip:
             low, high = self.clip
-            return np.asarray((values - low) / (high - low), dtype=np.float32)
-        # float64: the sum over a CT of 10^8 voxels loses digits in float32
-        if self.scale == "zscore":
-            centre, spread = float(counted.mean(dtype=np.float64)), float(counted.std(dtype=np.float64))
-        else:
-            centre, spread = float(counted.min()), float(np.ptp(counted))
-        if spread <= SPREAD_FLOOR * max(abs(float(counted.min())), abs(float(counted.max()))):
-            return np.zeros_like(values)
-        return np.asarray((values - centre) / spread, dtype=np.float32)
+            values -= low
+            values /= high - low
+            return values
+        smallest, largest = float(counted.min()), float(counted.max())
+        centre, spread = moments(counted) if self.scale == "zscore" else (smallest, largest - smallest)
+        if spread <= SPREAD_FLOOR * max(abs(smallest), abs(largest)):
+            values.fill(0)
+            return values
+        values -= np.float32(centre)
+        values /= np.float32(spread)
+        return values
+
+
+def moments(values: NDArray[np.float32]) -> tuple[float, float]:
+    """Mean and standard deviation, summed in float64 (the sum over a CT loses digits in float32), a part at a time."""
+    parts = np.split(values.reshape(-1), range(PART, values.size, PART))
+    mean = sum(float(part.sum(dtype=np.float64)) for part in parts) / values.size
+    squares = sum(float(np.square(part.astype(np.float64) - mean).sum()) for part in parts)
+    return mean, math.sqrt(squares / values.size)
 
 
 @dataclass(frozen=True)
@@ -165,12 +182,17 @@ class Preprocessing(BaseModel):
         affine = reorient(np.broadcast_to(np.uint8(0), first.shape), first.affine, self.orientation)[1]
         box = _nonzero_box(oriented) if self.crop == "nonzero" else _whole(oriented[0].shape)
         inside = _slices(box)
-        cropped = [intensity.apply(array[inside]) for intensity, array in zip(self.intensity, oriented, strict=True)]
         affine = _shifted(affine, [start for start, _ in box])
-        shape = self.network_shape(cropped[0].shape, affine)
+        size = _triple(oriented[0][inside].shape)
+        shape = self.network_shape(size, affine)
+        channel = (
+            resample_image(intensity.apply(array[inside]), shape)
+            for intensity, array in zip(self.intensity, oriented, strict=True)
+        )
         return Prepared(
-            array=np.stack([resample_image(c, shape) for c in cropped]),
-            affine=resampled_affine(affine, cropped[0].shape, shape),
+            # Of one channel the array is the scan itself; several are put together one by one.
+            array=next(channel)[None] if len(oriented) == 1 else np.stack(list(channel)),
+            affine=resampled_affine(affine, size, shape),
             placement=Placement(
                 shape=first.shape, affine=first.affine, oriented_shape=_triple(oriented[0].shape), box=box
             ),
