@@ -36,6 +36,9 @@ dual_semi_0.3 --method dual --set methods.dual.weight_semi=0.3
 cfr_pseudo_0.3 --method cfr --set methods.cfr.pseudo_weight=0.3
 comparative_features --method comparative --set methods.comparative.output_updates=0
 contrastive --method contrastive
+cfr_self_training --method cfr --set methods.cfr.host=self_training
+cfr_magicnet --method cfr --set methods.cfr.host=magicnet --set patch=[48,64,48]
+cfr_acmt --method cfr --set methods.cfr.host=acmt
 supervised --method supervised"
     ;;
 esac

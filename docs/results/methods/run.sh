@@ -45,12 +45,4 @@ fi
 if [[ $step == all || $step == part-two ]]; then
     runs=part_two # the recipe has grown since the first step, so supervised is trained again
     compare part_two dual,cfr,comparative,contrastive,supervised --labelled 4
-    for host in self_training acmt magicnet; do # CFR's other hosts, once
-        [[ $host == magicnet ]] && own=(--set 'patch=[48,64,48]') || own=()
-        [[ -f $work/cfr_$host/student.safetensors ]] || semiseg train --data "$data" --recipe hippocampus --method cfr \
-            --labelled 4 --set updates=1200 --set "methods.cfr.host=$host" "${own[@]}" --out "$work/cfr_$host" \
-            --cache "$work/cache" --quiet
-        semiseg evaluate "$work/cfr_$host" --data "$data" --on test --out "$work/cfr_$host/test" |
-            tee "$work/cfr_$host.txt"
-    done
 fi
