@@ -22,12 +22,14 @@ LONG = (512, 512, 400)
 def inference(
     quick: Annotated[bool, typer.Option(help="One small volume, one round: a look, not a measurement.")] = False,
     only: Annotated[str | None, typer.Option(help="A student: unet, unet-plain, vnet, segresnet, dynunet.")] = None,
+    volume: Annotated[str, typer.Option(help="Voxels of the volume.")] = "256x256x128",
     rounds: Annotated[int, typer.Option(min=1, help="How often each contender runs, in turn.")] = 3,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
     memory: Annotated[bool, typer.Option(help="Also the memory for 512x512x400 voxels in 14 classes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
 ) -> None:
     """Time the sliding window from array to mask, in turn with MONAI's and, where it is installed, nnU-Net's."""
+    from cli.models import parse_window
     from exporter.bench.measure import machine, run_case
     from exporter.bench.work import STUDENTS, Case
 
@@ -37,7 +39,8 @@ def inference(
     if quick:
         cases = [Case(only or "unet-plain", 3, (96, 96, 72), (48, 48, 48), 1)]
     else:
-        small, flat = (256, 256, 128), (160, 160, 64)
+        small, flat = parse_window(volume), (160, 160, 64)
+        assert small is not None
         cube = (96, 96, 96)
         cases = [
             Case("unet", 3, small, cube, rounds),

@@ -28,13 +28,14 @@ class Engine(ABC):
 
     name: str
     device: str
+    ahead: int = 1  # batches that are worth starting before the first of them is read
 
     @abstractmethod
     def run(self, windows: NDArray[np.float32]) -> Any:
         """Start the network on windows (B, C, *window); the handle stands for their logits (B, K, *window).
 
         An engine may still be computing when it returns. A handle, and the memory of ``windows``, are in use until the
-        same thread has called ``run`` twice more.
+        same thread has called ``run`` more than ``ahead`` times more.
         """
 
     @abstractmethod

@@ -1,15 +1,16 @@
 """The sliding window: windows through an engine, blended, and handed over as soon as no later window touches a voxel.
 
-The network runs one batch ahead: while an engine computes a batch, the one before is blended. Windows of one single
-value (the air around a body) all have the same logits, so these are computed once.
+The network runs ahead: while an engine computes a batch, the one before is blended. Windows of one single value (the
+air around a body) all have the same logits, so these are computed once.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from itertools import chain, product
+from itertools import chain, product, repeat
 from typing import Any
 
 import numpy as np
@@ -100,21 +101,25 @@ class SlidingWindow:
         slab = engine.open_slab(tiles.plan, self.outputs, self.activation)
         state = _State(engine, slab, window_weights(self.window, self.blending), timing)
         started = done = 0
-        ahead: _Batch | None = None
-        for batch in chain(self._batches(array, tiles, timing), [None]):
+        waiting: deque[_Batch] = deque()
+        for batch in chain(self._batches(array, tiles, timing), repeat(None, engine.ahead)):
             if batch is not None:
                 if cancelled is not None and cancelled():
                     raise Cancelled(f"Stopped after {started} of {tiles.count} windows.")
                 state.start(batch)
                 started += len(batch.items)
-            if ahead is not None:
-                for item in ahead.items:
-                    state.add(ahead, item)
-                    yield from state.finished(tiles, item)
-                done += len(ahead.items)
-                if progress is not None:
-                    progress(done, tiles.count)
-            ahead = batch
+                waiting.append(batch)
+                if len(waiting) <= engine.ahead:
+                    continue
+            if not waiting:  # fewer batches than the engine could have at once
+                break
+            oldest = waiting.popleft()
+            for item in oldest.items:
+                state.add(oldest, item)
+                yield from state.finished(tiles, item)
+            done += len(oldest.items)
+            if progress is not None:
+                progress(done, tiles.count)
         timing.windows += tiles.count
 
     def _batches(self, array: NDArray[np.float32], tiles: _Tiles, timing: Timing) -> Iterator[_Batch]:
