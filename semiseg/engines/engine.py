@@ -46,6 +46,9 @@ class Engine(ABC):
             EngineError: the network failed.
         """
 
+    def wait(self, handle: Any) -> None:  # noqa: B027 - most engines are done when `run` returns
+        """Return when the network is done with a batch, for engines that compute in the processor's other threads."""
+
     def handle_of(self, logits: NDArray[np.float32]) -> Any:
         """A handle for logits (B, K, *window) that are known already."""
         return logits

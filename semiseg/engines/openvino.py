@@ -84,13 +84,19 @@ class OpenVinoEngine(Engine):
         """See :meth:`Engine.logits`."""
         if not isinstance(handle, _Running):
             return np.asarray(handle, dtype=np.float32)
+        self.wait(handle)
+        return np.asarray(handle.request.get_output_tensor(0).data)
+
+    def wait(self, handle: Any) -> None:
+        """See :meth:`Engine.wait`."""
+        if not isinstance(handle, _Running):
+            return
         try:
             handle.request.wait()
         except RuntimeError as error:
             raise EngineError(
                 f"OpenVINO failed on windows of shape {handle.windows.shape}: {_reason(error)}"
             ) from error
-        return np.asarray(handle.request.get_output_tensor(0).data)
 
     def _next_request(self, shape: tuple[int, ...]) -> Any:
         """One of this thread's requests for windows of ``shape``, in turn: one is read while the others run."""

@@ -188,10 +188,11 @@ class _State:
     def add(self, batch: _Batch, item: _Item) -> None:
         clock = time.perf_counter()
         if item.row is not None:
-            logits = self.engine.logits(batch.handle)  # waits for the network
+            self.engine.wait(batch.handle)
             clock = self.timing.add("network", clock)
             if item.repeated:
-                self.known = self.engine.handle_of(logits[item.row : item.row + 1].copy())
+                logits = self.engine.logits(batch.handle)[item.row : item.row + 1]
+                self.known = self.engine.handle_of(logits.copy())
         handle, row = (self.known, 0) if item.row is None else (batch.handle, item.row)
         self.engine.accumulate(self.slab, handle, row, item.start, self.weights)
         self.timing.add("blending", clock)

@@ -12,6 +12,7 @@ from semiseg.bundle.bundle import write_manifest
 from semiseg.dataset import read_channels
 from semiseg.errors import BundleError
 from semiseg.inference.segmenter import Segmenter
+from tests.networks import manifest_of
 from tests.trainer.tiny import BATCH_NORM, phantoms, plan_of, recipe_of, trained
 from trainer.engine import TorchEngine, open_run, student_of, trained_network
 from trainer.errors import RunError
@@ -57,3 +58,14 @@ def test_the_engine_takes_any_module_out_of_train_mode_and_keeps_no_gradients() 
     handle = engine.run(np.ones((1, 1, 2, 2, 2), np.float32))
     assert not network.training
     assert not handle.requires_grad
+
+
+def test_a_pass_leaves_the_logits_on_the_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only blended voxels come back: a GPU would spend its time copying windows otherwise."""
+    manifest = manifest_of(tmp_path, window=(5, 4, 6))
+    network = torch.nn.Conv3d(1, manifest.outputs, 1)
+    array = np.random.default_rng(0).normal(size=(1, 11, 9, 7)).astype(np.float32)
+    expected = Segmenter(manifest, TorchEngine(network)).segment_prepared(array)
+    monkeypatch.setattr(TorchEngine, "logits", lambda self, handle: pytest.fail("logits were asked for"))
+    found = Segmenter(manifest, TorchEngine(network)).segment_prepared(array)
+    assert np.array_equal(found, expected) and len(np.unique(found)) > 1
