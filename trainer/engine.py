@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,10 +59,10 @@ class TorchEngine(Engine):
         for target, part, place in slab.parts(values, start):
             target.addcmul_(part, slab.weights[place[1:]])
 
-    @torch.inference_mode()
-    def finished(self, slab: Any, planes: int, rows: int) -> NDArray[np.float32]:
+    def finished(self, slab: Any, planes: int, rows: int) -> Iterator[NDArray[np.float32]]:
         """See :meth:`Engine.finished`."""
-        return np.asarray(slab.finished(planes, rows, torch.cat).cpu().numpy())
+        for part in slab.finished(planes, rows):
+            yield part.cpu().numpy()
 
     @torch.inference_mode()
     def advance(self, slab: Any, planes: int, rows: int) -> None:

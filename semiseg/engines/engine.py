@@ -8,6 +8,7 @@ every other engine is held to.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -67,15 +68,17 @@ class Engine(ABC):
                 np.multiply(new, weight, out=product)
                 sums += product
 
-    def finished(self, slab: Any, planes: int, rows: int) -> NDArray[np.float32]:
-        """Sums that no later window changes, in host memory: a view that holds until :meth:`advance`.
+    def finished(self, slab: Any, planes: int, rows: int) -> Iterator[NDArray[np.float32]]:
+        """Sums that no later window changes, in host memory, in parts that follow one another along the outer axis.
+
+        They may be views and hold until :meth:`advance`.
 
         Args:
             slab: from :meth:`open_slab`.
             planes: how many of the present row's planes are finished ...
             rows: ... on how many of the present band's rows.
         """
-        return np.asarray(slab.finished(planes, rows, np.concatenate))
+        yield from slab.finished(planes, rows)
 
     def advance(self, slab: Any, planes: int, rows: int) -> None:
         """Forget what :meth:`finished` told, and move the slab on to the next band."""

@@ -113,20 +113,19 @@ class Slab:
             found.append((here, values[upper], upper))
         return found
 
-    def finished(self, planes: int, rows: int, join: Callable[[list[Any], int], Any]) -> Any:
-        """The first ``planes`` planes of the first ``rows`` rows of the present band: (K, ...), perhaps a view.
-
-        Args:
-            planes: along the outer axis.
-            rows: along the middle axis.
-            join: concatenates arrays along an axis.
+    def finished(self, planes: int, rows: int) -> list[Any]:
+        """The first ``planes`` planes of the first ``rows`` rows of the present band: views (K, ...) that follow one
+        another along the outer axis.
         """
         plan = self.plan
-        below = self._carried[_cut({plan.outer: slice(0, planes), plan.middle: self._rows(rows)})]
-        if planes <= plan.carried:
-            return below
-        above = self._fresh[_cut({plan.outer: slice(0, planes - plan.carried), plan.middle: slice(0, rows)})]
-        return above if plan.carried == 0 else join([below, above], 1 + plan.outer)
+        found = []
+        if plan.carried:
+            here = {plan.outer: slice(0, planes), plan.middle: self._rows(rows)}
+            found.append(self._carried[_cut(here)])
+        if planes > plan.carried:
+            there = {plan.outer: slice(0, planes - plan.carried), plan.middle: slice(0, rows)}
+            found.append(self._fresh[_cut(there)])
+        return found
 
     def advance(self, planes: int, rows: int) -> None:
         """Move on by ``rows`` rows of the present band, of which ``planes`` planes are finished, and forget these."""

@@ -202,11 +202,13 @@ class _State:
         ended = tiles.ended(item.start)
         if ended is None:
             return
-        clock = time.perf_counter()
         planes, rows, place = ended
-        sums = self.engine.finished(self.slab, planes, rows)
-        self.timing.add("blending", clock)
-        yield Finished(sums, tiles.coverage_of(place), place, tiles.shape)
+        first = place[tiles.plan.outer].start
+        for sums in self.engine.finished(self.slab, planes, rows):
+            after = first + sums.shape[1 + tiles.plan.outer]
+            x, y, z = (slice(first, after) if axis == tiles.plan.outer else cut for axis, cut in enumerate(place))
+            yield Finished(sums, tiles.coverage_of((x, y, z)), (x, y, z), tiles.shape)
+            first = after
         clock = time.perf_counter()
         self.engine.advance(self.slab, planes, rows)
         self.timing.add("blending", clock)
