@@ -53,11 +53,10 @@ class OpenVinoEngine(Engine):
         self._core = _core()
         threads = threads or len(os.sched_getaffinity(0))
         # Two windows at a time, each on half of the threads, is faster than one on all: the small layers of a UNet do
-        # not divide among many.
-        self.ahead = min(2, threads)
+        # not divide among many. While one of the two is blended, the other one runs.
         self._settings = {
             "INFERENCE_NUM_THREADS": threads,
-            "NUM_STREAMS": self.ahead,
+            "NUM_STREAMS": min(2, threads),
             # Left alone, OpenVINO computes in bfloat16 wherever the processor can.
             "INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32",
         }
