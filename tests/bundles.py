@@ -107,6 +107,12 @@ def expected(array: NDArray[Any]) -> NDArray[np.uint8]:
     return np.asarray((array > LOW).astype(np.uint8) + (array > HIGH))
 
 
+def nowhere_air(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """A scan of which the network has to see every window; it compresses well."""
+    x, y, z = np.ogrid[: shape[0], : shape[1], : shape[2]]
+    return np.asarray((x + y + z) % 251, dtype=np.uint8)
+
+
 def scan_array(shape: tuple[int, int, int], seed: int = 0, *, top: int = 1000) -> NDArray[np.int16]:
     """Integers 0..top-1 without any symmetry: a flipped or transposed mask cannot match by chance."""
     return np.random.default_rng(seed).integers(0, top, shape, dtype=np.int16)

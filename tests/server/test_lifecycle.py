@@ -19,7 +19,7 @@ import pytest
 
 from semiseg.bundle.bundle import MODEL, Bundle, write_bundle
 from semiseg.bundle.manifest import Manifest
-from tests.bundles import make_threshold_bundle, scan_array
+from tests.bundles import make_threshold_bundle, nowhere_air, scan_array
 from tests.server.running import RunningServer, running
 
 
@@ -87,7 +87,7 @@ def test_server_stops_cleanly_when_told_to(tmp_path, number):
 def test_server_stops_within_seconds_in_the_middle_of_a_scan(tmp_path):
     bundle = make_threshold_bundle(tmp_path / "bundle", window=(32, 32, 32), work=3)
     with running(bundle.folder, tmp_path / "process") as server:
-        big = gzip.compress(nib.Nifti1Image(np.zeros((256, 256, 256), np.uint8), np.eye(4)).to_bytes(), 1)
+        big = gzip.compress(nib.Nifti1Image(nowhere_air((256, 256, 256)), np.eye(4)).to_bytes(), 1)
         form = b'--b\r\nContent-Disposition: form-data; name="scan"; filename="s"\r\n\r\n' + big + b"\r\n--b--\r\n"
         address = httpx.URL(server.url)
         with socket.create_connection((address.host, address.port)) as connection:

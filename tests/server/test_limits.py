@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.bundles import expected, make_threshold_bundle, scan_array
+from tests.bundles import expected, make_threshold_bundle, nowhere_air, scan_array
 from tests.server.running import RunningServer, running
 
 LIMIT = 3 * 2**20
@@ -50,7 +50,7 @@ def nifti(shape: tuple[int, int, int] = (12, 10, 8), seed: int = 0) -> bytes:
 
 
 def many_windows() -> bytes:
-    return gzip.compress(nib.Nifti1Image(np.zeros((256, 256, 128), np.uint8), np.eye(4)).to_bytes(), 1)
+    return gzip.compress(nib.Nifti1Image(nowhere_air((256, 256, 128)), np.eye(4)).to_bytes(), 1)
 
 
 def raw(server: RunningServer, head: str, *pieces: bytes) -> socket.socket:

@@ -16,7 +16,7 @@ import pytest
 
 from semiseg.phantoms.write import write_dicom_series
 from semiseg.volumes.volume import Volume
-from tests.bundles import make_threshold_bundle, scan_array
+from tests.bundles import make_threshold_bundle, nowhere_air, scan_array
 from tests.server.running import RunningServer, running
 
 
@@ -86,7 +86,7 @@ def wait_until_idle(server: RunningServer) -> None:
 
 
 def many() -> bytes:
-    return nifti(np.zeros((150, 150, 150), np.uint8))
+    return nifti(nowhere_air((150, 150, 150)))
 
 
 def full_intensity() -> bytes:
