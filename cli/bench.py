@@ -52,8 +52,9 @@ def inference(
         ]
         cases = [case for case in cases if only in (None, case.student)]
     console = Console(stderr=as_json, highlight=False, soft_wrap=True)
-    told: dict[str, object] = {"machine": machine(threads)}
-    console.print("  ".join(f"{name} {value}" for name, value in machine(threads).items()))
+    here = machine(threads)
+    told: dict[str, object] = {"machine": here}
+    console.print("  ".join(f"{name} {value}" for name, value in here.items()))
     results = []
     for case in cases:
         console.print(f"[bold]{case}[/]")

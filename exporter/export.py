@@ -165,7 +165,7 @@ class _Graphs:
             if precision == "int8":  # run by processors
                 self._export(with_subpixels(without_reordering(self.network)), source)
                 to_int8(source, target, windows)
-            elif precision != "fp32":  # run by GPUs, which have code of their own for either layer
+            elif precision != "fp32":  # run by GPUs, where nobody has measured the other forms
                 self._export(self.network, source)
                 to_half(source, target, precision)
         finally:
