@@ -33,11 +33,11 @@ USE := .venv/.installed-$(RUNTIME)
 DEV := .venv/.installed-$(RUNTIME)-dev
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test check schema install clean
+.PHONY: help demo test test-all check page schema install clean
 
 help: ## say what can be made
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
-	    || sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1  \2/p' Makefile
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
+	    || sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1  \2/p' Makefile
 	@sed -n '3,9s/^#/ /p' Makefile
 
 demo: $(USE) ## make scans, train on 4 of them, export, serve, segment (a few minutes on 2 cores)
@@ -47,11 +47,26 @@ demo: $(USE) ## make scans, train on 4 of them, export, serve, segment (a few mi
 test: $(DEV) ## run the tests; those on real data need SEMISEG_DATA, some need programs of tests/README.md
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist loadfile --durations=15 $(ARGS)
 
+test-all: ARGS += -m "long or not long"
+test-all: test ## the same with those that take minutes: a crowd, hostile uploads, a server killed again and again
+
 check: $(DEV) ## lint, formatting, types and the contracts between the rooms
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
 	.venv/bin/lint-imports
+
+page: server/http/page/niivue.js ## bring the viewer of the server's page (needs npm); without it the page shows pictures
+
+# Only what the browser loads is kept, and one line that says what it is: the package is one file without a licence text.
+server/http/page/niivue.js: server/http/page/package-lock.json
+	rm -rf build/page && mkdir -p build/page
+	cp server/http/page/package.json server/http/page/package-lock.json build/page/
+	cd build/page && npm ci --silent --ignore-scripts --omit=optional
+	{ echo "/*! NiiVue, BSD-2-Clause, https://github.com/niivue/niivue, from npm by package-lock.json */"; \
+	    grep -v "^//# sourceMappingURL" build/page/node_modules/@niivue/niivue/dist/index.js; } > $@.unfinished
+	mv $@.unfinished $@
+	rm -rf build/page
 
 schema: $(USE) ## write docs/manifest.schema.json anew, from the code that reads manifests
 	.venv/bin/python -c 'import json; from semiseg.bundle.manifest import Manifest as M; print(json.dumps(M.model_json_schema(), indent=1))' \

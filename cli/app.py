@@ -24,7 +24,8 @@ COMMANDS = {
     "export": "Turn a training run into a bundle: one small network as ONNX, with proof.",
     "predict": "Segment one scan with a bundle, a run, or a server.",
     "evaluate": "Dice, Jaccard, HD95 and ASSD of a bundle or run on a dataset.",
-    "serve": "Answer POST /segment over HTTP with a bundle.",
+    "serve": "Segment scans over HTTP, with a page to look at them.",
+    "bento": "Build a Bento with a bundle inside, for BentoML's own tools.",
     "bench": "How fast and lean inference is here, beside MONAI's and nnU-Net's sliding windows.",
     "doctor": "Say what this machine can run, and whether a bundle is sound.",
 }

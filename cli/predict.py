@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from semiseg.errors import InputError
+from semiseg.errors import InputError, SemisegError
 from semiseg.inference.segmenter import Settings
 from semiseg.volumes.wishes import Wishes
 
@@ -37,6 +39,10 @@ def predict(
     server: Annotated[
         str | None, typer.Option(help="Address of a `semiseg serve`, such as http://127.0.0.1:3000.")
     ] = None,
+    key: Annotated[
+        str | None, typer.Option(envvar="SEMISEG_API_KEY", help="API key, where the server asks for one.")
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Which of the server's models, where it has several.")] = None,
     channel: Annotated[
         list[str] | None, typer.Option(help="NAME=PATH: where a channel is; once for each, in the place of SCAN.")
     ] = None,
@@ -73,14 +79,16 @@ def predict(
     if not out.parent.is_dir():
         raise InputError(f"There is no folder {out.parent} to write {out.name} into.")
     arguments, channels = arguments or [], _channels(channel or [])
-    model = [] if server else ["BUNDLE"]
-    words = ["semiseg predict", *model, *([] if channels else ["SCAN"]), *(["--server URL"] if server else [])]
-    if len(arguments) != len(model) + (not channels):
+    needed = [] if server else ["BUNDLE"]
+    words = ["semiseg predict", *needed, *([] if channels else ["SCAN"]), *(["--server URL"] if server else [])]
+    if len(arguments) != len(needed) + (not channels):
         told = "With --server the model is the server's" if server else "Name a model and a scan"
         raise InputError(f"{told}: {' '.join(words)} --out MASK.")
     scan = None if channels else arguments[-1]
     asked = Asked(scan, channels, Wishes(series, strict, aligned), out, kind)
     if server is None:
+        if model is not None:
+            raise InputError("--model chooses among a server's models; without --server the model is the bundle.")
         settings = Settings(parse_window(window), overlap, batch)
         _locally(arguments[0], asked, settings, threads, parse_precision(precision))
         return
@@ -89,7 +97,7 @@ def predict(
             "--window, --overlap, --batch, --threads and --precision are the server's own: give them to "
             "`semiseg serve`."
         )
-    _by_server(server, asked)
+    _by_server(server, key, model, asked)
 
 
 @dataclass(frozen=True)
@@ -137,30 +145,75 @@ def _locally(model: Path, asked: Asked, settings: Settings, threads: int | None,
     scan = open_scan(asked.files, opened.manifest.rules, asked.wishes)
     kind = chosen_kind(asked.kind, scan.series, opened.manifest)
     timing.add("reading", clock)
-    segmentation, remarks = opened.segmenter.segment_with_remarks(
-        scan.channels, timing=timing, probabilities=kind in PROBABILITIES
-    )
+    with _bar() as told:
+        segmentation, remarks = opened.segmenter.segment_with_remarks(
+            scan.channels,
+            progress=lambda done, total: told(done, total, "segmenting"),
+            timing=timing,
+            probabilities=kind in PROBABILITIES,
+        )
     report = Report.of(segmentation, opened.identity, scan, remarks, windows=timing.windows, seconds=timing.seconds)
     clock = time.perf_counter()
     # The first channel's grid is the answer's.
     source = asked.scan or asked.channels[opened.manifest.channel_names[0]]
-    write_answer(asked.out, kind, segmentation, report, series=scan.series, source=source)
+    write_answer(asked.out, kind, segmentation, report, series=scan.series, source=source, image=scan.grid)
     timing.add("writing", clock)
     millilitres = {segment.name: segment.ml for segment in report.segments}
     _tell(asked.out, millilitres, timing.seconds, [remark.text for remark in report.remarks])
 
 
-def _by_server(url: str, asked: Asked) -> None:
+def _by_server(url: str, key: str | None, model: str | None, asked: Asked) -> None:
     import gzip
 
     from semiseg.bundle.bundle import replace_file
-    from semiseg.client import Client
+    from semiseg.client import Client, Job
 
-    with Client(url) as client:
-        answer = client.ask(asked.files, asked.kind, wishes=asked.wishes)
-    body = gzip.decompress(answer.body) if asked.out.name.lower().endswith(".nii") else answer.body
-    replace_file(asked.out, body)
+    def write(body: bytes) -> None:
+        replace_file(asked.out, gzip.decompress(body) if asked.out.name.lower().endswith(".nii") else body)
+
+    with Client(url, key=key) as client:
+        if client.keeps_jobs():
+            with _bar() as told:
+                told(0, 0, "sending")
+                job = client.submit(asked.files, asked.kind, wishes=asked.wishes, model=model)
+
+                def show(now: Job) -> None:
+                    words = f"waiting, {now.ahead} before it" if now.state == "waiting" else now.state
+                    told(now.windows_done, now.windows_total, words)
+
+                try:
+                    client.wait(job.id, show)
+                except KeyboardInterrupt:
+                    client.stop(job.id)
+                    raise
+            try:
+                answer = client.result(job.id)
+                write(answer.body)
+            finally:
+                with contextlib.suppress(SemisegError):  # nothing of it has to stay there
+                    client.forget(job.id)
+        else:
+            answer = client.ask(asked.files, asked.kind, wishes=asked.wishes, model=model)
+            write(answer.body)
     _tell(asked.out, answer.millilitres, answer.seconds, [text for _, text in answer.remarks])
+
+
+@contextlib.contextmanager
+def _bar() -> Iterator[Callable[[int, int, str], None]]:
+    """A progress bar on standard error, where that is a terminal: told of windows done, of all, and a word."""
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))
+    console = Console(stderr=True)
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        task = bar.add_task("", total=None)
+
+        def told(done: int, total: int, words: str) -> None:
+            bar.update(task, completed=done, total=total or None, description=words)
+
+        yield told
 
 
 def _tell(out: Path, millilitres: dict[str, float], seconds: dict[str, float], remarks: list[str]) -> None:

@@ -1,4 +1,4 @@
-"""`semiseg serve`: answer POST /segment over HTTP with a bundle."""
+"""`semiseg serve`: segment scans over HTTP with one bundle or several."""
 
 from __future__ import annotations
 
@@ -7,17 +7,41 @@ from typing import Annotated
 
 import typer
 
+from semiseg.errors import InputError
+
 app = typer.Typer(add_completion=False)
 
 
 @app.command()
 def serve(
-    bundle: Annotated[Path, typer.Argument(help="The bundle folder that `semiseg export` made.")],
+    bundles: Annotated[
+        list[Path], typer.Argument(help="A bundle folder that `semiseg export` made; or several, chosen by name.")
+    ],
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 3000,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network; all by default.")] = None,
     parallel: Annotated[int, typer.Option(min=1, help="Scans segmented at the same time.")] = 2,
     waiting: Annotated[int, typer.Option(min=0, help="Further requests that may upload or wait their turn.")] = 16,
+    per_client: Annotated[int, typer.Option(min=1, help="Requests of one client at the same time.")] = 16,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="File of API keys: a line for each, NAME KEY. Without it, SEMISEG_API_KEYS=NAME KEY,..."),
+    ] = None,
+    no_keys: Annotated[
+        bool, typer.Option("--no-keys", help="Answer everybody who reaches --host, although there are no keys.")
+    ] = False,
+    origin: Annotated[
+        list[str] | None, typer.Option(help="A page's origin, such as https://viewer.example, that may use the server.")
+    ] = None,
+    state: Annotated[
+        Path | None, typer.Option(help="Folder for /jobs: their queue, uploads and results. Without it they are off.")
+    ] = None,
+    keep_hours: Annotated[float, typer.Option(min=0.0001, help="How long a job and its result are kept.")] = 24,
+    queued: Annotated[int, typer.Option(min=1, help="Jobs that may wait.")] = 100,
+    scratch: Annotated[
+        Path | None, typer.Option(help="Folder for uploads; the system's temporary folder, or that of --state.")
+    ] = None,
+    min_free_mb: Annotated[float, typer.Option(min=0, help="Free space that an upload must leave, in MB.")] = 1024,
     max_upload_mb: Annotated[float, typer.Option(min=0.001, help="Largest upload, in MB of 2^20 bytes.")] = 2048,
     timeout: Annotated[float, typer.Option(min=0.1, help="Longest time for one request, in seconds.")] = 3600,
     idle_timeout: Annotated[float, typer.Option(min=0.1, help="Longest standstill of an upload, in seconds.")] = 60,
@@ -28,25 +52,37 @@ def serve(
         str | None, typer.Option(help="fp32, fp16, bf16 or int8; by default the fastest that was proved and runs here.")
     ] = None,
 ) -> None:
-    """Answer POST /segment over HTTP with a bundle until told to stop. The page / describes the interface."""
+    """Segment scans over HTTP until told to stop. The page / takes scans and describes the interface."""
     from cli.models import parse_precision, parse_window
+    from server.http.keys import Keys
     from server.http.limits import MEGABYTE, Limits
     from server.http.model import ModelSettings
+    from server.http.start import Place
     from server.http.start import serve as run
 
-    settings = ModelSettings(
-        bundle=bundle,
-        threads=threads,
-        window=parse_window(window),
-        overlap=overlap,
-        batch=batch,
-        precision=parse_precision(precision),
-    )
+    if state is not None and scratch is not None:
+        raise InputError("With --state uploads go into its folder; leave out --scratch.")
+    settings = [
+        ModelSettings(
+            bundle=bundle,
+            threads=threads,
+            window=parse_window(window),
+            overlap=overlap,
+            batch=batch,
+            precision=parse_precision(precision),
+        )
+        for bundle in bundles
+    ]
     limits = Limits(
         upload_bytes=int(max_upload_mb * MEGABYTE),
         parallel=parallel,
         waiting=waiting,
+        per_client=per_client,
+        queued=queued,
+        disk_bytes=int(min_free_mb * MEGABYTE),
+        keep_seconds=keep_hours * 3600,
         idle_seconds=idle_timeout,
         request_seconds=timeout,
     )
-    run(settings, limits, host=host, port=port, announce=lambda sentence: typer.echo(f"semiseg {sentence}"))
+    place = Place(host, port, state, scratch, tuple(origin or ()), open_to_all=no_keys)
+    run(settings, limits, Keys(keys), place, announce=lambda sentence: typer.echo(f"semiseg {sentence}"))

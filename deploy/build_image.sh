@@ -23,6 +23,8 @@ done
 tag=${tag:-localhost/semiseg-$target:latest}
 
 need_buildah
+# The page works without its viewer, with pictures.
+if command -v npm >/dev/null; then make page; else echo "npm is not here: the server's page will show pictures" >&2; fi
 scratch=$(mktemp -d)
 trap 'rm -rf -- "$scratch"' EXIT
 

@@ -5,6 +5,8 @@ set -euo pipefail
 
 packages=(orthanc orthanc-dicomweb dcmtk dicom3tools dcm2niix chromium chromium-driver buildah debootstrap)
 
+command -v npm >/dev/null || packages+=(npm) # it brings the viewer of the server's page; any npm will do
+
 missing=()
 for package in "${packages[@]}"; do
     state=$(dpkg-query --show --showformat '${db:Status-Status}' "$package" 2>/dev/null || true)

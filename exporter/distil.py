@@ -103,7 +103,7 @@ def recipe_for(recipe: dict[str, Any], run: Path, student: dict[str, Any], updat
     return make_recipe(
         {
             **recipe,
-            "name": f"{recipe['name'][:56]} small",
+            "name": f"{recipe['name'][:52]} distilled",
             "method": "distil",
             "student": student,
             "start": None,

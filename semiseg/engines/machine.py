@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+# What a cap on the instruction set leaves of what matters here. oneDNN, which computes the convolutions of OpenVINO and
+# of torch, reads this variable; a machine without these instructions is tried out with it. Names it does not list
+# (AVX512_CORE_FP16 and above) leave all of it.
+CAP = "ONEDNN_MAX_CPU_ISA"
+_LEFT_BY_CAP: dict[str, tuple[str, ...]] = {
+    "SSE41": (),
+    "AVX": (),
+    "AVX2": (),
+    "AVX2_VNNI": ("avx_vnni",),
+    "AVX2_VNNI_2": ("avx_vnni",),
+    "AVX512_CORE": (),
+    "AVX512_CORE_VNNI": ("avx_vnni", "avx512_vnni"),
+    "AVX512_CORE_BF16": ("avx_vnni", "avx512_vnni", "avx512_bf16"),
+}
 INT8 = ("avx512_vnni", "avx_vnni", "amx_int8")
 BF16 = ("avx512_bf16", "amx_bf16")
 
@@ -23,8 +38,10 @@ def processor_flags() -> frozenset[str]:
 
 
 def has_any(flags: tuple[str, ...]) -> bool:
-    """Whether the processor has one of these instruction sets."""
-    return not processor_flags().isdisjoint(flags)
+    """Whether the processor has one of these instruction sets, and may use it."""
+    here = processor_flags()
+    left = _LEFT_BY_CAP.get(os.environ.get(CAP, "").upper())
+    return not (here if left is None else here.intersection(left)).isdisjoint(flags)
 
 
 @dataclass(frozen=True)

@@ -135,6 +135,7 @@ class Segmenter:
         self,
         channels: Mapping[str, Volume],
         *,
+        progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         timing: Timing | None = None,
         probabilities: bool = False,
@@ -143,7 +144,12 @@ class Segmenter:
         timing = timing if timing is not None else Timing()
         doubt = Doubt(len(self.manifest.segments), self.manifest.activation)
         segmentation = self.segment(
-            channels, cancelled=cancelled, timing=timing, watchers=[doubt], probabilities=probabilities
+            channels,
+            progress=progress,
+            cancelled=cancelled,
+            timing=timing,
+            watchers=[doubt],
+            probabilities=probabilities,
         )
         clock = time.perf_counter()
         remarks = self.unfamiliar(channels)

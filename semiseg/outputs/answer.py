@@ -12,6 +12,7 @@ import numpy as np
 from semiseg.bundle.bundle import replace_file
 from semiseg.bundle.manifest import Manifest
 from semiseg.errors import InputError
+from semiseg.outputs.case import write_case
 from semiseg.outputs.dicom_common import Algorithm, write_dicom
 from semiseg.outputs.dicom_overlay import segmentation_to_overlays, write_overlays
 from semiseg.outputs.dicom_rtstruct import segmentation_to_rtstruct
@@ -22,6 +23,7 @@ from semiseg.outputs.report import ModelIdentity, Report
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.nifti import is_gzip, is_nifti, write_nifti, write_segmentation
 from semiseg.volumes.segmentation import Segmentation, painted_values
+from semiseg.volumes.volume import Volume
 
 SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "nifti": (".nii.gz", ".nii"),
@@ -33,6 +35,7 @@ SUFFIXES: dict[Kind, tuple[str, ...]] = {
     "sr": (".dcm",),
     "overlay": (".zip",),
     "json": (".json",),
+    "case": (".zip",),
 }
 # Forms that refer to the images they were drawn on.
 DICOM: tuple[Kind, ...] = ("seg", "seg-labelmap", "seg-fractional", "rtstruct", "sr", "overlay")
@@ -90,6 +93,7 @@ def write_answer(
     *,
     series: DicomSeries | None,
     source: Path | None = None,
+    image: Volume | None = None,
 ) -> None:
     """Write ``segmentation`` to ``path``.
 
@@ -101,12 +105,17 @@ def write_answer(
         series: the scan's DICOM series, which those refer to.
         source: the file the scan came from. Where that is a NIfTI file, the answer repeats how it says its place in
             space, and a fourth axis of length one, so that shape and affine are the source's exactly.
+        image: the scan, which a case shows.
 
     Raises:
         InputError: one of DICOM's forms without a series, or whatever the writers refuse.
     """
     if kind == "json":
         replace_file(path, report.model_dump_json(indent=2).encode())
+    elif kind == "case":
+        if image is None:
+            raise InputError("A case shows the scan; it needs its volume.")
+        write_case(path, segmentation, report, image)
     elif kind in DICOM:
         if series is None:
             raise InputError(f"A DICOM {kind.upper()} needs the DICOM series it was drawn on.")

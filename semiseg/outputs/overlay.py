@@ -6,8 +6,9 @@ anterior (or superior) is up. Pixels are square millimetres, whatever the voxels
 
 from __future__ import annotations
 
+import io
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,27 @@ def contact_sheet(
     sheet = _assemble(rows, segments, caption, plane)
     with atomic_file(Path(path)) as file:
         sheet.save(file, format="PNG")
+
+
+def slice_pictures(image: Volume, segmentation: Segmentation, *, count: int = 24) -> Iterator[tuple[str, bytes]]:
+    """Pictures of slices across each of the three planes, with outlines: a name such as ``axial-01``, and a PNG.
+
+    Slices are evenly spaced through the whole volume and turned as in radiology; see :func:`contact_sheet`.
+    """
+    array, affine = reorient(image.array, image.affine, "RAS")
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    named = _oriented(segmentation, segmentation.segments)
+    grey = windowed(array)
+    for plane in _PLANES:
+        length, size = array.shape[plane.across], _tile_size(array.shape, spacing, plane)
+        places = sorted({int(k) for k in np.linspace(0, length - 1, count).round()})
+        for number, k in enumerate(places, start=1):
+            picture = _picture(grey, plane, k, size)
+            _outline(picture, named, plane, k)
+            _letters(picture, plane, f"{k + 1}/{length}")
+            png = io.BytesIO()
+            picture.save(png, format="PNG")
+            yield f"{plane.name}-{number:02d}", png.getvalue()
 
 
 def series_sheet(path: Path, series: Sequence[tuple[str, Volume]], caption: str, *, columns: int = 6) -> None:

@@ -6,6 +6,7 @@ the archive declares.
 
 from __future__ import annotations
 
+import errno
 import stat
 import zipfile
 import zlib
@@ -76,6 +77,8 @@ def unpack_zip(path: Path, into: Path, limits: UnpackLimits) -> list[Path]:
         raise VolumeError(f"{path}: the zip archive is damaged or of an unknown kind ({error}).") from error
     except OSError as error:
         _remove(written)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise  # not the archive's fault
         raise VolumeError(f"{path}: the zip archive cannot be unpacked ({error.strerror or error}).") from error
     return written
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semiseg.errors import InputError
-from semiseg.inference.sliding_window import Timing
+from semiseg.inference.sliding_window import Progress, Timing
 from semiseg.outputs.answer import PROBABILITIES, chosen_kind, write_answer
+from semiseg.outputs.case import read_case
 from semiseg.outputs.kind import KINDS, Kind
 from semiseg.outputs.report import NOTICE, Report
 from semiseg.volumes.dicom_file import is_dicom
@@ -21,6 +22,7 @@ from semiseg.volumes.unpack import is_zip
 from semiseg.volumes.wishes import Wishes
 from server.http.limits import Refusal
 from server.http.model import ServedModel
+from server.http.models import Models
 from server.http.uploads import Upload
 
 MEDIA_TYPES: dict[Kind, str] = {
@@ -33,6 +35,7 @@ MEDIA_TYPES: dict[Kind, str] = {
     "sr": "application/dicom",
     "overlay": "application/zip",
     "json": "application/json",
+    "case": "application/zip",
 }
 FILE_NAMES: dict[Kind, str] = {
     "nifti": "segmentation.nii.gz",
@@ -44,6 +47,7 @@ FILE_NAMES: dict[Kind, str] = {
     "sr": "report.dcm",
     "overlay": "overlay.zip",
     "json": "segmentation.json",
+    "case": "case.zip",
 }
 
 _STORED_NAME = re.compile(r"scan-(\d{5})(?:, member (\d+))?")
@@ -51,33 +55,42 @@ _STORED_NAME = re.compile(r"scan-(\d{5})(?:, member (\d+))?")
 
 @dataclass(frozen=True)
 class Answer:
-    """The body of a successful answer and its headers."""
+    """The body of a successful answer and its headers; ``model`` is the name of the one that segmented, in windows."""
 
+    model: str
+    windows: int
     body: bytes
     media_type: str
     headers: dict[str, str]
 
 
 def answer_upload(
-    upload: Upload, accept: str, model: ServedModel, folder: Path, timing: Timing, cancelled: Callable[[], bool]
+    upload: Upload,
+    accept: str,
+    models: Models,
+    folder: Path,
+    timing: Timing,
+    cancelled: Callable[[], bool],
+    progress: Progress | None = None,
 ) -> Answer:
     """Read the scan, segment it, and write the answer in the form asked for.
 
     Args:
         upload: the files, in ``folder``, and the form's text fields.
         accept: the request's Accept header; it counts where the form does not name the answer.
-        model: what segments.
+        models: one of which segments.
         folder: the request's own folder, for unpacking and for the answer.
         timing: filled with the seconds of each stage.
         cancelled: asked between windows; True ends the work.
+        progress: told (windows done, windows in all) after each batch.
 
     Raises:
         Refusal: 400, 415 or 422, with a sentence in which no path of the server occurs.
         SemisegError: the work failed for a reason that is not the caller's.
     """
     clock = time.perf_counter()
+    model = require_sense(upload, models)
     asked, wishes = _kind_asked(upload, accept), _wishes(upload)
-    _require_scan(upload)
     try:
         scan = open_scan(
             upload.channels or upload.files,
@@ -88,17 +101,73 @@ def answer_upload(
         kind = _kind_for(asked, scan, model)
         timing.add("reading", clock)
         segmentation, remarks = model.segmenter.segment_with_remarks(
-            scan.channels, cancelled=cancelled, timing=timing, probabilities=kind in PROBABILITIES
+            scan.channels,
+            progress=progress,
+            cancelled=cancelled,
+            timing=timing,
+            probabilities=kind in PROBABILITIES,
         )
         clock = time.perf_counter()
         target = folder / FILE_NAMES[kind]
         report = Report.of(segmentation, model.identity, scan, remarks, windows=timing.windows, seconds=timing.seconds)
-        write_answer(target, kind, segmentation, report, series=scan.series, source=_source(upload, model))
+        source = _source(upload, model)
+        write_answer(target, kind, segmentation, report, series=scan.series, source=source, image=scan.grid)
         body = target.read_bytes()
         timing.add("writing", clock)
     except InputError as error:
         raise Refusal(422, public_sentence(str(error), folder, len(upload.files))) from error
-    return Answer(body, MEDIA_TYPES[kind], _headers(report, kind, timing))
+    return Answer(model.identity.name, timing.windows, body, MEDIA_TYPES[kind], _headers(report, kind, timing))
+
+
+def answer_again(upload: Upload, asked: str, model: ServedModel, case: Path, folder: Path) -> Answer:
+    """Another form of a segmentation that was made already, without the network.
+
+    Args:
+        upload: the scan it was made of, in ``folder``.
+        asked: the form.
+        model: the model that made it.
+        case: the answer of the form ``case``.
+        folder: for the answer, and for unpacking.
+
+    Raises:
+        Refusal: 400, this form is none, or not of this scan, or shows what a case does not keep, or the model is not
+            the one that made it; 422, the scan lacks what the form needs.
+    """
+    if asked not in KINDS:
+        raise _unknown_kind()
+    manifest, timing = model.segmenter.manifest, Timing()
+    try:
+        scan = open_scan(upload.channels or upload.files, manifest.rules, _wishes(upload), scratch=folder)
+        kind = _kind_for(asked, scan, model)
+        if kind in PROBABILITIES:
+            raise Refusal(400, f"A job does not keep what {kind} shows, probabilities; send the scan once more for it.")
+        made = read_case(case, manifest.segments, exclusive=manifest.activation == "softmax", scratch=folder)
+        if made.report.model.sha256 != model.identity.sha256:
+            raise Refusal(400, f"{model.identity.name} has been replaced since; send the scan once more.")
+        target, source = folder / FILE_NAMES[kind], _source(upload, model)
+        write_answer(target, kind, made.segmentation, made.report, series=scan.series, source=source, image=scan.grid)
+    except InputError as error:
+        raise Refusal(422, public_sentence(str(error), folder, len(upload.files))) from error
+    return Answer(
+        model.identity.name,
+        made.report.windows,
+        target.read_bytes(),
+        MEDIA_TYPES[kind],
+        _headers(made.report, kind, timing),
+    )
+
+
+def require_sense(upload: Upload, models: Models) -> ServedModel:
+    """The model that is meant, once the form makes sense and one of the files could be a scan.
+
+    Raises:
+        Refusal: 400 or 415.
+    """
+    model = models.chosen(upload.fields.get("model"))
+    _kind_asked(upload, "")
+    _wishes(upload)
+    _require_scan(upload)
+    return model
 
 
 def public_sentence(message: str, folder: Path, files: int) -> str:
@@ -123,8 +192,12 @@ def _require_scan(upload: Upload) -> None:
 def _kind_asked(upload: Upload, accept: str) -> str | None:
     asked = upload.fields.get("answer")
     if asked and asked not in KINDS:
-        raise Refusal(400, f"The field `answer` is {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
+        raise _unknown_kind()
     return asked or _kind_accepted(accept)
+
+
+def _unknown_kind() -> Refusal:
+    return Refusal(400, f"The field `answer` is {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
 
 
 def _source(upload: Upload, model: ServedModel) -> Path:

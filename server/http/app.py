@@ -1,44 +1,120 @@
-"""The routes that BentoML mounts: POST /segment, the description of the interface, and the page that shows it."""
+"""The application: its endpoints, and what they share."""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
-from starlette.routing import Route
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
 
-from server.http.endpoint import SegmentEndpoint, error_response
-from server.http.limits import Limits
-from server.http.model import ServedModel
+from server.http.endpoint import SegmentEndpoint
+from server.http.jobs import Jobs
+from server.http.limits import Admission, Limits
+from server.http.metrics import Metrics
+from server.http.models import Models
 from server.http.openapi import openapi_document
+from server.http.reception import Reception
+from server.http.replies import error_response
+from server.http.state import JobFiles
+from server.jobs.turns import Turns
 
-_PAGE = Path(__file__).with_name("page.html")
+_PAGE = Path(__file__).with_name("page")
 
 
-def make_app(model: ServedModel, limits: Limits) -> Starlette:
-    """The ASGI application that answers with ``model`` within ``limits``."""
-    endpoint = SegmentEndpoint(model, limits)
-    document = openapi_document(model.segmenter.manifest, limits)
-    page = _PAGE.read_text(encoding="utf-8")
+@dataclass(frozen=True)
+class House:
+    """What a server process has.
+
+    Attributes:
+        models: what segments.
+        limits: what is accepted.
+        scratch: where uploads go.
+        files: the state folder of /jobs; None where that is off.
+        metrics: what is counted.
+    """
+
+    models: Models
+    limits: Limits
+    scratch: Path
+    files: JobFiles | None
+    metrics: Metrics
+
+    @classmethod
+    def of(cls, models: Models, limits: Limits, scratch: Path, files: JobFiles | None) -> House:
+        """With figures of its own."""
+        scratch = files.work if files else scratch
+        return cls(models, limits, scratch, files, Metrics(models, scratch, files.queue if files else None))
+
+
+def make_app(house: House) -> Starlette:
+    """The ASGI application of ``house``."""
+    reception = Reception(
+        house.models, house.limits, Admission(house.limits, house.scratch), house.metrics, house.scratch
+    )
+    # Jobs and requests take turns: together they hold as many volumes in memory as one of them alone.
+    turns = Turns(house.limits.parallel)
+    segment = SegmentEndpoint(reception, turns)
+    jobs = Jobs(reception, house.files, turns) if house.files else None
+    document = openapi_document(house.models, house.limits, jobs=jobs is not None)
+    page = (_PAGE / "index.html").read_text(encoding="utf-8")
 
     async def describe(_: Request) -> Response:
         return JSONResponse(document)
+
+    async def models(_: Request) -> Response:
+        return JSONResponse([entry.model_dump(mode="json") for entry in house.models.entries()])
+
+    async def metrics(_: Request) -> Response:
+        text = await anyio.to_thread.run_sync(house.metrics.text)
+        return Response(text, media_type="text/plain; version=0.0.4")
 
     # BentoML's own page at / loads a tracking script from another company's server; this one loads nothing from afar.
     async def show(_: Request) -> Response:
         return HTMLResponse(page)
 
-    async def wrong_method(_: Request, __: Exception) -> Response:
-        return error_response(405, "POST a scan to /segment; the page / describes how.", {"Allow": "POST"})
+    async def wrong_method(request: Request, __: Exception) -> Response:
+        path = request.url.path
+        allowed = _methods(routes, path)
+        what = "POST a scan to /segment" if path == "/segment" else f"This address takes {' and '.join(allowed)}"
+        words = f"{what}; the page / describes how."
+        return error_response(405, words, {"Allow": ", ".join(allowed)})
 
-    return Starlette(
-        routes=[
-            Route("/segment", endpoint.respond, methods=["POST"], name="segment"),
-            Route("/docs.json", describe, methods=["GET"], name="describe"),
-            Route("/", show, methods=["GET"], name="page"),
-        ],
-        exception_handlers={405: wrong_method},
-        lifespan=endpoint.lifespan,
-    )
+    async def no_jobs(_: Request) -> Response:
+        words = "This server keeps no jobs; its operator turns them on with `semiseg serve --state FOLDER`."
+        return error_response(404, words)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: Starlette) -> AsyncIterator[None]:
+        async with contextlib.AsyncExitStack() as stack:
+            await stack.enter_async_context(segment.lifespan())
+            if jobs is not None:
+                await stack.enter_async_context(jobs.lifespan())
+            yield
+
+    routes: list[BaseRoute] = [
+        Route("/segment", segment.respond, methods=["POST"], name="segment"),
+        *(
+            jobs.routes()
+            if jobs is not None
+            else [Route("/jobs{rest:path}", no_jobs, methods=["GET", "POST", "DELETE"])]
+        ),
+        Route("/models", models, methods=["GET"], name="models"),
+        Route("/metrics", metrics, methods=["GET"], name="metrics"),
+        Route("/docs.json", describe, methods=["GET"], name="describe"),
+        Route("/", show, methods=["GET"], name="page"),
+        Mount("/page", StaticFiles(directory=_PAGE), name="files"),
+    ]
+    return Starlette(routes=routes, exception_handlers={405: wrong_method}, lifespan=lifespan)
+
+
+def _methods(routes: Sequence[BaseRoute], path: str) -> list[str]:
+    """What an address takes."""
+    fitting = [route for route in routes if isinstance(route, Route) and route.path_regex.fullmatch(path)]
+    return sorted({method for route in fitting for method in route.methods or ()} - {"HEAD"})

@@ -4,92 +4,62 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
-import secrets
-import shutil
-import tempfile
 import threading
-import time
-import traceback
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+import anyio
 import anyio.to_thread
-from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.requests import Request
+from starlette.responses import Response
 
-from semiseg.errors import Cancelled, EngineError
-from semiseg.inference.sliding_window import Timing
+from semiseg.errors import Cancelled
 from server.http.answers import Answer, answer_upload
-from server.http.limits import RETRY_SECONDS, Admission, Limits, Refusal
-from server.http.metrics import Metrics
-from server.http.model import ServedModel
-from server.http.schemas import ErrorAnswer
-from server.http.uploads import Body, receive_upload
+from server.http.reception import Received, Reception
+from server.jobs.turns import Turns
 
-CLIENT_GONE = 499  # what proxies log for it; nobody is there to read the answer
-_LOG = logging.getLogger("bentoml.semiseg")
+GLANCE = 0.2  # seconds between two questions whether the client is still there
 
 
 class SegmentEndpoint:
-    """Answers requests with one model: a bounded number at a time, each in a folder of its own."""
+    """Answers each request while its client waits."""
 
-    def __init__(self, model: ServedModel, limits: Limits) -> None:
-        self._model = model
-        self._limits = limits
-        self._admission = Admission(limits)
-        self._metrics = Metrics()
+    def __init__(self, reception: Reception, turns: Turns) -> None:
+        """Share ``turns`` with whoever else segments here."""
+        self._reception = reception
+        self._turns = turns
         # Its size is what bounds the scans segmented at the same time; the others wait in its queue.
-        self._pool = ThreadPoolExecutor(limits.parallel, thread_name_prefix="segment")
+        self._pool = ThreadPoolExecutor(reception.limits.parallel, thread_name_prefix="segment")
 
     @contextlib.asynccontextmanager
-    async def lifespan(self, _: object) -> AsyncIterator[None]:
+    async def lifespan(self) -> AsyncIterator[None]:
         """When the server stops, wait for the windows that still run; their scans are given up after them."""
         yield
         await anyio.to_thread.run_sync(partial(self._pool.shutdown, wait=True, cancel_futures=True))
 
     async def respond(self, request: Request) -> Response:
-        """Answer one request; every error ends here, as a status and one sentence."""
-        body = Body(request, self._limits)
-        try:
-            with self._admission.one():
-                answer = await self._answer(request, body)
-        except Refusal as refusal:
-            response = error_response(refusal.status, str(refusal), refusal.headers)
-        except (ClientDisconnect, Cancelled):
-            response = Response(status_code=CLIENT_GONE)
-        except Exception as error:  # noqa: BLE001 - the edge: even what nobody foresaw shows nothing of its inside
-            response = _failure(error)
-        else:
-            response = Response(answer.body, media_type=answer.media_type, headers=answer.headers)
-        self._metrics.count(response.status_code)
-        await body.drain()
-        if not body.complete:
-            # What is still to come cannot be told from a next request.
-            response.headers["Connection"] = "close"
-        return response
+        """Answer one request."""
 
-    async def _answer(self, request: Request, body: Body) -> Answer:
-        if not self._model.ready:
-            raise Refusal(
-                503, "The model is still warming up; try again shortly.", headers={"Retry-After": str(RETRY_SECONDS)}
-            )
-        timing = Timing()
-        accept = request.headers.get("accept", "")
-        folder = Path(tempfile.mkdtemp(prefix="semiseg-"))
+        async def segment(received: Received) -> Response:
+            accept = request.headers.get("accept", "")
+            answer = await self._run(request, lambda stopped: self._segment(received, accept, stopped))
+            return Response(answer.body, media_type=answer.media_type, headers=answer.headers)
+
+        return await self._reception.take(request, segment)
+
+    def _segment(self, received: Received, accept: str, stopped: Callable[[], bool]) -> Answer:
+        while not self._turns.acquire(timeout=GLANCE):
+            if stopped():
+                raise Cancelled("The client went away before its turn came.")
         try:
-            clock = time.perf_counter()
-            upload = await receive_upload(request, body, folder, self._limits)
-            timing.add("upload", clock)
-            answer = await self._run(
-                request, lambda stopped: answer_upload(upload, accept, self._model, folder, timing, stopped)
+            answer = answer_upload(
+                received.upload, accept, self._reception.models, received.folder, received.timing, stopped
             )
         finally:
-            await asyncio.shield(anyio.to_thread.run_sync(partial(shutil.rmtree, folder, ignore_errors=True)))
-        self._metrics.observe(timing)
+            self._turns.release()
+        self._reception.metrics.scan(answer.model, received.timing)
         return answer
 
     async def _run(self, request: Request, work: Callable[[Callable[[], bool]], Answer]) -> Answer:
@@ -105,7 +75,8 @@ class SegmentEndpoint:
             gone.cancel()
             stop.set()
             if not job.done() and not job.cancel():
-                await asyncio.wait({done})
+                with anyio.CancelScope(shield=True):
+                    await asyncio.wait({done})
         if done.cancelled():
             raise Cancelled("The client went away before its turn came.")
         return done.result()
@@ -114,17 +85,3 @@ class SegmentEndpoint:
 async def _disconnected(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass
-
-
-def error_response(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
-    """A sentence as the JSON that every error is answered with."""
-    return JSONResponse(ErrorAnswer(error=sentence).model_dump(), status, headers=headers)
-
-
-def _failure(error: Exception) -> Response:
-    """Log where it happened, answer with the place in the log; messages may quote the scan's attributes."""
-    reference = secrets.token_hex(4)
-    frames = "".join(traceback.format_tb(error.__traceback__))
-    detail = f": {error}" if isinstance(error, EngineError) else ""
-    _LOG.error("Failure %s, %s%s\n%s", reference, type(error).__name__, detail, frames)
-    return error_response(500, f"The server failed on this scan; its log says where, under reference {reference}.")

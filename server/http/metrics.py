@@ -1,31 +1,147 @@
-"""What Prometheus learns about segmentations, beside BentoML's own figures about requests."""
+"""What Prometheus learns: how many requests, how long each stage takes, what waits, what was refused and why.
+
+One registry of the process, beside the one that the library fills for everybody: nothing in it grows with what clients
+write, because a request is counted by the route that took it and never by its path.
+"""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from semiseg.inference.sliding_window import Timing
+from server.jobs.files import free_bytes
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+    from server.http.models import Models
+    from server.jobs.queue import Queue
 
 _BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+JOBS = "segment"  # the queue of the jobs that are counted
 
 
 class Metrics:
-    """Counters of one server process; to be made once."""
+    """Figures of one server process; to be made once."""
 
-    def __init__(self) -> None:
-        # Not before: it decides when imported whether its figures go where BentoML's /metrics looks for them.
-        from prometheus_client import Counter, Histogram
+    def __init__(self, models: Models, folder: Path, queue: Queue | None) -> None:
+        """Count nothing yet.
 
-        self._answers = Counter("semiseg_answers_total", "Answers of POST /segment by status", labelnames=["status"])
-        self._windows = Counter("semiseg_windows_total", "Windows that the network ran")
-        self._seconds = Histogram(
-            "semiseg_stage_seconds", "Seconds per stage of one scan", labelnames=["stage"], buckets=_BUCKETS
+        Args:
+            models: whose engines are told.
+            folder: whose volume's free bytes are told.
+            queue: whose jobs are told, where there is one.
+        """
+        from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
+
+        disable_created_metrics()  # a time beside each counter, of use to nobody here
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self._requests = Counter(
+            "semiseg_requests",
+            "Requests by route and status",
+            labelnames=["route", "status"],
+            registry=self.registry,
         )
+        self._request_seconds = Histogram(
+            "semiseg_request_seconds",
+            "Seconds from a request's head to the end of its answer",
+            labelnames=["route"],
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self._refused = Counter(
+            "semiseg_refused", "Uploads that were refused", labelnames=["reason"], registry=self.registry
+        )
+        self._windows = Counter(
+            "semiseg_windows", "Windows that the network ran", labelnames=["model"], registry=self.registry
+        )
+        self._network_seconds = Counter(
+            "semiseg_network_seconds",
+            "Seconds in which it ran them: windows over seconds is its speed",
+            labelnames=["model"],
+            registry=self.registry,
+        )
+        self._seconds = Histogram(
+            "semiseg_stage_seconds",
+            "Seconds per stage of one scan",
+            labelnames=["stage"],
+            buckets=_BUCKETS,
+            registry=self.registry,
+        )
+        self._ended = Counter("semiseg_jobs_ended", "Jobs that ended", labelnames=["state"], registry=self.registry)
+        self.registry.register(_Present(models, folder, queue))
 
-    def count(self, status: int) -> None:
-        """One more answer with this status."""
-        self._answers.labels(status=str(status)).inc()
+    def request(self, route: str, status: int, seconds: float) -> None:
+        """One more request was answered."""
+        self._requests.labels(route=route, status=str(status)).inc()
+        self._request_seconds.labels(route=route).observe(seconds)
 
-    def observe(self, timing: Timing) -> None:
-        """The stages of one scan that was segmented."""
-        self._windows.inc(timing.run)
+    def refused(self, status: int) -> None:
+        """One more upload was refused."""
+        self._refused.labels(reason=REASONS.get(status, "other")).inc()
+
+    def scan(self, model: str, timing: Timing) -> None:
+        """One more scan was segmented."""
+        self._windows.labels(model=model).inc(timing.run)
+        self._network_seconds.labels(model=model).inc(timing.seconds.get("network", 0.0))
         for stage, seconds in timing.seconds.items():
             self._seconds.labels(stage=stage).observe(seconds)
+
+    def job_ended(self, state: str) -> None:
+        """One more job ended."""
+        self._ended.labels(state=state).inc()
+
+    def text(self) -> bytes:
+        """Everything, in Prometheus' text format."""
+        from prometheus_client import generate_latest
+
+        return generate_latest(self.registry)
+
+
+REASONS = {
+    400: "form",
+    408: "idle",
+    413: "size",
+    415: "type",
+    422: "scan",
+    429: "client",
+    500: "failure",
+    503: "busy",
+    504: "time",
+    507: "disk",
+}
+
+
+class _Present:
+    """What is read when it is asked for."""
+
+    def __init__(self, models: Models, folder: Path, queue: Queue | None) -> None:
+        self._models, self._folder, self._queue = models, folder, queue
+
+    def collect(self) -> Iterable[Metric]:
+        from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily
+
+        engines = InfoMetricFamily("semiseg_model", "Models, and what runs them", labels=["model"])
+        for name, model in self._models.by_name.items():
+            identity = model.identity
+            told = {"engine": identity.engine or "", "precision": identity.precision, "sha256": identity.sha256 or ""}
+            engines.add_metric([name], told)
+        yield engines
+        ready = GaugeMetricFamily("semiseg_ready", "1 once every model is warm")
+        ready.add_metric([], float(self._models.ready))
+        yield ready
+        free = GaugeMetricFamily("semiseg_disk_free_bytes", "Free bytes where uploads and results are written")
+        free.add_metric([], float(free_bytes(self._folder)))
+        yield free
+        load = GaugeMetricFamily("semiseg_processors", "Processors that this process may use")
+        load.add_metric([], float(len(os.sched_getaffinity(0))))
+        yield load
+        if self._queue is not None:
+            jobs = GaugeMetricFamily("semiseg_jobs", "Jobs by state", labels=["state"])
+            for state, count in self._queue.count(JOBS).items():
+                jobs.add_metric([state], float(count))
+            yield jobs

@@ -1,11 +1,10 @@
-"""The one model that a server process answers with: opened at start, warmed up beside it, shared by all requests."""
+"""One model of a server process: opened at start, warmed up beside it, shared by all requests."""
 
 from __future__ import annotations
 
 import logging
 import os
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -18,7 +17,7 @@ from semiseg.inference.choice import choose_engine
 from semiseg.inference.segmenter import Segmenter, Settings
 from semiseg.outputs.report import ModelIdentity
 
-_LOG = logging.getLogger("bentoml.semiseg")  # below BentoML's logger, whose handler and level it shares
+_LOG = logging.getLogger("semiseg.server")
 
 
 class ModelSettings(BaseModel):
@@ -70,20 +69,13 @@ class ServedModel:
         """Whether the warm-up is done and the next scan will not wait for it."""
         return self._ready.is_set()
 
-    def warm_up_beside(self, done: Callable[[], None]) -> None:
-        """Warm up in a thread of its own, so that /livez and /readyz answer meanwhile.
-
-        ``done`` is called in that thread at the end; :attr:`failure` then says whether the model can be used.
-        """
-        threading.Thread(target=self._warm_up, args=(done,), name="warm-up", daemon=True).start()
-
-    def _warm_up(self, done: Callable[[], None]) -> None:
+    def warm_up(self) -> None:
+        """Run a first window; afterwards the model is ready, or :attr:`failure` says why it cannot be used."""
         try:
             self.segmenter.warm_up()
         except SemisegError as error:
             self.failure = error
-            _LOG.error("The model cannot be used: %s", error)
+            _LOG.error("The model %s cannot be used: %s", self.identity.name, error)
         else:
             self._ready.set()
             _LOG.info("Model %s is warm", self.identity.name)
-        done()

@@ -1,31 +1,38 @@
-"""What the server says about itself in /docs.json (OpenAPI 3.1): every field, answer and error of POST /segment."""
+"""What the server says about itself in /docs.json (OpenAPI 3.1): every address, field, answer and error."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from importlib.metadata import version
 from typing import Any
 
-from semiseg.bundle.manifest import Manifest
 from semiseg.outputs.kind import KINDS
 from semiseg.outputs.report import NOTICE, Report
 from server.http.answers import FILE_NAMES, MEDIA_TYPES
 from server.http.limits import MEGABYTE, Limits
-from server.http.schemas import ErrorAnswer
+from server.http.model import ServedModel
+from server.http.models import Models
+from server.http.schemas import ErrorAnswer, JobAnswer, ModelEntry
 from server.http.uploads import CHANNEL_FIELDS, FILES_FIELD
 
 _REF = "#/components/schemas/{model}"
 
 ERRORS = {
-    400: "The request is not a usable form: no file in `scan`, an unknown field, an unknown `answer`, a form that ends "
-    "early, or a DICOM SEG asked for a NIfTI file.",
+    400: "The request is not a usable form: no file in `scan`, an unknown field, an unknown `answer` or `model`, a "
+    "form that ends early, or a DICOM SEG asked for a NIfTI file.",
+    401: "The server asks for an API key, and the request has none or not a good one.",
     408: "The upload stood still for too long.",
     413: "The upload is larger, or has more files, than the server accepts.",
     415: "The upload is not a multipart form, or what it holds is neither NIfTI nor DICOM nor a zip.",
     422: "The upload is a scan that cannot be segmented: damaged, several series, slices that make no volume, another "
     "number of channels than the model takes, an archive that unpacks to too much.",
+    429: "This client has as many requests here as it may; `Retry-After` says when to try again.",
     500: "The server failed on this scan.",
     503: "The model is still warming up, or the server is busy; `Retry-After` says when to try again.",
     504: "The request took longer than the server allows.",
+    507: "The server's disk is nearly full.",
 }
+LATER = (401, 404, 500)  # of a job that was accepted
 
 HEADERS = {
     "Server-Timing": "Milliseconds per stage: upload, reading, preprocessing, windows, network, blending, "
@@ -40,67 +47,186 @@ HEADERS = {
 }
 
 
-def openapi_document(manifest: Manifest, limits: Limits) -> dict[str, Any]:
-    """The OpenAPI document of a server that answers with ``manifest``'s model within ``limits``."""
+def openapi_document(models: Models, limits: Limits, *, jobs: bool) -> dict[str, Any]:
+    """The OpenAPI document of a server that answers with ``models`` within ``limits``, with ``jobs`` or without."""
     schemas: dict[str, Any] = {}
-    for model in (Report, ErrorAnswer):
-        schema = model.model_json_schema(ref_template=_REF)
+    for model in (Report, ErrorAnswer, ModelEntry, *((JobAnswer,) if jobs else ())):
+        schema = model.model_json_schema(ref_template=_REF, mode="serialization")
         schemas |= schema.pop("$defs", {})
         schemas[model.__name__] = schema
+    form = _form(models, limits)
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "semiseg",
-            "version": manifest.provenance.semiseg,
-            "description": f"{NOTICE}. Model {manifest.name} outlines {_segments(manifest)} in a scan with the "
-            f"channel(s) {', '.join(manifest.channel_names)}.",
+            "version": version("semiseg"),
+            "description": f"{NOTICE}. {' '.join(_told(model) for model in models.by_name.values())}",
         },
         "servers": [{"url": "."}],
+        "security": [{}, {"key": []}, {"header": []}],
         "paths": {
-            "/segment": {"post": _segment(manifest, limits)},
+            "/segment": {"post": _segment(form)},
+            **(_jobs(form) if jobs else {}),
+            "/models": {
+                "get": _get(
+                    "models",
+                    "The models, and a card of each",
+                    {"type": "array", "items": {"$ref": _REF.format(model=ModelEntry.__name__)}},
+                    (401,),
+                )
+            },
             "/livez": {"get": _probe("Alive", {"200": "The process answers."})},
             "/readyz": {
-                "get": _probe("Ready", {"200": "The model is loaded and warm.", "503": "The model is warming up."})
+                "get": _probe("Ready", {"200": "Every model is loaded and warm.", "503": "One is warming up."})
             },
-            "/metrics": {"get": _probe("Prometheus metrics", {"200": "In Prometheus' text format."})},
+            "/metrics": {
+                "get": _probe("Prometheus metrics", {"200": "In Prometheus' text format.", "401": ERRORS[401]})
+            },
         },
-        "components": {"schemas": schemas},
+        "components": {
+            "schemas": schemas,
+            "securitySchemes": {
+                "key": {"type": "http", "scheme": "bearer", "description": "An API key, where the server has any."},
+                "header": {"type": "apiKey", "in": "header", "name": "X-API-Key", "description": "The same."},
+            },
+        },
     }
 
 
-def _segment(manifest: Manifest, limits: Limits) -> dict[str, Any]:
+def _segment(form: dict[str, Any]) -> dict[str, Any]:
     return {
         "operationId": "segment",
         "summary": "Segment one scan",
         "description": "Send a NIfTI file (.nii, .nii.gz), a zip of a DICOM series or of one NIfTI file, or several "
         "DICOM files, each as a part named `scan`. What a file is decides its content, not its name. The answer lies "
         "on the scan's own grid. The server keeps nothing of it.",
-        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": _form(manifest, limits)}}},
-        "responses": {
-            "200": {
-                "description": "The segmentation, in the form asked for.",
-                "headers": {
-                    name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()
-                },
-                "content": {
-                    MEDIA_TYPES["nifti"]: {"schema": {"type": "string", "format": "binary"}},
-                    MEDIA_TYPES["seg"]: {"schema": {"type": "string", "format": "binary"}},
-                    MEDIA_TYPES["overlay"]: {"schema": {"type": "string", "format": "binary"}},
-                    MEDIA_TYPES["json"]: {"schema": {"$ref": _REF.format(model=Report.__name__)}},
+        "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
+        "responses": {"200": _segmentation(), **_errors(*ERRORS)},
+    }
+
+
+def _jobs(form: dict[str, Any]) -> dict[str, Any]:
+    job = {"$ref": _REF.format(model=JobAnswer.__name__)}
+    one = [
+        {
+            "name": "id",
+            "in": "path",
+            "required": True,
+            "description": "As POST /jobs answered it.",
+            "schema": {"type": "string", "pattern": "^[0-9a-f]{32}$"},
+        }
+    ]
+    again = {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "description": "Two uploads of one client with one such key are one job: send it again when an answer is lost.",
+        "schema": {"type": "string", "minLength": 1, "maxLength": 200},
+    }
+    only = {
+        "name": "only",
+        "in": "query",
+        "description": "`stop` leaves a job that has ended as it is.",
+        "schema": {"type": "string", "enum": ["stop"]},
+    }
+    form_again = {
+        "name": "answer",
+        "in": "query",
+        "description": "Another form than the job was sent with, where that was `case`.",
+        "schema": form["properties"]["answer"],
+    }
+    accepted = {
+        "description": "The scan is on the server's disk and will be segmented, even if the server is stopped.",
+        "headers": {"Location": {"description": "The job's address.", "schema": {"type": "string"}}},
+        "content": {"application/json": {"schema": job}},
+    }
+    stopping = {
+        "description": "It will stop after the window that runs.",
+        "content": {"application/json": {"schema": job}},
+    }
+    events = {"description": "Events named `job`.", "content": {"text/event-stream": {"schema": {"type": "string"}}}}
+    return {
+        "/jobs": {
+            "post": {
+                "operationId": "postJob",
+                "summary": "Let a scan be segmented, and ask for the answer later",
+                "parameters": [again],
+                "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
+                "responses": {"202": accepted, **_errors(*(set(ERRORS) - {422}))},
+            }
+        },
+        "/jobs/{id}": {
+            "parameters": one,
+            "get": _get("getJob", "How far a job is", job, LATER),
+            "delete": {
+                "operationId": "deleteJob",
+                "summary": "Stop a job, or delete one that has ended, with its result",
+                "parameters": [only],
+                "responses": {
+                    "200": {"description": "It is.", "content": {"application/json": {"schema": job}}},
+                    "202": stopping,
+                    **_errors(*LATER),
                 },
             },
-            **{str(status): _error(text) for status, text in ERRORS.items()},
+        },
+        "/jobs/{id}/result": {
+            "parameters": one,
+            "get": {
+                "operationId": "getResult",
+                "summary": "The segmentation",
+                "parameters": [form_again],
+                "responses": {
+                    "200": _segmentation(),
+                    **_errors(*LATER, 400, 415, 422, 429, 503, 504, 507),
+                    "409": _error("The job has not ended."),
+                    "410": _error("The job was cancelled."),
+                },
+            },
+        },
+        "/jobs/{id}/events": {
+            "parameters": one,
+            "get": {
+                "operationId": "watchJob",
+                "summary": "The job at each change, as server-sent events, until it ends",
+                "responses": {"200": events, **_errors(*LATER)},
+            },
         },
     }
 
 
-def _form(manifest: Manifest, limits: Limits) -> dict[str, Any]:
+def _get(name: str, summary: str, schema: dict[str, Any], errors: Iterable[int]) -> dict[str, Any]:
+    return {
+        "operationId": name,
+        "summary": summary,
+        "responses": {
+            "200": {"description": summary + ".", "content": {"application/json": {"schema": schema}}},
+            **_errors(*errors),
+        },
+    }
+
+
+def _segmentation() -> dict[str, Any]:
+    return {
+        "description": "The segmentation, in the form asked for.",
+        "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()},
+        "content": {
+            MEDIA_TYPES["nifti"]: {"schema": {"type": "string", "format": "binary"}},
+            MEDIA_TYPES["seg"]: {"schema": {"type": "string", "format": "binary"}},
+            MEDIA_TYPES["overlay"]: {"schema": {"type": "string", "format": "binary"}},
+            MEDIA_TYPES["json"]: {"schema": {"$ref": _REF.format(model=Report.__name__)}},
+        },
+    }
+
+
+def _form(models: Models, limits: Limits) -> dict[str, Any]:
+    manifests = [model.segmenter.manifest for model in models.by_name.values()]
+    channels = dict.fromkeys(name for manifest in manifests for name in manifest.channel_names)
+    alternatives = {tuple(manifest.channel_names): None for manifest in manifests}
     files = "; ".join(f"`{kind}` is {FILE_NAMES[kind]} ({MEDIA_TYPES[kind]})" for kind in KINDS)
     return {
         "type": "object",
         "oneOf": [
             {"required": [FILES_FIELD]},
-            {"required": [CHANNEL_FIELDS + name for name in manifest.channel_names]},
+            *({"required": [CHANNEL_FIELDS + name for name in names]} for names in alternatives),
         ],
         "additionalProperties": False,
         "properties": {
@@ -113,7 +239,12 @@ def _form(manifest: Manifest, limits: Limits) -> dict[str, Any]:
                 f"most: one NIfTI file (4D for several channels), DICOM files or a zip of them, of which each channel "
                 "gets the one series that its rule lets through.",
             },
-            **{CHANNEL_FIELDS + name: _channel_field(name) for name in manifest.channel_names},
+            **{CHANNEL_FIELDS + name: _channel_field(name) for name in channels},
+            "model": {
+                "type": "string",
+                "enum": list(models.by_name),
+                "description": "Which model segments; may be left out where there is one.",
+            },
             "answer": {
                 "type": "string",
                 "enum": list(KINDS),
@@ -153,6 +284,11 @@ def _channel_field(name: str) -> dict[str, Any]:
     }
 
 
+def _errors(*statuses: int) -> dict[str, Any]:
+    words = {**ERRORS, 404: "There is no such job; what has ended is kept for a while only."}
+    return {str(status): _error(words[status]) for status in sorted(statuses)}
+
+
 def _error(description: str) -> dict[str, Any]:
     schema = {"$ref": _REF.format(model=ErrorAnswer.__name__)}
     return {"description": description, "content": {"application/json": {"schema": schema}}}
@@ -162,5 +298,8 @@ def _probe(summary: str, answers: dict[str, str]) -> dict[str, Any]:
     return {"summary": summary, "responses": {status: {"description": text} for status, text in answers.items()}}
 
 
-def _segments(manifest: Manifest) -> str:
-    return ", ".join(segment.name for segment in manifest.segments)
+def _told(model: ServedModel) -> str:
+    manifest = model.segmenter.manifest
+    segments = ", ".join(segment.name for segment in manifest.segments)
+    channels = ", ".join(manifest.channel_names)
+    return f"Model {manifest.name} outlines {segments} in a scan with the channel(s) {channels}."

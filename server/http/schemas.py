@@ -1,4 +1,4 @@
-"""The JSON documents of the HTTP interface. The answer itself is :class:`semiseg.outputs.report.Report`."""
+"""The JSON documents of the HTTP interface. A segmentation's is :class:`semiseg.outputs.report.Report`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,56 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from semiseg.outputs.report import ModelIdentity
+from semiseg.volumes.segmentation import Segment
+from server.jobs.queue import State
 
-class ErrorAnswer(BaseModel):
-    """Why a request was not answered with a segmentation: one sentence for the person who can mend it."""
 
+class _Document(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+
+class ErrorAnswer(_Document):
+    """Why a request was not answered as asked: one sentence for the person who can mend it."""
+
     error: Annotated[str, Field(min_length=1)]
+
+
+class JobAnswer(_Document):
+    """A job.
+
+    Attributes:
+        id: its name here; only the owner of the key that sent it may ask for it.
+        state: ``waiting``, ``running``, ``done``, ``failed`` or ``cancelled``.
+        model: the model that is to segment.
+        created: when it was accepted, in Unix seconds.
+        ahead: waiting jobs that are begun before it.
+        attempts: how often it was begun; more than once when the server stopped in between.
+        windows_done, windows_total: of the sliding window; both 0 until it begins.
+        seconds_left: for the windows that are left, at the speed of those that are done; None before and after.
+        error: why it failed.
+        status: of an answer of POST /segment that would have failed so.
+    """
+
+    id: str
+    state: State
+    model: str
+    created: float
+    ahead: int
+    attempts: int
+    windows_done: int
+    windows_total: int
+    seconds_left: float | None
+    error: str | None
+    status: int | None
+
+
+class ModelEntry(_Document):
+    """A model: its identity, whether it is warm, what it takes and outlines, its window in voxels, its card."""
+
+    identity: ModelIdentity
+    ready: bool
+    channels: list[str]
+    segments: list[Segment]
+    window: tuple[int, int, int]
+    card: str

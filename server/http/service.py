@@ -1,34 +1,53 @@
-"""The BentoML service around the application: health, metrics, access log and time limit are BentoML's."""
+"""The BentoML service around the application: health checks and life cycle are BentoML's, the rest is ours."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import bentoml
+from starlette.middleware.cors import CORSMiddleware
 
-from server.http.app import make_app
-from server.http.limits import Limits
-from server.http.model import ServedModel
+from server.http.app import House, make_app
+from server.http.edge import Edge
+from server.http.keys import Keys
+from server.http.openapi import HEADERS
 
 
 def make_service(
-    model: ServedModel, limits: Limits, warm: Callable[[], None] = lambda: None
+    house: House, keys: Keys, warm: Callable[[], None] = lambda: None, *, origins: Sequence[str] = ()
 ) -> bentoml.Service[object]:
-    """A service that answers with ``model``; it warms the model up once it runs and then calls ``warm``.
+    """A service that answers with the models of ``house``; it warms them up once it runs and then calls ``warm``.
+
+    Pages of ``origins`` (such as ``https://viewer.hospital.example``) may use it from a browser.
 
     The service has no BentoML API method: BentoML would read an upload of any size before our code sees it, and answer
-    errors in its own words.
+    errors in its own words. Its metrics and its access log are off: they keep every path that a client makes up.
     """
 
     class Segmentation:
-        """Segments one scan per request."""
+        """Segments scans."""
 
         def __init__(self) -> None:
-            model.warm_up_beside(warm)
+            house.models.warm_up_beside(warm)
 
         async def __is_ready__(self) -> bool:
-            return model.ready
+            return house.models.ready
 
-    service = bentoml.service(name="semiseg", traffic={"timeout": limits.request_seconds})(Segmentation)
-    service.mount_asgi_app(make_app(model, limits), path="/", name="semiseg")
+    service = bentoml.service(
+        name="semiseg",
+        # The time limit is ours too: BentoML's would answer past the edge, unsealed and uncounted.
+        traffic={"timeout": house.limits.request_seconds + 60},
+        metrics={"enabled": False},
+        logging={"access": {"enabled": False}},
+    )(Segmentation)
+    if origins:  # outermost: a browser asks beforehand, without a key
+        service.add_asgi_middleware(
+            CORSMiddleware,
+            allow_origins=list(origins),
+            allow_methods=["GET", "POST", "DELETE"],
+            allow_headers=["Authorization", "X-API-Key", "Idempotency-Key", "Content-Type"],
+            expose_headers=["Content-Disposition", "Location", "Retry-After", *HEADERS],
+        )
+    service.add_asgi_middleware(Edge, keys=keys, metrics=house.metrics, origins=tuple(origins))
+    service.mount_asgi_app(make_app(house), path="/", name="semiseg")
     return service

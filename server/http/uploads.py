@@ -18,11 +18,11 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
-from server.http.limits import MEGABYTE, Limits, Refusal
+from server.http.limits import MEGABYTE, Limits, Refusal, require_disk
 
 FILES_FIELD = "scan"
 CHANNEL_FIELDS = "channel:"  # and the channel's name
-TEXT_FIELDS = ("answer", "series", "strict", "aligned")
+TEXT_FIELDS = ("model", "answer", "series", "strict", "aligned")
 TEXT_BYTES = 4096
 FLUSH_BYTES = MEGABYTE
 DRAIN_BYTES = 64 * MEGABYTE
@@ -191,7 +191,8 @@ class _Form:
         }
 
     def flush(self) -> None:
-        """Write what was collected, in order."""
+        """Write what was collected, in order, as long as there is room."""
+        require_disk(self.folder, self.limits)
         pending, self._pending, self.pending_bytes = self._pending, [], 0
         for number, data in pending:
             if number != self._open_number:

@@ -9,6 +9,7 @@ import pytest
 from semiseg.bundle.bundle import Bundle, write_bundle
 from semiseg.bundle.manifest import Manifest
 from semiseg.bundle.variant import PRECISIONS, Parity, Precision, Variant
+from semiseg.engines import machine as machine_of
 from semiseg.engines.onnx import OnnxEngine
 from semiseg.engines.openvino import OpenVinoEngine
 from semiseg.errors import EngineError, InputError
@@ -115,3 +116,16 @@ def test_a_graph_that_no_engine_loads_is_an_error_and_not_a_silence(
 def test_every_precision_can_be_named(tmp_path: Path) -> None:
     assert PRECISIONS == ("fp32", "fp16", "bf16", "int8")
     assert [v.precision for v in bundle_with(tmp_path, "fp16", "bf16", "int8").manifest.variants] == list(PRECISIONS)
+
+
+@pytest.mark.parametrize(
+    ("cap", "int8", "bf16"),
+    [("", True, True), ("AVX512_CORE_AMX", True, True), ("avx512_core_vnni", True, False), ("AVX2", False, False)],
+)
+def test_a_cap_on_the_instruction_set_takes_what_it_forbids(
+    monkeypatch: pytest.MonkeyPatch, cap: str, int8: bool, bf16: bool
+) -> None:
+    here = frozenset({"avx2", "avx512f", "avx512_vnni", "avx512_bf16"})
+    monkeypatch.setattr(machine_of, "processor_flags", lambda: here)
+    monkeypatch.setenv(machine_of.CAP, cap)
+    assert (machine_of.has_any(machine_of.INT8), machine_of.has_any(machine_of.BF16)) == (int8, bf16)

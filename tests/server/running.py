@@ -20,13 +20,16 @@ START_SECONDS = 60.0
 class RunningServer:
     """The process, its address, everything it printed, and the folder that holds all it may write."""
 
-    def __init__(self, bundle: Path, folder: Path, *options: str, port: str = "0") -> None:
+    def __init__(
+        self, bundle: Path, folder: Path, *options: str, port: str = "0", environ: dict[str, str] | None = None
+    ) -> None:
         self.temporary = folder / "tmp"
         self.home = folder / "home"
-        self.temporary.mkdir(parents=True)
-        self.home.mkdir()
+        self.temporary.mkdir(parents=True, exist_ok=True)
+        self.home.mkdir(exist_ok=True)
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("BENTOML", "PROMETHEUS"))}
         environment |= {"TMPDIR": str(self.temporary), "HOME": str(self.home), "PYTHONUNBUFFERED": "1"}
+        environment |= environ or {}
         command = [sys.executable, "-m", "cli.app", "serve", str(bundle), "--port", port, "--threads", "1", *options]
         self.started = time.monotonic()
         self.process = subprocess.Popen(
@@ -69,8 +72,8 @@ class RunningServer:
         return self.http.post(f"{self.url}/segment", files=parts, data=fields or {}, headers=headers)
 
     def leftovers(self) -> list[str]:
-        """Files and folders that the process has on disk, besides the counters of /metrics and BentoML's own folder."""
-        own = ("metrics", "bentoml")
+        """Files and folders that the process has on disk, besides its lock and BentoML's own folder."""
+        own = ("lock", "bentoml")
         inside = [p for folder in self.temporary.glob("semiseg-serve-*") for p in folder.iterdir()]
         beside = [p for p in self.temporary.iterdir() if not p.name.startswith("semiseg-serve-")]
         return [str(p) for p in (*inside, *beside) if not p.name.startswith(own)]
@@ -99,9 +102,11 @@ class RunningServer:
 
 
 @contextlib.contextmanager
-def running(bundle: Path, folder: Path, *options: str) -> Iterator[RunningServer]:
+def running(
+    bundle: Path, folder: Path, *options: str, environ: dict[str, str] | None = None
+) -> Iterator[RunningServer]:
     """A server that is ready; stopped at the end of the block."""
-    server = RunningServer(bundle, folder, *options)
+    server = RunningServer(bundle, folder, *options, environ=environ)
     try:
         server.wait_until_ready()
         yield server

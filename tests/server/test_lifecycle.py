@@ -65,10 +65,12 @@ def test_ready_server_answers_its_probes_and_metrics(tmp_path):
         for path in ("/livez", "/readyz"):
             assert server.get(path).status_code == 200
         metrics = server.get("/metrics").text
-        assert 'semiseg_answers_total{status="200"} 1.0' in metrics
-        assert 'semiseg_answers_total{status="415"} 1.0' in metrics
+        assert 'semiseg_requests_total{route="/segment",status="200"} 1.0' in metrics
+        assert 'semiseg_requests_total{route="/segment",status="415"} 1.0' in metrics
+        assert 'semiseg_refused_total{reason="type"} 1.0' in metrics
         assert 'semiseg_stage_seconds_count{stage="network"} 1.0' in metrics
-        assert "bentoml_service_request_duration_seconds" in metrics
+        assert "process_resident_memory_bytes" in metrics
+        assert 'precision="fp32"' in metrics
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -160,7 +162,7 @@ def test_server_runs_with_only_its_temporary_folder_writable(tmp_path):
         open_for_writing = _files_open_for_writing(server.process.pid)
     outside = [name for name in open_for_writing if name.startswith("/") and not name.startswith(str(folder / "tmp"))]
     outside = [name for name in outside if not name.startswith(("/dev/", "/proc/", "/memfd", "/sys/"))]
-    assert open_for_writing, "the counters of /metrics at least are open"
+    assert open_for_writing, "its lock at least is open"
     assert outside == []
 
 
@@ -170,11 +172,14 @@ def test_environment_of_the_server_has_no_torch_in_it(tmp_path):
     code = (
         "import sys, json, threading\n"
         "from pathlib import Path\n"
+        "from server.http.app import House\n"
+        "from server.http.keys import Keys\n"
         "from server.http.limits import Limits\n"
-        "from server.http.model import ModelSettings, ServedModel\n"
+        "from server.http.model import ModelSettings\n"
+        "from server.http.models import Models\n"
         "from server.http.service import make_service\n"
-        f"model = ServedModel.open(ModelSettings(bundle=Path({str(bundle.folder)!r})))\n"
-        "make_service(model, Limits()).to_asgi()\n"
+        f"models = Models.open([ModelSettings(bundle=Path({str(bundle.folder)!r}))])\n"
+        f"make_service(House.of(models, Limits(), Path({str(tmp_path)!r}), None), Keys()).to_asgi()\n"
         "print(json.dumps(sorted(m for m in sys.modules if m.split('.')[0] in "
         "('torch', 'monai', 'transformers', 'trainer', 'exporter'))))\n"
     )

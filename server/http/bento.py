@@ -1,0 +1,139 @@
+"""A Bento: the server with its bundle inside, which BentoML's own tools start and pack into an image.
+
+It is told by the environment what `semiseg serve` is told by options: SEMISEG_API_KEYS or SEMISEG_KEYS_FILE (who may
+use it), SEMISEG_NO_KEYS=1 (everybody may), SEMISEG_STATE (the folder of /jobs), SEMISEG_THREADS.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import os
+import re
+import shutil
+import tempfile
+from importlib.metadata import requires, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from semiseg.bundle.bundle import open_bundle
+from semiseg.errors import InputError
+
+if TYPE_CHECKING:
+    import bentoml
+
+SERVICE = '''"""The service of this Bento; what it does is in server/http."""
+
+from pathlib import Path
+
+from server.http.bento import service_of
+
+service = service_of(Path(__file__).parent / "bundle")
+'''
+PACKAGES = ("semiseg", "server", "cli")
+
+
+def build_bento(folder: Path) -> bentoml.Bento:
+    """Put a Bento of the bundle in ``folder`` into BentoML's store.
+
+    Raises:
+        BundleError: the bundle is incomplete or altered.
+        InputError: BentoML cannot make it.
+    """
+    bundle = open_bundle(folder)
+    import bentoml
+    from bentoml.exceptions import BentoMLException
+
+    with tempfile.TemporaryDirectory(prefix="semiseg-bento-") as name:
+        context = Path(name)
+        shutil.copytree(bundle.folder, context / "bundle")
+        for package in PACKAGES:
+            found = importlib.util.find_spec(package)
+            assert found is not None and found.submodule_search_locations
+            source = Path(found.submodule_search_locations[0])
+            shutil.copytree(source, context / package, ignore=shutil.ignore_patterns("__pycache__"))
+        (context / "service.py").write_text(SERVICE, encoding="utf-8")
+        told = "SEMISEG_NO_KEYS" in os.environ
+        os.environ.setdefault("SEMISEG_NO_KEYS", "1")  # BentoML imports the service while it builds
+        try:
+            return bentoml.build(
+                "service:service",
+                name=_bento_name(bundle.manifest.name),
+                description=f"semiseg with the model {bundle.manifest.name}. RESEARCH USE ONLY.",
+                labels={"model": _bento_name(bundle.manifest.name), "semiseg": version("semiseg")},
+                include=["service.py", "bundle/", *(f"{package}/" for package in PACKAGES)],
+                python={"packages": _requirements(), "lock_packages": False},
+                docker={"env": {"BENTOML_DO_NOT_TRACK": "True"}},
+                build_ctx=str(context),
+            )
+        except BentoMLException as error:
+            raise InputError(f"BentoML cannot build it: {str(error).splitlines()[0]}") from error
+        finally:
+            if not told:
+                del os.environ["SEMISEG_NO_KEYS"]
+
+
+def service_of(bundle: Path) -> bentoml.Service[Any]:
+    """The service of a Bento: what :func:`server.http.start.serve` starts, as BentoML wants to be given it.
+
+    Raises:
+        BundleError, EngineError, InputError: as there.
+    """
+    import bentoml
+    from bentoml._internal.context import server_context
+
+    from server.http.keys import VARIABLE, Keys
+
+    os.environ["BENTOML_DO_NOT_TRACK"] = "True"
+    keys = Keys(Path(os.environ["SEMISEG_KEYS_FILE"]) if "SEMISEG_KEYS_FILE" in os.environ else None)
+    if not keys.required and os.environ.get("SEMISEG_NO_KEYS") != "1":
+        raise InputError(
+            f"Set {VARIABLE} or SEMISEG_KEYS_FILE to say who may use this server, or SEMISEG_NO_KEYS=1: everybody may."
+        )
+    if server_context.worker_index is None:  # BentoML looks at the service before it starts the process that serves
+        return bentoml.service(name="semiseg")(type("Segmentation", (), {}))
+    from server.http.app import House
+    from server.http.limits import Limits
+    from server.http.logs import keep_logs
+    from server.http.model import ModelSettings
+    from server.http.models import Models
+    from server.http.scratch import scratch_in
+    from server.http.service import make_service
+    from server.http.state import JobFiles
+    from server.jobs.files import held
+
+    threads = os.environ.get("SEMISEG_THREADS")
+    state = os.environ.get("SEMISEG_STATE")
+    # For as long as the process lives; the system lets go of both when it ends, and the next one tidies up.
+    os.umask(0o077)
+    stack = contextlib.ExitStack()
+    if state:
+        stack.enter_context(held(Path(state)))
+        files: JobFiles | None = JobFiles.open(Path(state))
+        scratch = Path(state) / "work"
+    else:
+        files, scratch = None, stack.enter_context(scratch_in(None))
+    models = Models.open([ModelSettings(bundle=bundle, threads=int(threads) if threads else None)])
+    service = make_service(House.of(models, Limits(), scratch, files), keys)
+    keep_logs()
+    _HELD.append(stack)
+    return service
+
+
+_HELD: list[contextlib.ExitStack] = []
+
+
+def _requirements() -> list[str]:
+    """What the `serve` extra brings, in the versions that are installed here and were tested together."""
+    found = []
+    for line in requires("semiseg") or []:
+        name = re.split(r"[ <>=!~;\[]", line, maxsplit=1)[0]
+        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", line)
+        if extra is None or extra[1] == "serve":
+            found.append(f"{name}=={version(name)}")
+    return sorted(set(found))
+
+
+def _bento_name(name: str) -> str:
+    """A name as BentoML takes it: small letters, digits and single dashes."""
+    return "semiseg-" + (re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:50] or "model")

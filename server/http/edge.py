@@ -1,0 +1,154 @@
+"""What every request passes: its route is known, its key good, its answer sealed with headers, and a line written."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from typing import TYPE_CHECKING
+
+from semiseg.errors import InputError
+from server.http.keys import Keys
+from server.http.limits import Refusal
+from server.http.metrics import Metrics
+from server.http.replies import LATER, refusal_of, refused
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# In the place of a path in logs and metrics, where a path that somebody made up has no business.
+ROUTES = (
+    (re.compile(r"/(segment|jobs|models|docs\.json|metrics|livez|readyz|healthz)?"), None),
+    (re.compile(r"/jobs/[^/]+"), "/jobs/{id}"),
+    (re.compile(r"/jobs/[^/]+/result"), "/jobs/{id}/result"),
+    (re.compile(r"/jobs/[^/]+/events"), "/jobs/{id}/events"),
+    (re.compile(r"/page/[A-Za-z0-9_.-]+"), "/page"),
+)
+OPEN = ("/", "/page", "/livez", "/readyz", "/healthz")  # what is answered without a key: nothing in it is anybody's
+QUIET = ("/livez", "/readyz", "/healthz", "/metrics", "/page")  # what is asked for all the time
+
+HEADERS = {
+    "Cache-Control": "no-store",
+    # The viewer may compile WebAssembly and read what it was given as blob: addresses; all else is our own.
+    "Content-Security-Policy": "default-src 'none'; script-src 'self' 'wasm-unsafe-eval'; style-src 'self' "
+    "'unsafe-inline'; img-src 'self' data: blob:; connect-src 'self' data: blob:; worker-src 'self' blob:; "
+    "font-src 'self' data:; base-uri 'none'; form-action 'self'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=()",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+}
+
+_LOG = logging.getLogger("semiseg.requests")
+
+
+class Edge:
+    """ASGI middleware around the whole application."""
+
+    def __init__(self, app: ASGIApp, *, keys: Keys, metrics: Metrics, origins: tuple[str, ...] = ()) -> None:
+        """Let ``app`` answer what gets through; pages of ``origins`` may send it something."""
+        self._app = app
+        self._keys = keys
+        self._metrics = metrics
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        since = time.monotonic()
+        route = route_of(scope["path"])
+        status = 0
+
+        async def sealed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if route == "/page":  # the viewer is large, and no secret: the browser asks whether it has changed
+                    message["headers"].append((b"cache-control", b"no-cache"))
+                there = {name.lower() for name, _ in message["headers"]}
+                message["headers"] = [
+                    *message["headers"],
+                    *((k.lower().encode(), v.encode()) for k, v in HEADERS.items() if k.lower().encode() not in there),
+                ]
+            await send(message)
+
+        request = secrets.token_hex(4)
+        try:
+            try:
+                if route is None:
+                    raise Refusal(404, "There is nothing at this address; the page / describes what there is.")
+                self._require_own_page(scope)
+                if self._keys.required and route not in OPEN:
+                    scope["semiseg.owner"] = self._owner(scope)
+                await self._app(scope, receive, sealed)
+            except Exception as error:  # noqa: BLE001 - the outermost edge
+                refusal = refusal_of(error)
+                if status:
+                    raise ConnectionAbortedError("The answer broke off; its beginning is sent already.") from None
+                await refused(refusal)(scope, receive, sealed)
+        finally:
+            seconds = time.monotonic() - since
+            self._metrics.request(route or "other", status, seconds)
+            if route not in QUIET:
+                told = {
+                    "request": request,
+                    "method": scope["method"] if scope["method"] in METHODS else "other",
+                    "route": route or "other",
+                    "status": status,
+                    "seconds": round(seconds, 3),
+                    "client": scope.get("semiseg.owner") or (scope["client"][0] if scope.get("client") else ""),
+                }
+                _LOG.info("Request", extra={"told": told})
+
+    def _require_own_page(self, scope: Scope) -> None:
+        """A page of another server may make a browser send a form without asking first; its scans stay out."""
+        headers = dict(scope["headers"])
+        foreign = headers.get(b"sec-fetch-site", b"none") in (b"cross-site", b"same-site")
+        named = headers.get(b"origin", b"").decode("latin-1") in self._origins
+        if foreign and not named and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+            raise Refusal(403, "A page of another server may not send anything to this one.")
+
+    def _owner(self, scope: Scope) -> str:
+        key = _key_in(scope)
+        if key is None:
+            raise Refusal(
+                401,
+                "This server asks for an API key: send the header `Authorization: Bearer KEY`.",
+                headers={"WWW-Authenticate": "Bearer"},
+            )
+        try:
+            owner = self._keys.owner_of(key)
+        except InputError as error:
+            _LOG.error("%s", error)
+            words = "The server's API keys cannot be read; its operator has to look at them."
+            raise Refusal(503, words, headers={"Retry-After": str(LATER)}) from None
+        if owner is None:
+            raise Refusal(
+                401, "The API key is not one of this server's, or not any more.", headers={"WWW-Authenticate": "Bearer"}
+            )
+        return owner
+
+
+METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH")
+
+
+def route_of(path: str) -> str | None:
+    """The route that a path belongs to, as logs and metrics name it; None for a path that nobody answers."""
+    for pattern, name in ROUTES:
+        if pattern.fullmatch(path):
+            return name or path
+    return None
+
+
+def _key_in(scope: Scope) -> str | None:
+    for name, value in scope["headers"]:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            return value[7:].strip().decode("latin-1")
+        if name == b"x-api-key":
+            return value.strip().decode("latin-1")
+    return None

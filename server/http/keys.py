@@ -1,0 +1,95 @@
+"""API keys: who may use the server, read from a file or the environment, and taken back without a restart."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import threading
+from pathlib import Path
+
+from semiseg.errors import InputError
+
+VARIABLE = "SEMISEG_API_KEYS"
+SHORTEST = 20  # characters; whoever makes keys with `openssl rand -hex 32` has 64
+
+
+class Keys:
+    """The keys that are good at present, each with the name of who has it."""
+
+    def __init__(self, file: Path | None = None) -> None:
+        """Read them.
+
+        Args:
+            file: a line for each key, its owner's name, a blank and the key; `#` begins a comment. None takes the
+                environment variable SEMISEG_API_KEYS, the same with commas for line ends.
+
+        Raises:
+            InputError: the file cannot be read, names nobody, or has a key that is short or given twice.
+        """
+        self._file = file
+        self._lock = threading.Lock()
+        self._stamp: tuple[int, int] | None = None
+        self._owners: dict[bytes, str] = {}
+        self._read()
+
+    @property
+    def required(self) -> bool:
+        """Whether there are any: without one the server answers everybody."""
+        return self._file is not None or bool(self._owners)
+
+    def owner_of(self, key: str) -> str | None:
+        """Whose key it is; None for a key that is not, or no longer, good. Takes as long for each of them."""
+        self._read()
+        digest = _digest(key)
+        found = None
+        for known, owner in self._owners.items():
+            if hmac.compare_digest(known, digest):
+                found = owner
+        return found
+
+    def _read(self) -> None:
+        with self._lock:
+            if self._file is None:
+                if self._stamp is None:
+                    self._stamp = (0, 0)
+                    self._owners = _parsed(os.environ.get(VARIABLE, "").replace(",", "\n"), VARIABLE)
+                return
+            try:
+                found = self._file.stat()
+                stamp = (found.st_mtime_ns, found.st_size)
+                if stamp == self._stamp:
+                    return
+                text = self._file.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                self._stamp, self._owners = None, {}
+                raise InputError(f"The file of API keys {self._file} cannot be read ({error}).") from None
+            self._stamp = None
+            self._owners = {}
+            self._owners = _parsed(text, str(self._file))
+            if not self._owners:
+                raise InputError(f"The file of API keys {self._file} has no key in it.")
+            self._stamp = stamp
+
+
+def _parsed(text: str, where: str) -> dict[bytes, str]:
+    owners: dict[bytes, str] = {}
+    for number, line in enumerate(text.splitlines(), start=1):
+        words = line.partition("#")[0].split()
+        if not words:
+            continue
+        if len(words) != 2:
+            raise InputError(f"{where}, key {number}: write a name, a blank and the key.")
+        name, key = words
+        if len(key) < SHORTEST:
+            raise InputError(f"{where}, key {number}: it is shorter than {SHORTEST} characters.")
+        digest = _digest(key)
+        if digest in owners:
+            raise InputError(f"{where}, key {number}: it is another one's already.")
+        owners[digest] = name
+    return owners
+
+
+def _digest(key: str) -> bytes:
+    # All have one length then, and nothing of a key stays in memory.
+    return hashlib.sha256(key.encode("utf-8", "replace")).digest()

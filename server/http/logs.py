@@ -1,0 +1,54 @@
+"""The server's log: one JSON object a line on standard error, and nothing in it that a scan said."""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.config
+import sys
+import time
+import traceback
+from typing import TextIO
+
+OURS = "semiseg"
+TRUSTED = (OURS, "uvicorn", "asyncio")  # whose sentences do not quote what is read from a file
+
+
+class JsonLines(logging.Formatter):
+    """A record as JSON; ``extra={"told": {...}}`` becomes fields of its own.
+
+    Other packages' messages are left out unless their logger is trusted, and of exceptions only kind and place are
+    kept: pydicom, for one, quotes the attribute that it dislikes.
+    """
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One line."""
+        trusted = record.name.split(".")[0] in TRUSTED
+        message = record.getMessage().partition("\n")[0] if trusted else "not shown: may quote a scan"
+        line: dict[str, object] = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "message": message,
+            **getattr(record, "told", {}),
+        }
+        if record.exc_info and record.exc_info[0] is not None:
+            line["kind"] = record.exc_info[0].__name__
+            frames = traceback.extract_tb(record.exc_info[2])
+            line["frames"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
+        return json.dumps(line)
+
+
+def keep_logs(stream: TextIO | None = None) -> None:
+    """Send every logger's records to ``stream`` (standard error) as JSON lines, and Python's warnings with them."""
+    handler = logging.StreamHandler(stream or sys.stderr)
+    handler.setFormatter(JsonLines())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(logging.WARNING)
+    for name, logger in logging.Logger.manager.loggerDict.items():
+        if isinstance(logger, logging.Logger) and name.split(".")[0] != "pytest":
+            logger.handlers.clear()
+            logger.propagate = True
+    logging.getLogger(OURS).setLevel(logging.INFO)
+    logging.captureWarnings(True)

@@ -1,0 +1,23 @@
+// What the page calls things.
+
+export const VIEWS = { all: "All", axial: "Axial", coronal: "Coronal", sagittal: "Sagittal", render: "3D" };
+export const PRESETS = { // centre and width in Hounsfield units
+  "Soft tissue": [40, 400],
+  Lung: [-600, 1500],
+  Bone: [400, 1800],
+  Brain: [40, 80],
+  Liver: [60, 160],
+};
+export const FORMS = {
+  nifti: "NIfTI mask",
+  "nifti-labelmap": "NIfTI label map",
+  seg: "DICOM SEG",
+  "seg-labelmap": "DICOM SEG (label map)",
+  "seg-fractional": "DICOM SEG (probabilities)",
+  rtstruct: "DICOM RTSTRUCT",
+  sr: "DICOM SR",
+  overlay: "DICOM pictures",
+  json: "JSON",
+  case: "All of this page",
+};
+export const DICOM = ["seg", "seg-labelmap", "seg-fractional", "rtstruct", "sr", "overlay"];

@@ -1,0 +1,58 @@
+"""Answers that are no segmentations: a sentence for whoever can mend what was wrong."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import secrets
+import traceback
+from collections.abc import Mapping
+
+from starlette.responses import JSONResponse, Response
+
+from semiseg.errors import EngineError
+from server.http.limits import Refusal, disk_full
+from server.http.schemas import ErrorAnswer
+from server.jobs.queue import QueueError, QueueFull
+
+LATER = 30  # seconds until it is worth asking again
+_LOG = logging.getLogger("semiseg.server")
+
+
+def error_response(status: int, sentence: str, headers: Mapping[str, str] | None = None) -> Response:
+    """A sentence as the JSON that every error is answered with."""
+    return JSONResponse(ErrorAnswer(error=sentence).model_dump(), status, headers=headers)
+
+
+def refused(refusal: Refusal) -> Response:
+    """The answer to a request that is refused."""
+    return error_response(refusal.status, str(refusal), refusal.headers)
+
+
+def refusal_of(error: Exception) -> Refusal:
+    """What a caller is told of an error that nobody foresaw: the place in the log, where it is written down.
+
+    The log gets the kind of the error and where it happened. Its message is left out: it may quote the scan's
+    attributes.
+    """
+    if isinstance(error, Refusal):
+        return error
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full()
+    if isinstance(error, QueueFull):
+        return Refusal(503, str(error), headers={"Retry-After": str(LATER)})
+    if isinstance(error, QueueError):
+        _LOG.error("%s", error)
+        return Refusal(
+            503,
+            "The server cannot write down jobs at present; its operator has to look at its disk.",
+            headers={"Retry-After": str(LATER)},
+        )
+    reference = secrets.token_hex(4)
+    told = str(error) if isinstance(error, EngineError) else ""
+    frames = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
+    _LOG.error(
+        "A scan failed",
+        extra={"told": {"reference": reference, "kind": type(error).__name__, "detail": told, "frames": frames}},
+    )
+    return Refusal(500, f"The server failed on this scan; its log says where, under reference {reference}.")

@@ -1,0 +1,143 @@
+"""The folder of `--state`: jobs, their uploads and their results, whole after whatever happened.
+
+    lock             held by the one server that works here
+    jobs.sqlite3     the queue
+    uploads/ID/      the files of a job that has not ended, or of a case, which is shown in other forms afterwards
+    results/ID       the answer of a job that is done
+    work/            what is not finished; emptied at every start
+
+An upload is complete in uploads/ before its job is in the queue, and a result complete in results/ before its job is
+done. So a file without a row of the queue was never promised to anybody, and is deleted at the next start.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from server.http.answers import Answer
+from server.http.metrics import JOBS
+from server.http.uploads import Upload
+from server.jobs.files import empty, move_durably, remove, write_durably
+from server.jobs.queue import ENDED, Job, Queue
+
+
+@dataclass(frozen=True)
+class JobFiles:
+    """A state folder that this process holds."""
+
+    folder: Path
+    queue: Queue
+
+    @classmethod
+    def open(cls, folder: Path) -> JobFiles:
+        """Make the folder what it says, and free what a former server had begun.
+
+        Raises:
+            InputError, QueueError: it holds no database that this version reads, or cannot be written.
+        """
+        for name in ("uploads", "results", "work"):
+            (folder / name).mkdir(exist_ok=True)
+        state = cls(folder, Queue(folder / "jobs.sqlite3"))
+        state.queue.free_all()
+        empty(state.work)
+        done = {job.id for job in state.queue.jobs("done", queue=JOBS)}
+        alive = {job.id for job in state.queue.jobs(queue=JOBS) if _needs_upload(job)}
+        for path in state.uploads.iterdir():
+            if path.name not in alive:
+                remove(path)
+        for path in state.results.iterdir():
+            if path.name not in done:
+                remove(path)
+        return state
+
+    @property
+    def uploads(self) -> Path:
+        """Folders of the jobs whose upload is needed."""
+        return self.folder / "uploads"
+
+    @property
+    def results(self) -> Path:
+        """Files of jobs that are done."""
+        return self.folder / "results"
+
+    @property
+    def work(self) -> Path:
+        """Unfinished things."""
+        return self.folder / "work"
+
+    def accept(self, upload: Upload, folder: Path, told: dict[str, Any], **put: Any) -> Job:
+        """Make a job of an upload; when this returns, a power cut cannot take it away.
+
+        Args:
+            upload: files and fields.
+            folder: where the files are, on the volume of this folder; it is moved.
+            told: what else the work needs.
+            put: further arguments of :meth:`Queue.put`.
+
+        Raises:
+            QueueFull, QueueError: see there.
+        """
+        payload = {
+            "files": [file.name for file in upload.files],
+            "channels": {name: [file.name for file in files] for name, files in upload.channels.items()},
+            "fields": upload.fields,
+            "received": upload.received,
+            **told,
+        }
+        name = secrets.token_hex(16)
+        move_durably(folder, self.uploads / name)
+        try:
+            job = self.queue.put(JOBS, payload, id=name, **put)
+        except BaseException:
+            remove(self.uploads / name)
+            raise
+        if job.id != name:
+            remove(self.uploads / name)
+        return job
+
+    def upload_of(self, job: Job) -> tuple[Upload, Path]:
+        """The files of a job in a new folder, which the work may fill and has to delete."""
+        folder = Path(tempfile.mkdtemp(prefix=f"{job.id}-", dir=self.work))
+        told = job.payload
+        try:
+            for name in told["files"]:
+                os.link(self.uploads / job.id / name, folder / name)
+        except OSError:
+            remove(folder)
+            raise
+        channels = {name: tuple(folder / file for file in files) for name, files in told["channels"].items()}
+        files = tuple(folder / name for name in told["files"])
+        # The model that was meant when it was accepted, also where the server has others since.
+        fields = {**told["fields"], "model": told["model"]}
+        return Upload(files, channels, fields, told["received"]), folder
+
+    def keep(self, job: Job, answer: Answer) -> dict[str, Any]:
+        """Write a result, and say what the queue is to know of it."""
+        write_durably(self.results / job.id, answer.body, self.work)
+        return {"media_type": answer.media_type, "headers": answer.headers, "windows": answer.windows}
+
+    def ended(self, job: Job) -> None:
+        """Delete what a job that has ended does not need any more."""
+        if not _needs_upload(job):
+            remove(self.uploads / job.id)
+
+    def forget(self, job: Job) -> None:
+        """Delete a job that has ended, and its result."""
+        if self.queue.forget(job.id):
+            remove(self.results / job.id)
+            remove(self.uploads / job.id)
+
+    def forget_old(self, seconds: float) -> None:
+        """Delete the jobs that ended so long ago."""
+        for job in self.queue.jobs(*ENDED, queue=JOBS, before=time.time() - seconds):
+            self.forget(job)
+
+
+def _needs_upload(job: Job) -> bool:
+    return not job.ended or (job.state == "done" and job.payload["fields"].get("answer") == "case")

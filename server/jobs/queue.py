@@ -1,0 +1,414 @@
+"""A durable queue in one SQLite file: a job that was accepted ends exactly once, whatever happens to the process.
+
+Who works on a job holds a lease on it and renews it while the work goes on (a heartbeat). When the lease runs out, or
+its holder is known to be gone, the job is free for the next one; only the holder of the present lease can end it, so a
+worker that comes back late changes nothing. A job that was begun and not ended `attempts` times is given up: it may be
+what kills the process.
+
+Leases and delays are measured on the machine's clock since it was started, which nobody can set; after another start
+of the machine all of them are over. The time of day is only written down for people and for retention.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from semiseg.errors import InputError, SemisegError
+
+State = Literal["waiting", "running", "done", "failed", "cancelled"]
+STATES: tuple[State, ...] = get_args(State)
+ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
+Standing = Literal["held", "stop", "lost"]
+VERSION = 1
+_Run = Callable[..., list[sqlite3.Row]]
+PATIENCE = 30.0  # seconds that one process waits for another's write
+
+_SCHEMA = """
+CREATE TABLE jobs (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    queue TEXT NOT NULL,
+    key TEXT,
+    owner TEXT NOT NULL,
+    state TEXT NOT NULL,
+    payload TEXT NOT NULL,
+    created REAL NOT NULL,
+    changed REAL NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    boot TEXT NOT NULL DEFAULT '',
+    due REAL NOT NULL DEFAULT 0,
+    lease TEXT,
+    stop INTEGER NOT NULL DEFAULT 0,
+    progress TEXT NOT NULL DEFAULT '{}',
+    result TEXT NOT NULL DEFAULT '{}',
+    UNIQUE (queue, key)
+);
+CREATE INDEX jobs_by_state ON jobs (queue, state, attempts, number);
+"""
+# A job that may be taken: nobody's, with its delay over, or one whose lease ran out.
+_FREE = "queue = :queue AND state IN ('waiting', 'running') AND (boot <> :boot OR due <= :now)"
+
+
+class QueueError(SemisegError):
+    """The job database cannot be written: the disk is full or not ours to write."""
+
+
+class QueueFull(SemisegError):  # noqa: N818 - it passes
+    """So many jobs wait already: ``limit`` of one ``owner``, or of everybody's where that is None."""
+
+    def __init__(self, limit: int, owner: str | None) -> None:
+        whose = "jobs" if owner is None else "jobs of yours"
+        super().__init__(f"There are {limit} {whose} waiting already, as many as may; try again later.")
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row of the queue, as it was when it was read.
+
+    Attributes:
+        id: 128 random bits in hexadecimal: whoever does not know it cannot guess it.
+        queue: which kind of work.
+        key: what makes two requests the same one; None for a job that is always new.
+        owner: who put it in, "" for anybody.
+        state: ``waiting``, ``running``, ``done``, ``failed`` or ``cancelled``.
+        payload: what the work needs, as JSON.
+        created, changed: Unix seconds.
+        attempts: how often it was begun.
+        lease: proof of the one who works on it.
+        stop: whether it was asked to stop.
+        progress: what the last heartbeat told.
+        result: what the end told.
+    """
+
+    id: str
+    queue: str
+    key: str | None
+    owner: str
+    state: State
+    payload: dict[str, Any]
+    created: float
+    changed: float
+    attempts: int
+    lease: str | None
+    stop: bool
+    progress: dict[str, Any]
+    result: dict[str, Any]
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.state in ENDED
+
+
+class Queue:
+    """The jobs of one file; to be used from any thread, and from several processes."""
+
+    def __init__(self, file: Path, *, attempts: int = 5) -> None:
+        """Open or make the file.
+
+        Args:
+            file: the database; SQLite keeps two more files beside it.
+            attempts: how often a job is begun before it is given up.
+
+        Raises:
+            InputError: the file is no job database, or one of another version.
+            QueueError: it cannot be opened or written.
+        """
+        self._attempts = attempts
+        self._boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        self._lock = threading.RLock()
+        try:
+            self._connection = sqlite3.connect(
+                file, timeout=PATIENCE, isolation_level=None, check_same_thread=False, cached_statements=64
+            )
+            self._connection.row_factory = sqlite3.Row
+            self._prepare(file)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise QueueError(f"The job database {file} cannot be opened ({error}).") from None
+            raise InputError(f"{file} is no job database ({error}); move it away or name another folder.") from None
+
+    def _prepare(self, file: Path) -> None:
+        run = self._connection.execute
+        run("PRAGMA journal_mode = WAL")
+        run("PRAGMA synchronous = FULL")  # what was acknowledged survives a power cut too
+        with self._transaction():
+            version = run("PRAGMA user_version").fetchone()[0]
+            if version == 0 and not run("SELECT 1 FROM sqlite_master").fetchone():
+                for statement in _SCHEMA.split(";"):
+                    run(statement)
+                run(f"PRAGMA user_version = {VERSION}")
+            elif version != VERSION:
+                raise InputError(
+                    f"The job database {file} is of version {version} and this semiseg reads version {VERSION}; open "
+                    "it with the semiseg that wrote it, or name another folder."
+                )
+
+    def close(self) -> None:
+        """Close the file; leases stay as they are."""
+        with self._lock:
+            self._connection.close()
+
+    def put(
+        self,
+        queue: str,
+        payload: dict[str, Any],
+        *,
+        id: str | None = None,  # noqa: A002 - the field's name
+        key: str | None = None,
+        owner: str = "",
+        most: int | None = None,
+        most_of_owner: int | None = None,
+    ) -> Job:
+        """Accept a job; when this returns, it is on the disk.
+
+        With a ``key`` that the queue already has, the job that has it is the answer and nothing is added. Otherwise at
+        most ``most`` jobs may wait, and ``most_of_owner`` of one owner.
+
+        Raises:
+            QueueFull: so many wait already.
+            QueueError: it could not be written.
+        """
+        now = time.time()
+        row = (id or secrets.token_hex(16), queue, key, owner, "waiting", json.dumps(payload), now, now)
+        with self._transaction() as run:
+            if key is not None and (there := run("SELECT * FROM jobs WHERE queue = ? AND key = ?", (queue, key))):
+                return _job(there[0])
+            for limit, whose in ((most, None), (most_of_owner, owner)):
+                if limit is not None:
+                    count = (
+                        "SELECT COUNT(*) FROM jobs WHERE queue = ? AND state = 'waiting' AND owner = COALESCE(?, owner)"
+                    )
+                    if run(count, (queue, whose))[0][0] >= limit:
+                        raise QueueFull(limit, whose)
+            names = "id, queue, key, owner, state, payload, created, changed"
+            return _job(run(f"INSERT INTO jobs ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING *", row)[0])
+
+    def lease(self, queue: str, seconds: float, ended: Callable[[Job, State], None] = lambda *_: None) -> Job | None:
+        """Take the next free job for ``seconds``; None when there is none.
+
+        Jobs that were begun less often go first, so that one that kills the process does not keep the others waiting.
+        Free jobs that are not to be begun again end here, and ``ended`` is told of each.
+        """
+        over: list[tuple[Job, State]] = []
+        job = self._lease(queue, seconds, over)
+        for one, state in over:
+            ended(one, state)
+        return job
+
+    def _lease(self, queue: str, seconds: float, over: list[tuple[Job, State]]) -> Job | None:
+        with self._transaction() as run:
+            while found := run(
+                f"SELECT * FROM jobs WHERE {_FREE} ORDER BY attempts, number LIMIT 1", {"queue": queue, **self._now()}
+            ):
+                job = _job(found[0])
+                if job.stop:
+                    self._end(job.id, "cancelled", {})
+                    over.append((job, "cancelled"))
+                elif job.attempts >= self._attempts:
+                    sentence = f"Given up: it was begun {job.attempts} times and the program ended before it each time."
+                    self._end(job.id, "failed", {"error": sentence})
+                    over.append((job, "failed"))
+                else:
+                    return _job(
+                        run(
+                            "UPDATE jobs SET state = 'running', attempts = attempts + 1, lease = :lease, boot = :boot, "
+                            "due = :now + :seconds, progress = '{}', changed = :day WHERE id = :id RETURNING *",
+                            {
+                                "lease": secrets.token_hex(16),
+                                "seconds": seconds,
+                                "day": time.time(),
+                                "id": job.id,
+                                **self._now(),
+                            },
+                        )[0]
+                    )
+        return None
+
+    def renew(self, job: Job, seconds: float, progress: dict[str, Any]) -> Standing:
+        """Hold a lease for ``seconds`` more and tell how far the work is.
+
+        Returns:
+            ``held``; ``stop`` when the job is to be stopped; ``lost`` when another has it.
+        """
+        with self._transaction() as run:
+            rows = run(
+                "UPDATE jobs SET due = :now + :seconds, progress = :progress WHERE id = :id AND lease = :lease "
+                "RETURNING stop",
+                {
+                    "seconds": seconds,
+                    "progress": json.dumps(progress),
+                    "id": job.id,
+                    "lease": job.lease,
+                    "now": self._now()["now"],
+                },
+            )
+        if not rows:
+            return "lost"
+        return "stop" if rows[0]["stop"] else "held"
+
+    def end(self, job: Job, state: State, result: dict[str, Any]) -> bool:
+        """End a job that is held; False when another has it meanwhile, and nothing was changed."""
+        with self._transaction() as run:
+            if not run("SELECT 1 FROM jobs WHERE id = ? AND lease = ?", (job.id, job.lease)):
+                return False
+            self._end(job.id, state, result)
+            return True
+
+    def give_back(self, job: Job, *, after: float = 0.0, counted: bool = True) -> State | None:
+        """Let another try take a job that is held, ``after`` seconds from now, unless it was to be stopped.
+
+        Args:
+            job: a job whose lease is ours.
+            after: seconds of delay.
+            counted: whether this was an attempt.
+
+        Returns:
+            The state that it has now: ``waiting`` or ``cancelled``; None when another has it meanwhile.
+        """
+        with self._transaction() as run:
+            rows = run(
+                "UPDATE jobs SET state = 'waiting', lease = NULL, boot = :boot, due = :now + :after, "
+                "attempts = attempts - :less WHERE id = :id AND lease = :lease RETURNING stop",
+                {"after": after, "less": int(not counted), "id": job.id, "lease": job.lease, **self._now()},
+            )
+            if not rows:
+                return None
+            if rows[0]["stop"]:
+                self._end(job.id, "cancelled", {})
+                return "cancelled"
+            return "waiting"
+
+    def free_all(self) -> int:
+        """Take back every lease; only for one who knows that nobody else works on this file. Returns how many."""
+        with self._transaction() as run:
+            return len(
+                run("UPDATE jobs SET state = 'waiting', lease = NULL, due = 0 WHERE state = 'running' RETURNING 1")
+            )
+
+    def stop(self, id: str) -> Job | None:  # noqa: A002 - the field's name
+        """Cancel a job: at once when it waits, and when it runs, as soon as its worker hears of it."""
+        with self._transaction() as run:
+            found = run("UPDATE jobs SET stop = 1 WHERE id = ? RETURNING *", (id,))
+            if not found:
+                return None
+            if found[0]["state"] == "waiting":
+                self._end(id, "cancelled", {})
+            return self.get(id)
+
+    def get(self, id: str) -> Job | None:  # noqa: A002 - the field's name
+        """The job as it is now."""
+        with self._reading() as run:
+            rows = run("SELECT * FROM jobs WHERE id = ?", (id,))
+        return _job(rows[0]) if rows else None
+
+    def jobs(self, *states: State, queue: str | None = None, before: float | None = None) -> list[Job]:
+        """Jobs in the order in which they came.
+
+        Args:
+            states: only those in one of these; all of them when none is given.
+            queue: only this kind of work.
+            before: only those that last changed before this moment, in Unix seconds.
+        """
+        wanted = states or STATES
+        with self._reading() as run:
+            rows = run(
+                f"SELECT * FROM jobs WHERE state IN ({', '.join('?' * len(wanted))}) AND queue = COALESCE(?, queue) "
+                "AND changed < COALESCE(?, changed + 1) ORDER BY number",
+                (*wanted, queue, before),
+            )
+        return [_job(row) for row in rows]
+
+    def count(self, queue: str) -> dict[State, int]:
+        """How many jobs of a kind there are in each state."""
+        with self._reading() as run:
+            rows = run("SELECT state, COUNT(*) AS n FROM jobs WHERE queue = ? GROUP BY state", (queue,))
+        found: dict[State, int] = {row["state"]: row["n"] for row in rows}
+        return {state: found.get(state, 0) for state in STATES}
+
+    def ahead_of(self, job: Job) -> int:
+        """How many waiting jobs of its kind are to be begun before it."""
+        with self._reading() as run:
+            rows = run(
+                "SELECT COUNT(*) AS n FROM jobs AS other JOIN jobs AS this ON this.id = ? "
+                "WHERE other.state = 'waiting' AND other.queue = this.queue "
+                "AND (other.attempts, other.number) < (this.attempts, this.number)",
+                (job.id,),
+            )
+        return int(rows[0]["n"])
+
+    def forget(self, id: str) -> bool:  # noqa: A002 - the field's name
+        """Delete a job that has ended."""
+        with self._transaction() as run:
+            return bool(
+                run("DELETE FROM jobs WHERE id = ? AND state IN ('done', 'failed', 'cancelled') RETURNING 1", (id,))
+            )
+
+    def _end(self, id: str, state: State, result: dict[str, Any]) -> None:  # noqa: A002 - the field's name
+        self._connection.execute(
+            "UPDATE jobs SET state = ?, lease = NULL, result = ?, changed = ? WHERE id = ?",
+            (state, json.dumps(result), time.time(), id),
+        )
+
+    def _now(self) -> dict[str, Any]:
+        return {"now": time.clock_gettime(time.CLOCK_BOOTTIME), "boot": self._boot}
+
+    @contextlib.contextmanager
+    def _reading(self) -> Iterator[_Run]:
+        """Run statements that change nothing."""
+        with self._lock, _told():
+            yield self._run
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[_Run]:
+        """All of it or nothing, and nobody else in between; on the disk at the end of the block."""
+        with self._lock, _told():
+            if self._connection.in_transaction:
+                yield self._run
+                return
+            self._connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._run
+                self._connection.execute("COMMIT")
+            except BaseException:
+                with contextlib.suppress(sqlite3.Error):
+                    self._connection.execute("ROLLBACK")
+                raise
+
+    def _run(self, statement: str, values: Any = ()) -> list[sqlite3.Row]:
+        return self._connection.execute(statement, values).fetchall()
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise QueueError(f"The job database cannot be used ({error}).") from error
+
+
+def _job(row: sqlite3.Row) -> Job:
+    return Job(
+        id=row["id"],
+        queue=row["queue"],
+        key=row["key"],
+        owner=row["owner"],
+        state=row["state"],
+        payload=json.loads(row["payload"]),
+        created=row["created"],
+        changed=row["changed"],
+        attempts=row["attempts"],
+        lease=row["lease"],
+        stop=bool(row["stop"]),
+        progress=json.loads(row["progress"]),
+        result=json.loads(row["result"]),
+    )

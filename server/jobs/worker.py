@@ -1,0 +1,200 @@
+"""Threads that take jobs from a queue, keep their leases, and end them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from semiseg.errors import Cancelled, SemisegError
+from server.jobs.queue import Job, Queue, QueueError, State
+from server.jobs.turns import Turns
+
+LEASE = 60.0  # seconds; a process that stands still for longer loses its jobs to the next
+HEARTBEAT = 1.0
+GLANCE = 1.0  # seconds between two looks at an empty queue, for jobs that another process put in
+
+_LOG = logging.getLogger("semiseg.jobs")
+
+
+class JobFailed(SemisegError):  # noqa: N818 - an end like others
+    """The work cannot be done; trying again would not help."""
+
+    def __init__(self, sentence: str, **told: Any) -> None:
+        super().__init__(sentence)
+        self.told = told
+
+
+class Postponed(SemisegError):  # noqa: N818 - no end yet
+    """The work cannot be done now, which is not the job's fault; it is tried again ``after`` so many seconds."""
+
+    def __init__(self, sentence: str, *, after: float) -> None:
+        super().__init__(sentence)
+        self.after = after
+
+
+@dataclass
+class Task:
+    """A job that is being worked on, as the work sees it.
+
+    Attributes:
+        job: as it was when it was taken.
+        progress: what the next heartbeat tells; the work replaces it.
+    """
+
+    job: Job
+    progress: dict[str, Any] = field(default_factory=dict)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _why: str = ""
+
+    def cancelled(self) -> bool:
+        """Whether the work is to be given up; asked now and then by the work."""
+        return self._stop.is_set()
+
+    def give_up(self, why: str) -> None:
+        """Ask the work to stop; the first reason counts."""
+        if not self._stop.is_set():
+            self._why = why
+            self._stop.set()
+
+    @property
+    def why(self) -> str:
+        """``cancelled``, ``lost`` or ``closing`` once the work is to be given up."""
+        return self._why
+
+
+class Worker:
+    """Works on the jobs of one kind until it is closed."""
+
+    def __init__(
+        self,
+        queue: Queue,
+        name: str,
+        work: Callable[[Task], dict[str, Any]],
+        *,
+        threads: int,
+        turns: Turns,
+        ready: Callable[[], bool] = lambda: True,
+        ended: Callable[[Job, State], None] = lambda *_: None,
+    ) -> None:
+        """Start.
+
+        Args:
+            queue: where the jobs are.
+            name: their kind.
+            work: what a job is; returns its result, or raises :class:`JobFailed`, :class:`Postponed`, or ``Cancelled``
+                when its task is.
+            threads: jobs at the same time.
+            turns: a turn is taken before a job is leased, so that no lease runs while others work.
+            ready: whether work can begin; no job is taken before.
+            ended: told of every job that ended here, and how.
+        """
+        self._queue, self._name, self._work, self._turns = queue, name, work, turns
+        self._ready, self._ended = ready, ended
+        self._closing = threading.Event()
+        self._news = threading.Semaphore(0)
+        self._tasks: dict[str, Task] = {}
+        self._threads = [threading.Thread(target=self._run, name=f"{name}-{k}", daemon=True) for k in range(threads)]
+        self._heart = threading.Thread(target=self._beat, name=f"{name}-heartbeat", daemon=True)
+        for thread in (*self._threads, self._heart):
+            thread.start()
+
+    def wake(self) -> None:
+        """There is a new job."""
+        self._news.release()
+
+    def stop(self, id: str) -> None:  # noqa: A002 - the field's name
+        """A job was cancelled: let its work hear of it before the next heartbeat."""
+        for task in self._of(id):
+            task.give_up("cancelled")
+
+    def progress(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - the field's name
+        """How far a job is that is worked on here."""
+        return next((task.progress for task in self._of(id)), None)
+
+    def _of(self, id: str) -> list[Task]:  # noqa: A002 - the field's name
+        return [task for task in list(self._tasks.values()) if task.job.id == id]
+
+    def close(self) -> None:
+        """Give up what is being worked on, let the queue have it back, and wait for it."""
+        self._closing.set()
+        for task in list(self._tasks.values()):
+            task.give_up("closing")
+        for _ in self._threads:
+            self._news.release()
+        for thread in (*self._threads, self._heart):
+            thread.join()
+
+    def _run(self) -> None:
+        while not self._closing.is_set():
+            if not self._turns.acquire(timeout=GLANCE):
+                continue
+            busy = False
+            try:
+                busy = self._one()
+            except Exception as error:  # noqa: BLE001 - a thread that ends would never be missed
+                _LOG.error("No job could be worked on: %s", error if isinstance(error, QueueError) else type(error))
+            finally:
+                self._turns.release()
+            if not busy:
+                self._news.acquire(timeout=GLANCE)
+
+    def _one(self) -> bool:
+        """Work on the next job; False when there is none."""
+        if self._closing.is_set() or not self._ready():
+            return False
+        job = self._queue.lease(self._name, LEASE, self._ended)
+        if job is None:
+            return False
+        # By lease: after a standstill longer than a lease, two threads may have the same job for a moment.
+        assert job.lease is not None
+        task = self._tasks[job.lease] = Task(job)
+        if self._closing.is_set():
+            task.give_up("closing")
+        try:
+            self._finish(task)
+        finally:
+            self._tasks.pop(job.lease, None)
+        return True
+
+    def _finish(self, task: Task) -> None:
+        job, queue = task.job, self._queue
+        state: State
+        result: dict[str, Any] = {}
+        try:
+            state, result = "done", self._work(task)
+        except Cancelled:
+            if task.why == "closing":
+                self._give_back(job)
+                return
+            state = "cancelled"
+        except Postponed as error:
+            _LOG.warning("Job %s waits: %s", job.id, error)
+            self._give_back(job, error.after)
+            return
+        except JobFailed as error:
+            state, result = "failed", {"error": str(error), **error.told}
+        if queue.end(job, state, result):
+            self._ended(job, state)
+        elif task.why != "cancelled":
+            _LOG.warning("Job %s was taken over by another worker; what was done here does not count", job.id)
+
+    def _give_back(self, job: Job, after: float = 0.0) -> None:
+        if self._queue.give_back(job, after=after, counted=False) == "cancelled":
+            self._ended(job, "cancelled")
+
+    def _beat(self) -> None:
+        while not self._closing.wait(HEARTBEAT):
+            for task in list(self._tasks.values()):
+                try:
+                    standing = self._queue.renew(task.job, LEASE, task.progress)
+                except Exception as error:  # noqa: BLE001 - as above
+                    told = error if isinstance(error, QueueError) else type(error)
+                    _LOG.error("A heartbeat could not be written: %s", told)
+                    continue
+                if standing == "stop":
+                    task.give_up("cancelled")
+                elif standing == "lost" and task.job.lease in self._tasks:
+                    task.give_up("lost")

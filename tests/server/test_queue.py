@@ -1,0 +1,441 @@
+"""The lease queue: what was accepted ends exactly once, whoever dies meanwhile."""
+
+from __future__ import annotations
+
+import multiprocessing
+import sqlite3
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
+
+from semiseg.errors import Cancelled, InputError
+from server.jobs import worker
+from server.jobs.files import held, move_durably, write_durably
+from server.jobs.queue import ENDED, Job, Queue, QueueError, QueueFull
+from server.jobs.turns import Turns
+from server.jobs.worker import JobFailed, Postponed, Task, Worker
+
+
+@pytest.fixture
+def queue(tmp_path) -> Queue:
+    return Queue(tmp_path / "jobs.sqlite3")
+
+
+def test_jobs_are_taken_in_the_order_in_which_they_came(queue):
+    names = [queue.put("work", {"n": n}).id for n in range(3)]
+    assert [queue.lease("work", 10).id for _ in names] == names
+    assert queue.lease("work", 10) is None
+
+
+def test_kinds_of_work_do_not_see_each_other(queue):
+    queue.put("one", {})
+    assert queue.lease("two", 10) is None
+    assert queue.count("two")["waiting"] == 0
+
+
+def test_payload_progress_and_result_come_back_as_they_went_in(queue):
+    put = queue.put("work", {"files": ["a"], "n": 1.5}, owner="ward")
+    job = queue.lease("work", 10)
+    assert (job.payload, job.owner, job.attempts) == ({"files": ["a"], "n": 1.5}, "ward", 1)
+    assert queue.renew(job, 10, {"done": 3}) == "held"
+    assert queue.get(put.id).progress == {"done": 3}
+    assert queue.end(job, "done", {"ml": 2})
+    assert queue.get(put.id).state == "done"
+    assert queue.get(put.id).result == {"ml": 2}
+
+
+def test_lease_that_ran_out_is_taken_by_the_next_and_the_first_one_changes_nothing_any_more(queue):
+    queue.put("work", {})
+    first = queue.lease("work", 0.0)
+    second = queue.lease("work", 10)
+    assert second.id == first.id and second.attempts == 2
+    assert queue.renew(first, 10, {}) == "lost"
+    assert not queue.end(first, "done", {"by": "first"})
+    assert not queue.give_back(first)
+    assert queue.end(second, "done", {"by": "second"})
+    assert queue.get(first.id).result == {"by": "second"}
+    assert not queue.end(second, "failed", {})
+
+
+def test_heartbeat_keeps_a_lease_that_would_have_run_out(queue):
+    queue.put("work", {})
+    job = queue.lease("work", 0.2)
+    for _ in range(4):
+        time.sleep(0.1)
+        assert queue.renew(job, 0.2, {}) == "held"
+    assert queue.lease("work", 10) is None
+
+
+def test_lease_of_another_start_of_the_machine_is_over(queue, monkeypatch):
+    queue.put("work", {})
+    job = queue.lease("work", 1e9)
+    monkeypatch.setattr(queue, "_boot", "another boot")
+    assert queue.lease("work", 10).id == job.id
+
+
+def test_time_of_day_set_back_or_forward_changes_no_lease_and_no_delay(queue, monkeypatch):
+    queue.put("work", {})
+    job = queue.lease("work", 60)
+    for shift in (-1e6, 1e6):
+        monkeypatch.setattr(time, "time", lambda by=shift: 1.8e9 + by)
+        assert queue.lease("work", 60) is None
+        assert queue.renew(job, 60, {}) == "held"
+    queue.give_back(job, after=60)
+    assert queue.lease("work", 60) is None
+    job = queue.put("work", {})
+    assert queue.lease("work", 60).id == job.id
+
+
+def test_job_begun_less_often_goes_first_and_one_begun_too_often_is_given_up(tmp_path):
+    queue = Queue(tmp_path / "jobs.sqlite3", attempts=2)
+    poison = queue.put("work", {})
+    queue.lease("work", 0.0)
+    good = queue.put("work", {})
+    assert queue.lease("work", 60).id == good.id
+    assert queue.lease("work", 0.0).id == poison.id
+    assert queue.lease("work", 60) is None
+    failed = queue.get(poison.id)
+    assert failed.state == "failed" and "begun 2 times" in failed.result["error"]
+
+
+def test_waiting_job_is_cancelled_at_once_and_a_running_one_hears_of_it(queue):
+    waiting, running = queue.put("work", {}), queue.put("work", {})
+    assert queue.lease("work", 60).id == waiting.id
+    running, waiting = queue.get(waiting.id), running
+    assert queue.stop(waiting.id).state == "cancelled"
+    assert queue.stop(running.id).state == "running"
+    assert queue.renew(running, 60, {}) == "stop"
+    assert queue.end(running, "cancelled", {})
+    assert queue.stop("nobody") is None
+
+
+def test_job_that_was_to_be_stopped_does_not_begin_again_after_a_crash(queue):
+    job = queue.put("work", {})
+    queue.lease("work", 60)
+    queue.stop(job.id)
+    queue.free_all()
+    assert queue.lease("work", 60) is None
+    assert queue.get(job.id).state == "cancelled"
+
+
+def test_same_key_is_the_same_job(queue):
+    first = queue.put("work", {"n": 1}, key="k")
+    again = queue.put("work", {"n": 2}, key="k")
+    assert again.id == first.id and again.payload == {"n": 1}
+    assert queue.put("other", {}, key="k").id != first.id
+    assert queue.count("work")["waiting"] == 1
+
+
+def test_queue_and_each_owner_have_an_end_but_a_known_key_is_let_in(queue):
+    limits = {"most": 3, "most_of_owner": 2}
+    first = queue.put("work", {}, owner="ward", key="k", **limits)
+    queue.put("work", {}, owner="ward", **limits)
+    with pytest.raises(QueueFull, match="2 jobs of yours"):
+        queue.put("work", {}, owner="ward", **limits)
+    queue.put("work", {}, owner="lab", **limits)
+    with pytest.raises(QueueFull, match="There are 3 jobs"):
+        queue.put("work", {}, owner="icu", **limits)
+    assert queue.put("work", {}, owner="ward", key="k", **limits).id == first.id
+    queue.lease("work", 60)
+    queue.put("work", {}, owner="icu", **limits)
+
+
+def test_jobs_that_end_without_being_begun_are_told(tmp_path):
+    queue = Queue(tmp_path / "jobs.sqlite3", attempts=1)
+    poison, unwanted = queue.put("work", {}), queue.put("work", {})
+    queue.lease("work", 0.0)
+    second = queue.lease("work", 60)
+    queue.stop(unwanted.id)
+    assert queue.give_back(second) == "cancelled"
+    told = []
+    assert queue.lease("work", 60, lambda job, state: told.append((job.id, state))) is None
+    assert told == [(poison.id, "failed")]
+
+
+def test_turns_are_taken_in_the_order_in_which_they_were_asked_for():
+    """A worker that gives its turn back and asks again must not get it before a request that waits."""
+    turns, order = Turns(1), []
+    assert turns.acquire(1)
+
+    def request() -> None:
+        assert turns.acquire(5)
+        order.append("request")
+        turns.release()
+
+    thread = threading.Thread(target=request)
+    thread.start()
+    time.sleep(0.1)
+    turns.release()
+    assert turns.acquire(5)
+    order.append("worker")
+    turns.release()
+    thread.join()
+    assert order == ["request", "worker"]
+    assert turns.acquire(0.1) and not turns.acquire(0.05)
+    turns.release()
+    assert turns.acquire(0.1)
+
+
+def test_only_ended_jobs_are_forgotten(queue):
+    job = queue.put("work", {})
+    assert not queue.forget(job.id)
+    queue.end(queue.lease("work", 60), "done", {})
+    assert queue.forget(job.id)
+    assert queue.get(job.id) is None
+
+
+def test_jobs_are_found_by_state_and_age(queue):
+    old = queue.put("work", {})
+    queue.end(queue.lease("work", 60), "done", {})
+    between = time.time()
+    new = queue.put("work", {})
+    assert [job.id for job in queue.jobs()] == [old.id, new.id]
+    assert [job.id for job in queue.jobs("done", queue="work")] == [old.id]
+    assert [job.id for job in queue.jobs(before=between)] == [old.id]
+    assert queue.ahead_of(new) == 0
+    assert queue.ahead_of(queue.put("work", {})) == 1
+
+
+def _take_all(file: Path, taken: multiprocessing.Queue) -> None:
+    queue = Queue(file)
+    while job := queue.lease("work", 60):
+        queue.end(job, "done", {})
+        taken.put(job.id)
+
+
+def test_several_processes_take_each_job_once(queue, tmp_path):
+    names = [queue.put("work", {}).id for _ in range(60)]
+    context = multiprocessing.get_context("spawn")
+    taken = context.Queue()
+    processes = [context.Process(target=_take_all, args=(tmp_path / "jobs.sqlite3", taken)) for _ in range(3)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    assert sorted(taken.get(timeout=5) for _ in names) == sorted(names)
+    assert taken.empty()
+
+
+def test_file_that_is_no_database_or_of_another_version_is_refused(tmp_path):
+    (tmp_path / "text").write_text("not a database, and longer than a header of SQLite" * 20)
+    with pytest.raises(InputError, match="no job database"):
+        Queue(tmp_path / "text")
+    Queue(tmp_path / "newer").close()
+    with sqlite3.connect(tmp_path / "newer") as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(InputError, match="version 99"):
+        Queue(tmp_path / "newer")
+    with pytest.raises(QueueError, match="cannot be opened"):
+        Queue(tmp_path / "no" / "folder")
+
+
+def test_full_disk_is_an_error_and_the_queue_goes_on_afterwards(queue):
+    queue.put("work", {})
+    queue._connection.execute("PRAGMA max_page_count = 1")
+    with pytest.raises(QueueError, match="full"):
+        for _ in range(2000):
+            queue.put("work", {"much": "x" * 1000})
+    before = queue.count("work")["waiting"]
+    queue._connection.execute("PRAGMA max_page_count = 1000000")
+    queue.put("work", {})
+    assert queue.count("work")["waiting"] == before + 1
+
+
+class Model(RuleBasedStateMachine):
+    """Whatever is done in whatever order, a job ends once, with the result of the one who held it."""
+
+    ids = Bundle("ids")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.folder = tempfile.TemporaryDirectory()
+        self.queue = Queue(Path(self.folder.name) / "jobs.sqlite3", attempts=1000)
+        self.held: dict[str, Job] = {}
+        self.old: list[Job] = []
+        self.ended: dict[str, tuple[str, dict]] = {}
+
+    def teardown(self) -> None:
+        self.queue.close()
+        self.folder.cleanup()
+
+    @rule(target=ids)
+    def put(self) -> str:
+        return self.queue.put("work", {}).id
+
+    @rule(seconds=st.sampled_from([0.0, 1000.0]))
+    def lease(self, seconds: float) -> None:
+        job = self.queue.lease("work", seconds)
+        if job is None:
+            return
+        assert job.id not in self.ended
+        if job.id in self.held:
+            self.old.append(self.held.pop(job.id))
+        self.held[job.id] = job
+
+    @rule(which=st.integers(0, 9), state=st.sampled_from(["done", "failed"]))
+    def end(self, which: int, state: str) -> None:
+        jobs = [*self.held.values(), *self.old]
+        if jobs:
+            job = jobs[which % len(jobs)]
+            result = {"lease": job.lease}
+            if self.queue.end(job, state, result):
+                assert job.id not in self.ended and self.held[job.id] == job
+                self.ended[job.id] = (state, result)
+                del self.held[job.id]
+            else:
+                assert job in self.old
+
+    @rule(which=st.integers(0, 9))
+    def give_back(self, which: int) -> None:
+        if jobs := list(self.held.values()):
+            job = jobs[which % len(jobs)]
+            assert self.queue.give_back(job) == "waiting"
+            self.old.append(self.held.pop(job.id))
+
+    @rule()
+    def crash(self) -> None:
+        self.queue.free_all()
+        self.old += self.held.values()
+        self.held.clear()
+
+    @invariant()
+    def what_ended_stays_as_it_ended(self) -> None:
+        for job in self.queue.jobs():
+            if job.id in self.ended:
+                assert (job.state, job.result) == self.ended[job.id]
+            else:
+                assert job.state not in ENDED
+
+
+TestModel = Model.TestCase
+TestModel.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+
+
+class Work:
+    """Work that waits until it may go on, and writes down what it did."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+        self.begun = threading.Event()
+        self.finished: list[str] = []
+
+    def __call__(self, task: Task) -> dict:
+        self.begun.set()
+        while not self.go.wait(0.01):
+            if task.cancelled():
+                raise Cancelled("stopped")
+        self.finished.append(task.job.id)
+        kind = task.job.payload.get("kind")
+        if kind == "fail":
+            raise JobFailed("It cannot be.", status=422)
+        if kind == "later" and task.job.created > time.time() - 0.5:
+            raise Postponed("Not now.", after=0.1)
+        return {"id": task.job.id}
+
+
+@pytest.fixture
+def work() -> Work:
+    return Work()
+
+
+def start(queue: Queue, work: Work, **options) -> Worker:
+    return Worker(queue, "work", work, threads=1, turns=Turns(1), **options)
+
+
+def until(condition, seconds: float = 10.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def test_worker_ends_jobs_as_the_work_does(queue, work, monkeypatch):
+    monkeypatch.setattr(worker, "GLANCE", 0.05)
+    names = {kind: queue.put("work", {"kind": kind}).id for kind in ("good", "fail", "later")}
+    told = []
+    running = start(queue, work, ended=lambda job, state: told.append((job.id, state)))
+    work.go.set()
+    until(lambda: all(queue.get(name).ended for name in names.values()))
+    running.close()
+    assert queue.get(names["good"]).result == {"id": names["good"]}
+    assert queue.get(names["fail"]).result == {"error": "It cannot be.", "status": 422}
+    assert queue.get(names["later"]).state == "done" and queue.get(names["later"]).attempts == 1
+    assert sorted(told) == sorted([(names["good"], "done"), (names["fail"], "failed"), (names["later"], "done")])
+
+
+def test_worker_that_is_closed_gives_its_job_back_uncounted(queue, work):
+    job = queue.put("work", {})
+    running = start(queue, work)
+    assert work.begun.wait(10)
+    running.close()
+    assert (queue.get(job.id).state, queue.get(job.id).attempts) == ("waiting", 0)
+    assert work.finished == []
+
+
+def test_cancelled_job_stops_at_once_when_its_worker_is_told(queue, work):
+    job = queue.put("work", {})
+    running = start(queue, work)
+    assert work.begun.wait(10)
+    queue.stop(job.id)
+    running.stop(job.id)
+    until(lambda: queue.get(job.id).state == "cancelled")
+    running.close()
+
+
+def test_cancelled_job_stops_at_the_next_heartbeat_when_another_process_cancelled_it(queue, work, monkeypatch):
+    monkeypatch.setattr(worker, "HEARTBEAT", 0.05)
+    job = queue.put("work", {})
+    running = start(queue, work)
+    assert work.begun.wait(10)
+    queue.stop(job.id)
+    until(lambda: queue.get(job.id).state == "cancelled")
+    running.close()
+
+
+def test_worker_whose_lease_was_taken_stops_and_changes_nothing(queue, work, monkeypatch):
+    monkeypatch.setattr(worker, "HEARTBEAT", 0.05)
+    job = queue.put("work", {})
+    running = start(queue, work)
+    assert work.begun.wait(10)
+    queue.free_all()
+    other = queue.lease("work", 60)
+    until(lambda: not running._tasks)
+    assert queue.get(job.id).lease == other.lease
+    assert queue.end(other, "done", {})
+    running.close()
+
+
+def test_no_job_is_leased_while_it_is_not_its_turn(queue, work):
+    turns = Turns(1)
+    assert turns.acquire(1)
+    job = queue.put("work", {})
+    running = Worker(queue, "work", work, threads=2, turns=turns)
+    assert not work.begun.wait(0.3)
+    assert queue.get(job.id).state == "waiting"
+    turns.release()
+    assert work.begun.wait(10)
+    running.close()
+
+
+def test_folder_is_held_by_one_process_at_a_time(tmp_path):
+    with held(tmp_path / "state"), pytest.raises(InputError, match="Another process"), held(tmp_path / "state"):
+        pass
+    with held(tmp_path / "state"):
+        pass
+
+
+def test_written_file_is_whole_and_nothing_else_is_left(tmp_path):
+    (tmp_path / "work").mkdir()
+    write_durably(tmp_path / "a", b"first", tmp_path / "work")
+    write_durably(tmp_path / "a", b"second", tmp_path / "work")
+    assert (tmp_path / "a").read_bytes() == b"second"
+    assert list((tmp_path / "work").iterdir()) == []
+    (tmp_path / "work" / "file").write_bytes(b"x")
+    move_durably(tmp_path / "work", tmp_path / "moved")
+    assert (tmp_path / "moved" / "file").read_bytes() == b"x"
