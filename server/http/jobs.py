@@ -22,6 +22,7 @@ from semiseg.errors import Cancelled
 from semiseg.inference.sliding_window import Timing
 from server.http.answers import Answer, answer_again, answer_upload, require_sense
 from server.http.limits import RETRY_SECONDS, Refusal
+from server.http.memory import trim
 from server.http.metrics import JOBS
 from server.http.reception import Received, Reception, client_of, owner_of
 from server.http.replies import refusal_of, refused
@@ -109,6 +110,7 @@ class Jobs:
         finally:
             if folder is not None:
                 remove(folder)
+            trim()
         self._reception.metrics.scan(answer.model, timing)
         return result
 

@@ -7,7 +7,6 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import anyio
@@ -18,6 +17,7 @@ from starlette.responses import Response
 from semiseg.errors import Cancelled
 from semiseg.inference.sliding_window import Timing
 from server.http.limits import RETRY_SECONDS, Admission, Limits, Refusal
+from server.http.memory import trim
 from server.http.metrics import Metrics
 from server.http.models import Models
 from server.http.replies import error_response, refusal_of, refused
@@ -86,7 +86,12 @@ class Reception:
             return await then(received)
         finally:
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(partial(shutil.rmtree, folder, ignore_errors=True))
+                await anyio.to_thread.run_sync(_leave, folder)
+
+
+def _leave(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
+    trim()
 
 
 def client_of(request: Request) -> str:

@@ -22,6 +22,7 @@ from server.http.app import House
 from server.http.keys import VARIABLE, Keys
 from server.http.limits import Limits
 from server.http.logs import keep_logs
+from server.http.memory import share_arenas
 from server.http.model import ModelSettings
 from server.http.models import Models
 from server.http.scratch import scratch_in
@@ -72,6 +73,7 @@ def serve(settings: Sequence[ModelSettings], limits: Limits, keys: Keys, place: 
             f"Whoever reaches {place.host} could use this server: give it keys (--keys FILE, or {VARIABLE} in the "
             "environment), listen on 127.0.0.1, or say --no-keys."
         )
+    share_arenas()
     os.umask(0o077)  # scans and masks are nobody else's on this machine
     with contextlib.ExitStack() as stack:
         if place.state is not None:
