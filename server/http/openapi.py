@@ -21,6 +21,7 @@ ERRORS = {
     400: "The request is not a usable form: no file in `scan`, an unknown field, an unknown `answer` or `model`, a "
     "form that ends early, or a DICOM SEG asked for a NIfTI file.",
     401: "The server asks for an API key, and the request has none or not a good one.",
+    403: "A page of another server sent it, which this server was not told to allow.",
     408: "The upload stood still for too long.",
     413: "The upload is larger, or has more files, than the server accepts.",
     415: "The upload is not a multipart form, or what it holds is neither NIfTI nor DICOM nor a zip.",
@@ -32,7 +33,7 @@ ERRORS = {
     504: "The request took longer than the server allows.",
     507: "The server's disk is nearly full.",
 }
-LATER = (401, 404, 500)  # of a job that was accepted
+LATER = (401, 403, 404, 500)  # of a job that was accepted
 
 HEADERS = {
     "Server-Timing": "Milliseconds per stage: upload, reading, preprocessing, windows, network, blending, "

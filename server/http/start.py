@@ -130,6 +130,7 @@ def _url(listener: socket.socket) -> str:
 def _run(house: House, keys: Keys, origins: Sequence[str], listener: socket.socket, announce: Announce) -> None:
     import uvicorn
 
+    from server.http.protocol import CONNECTIONS, ImpatientProtocol
     from server.http.service import make_service
 
     def warm() -> None:
@@ -142,6 +143,8 @@ def _run(house: House, keys: Keys, origins: Sequence[str], listener: socket.sock
     keep_logs()  # after BentoML has made its loggers
     config = uvicorn.Config(
         application,
+        http=ImpatientProtocol,
+        limit_concurrency=CONNECTIONS,
         log_config=None,
         access_log=False,  # it holds whole paths
         server_header=False,

@@ -181,6 +181,19 @@ def test_address_that_does_not_exist_is_a_sentence_and_counted_once(guarded):
     assert len(re.findall(r'semiseg_requests_total\{route="other"', metrics)) == 1
 
 
+def test_page_of_another_server_may_not_send_a_form(guarded):
+    foreign = {"Origin": "https://elsewhere.example", "Sec-Fetch-Site": "cross-site"} | with_key(WARD)
+    assert guarded.segment(nifti(), headers=foreign).status_code == 403
+    assert guarded.segment(nifti(), headers={"Sec-Fetch-Site": "same-origin"} | with_key(WARD)).status_code == 200
+
+
+def test_what_is_on_the_disk_is_the_servers_users_alone(guarded):
+    state = guarded.temporary.parent / "state"
+    guarded.http.post(f"{guarded.url}/jobs", files={"scan": nifti()}, headers=with_key(WARD))
+    for path in (state / "jobs.sqlite3", state / "results", state / "uploads", state / "work"):
+        assert path.stat().st_mode & 0o077 == 0, path
+
+
 def test_upload_is_refused_before_the_disk_is_full(bundle, tmp_path):
     with running(bundle, tmp_path, "--min-free-mb", "1e9", "--state", str(tmp_path / "s")) as server:
         for path in ("segment", "jobs"):

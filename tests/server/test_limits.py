@@ -210,3 +210,13 @@ def _until(condition: object, seconds: float = 10.0) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not happen in time"
         time.sleep(0.05)
+
+
+def test_connection_that_sends_no_whole_head_is_closed(small):
+    address = urlsplit(small.url)
+    with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
+        since = time.monotonic()
+        connection.sendall(b"POST /segment HTTP/1.1\r\nHost: x\r\n")
+        assert connection.recv(100) == b""
+        assert 5 < time.monotonic() - since < 50
+    assert small.segment(nifti()).status_code == 200

@@ -109,7 +109,7 @@ CAUSES: dict[str, Callable[[RunningServer], httpx.Response]] = {
 }
 
 
-ELSEWHERE = {"401", "429", "507"}  # of servers that are started otherwise: test_guard.py
+ELSEWHERE = {"401", "403", "429", "507"}  # of servers that are started otherwise: test_guard.py
 
 
 def test_every_answer_that_is_described_has_a_test(document):

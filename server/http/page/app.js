@@ -1,8 +1,9 @@
 // The page: scans come in, wait, are segmented, and are looked at. Whatever a file or the server says is put in as text.
 
 import { Refused, ask, formOf, json, key, upload, watch } from "./api.js";
+import { made, seconds, showFacts } from "./facts.js";
 import { makeViewer } from "./viewer.js";
-import { DICOM, FORMS, PRESETS, VIEWS } from "./words.js";
+import { PRESETS, VIEWS } from "./words.js";
 import { unzip } from "./zip.js";
 
 const HISTORY = "semiseg-cases";
@@ -14,13 +15,6 @@ const server = { models: [], jobs: false, kinds: [] };
 const cases = [];
 let current = null;
 let viewer = null;
-
-function made(name, text = "", attributes = {}) {
-  const element = document.createElement(name);
-  element.textContent = text;
-  for (const [attribute, value] of Object.entries(attributes)) element.setAttribute(attribute, value);
-  return element;
-}
 
 // ---- beginning
 
@@ -234,14 +228,7 @@ async function show(one, mine) {
   const model = server.models.find(({ identity }) => identity.sha256 === report.model.sha256);
   const segments = model ? model.segments : report.segments.map((s) => ({ ...s, colour: [230, 60, 60], values: [] }));
   at("case").hidden = false;
-  items("remarks", report.remarks.map((remark) => made("li", remark.text, { "data-code": remark.code })));
-  const out = report.selection.filter((series) => series.channel === null);
-  items("left-out", out.map((series) => made("li", `${series.description || series.uid}: ${series.reason}`)));
-  table(report, segments);
-  downloads(one, report);
-  at("model-told").textContent =
-    `Drawn by ${report.model.name} (${report.model.method}, ${report.model.precision}) in ${report.windows} windows, ` +
-    `${seconds(Object.values(report.seconds).reduce((a, b) => a + b, 0))}. ${report.notice}.`;
+  showFacts(report, segments, server.kinds, shown, (kind, button) => save(one, kind, button));
   const opened = await makeViewer(at("viewer"), one.case, report, segments);
   if (mine !== turn) {
     opened.close();
@@ -257,46 +244,9 @@ async function show(one, mine) {
   at("viewer").dataset.shown = viewer.plain ? "pictures" : "volumes";
 }
 
-function items(id, found) {
-  at(id).hidden = !found.length;
-  at(id).querySelector("ul").replaceChildren(...found);
-}
-
-function table(report, segments) {
-  const colours = new Map(segments.map((segment) => [segment.name, segment.colour]));
-  at("segments").tBodies[0].replaceChildren(
-    ...report.segments.map(({ name, ml }) => {
-      const box = made("input", "", { type: "checkbox", "aria-label": `show ${name}`, "data-segment": name });
-      box.checked = true;
-      box.onchange = shown;
-      const swatch = made("span", "", { class: "swatch" });
-      swatch.style.background = `rgb(${colours.get(name) || [128, 128, 128]})`;
-      const row = made("tr");
-      const [first, second] = [made("td"), made("th", "", { scope: "row" })];
-      first.append(box);
-      second.append(swatch, name);
-      row.append(first, second, made("td", ml.toFixed(2), { class: "number" }));
-      return row;
-    }),
-  );
-}
-
 function shown() {
   const boxes = [...document.querySelectorAll("#segments input")];
   viewer?.show(new Set(boxes.filter((box) => box.checked).map((box) => box.dataset.segment)));
-}
-
-function downloads(one, report) {
-  const kinds = server.kinds.filter((kind) => report.series || !DICOM.includes(kind));
-  at("downloads").replaceChildren(
-    ...kinds.map((kind) => {
-      const button = made("button", FORMS[kind] || kind, { type: "button", "data-kind": kind });
-      button.onclick = () => save(one, kind, button);
-      const item = made("li");
-      item.append(button);
-      return item;
-    }),
-  );
 }
 
 async function save(one, kind, button) {
@@ -337,11 +287,6 @@ function fail(one, sentence) {
 function clearError() {
   at("error").hidden = true;
   at("error").textContent = "";
-}
-
-function seconds(value) {
-  if (value < 90) return `${Math.max(1, Math.round(value))} s`;
-  return `${Math.round(value / 60)} min`;
 }
 
 // ---- hands
