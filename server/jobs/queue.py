@@ -112,7 +112,7 @@ class Job:
 class Queue:
     """The jobs of one file; to be used from any thread, and from several processes."""
 
-    def __init__(self, file: Path, *, attempts: int = 5) -> None:
+    def __init__(self, file: Path, *, attempts: int = 10) -> None:
         """Open or make the file.
 
         Args:

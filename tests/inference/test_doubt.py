@@ -60,3 +60,25 @@ def test_a_guess_is_one_certainty_is_nought_and_nothing_is_nothing() -> None:
     assert certain == pytest.approx(0, abs=1e-4)
     assert guess == pytest.approx(1, abs=1e-4)
     assert np.isnan(nothing)
+
+
+def test_of_a_large_segment_a_part_is_enough_and_of_a_small_one_every_voxel_counts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    shape = (40, 40, 40)
+    rng = np.random.default_rng(5)
+    logits = rng.normal(0, 2, (3, *shape)).astype(np.float32)
+    logits[2] -= 20
+    logits[2, 3, 4, 5:8] += 40  # three voxels of the second segment
+    ones = [np.ones(n, np.float32) for n in shape]
+    labels = logits.argmax(axis=0).astype(np.uint8)
+    means = []
+    for enough in (500, 10**6):
+        monkeypatch.setattr("semiseg.inference.doubt.ENOUGH", enough)
+        doubt = Doubt(2, "softmax")
+        doubt.add(Finished(logits, tuple(ones), (slice(None),) * 3, shape), labels, logits=True)
+        means.append(doubt.mean())
+    few, all_of_them = means
+    assert np.sum(labels == 1) > 10_000 and np.sum(labels == 2) == 3
+    assert few[0] != all_of_them[0] and few[0] == pytest.approx(all_of_them[0], rel=0.1)
+    assert few[1] == all_of_them[1]
