@@ -19,6 +19,7 @@ from statistics import median
 from urllib.parse import urlsplit
 
 import numpy as np
+import openjpeg.utils
 import pydicom
 from scipy import ndimage
 from started import folder, machine, start, tell
@@ -41,9 +42,7 @@ def main(*options: str) -> None:
         series = ct(where / "series")
         if "--j2k" in options:
             for file in series:
-                image = pydicom.dcmread(file)
-                image.compress(pydicom.uid.JPEG2000Lossless)
-                image.save_as(file)
+                compress(file)
         body = form([file.read_bytes() for file in series])
         server = start(bundle, where, *[o for o in options if o != "--j2k"])
         metrics = server.get("/metrics").text
@@ -86,6 +85,15 @@ def ct(where: Path) -> list[Path]:
     values = np.where(body, coarse + 40, -1000) + rng.normal(0, 12, coarse.shape)
     volume = Volume(np.clip(values, -1024, 3000).astype(np.int16), np.diag([-0.8, -0.8, 1.5, 1.0]))
     return write_dicom_series(where, volume, patient_id="phantom", description="a phantom", modality="CT")
+
+
+def compress(file: Path) -> None:
+    image = pydicom.dcmread(file)
+    stream = openjpeg.utils.encode_array(image.pixel_array, bits_stored=image.BitsStored)
+    image.PixelData = pydicom.encaps.encapsulate([bytes(stream)])
+    image["PixelData"].is_undefined_length = True
+    image.file_meta.TransferSyntaxUID = pydicom.uid.JPEG2000Lossless
+    image.save_as(file)
 
 
 def form(files: list[bytes]) -> bytes:
