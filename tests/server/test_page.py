@@ -88,7 +88,7 @@ def upload(browser, server: RunningServer, *files: Path) -> None:
     wait_for(browser, "#form")
     browser.execute_script("localStorage.clear()")
     browser.get(server.url)
-    time.sleep(0.3)
+    wait_for(browser, "#form")  # shown once the page knows what the server can do
     browser.find_element("id", "scan").send_keys("\n".join(str(file) for file in files))
 
 
