@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import shutil
@@ -23,6 +24,7 @@ from tests.conftest import skip_because
 from tests.server.running import RunningServer, running
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+StaleElementReferenceException = pytest.importorskip("selenium.common.exceptions").StaleElementReferenceException
 
 
 VIEWER = Path("server/http/page/niivue.js")
@@ -76,10 +78,12 @@ def needs_viewer() -> None:
 
 def wait_for(browser, selector: str, seconds: float = 60) -> list:
     until = time.monotonic() + seconds
-    while not (found := [e for e in browser.find_elements("css selector", selector) if e.is_displayed()]):
+    while True:
+        with contextlib.suppress(StaleElementReferenceException):  # the page was loaded anew in between
+            if found := [e for e in browser.find_elements("css selector", selector) if e.is_displayed()]:
+                return found
         assert time.monotonic() < until, browser.find_element("css selector", "body").text
         time.sleep(0.1)
-    return found
 
 
 def upload(browser, server: RunningServer, *files: Path) -> None:
