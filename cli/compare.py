@@ -25,7 +25,7 @@ from rich.table import Table
 
 from cli.evaluate import Scans, notes_of, write
 from cli.models import open_model
-from semiseg.bundle.bundle import replace_file
+from semiseg.atomic_file import replace_file
 from semiseg.dataset import load_dataset, scans_to_judge
 from semiseg.errors import InputError, SemisegError
 from semiseg.evaluation.evaluate import evaluate

@@ -5,6 +5,13 @@ that names what was wrong, with which file, and what to do. It is raised where t
 edge: the command line prints it, the HTTP server answers with it.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
 
 class SemisegError(Exception):
     """Something failed that was not the caller's doing: exit code 1, HTTP 500."""
@@ -36,3 +43,13 @@ class EngineError(SemisegError):
 
 class Cancelled(SemisegError):  # noqa: N818 - what happened is not an error of anybody
     """The caller asked to stop before the last window was done."""
+
+
+def sentence_of(error: ValidationError) -> str:
+    """The first complaint of a pydantic error as part of a sentence, with the place it is about."""
+    problems: list[Any] = error.errors(include_url=False, include_context=False)
+    first = problems[0]
+    place = ".".join(str(part) for part in first["loc"])
+    message = str(first["msg"]).removeprefix("Value error, ")
+    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+    return f"{place}: {message}{more}" if place else f"{message}{more}"

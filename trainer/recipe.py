@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from semiseg.bundle.bundle import sentence_of
 from semiseg.bundle.postprocessing import Postprocessing
 from semiseg.bundle.preprocessing import Intensity, Preprocessing
 from semiseg.bundle.variant import Gate
+from semiseg.errors import sentence_of
 from semiseg.volumes.segmentation import Code
 from semiseg.volumes.series_rules import SeriesRule
 from trainer.errors import RecipeError

@@ -9,13 +9,12 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from pydantic import ValidationError
 
+from semiseg.atomic_file import replace_file
 from semiseg.bundle.manifest import FORMAT, Manifest
-from semiseg.errors import BundleError
-from semiseg.volumes.atomic_file import atomic_file
+from semiseg.errors import BundleError, sentence_of
 
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
@@ -172,26 +171,10 @@ def _swap(new: Path, target: Path) -> None:
     shutil.rmtree(old)
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Give ``path`` new content: a reader sees the old or the new one, and after a power cut one of them is there."""
-    with atomic_file(path) as stream:
-        stream.write(content)
-
-
 def sha256_of(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def sentence_of(error: ValidationError) -> str:
-    """The first complaint of a pydantic error as part of a sentence, with the place it is about."""
-    problems: list[Any] = error.errors(include_url=False, include_context=False)
-    first = problems[0]
-    place = ".".join(str(part) for part in first["loc"])
-    message = str(first["msg"]).removeprefix("Value error, ")
-    more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-    return f"{place}: {message}{more}" if place else f"{message}{more}"
 
 
 def _inside(folder: Path, name: str) -> Path:

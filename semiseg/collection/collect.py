@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from semiseg.atomic_file import atomic_file
 from semiseg.collection.dicom import plan_dicom
 from semiseg.collection.nnunet import is_nnunet, plan_nnunet
 from semiseg.collection.plan import Plan, Wishes
@@ -27,7 +28,6 @@ from semiseg.collection.scans import Read, Scan
 from semiseg.dataset.description import read_json
 from semiseg.dataset.folder import Dataset, load_dataset
 from semiseg.errors import DatasetError, InputError, VolumeError
-from semiseg.volumes.atomic_file import atomic_file
 from semiseg.volumes.nifti import write_nifti
 from semiseg.volumes.volume import reorient
 

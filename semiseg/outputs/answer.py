@@ -9,7 +9,7 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from semiseg.bundle.bundle import replace_file
+from semiseg.atomic_file import replace_file
 from semiseg.bundle.manifest import Manifest
 from semiseg.errors import InputError
 from semiseg.outputs.case import write_case

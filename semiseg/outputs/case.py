@@ -12,29 +12,20 @@ from __future__ import annotations
 
 import tempfile
 import zipfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from semiseg.atomic_file import atomic_file
 from semiseg.errors import VolumeError
 from semiseg.outputs.overlay import slice_pictures
 from semiseg.outputs.report import Report
-from semiseg.volumes.atomic_file import atomic_file
 from semiseg.volumes.nifti import read_nifti_channels, write_nifti, write_segmentation
 from semiseg.volumes.segmentation import Segment, Segmentation
 from semiseg.volumes.volume import Volume
 
 REPORT, SCAN, MASK = "report.json", "scan.nii.gz", "mask.nii.gz"
-
-
-@dataclass(frozen=True)
-class Case:
-    """A case that was written: its mask and its report."""
-
-    segmentation: Segmentation
-    report: Report
 
 
 def write_case(path: Path, segmentation: Segmentation, report: Report, image: Volume) -> None:
@@ -61,8 +52,20 @@ def write_case(path: Path, segmentation: Segmentation, report: Report, image: Vo
                 archive.writestr(zipfile.ZipInfo(f"{title}.png"), png)
 
 
-def read_case(path: Path, segments: tuple[Segment, ...], *, exclusive: bool, scratch: Path) -> Case:
-    """Read back what :func:`write_case` wrote, for other forms of the same answer.
+def read_report(path: Path) -> Report:
+    """The report of what :func:`write_case` wrote.
+
+    Raises:
+        VolumeError: the zip is not one of ours, or not whole.
+    """
+    try:
+        return Report.model_validate_json(_member(path, REPORT))
+    except ValueError as error:
+        raise _stranger(path, error) from None
+
+
+def read_segmentation(path: Path, segments: tuple[Segment, ...], *, exclusive: bool, scratch: Path) -> Segmentation:
+    """The segmentation of what :func:`write_case` wrote, for other forms of the same answer.
 
     Args:
         path: the zip.
@@ -74,17 +77,24 @@ def read_case(path: Path, segments: tuple[Segment, ...], *, exclusive: bool, scr
         VolumeError: the zip is not one of ours, or not whole.
     """
     with tempfile.TemporaryDirectory(dir=scratch) as name:
-        try:
-            with zipfile.ZipFile(path) as archive:
-                report = Report.model_validate_json(archive.read(REPORT))
-                mask = Path(name) / MASK
-                mask.write_bytes(archive.read(MASK))
-        except (zipfile.BadZipFile, KeyError, ValueError) as error:
-            raise VolumeError(f"{path} is no case of this server ({error}).") from None
+        mask = Path(name) / MASK
+        mask.write_bytes(_member(path, MASK))
         channels = read_nifti_channels(mask, ["labels"] if exclusive else [segment.name for segment in segments])
     arrays = [volume.array for volume in channels.values()]
     array = arrays[0].astype(np.uint8) if exclusive else np.stack(arrays).astype(bool)
-    return Case(Segmentation(segments, array, next(iter(channels.values())).affine), report)
+    return Segmentation(segments, array, next(iter(channels.values())).affine)
+
+
+def _member(path: Path, name: str) -> bytes:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.read(name)
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise _stranger(path, error) from None
+
+
+def _stranger(path: Path, error: Exception) -> VolumeError:
+    return VolumeError(f"{path} is no case of this server ({error}).")
 
 
 def _compact(array: NDArray[np.generic]) -> NDArray[np.generic]:

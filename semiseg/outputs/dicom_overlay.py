@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRLittleEndian
 from scipy import ndimage
 
+from semiseg.atomic_file import atomic_file
 from semiseg.errors import SemisegError
 from semiseg.outputs.dicom_common import (
     LONG_STRING,
@@ -32,7 +33,6 @@ from semiseg.outputs.dicom_common import (
 )
 from semiseg.outputs.overlay import windowed
 from semiseg.outputs.report import NOTICE
-from semiseg.volumes.atomic_file import atomic_file
 from semiseg.volumes.dicom_series import DicomSeries, values_of
 from semiseg.volumes.segmentation import Segmentation
 

@@ -13,6 +13,8 @@ from typing import Any
 
 import pydicom
 from pydicom.errors import BytesLengthException, InvalidDicomError
+from pydicom.filereader import read_partial
+from pydicom.tag import BaseTag, Tag
 from pydicom.uid import (
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
@@ -65,13 +67,14 @@ def is_dicom(path: Path) -> bool:
     return start[128:132] == b"DICM" or _starts_with_an_element(start)
 
 
-def read_dicom(path: Path, *, pixels: bool, tags: list[str] | None = None) -> pydicom.Dataset:
+def read_dicom(path: Path, *, pixels: bool, tags: list[str] | None = None, last: int | None = None) -> pydicom.Dataset:
     """Read a file's attributes, with or without its pixel data.
 
     Args:
         path: the file.
         pixels: whether to read the pixel data too.
         tags: keywords of the only attributes wanted; None for all.
+        last: the tag behind which nothing is read, such as 0x00201208; None for the end.
 
     Raises:
         VolumeError: not DICOM, damaged, or a deflated data set that grows beyond all reason.
@@ -81,7 +84,12 @@ def read_dicom(path: Path, *, pixels: bool, tags: list[str] | None = None) -> py
     try:
         _refuse_bomb(path)
         # force: is_dicom has looked at the start already, and some files have no preamble.
-        dataset = pydicom.dcmread(path, stop_before_pixels=not pixels, force=True, specific_tags=tags)
+        if last is None:
+            dataset = pydicom.dcmread(path, stop_before_pixels=not pixels, force=True, specific_tags=tags)
+        else:
+            with path.open("rb") as file:
+                wanted: list[BaseTag | int] | None = None if tags is None else [Tag(tag) for tag in tags]
+                dataset = read_partial(file, lambda tag, *_: tag > last, force=True, specific_tags=wanted)
         if "TransferSyntaxUID" not in dataset.file_meta:
             implicit, little = dataset.original_encoding
             dataset.file_meta.TransferSyntaxUID = (

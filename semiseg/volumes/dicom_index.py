@@ -17,9 +17,9 @@ from semiseg.volumes.dicom_slices import slices_of
 _LOG = logging.getLogger(__name__)
 _TAGS = [
     "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "Modality",
-    "SeriesDescription", "ImageType", "PatientID", "PatientName", "Rows", "Columns", "SamplesPerPixel",
-    "PhotometricInterpretation", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing",
-    "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
+    "SeriesDescription", "BodyPartExamined", "ImageType", "PatientID", "PatientName", "Rows", "Columns",
+    "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient",
+    "PixelSpacing", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
 ]  # fmt: skip
 _NOT_IMAGES = {
     "SEG": "segmentation",
@@ -53,6 +53,7 @@ class DicomObject:
         series, study, frame: Series Instance UID, Study Instance UID, Frame of Reference UID; "" where absent.
         modality: "no modality" where absent.
         description: Series Description.
+        body_part: Body Part Examined.
         image_type: Image Type, as text.
         patient, patient_name: Patient ID and name.
         not_image: what it is if it is no image, such as "segmentation".
@@ -67,6 +68,7 @@ class DicomObject:
     frame: str
     modality: str
     description: str
+    body_part: str
     image_type: str
     patient: str
     patient_name: str
@@ -174,6 +176,7 @@ def _glance(path: Path) -> DicomObject | LeftOut:
         frame=said("FrameOfReferenceUID"),
         modality=modality or "no modality",
         description=said("SeriesDescription"),
+        body_part=said("BodyPartExamined"),
         image_type=said("ImageType"),
         patient=said("PatientID"),
         patient_name=said("PatientName"),

@@ -30,10 +30,11 @@ class SeriesRule(BaseModel):
         modality: such as ``MR`` or ``CT`` (PS3.3 C.7.3.1.1.1).
         description: patterns with ``*`` and ``?``, one of which its Series Description matches, whatever the case.
         not_description: patterns none of which it matches.
+        body_part: such patterns for Body Part Examined (PS3.3 C.7.3.1).
         orientation: the nearest plane of its slices.
         slice_gap: smallest and largest distance of neighbouring slices, in mm (their median).
         pixel_spacing: the same within a slice.
-        least_slices: as many slices or more.
+        least_slices, most_slices: as many slices or more, and as many or fewer.
         not_image_type: values of Image Type (PS3.3 C.7.6.1.1.2) that rule a series out.
     """
 
@@ -42,10 +43,12 @@ class SeriesRule(BaseModel):
     modality: str | None = None
     description: tuple[str, ...] = ()
     not_description: tuple[str, ...] = ()
+    body_part: tuple[str, ...] = ()
     orientation: Orientation | None = None
     slice_gap: tuple[Positive, Positive] | None = None
     pixel_spacing: tuple[Positive, Positive] | None = None
     least_slices: Annotated[int, Field(ge=2)] = 2
+    most_slices: Annotated[int, Field(ge=2)] | None = None
     not_image_type: tuple[str, ...] = ("LOCALIZER",)
 
     def against(self, series: FoundSeries) -> str:
@@ -56,11 +59,16 @@ class SeriesRule(BaseModel):
             return f"its description '{series.description}' matches none of {', '.join(self.description)}"
         if _matches(series.description, self.not_description):
             return f"its description '{series.description}' is among those ruled out"
+        if self.body_part and not _matches(series.body_part, self.body_part):
+            part = f"'{series.body_part}'" if series.body_part else "not said"
+            return f"its body part is {part} and matches none of {', '.join(self.body_part)}"
         types = series.image_types & {name.upper() for name in self.not_image_type}
         if types:
             return f"its Image Type says {' and '.join(sorted(types))}"
         if series.slices < self.least_slices:
             return f"it has {series.slices} slice(s) and not at least {self.least_slices}"
+        if self.most_slices is not None and series.slices > self.most_slices:
+            return f"it has {series.slices} slices and not at most {self.most_slices}"
         return self._place_against(series)
 
     def modality_against(self, series: FoundSeries) -> str:
@@ -96,6 +104,11 @@ class FoundSeries:
     def description(self) -> str:
         """Series Description, "" if absent."""
         return self.objects[0].description
+
+    @property
+    def body_part(self) -> str:
+        """Body Part Examined, "" if absent."""
+        return self.objects[0].body_part
 
     @property
     def images(self) -> tuple[DicomObject, ...]:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
+from semiseg.atomic_file import replace_file
 from semiseg.bundle.bundle import (
     MANIFEST,
     MODEL,
     open_bundle,
     read_manifest,
-    replace_file,
     sha256_of,
     write_bundle,
     write_manifest,

@@ -24,8 +24,9 @@ START_SECONDS = 60.0
 class Archive:
     """STOW-RS (PS3.18 10.5) and WADO-RS (PS3.18 10.4) as a workstation uses them."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, dicom_port: int) -> None:
         self.url = f"{url}/dicom-web"
+        self.dicom_port = dicom_port
         self.http = httpx.Client(timeout=60, trust_env=False)
 
     def store(self, objects: Sequence[pydicom.Dataset]) -> list[str]:
@@ -66,6 +67,23 @@ class Archive:
         message = email.message_from_bytes(head + answer.content, policy=email.policy.HTTP)
         return [part.get_payload(decode=True) for part in message.iter_parts()]
 
+    def instances(self, study: str, modality: str | None = None) -> list[dict[str, Any]]:
+        """A study's instances, by QIDO-RS."""
+        query = {"Modality": modality} if modality else {}
+        answer = self.http.get(
+            f"{self.url}/studies/{study}/instances", params=query, headers={"Accept": "application/dicom+json"}
+        )
+        found: list[dict[str, Any]] = answer.json() if answer.status_code == 200 else []
+        return [one for one in found if modality is None or one["00080060"]["Value"] == [modality]]
+
+    def fetch_first(self, study: str, modality: str) -> pydicom.Dataset:
+        """The study's first instance of a modality."""
+        told = self.instances(study, modality)[0]
+        one = pydicom.Dataset()
+        one.StudyInstanceUID, one.SeriesInstanceUID = study, told["0020000E"]["Value"][0]
+        one.SOPInstanceUID = told["00080018"]["Value"][0]
+        return self.fetch(one)
+
     def modalities(self, study: str) -> set[str]:
         """The modalities of a study's series, by QIDO-RS."""
         answer = self.http.get(f"{self.url}/studies/{study}/series", headers={"Accept": "application/dicom+json"})
@@ -73,9 +91,18 @@ class Archive:
 
 
 @contextmanager
-def running_archive(program: str, folder: Path) -> Iterator[Archive]:
-    """Orthanc with an empty store, as long as the block lasts."""
-    web, dicom = (_free_port() for _ in range(2))
+def running_archive(
+    program: str, folder: Path, *, ports: tuple[int, int] | None = None, more: dict[str, Any] | None = None
+) -> Iterator[Archive]:
+    """Orthanc as long as the block lasts: with an empty store, or what it kept in ``folder``.
+
+    Args:
+        program: Orthanc.
+        folder: for its store and its log.
+        ports: of HTTP and DICOM; free ones otherwise.
+        more: further settings.
+    """
+    web, dicom = ports or (free_port(), free_port())
     settings = {
         "Name": "test",
         "StorageDirectory": str(folder / "store"),
@@ -86,6 +113,7 @@ def running_archive(program: str, folder: Path) -> Iterator[Archive]:
         "AuthenticationEnabled": False,
         "Plugins": [str(PLUGINS / "libOrthancDicomWeb.so")],
         "DicomWeb": {"Enable": True, "Root": "/dicom-web/"},
+        **(more or {}),
     }
     (folder / "orthanc.json").write_text(json.dumps(settings))
     with (folder / "log").open("wb") as log:
@@ -100,7 +128,7 @@ def running_archive(program: str, folder: Path) -> Iterator[Archive]:
                     break
             except httpx.TransportError:
                 time.sleep(0.1)
-        archive = Archive(url)
+        archive = Archive(url, dicom)
         try:
             yield archive
         finally:
@@ -110,7 +138,7 @@ def running_archive(program: str, folder: Path) -> Iterator[Archive]:
         process.wait(30)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

@@ -13,8 +13,8 @@ from typing import Any, ClassVar
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from semiseg.bundle.bundle import sentence_of
 from semiseg.bundle.manifest import PretrainedWeights, TaughtBy
+from semiseg.errors import sentence_of
 from trainer.errors import RecipeError
 from trainer.patches import Batch, Mixture
 from trainer.recipe import Optimiser, Recipe, Section

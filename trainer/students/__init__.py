@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 
-from semiseg.bundle.bundle import sentence_of
+from semiseg.errors import sentence_of
 from trainer.errors import RecipeError
 from trainer.networks.mean import MeanOfNetworks
 from trainer.students.convolutional import DynUNetStudent, PaperUNetStudent, SegResNetStudent, UNetStudent, VNetStudent

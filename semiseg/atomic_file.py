@@ -34,6 +34,12 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
     _sync_folder(path.parent)
 
 
+def replace_file(path: Path, content: bytes) -> None:
+    """Give ``path`` new content: a reader sees the old or the new one, and after a power cut one of them is there."""
+    with atomic_file(path) as stream:
+        stream.write(content)
+
+
 def _umask() -> int:
     # Linux tells without changing it (changing it, even for a moment, would be seen by other threads).
     with contextlib.suppress(OSError, ValueError):
