@@ -18,13 +18,13 @@ def bento(
         Path | None, typer.Option(help="Also write it to this file, NAME.bento, for `bentoml import` elsewhere.")
     ] = None,
 ) -> None:
-    """Build a Bento with the bundle inside, for `bentoml serve` and `bentoml containerize`."""
+    """Build a Bento with the bundle inside, for `bentoml serve`."""
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"  # read when BentoML is imported
     from server.http.bento import build_bento
 
     built = build_bento(bundle)
     typer.echo(f"{built.tag}: start it with")
     typer.echo(f"  BENTOML_DO_NOT_TRACK=True SEMISEG_API_KEYS='NAME KEY' bentoml serve {built.tag}")
-    typer.echo(f"or pack it with\n  bentoml containerize {built.tag}")
+    typer.echo(f"BentoML's own way to an image, untried with this Bento:\n  bentoml containerize {built.tag}")
     if out is not None:
         typer.echo(f"wrote {built.export(str(out))}")

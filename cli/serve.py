@@ -54,11 +54,11 @@ def serve(
 ) -> None:
     """Segment scans over HTTP until told to stop. The page / takes scans and describes the interface."""
     from cli.models import parse_precision, parse_window
-    from server.http.keys import Keys
     from server.http.limits import MEGABYTE, Limits
     from server.http.model import ModelSettings
     from server.http.start import Place
     from server.http.start import serve as run
+    from server.keys import Keys
 
     if state is not None and scratch is not None:
         raise InputError("With --state uploads go into its folder; leave out --scratch.")

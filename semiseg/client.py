@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import io
 import json
 import secrets
 import tempfile
@@ -23,6 +24,7 @@ from semiseg.volumes.wishes import Paths, Wishes
 
 Files = Paths | Mapping[str, Paths]
 _CONNECT_SECONDS = 10.0
+_OPEN_FILES = 100  # more are sent as one zip: a process may hold about a thousand files open
 _Found = TypeVar("_Found")
 
 
@@ -45,6 +47,21 @@ class Answer:
     seconds: dict[str, float]
     model: dict[str, Any]
     remarks: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Forms:
+    """An answer in several forms.
+
+    Attributes:
+        files: of each form, in the order in which they were asked for; several only of ``overlay``.
+        model, millilitres, remarks: as of :class:`Answer`.
+    """
+
+    files: dict[str, tuple[bytes, ...]]
+    model: dict[str, Any]
+    millilitres: dict[str, float]
+    remarks: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
@@ -163,6 +180,25 @@ class Client:
         """
         return _understood(self.url, self._posted("/segment", paths, _fields(answer, wishes, model)))
 
+    def ask_forms(
+        self, paths: Files, forms: Sequence[Kind], *, wishes: Wishes | None = None, model: str | None = None
+    ) -> Forms:
+        """Segment one scan once, and have the answer in several forms; otherwise as :meth:`ask`."""
+        fields = _fields(None, wishes, model) | {"answer": ",".join(forms)}
+        reply = _understood(self.url, self._posted("/segment", paths, fields))
+        files: dict[str, tuple[bytes, ...]] = {}
+        try:
+            if len(forms) == 1:
+                whole: dict[str, bytes] = {forms[0]: reply.body}
+            else:
+                with zipfile.ZipFile(io.BytesIO(reply.body)) as archive:
+                    whole = {name.partition("/")[0]: archive.read(name) for name in archive.namelist()}
+            for form in forms:
+                files[form] = _members(whole[form]) if form == "overlay" else (whole[form],)
+        except (KeyError, zipfile.BadZipFile):
+            raise SemisegError(f"What answers at {self.url} is not a semiseg server.") from None
+        return Forms(files, reply.model, reply.millilitres, reply.remarks)
+
     def submit(
         self, paths: Files, answer: Kind | None = None, *, wishes: Wishes | None = None, model: str | None = None
     ) -> Job:
@@ -275,6 +311,11 @@ def _fields(answer: Kind | None, wishes: Wishes | None, model: str | None) -> di
     return fields | {name: "true" for name in ("strict", "aligned") if getattr(wishes, name)}
 
 
+def _members(body: bytes) -> tuple[bytes, ...]:
+    with zipfile.ZipFile(io.BytesIO(body)) as archive:
+        return tuple(archive.read(name) for name in archive.namelist())
+
+
 def _job(url: str, response: httpx.Response) -> Job:
     try:
         told = response.json()
@@ -321,7 +362,7 @@ def _parts(name: str, paths: Paths, stack: contextlib.ExitStack) -> list[tuple[s
     missing = [path for path in given if not path.exists()]
     if missing or not given:
         raise InputError(f"There is no file or folder {missing[0]}." if missing else "There is no file to segment.")
-    if any(path.is_dir() for path in given):
+    if len(given) > _OPEN_FILES or any(path.is_dir() for path in given):
         archive = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack is the context
         _zip_into(archive, given)
         streams: list[IO[bytes]] = [archive]

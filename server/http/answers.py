@@ -5,50 +5,27 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from semiseg.errors import InputError
 from semiseg.inference.sliding_window import Progress, Timing
-from semiseg.outputs.answer import PROBABILITIES, chosen_kind, write_answer
-from semiseg.outputs.case import read_case
-from semiseg.outputs.kind import KINDS, Kind
+from semiseg.outputs.answer import PROBABILITIES, write_answer
+from semiseg.outputs.case import read_report, read_segmentation
+from semiseg.outputs.kind import Kind
 from semiseg.outputs.report import NOTICE, Report
 from semiseg.volumes.dicom_file import is_dicom
 from semiseg.volumes.nifti import is_nifti
 from semiseg.volumes.scan import Scan, open_scan
+from semiseg.volumes.segmentation import Segmentation
 from semiseg.volumes.unpack import is_zip
 from semiseg.volumes.wishes import Wishes
+from server.http.forms import FILE_NAMES, forms_asked, forms_for, packed, unknown_form
 from server.http.limits import Refusal
 from server.http.model import ServedModel
 from server.http.models import Models
 from server.http.uploads import Upload
-
-MEDIA_TYPES: dict[Kind, str] = {
-    "nifti": "application/gzip",
-    "nifti-labelmap": "application/gzip",
-    "seg": "application/dicom",
-    "seg-labelmap": "application/dicom",
-    "seg-fractional": "application/dicom",
-    "rtstruct": "application/dicom",
-    "sr": "application/dicom",
-    "overlay": "application/zip",
-    "json": "application/json",
-    "case": "application/zip",
-}
-FILE_NAMES: dict[Kind, str] = {
-    "nifti": "segmentation.nii.gz",
-    "nifti-labelmap": "segmentation.nii.gz",
-    "seg": "segmentation.dcm",
-    "seg-labelmap": "segmentation.dcm",
-    "seg-fractional": "segmentation.dcm",
-    "rtstruct": "structures.dcm",
-    "sr": "report.dcm",
-    "overlay": "overlay.zip",
-    "json": "segmentation.json",
-    "case": "case.zip",
-}
 
 _STORED_NAME = re.compile(r"scan-(\d{5})(?:, member (\d+))?")
 
@@ -90,7 +67,7 @@ def answer_upload(
     """
     clock = time.perf_counter()
     model = require_sense(upload, models)
-    asked, wishes = _kind_asked(upload, accept), _wishes(upload)
+    asked, wishes = forms_asked(upload.fields.get("answer", ""), accept), _wishes(upload)
     try:
         scan = open_scan(
             upload.channels or upload.files,
@@ -98,25 +75,19 @@ def answer_upload(
             wishes,
             scratch=folder,
         )
-        kind = _kind_for(asked, scan, model)
+        kinds = forms_for(asked, scan, model)
         timing.add("reading", clock)
         segmentation, remarks = model.segmenter.segment_with_remarks(
             scan.channels,
             progress=progress,
             cancelled=cancelled,
             timing=timing,
-            probabilities=kind in PROBABILITIES,
+            probabilities=any(kind in PROBABILITIES for kind in kinds),
         )
-        clock = time.perf_counter()
-        target = folder / FILE_NAMES[kind]
         report = Report.of(segmentation, model.identity, scan, remarks, windows=timing.windows, seconds=timing.seconds)
-        source = _source(upload, model)
-        write_answer(target, kind, segmentation, report, series=scan.series, source=source, image=scan.grid)
-        body = target.read_bytes()
-        timing.add("writing", clock)
+        return _written(kinds, segmentation, report, scan, upload, model, folder, timing)
     except InputError as error:
         raise Refusal(422, public_sentence(str(error), folder, len(upload.files))) from error
-    return Answer(model.identity.name, timing.windows, body, MEDIA_TYPES[kind], _headers(report, kind, timing))
 
 
 def answer_again(upload: Upload, asked: str, model: ServedModel, case: Path, folder: Path) -> Answer:
@@ -133,28 +104,25 @@ def answer_again(upload: Upload, asked: str, model: ServedModel, case: Path, fol
         Refusal: 400, this form is none, or not of this scan, or shows what a case does not keep, or the model is not
             the one that made it; 422, the scan lacks what the form needs.
     """
-    if asked not in KINDS:
-        raise _unknown_kind()
-    manifest, timing = model.segmenter.manifest, Timing()
+    kinds = forms_asked(asked, "")
+    if not kinds:
+        raise unknown_form()
+    if probable := [kind for kind in kinds if kind in PROBABILITIES]:
+        words = f"A job does not keep what {probable[0]} shows, probabilities; send the scan once more for it."
+        raise Refusal(400, words)
+    manifest, timing, clock = model.segmenter.manifest, Timing(), time.perf_counter()
     try:
-        scan = open_scan(upload.channels or upload.files, manifest.rules, _wishes(upload), scratch=folder)
-        kind = _kind_for(asked, scan, model)
-        if kind in PROBABILITIES:
-            raise Refusal(400, f"A job does not keep what {kind} shows, probabilities; send the scan once more for it.")
-        made = read_case(case, manifest.segments, exclusive=manifest.activation == "softmax", scratch=folder)
-        if made.report.model.sha256 != model.identity.sha256:
+        report = read_report(case)
+        if report.model.sha256 != model.identity.sha256:
             raise Refusal(400, f"{model.identity.name} has been replaced since; send the scan once more.")
-        target, source = folder / FILE_NAMES[kind], _source(upload, model)
-        write_answer(target, kind, made.segmentation, made.report, series=scan.series, source=source, image=scan.grid)
+        scan = open_scan(upload.channels or upload.files, manifest.rules, _wishes(upload), scratch=folder)
+        kinds = forms_for(kinds, scan, model)
+        exclusive = manifest.activation == "softmax"
+        segmentation = read_segmentation(case, manifest.segments, exclusive=exclusive, scratch=folder)
+        timing.add("reading", clock)
+        return _written(kinds, segmentation, report, scan, upload, model, folder, timing)
     except InputError as error:
         raise Refusal(422, public_sentence(str(error), folder, len(upload.files))) from error
-    return Answer(
-        model.identity.name,
-        made.report.windows,
-        target.read_bytes(),
-        MEDIA_TYPES[kind],
-        _headers(made.report, kind, timing),
-    )
 
 
 def require_sense(upload: Upload, models: Models) -> ServedModel:
@@ -164,7 +132,7 @@ def require_sense(upload: Upload, models: Models) -> ServedModel:
         Refusal: 400 or 415.
     """
     model = models.chosen(upload.fields.get("model"))
-    _kind_asked(upload, "")
+    forms_asked(upload.fields.get("answer", ""), "")
     _wishes(upload)
     _require_scan(upload)
     return model
@@ -183,21 +151,32 @@ def public_sentence(message: str, folder: Path, files: int) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
+def _written(
+    kinds: Sequence[Kind],
+    segmentation: Segmentation,
+    report: Report,
+    scan: Scan,
+    upload: Upload,
+    model: ServedModel,
+    folder: Path,
+    timing: Timing,
+) -> Answer:
+    clock = time.perf_counter()
+    source = _source(upload, model)
+    files = {}
+    for kind in kinds:
+        (folder / kind).mkdir()
+        files[kind] = folder / kind / FILE_NAMES[kind]
+        write_answer(files[kind], kind, segmentation, report, series=scan.series, source=source, image=scan.grid)
+    body, media_type, name = packed(files)
+    timing.add("writing", clock)
+    return Answer(model.identity.name, report.windows, body, media_type, _headers(report, name, timing))
+
+
 def _require_scan(upload: Upload) -> None:
     if not any(is_nifti(file) or is_dicom(file) or is_zip(file) for file in upload.files):
         what = "The upload is" if len(upload.files) == 1 else f"None of the {len(upload.files)} files is"
         raise Refusal(415, f"{what} neither a NIfTI file (.nii, .nii.gz) nor DICOM nor a zip of those.")
-
-
-def _kind_asked(upload: Upload, accept: str) -> str | None:
-    asked = upload.fields.get("answer")
-    if asked and asked not in KINDS:
-        raise _unknown_kind()
-    return asked or _kind_accepted(accept)
-
-
-def _unknown_kind() -> Refusal:
-    return Refusal(400, f"The field `answer` is {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
 
 
 def _source(upload: Upload, model: ServedModel) -> Path:
@@ -215,27 +194,14 @@ def _wishes(upload: Upload) -> Wishes:
     return Wishes(series, strict=said["strict"] == "true", aligned=said["aligned"] == "true")
 
 
-def _kind_for(asked: str | None, scan: Scan, model: ServedModel) -> Kind:
-    try:
-        return chosen_kind(asked, scan.series, model.segmenter.manifest)
-    except InputError as error:
-        raise Refusal(400, str(error)) from error
-
-
-def _kind_accepted(accept: str) -> str | None:
-    """The form that an Accept header names first; wildcards and foreign types name none."""
-    types = [part.split(";")[0].strip().lower() for part in accept.split(",")]
-    return next((kind for wanted in types for kind, media in MEDIA_TYPES.items() if media == wanted), None)
-
-
-def _headers(report: Report, kind: Kind, timing: Timing) -> dict[str, str]:
+def _headers(report: Report, name: str, timing: Timing) -> dict[str, str]:
     stages = ", ".join(f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in timing.seconds.items())
     return {
-        "Content-Disposition": f'attachment; filename="{FILE_NAMES[kind]}"',
+        "Content-Disposition": f'attachment; filename="{name}"',
         "Server-Timing": stages,
         "X-Semiseg-Notice": NOTICE,
         "X-Semiseg-Model": json.dumps(report.model.model_dump()),
         "X-Semiseg-Millilitres": json.dumps({segment.name: segment.ml for segment in report.segments}),
         "X-Semiseg-Remarks": json.dumps([[remark.code, remark.text] for remark in report.remarks]),
-        "X-Semiseg-Windows": str(timing.windows),
+        "X-Semiseg-Windows": str(report.windows),
     }

@@ -35,7 +35,7 @@ class House:
     Attributes:
         models: what segments.
         limits: what is accepted.
-        scratch: where uploads go.
+        scratch: where uploads go; with ``files``, the folder of theirs for unfinished things.
         files: the state folder of /jobs; None where that is off.
         metrics: what is counted.
     """
@@ -49,8 +49,7 @@ class House:
     @classmethod
     def of(cls, models: Models, limits: Limits, scratch: Path, files: JobFiles | None) -> House:
         """With figures of its own."""
-        scratch = files.work if files else scratch
-        return cls(models, limits, scratch, files, Metrics(models, scratch, files.queue if files else None))
+        return cls(models, limits, scratch, files, Metrics(models, scratch, files))
 
 
 def make_app(house: House) -> Starlette:

@@ -82,7 +82,7 @@ def service_of(bundle: Path) -> bentoml.Service[Any]:
     import bentoml
     from bentoml._internal.context import server_context
 
-    from server.http.keys import VARIABLE, Keys
+    from server.keys import VARIABLE, Keys
 
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
     keys = Keys(Path(os.environ["SEMISEG_KEYS_FILE"]) if "SEMISEG_KEYS_FILE" in os.environ else None)
@@ -94,27 +94,19 @@ def service_of(bundle: Path) -> bentoml.Service[Any]:
         return bentoml.service(name="semiseg")(type("Segmentation", (), {}))
     from server.http.app import House
     from server.http.limits import Limits
-    from server.http.logs import keep_logs
     from server.http.model import ModelSettings
     from server.http.models import Models
-    from server.http.scratch import scratch_in
+    from server.http.process import prepared
     from server.http.service import make_service
-    from server.http.state import JobFiles
-    from server.jobs.files import held
+    from server.logs import keep_logs
 
     threads = os.environ.get("SEMISEG_THREADS")
     state = os.environ.get("SEMISEG_STATE")
-    # For as long as the process lives; the system lets go of both when it ends, and the next one tidies up.
-    os.umask(0o077)
+    # For as long as the process lives; the system lets go of it when it ends, and the next one tidies up.
     stack = contextlib.ExitStack()
-    if state:
-        stack.enter_context(held(Path(state)))
-        files: JobFiles | None = JobFiles.open(Path(state))
-        scratch = Path(state) / "work"
-    else:
-        files, scratch = None, stack.enter_context(scratch_in(None))
+    folder, files = stack.enter_context(prepared(Path(state) if state else None, None))
     models = Models.open([ModelSettings(bundle=bundle, threads=int(threads) if threads else None)])
-    service = make_service(House.of(models, Limits(), scratch, files), keys)
+    service = make_service(House.of(models, Limits(), folder, files), keys)
     keep_logs()
     _HELD.append(stack)
     return service
@@ -129,7 +121,7 @@ def _requirements() -> list[str]:
     for line in requires("semiseg") or []:
         name = re.split(r"[ <>=!~;\[]", line, maxsplit=1)[0]
         extra = re.search(r"extra == ['\"]([\w-]+)['\"]", line)
-        if extra is None or extra[1] == "serve":
+        if name != "semiseg" and (extra is None or extra[1] in ("serve", "imaging")):
             found.append(f"{name}=={version(name)}")
     return sorted(set(found))
 

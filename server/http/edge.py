@@ -9,10 +9,10 @@ import time
 from typing import TYPE_CHECKING
 
 from semiseg.errors import InputError
-from server.http.keys import Keys
 from server.http.limits import Refusal
 from server.http.metrics import Metrics
 from server.http.replies import LATER, refusal_of, refused
+from server.keys import Keys, key_in
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -114,7 +114,7 @@ class Edge:
             raise Refusal(403, "A page of another server may not send anything to this one.")
 
     def _owner(self, scope: Scope) -> str:
-        key = _key_in(scope)
+        key = key_in(scope["headers"])
         if key is None:
             raise Refusal(
                 401,
@@ -142,13 +142,4 @@ def route_of(path: str) -> str | None:
     for pattern, name in ROUTES:
         if pattern.fullmatch(path):
             return name or path
-    return None
-
-
-def _key_in(scope: Scope) -> str | None:
-    for name, value in scope["headers"]:
-        if name == b"authorization" and value[:7].lower() == b"bearer ":
-            return value[7:].strip().decode("latin-1")
-        if name == b"x-api-key":
-            return value.strip().decode("latin-1")
     return None

@@ -23,11 +23,10 @@ from semiseg.inference.sliding_window import Timing
 from server.http.answers import Answer, answer_again, answer_upload, require_sense
 from server.http.limits import RETRY_SECONDS, Refusal
 from server.http.memory import trim
-from server.http.metrics import JOBS
 from server.http.reception import Received, Reception, client_of, owner_of
 from server.http.replies import refusal_of, refused
 from server.http.schemas import JobAnswer
-from server.http.state import JobFiles
+from server.http.state import JOBS, JobFiles
 from server.jobs.files import remove
 from server.jobs.queue import Job, State
 from server.jobs.turns import Turns
@@ -194,17 +193,13 @@ class Jobs:
         return FileResponse(self._files.results / job.id, media_type=told["media_type"], headers=told["headers"])
 
     def _again(self, job: Job, asked: str) -> Answer:
-        while not self._turns.acquire(timeout=TIDYING):
-            pass
-        try:
+        with self._turns.one():
             upload, folder = self._files.upload_of(job)
             try:
                 model = self._reception.models.chosen(job.payload["model"])
                 return answer_again(upload, asked, model, self._files.results / job.id, folder)
             finally:
                 remove(folder)
-        finally:
-            self._turns.release()
 
     async def _events(self, request: Request) -> Response:
         job, client = await self._job(request), client_of(request)

@@ -18,22 +18,21 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from server.http.models import Models
-    from server.jobs.queue import Queue
+    from server.http.state import JobFiles
 
 _BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
-JOBS = "segment"  # the queue of the jobs that are counted
 
 
 class Metrics:
     """Figures of one server process; to be made once."""
 
-    def __init__(self, models: Models, folder: Path, queue: Queue | None) -> None:
+    def __init__(self, models: Models, folder: Path, files: JobFiles | None) -> None:
         """Count nothing yet.
 
         Args:
             models: whose engines are told.
             folder: whose volume's free bytes are told.
-            queue: whose jobs are told, where there is one.
+            files: whose jobs are told, where there are any.
         """
         from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
 
@@ -73,7 +72,7 @@ class Metrics:
             registry=self.registry,
         )
         self._ended = Counter("semiseg_jobs_ended", "Jobs that ended", labelnames=["state"], registry=self.registry)
-        self.registry.register(_Present(models, folder, queue))
+        self.registry.register(_Present(models, folder, files))
 
     def request(self, route: str, status: int, seconds: float) -> None:
         """One more request was answered."""
@@ -119,8 +118,8 @@ REASONS = {
 class _Present:
     """What is read when it is asked for."""
 
-    def __init__(self, models: Models, folder: Path, queue: Queue | None) -> None:
-        self._models, self._folder, self._queue = models, folder, queue
+    def __init__(self, models: Models, folder: Path, files: JobFiles | None) -> None:
+        self._models, self._folder, self._files = models, folder, files
 
     def collect(self) -> Iterable[Metric]:
         from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily
@@ -140,8 +139,8 @@ class _Present:
         load = GaugeMetricFamily("semiseg_processors", "Processors that this process may use")
         load.add_metric([], float(len(os.sched_getaffinity(0))))
         yield load
-        if self._queue is not None:
+        if self._files is not None:
             jobs = GaugeMetricFamily("semiseg_jobs", "Jobs by state", labels=["state"])
-            for state, count in self._queue.count(JOBS).items():
+            for state, count in self._files.count().items():
                 jobs.add_metric([state], float(count))
             yield jobs

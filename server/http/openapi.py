@@ -8,7 +8,7 @@ from typing import Any
 
 from semiseg.outputs.kind import KINDS
 from semiseg.outputs.report import NOTICE, Report
-from server.http.answers import FILE_NAMES, MEDIA_TYPES
+from server.http.forms import FILE_NAMES, MEDIA_TYPES
 from server.http.limits import MEGABYTE, Limits
 from server.http.model import ServedModel
 from server.http.models import Models
@@ -222,6 +222,7 @@ def _form(models: Models, limits: Limits) -> dict[str, Any]:
     manifests = [model.segmenter.manifest for model in models.by_name.values()]
     channels = dict.fromkeys(name for manifest in manifests for name in manifest.channel_names)
     alternatives = {tuple(manifest.channel_names): None for manifest in manifests}
+    one = "|".join(KINDS)
     files = "; ".join(f"`{kind}` is {FILE_NAMES[kind]} ({MEDIA_TYPES[kind]})" for kind in KINDS)
     return {
         "type": "object",
@@ -247,9 +248,12 @@ def _form(models: Models, limits: Limits) -> dict[str, Any]:
                 "description": "Which model segments; may be left out where there is one.",
             },
             "answer": {
-                "type": "string",
-                "enum": list(KINDS),
-                "description": f"The form of the answer: {files}. Left out, the Accept header decides if it names one "
+                "anyOf": [
+                    {"type": "string", "enum": list(KINDS)},
+                    {"type": "string", "pattern": f"^({one})(,({one}))+$"},
+                ],
+                "description": f"The form of the answer: {files}. Several with commas come as one zip with a folder "
+                "for each, named as the form. Left out, the Accept header decides if it names one "
                 "of these media types; else a NIfTI file is answered with `nifti` and DICOM with `seg`.",
             },
             "series": {

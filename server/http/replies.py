@@ -13,7 +13,8 @@ from starlette.responses import JSONResponse, Response
 from semiseg.errors import EngineError
 from server.http.limits import Refusal, disk_full
 from server.http.schemas import ErrorAnswer
-from server.jobs.queue import QueueError, QueueFull
+from server.jobs.database import QueueError
+from server.jobs.queue import QueueFull
 
 LATER = 30  # seconds until it is worth asking again
 _LOG = logging.getLogger("semiseg.server")

@@ -9,8 +9,8 @@ from starlette.middleware.cors import CORSMiddleware
 
 from server.http.app import House, make_app
 from server.http.edge import Edge
-from server.http.keys import Keys
 from server.http.openapi import HEADERS
+from server.keys import Keys
 
 
 def make_service(

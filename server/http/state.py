@@ -20,11 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from semiseg.atomic_file import replace_file
 from server.http.answers import Answer
-from server.http.metrics import JOBS
 from server.http.uploads import Upload
-from server.jobs.files import empty, move_durably, remove, write_durably
-from server.jobs.queue import ENDED, Job, Queue
+from server.jobs.files import empty, move_durably, remove
+from server.jobs.queue import ENDED, Job, Queue, State
+
+JOBS = "segment"  # the queue of these jobs
 
 
 @dataclass(frozen=True)
@@ -46,14 +48,9 @@ class JobFiles:
         state = cls(folder, Queue(folder / "jobs.sqlite3"))
         state.queue.free_all()
         empty(state.work)
-        done = {job.id for job in state.queue.jobs("done", queue=JOBS)}
-        alive = {job.id for job in state.queue.jobs(queue=JOBS) if _needs_upload(job)}
-        for path in state.uploads.iterdir():
-            if path.name not in alive:
-                remove(path)
-        for path in state.results.iterdir():
-            if path.name not in done:
-                remove(path)
+        jobs = state.queue.jobs(queue=JOBS)
+        _keep_only({job.id for job in jobs if _needs_upload(job)}, state.uploads)
+        _keep_only({job.id for job in jobs if job.state == "done"}, state.results)
         return state
 
     @property
@@ -119,7 +116,7 @@ class JobFiles:
 
     def keep(self, job: Job, answer: Answer) -> dict[str, Any]:
         """Write a result, and say what the queue is to know of it."""
-        write_durably(self.results / job.id, answer.body, self.work)
+        replace_file(self.results / job.id, answer.body)
         return {"media_type": answer.media_type, "headers": answer.headers, "windows": answer.windows}
 
     def ended(self, job: Job) -> None:
@@ -133,10 +130,20 @@ class JobFiles:
             remove(self.results / job.id)
             remove(self.uploads / job.id)
 
+    def count(self) -> dict[State, int]:
+        """How many jobs there are in each state."""
+        return self.queue.count(JOBS)
+
     def forget_old(self, seconds: float) -> None:
         """Delete the jobs that ended so long ago."""
         for job in self.queue.jobs(*ENDED, queue=JOBS, before=time.time() - seconds):
             self.forget(job)
+
+
+def _keep_only(names: set[str], folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.name not in names:
+            remove(path)
 
 
 def _needs_upload(job: Job) -> bool:

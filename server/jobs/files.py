@@ -1,6 +1,6 @@
-"""Files that are whole or not there: written under another name, brought to the disk, then renamed.
+"""Folders that are whole or not there, and belong to one process.
 
-A rename within one folder's volume is all or nothing, and it lasts through a power cut once the folder has been synced.
+A rename within one volume is all or nothing, and it lasts through a power cut once the folder above has been synced.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import secrets
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,23 +15,6 @@ from pathlib import Path
 from semiseg.errors import InputError
 
 LOCK = "lock"
-
-
-def write_durably(file: Path, content: bytes, scratch: Path) -> None:
-    """Write ``file``; whoever looks sees nothing or all of it.
-
-    Args:
-        file: to be made, or replaced.
-        content: what it will hold.
-        scratch: a folder on the same volume for the unfinished file.
-    """
-    unfinished = scratch / f"{file.name}.{secrets.token_hex(8)}"
-    with unfinished.open("wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
-    unfinished.rename(file)
-    sync(file.parent)
 
 
 def move_durably(folder: Path, target: Path) -> None:

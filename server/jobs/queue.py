@@ -11,26 +11,23 @@ of the machine all of them are over. The time of day is only written down for pe
 
 from __future__ import annotations
 
-import contextlib
 import json
 import secrets
 import sqlite3
-import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from semiseg.errors import InputError, SemisegError
+from semiseg.errors import SemisegError
+from server.jobs.database import Database, Run
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 STATES: tuple[State, ...] = get_args(State)
 ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
 Standing = Literal["held", "stop", "lost"]
 VERSION = 1
-_Run = Callable[..., list[sqlite3.Row]]
-PATIENCE = 30.0  # seconds that one process waits for another's write
 
 _SCHEMA = """
 CREATE TABLE jobs (
@@ -53,13 +50,10 @@ CREATE TABLE jobs (
     UNIQUE (queue, key)
 );
 CREATE INDEX jobs_by_state ON jobs (queue, state, attempts, number);
+CREATE INDEX jobs_by_owner ON jobs (owner, number);
 """
 # A job that may be taken: nobody's, with its delay over, or one whose lease ran out.
 _FREE = "queue = :queue AND state IN ('waiting', 'running') AND (boot <> :boot OR due <= :now)"
-
-
-class QueueError(SemisegError):
-    """The job database cannot be written: the disk is full or not ours to write."""
 
 
 class QueueFull(SemisegError):  # noqa: N818 - it passes
@@ -125,38 +119,11 @@ class Queue:
         """
         self._attempts = attempts
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        self._lock = threading.RLock()
-        try:
-            self._connection = sqlite3.connect(
-                file, timeout=PATIENCE, isolation_level=None, check_same_thread=False, cached_statements=64
-            )
-            self._connection.row_factory = sqlite3.Row
-            self._prepare(file)
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise QueueError(f"The job database {file} cannot be opened ({error}).") from None
-            raise InputError(f"{file} is no job database ({error}); move it away or name another folder.") from None
-
-    def _prepare(self, file: Path) -> None:
-        run = self._connection.execute
-        run("PRAGMA journal_mode = WAL")
-        run("PRAGMA synchronous = FULL")  # what was acknowledged survives a power cut too
-        with self._transaction():
-            version = run("PRAGMA user_version").fetchone()[0]
-            if version == 0 and not run("SELECT 1 FROM sqlite_master").fetchone():
-                for statement in _SCHEMA.split(";"):
-                    run(statement)
-                run(f"PRAGMA user_version = {VERSION}")
-            elif version != VERSION:
-                raise InputError(
-                    f"The job database {file} is of version {version} and this semiseg reads version {VERSION}; open "
-                    "it with the semiseg that wrote it, or name another folder."
-                )
+        self._database = Database(file, _SCHEMA, VERSION)
 
     def close(self) -> None:
         """Close the file; leases stay as they are."""
-        with self._lock:
-            self._connection.close()
+        self._database.close()
 
     def put(
         self,
@@ -180,7 +147,7 @@ class Queue:
         """
         now = time.time()
         row = (id or secrets.token_hex(16), queue, key, owner, "waiting", json.dumps(payload), now, now)
-        with self._transaction() as run:
+        with self._database.transaction() as run:
             if key is not None and (there := run("SELECT * FROM jobs WHERE queue = ? AND key = ?", (queue, key))):
                 return _job(there[0])
             for limit, whose in ((most, None), (most_of_owner, owner)):
@@ -206,17 +173,17 @@ class Queue:
         return job
 
     def _lease(self, queue: str, seconds: float, over: list[tuple[Job, State]]) -> Job | None:
-        with self._transaction() as run:
+        with self._database.transaction() as run:
             while found := run(
                 f"SELECT * FROM jobs WHERE {_FREE} ORDER BY attempts, number LIMIT 1", {"queue": queue, **self._now()}
             ):
                 job = _job(found[0])
                 if job.stop:
-                    self._end(job.id, "cancelled", {})
+                    _end(run, job.id, "cancelled", {})
                     over.append((job, "cancelled"))
                 elif job.attempts >= self._attempts:
                     sentence = f"Given up: it was begun {job.attempts} times and the program ended before it each time."
-                    self._end(job.id, "failed", {"error": sentence})
+                    _end(run, job.id, "failed", {"error": sentence})
                     over.append((job, "failed"))
                 else:
                     return _job(
@@ -240,7 +207,7 @@ class Queue:
         Returns:
             ``held``; ``stop`` when the job is to be stopped; ``lost`` when another has it.
         """
-        with self._transaction() as run:
+        with self._database.transaction() as run:
             rows = run(
                 "UPDATE jobs SET due = :now + :seconds, progress = :progress WHERE id = :id AND lease = :lease "
                 "RETURNING stop",
@@ -258,86 +225,103 @@ class Queue:
 
     def end(self, job: Job, state: State, result: dict[str, Any]) -> bool:
         """End a job that is held; False when another has it meanwhile, and nothing was changed."""
-        with self._transaction() as run:
+        with self._database.transaction() as run:
             if not run("SELECT 1 FROM jobs WHERE id = ? AND lease = ?", (job.id, job.lease)):
                 return False
-            self._end(job.id, state, result)
+            _end(run, job.id, state, result)
             return True
 
-    def give_back(self, job: Job, *, after: float = 0.0, counted: bool = True) -> State | None:
+    def give_back(self, job: Job, *, after: float = 0.0, payload: dict[str, Any] | None = None) -> State | None:
         """Let another try take a job that is held, ``after`` seconds from now, unless it was to be stopped.
 
-        Args:
-            job: a job whose lease is ours.
-            after: seconds of delay.
-            counted: whether this was an attempt.
+        That it was begun does not count as an attempt: whoever gives it back is alive. With ``payload`` the next try
+        gets that one.
 
         Returns:
             The state that it has now: ``waiting`` or ``cancelled``; None when another has it meanwhile.
         """
-        with self._transaction() as run:
+        with self._database.transaction() as run:
             rows = run(
                 "UPDATE jobs SET state = 'waiting', lease = NULL, boot = :boot, due = :now + :after, "
-                "attempts = attempts - :less WHERE id = :id AND lease = :lease RETURNING stop",
-                {"after": after, "less": int(not counted), "id": job.id, "lease": job.lease, **self._now()},
+                "attempts = attempts - 1, payload = COALESCE(:payload, payload) WHERE id = :id AND lease = :lease "
+                "RETURNING stop",
+                {
+                    "after": after,
+                    "payload": None if payload is None else json.dumps(payload),
+                    "id": job.id,
+                    "lease": job.lease,
+                    **self._now(),
+                },
             )
             if not rows:
                 return None
             if rows[0]["stop"]:
-                self._end(job.id, "cancelled", {})
+                _end(run, job.id, "cancelled", {})
                 return "cancelled"
             return "waiting"
 
-    def free_all(self) -> int:
-        """Take back every lease; only for one who knows that nobody else works on this file. Returns how many."""
-        with self._transaction() as run:
-            return len(
-                run("UPDATE jobs SET state = 'waiting', lease = NULL, due = 0 WHERE state = 'running' RETURNING 1")
+    def retry(self, id: str, payload: dict[str, Any] | None = None) -> bool:  # noqa: A002 - the field's name
+        """Let a job be done after all that has failed or was cancelled, with ``payload`` if one is given."""
+        with self._database.transaction() as run:
+            return bool(
+                run(
+                    "UPDATE jobs SET state = 'waiting', attempts = 0, due = 0, stop = 0, result = '{}', changed = ?, "
+                    "payload = COALESCE(?, payload) WHERE id = ? AND state IN ('failed', 'cancelled') RETURNING 1",
+                    (time.time(), None if payload is None else json.dumps(payload), id),
+                )
             )
+
+    def free_all(self) -> None:
+        """Take back every lease; only for one who knows that nobody else works on this file."""
+        with self._database.transaction() as run:
+            run("UPDATE jobs SET state = 'waiting', lease = NULL, due = 0 WHERE state = 'running'")
 
     def stop(self, id: str) -> Job | None:  # noqa: A002 - the field's name
         """Cancel a job: at once when it waits, and when it runs, as soon as its worker hears of it."""
-        with self._transaction() as run:
+        with self._database.transaction() as run:
             found = run("UPDATE jobs SET stop = 1 WHERE id = ? RETURNING *", (id,))
             if not found:
                 return None
             if found[0]["state"] == "waiting":
-                self._end(id, "cancelled", {})
-            return self.get(id)
+                _end(run, id, "cancelled", {})
+            return _job(run("SELECT * FROM jobs WHERE id = ?", (id,))[0])
 
     def get(self, id: str) -> Job | None:  # noqa: A002 - the field's name
         """The job as it is now."""
-        with self._reading() as run:
+        with self._database.reading() as run:
             rows = run("SELECT * FROM jobs WHERE id = ?", (id,))
         return _job(rows[0]) if rows else None
 
-    def jobs(self, *states: State, queue: str | None = None, before: float | None = None) -> list[Job]:
+    def jobs(
+        self, *states: State, queue: str | None = None, owner: str | None = None, before: float | None = None
+    ) -> list[Job]:
         """Jobs in the order in which they came.
 
         Args:
             states: only those in one of these; all of them when none is given.
             queue: only this kind of work.
+            owner: only what one put in.
             before: only those that last changed before this moment, in Unix seconds.
         """
         wanted = states or STATES
-        with self._reading() as run:
+        with self._database.reading() as run:
             rows = run(
                 f"SELECT * FROM jobs WHERE state IN ({', '.join('?' * len(wanted))}) AND queue = COALESCE(?, queue) "
-                "AND changed < COALESCE(?, changed + 1) ORDER BY number",
-                (*wanted, queue, before),
+                "AND owner = COALESCE(?, owner) AND changed < COALESCE(?, changed + 1) ORDER BY number",
+                (*wanted, queue, owner, before),
             )
         return [_job(row) for row in rows]
 
     def count(self, queue: str) -> dict[State, int]:
         """How many jobs of a kind there are in each state."""
-        with self._reading() as run:
+        with self._database.reading() as run:
             rows = run("SELECT state, COUNT(*) AS n FROM jobs WHERE queue = ? GROUP BY state", (queue,))
         found: dict[State, int] = {row["state"]: row["n"] for row in rows}
         return {state: found.get(state, 0) for state in STATES}
 
     def ahead_of(self, job: Job) -> int:
         """How many waiting jobs of its kind are to be begun before it."""
-        with self._reading() as run:
+        with self._database.reading() as run:
             rows = run(
                 "SELECT COUNT(*) AS n FROM jobs AS other JOIN jobs AS this ON this.id = ? "
                 "WHERE other.state = 'waiting' AND other.queue = this.queue "
@@ -348,52 +332,20 @@ class Queue:
 
     def forget(self, id: str) -> bool:  # noqa: A002 - the field's name
         """Delete a job that has ended."""
-        with self._transaction() as run:
+        with self._database.transaction() as run:
             return bool(
                 run("DELETE FROM jobs WHERE id = ? AND state IN ('done', 'failed', 'cancelled') RETURNING 1", (id,))
             )
 
-    def _end(self, id: str, state: State, result: dict[str, Any]) -> None:  # noqa: A002 - the field's name
-        self._connection.execute(
-            "UPDATE jobs SET state = ?, lease = NULL, result = ?, changed = ? WHERE id = ?",
-            (state, json.dumps(result), time.time(), id),
-        )
-
     def _now(self) -> dict[str, Any]:
         return {"now": time.clock_gettime(time.CLOCK_BOOTTIME), "boot": self._boot}
 
-    @contextlib.contextmanager
-    def _reading(self) -> Iterator[_Run]:
-        """Run statements that change nothing."""
-        with self._lock, _told():
-            yield self._run
 
-    @contextlib.contextmanager
-    def _transaction(self) -> Iterator[_Run]:
-        """All of it or nothing, and nobody else in between; on the disk at the end of the block."""
-        with self._lock, _told():
-            if self._connection.in_transaction:
-                yield self._run
-                return
-            self._connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield self._run
-                self._connection.execute("COMMIT")
-            except BaseException:
-                with contextlib.suppress(sqlite3.Error):
-                    self._connection.execute("ROLLBACK")
-                raise
-
-    def _run(self, statement: str, values: Any = ()) -> list[sqlite3.Row]:
-        return self._connection.execute(statement, values).fetchall()
-
-
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.Error as error:
-        raise QueueError(f"The job database cannot be used ({error}).") from error
+def _end(run: Run, id: str, state: State, result: dict[str, Any]) -> None:  # noqa: A002 - the field's name
+    run(
+        "UPDATE jobs SET state = ?, lease = NULL, result = ?, changed = ? WHERE id = ?",
+        (state, json.dumps(result), time.time(), id),
+    )
 
 
 def _job(row: sqlite3.Row) -> Job:

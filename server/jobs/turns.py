@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections import deque
+from collections.abc import Iterator
 
 
 class Turns:
@@ -17,8 +19,17 @@ class Turns:
         self._waiting: deque[threading.Event] = deque()
         self._lock = threading.Lock()
 
-    def acquire(self, timeout: float) -> bool:
-        """Wait for a turn; False when none came in ``timeout`` seconds."""
+    @contextlib.contextmanager
+    def one(self) -> Iterator[None]:
+        """Have a turn in the block, however long it takes until it comes."""
+        self.acquire(None)
+        try:
+            yield
+        finally:
+            self.release()
+
+    def acquire(self, timeout: float | None) -> bool:
+        """Wait for a turn; False when none came in ``timeout`` seconds, which None makes endless."""
         with self._lock:
             if self._free and not self._waiting:
                 self._free -= 1

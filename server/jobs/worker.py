@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from semiseg.errors import Cancelled, SemisegError
-from server.jobs.queue import Job, Queue, QueueError, State
+from server.jobs.database import QueueError
+from server.jobs.queue import Job, Queue, State
 from server.jobs.turns import Turns
 
 LEASE = 60.0  # seconds; a process that stands still for longer loses its jobs to the next
@@ -28,11 +30,14 @@ class JobFailed(SemisegError):  # noqa: N818 - an end like others
 
 
 class Postponed(SemisegError):  # noqa: N818 - no end yet
-    """The work cannot be done now, which is not the job's fault; it is tried again ``after`` so many seconds."""
+    """The work cannot be done now, which is not the job's fault; it is tried again ``after`` so many seconds.
 
-    def __init__(self, sentence: str, *, after: float) -> None:
+    The next try gets ``payload``, if one is given.
+    """
+
+    def __init__(self, sentence: str, *, after: float, payload: dict[str, Any] | None = None) -> None:
         super().__init__(sentence)
-        self.after = after
+        self.after, self.payload = after, payload
 
 
 @dataclass
@@ -117,15 +122,19 @@ class Worker:
     def _of(self, id: str) -> list[Task]:  # noqa: A002 - the field's name
         return [task for task in list(self._tasks.values()) if task.job.id == id]
 
-    def close(self) -> None:
-        """Give up what is being worked on, let the queue have it back, and wait for it."""
+    def close(self, seconds: float | None = None) -> None:
+        """Give up what is being worked on, let the queue have it back, and wait for it.
+
+        After ``seconds`` it is waited for no longer: a lease of a process that ends is free again at the next start.
+        """
         self._closing.set()
         for task in list(self._tasks.values()):
             task.give_up("closing")
         for _ in self._threads:
             self._news.release()
+        until = None if seconds is None else time.monotonic() + seconds
         for thread in (*self._threads, self._heart):
-            thread.join()
+            thread.join(None if until is None else max(0.0, until - time.monotonic()))
 
     def _run(self) -> None:
         while not self._closing.is_set():
@@ -135,7 +144,8 @@ class Worker:
             try:
                 busy = self._one()
             except Exception as error:  # noqa: BLE001 - a thread that ends would never be missed
-                _LOG.error("No job could be worked on: %s", error if isinstance(error, QueueError) else type(error))
+                told = error if isinstance(error, QueueError) else type(error).__name__
+                _LOG.error("A job could not be worked on: %s", told, exc_info=not isinstance(error, QueueError))
             finally:
                 self._turns.release()
             if not busy:
@@ -172,7 +182,7 @@ class Worker:
             state = "cancelled"
         except Postponed as error:
             _LOG.warning("Job %s waits: %s", job.id, error)
-            self._give_back(job, error.after)
+            self._give_back(job, error.after, error.payload)
             return
         except JobFailed as error:
             state, result = "failed", {"error": str(error), **error.told}
@@ -181,8 +191,8 @@ class Worker:
         elif task.why != "cancelled":
             _LOG.warning("Job %s was taken over by another worker; what was done here does not count", job.id)
 
-    def _give_back(self, job: Job, after: float = 0.0) -> None:
-        if self._queue.give_back(job, after=after, counted=False) == "cancelled":
+    def _give_back(self, job: Job, after: float = 0.0, payload: dict[str, Any] | None = None) -> None:
+        if self._queue.give_back(job, after=after, payload=payload) == "cancelled":
             self._ended(job, "cancelled")
 
     def _beat(self) -> None:

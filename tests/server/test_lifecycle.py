@@ -173,7 +173,7 @@ def test_environment_of_the_server_has_no_torch_in_it(tmp_path):
         "import sys, json, threading\n"
         "from pathlib import Path\n"
         "from server.http.app import House\n"
-        "from server.http.keys import Keys\n"
+        "from server.keys import Keys\n"
         "from server.http.limits import Limits\n"
         "from server.http.model import ModelSettings\n"
         "from server.http.models import Models\n"

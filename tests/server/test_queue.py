@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import sqlite3
 import tempfile
-import threading
 import time
 from pathlib import Path
 
@@ -14,12 +13,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from semiseg.errors import Cancelled, InputError
-from server.jobs import worker
-from server.jobs.files import held, move_durably, write_durably
-from server.jobs.queue import ENDED, Job, Queue, QueueError, QueueFull
-from server.jobs.turns import Turns
-from server.jobs.worker import JobFailed, Postponed, Task, Worker
+from semiseg.errors import InputError
+from server.jobs.database import QueueError
+from server.jobs.queue import ENDED, Job, Queue, QueueFull
 
 
 @pytest.fixture
@@ -158,30 +154,6 @@ def test_jobs_that_end_without_being_begun_are_told(tmp_path):
     assert told == [(poison.id, "failed")]
 
 
-def test_turns_are_taken_in_the_order_in_which_they_were_asked_for():
-    """A worker that gives its turn back and asks again must not get it before a request that waits."""
-    turns, order = Turns(1), []
-    assert turns.acquire(1)
-
-    def request() -> None:
-        assert turns.acquire(5)
-        order.append("request")
-        turns.release()
-
-    thread = threading.Thread(target=request)
-    thread.start()
-    time.sleep(0.1)
-    turns.release()
-    assert turns.acquire(5)
-    order.append("worker")
-    turns.release()
-    thread.join()
-    assert order == ["request", "worker"]
-    assert turns.acquire(0.1) and not turns.acquire(0.05)
-    turns.release()
-    assert turns.acquire(0.1)
-
-
 def test_only_ended_jobs_are_forgotten(queue):
     job = queue.put("work", {})
     assert not queue.forget(job.id)
@@ -237,12 +209,12 @@ def test_file_that_is_no_database_or_of_another_version_is_refused(tmp_path):
 
 def test_full_disk_is_an_error_and_the_queue_goes_on_afterwards(queue):
     queue.put("work", {})
-    queue._connection.execute("PRAGMA max_page_count = 1")
+    queue._database.connection.execute("PRAGMA max_page_count = 1")
     with pytest.raises(QueueError, match="full"):
         for _ in range(2000):
             queue.put("work", {"much": "x" * 1000})
     before = queue.count("work")["waiting"]
-    queue._connection.execute("PRAGMA max_page_count = 1000000")
+    queue._database.connection.execute("PRAGMA max_page_count = 1000000")
     queue.put("work", {})
     assert queue.count("work")["waiting"] == before + 1
 
@@ -315,127 +287,3 @@ class Model(RuleBasedStateMachine):
 
 TestModel = Model.TestCase
 TestModel.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
-
-
-class Work:
-    """Work that waits until it may go on, and writes down what it did."""
-
-    def __init__(self) -> None:
-        self.go = threading.Event()
-        self.begun = threading.Event()
-        self.finished: list[str] = []
-
-    def __call__(self, task: Task) -> dict:
-        self.begun.set()
-        while not self.go.wait(0.01):
-            if task.cancelled():
-                raise Cancelled("stopped")
-        self.finished.append(task.job.id)
-        kind = task.job.payload.get("kind")
-        if kind == "fail":
-            raise JobFailed("It cannot be.", status=422)
-        if kind == "later" and task.job.created > time.time() - 0.5:
-            raise Postponed("Not now.", after=0.1)
-        return {"id": task.job.id}
-
-
-@pytest.fixture
-def work() -> Work:
-    return Work()
-
-
-def start(queue: Queue, work: Work, **options) -> Worker:
-    return Worker(queue, "work", work, threads=1, turns=Turns(1), **options)
-
-
-def until(condition, seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def test_worker_ends_jobs_as_the_work_does(queue, work, monkeypatch):
-    monkeypatch.setattr(worker, "GLANCE", 0.05)
-    names = {kind: queue.put("work", {"kind": kind}).id for kind in ("good", "fail", "later")}
-    told = []
-    running = start(queue, work, ended=lambda job, state: told.append((job.id, state)))
-    work.go.set()
-    until(lambda: all(queue.get(name).ended for name in names.values()))
-    running.close()
-    assert queue.get(names["good"]).result == {"id": names["good"]}
-    assert queue.get(names["fail"]).result == {"error": "It cannot be.", "status": 422}
-    assert queue.get(names["later"]).state == "done" and queue.get(names["later"]).attempts == 1
-    assert sorted(told) == sorted([(names["good"], "done"), (names["fail"], "failed"), (names["later"], "done")])
-
-
-def test_worker_that_is_closed_gives_its_job_back_uncounted(queue, work):
-    job = queue.put("work", {})
-    running = start(queue, work)
-    assert work.begun.wait(10)
-    running.close()
-    assert (queue.get(job.id).state, queue.get(job.id).attempts) == ("waiting", 0)
-    assert work.finished == []
-
-
-def test_cancelled_job_stops_at_once_when_its_worker_is_told(queue, work):
-    job = queue.put("work", {})
-    running = start(queue, work)
-    assert work.begun.wait(10)
-    queue.stop(job.id)
-    running.stop(job.id)
-    until(lambda: queue.get(job.id).state == "cancelled")
-    running.close()
-
-
-def test_cancelled_job_stops_at_the_next_heartbeat_when_another_process_cancelled_it(queue, work, monkeypatch):
-    monkeypatch.setattr(worker, "HEARTBEAT", 0.05)
-    job = queue.put("work", {})
-    running = start(queue, work)
-    assert work.begun.wait(10)
-    queue.stop(job.id)
-    until(lambda: queue.get(job.id).state == "cancelled")
-    running.close()
-
-
-def test_worker_whose_lease_was_taken_stops_and_changes_nothing(queue, work, monkeypatch):
-    monkeypatch.setattr(worker, "HEARTBEAT", 0.05)
-    job = queue.put("work", {})
-    running = start(queue, work)
-    assert work.begun.wait(10)
-    queue.free_all()
-    other = queue.lease("work", 60)
-    until(lambda: not running._tasks)
-    assert queue.get(job.id).lease == other.lease
-    assert queue.end(other, "done", {})
-    running.close()
-
-
-def test_no_job_is_leased_while_it_is_not_its_turn(queue, work):
-    turns = Turns(1)
-    assert turns.acquire(1)
-    job = queue.put("work", {})
-    running = Worker(queue, "work", work, threads=2, turns=turns)
-    assert not work.begun.wait(0.3)
-    assert queue.get(job.id).state == "waiting"
-    turns.release()
-    assert work.begun.wait(10)
-    running.close()
-
-
-def test_folder_is_held_by_one_process_at_a_time(tmp_path):
-    with held(tmp_path / "state"), pytest.raises(InputError, match="Another process"), held(tmp_path / "state"):
-        pass
-    with held(tmp_path / "state"):
-        pass
-
-
-def test_written_file_is_whole_and_nothing_else_is_left(tmp_path):
-    (tmp_path / "work").mkdir()
-    write_durably(tmp_path / "a", b"first", tmp_path / "work")
-    write_durably(tmp_path / "a", b"second", tmp_path / "work")
-    assert (tmp_path / "a").read_bytes() == b"second"
-    assert list((tmp_path / "work").iterdir()) == []
-    (tmp_path / "work" / "file").write_bytes(b"x")
-    move_durably(tmp_path / "work", tmp_path / "moved")
-    assert (tmp_path / "moved" / "file").read_bytes() == b"x"

@@ -1,11 +1,10 @@
 // Talks to the server that this page came from, and to nobody else.
 
-/** An answer that is no success: its sentence, its status, and after how many seconds to ask again. */
+/** An answer that is no success: its sentence and its status. */
 export class Refused extends Error {
-  constructor(status, sentence, retry) {
+  constructor(status, sentence) {
     super(sentence);
     this.status = status;
-    this.retry = retry;
   }
 }
 
@@ -25,7 +24,7 @@ export async function ask(path, options = {}) {
     response = await fetch(path, { ...options, headers });
   } catch (error) {
     if (error.name === "AbortError") throw error;
-    throw new Refused(0, "The server does not answer; is it running?", 0);
+    throw new Refused(0, "The server does not answer; is it running?");
   }
   if (response.ok) return response;
   let sentence = `The server answered ${response.status}.`;
@@ -34,7 +33,7 @@ export async function ask(path, options = {}) {
   } catch {
     // a proxy in between answers in its own words
   }
-  throw new Refused(response.status, sentence, Number(response.headers.get("Retry-After")) || 0);
+  throw new Refused(response.status, sentence);
 }
 
 export const json = async (path, options) => (await ask(path, options)).json();
@@ -58,7 +57,7 @@ export function upload(path, form, told, signal, same) {
     if (key.get()) request.setRequestHeader("Authorization", `Bearer ${key.get()}`);
     request.upload.onprogress = (event) => event.lengthComputable && told(event.loaded, event.total);
     request.responseType = "arraybuffer";
-    request.onerror = () => reject(new Refused(0, "The connection broke off; send the scan again.", 0));
+    request.onerror = () => reject(new Refused(0, "The connection broke off; send the scan again."));
     request.onabort = () => reject(new DOMException("stopped", "AbortError"));
     request.onload = () => {
       if (request.status < 300) return resolve(request.response);
@@ -68,7 +67,7 @@ export function upload(path, form, told, signal, same) {
       } catch {
         // as above
       }
-      return reject(new Refused(request.status, sentence, Number(request.getResponseHeader("Retry-After")) || 0));
+      return reject(new Refused(request.status, sentence));
     };
     signal.addEventListener("abort", () => request.abort());
     request.send(form);

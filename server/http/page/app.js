@@ -24,7 +24,7 @@ async function begin() {
     const document_ = await json("docs.json");
     server.jobs = "/jobs" in document_.paths;
     const form = document_.paths["/segment"].post.requestBody.content["multipart/form-data"].schema;
-    server.kinds = form.properties.answer.enum;
+    server.kinds = form.properties.answer.anyOf[0].enum;
   } catch (error) {
     at("key-form").hidden = !(error instanceof Refused && error.status === 401);
     at("form").hidden = !at("key-form").hidden;

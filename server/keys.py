@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import os
 import threading
+from collections.abc import Iterable
 from pathlib import Path
 
 from semiseg.errors import InputError
@@ -70,6 +71,16 @@ class Keys:
             if not self._owners:
                 raise InputError(f"The file of API keys {self._file} has no key in it.")
             self._stamp = stamp
+
+
+def key_in(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The key that a request carries, by its ASGI headers: ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``."""
+    for name, value in headers:
+        if name == b"authorization" and value[:7].lower() == b"bearer ":
+            return value[7:].strip().decode("latin-1")
+        if name == b"x-api-key":
+            return value.strip().decode("latin-1")
+    return None
 
 
 def _parsed(text: str, where: str) -> dict[bytes, str]:

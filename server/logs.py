@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-import logging.config
 import sys
 import time
 import traceback
-from typing import TextIO
 
 OURS = "semiseg"
 TRUSTED = (OURS, "uvicorn", "asyncio")  # whose sentences do not quote what is read from a file
+
+
+def utc(moment: float) -> str:
+    """A Unix time as ISO 8601, to the millisecond."""
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment)) + f".{int(moment % 1 * 1000):03d}Z"
 
 
 class JsonLines(logging.Formatter):
@@ -26,7 +29,7 @@ class JsonLines(logging.Formatter):
         trusted = record.name.split(".")[0] in TRUSTED
         message = record.getMessage().partition("\n")[0] if trusted else "not shown: may quote a scan"
         line: dict[str, object] = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "time": utc(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": message,
@@ -39,9 +42,9 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
-def keep_logs(stream: TextIO | None = None) -> None:
-    """Send every logger's records to ``stream`` (standard error) as JSON lines, and Python's warnings with them."""
-    handler = logging.StreamHandler(stream or sys.stderr)
+def keep_logs() -> None:
+    """Send every logger's records to standard error as JSON lines, and Python's warnings with them."""
+    handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
     root = logging.getLogger()
     root.handlers[:] = [handler]

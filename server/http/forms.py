@@ -1,0 +1,87 @@
+"""The forms of an answer on the wire: what they are called, what is asked for, and several of them in one body."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from semiseg.errors import InputError
+from semiseg.outputs.answer import chosen_kind
+from semiseg.outputs.kind import KINDS, Kind
+from semiseg.volumes.scan import Scan
+from server.http.limits import Refusal
+from server.http.model import ServedModel
+
+SEVERAL = "application/zip"  # of answers in several forms: a folder for each, named as the form
+MEDIA_TYPES: dict[Kind, str] = {
+    "nifti": "application/gzip",
+    "nifti-labelmap": "application/gzip",
+    "seg": "application/dicom",
+    "seg-labelmap": "application/dicom",
+    "seg-fractional": "application/dicom",
+    "rtstruct": "application/dicom",
+    "sr": "application/dicom",
+    "overlay": "application/zip",
+    "json": "application/json",
+    "case": "application/zip",
+}
+FILE_NAMES: dict[Kind, str] = {
+    "nifti": "segmentation.nii.gz",
+    "nifti-labelmap": "segmentation.nii.gz",
+    "seg": "segmentation.dcm",
+    "seg-labelmap": "segmentation.dcm",
+    "seg-fractional": "segmentation.dcm",
+    "rtstruct": "structures.dcm",
+    "sr": "report.dcm",
+    "overlay": "overlay.zip",
+    "json": "segmentation.json",
+    "case": "case.zip",
+}
+
+
+def forms_asked(field: str, accept: str) -> tuple[Kind, ...]:
+    """The forms that a request names: in its field `answer`, or else by its Accept header; none where it does not.
+
+    Raises:
+        Refusal: 400, the field names something else.
+    """
+    if field:
+        names = dict.fromkeys(name.strip() for name in field.split(","))
+        found = tuple(kind for name in names for kind in KINDS if kind == name)
+        if len(found) < len(names):
+            raise unknown_form()
+        return found
+    types = [part.split(";")[0].strip().lower() for part in accept.split(",")]
+    # Wildcards and foreign types name none.
+    return tuple(kind for wanted in types for kind, media in MEDIA_TYPES.items() if media == wanted)[:1]
+
+
+def unknown_form() -> Refusal:
+    """The refusal of a field `answer` that names no form."""
+    return Refusal(400, f"The field `answer` is {', '.join(KINDS[:-1])} or {KINDS[-1]}, or several with commas.")
+
+
+def forms_for(asked: Sequence[Kind], scan: Scan, model: ServedModel) -> tuple[Kind, ...]:
+    """The forms that are made of a scan: those asked for, or the scan's own.
+
+    Raises:
+        Refusal: 400, one of them cannot be made of this scan, or cannot hold the model's segments.
+    """
+    try:
+        return tuple(chosen_kind(kind, scan.series, model.segmenter.manifest) for kind in asked or (None,))
+    except InputError as error:
+        raise Refusal(400, str(error)) from error
+
+
+def packed(files: Mapping[Kind, Path]) -> tuple[bytes, str, str]:
+    """The body, the media type and the file name of an answer in these forms."""
+    if len(files) == 1:
+        ((kind, path),) = files.items()
+        return path.read_bytes(), MEDIA_TYPES[kind], FILE_NAMES[kind]
+    body = io.BytesIO()
+    with zipfile.ZipFile(body, "w") as archive:
+        for kind, path in files.items():
+            archive.writestr(zipfile.ZipInfo(f"{kind}/{FILE_NAMES[kind]}"), path.read_bytes())
+    return body.getvalue(), SEVERAL, "answers.zip"
