@@ -25,18 +25,22 @@ COMMANDS = {
     "predict": "Segment one scan with a bundle, a run, or a server.",
     "evaluate": "Dice, Jaccard, HD95 and ASSD of a bundle or run on a dataset.",
     "serve": "Segment scans over HTTP, with a page to look at them.",
+    "gateway": "Take studies from scanners and PACS, have them segmented, and send the results back.",
     "bento": "Build a Bento with a bundle inside, for BentoML's own tools.",
     "bench": "How fast and lean inference is here, beside MONAI's and nnU-Net's sliding windows.",
     "doctor": "Say what this machine can run, and whether a bundle is sound.",
 }
-GROUPS = ("data", "bench")  # commands with subcommands of their own
+GROUPS = ("data", "bench", "gateway")  # commands with subcommands of their own
 
 # Which extra of pyproject.toml brings a module that a command may find missing.
 EXTRAS = {
     "train": ("torch", "monai", "accelerate", "transformers", "peft", "matplotlib", "tensorboard", "safetensors"),
     "export": ("onnx", "onnxscript"),
-    "serve": ("bentoml", "starlette", "uvicorn", "httpx", "onnxruntime"),
+    "serve": ("bentoml", "onnxruntime"),
+    "gateway": ("pynetdicom", "dicomweb_client", "requests", "starlette", "uvicorn", "httpx", "prometheus_client"),
+    "ray": ("ray",),
     "trt": ("tensorrt",),
+    "serve`, `train` or `export": ("scipy", "nibabel", "highdicom", "PIL"),
 }
 
 

@@ -1,0 +1,181 @@
+"""`semiseg gateway`: the PACS side, and the commands that look after it."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from semiseg.errors import InputError
+
+if TYPE_CHECKING:
+    from server.jobs.queue import Job, Queue
+
+app = typer.Typer(
+    help="Take studies from scanners and PACS, have them segmented, and send the results back.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+VARIABLE = "SEMISEG_GATEWAY_CONFIG"
+
+
+@app.callback(invoke_without_command=True)
+def gateway(
+    context: typer.Context,
+    config: Annotated[Path, typer.Option(envvar=VARIABLE, help="The configuration, gateway.yaml.")],
+) -> None:
+    """Run until stopped; or, with one of the commands below, look after a gateway that runs."""
+    from server.gateway.config import read_config
+
+    context.obj = read_config(config)
+    if context.invoked_subcommand is None:
+        from server.gateway.gateway import run
+        from server.logs import keep_logs
+
+        keep_logs()
+        run(context.obj, lambda line: typer.echo(line))
+
+
+@app.command()
+def check(context: typer.Context) -> None:
+    """Ask every server and every destination whether it is there; exit code 1 when one is not."""
+    from server.gateway.check import findings
+
+    failed = False
+    for what, trouble in findings(context.obj):
+        typer.echo(f"{what}: {trouble or 'answers'}")
+        failed = failed or bool(trouble)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
+def explain(
+    context: typer.Context,
+    folder: Annotated[Path, typer.Argument(help="A folder of DICOM files, with one or more studies in it.")],
+    sender: Annotated[list[str] | None, typer.Option("--from", help="AE title that they would come from.")] = None,
+) -> None:
+    """What would happen to these files, series by series, and why; nothing is sent."""
+    from semiseg.volumes.dicom_index import look_at
+    from server.gateway.routing import decide, orders
+
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {folder}.")
+    objects, left_out = look_at(sorted(path for path in folder.rglob("*") if path.is_file()))
+    if not objects:
+        raise InputError(f"{folder} holds no DICOM file.")
+    for study in dict.fromkeys(one.study for one in objects):
+        typer.echo(f"Study {study}")
+        decisions = decide([one for one in objects if one.study == study], sender or [], context.obj.rules)
+        for uid in dict.fromkeys(one.series.uid for one in decisions):
+            mine = [one for one in decisions if one.series.uid == uid]
+            series = mine[0].series
+            typer.echo(f"  {series.name}: {len(series.objects)} files")
+            for one in mine:
+                typer.echo(f"    {'+' if one.fits else '-'} rule {one.rule}: {one.reason}")
+        for order in orders(decisions, context.obj):
+            to = "; ".join(f"{', '.join(forms)} to {name}" for name, forms in order.to.items())
+            typer.echo(f"  => {len(order.files)} files by rule {order.rule.name}: {to}")
+    if left_out:
+        typer.echo(f"{len(left_out)} file(s) left out, such as: {left_out[0].sentence}")
+
+
+@app.command()
+def status(
+    context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False
+) -> None:
+    """How many jobs there are of each kind, and the dead letters."""
+    from server.gateway.overview import jobs_of
+
+    queue, _ = _state(context)
+    told = jobs_of(queue)
+    if as_json:
+        typer.echo(json.dumps(told))
+        return
+    for kind, states in told["jobs"].items():
+        typer.echo(f"{kind:8} " + "  ".join(f"{state} {count}" for state, count in states.items()))
+    for what, found in (("held up by others", told["held_up"]), ("dead letter(s)", told["dead_letters"])):
+        typer.echo(f"{len(found)} {what}" + (":" if found else ""))
+        for one in found:
+            typer.echo(f"  {one['id']}  {one['kind']:8} study {one['study']}  {one['error']}")
+
+
+@app.command()
+def show(context: typer.Context, name: Annotated[str, typer.Argument(help="A job or a study.")]) -> None:
+    """All there is to know of a job, or of a study's jobs."""
+    queue, _ = _state(context)
+    job = queue.get(name)
+    jobs = [job] if job else queue.jobs(owner=name)
+    if not jobs or not name:
+        raise InputError(f"There is no job and no study {name}.")
+    for one in jobs:
+        typer.echo(_told(one, whole=job is not None))
+
+
+@app.command()
+def retry(
+    context: typer.Context,
+    names: Annotated[list[str] | None, typer.Argument(help="Jobs that failed or were cancelled.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
+) -> None:
+    """Let dead letters be tried once more."""
+    from server.gateway.work import tidied
+
+    queue, _ = _state(context)
+    wanted = [job.id for job in queue.jobs("failed")] if every else names or []
+    if not wanted and not every:
+        raise InputError("Name jobs, or say --all.")
+    for name in wanted:
+        job = queue.get(name)
+        if job is None or not queue.retry(name, tidied(job.payload)):
+            raise InputError(f"{name} is no job that has failed or was cancelled.")
+        typer.echo(f"{name}: waits again")
+
+
+@app.command()
+def cancel(context: typer.Context, names: Annotated[list[str], typer.Argument(help="Jobs.")]) -> None:
+    """Stop jobs that have not ended."""
+    queue, _ = _state(context)
+    for name in names:
+        job = queue.stop(name)
+        if job is None:
+            raise InputError(f"There is no job {name}.")
+        typer.echo(f"{name}: {'stopping' if job.state == 'running' else job.state}")
+
+
+@app.command()
+def purge(context: typer.Context, studies: Annotated[list[str], typer.Argument(help="Studies, by name.")]) -> None:
+    """Delete studies with all that was made of them; a gateway that runs does it at once, another when it starts."""
+    from server.gateway.work import PURGE
+
+    queue, state = _state(context)
+    for name in studies:
+        if not (queue.jobs(owner=name) or (len(name) == 32 and (state / "studies" / name).is_dir())):
+            raise InputError(f"There is no study {name}.")
+        job = queue.put(PURGE, {"study": name, "why": "an operator asked for it"}, owner=name)
+        typer.echo(f"{name}: will be deleted (job {job.id})")
+
+
+def _state(context: typer.Context) -> tuple[Queue, Path]:
+    from server.gateway.gateway import state_of
+
+    return state_of(context.obj)
+
+
+def _told(job: Job, *, whole: bool) -> str:
+    from server.gateway.overview import described
+
+    one: dict[str, Any] = described(job)
+    if not whole:
+        error = f"  {one['error']}" if one["error"] else ""
+        return f"{_day(job.created)}  {job.id}  {job.queue:8} {job.state:9} {one['rule']} {', '.join(one['to'])}{error}"
+    one["created"], one["changed"] = _day(job.created), _day(job.changed)
+    one["result"] = job.result
+    return json.dumps(one, indent=2)
+
+
+def _day(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))

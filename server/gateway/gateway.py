@@ -1,0 +1,271 @@
+"""The process: doors, studies, workers, and the order in which they start and stop."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import logging
+import os
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+
+from semiseg.errors import InputError, SemisegError
+from server.gateway.audit import Audit
+from server.gateway.config import GatewayConfig, Poll, WebDoor
+from server.gateway.delivery import Commitments
+from server.gateway.dicomweb import secret_in
+from server.gateway.inbox import Inbox, delete
+from server.gateway.names import Names
+from server.gateway.node import Node
+from server.gateway.overview import Overview
+from server.gateway.polling import Polling
+from server.gateway.replicas import Capacity, Replicas
+from server.gateway.segmenting import Segmenting
+from server.gateway.studies import Studies
+from server.gateway.work import DELIVER, FETCH, PURGE, SEGMENT, STUDY, Work
+from server.jobs.files import held
+from server.jobs.queue import Job, Queue, State
+from server.jobs.turns import Turns
+from server.jobs.worker import Worker
+from server.keys import VARIABLE, Keys
+from server.listening import bound, is_loopback, url_of, uvicorn_of
+
+THREADS = {FETCH: 1, STUDY: 1, SEGMENT: 16, DELIVER: 4, PURGE: 1}  # at most
+STOP_SECONDS = 10.0
+TIDYING = 60.0  # seconds between two looks for what is too old
+AFTER_FAILURE = 1.0
+DATABASE, KEY, AUDIT = "jobs.sqlite3", "names.key", "audit.jsonl"
+
+_LOG = logging.getLogger("semiseg.gateway")
+Announce = Callable[[str], None]
+
+
+class Gateway:
+    """Everything that runs; a context manager that stops it."""
+
+    def __init__(self, config: GatewayConfig, announce: Announce = lambda _: None) -> None:
+        """Start.
+
+        Args:
+            config: the configuration.
+            announce: told where the doors are.
+
+        Raises:
+            InputError, QueueError: the state folder, a port, a key or a certificate cannot be used.
+        """
+        self._config = config
+        self._stop = threading.Event()
+        self._stack = contextlib.ExitStack()
+        with contextlib.ExitStack() as stack:
+            self._start(stack, announce)
+            self._stack = stack.pop_all()
+
+    def _start(self, stack: contextlib.ExitStack, announce: Announce) -> None:
+        config, state = self._config, self._config.state
+        os.umask(0o077)  # scans are nobody else's on this machine
+        stack.enter_context(held(state))
+        self.audit = Audit(state / AUDIT)
+        self.queue = Queue(state / DATABASE)
+        stack.callback(self.queue.close)
+        self.queue.free_all()
+        names = Names(state / KEY)
+        self.inbox = Inbox(state, names, config.keep.free_bytes, lambda *told: self.studies.arriving(*told))
+        # pynetdicom and the client write what they cannot hold in memory: on this volume, where it is swept.
+        tempfile.tempdir = str(self.inbox.incoming)
+        self.studies = Studies(config.complete, lambda name: len(self.inbox.instances(name)), self.inbox.known())
+        self.overview = Overview(
+            self.queue, state, config.keep.free_bytes, lambda: len(self.inbox.known()), self.studies.open_count
+        )
+        key = secret_in(config.servers.key) if config.servers.key else None
+        commitments, replicas = Commitments(), Replicas(config.servers)
+        self.work = Work(
+            config,
+            self.queue,
+            self.inbox,
+            names,
+            Segmenting(config.servers, key, replicas),
+            commitments,
+            self.audit,
+            is_open=self.studies.is_open,
+            complete=self.studies.end,
+            wake=lambda kind: self._workers[kind].wake(),
+        )
+        self.audit.tell("started", version=version("semiseg"), rules=[rule.name for rule in config.rules])
+        stack.callback(self.audit.tell, "stopped")
+        self._workers: dict[str, Worker] = {}
+        stack.callback(self._close_workers)
+        works = {
+            FETCH: self.work.fetch,
+            STUDY: self.work.study,
+            SEGMENT: self.work.segment,
+            DELIVER: self.work.deliver,
+            PURGE: self.work.purge,
+        }
+        for kind, work in works.items():
+            turns = Capacity(replicas) if kind == SEGMENT else Turns(THREADS[kind])
+            self._workers[kind] = Worker(
+                self.queue,
+                kind,
+                self.work.steadily(work),
+                threads=THREADS[kind],
+                turns=turns,
+                ended=self._ended,
+            )
+        for name, look in (("studies", self._look_at_studies), ("retention", self._tidy)):
+            thread = threading.Thread(target=self._loop, args=(name, look), name=name, daemon=True)
+            thread.start()
+            stack.callback(thread.join, STOP_SECONDS)
+        stack.callback(self._stop.set)
+        if config.dimse is not None:
+            node = Node(config.dimse, config.ae_title, self.inbox, commitments, self.audit)
+            stack.callback(node.close)
+            announce(f"DICOM: {config.ae_title} on {config.dimse.host}:{node.port}")
+        if config.web is not None:
+            announce(f"web: {stack.enter_context(self._web(config.web, names))}")
+        for poll in config.polls:
+            polling = Polling(poll, config.complete.quiet_seconds, partial(self._found, names))
+            stack.callback(polling.close, STOP_SECONDS)
+            announce(f"asking {poll.url} every {poll.every_seconds:g} s")
+
+    def __enter__(self) -> Gateway:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Shut the doors, give back what is being worked on, and stop."""
+        self._stack.close()
+
+    def _close_workers(self) -> None:
+        until = time.monotonic() + STOP_SECONDS
+        for worker in self._workers.values():
+            worker.close(max(0.1, until - time.monotonic()))
+
+    def _loop(self, name: str, look: Callable[[], float]) -> None:
+        while not self._stop.is_set():
+            pause = AFTER_FAILURE
+            try:
+                pause = look()
+                self.overview.broke(name, None)
+            except Exception as error:  # noqa: BLE001 - a thread that ends would never be missed
+                told = str(error) if isinstance(error, SemisegError) else f"{type(error).__name__} in {name}."
+                _LOG.error("%s", told, exc_info=not isinstance(error, SemisegError))
+                self.overview.broke(name, told)
+            self._stop.wait(pause)
+
+    def _look_at_studies(self) -> float:
+        return self.studies.complete(self._completed)
+
+    def _completed(self, name: str, why: str) -> None:
+        files = [path.name for path in self.inbox.instances(name)]
+        if not files:
+            return
+        job = self.queue.put(STUDY, {"study": name, "why": why}, key=_generation(name, files), owner=name)
+        if job.state == "waiting" and job.attempts == 0:
+            self.audit.tell(
+                "complete", study=name, job=job.id, instances=len(files), senders=self.inbox.senders(name), why=why
+            )
+            self._workers[STUDY].wake()
+
+    def _found(self, names: Names, poll: Poll, uid: str, count: int) -> None:
+        payload = {"study": names.of(uid), "url": poll.url, "uid": uid}
+        self.queue.put(FETCH, payload, key=f"{poll.url} {uid} {count}", owner=names.of(uid))
+        self._workers[FETCH].wake()
+
+    def _ended(self, job: Job, state: State) -> None:
+        if state == "failed":
+            now = self.queue.get(job.id)
+            why = now.result.get("error", "") if now else ""
+            if job.queue == SEGMENT:  # a server's sentence may quote a Series Description
+                why = "No server will have it, or none could be reached for too long; `show` has the sentence."
+            self.audit.tell("dead letter", study=job.payload.get("study", ""), job=job.id, kind=job.queue, why=why)
+        elif state == "cancelled":
+            self.audit.tell("cancelled", study=job.payload.get("study", ""), job=job.id, kind=job.queue)
+
+    def _tidy(self) -> float:
+        """Delete studies that are done with, and then what is left without one."""
+        keep, now = self._config.keep, time.time()
+        for name in self.inbox.known():
+            jobs = [job for job in self.queue.jobs(owner=name) if job.queue not in (FETCH, PURGE)]
+            if self.studies.is_open(name) or not jobs or not all(job.ended for job in jobs):
+                continue
+            failed = any(job.state == "failed" for job in jobs)
+            seconds = keep.failed_days * 86400 if failed else keep.hours * 3600
+            if now - max(job.changed for job in jobs) > seconds and self.work.forget(name, jobs):
+                self.audit.tell("purged", study=name, why=f"{seconds / 3600:g} hours after its last job")
+        # Of what was fetched it is remembered for as long as an archive may offer it.
+        days = max((poll.days for poll in self._config.polls), default=0) + 2
+        for job in self.queue.jobs("done", "failed", "cancelled", before=now - days * 86400):
+            if job.queue in (FETCH, PURGE):
+                self.queue.forget(job.id)
+        there = list(self.work.results.iterdir())  # before the jobs, so that none of them is younger than its job
+        known = {job.id for job in self.queue.jobs(queue=SEGMENT)}
+        for folder in there:
+            if folder.name not in known:
+                delete(folder, overwrite=keep.overwrite)
+        return max(1.0, min(TIDYING, keep.hours * 3600))
+
+    @contextlib.contextmanager
+    def _web(self, door: WebDoor, names: Names) -> Iterator[str]:
+        from server.gateway.stow import Stow
+        from server.gateway.web import Web
+
+        keys = Keys(door.keys)
+        if not keys.required and not is_loopback(door.host):
+            raise InputError(
+                f"Whoever reaches {door.host} could use the gateway's web door: name a file of `keys`, set {VARIABLE} "
+                "in the environment, or let it listen on 127.0.0.1."
+            )
+
+        def complete(uid: str, count: int | None) -> str | None:
+            name = names.of(uid)
+            if not self.inbox.instances(name):
+                return None
+            self.studies.end(name, "somebody said so", count)
+            return name
+
+        web = Web(Stow(self.inbox, self.audit, door.upload_bytes), self.overview, complete)
+        listener = bound(
+            door.host, door.port, other_host="give `web` another host", other_port="give `web` another port"
+        )
+        server = uvicorn_of(web.app(keys), stop_seconds=5, lifespan="off")
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="web", daemon=True)
+        thread.start()
+        try:
+            yield url_of(listener)
+        finally:
+            server.should_exit = True
+            thread.join(STOP_SECONDS)
+
+
+def _generation(name: str, files: list[str]) -> str:
+    """What names a study with exactly these instances."""
+    return f"{name} {hashlib.sha256(' '.join(files).encode()).hexdigest()}"
+
+
+def run(config: GatewayConfig, announce: Announce) -> None:
+    """Run until told to stop (SIGTERM, SIGINT)."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    with Gateway(config, announce):
+        announce("ready")
+        stop.wait()
+
+
+def state_of(config: GatewayConfig) -> tuple[Queue, Path]:
+    """The queue and the folder of a gateway, for commands that look at it while it runs.
+
+    Raises:
+        InputError: no gateway has ever run there.
+    """
+    if not (config.state / DATABASE).exists():
+        raise InputError(f"No gateway has run in {config.state} yet.")
+    return Queue(config.state / DATABASE), config.state

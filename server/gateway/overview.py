@@ -1,0 +1,121 @@
+"""What there is to see of a gateway: for its page, for Prometheus, and for whoever asks whether it is well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from server.gateway.work import KINDS
+from server.jobs.database import QueueError
+from server.jobs.files import free_bytes
+from server.jobs.queue import Job, Queue
+
+if TYPE_CHECKING:
+    from prometheus_client.metrics_core import Metric
+
+SHOWN = 50  # of each table on the page
+
+
+class Overview:
+    """Reads what is asked for when it is asked for."""
+
+    def __init__(
+        self, queue: Queue, folder: Path, keep_free: int, studies: Callable[[], int], opened: Callable[[], int]
+    ) -> None:
+        """Read from these.
+
+        Args:
+            queue: the jobs.
+            folder: whose volume's free bytes are told.
+            keep_free: bytes below which nothing is accepted.
+            studies: how many studies are kept.
+            opened: how many of them are arriving.
+        """
+        self._queue, self._folder, self._keep_free = queue, folder, keep_free
+        self._studies, self._opened = studies, opened
+        self._broken: dict[str, str] = {}
+
+    def broke(self, what: str, why: str | None) -> None:
+        """A part of the gateway does not work, and why; None when it works again."""
+        if why is None:
+            self._broken.pop(what, None)
+        else:
+            self._broken[what] = why
+
+    def trouble(self) -> str:
+        """What keeps it from working, as a sentence; "" where nothing does."""
+        if free_bytes(self._folder) < self._keep_free:
+            return "The disk is nearly full; instances are refused until there is room."
+        return next(iter(self._broken.values()), "")
+
+    def document(self) -> dict[str, Any]:
+        """The figures of the page, as JSON."""
+        return {
+            "trouble": self.trouble(),
+            "open_studies": self._opened(),
+            "studies": self._studies(),
+            "free_bytes": free_bytes(self._folder),
+            **jobs_of(self._queue, SHOWN),
+        }
+
+    def metrics(self) -> bytes:
+        """The same in Prometheus' text format."""
+        from prometheus_client import CollectorRegistry, ProcessCollector, generate_latest
+
+        registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        registry.register(self)
+        return generate_latest(registry)
+
+    def collect(self) -> Iterable[Metric]:
+        """For Prometheus' library."""
+        from prometheus_client.metrics_core import GaugeMetricFamily
+
+        jobs = GaugeMetricFamily("semiseg_gateway_jobs", "Jobs by kind and state", labels=["kind", "state"])
+        try:
+            for kind in KINDS:
+                for state, count in self._queue.count(kind).items():
+                    jobs.add_metric([kind, state], float(count))
+        except QueueError:  # the other figures say more then
+            jobs.samples.clear()
+        yield jobs
+        single = (
+            ("semiseg_gateway_ready", "1 while instances are accepted", float(not self.trouble())),
+            ("semiseg_gateway_open_studies", "Studies that are arriving", float(self._opened())),
+            ("semiseg_gateway_studies", "Studies that are kept", float(self._studies())),
+            ("semiseg_gateway_disk_free_bytes", "Free bytes where studies are kept", float(free_bytes(self._folder))),
+        )
+        for name, words, value in single:
+            gauge = GaugeMetricFamily(name, words)
+            gauge.add_metric([], value)
+            yield gauge
+
+
+def jobs_of(queue: Queue, shown: int | None = None) -> dict[str, Any]:
+    """How many jobs there are by kind and state, and the last ``shown`` of those held up and of the dead letters."""
+    held_up = [job for job in queue.jobs("waiting", "running") if job.payload.get("tries")]
+    letters = queue.jobs("failed")
+    return {
+        "jobs": {kind: queue.count(kind) for kind in KINDS},
+        "held_up": [described(job) for job in held_up[::-1][:shown]],
+        "dead_letters": [described(job) for job in letters[::-1][:shown]],
+    }
+
+
+def described(job: Job) -> dict[str, Any]:
+    """A job for people and programs: nothing of a patient, and UIDs only if they were revealed."""
+    told = job.payload
+    return {
+        "id": job.id,
+        "kind": job.queue,
+        "state": job.state,
+        "study": told.get("study", ""),
+        "rule": told.get("rule", ""),
+        "to": [told["to"]] if isinstance(told.get("to"), str) else sorted(told.get("to", ())),
+        "created": job.created,
+        "changed": job.changed,
+        "attempts": job.attempts,
+        "tries": told.get("tries", 0),
+        "error": job.result.get("error") or told.get("trouble", ""),
+    }

@@ -1,0 +1,113 @@
+"""Which rule takes which series, and why the others do not: nothing is sent here, so it can be asked beforehand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from semiseg.volumes.dicom_index import DicomObject
+from semiseg.volumes.series_rules import FoundSeries, series_among
+from server.gateway.config import Form, GatewayConfig, Rule, forms_for
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a rule says of a series.
+
+    Attributes:
+        rule: its name.
+        series: the series.
+        fits: whether it is taken.
+        reason: why, as a sentence.
+    """
+
+    rule: str
+    series: FoundSeries
+    fits: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Order:
+    """One scan to be segmented.
+
+    Attributes:
+        rule: whose.
+        files: names of the files that are sent, in order.
+        series: UID of the series, or of the study for a rule of whole studies.
+        forms: what is made.
+        to: for each destination what it gets.
+    """
+
+    rule: Rule
+    files: tuple[str, ...]
+    series: str
+    forms: tuple[Form, ...]
+    to: dict[str, tuple[Form, ...]]
+
+    def key(self, study: str) -> str:
+        """The same for the same instances, model, forms and destinations, so that it is done once."""
+        told = [study, self.rule.name, self.rule.model, self.forms, sorted(self.to.items()), sorted(self.files)]
+        return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+
+def decide(objects: Sequence[DicomObject], senders: Sequence[str], rules: Sequence[Rule]) -> list[Decision]:
+    """What each rule says of each series.
+
+    Args:
+        objects: the instances of one study.
+        senders: AE titles of who has sent it.
+        rules: of the configuration.
+    """
+    return list(_decisions(series_among(objects), senders, rules))
+
+
+def orders(decisions: Sequence[Decision], config: GatewayConfig) -> list[Order]:
+    """The scans to be segmented."""
+    found = []
+    for rule in config.rules:
+        fitting = [one.series for one in decisions if one.rule == rule.name and one.fits]
+        if not fitting:
+            continue
+        to = {name: forms_for(rule, config.destinations[name]) for name in rule.to}
+        forms = tuple(form for form in rule.forms if any(form in taken for taken in to.values()))
+        if rule.whole_study:
+            images = [one.series for one in decisions if one.rule == rule.name and one.series.images]
+            objects = [one for series in images for one in series.images]
+            found.append(Order(rule, _names(one.path for one in objects), objects[0].study, forms, to))
+        else:
+            for series in fitting:
+                found.append(Order(rule, _names(one.path for one in series.images), series.uid, forms, to))
+    return found
+
+
+def _decisions(found: Sequence[FoundSeries], senders: Sequence[str], rules: Sequence[Rule]) -> Iterator[Decision]:
+    for rule in rules:
+        for series in found:
+            if against := _against(rule, series, senders):
+                yield Decision(rule.name, series, False, f"Left alone: {against}.")
+            else:
+                what = "the whole study is sent" if rule.whole_study else "it is sent"
+                model = f" to the model {rule.model}" if rule.model else ""
+                yield Decision(
+                    rule.name, series, True, f"It fits: {what}{model}, and {', '.join(rule.forms)} to {_and(rule.to)}."
+                )
+
+
+def _against(rule: Rule, series: FoundSeries, senders: Sequence[str]) -> str:
+    if not series.images:
+        return f"it is no image but a {series.objects[0].not_image}"
+    if rule.senders and not set(rule.senders) & set(senders):
+        return f"it came from {_and(sorted(senders)) or 'nobody known'} and not from {_and(rule.senders)}"
+    return rule.against(series)
+
+
+def _names(paths: Iterator[Path]) -> tuple[str, ...]:
+    return tuple(sorted(path.name for path in paths))
+
+
+def _and(names: Sequence[str]) -> str:
+    return " and ".join(names)

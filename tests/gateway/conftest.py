@@ -1,0 +1,25 @@
+"""A server that segments and an archive, each made once for the tests of a process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.bundles import make_threshold_bundle
+from tests.outputs.archive import Archive, running_archive
+from tests.server.running import RunningServer, running
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("server")
+    bundle = make_threshold_bundle(folder / "bundle")
+    with running(bundle.folder, folder / "process") as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def archive(needs_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
+    with running_archive(needs_program("Orthanc"), tmp_path_factory.mktemp("orthanc")) as running:
+        yield running

@@ -1,0 +1,174 @@
+"""Instances on the disk, and when a study of them is complete."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pydicom
+import pytest
+
+from semiseg.errors import InputError
+from server.gateway.audit import Audit
+from server.gateway.config import Completeness
+from server.gateway.inbox import DiskFull, Inbox, NotOurs, delete
+from server.gateway.names import Names
+from server.gateway.studies import Studies
+from tests.gateway.stand import write_study
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    write_study(tmp_path / "study", "inbox")
+    return sorted((tmp_path / "study").iterdir())
+
+
+@pytest.fixture
+def inbox(tmp_path: Path) -> Inbox:
+    (tmp_path / "state").mkdir()
+    return Inbox(tmp_path / "state", Names(tmp_path / "state" / "key"), 0)
+
+
+def coming(inbox: Inbox, file: Path) -> Path:
+    return Path(shutil.copy(file, inbox.incoming / file.name))
+
+
+def test_instance_is_kept_as_it_came_under_names_that_say_nothing(inbox: Inbox, files: list[Path]) -> None:
+    arrival = inbox.take(coming(inbox, files[0]), "MR 1/2")
+    assert (arrival.new, arrival.differs) == (True, False)
+    (kept,) = inbox.instances(arrival.study)
+    assert kept.read_bytes() == files[0].read_bytes()
+    header = pydicom.dcmread(files[0])
+    assert header.StudyInstanceUID not in str(kept) and header.SOPInstanceUID not in str(kept)
+    assert inbox.senders(arrival.study) == ["MR 1/2"]
+    assert inbox.has(header.SOPInstanceUID) and not inbox.has("1.2.3")
+    assert list(inbox.incoming.iterdir()) == []
+
+
+def test_instance_that_comes_twice_is_there_once_and_the_first_one_stays(inbox: Inbox, files: list[Path]) -> None:
+    first = inbox.take(coming(inbox, files[0]), "A")
+    again = inbox.take(coming(inbox, files[0]), "B")
+    assert (again.new, again.differs) == (False, False)
+    other = pydicom.dcmread(files[0])
+    other.PatientComments = "another object of the same UID"
+    other.save_as(inbox.incoming / "other")
+    assert inbox.take(inbox.incoming / "other", "B").differs
+    (kept,) = inbox.instances(first.study)
+    assert kept.read_bytes() == files[0].read_bytes()
+    assert inbox.senders(first.study) == ["A", "B"]
+
+
+@pytest.mark.parametrize("keyword", ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"])
+def test_instance_without_its_uids_is_refused_and_gone(inbox: Inbox, files: list[Path], keyword: str) -> None:
+    one = pydicom.dcmread(files[0])
+    delattr(one, keyword)
+    one.save_as(inbox.incoming / "one")
+    with pytest.raises(NotOurs, match=keyword):
+        inbox.take(inbox.incoming / "one", "A")
+    (inbox.incoming / "none").write_bytes(b"no DICOM")
+    with pytest.raises(NotOurs, match="not a DICOM file"):
+        inbox.take(inbox.incoming / "none", "A")
+    assert list(inbox.incoming.iterdir()) == list(inbox.studies.iterdir()) == []
+
+
+def test_study_that_is_arriving_is_not_deleted(inbox: Inbox, files: list[Path]) -> None:
+    study = inbox.take(coming(inbox, files[0]), "A").study
+    assert not inbox.remove(study, lambda: True, overwrite=False)
+    assert inbox.instances(study)
+    assert inbox.remove(study, lambda: False, overwrite=True)
+    assert inbox.known() == [] and list(inbox.incoming.iterdir()) == []
+
+
+def test_full_disk_refuses_before_anything_is_kept(tmp_path: Path, files: list[Path]) -> None:
+    (tmp_path / "state").mkdir()
+    inbox = Inbox(tmp_path / "state", Names(tmp_path / "state" / "key"), 2**60)
+    with pytest.raises(DiskFull):
+        inbox.take(coming(inbox, files[0]), "A")
+    assert list(inbox.incoming.iterdir()) == list(inbox.studies.iterdir()) == []
+
+
+def test_names_are_the_same_after_a_restart_and_others_elsewhere(tmp_path: Path) -> None:
+    one, again, other = Names(tmp_path / "key"), Names(tmp_path / "key"), Names(tmp_path / "other")
+    assert one.of("1.2.3") == again.of("1.2.3") != other.of("1.2.3")
+    assert (tmp_path / "key").stat().st_mode & 0o077 == 0
+    (tmp_path / "key").write_bytes(b"short")
+    with pytest.raises(InputError, match="put its backup back"):
+        Names(tmp_path / "key")
+
+
+def test_what_is_deleted_is_overwritten_where_that_is_wanted(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(b"patient" * 1000)
+    with file.open("rb") as still_open:
+        delete(file, overwrite=True)
+        assert still_open.read() == bytes(7000)
+    assert not file.exists()
+    delete(file, overwrite=True)
+
+
+class Clock:
+    """Seconds that a test sets."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 100.0
+        monkeypatch.setattr("server.gateway.studies.time.monotonic", lambda: self.now)
+
+
+def test_study_is_complete_after_a_quiet_time_or_its_count_or_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, counts = Clock(monkeypatch), {"counted": 1}
+    studies = Studies(Completeness(quiet_seconds=10), lambda name: counts.get(name, 0), ["old"])
+    told: list[tuple[str, str]] = []
+
+    def look() -> list[str]:
+        told.clear()
+        studies.complete(lambda name, why: told.append((name, why)))
+        return [name for name, _ in told]
+
+    studies.arriving("quiet", None)
+    studies.arriving("counted", 2)
+    studies.arriving("said", None)
+    assert look() == []
+    studies.end("said", "somebody said so")
+    assert look() == ["said"]
+    counts["counted"] = 2
+    assert look() == ["counted"] and "2 of 2" in told[0][1]
+    clock.now += 9
+    studies.arriving("quiet", None)
+    clock.now += 2
+    assert look() == ["old"]
+    assert studies.is_open("quiet") and not studies.is_open("said")
+    clock.now += 8
+    assert look() == ["quiet"] and studies.open_count() == 0
+    studies.arriving("said", None)  # late
+    assert studies.is_open("said")
+
+
+def test_study_stays_open_when_nobody_could_write_down_that_it_is_complete(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(monkeypatch)
+    studies = Studies(Completeness(quiet_seconds=1), lambda _: 0, ["one"])
+    clock.now += 2
+
+    def fail(name: str, why: str) -> None:
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        studies.complete(fail)
+    assert studies.is_open("one")
+
+    def arrives(name: str, why: str) -> None:
+        studies.arriving(name, None)
+
+    studies.complete(arrives)
+    assert studies.is_open("one")
+
+
+def test_audit_log_that_grew_is_moved_aside_and_loses_no_line(tmp_path: Path) -> None:
+    audit = Audit(tmp_path / "audit.jsonl", largest=300)
+    for number in range(20):
+        audit.tell("event", number=number)
+    files = sorted(tmp_path.glob("audit*.jsonl"), key=lambda path: path.stat().st_mtime_ns)
+    assert len(files) > 2
+    lines = [json.loads(line) for file in files for line in file.read_text().splitlines()]
+    assert sorted(line["number"] for line in lines) == list(range(20))
+    assert all(file.stat().st_mode & 0o077 == 0 for file in files)

@@ -1,0 +1,119 @@
+"""What an operator does: look, cancel, purge, ask whether the others are there; and what goes by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.gateway.stand import (
+    RunningGateway,
+    configuration,
+    dcmtk,
+    running_gateway,
+    storescu,
+    until,
+    write_study,
+)
+from tests.outputs.archive import Archive, free_port
+from tests.server.running import RunningServer
+
+
+@pytest.fixture
+def send(needs_program: Callable[[str], str]) -> Callable[[RunningGateway, Path], None]:
+    def sent(gateway: RunningGateway, folder: Path) -> None:
+        assert storescu(dcmtk(needs_program, "storescu"), gateway.dicom_port, folder).returncode == 0
+
+    return sent
+
+
+@pytest.fixture
+def stuck(server: RunningServer, tmp_path: Path) -> Iterator[RunningGateway]:
+    """A gateway whose archive is not there."""
+    nowhere = {"archive": {"dimse": {"ae_title": "NOWHERE", "host": "127.0.0.1", "port": free_port()}}}
+    with running_gateway(configuration(tmp_path, server.url, destinations=nowhere), tmp_path / "gateway") as running:
+        yield running
+
+
+def test_job_is_looked_at_and_cancelled_and_tried_once_more(
+    stuck: RunningGateway, send: Callable[[RunningGateway, Path], None], tmp_path: Path
+) -> None:
+    write_study(tmp_path / "study", "stuck")
+    send(stuck, tmp_path / "study")
+    until(lambda: stuck.audit("failed"), told=lambda: stuck.output)
+    job, study = stuck.audit("failed")[0]["job"], stuck.audit("failed")[0]["study"]
+    assert "does not answer" in stuck.command("show", job)
+    assert "1 held up by others:" in stuck.command("status")
+    page = httpx.get(stuck.web, trust_env=False).text
+    assert "1 job(s) are held up by others." in page and job in page and "does not answer" in page
+    listed = stuck.command("show", study)
+    assert [line.split()[3] for line in listed.splitlines()] == ["study", "segment", "deliver"]
+    stuck.command("cancel", job)
+    until(lambda: "cancelled" in stuck.command("show", job))
+    assert "waits again" in stuck.command("retry", job)
+    tries = len(stuck.audit("failed"))
+    until(lambda: len(stuck.audit("failed")) > tries)
+    for arguments in (("show", "nobody"), ("cancel", "nobody"), ("retry", "nobody"), ("retry",), ("purge", "nobody")):
+        refused = stuck.try_command(*arguments)
+        assert refused.returncode == 2 and refused.stderr.startswith("semiseg: "), refused
+
+
+def test_purged_study_is_gone_with_all_that_was_made_of_it(
+    stuck: RunningGateway, send: Callable[[RunningGateway, Path], None], tmp_path: Path
+) -> None:
+    write_study(tmp_path / "study", "purged")
+    send(stuck, tmp_path / "study")
+    until(lambda: stuck.audit("failed"), told=lambda: stuck.output)
+    study = stuck.audit("failed")[0]["study"]
+    assert (stuck.state / "studies" / study).is_dir()
+    assert list((stuck.state / "results").rglob("*.dcm"))
+    assert "will be deleted" in stuck.command("purge", study)
+    until(lambda: stuck.audit("purged"), told=lambda: stuck.output)
+    assert list((stuck.state / "studies").iterdir()) == []
+    assert list((stuck.state / "results").rglob("*.dcm")) == []
+    assert stuck.status()["jobs"]["deliver"]["waiting"] == 0
+
+
+def test_study_that_was_delivered_goes_when_its_time_is_over(
+    server: RunningServer, archive: Archive, send: Callable[[RunningGateway, Path], None], tmp_path: Path
+) -> None:
+    destinations = {"archive": {"dimse": {"ae_title": "ORTHANC", "host": "127.0.0.1", "port": archive.dicom_port}}}
+    keep = {"free_bytes": 1000, "hours": 1 / 3600, "overwrite": True}
+    config = configuration(tmp_path, server.url, destinations=destinations, keep=keep)
+    study = write_study(tmp_path / "study", "kept for a second")
+    with running_gateway(config, tmp_path / "gateway") as gateway:
+        send(gateway, tmp_path / "study")
+        until(lambda: gateway.audit("delivered"), told=lambda: gateway.output)
+    with running_gateway(config, tmp_path / "gateway") as gateway:  # it looks when it starts, and every minute
+        until(lambda: gateway.audit("purged"), 90, told=lambda: gateway.output)
+        assert list((gateway.state / "studies").iterdir()) == list((gateway.state / "results").iterdir()) == []
+    assert len(archive.instances(study, "SEG")) == 1
+
+
+def test_check_asks_everybody(server: RunningServer, archive: Archive, tmp_path: Path) -> None:
+    port = free_port()
+    config = configuration(
+        tmp_path,
+        server.url,
+        servers={"urls": [server.url, f"http://127.0.0.1:{free_port()}"]},
+        destinations={
+            "archive": {"dimse": {"ae_title": "ORTHANC", "host": "127.0.0.1", "port": archive.dicom_port}},
+            "web": {"web": {"url": archive.url}},
+            "nobody": {"dimse": {"ae_title": "NOBODY", "host": "127.0.0.1", "port": port}},
+        },
+        rules=[{"name": "all", "model": "threshold", "to": ["archive"]}],
+    )
+    with running_gateway(config, tmp_path / "gateway") as gateway:
+        answer = gateway.try_command("check")
+    lines = answer.stdout.splitlines()
+    assert answer.returncode == 1, answer.stderr
+    assert [line.rsplit(": ", 1)[1] for line in lines].count("answers") == 3, answer
+    assert any("NOBODY" in line and "does not answer" in line for line in lines)
+    assert any("does not answer, or is not ready yet" in line for line in lines)
+
+
+def test_second_gateway_on_the_same_folder_is_refused(stuck: RunningGateway) -> None:
+    refused = stuck.try_command()
+    assert refused.returncode == 2 and "Another process works in the folder" in refused.stderr

@@ -1,0 +1,129 @@
+"""A study sent by a modality comes back into the archive as a segmentation, and nothing else does."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pydicom
+import pytest
+
+from tests.gateway.stand import (
+    RunningGateway,
+    assert_overlays,
+    configuration,
+    dcmtk,
+    running_gateway,
+    storescu,
+    until,
+    write_study,
+)
+from tests.outputs.archive import Archive, free_port, running_archive
+from tests.server.running import RunningServer
+
+
+@pytest.fixture
+def gateway(server: RunningServer, archive: Archive, tmp_path: Path) -> Iterator[RunningGateway]:
+    config = configuration(
+        tmp_path,
+        server.url,
+        destinations={
+            "archive": {"dimse": {"ae_title": "ORTHANC", "host": "127.0.0.1", "port": archive.dicom_port}},
+            "web": {"web": {"url": archive.url}},
+        },
+        rules=[
+            {"name": "T1", "modality": "MR", "description": ["T1*"], "to": ["archive"]},
+            {
+                "name": "all forms",
+                "description": ["forms"],
+                "forms": ["seg", "rtstruct", "sr", "overlay"],
+                "to": ["web"],
+            },
+        ],
+    )
+    with running_gateway(config, tmp_path / "gateway") as running:
+        yield running
+
+
+def test_study_sent_by_storescu_comes_back_as_a_seg(
+    needs_program: Callable[[str], str], gateway: RunningGateway, archive: Archive, tmp_path: Path
+) -> None:
+    study = write_study(tmp_path / "study", "first")
+    sent = storescu(dcmtk(needs_program, "storescu"), gateway.dicom_port, tmp_path / "study")
+    assert sent.returncode == 0, sent.stderr
+    until(lambda: archive.instances(study, "SEG"), told=lambda: gateway.output)
+    (found,) = archive.instances(study, "SEG")
+    seg = archive.fetch_first(study, "SEG")
+    assert_overlays(seg, tmp_path / "study")
+    seg.save_as(tmp_path / "seg.dcm")
+    judged = subprocess.run([needs_program("dciodvfy"), str(tmp_path / "seg.dcm")], capture_output=True, text=True)
+    assert "Error" not in judged.stderr, judged.stderr
+    assert found["0020000E"] != pydicom.dcmread(next((tmp_path / "study").iterdir())).SeriesInstanceUID
+    events = [line["event"] for line in gateway.audit()]
+    for event in ("started", "received", "complete", "decided", "segmented", "delivered"):
+        assert event in events, events
+    text = gateway.output + (gateway.state / "audit.jsonl").read_text()
+    assert "first" not in text and study not in text
+
+
+def test_all_forms_go_out_by_stow(
+    needs_program: Callable[[str], str], gateway: RunningGateway, archive: Archive, tmp_path: Path
+) -> None:
+    study = write_study(tmp_path / "study", "second", description="forms")
+    assert storescu(dcmtk(needs_program, "storescu"), gateway.dicom_port, tmp_path / "study").returncode == 0
+    until(lambda: archive.modalities(study) >= {"SEG", "RTSTRUCT", "SR"} if archive.instances(study) else False)
+    until(lambda: gateway.status()["jobs"]["deliver"]["done"] == 1)
+    (done,) = gateway.audit("delivered")
+    assert done["instances"] == len(archive.instances(study)) == 3 + 6
+
+
+def test_archive_sends_a_study_itself_and_gets_its_seg_back(
+    needs_program: Callable[[str], str], server: RunningServer, tmp_path: Path
+) -> None:
+    """A workstation finds the study in the archive (C-FIND) and has it moved to us (C-MOVE)."""
+    ours, ports = free_port(), (free_port(), free_port())
+    modalities = {"semiseg": ["SEMISEG", "127.0.0.1", ours], "workstation": ["WORKSTATION", "127.0.0.1", 1]}
+    (tmp_path / "orthanc").mkdir()
+    study = write_study(tmp_path / "study", "moved")
+    with running_archive(
+        needs_program("Orthanc"), tmp_path / "orthanc", ports=ports, more={"DicomModalities": modalities}
+    ) as archive:
+        archive.store([pydicom.dcmread(file) for file in (tmp_path / "study").iterdir()])
+        destination = {"ae_title": "ORTHANC", "host": "127.0.0.1", "port": archive.dicom_port, "commitment": True}
+        config = configuration(
+            tmp_path,
+            server.url,
+            dimse={"port": ours, "senders": [{"ae_title": "ORTHANC", "addresses": ["127.0.0.1"]}]},
+            destinations={"archive": {"dimse": destination}},
+        )
+        with running_gateway(config, tmp_path / "gateway") as gateway:
+            asked = ["-S", "-aet", "WORKSTATION", "-aec", "ORTHANC", "-k", "QueryRetrieveLevel=STUDY"]
+            asked += ["-k", f"StudyInstanceUID={study}", "127.0.0.1", str(archive.dicom_port)]
+            found = subprocess.run([dcmtk(needs_program, "findscu"), *asked], capture_output=True, text=True)
+            assert study in found.stdout + found.stderr
+            moved = subprocess.run(
+                [dcmtk(needs_program, "movescu"), "-aem", "SEMISEG", *asked], capture_output=True, text=True
+            )
+            assert moved.returncode == 0, moved.stderr
+            until(lambda: gateway.audit("delivered"), told=lambda: gateway.output)
+            assert_overlays(archive.fetch_first(study, "SEG"), tmp_path / "study")
+            assert gateway.audit("received")[0]["sender"] == "ORTHANC"
+
+
+def test_nothing_of_a_patient_is_in_logs_or_names(
+    needs_program: Callable[[str], str], gateway: RunningGateway, tmp_path: Path
+) -> None:
+    mark = "XQZMARKED"
+    write_study(tmp_path / "study", mark, description=f"{mark} series")
+    for file in (tmp_path / "study").iterdir():
+        one = pydicom.dcmread(file)
+        one.AccessionNumber = one.StudyID = one.StudyDescription = one.InstitutionName = one.PatientComments = mark
+        one.save_as(file)
+    assert storescu(dcmtk(needs_program, "storescu"), gateway.dicom_port, tmp_path / "study").returncode == 0
+    until(lambda: gateway.audit("decided"), told=lambda: gateway.output)
+    study = gateway.audit("decided")[0]["study"]
+    job = gateway.command("show", study).split()[2]
+    assert mark in gateway.command("show", job)  # who asks is told why no rule took it
+    names = " ".join(str(path.relative_to(gateway.state)) for path in gateway.state.rglob("*"))
+    assert mark not in gateway.output + (gateway.state / "audit.jsonl").read_text() + names

@@ -1,0 +1,138 @@
+"""STOW-RS, the status page and the metrics, and who may see them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pydicom
+import pytest
+from dicomweb_client import DICOMwebClient
+
+from tests.gateway.stand import RunningGateway, configuration, running_gateway, until, write_study
+
+KEY = "ward-0123456789-abcdefghij"
+NOBODY = {"archive": {"web": {"url": "http://127.0.0.1:9/dicom-web"}}}
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    folder = tmp_path_factory.mktemp("web")
+    (folder / "keys").write_text(f"ward {KEY}\n")
+    config = configuration(
+        folder,
+        "http://127.0.0.1:9",
+        destinations=NOBODY,
+        dimse=None,
+        web={"port": 0, "keys": str(folder / "keys"), "upload_bytes": 2**20},
+        complete={"quiet_seconds": 60.0},
+    )
+    with running_gateway(config, folder / "gateway") as running:
+        yield running
+
+
+def ask(gateway: RunningGateway, method: str, path: str, **options: Any) -> httpx.Response:
+    headers = {"Authorization": f"Bearer {KEY}"} | options.pop("headers", {})
+    with httpx.Client(trust_env=False, timeout=30) as client:
+        return client.request(method, gateway.web + path, headers=headers, **options)
+
+
+def body(*parts: bytes, end: bytes = b"--cut--\r\n") -> dict[str, Any]:
+    content = b"".join(b"--cut\r\nContent-Type: application/dicom\r\n\r\n" + part + b"\r\n" for part in parts) + end
+    return {
+        "content": content,
+        "headers": {"Content-Type": 'multipart/related; type="application/dicom"; boundary=cut'},
+    }
+
+
+def encoded(one: pydicom.Dataset) -> bytes:
+    stream = io.BytesIO()
+    one.save_as(stream, enforce_file_format=True)
+    return stream.getvalue()
+
+
+def instances(folder: Path, name: str) -> list[pydicom.Dataset]:
+    write_study(folder / name, name)
+    return [pydicom.dcmread(file) for file in sorted((folder / name).iterdir())]
+
+
+def test_instances_come_in_through_the_client_that_everybody_uses(gateway: RunningGateway, tmp_path: Path) -> None:
+    found = instances(tmp_path, "stow")
+    client = DICOMwebClient(f"{gateway.web}/dicom-web", headers={"Authorization": f"Bearer {KEY}"})
+    answer = client.store_instances(found)
+    assert len(answer.ReferencedSOPSequence) == len(found)
+    assert "FailedSOPSequence" not in answer
+    assert len(list((gateway.state / "studies").rglob("*.dcm"))) >= len(found)
+    assert gateway.audit("received")[-1]["sender"] == "ward"
+
+
+def test_what_is_refused_is_told_beside_what_is_taken(gateway: RunningGateway, tmp_path: Path) -> None:
+    one, two = instances(tmp_path, "some")[:2]
+    answer = ask(gateway, "POST", "/dicom-web/studies", **body(encoded(one), b"no DICOM at all"))
+    assert answer.status_code == 202, answer.text
+    document = answer.json()
+    assert document["00081199"]["Value"][0]["00081155"]["Value"] == [one.SOPInstanceUID]
+    assert document["00081198"]["Value"][0]["00081197"]["Value"] == [0xC000]
+    answer = ask(gateway, "POST", "/dicom-web/studies/1.2.3", **body(encoded(two)))
+    assert answer.status_code == 409
+    assert answer.json()["00081198"]["Value"][0]["00081197"]["Value"] == [0xC409]
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        ({"content": b"x", "headers": {"Content-Type": "application/dicom"}}, 415),
+        ({"content": b"x", "headers": {"Content-Type": "multipart/related"}}, 400),
+        (body(end=b""), 400),
+        (body(b"part", end=b""), 400),
+        (body(bytes(2**20)), 413),
+    ],
+    ids=["bare file", "no boundary", "empty", "cut off", "too large"],
+)
+def test_bodies_that_cannot_be_understood_leave_nothing(
+    gateway: RunningGateway, request_: dict[str, Any], status: int
+) -> None:
+    answer = ask(gateway, "POST", "/dicom-web/studies", **request_)
+    assert answer.status_code == status and answer.json()["error"], answer.text
+    assert list((gateway.state / "incoming").iterdir()) == []
+
+
+def test_study_is_complete_when_somebody_says_so(gateway: RunningGateway, tmp_path: Path) -> None:
+    found = instances(tmp_path, "said")
+    uid = found[0].StudyInstanceUID
+    assert ask(gateway, "POST", f"/studies/{uid}/complete").status_code == 404
+    assert ask(gateway, "POST", "/dicom-web/studies", **body(*map(encoded, found[:2]))).status_code == 200
+    assert ask(gateway, "POST", f"/studies/{uid}/complete?instances=no").status_code == 400
+    answer = ask(gateway, "POST", f"/studies/{uid}/complete?instances={len(found)}")
+    assert answer.status_code == 202
+    name = answer.json()["study"]
+    assert not [line for line in gateway.audit("complete") if line["study"] == name]
+    assert ask(gateway, "POST", "/dicom-web/studies", **body(*map(encoded, found[2:]))).status_code == 200
+    until(lambda: [line for line in gateway.audit("complete") if line["study"] == name], 10)
+    (line,) = [line for line in gateway.audit("complete") if line["study"] == name]
+    assert line["instances"] == len(found) and "announced" in line["why"]
+
+
+def test_nobody_without_a_key_sees_more_than_that_it_lives(gateway: RunningGateway) -> None:
+    with httpx.Client(trust_env=False) as client:
+        assert client.get(f"{gateway.web}/livez").status_code == 200
+        assert client.get(f"{gateway.web}/readyz").status_code == 200
+        for path in ("/", "/status", "/metrics", "/dicom-web/studies"):
+            assert client.get(gateway.web + path).status_code == 401
+        wrong = client.get(f"{gateway.web}/status", headers={"X-API-Key": "x" * 30})
+        assert wrong.status_code == 401
+
+
+def test_page_and_metrics_tell_what_there_is(gateway: RunningGateway) -> None:
+    page = ask(gateway, "GET", "/")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    for word in ("semiseg gateway", "studies are arriving", "deliver", "RESEARCH USE ONLY"):
+        assert word in page.text
+    metrics = ask(gateway, "GET", "/metrics").text
+    assert 'semiseg_gateway_jobs{kind="segment",state="waiting"}' in metrics
+    assert "semiseg_gateway_ready 1.0" in metrics
+    assert ask(gateway, "GET", "/status").json()["trouble"] == ""
