@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -35,7 +35,19 @@ def predict(
         ),
     ] = None,
     *,
-    out: Annotated[Path, typer.Option(help="Where the mask goes: .nii.gz, .nii, .dcm, .zip or .json.")],
+    out: Annotated[
+        Path,
+        typer.Option(help="Where the mask goes: .nii.gz, .nii, .dcm, .zip or .json; a folder for --input-list."),
+    ],
+    input_list: Annotated[
+        Path | None,
+        typer.Option(help="A file with a scan's path on each line, in the place of SCAN; goes on where it stopped."),
+    ] = None,
+    cluster: Annotated[
+        str | None,
+        typer.Option(help="With --input-list: a Ray cluster's address, `auto`, or `local` for all of this machine."),
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="With --cluster: how many scans at a time.")] = None,
     server: Annotated[
         str | None, typer.Option(help="Address of a `semiseg serve`, such as http://127.0.0.1:3000.")
     ] = None,
@@ -75,6 +87,18 @@ def predict(
     from cli.models import parse_precision, parse_window
     from semiseg.outputs.answer import kind_of_file
 
+    if input_list is not None:
+        if server or channel or series or strict or aligned or len(arguments or []) != 1:
+            raise InputError(
+                "With --input-list name a model, and neither a server nor what holds for one scan only: "
+                "semiseg predict BUNDLE --input-list FILE --out FOLDER."
+            )
+        settings = Settings(parse_window(window), overlap, batch)
+        many = Many(input_list, out, answer or "nifti", cluster, workers)
+        _many((arguments or [])[0], many, settings, threads, parse_precision(precision))
+        return
+    if cluster or workers:
+        raise InputError("--cluster and --workers are for the scans of an --input-list.")
     kind = kind_of_file(out, answer)
     if not out.parent.is_dir():
         raise InputError(f"There is no folder {out.parent} to write {out.name} into.")
@@ -134,38 +158,70 @@ def _channels(given: list[str]) -> dict[str, Path]:
 
 def _locally(model: Path, asked: Asked, settings: Settings, threads: int | None, precision: Precision | None) -> None:
     from cli.models import open_model
-    from semiseg.inference.sliding_window import Timing
-    from semiseg.outputs.answer import PROBABILITIES, chosen_kind, write_answer
-    from semiseg.outputs.report import Report
-    from semiseg.volumes.scan import open_scan
+    from semiseg.predicting.one import segment_file
 
     opened = open_model(model, settings, threads=threads, precision=precision)
-    timing = Timing()
-    clock = time.perf_counter()
-    scan = open_scan(asked.files, opened.manifest.rules, asked.wishes)
-    kind = chosen_kind(asked.kind, scan.series, opened.manifest)
-    timing.add("reading", clock)
     with _bar() as told:
-        segmentation, remarks = opened.segmenter.segment_with_remarks(
-            scan.channels,
-            progress=lambda done, total: told(done, total, "segmenting"),
-            timing=timing,
-            probabilities=kind in PROBABILITIES,
-        )
-    report = Report.of(segmentation, opened.identity, scan, remarks, windows=timing.windows, seconds=timing.seconds)
-    clock = time.perf_counter()
-    # The first channel's grid is the answer's.
-    source = asked.scan or asked.channels[opened.manifest.channel_names[0]]
-    write_answer(asked.out, kind, segmentation, report, series=scan.series, source=source, image=scan.grid)
-    timing.add("writing", clock)
+
+        def show(done: int, total: int) -> None:
+            told(done, total, "segmenting")
+
+        report, timing = segment_file(opened, asked.files, asked.out, asked.kind, asked.wishes, show)
     millilitres = {segment.name: segment.ml for segment in report.segments}
     _tell(asked.out, millilitres, timing.seconds, [remark.text for remark in report.remarks])
+
+
+@dataclass(frozen=True)
+class Many:
+    """The scans of a list: where it is, where the answers go, in which form, and who works on them."""
+
+    file: Path
+    out: Path
+    answer: str
+    cluster: str | None
+    workers: int | None
+
+
+def _many(model: Path, asked: Many, settings: Settings, threads: int | None, precision: Precision | None) -> None:
+    from cli.models import open_model
+    from semiseg.outputs.kind import KINDS
+    from semiseg.predicting.many import RESULTS, Results, one_after_the_other, read_list, run
+
+    kind = next((kind for kind in KINDS if kind == asked.answer), None)
+    if kind is None:
+        raise InputError(f"--answer is {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
+    opening = partial(open_model, model.absolute(), settings, threads=threads, precision=precision)
+    items = read_list(asked.file.absolute(), asked.out.absolute(), kind)
+    opened = opening()
+    if opened.identity.sha256 is None:
+        raise InputError(f"{model} is a training run, which may still change; export it for a whole list.")
+    results = Results(asked.out)
+    if asked.cluster is None:
+        segment = partial(one_after_the_other, opened)
+    else:
+        from semiseg.predicting.cluster import on_cluster
+
+        address = None if asked.cluster == "local" else asked.cluster
+        segment = partial(on_cluster, opening, address=address, workers=asked.workers, threads=threads or 1)
+    with _bar() as told:
+
+        def show(ended: int, total: int, outcome: dict[str, Any]) -> None:
+            told(ended, total, "scans")
+            if outcome["state"] == "failed":
+                typer.echo(f"{outcome['scan']}: {outcome['error']}", err=True)
+
+        done, failed = run(items, results, opened.identity.sha256, segment, show)
+    typer.echo(
+        f"{done} of {len(items)} scans are done, {failed} failed; {asked.out / RESULTS} says what became of each."
+    )
+    if failed:
+        raise typer.Exit(1)
 
 
 def _by_server(url: str, key: str | None, model: str | None, asked: Asked) -> None:
     import gzip
 
-    from semiseg.bundle.bundle import replace_file
+    from semiseg.atomic_file import replace_file
     from semiseg.client import Client, Job
 
     def write(body: bytes) -> None:

@@ -1,0 +1,1 @@
+"""From files to files: one scan, or the scans of a whole archive, here or on a cluster."""
