@@ -80,12 +80,12 @@ clean: ## remove .venv, caches and what the demo wrote
 
 $(USE): $(INPUTS)
 	@$(make_venv)
-	@$(call install,.[train$(comma)export$(comma)$(EXTRA)])
+	@$(call install,.[train$(comma)export$(comma)$(EXTRA)$(comma)gateway])
 	@touch $@
 
 $(DEV): $(INPUTS)
 	@$(make_venv)
-	@$(call install,.[train$(comma)export$(comma)$(EXTRA)$(comma)dev])
+	@$(call install,.[train$(comma)export$(comma)$(EXTRA)$(comma)gateway$(comma)ray$(comma)dev])
 	@touch $(USE) $@
 
 comma := ,

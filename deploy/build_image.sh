@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Build an image of the Dockerfile with buildah, on a machine without a container engine (root needed, no daemon).
 #
-#   deploy/build_image.sh [--target serve|train] [--tag NAME] [--base IMAGE] [-- more arguments of `buildah bud`]
+#   deploy/build_image.sh [--target serve|serve-gpu|gateway|train] [--tag NAME] [--base IMAGE] [-- more arguments of `buildah bud`]
 #
 # Without --base, a minimal Debian 12 is made with debootstrap on first use and kept as localhost/debian:bookworm-slim.
 # pip inside the build reaches the package index as pip on this machine does: its configuration, PIP_* variables and

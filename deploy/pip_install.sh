@@ -1,9 +1,11 @@
 #!/bin/sh
-# Used inside the Dockerfile: make the virtual environment $1 and install $2 into it, pinned by constraints.txt.
+# Used inside the Dockerfile: make the virtual environment $1 and install $2 into it. With a lock file $3, what it stands on
+# are exactly the files whose hashes are there; without one, the versions that constraints.txt pins.
 # pip is told about the building machine (index, certificates) by secrets, which are mounted only while this runs.
 set -eu
 environment=$1
 requirement=$2
+lock=${3:-}
 secrets=/run/secrets
 
 if [ -s "$secrets/pip_env" ]; then . "$secrets/pip_env"; fi
@@ -12,7 +14,12 @@ if [ -s "$secrets/ca_certificates" ]; then export PIP_CERT="$secrets/ca_certific
 if [ -n "${TORCH_INDEX:-}" ]; then set -- --extra-index-url "$TORCH_INDEX"; else set --; fi
 
 python3 -m venv "$environment"
-"$environment/bin/pip" install --no-cache-dir -c constraints.txt "$@" "$requirement"
+if [ -n "$lock" ]; then
+    "$environment/bin/pip" install --no-cache-dir --require-hashes --no-deps -r "$lock"
+    "$environment/bin/pip" install --no-cache-dir --no-deps "$requirement"
+else
+    "$environment/bin/pip" install --no-cache-dir -c constraints.txt "$@" "$requirement"
+fi
 "$environment/bin/pip" check
 # What installs packages has no business in what runs them.
 "$environment/bin/pip" uninstall --yes --quiet setuptools pip

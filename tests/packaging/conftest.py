@@ -1,4 +1,4 @@
-"""An environment with the `serve` extra and nothing else, made once however many processes test with it."""
+"""Environments with one extra and nothing else, each made once however many processes test with it."""
 
 from __future__ import annotations
 
@@ -32,17 +32,28 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def serve_environment(package_index: None, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
-    """`pip install -c constraints.txt '.[serve]'` in an empty environment; pytest-xdist's workers share one."""
+    """`pip install -c constraints.txt '.[serve]'` in an empty environment."""
+    return _made_once("serve", source, tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def gateway_environment(package_index: None, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """`pip install -c constraints.txt '.[gateway]'` in an empty environment."""
+    return _made_once("gateway", source, tmp_path_factory)
+
+
+def _made_once(extra: str, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Environment:
+    """The environment of an extra; pytest-xdist's workers share one."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if os.environ.get("PYTEST_XDIST_WORKER") else base
-    environment = Environment(shared / "serve-environment")
-    made = shared / "serve-environment.made"
-    with (shared / "serve-environment.lock").open("w") as lock:
+    environment = Environment(shared / f"{extra}-environment")
+    made = shared / f"{extra}-environment.made"
+    with (shared / f"{extra}-environment.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.exists():
             subprocess.run([sys.executable, "-m", "venv", "--clear", str(environment.folder)], check=True)
             answer = pip(
-                "install", "-q", "-c", source / "constraints.txt", f"{source}[serve]", python=environment.python
+                "install", "-q", "-c", source / "constraints.txt", f"{source}[{extra}]", python=environment.python
             )
             assert answer.returncode == 0, answer.stderr
             made.touch()

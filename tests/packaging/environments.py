@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -55,3 +56,25 @@ def pip(*arguments: str | Path, python: Path | str = sys.executable) -> subproce
     """Run pip of the environment of ``python``, by default of the one that runs the tests."""
     command = [str(python), "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, timeout=280)
+
+
+LICENCES = """
+from importlib import metadata
+for package in metadata.distributions():
+    about = package.metadata
+    stated = [about.get("License-Expression"), *(about.get_all("Classifier") or [])]
+    stated = [line for line in stated if line and (line.startswith("License") or "::" not in line)]
+    brief = about.get("License") or ""
+    print(package.name, "|", *stated, brief if len(brief) < 80 else "")
+"""
+
+
+def assert_no_gpl(environment: Environment, *, at_least: int) -> None:
+    """None of the packages states a licence that would bind what is shipped; there are more than ``at_least``."""
+    answer = environment.run(environment.python, "-c", LICENCES)
+    assert answer.returncode == 0, answer.stderr
+    lines = answer.stdout.splitlines()
+    assert len(lines) > at_least
+    # "or": a licence that may be chosen; "Lesser"/LGPL: linking is allowed.
+    strong = re.compile(r"(?<!L)\bA?GPL|(?<!Lesser )General Public License")
+    assert [line for line in lines if strong.search(line) and " or " not in line.lower()] == []

@@ -62,7 +62,7 @@ def test_one_variable_chooses_the_one_runtime(
     make: Callable[..., subprocess.CompletedProcess[str]], runtime: str, extra: str, other: str
 ) -> None:
     planned = make("--dry-run", "install", f"RUNTIME={runtime}").stdout
-    assert f".[train,export,{extra},dev]" in planned
+    assert f".[train,export,{extra},gateway,ray,dev]" in planned
     assert f",{other}," not in planned
 
 
@@ -76,5 +76,5 @@ def test_no_package_index_for_torch_is_named_unless_asked_for(
 
 def test_the_demo_does_not_wait_for_the_test_tools(make: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     planned = make("--dry-run", "demo").stdout
-    assert ".[train,export,serve]" in planned
+    assert ".[train,export,serve,gateway]" in planned
     assert "dev]" not in planned

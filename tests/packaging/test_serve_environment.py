@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from tests.bundles import expected, make_threshold_bundle, scan_array
-from tests.packaging.environments import REPOSITORY, SHIPPED, Environment, pip
+from tests.packaging.environments import REPOSITORY, SHIPPED, Environment, assert_no_gpl, pip
 
 # The first test of a process installs the environment.
 pytestmark = pytest.mark.timeout(600)
@@ -66,8 +66,9 @@ import importlib, pkgutil, sys
 import semiseg, server
 for package in (semiseg, server):
     for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-        importlib.import_module(module.name)
-        print(module.name)
+        if module.name.split(".")[:2] != ["server", "gateway"]:
+            importlib.import_module(module.name)
+            print(module.name)
 """
     answer = serve_environment.run(serve_environment.python, "-c", program)
     assert answer.returncode == 0, answer.stderr
@@ -92,22 +93,7 @@ def test_the_environment_has_no_contradictions(serve_environment: Environment) -
 
 
 def test_no_installed_package_is_under_the_gpl(serve_environment: Environment) -> None:
-    program = """
-from importlib import metadata
-for package in metadata.distributions():
-    about = package.metadata
-    stated = [about.get("License-Expression"), *(about.get_all("Classifier") or [])]
-    stated = [line for line in stated if line and (line.startswith("License") or "::" not in line)]
-    brief = about.get("License") or ""
-    print(package.name, "|", *stated, brief if len(brief) < 80 else "")
-"""
-    answer = serve_environment.run(serve_environment.python, "-c", program)
-    assert answer.returncode == 0, answer.stderr
-    lines = answer.stdout.splitlines()
-    assert len(lines) > 50
-    # "or": a licence that may be chosen; "Lesser"/LGPL: linking is allowed.
-    strong = re.compile(r"(?<!L)\bA?GPL|(?<!Lesser )General Public License")
-    assert [line for line in lines if strong.search(line) and " or " not in line.lower()] == []
+    assert_no_gpl(serve_environment, at_least=50)
 
 
 def test_importing_the_runtime_leaves_no_device_identifier(serve_environment: Environment, tmp_path: Path) -> None:
