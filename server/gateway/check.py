@@ -10,9 +10,8 @@ from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 from semiseg.client import Client
 from semiseg.errors import SemisegError
 from server.gateway.config import DimseDestination, GatewayConfig
-from server.gateway.delivery import tls_args, why_not
 from server.gateway.dicomweb import archive_at, said, secret_in
-from server.gateway.entity import entity
+from server.gateway.entity import associate, entity
 from server.gateway.replicas import Replicas
 
 SECONDS = 10.0
@@ -53,11 +52,9 @@ def _echo(to: DimseDestination, title: str) -> str:
     ours = entity(title, seconds=SECONDS)
     ours.add_requested_context(Verification)
     try:
-        association = ours.associate(to.host, to.port, ae_title=to.ae_title, tls_args=tls_args(to.tls, to.host))
+        association = associate(ours, to)
     except SemisegError as error:
         return str(error)
-    if not association.is_established:
-        return why_not(association)
     status = association.send_c_echo()
     association.release()
     return "" if status.get("Status") == 0 else "does not answer a C-ECHO"

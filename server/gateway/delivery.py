@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-import ssl
 import threading
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,9 +16,8 @@ from pynetdicom.association import Association
 from pynetdicom.sop_class import StorageCommitmentPushModel, StorageCommitmentPushModelInstance  # type: ignore[attr-defined]
 
 from semiseg.errors import SemisegError
-from server.gateway.config import Destination, DimseDestination, Tls, WebDestination
-from server.gateway.entity import entity
-from server.gateway.tls import client_context
+from server.gateway.config import Destination, DimseDestination, WebDestination
+from server.gateway.entity import NotAssociated, associate, entity
 
 REQUEST_COMMITMENT = 1  # action type (PS3.4 table J.3-1)
 WARNINGS = frozenset({0xB000, 0xB006, 0xB007})  # stored all the same (PS3.4 table B.2-1)
@@ -89,12 +87,11 @@ def _by_dimse(files: Sequence[Path], to: DimseDestination, title: str, commitmen
     if to.commitment:
         ours.add_requested_context(StorageCommitmentPushModel)
         handlers = [(evt.EVT_N_EVENT_REPORT, commitments.reported)]
-    association = ours.associate(
-        to.host, to.port, ae_title=to.ae_title, evt_handlers=handlers, tls_args=tls_args(to.tls, to.host)
-    )
     where = f"{to.ae_title} at {to.host}:{to.port}"
-    if not association.is_established:
-        raise NotDelivered(f"{where} {why_not(association)}.")
+    try:
+        association = associate(ours, to, handlers)
+    except NotAssociated as why:
+        raise NotDelivered(f"{where} {why}.") from None
     try:
         for file, header in zip(files, headers, strict=True):
             _store(association, file, header, where)
@@ -155,20 +152,6 @@ def _reference(header: Dataset) -> Dataset:
     one = Dataset()
     one.ReferencedSOPClassUID, one.ReferencedSOPInstanceUID = header.SOPClassUID, header.SOPInstanceUID
     return one
-
-
-def why_not(association: Association) -> str:
-    """What became of an association that was not established, as the end of a sentence."""
-    answer = association.acceptor.primitive
-    if association.is_rejected and answer is not None:
-        return f"rejected the association ({answer.reason_str})"
-    # pynetdicom calls an association aborted too when there was no connection; then nobody has said anything.
-    return "does not answer" if answer is None else "broke the association off"
-
-
-def tls_args(tls: Tls | None, host: str) -> tuple[ssl.SSLContext, str] | None:
-    """For :meth:`pynetdicom.AE.associate`."""
-    return None if tls is None else (client_context(tls), host)
 
 
 def _by_web(files: Sequence[Path], to: WebDestination) -> int:

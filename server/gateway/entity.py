@@ -1,13 +1,25 @@
-"""Our side of every DIMSE association: who we say we are."""
+"""Our side of every DIMSE association: who we say we are, and what became of one that was asked for."""
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Sequence
 from importlib.metadata import version
 
-from pynetdicom import AE
+from pynetdicom import AE, evt
+from pynetdicom.association import Association
+from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RJ
+
+from semiseg.errors import SemisegError
+from server.gateway.config import DimseDestination
+from server.gateway.tls import client_context
 
 # PS3.7 D.3.3.2; a UUID as PS3.5 B.2 allows. It stays the same as long as the conformance statement does.
 IMPLEMENTATION_CLASS = "2.25.279520917705210394514673571246121522162"
+
+
+class NotAssociated(SemisegError):  # noqa: N818 - it is tried again
+    """There is no association; the message is the end of a sentence that begins with the other side's name."""
 
 
 def entity(title: str, *, seconds: float = 30.0) -> AE:
@@ -17,3 +29,44 @@ def entity(title: str, *, seconds: float = 30.0) -> AE:
     made.implementation_version_name = f"SEMISEG {version('semiseg')}"[:16]
     made.connection_timeout = made.acse_timeout = made.dimse_timeout = made.network_timeout = seconds
     return made
+
+
+def associate(ours: AE, to: DimseDestination, handlers: Sequence[evt.EventHandlerType] = ()) -> Association:
+    """An association with an archive, for what was asked of ``ours``.
+
+    What came over the line is kept here: pynetdicom calls an association aborted, without a reason, when there was no
+    connection, and also when the archive rejected it and hung up before its own thread had looked.
+
+    Raises:
+        NotAssociated: the archive does not answer, or says no.
+        InputError: our certificate cannot be used.
+    """
+    heard: list[object] = []
+    connected = threading.Event()
+
+    def connect(_: evt.Event) -> None:
+        connected.set()
+
+    def hear(event: evt.Event) -> None:
+        heard.append(event.pdu)
+
+    association = ours.associate(
+        to.host,
+        to.port,
+        ae_title=to.ae_title,
+        evt_handlers=[*handlers, (evt.EVT_CONN_OPEN, connect), (evt.EVT_PDU_RECV, hear)],
+        tls_args=None if to.tls is None else (client_context(to.tls), to.host),
+    )
+    if association.is_established:
+        association.unbind(evt.EVT_PDU_RECV, hear)
+        return association
+    if not connected.is_set():
+        trusted = "" if to.tls is None else ", or not with TLS and a certificate that can be trusted"
+        raise NotAssociated(f"does not answer{trusted}")
+    if not heard:
+        raise NotAssociated("takes the connection and gives no DICOM answer (is it the port, and does it want TLS)")
+    if isinstance(heard[0], A_ASSOCIATE_RJ):
+        raise NotAssociated(f"rejected the association ({heard[0].reason_str})")
+    if isinstance(heard[0], A_ASSOCIATE_AC):
+        raise NotAssociated("takes nothing of what is meant for it")
+    raise NotAssociated("broke the association off")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -39,7 +39,9 @@ def scans(tmp_path: Path) -> list[Path]:
 def predict(bundle: Path, folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "cli.app", "predict", bundle, "--input-list", folder / "list"]
     command += ["--out", folder / "out", *options]
-    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=200)
+    # Ray's workers give way to every other process by default, so on a busy machine they would hardly ever run.
+    environ = {**os.environ, "RAY_worker_niceness": "0"}
+    return subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=400, env=environ)
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -72,33 +74,34 @@ def test_each_scan_of_a_list_is_done_once_and_a_bad_one_stops_nobody(scans: list
     assert len(lines(tmp_path)) == 12  # another model: all of them
 
 
-def test_cluster_of_two_workers_one_of_which_is_killed_does_them_all(tmp_path: Path) -> None:
-    paths = [tmp_path / f"scan{k}.nii.gz" for k in range(12)]
+def test_cluster_whose_two_workers_are_killed_makes_others_that_do_the_rest(tmp_path: Path) -> None:
+    paths = [tmp_path / f"scan{k}.nii.gz" for k in range(8)]
     for k, path in enumerate(paths):
         nib.save(nib.Nifti1Image(scan_array((64, 64, 48), seed=k), np.eye(4)), path)
     (tmp_path / "list").write_text("".join(f"{path.name}\n" for path in paths))
     bundle = make_threshold_bundle(tmp_path / "bundle", work=4).folder
     killed: list[int] = []
 
-    def kill_one() -> None:
+    def kill_all() -> None:
         until = time.monotonic() + 120
         while not killed and time.monotonic() < until:
             if (tmp_path / "out" / RESULTS).exists() and lines(tmp_path):
                 for process in psutil.Process().children(recursive=True):
-                    if "ray::_Worker" in process.name() or "ray::_Worker" in " ".join(process.cmdline()):
-                        os.kill(process.pid, signal.SIGKILL)
-                        killed.append(process.pid)
-                        return
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        if "ray::_Worker" in process.name() or "ray::_Worker" in " ".join(process.cmdline()):
+                            process.kill()
+                            killed.append(process.pid)
             time.sleep(0.05)
 
-    killer = threading.Thread(target=kill_one)
+    killer = threading.Thread(target=kill_all)
     killer.start()
     answer = predict(bundle, tmp_path, "--cluster", "local", "--workers", "2")
     killer.join()
     assert answer.returncode == 0, answer.stderr
     assert killed, "no worker was found to kill"
     assert sorted(Path(one["scan"]).name for one in lines(tmp_path)) == sorted(path.name for path in paths)
-    assert len({one["worker"] for one in lines(tmp_path)}) == 3  # two, and the one made anew
+    assert {one["worker"] for one in lines(tmp_path)} - set(killed)  # the first line was of one that was killed
+    assert lines(tmp_path)[0]["worker"] in killed
     for number, path in enumerate(paths, start=1):
         mask = nib.load(tmp_path / "out" / f"{number:05d}-{path.name.split('.')[0]}.nii.gz")
         np.testing.assert_array_equal(mask.dataobj, expected(np.asarray(nib.load(path).dataobj)))
