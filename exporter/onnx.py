@@ -10,6 +10,7 @@ from pathlib import Path
 
 import onnx
 import torch
+from onnx_ir.passes.common import ClearMetadataAndDocStringPass
 from torch import nn
 
 from exporter.errors import ExportError
@@ -67,6 +68,8 @@ def export_onnx(
             raise ExportError(f"The network cannot be exported to ONNX: {str(error).splitlines()[0]}") from error
     if program is None:
         raise ExportError("The network cannot be exported to ONNX: the exporter returned nothing.")
+    # The exporter notes at each node where in the source it comes from, with paths of this machine: nobody's business.
+    ClearMetadataAndDocStringPass()(program.model)
     program.save(str(target))
     try:
         onnx.checker.check_model(str(target), full_check=True)

@@ -20,6 +20,7 @@ MANIFEST = "manifest.json"
 MODEL = "model.onnx"
 PLAN = "model.plan"
 RUN = "run.json"
+_AGAIN = "Export the run again (`semiseg export RUN --out FOLDER`), or install the semiseg that wrote it."
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,10 @@ def read_manifest(path: Path) -> Manifest:
         raise BundleError(f"{path} cannot be read as JSON: {error}.") from None
     version = document.get("format") if isinstance(document, dict) else None
     if version != FORMAT:
+        newer = isinstance(version, int) and version > FORMAT
         raise BundleError(
             f"{path} has format version {version!r}; this semiseg reads version {FORMAT}. "
-            "Use the semiseg release that wrote it, or export the run again."
+            + ("A newer semiseg wrote it; install that one." if newer else _AGAIN)
         )
     try:
         return Manifest.model_validate(document)

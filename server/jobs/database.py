@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from semiseg.atomic_file import atomic_file
 from semiseg.errors import InputError, SemisegError
 
 PATIENCE = 30.0  # seconds that one process waits for another's write
@@ -22,11 +23,19 @@ class QueueError(SemisegError):
 class Database:
     """The connection to a file; to be used from any thread, and from several processes."""
 
-    def __init__(self, file: Path, schema: str, version: int) -> None:
-        """Open the file, or make it with the statements of ``schema``.
+    def __init__(self, file: Path, schema: str, version: int, steps: Mapping[int, str]) -> None:
+        """Open the file, or make it with the statements of ``schema``; an earlier version is brought to this one.
+
+        Before that a copy is made beside it, ``NAME.versionN``, for whoever has to go back.
+
+        Args:
+            file: the file.
+            schema: the statements that make it anew.
+            version: of the schema, from 1.
+            steps: of each earlier version that can still be opened, the statements that make the next one of it.
 
         Raises:
-            InputError: the file is no database, or one of another version than ``version``.
+            InputError: the file is no database, or one of a version from which no steps lead to this one.
             QueueError: it cannot be opened or written.
         """
         self._lock = threading.RLock()
@@ -35,27 +44,53 @@ class Database:
                 file, timeout=PATIENCE, isolation_level=None, check_same_thread=False, cached_statements=64
             )
             self.connection.row_factory = sqlite3.Row
-            self._prepare(file, schema, version)
+            self._prepare(file, schema, version, steps)
         except sqlite3.DatabaseError as error:
             if isinstance(error, sqlite3.OperationalError):
                 raise QueueError(f"The job database {file} cannot be opened ({error}).") from None
             raise InputError(f"{file} is no job database ({error}); move it away or name another folder.") from None
 
-    def _prepare(self, file: Path, schema: str, version: int) -> None:
+    def _prepare(self, file: Path, schema: str, version: int, steps: Mapping[int, str]) -> None:
         run = self._run
         run("PRAGMA journal_mode = WAL")
         run("PRAGMA synchronous = FULL")  # what was acknowledged survives a power cut too
         with self.transaction():
             found = run("PRAGMA user_version")[0][0]
             if found == 0 and not run("SELECT 1 FROM sqlite_master"):
-                for statement in schema.split(";"):
-                    run(statement)
-                run(f"PRAGMA user_version = {version}")
-            elif found != version:
+                self._change(schema, version)
+            elif found > version:
                 raise InputError(
-                    f"The job database {file} is of version {found} and this semiseg reads version {version}; open "
-                    "it with the semiseg that wrote it, or name another folder."
+                    f"The job database {file} is of version {found}, and this semiseg knows versions to {version}: a "
+                    "newer semiseg wrote it. Install that one again, or put back the copy from before the upgrade."
                 )
+            elif found < version:
+                if not all(one in steps for one in range(found, version)):
+                    raise InputError(
+                        f"The job database {file} is of version {found}, which this semiseg cannot bring to {version}; "
+                        "end its jobs with the semiseg that wrote it, or name another folder."
+                    )
+                self.copy_to(file.with_name(f"{file.name}.version{found}"))
+                for one in range(found, version):
+                    self._change(steps[one], one + 1)
+
+    def _change(self, statements: str, version: int) -> None:
+        for statement in statements.split(";"):
+            self._run(statement)
+        self._run(f"PRAGMA user_version = {version}")
+
+    def copy_to(self, file: Path) -> None:
+        """Write all of it, as it is at this moment, into a file of the owner's alone.
+
+        Raises:
+            QueueError: it cannot be read, or the copy not be written.
+        """
+        with self._lock, _told():
+            content = self.connection.serialize()
+        try:
+            with atomic_file(file, private=True) as stream:
+                stream.write(content)
+        except OSError as error:
+            raise QueueError(f"The copy {file} of the job database cannot be written ({error.strerror}).") from None
 
     def close(self) -> None:
         """Close the file."""

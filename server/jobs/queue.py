@@ -52,6 +52,9 @@ CREATE TABLE jobs (
 CREATE INDEX jobs_by_state ON jobs (queue, state, attempts, number);
 CREATE INDEX jobs_by_owner ON jobs (owner, number);
 """
+# What makes the next version of a file of an earlier one. Whoever changes the schema adds a step, and keeps a file of
+# the release before in tests/releases.
+_STEPS: dict[int, str] = {}
 # A job that may be taken: nobody's, with its delay over, or one whose lease ran out.
 _FREE = "queue = :queue AND state IN ('waiting', 'running') AND (boot <> :boot OR due <= :now)"
 
@@ -119,7 +122,7 @@ class Queue:
         """
         self._attempts = attempts
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-        self._database = Database(file, _SCHEMA, VERSION)
+        self._database = Database(file, _SCHEMA, VERSION, _STEPS)
 
     def close(self) -> None:
         """Close the file; leases stay as they are."""

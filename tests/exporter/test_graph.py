@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,21 @@ def test_a_student_that_depends_on_its_window_gets_a_graph_for_that_window_and_a
 
 def sides(model: Path) -> list[str]:
     return [d.dim_param or str(d.dim_value) for d in onnx.load(model).graph.input[0].type.tensor_type.shape.dim]
+
+
+def test_nothing_of_the_machine_that_exported_it_is_in_a_graph(tmp_path: Path) -> None:
+    """MOD-05."""
+    export_onnx(
+        read_student(STUDENTS["unet"]).build(1, 3, (8, 8, 8)),
+        tmp_path / "model.onnx",
+        inputs=1,
+        window=(8, 8, 8),
+        divisor=(4, 4, 4),
+    )
+    content = (tmp_path / "model.onnx").read_bytes()
+    for path in (torch.__file__, __file__, sys.prefix):
+        assert str(Path(path).parent).encode() not in content
+    assert b"site-packages" not in content and b"stack_trace" not in content
 
 
 @pytest.mark.parametrize("window", [(4, 2, 4), (2, 2, 2), (2, 4, 2), (6, 4, 2)], ids=str)

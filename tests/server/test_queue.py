@@ -201,7 +201,11 @@ def test_file_that_is_no_database_or_of_another_version_is_refused(tmp_path):
     Queue(tmp_path / "newer").close()
     with sqlite3.connect(tmp_path / "newer") as connection:
         connection.execute("PRAGMA user_version = 99")
-    with pytest.raises(InputError, match="version 99"):
+    with pytest.raises(InputError, match=r"version 99.*newer semiseg"):
+        Queue(tmp_path / "newer")
+    with sqlite3.connect(tmp_path / "newer") as connection:
+        connection.execute("PRAGMA user_version = 0")
+    with pytest.raises(InputError, match="version 0, which this semiseg cannot bring to 1"):
         Queue(tmp_path / "newer")
     with pytest.raises(QueueError, match="cannot be opened"):
         Queue(tmp_path / "no" / "folder")
