@@ -33,7 +33,7 @@ USE := .venv/.installed-$(RUNTIME)
 DEV := .venv/.installed-$(RUNTIME)-dev
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test test-all check page schema install clean
+.PHONY: help demo test test-all check page docs install clean
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -50,11 +50,12 @@ test: $(DEV) ## run the tests; those on real data need SEMISEG_DATA, some need p
 test-all: ARGS += -m "long or not long"
 test-all: test ## the same with those that take minutes: a crowd, hostile uploads, a server killed again and again
 
-check: $(DEV) ## lint, formatting, types and the contracts between the rooms
+check: $(DEV) ## lint, formatting, types, the contracts between the rooms, documents that are made from the code
 	.venv/bin/python -m ruff check .
 	.venv/bin/python -m ruff format --check .
 	.venv/bin/python -m mypy
 	.venv/bin/lint-imports
+	.venv/bin/python -m docs.generators --check
 
 page: server/http/page/niivue.js ## bring the viewer of the server's page (needs npm); without it the page shows pictures
 
@@ -68,9 +69,8 @@ server/http/page/niivue.js: server/http/page/package-lock.json
 	mv $@.unfinished $@
 	rm -rf build/page
 
-schema: $(USE) ## write docs/manifest.schema.json anew, from the code that reads manifests
-	.venv/bin/python -c 'import json; from semiseg.bundle.manifest import Manifest as M; print(json.dumps(M.model_json_schema(), indent=1))' \
-	    > docs/manifest.schema.json
+docs: $(DEV) ## write the documents that are made from the code anew
+	.venv/bin/python -m docs.generators
 
 install: $(DEV) ## make .venv with everything in it, editable
 

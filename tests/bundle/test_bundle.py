@@ -105,6 +105,7 @@ def test_json_of_another_kind_is_refused(folder: Path, document: str) -> None:
 
 @pytest.mark.parametrize("position", [0, -1])
 def test_a_single_changed_byte_of_the_graph_is_noticed(folder: Path, position: int) -> None:
+    """MOD-01."""
     data = bytearray((folder / MODEL).read_bytes())
     data[position] ^= 1
     (folder / MODEL).write_bytes(data)
@@ -117,6 +118,7 @@ def test_a_missing_graph_is_named(folder: Path) -> None:
 
 
 def test_every_listed_file_has_to_be_there(folder: Path) -> None:
+    """MOD-01."""
     rewrite(folder, lambda d: d["files"].update({"model.plan": "0" * 64}))
     assert "is incomplete: model.plan is missing" in sentence(folder)
 
@@ -128,6 +130,7 @@ def test_a_manifest_that_does_not_list_the_graph_is_refused(folder: Path) -> Non
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "a/b", "a\\b", "..", ".", "", "/", "a/", "./a", "a/.."])
 def test_a_path_that_leaves_the_folder_is_refused_before_it_is_read(folder: Path, name: str) -> None:
+    """MOD-01."""
     outside = folder.parent / "secret"
     outside.write_bytes(b"not yours")
     rewrite(folder, lambda d: d["files"].update({name: sha256_of(outside)}))
@@ -222,6 +225,7 @@ def test_the_folder_can_be_read_by_the_servers_user(folder: Path) -> None:
 
 
 def test_a_bundle_is_replaced_whole(folder: Path) -> None:
+    """MOD-06."""
     manifest = open_bundle(folder).manifest
     (folder / "left over").write_bytes(b"from an earlier export")
     bundle = write_bundle(folder, filling(manifest, b"another graph"))
@@ -246,6 +250,7 @@ def test_an_empty_folder_becomes_the_bundle(folder: Path, tmp_path: Path, monkey
 
 
 def test_a_failure_while_filling_leaves_the_old_bundle_and_no_temporary_folder(folder: Path) -> None:
+    """MOD-06."""
     before = contents(folder.parent)
     with pytest.raises(RuntimeError, match="the graph is wrong"):
         write_bundle(folder, failing)

@@ -69,6 +69,7 @@ def test_a_fingerprint_without_fields_of_view_is_still_read(seen: Fingerprint) -
 
 
 def test_real_scans_of_another_kind_are_noticed_by_the_fingerprint_of_hippocampus_crops(semiseg_data: Path) -> None:
+    """INF-06."""
     files = sorted((semiseg_data / "hippocampus/imagesTr").iterdir())
     crops = Fingerprint.collect(({"MR": read_nifti(file)} for file in files[::4]), "RAS")
     for file in files[1::12]:

@@ -50,6 +50,7 @@ def test_orientation_and_crop_invert_exactly(
     crop: bool,
     seed: int,
 ) -> None:
+    """MOD-02."""
     # As NIfTI stores it: exact ties between two directions at 45 degrees are then decided by rounding.
     affine = affine_of(own, spacing, tilt).astype(np.float32).astype(np.float64)
     image, labels = labels_in_body(shape, crop, seed)
@@ -87,6 +88,7 @@ def test_every_prepared_voxel_keeps_its_place_in_the_patient(
     shape: tuple[int, int, int],
     crop: bool,
 ) -> None:
+    """MOD-02."""
     scan = numbered(shape, affine_of(own, spacing, tilt))
     if crop:
         scan.array[0] = 0  # a plane of air to be cut off (or, where it is all there is, not)
@@ -282,6 +284,7 @@ def test_statistics_of_many_large_values_do_not_lose_digits() -> None:
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("intensity", [Intensity(), Intensity(clip=(0, 1), scale="window")])
 def test_values_that_are_not_finite_are_refused(bad: float, intensity: Intensity) -> None:
+    """INF-04."""
     values = np.ones((3, 3, 3))
     values[1, 2, 0] = bad
     with pytest.raises(VolumeError, match="not finite"):

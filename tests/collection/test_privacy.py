@@ -23,6 +23,7 @@ from tests.collection.clinic import (
 
 
 def test_no_byte_of_the_dataset_tells_whose_scans_they_are(clinic: Path, tmp_path: Path) -> None:
+    """TRN-03."""
     originals: set[str] = set()
     for path in clinic.rglob("*.dcm"):
         header = pydicom.dcmread(path, force=True, stop_before_pixels=True)

@@ -38,6 +38,7 @@ def test_unequal_shapes_are_named_with_both_shapes(folder: Path) -> None:
 
 
 def test_unequal_affines_are_named_with_the_numbers(folder: Path) -> None:
+    """TRN-01."""
     flipped = AFFINE.copy()
     flipped[0, 0] = -1
     write_scan(folder, "s1", image_of(1), label_of(1), label_affine=flipped)
@@ -56,6 +57,7 @@ def test_labels_that_are_not_integers_are_counted(folder: Path) -> None:
 
 
 def test_unknown_label_values_are_counted_beside_the_known_ones(folder: Path) -> None:
+    """TRN-01."""
     strange = label_of(3).astype(np.int16)
     strange[0, 0, :3] = 7
     strange[0, 1, 0] = -1
@@ -77,6 +79,7 @@ def test_the_same_scan_under_two_names_is_found_however_it_is_stored(folder: Pat
 
 
 def test_a_scan_that_both_teaches_and_judges_is_called_so(folder: Path) -> None:
+    """TRN-01."""
     write_scan(folder, "s4", image_of(1), label_of(4))
     split = Split(labelled=("s0", "s2"), unlabelled=("s1", "s3"), test=("s4",))
     assert "'s1' in unlabelled, 's4' in test, so a scan that judges" in only_finding(folder, split).sentence
@@ -145,6 +148,7 @@ def test_label_values_without_names_are_listed(tmp_path: Path) -> None:
 
 
 def test_labels_that_the_split_keeps_closed_are_not_opened(folder: Path) -> None:
+    """TRN-02."""
     split = Split(labelled=("s0", "s1"), unlabelled=("s2", "s3"), test=("s4",))
     for name in split.unlabelled:
         (folder / f"labelsTr/{name}.nii.gz").write_bytes(b"garbage")

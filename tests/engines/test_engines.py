@@ -184,6 +184,7 @@ def test_two_slabs_of_one_engine_do_not_meet(engine: Engine) -> None:
 def test_every_engine_draws_the_mask_that_numpy_draws(
     engine: Engine, activation: Activation, average: str, tmp_path: Path
 ) -> None:
+    """INF-02."""
     manifest = manifest_of(tmp_path / "bundle", window=WINDOW, activation=activation, average=average)
     if activation == "sigmoid":  # three regions
         third = manifest.segments[0].model_copy(update={"name": "third", "label": 3})

@@ -110,6 +110,7 @@ def test_windows_with_another_number_of_channels_are_an_engine_error(bundle: Bun
 
 
 def test_the_runtime_does_not_report_to_its_maker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SRV-07."""
     monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
     import_runtime()
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"

@@ -64,7 +64,10 @@ def test_without_openvino_the_extra_is_named(bundle: Bundle, monkeypatch: pytest
 
 
 def test_nothing_is_sent_anywhere(bundle: Bundle) -> None:
-    """A package for telemetry comes along with it: neither import nor inference may reach out or leave a thread."""
+    """SRV-07.
+
+    A package for telemetry comes along with it: neither import nor inference may reach out or leave a thread.
+    """
     code = f"""
 import socket, subprocess, sys, threading, time
 from pathlib import Path

@@ -53,6 +53,7 @@ def test_a_perfect_model_gets_perfect_figures_for_every_scan_and_segment(dataset
 
 
 def test_figures_are_those_of_the_metrics_on_the_scans_own_spacing(dataset: Dataset) -> None:
+    """TRN-05."""
     found = evaluate(answering(lambda labels: np.roll(labels, 1, axis=2)), dataset, ("s2",))
     expected = score(np.roll(label_of(2), 1, axis=2) == 2, label_of(2) == 2, AFFINE)
     assert found.of("high")[0].score == expected

@@ -97,6 +97,7 @@ def test_symmetric_distance_pools_both_surfaces() -> None:
 
 
 def test_an_empty_mask_has_no_distance_and_never_zero() -> None:
+    """TRN-05."""
     nothing, something = np.zeros((24, 24, 24), bool), cube((1, 1, 1))
     for found in (score(nothing, something, np.eye(4)), score(something, nothing, np.eye(4))):
         assert (found.dice, found.jaccard) == (0, 0)
@@ -113,6 +114,7 @@ def test_nothing_to_find_and_nothing_found_has_no_figure_at_all() -> None:
 @given(pairs(), SPACINGS)
 @settings(deadline=None, max_examples=80)
 def test_distances_are_those_of_brute_force(masks: tuple[Mask, Mask], spacing: tuple[float, float, float]) -> None:
+    """TRN-05."""
     first, second = masks
     affine = affine_of(spacing)
     there, back = surface_distances(first, second, affine)

@@ -51,7 +51,8 @@ def test_contenders_draw_the_mask_of_one_network(monkeypatch: pytest.MonkeyPatch
     assert by_name[peer].ratio == 1 and by_name[peer].equal == 1
     for name, one in by_name.items():
         assert len(one.seconds) == 1 and one.seconds[0] > 0
-        least = 0.8 if "int8" in name or "nnU-Net" in name else 0.999  # random weights: many voxels are nearly ties
+        # Random weights: many voxels are nearly ties.
+        least = 0.8 if "int8" in name or "nnU-Net" in name else 0.99 if "16" in name else 0.999
         assert one.equal > least, name
     assert by_name["OpenVINO fp32"].of_matmul is not None and by_name[peer].of_matmul is None
     json.dumps(measure.machine(1))

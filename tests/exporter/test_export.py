@@ -50,6 +50,7 @@ def test_the_run_has_a_teacher_with_lora_that_could_be_left_in(tiny_run: TinyRun
 
 
 def test_the_graph_holds_the_students_tensors_and_no_other(tiny_run: TinyRun, tiny_bundle: Bundle) -> None:
+    """MOD-04."""
     student = load_file(tiny_run.folder / "student.safetensors")
     found = initializers(tiny_bundle.model)
     for name in student.keys() & found.keys():
@@ -69,6 +70,7 @@ def test_the_graph_holds_the_students_tensors_and_no_other(tiny_run: TinyRun, ti
 
 
 def test_neither_a_name_nor_a_node_of_the_graph_belongs_to_the_teacher(tiny_bundle: Bundle) -> None:
+    """MOD-04."""
     graph = onnx.load(tiny_bundle.model).graph
     names = [i.name for i in graph.initializer]
     names += [name for node in graph.node for name in (node.name, *node.input, *node.output)]
@@ -149,6 +151,7 @@ def perturbed(network: nn.Module, target: Path, **options: object) -> None:
 def test_a_graph_that_computes_something_else_is_not_exported(
     tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """MOD-03."""
     monkeypatch.setattr(exporter.export, "export_onnx", perturbed)
     with pytest.raises(ExportError) as caught:
         export(tiny_run.folder, tmp_path / "bundle")
@@ -170,6 +173,7 @@ def test_a_failed_export_leaves_the_earlier_bundle_as_it_was(
 
 
 def test_the_proof_is_made_on_a_named_dataset_without_opening_its_test_scans(tiny_run: TinyRun, tmp_path: Path) -> None:
+    """TRN-02."""
     data = shutil.copytree(tiny_run.data, tmp_path / "data")
     for case in json.loads((data / "split.json").read_text())["test"]:
         (data / "imagesTr" / f"{case}.nii.gz").write_bytes(b"closed")
@@ -242,6 +246,7 @@ def test_a_folder_that_is_not_a_bundle_is_not_replaced(tiny_run: TinyRun, tmp_pa
 def test_run_and_bundle_are_judged_alike_on_the_test_scans(
     tiny_run: TinyRun, tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """MOD-02, MOD-03."""
     scores, masks = {}, {}
     for name, model in (("run", tiny_run.folder), ("bundle", tiny_bundle.folder)):
         arguments = ["evaluate", str(model), "--data", str(tiny_run.data), "--out", str(tmp_path / name)]

@@ -65,6 +65,7 @@ def test_the_largest_difference_of_all_windows_is_recorded(manifest: Manifest) -
 
 
 def test_a_single_logit_too_far_off_fails_the_proof(manifest: Manifest) -> None:
+    """MOD-03."""
     told = missed(manifest, changed(at((0, 0, 1, 1, 1), 0.05)))
     assert "run by numpy on 3 windows of 5x4x6: logits differ by up to 0.05 (allowed 0.01)" in told
 

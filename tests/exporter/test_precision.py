@@ -169,6 +169,7 @@ def test_the_bundle_holds_every_graph_that_passed_and_its_proofs(tiny_run: TinyR
 def test_a_graph_that_misses_its_gate_is_left_out_and_the_command_says_by_how_much(
     tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """MOD-03."""
     from exporter import export as room
 
     def strayed(model: Path, target: Path, windows: object) -> None:

@@ -70,6 +70,7 @@ def associate(gateway: RunningGateway, calling: str, called: str = "SEMISEG") ->
 def test_who_is_not_on_the_list_or_calls_another_is_rejected_with_the_reason(
     gateway: RunningGateway, calling: str, called: str, reason: str
 ) -> None:
+    """GW-05."""
     association = associate(gateway, calling, called)
     assert association.is_rejected
     assert association.acceptor.primitive.reason_str == reason
@@ -143,7 +144,7 @@ def association_request(calling: str) -> bytes:
 
 
 def test_whoever_means_harm_takes_nobody_down_and_little_memory(gateway: RunningGateway) -> None:
-    """Fuzzed PDUs, PDUs of 4 GB, silence, and 200 connections at once; a neighbour is served all the while."""
+    """GW-05. Fuzzed PDUs, PDUs of 4 GB, silence, and 200 connections at once; a neighbour is served all the while."""
     process = psutil.Process(gateway.process.pid)
     assert associate(gateway, "SCANNER").is_established
     before = process.memory_info().rss
@@ -306,6 +307,7 @@ def certificates(needs_program: Callable[[str], str], tmp_path_factory: pytest.T
 
 
 def test_door_with_tls_lets_in_whom_its_authority_knows(certificates: dict[str, Path], tmp_path: Path) -> None:
+    """GW-05."""
     tls = {
         "certificate": str(certificates["gateway"]),
         "key": str(certificates["gateway key"]),
@@ -340,7 +342,10 @@ def test_door_with_tls_lets_in_whom_its_authority_knows(certificates: dict[str, 
 def test_study_goes_out_over_tls_to_an_archive_that_commits_itself(
     certificates: dict[str, Path], server: Any, needs_program: Callable[[str], str], tmp_path: Path
 ) -> None:
-    """The archive is pynetdicom's, since Debian's Orthanc cannot be made to check a certificate and commit at once."""
+    """GW-06.
+
+    The archive is pynetdicom's, since Debian's Orthanc cannot be made to check a certificate and commit at once.
+    """
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=str(certificates["authority"]))
     context.load_cert_chain(certificates["gateway"], certificates["gateway key"])
     context.verify_mode = ssl.CERT_REQUIRED

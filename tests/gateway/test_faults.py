@@ -51,6 +51,7 @@ def delivered(gateway: RunningGateway) -> int:
 def test_archive_that_is_down_for_five_tries_gets_it_at_last(
     server: RunningServer, needs_program: Callable[[str], str], send: Callable[..., Any], tmp_path: Path
 ) -> None:
+    """GW-06."""
     ports = free_port(), free_port()
     config = configuration(tmp_path, server.url, destinations=to(ports[1]))
     study = write_study(tmp_path / "study", "patient")
@@ -68,6 +69,7 @@ def test_archive_that_is_down_for_five_tries_gets_it_at_last(
 def test_archive_that_refuses_leaves_a_dead_letter_that_an_operator_sends_once_more(
     server: RunningServer, needs_program: Callable[[str], str], send: Callable[..., Any], tmp_path: Path
 ) -> None:
+    """GW-06, GW-12."""
     (tmp_path / "orthanc").mkdir()
     study = write_study(tmp_path / "study", "patient")
     with running_archive(
@@ -98,6 +100,7 @@ def test_archive_that_refuses_leaves_a_dead_letter_that_an_operator_sends_once_m
 def test_replicas_that_are_killed_in_turn_lose_no_study(
     archive: Archive, send: Callable[..., Any], tmp_path: Path
 ) -> None:
+    """GW-08."""
     bundle = make_threshold_bundle(tmp_path / "bundle", work=10).folder
     ports = [free_port() for _ in range(3)]
     servers = [RunningServer(bundle, tmp_path / f"server{k}", port=str(port)) for k, port in enumerate(ports)]
@@ -132,6 +135,7 @@ def test_replicas_that_are_killed_in_turn_lose_no_study(
 def test_two_senders_of_one_study_at_once_make_one_result(
     server: RunningServer, archive: Archive, send: Callable[..., Any], tmp_path: Path
 ) -> None:
+    """GW-02."""
     config = configuration(tmp_path, server.url, destinations=to(archive.dicom_port))
     study = write_study(tmp_path / "study", "both")
     with running_gateway(config, tmp_path / "gateway") as gateway:
@@ -157,6 +161,7 @@ def test_two_senders_of_one_study_at_once_make_one_result(
 def test_association_that_breaks_off_and_late_instances_reopen_the_study(
     server: RunningServer, archive: Archive, send: Callable[..., Any], tmp_path: Path
 ) -> None:
+    """GW-03."""
     config = configuration(tmp_path, server.url, destinations=to(archive.dicom_port))
     study = write_study(tmp_path / "study", "late")
     files = [pydicom.dcmread(file) for file in sorted((tmp_path / "study").iterdir())]
@@ -179,6 +184,7 @@ def test_association_that_breaks_off_and_late_instances_reopen_the_study(
 def test_study_sent_once_more_is_not_segmented_again(
     server: RunningServer, archive: Archive, send: Callable[..., Any], tmp_path: Path
 ) -> None:
+    """GW-02."""
     config = configuration(tmp_path, server.url, destinations=to(archive.dicom_port))
     study = write_study(tmp_path / "study", "twice")
     with running_gateway(config, tmp_path / "gateway") as gateway:
@@ -192,6 +198,7 @@ def test_study_sent_once_more_is_not_segmented_again(
 def test_gateway_that_is_killed_between_acknowledging_and_delivering_delivers_once(
     server: RunningServer, archive: Archive, send: Callable[..., Any], tmp_path: Path
 ) -> None:
+    """GW-01, GW-02."""
     config = configuration(tmp_path, server.url, destinations=to(archive.dicom_port))
     study = write_study(tmp_path / "study", "killed")
     gateway = RunningGateway(config, tmp_path / "gateway")
@@ -217,7 +224,10 @@ time.gmtime = lambda seconds=None: _gmtime(time.time() if seconds is None else s
 def test_clock_set_back_changes_nothing(
     server: RunningServer, archive: Archive, send: Callable[..., Any], tmp_path: Path
 ) -> None:
-    """The process gets another time of day while it works; faketime cannot do that, Python's sleep fails under it."""
+    """GW-11.
+
+    The process gets another time of day while it works; faketime cannot do that, Python's sleep fails under it.
+    """
     shift = tmp_path / "shift"
     shift.write_text("0")
     (tmp_path / "sitecustomize.py").write_text(CLOCK.format(file=str(shift)))
@@ -263,6 +273,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_full_disk_refuses_and_takes_again_when_there_is_room(
     server: RunningServer, archive: Archive, send: Callable[..., Any], small_disk: Path, tmp_path: Path
 ) -> None:
+    """GW-07."""
     config = configuration(small_disk, server.url, destinations=to(archive.dicom_port), keep={"free_bytes": 4 * 2**20})
     study = write_study(tmp_path / "study", "full")
     with running_gateway(config, tmp_path / "gateway") as gateway:

@@ -35,6 +35,7 @@ def coming(inbox: Inbox, file: Path) -> Path:
 
 
 def test_instance_is_kept_as_it_came_under_names_that_say_nothing(inbox: Inbox, files: list[Path]) -> None:
+    """GW-01, GW-09."""
     arrival = inbox.take(coming(inbox, files[0]), "MR 1/2")
     assert (arrival.new, arrival.differs) == (True, False)
     (kept,) = inbox.instances(arrival.study)
@@ -116,6 +117,7 @@ class Clock:
 
 
 def test_study_is_complete_after_a_quiet_time_or_its_count_or_a_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """GW-03."""
     clock, counts = Clock(monkeypatch), {"counted": 1}
     studies = Studies(Completeness(quiet_seconds=10), lambda name: counts.get(name, 0), ["old"])
     told: list[tuple[str, str]] = []

@@ -40,6 +40,7 @@ def stuck(server: RunningServer, tmp_path: Path) -> Iterator[RunningGateway]:
 def test_job_is_looked_at_and_cancelled_and_tried_once_more(
     stuck: RunningGateway, send: Callable[[RunningGateway, Path], None], tmp_path: Path
 ) -> None:
+    """GW-12."""
     write_study(tmp_path / "study", "stuck")
     send(stuck, tmp_path / "study")
     until(lambda: stuck.audit("failed"), told=lambda: stuck.output)
@@ -63,6 +64,7 @@ def test_job_is_looked_at_and_cancelled_and_tried_once_more(
 def test_purged_study_is_gone_with_all_that_was_made_of_it(
     stuck: RunningGateway, send: Callable[[RunningGateway, Path], None], tmp_path: Path
 ) -> None:
+    """GW-10."""
     write_study(tmp_path / "study", "purged")
     send(stuck, tmp_path / "study")
     until(lambda: stuck.audit("failed"), told=lambda: stuck.output)
@@ -79,6 +81,7 @@ def test_purged_study_is_gone_with_all_that_was_made_of_it(
 def test_study_that_was_delivered_goes_when_its_time_is_over(
     server: RunningServer, archive: Archive, send: Callable[[RunningGateway, Path], None], tmp_path: Path
 ) -> None:
+    """GW-10."""
     destinations = {"archive": {"dimse": {"ae_title": "ORTHANC", "host": "127.0.0.1", "port": archive.dicom_port}}}
     keep = {"free_bytes": 1000, "hours": 1 / 3600, "overwrite": True}
     config = configuration(tmp_path, server.url, destinations=destinations, keep=keep)
@@ -93,6 +96,7 @@ def test_study_that_was_delivered_goes_when_its_time_is_over(
 
 
 def test_check_asks_everybody(server: RunningServer, archive: Archive, tmp_path: Path) -> None:
+    """GW-12."""
     port = free_port()
     config = configuration(
         tmp_path,

@@ -49,6 +49,7 @@ def gateway(server: RunningServer, archive: Archive, tmp_path: Path) -> Iterator
 def test_study_sent_by_storescu_comes_back_as_a_seg(
     needs_program: Callable[[str], str], gateway: RunningGateway, archive: Archive, tmp_path: Path
 ) -> None:
+    """GW-06."""
     study = write_study(tmp_path / "study", "first")
     sent = storescu(dcmtk(needs_program, "storescu"), gateway.dicom_port, tmp_path / "study")
     assert sent.returncode == 0, sent.stderr
@@ -114,6 +115,7 @@ def test_archive_sends_a_study_itself_and_gets_its_seg_back(
 def test_nothing_of_a_patient_is_in_logs_or_names(
     needs_program: Callable[[str], str], gateway: RunningGateway, tmp_path: Path
 ) -> None:
+    """GW-09."""
     mark = "XQZMARKED"
     write_study(tmp_path / "study", mark, description=f"{mark} series")
     for file in (tmp_path / "study").iterdir():

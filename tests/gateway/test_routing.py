@@ -59,6 +59,7 @@ def study(tmp_path: Path) -> Path:
 def test_rule_takes_what_fits_and_says_why_not_the_rest(
     study: Path, tmp_path: Path, rule: dict[str, Any], sender: str, files: int, reason: str
 ) -> None:
+    """GW-04."""
     config = made(tmp_path, {"name": "rule", "to": ["pacs"], **rule})
     objects, _ = look_at(sorted(study.iterdir()))
     decisions = decide(objects, [sender], config.rules)
@@ -118,6 +119,7 @@ def test_paths_are_meant_from_the_configurations_own_folder(tmp_path: Path) -> N
 
 
 def test_explain_says_what_would_happen_and_sends_nothing(study: Path, tmp_path: Path) -> None:
+    """GW-04."""
     rules = [
         {"name": "axial", "description": ["*axial*"], "to": ["pacs", "viewer"]},
         {"name": "CT", "modality": "CT", "to": ["pacs"]},

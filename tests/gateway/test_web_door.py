@@ -117,6 +117,7 @@ def test_study_is_complete_when_somebody_says_so(gateway: RunningGateway, tmp_pa
 
 
 def test_nobody_without_a_key_sees_more_than_that_it_lives(gateway: RunningGateway) -> None:
+    """GW-05."""
     with httpx.Client(trust_env=False) as client:
         assert client.get(f"{gateway.web}/livez").status_code == 200
         assert client.get(f"{gateway.web}/readyz").status_code == 200

@@ -68,6 +68,7 @@ def test_a_processor_gets_the_graph_that_it_has_instructions_for(
 def test_a_graph_that_was_not_proved_on_an_engine_does_not_run_on_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """INF-05."""
     machine(monkeypatch, flags="avx512_vnni")
     found = choose_engine(bundle_with(tmp_path, "int8", engines=("onnxruntime",)), threads=1)
     assert (found.taken.precision, found.taken.engine) == ("fp32", "openvino")
@@ -84,6 +85,7 @@ def test_a_machine_without_openvino_has_onnx_runtime(tmp_path: Path, monkeypatch
 
 
 def test_a_gpu_that_does_not_start_is_passed_over_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """INF-05."""
     machine(monkeypatch, cuda=True)
     found = choose_engine(bundle_with(tmp_path, "fp16"), threads=1)
     assert (found.taken.precision, found.taken.engine) == ("fp32", "openvino")

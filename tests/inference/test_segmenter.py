@@ -90,6 +90,7 @@ def test_the_streamed_result_is_that_of_the_whole_volume_for_any_shape(
     batch: int,
     seed: int,
 ) -> None:
+    """INF-02."""
     manifest, array = manifests[kind], image(shape, abs(seed))
     network = positional(manifest.outputs)
     found = Segmenter(manifest, NumpyEngine(network), Settings(overlap=overlap, batch=batch)).segment_prepared(array)
@@ -97,6 +98,7 @@ def test_the_streamed_result_is_that_of_the_whole_volume_for_any_shape(
 
 
 def test_the_result_does_not_depend_on_the_batch(softmax: Manifest) -> None:
+    """INF-02."""
     array = image((13, 11, 9))
     results = [
         Segmenter(softmax, NumpyEngine(positional(3)), Settings(batch=b)).segment_prepared(array) for b in range(1, 9)
@@ -106,7 +108,7 @@ def test_the_result_does_not_depend_on_the_batch(softmax: Manifest) -> None:
 
 
 def test_the_slab_does_not_grow_with_the_scan(softmax: Manifest) -> None:
-    """However long the longest axis is, and whichever it is."""
+    """INF-03. However long the longest axis is, and whichever it is."""
     held = set()
     for shape in ((60, 9, 11), (120, 9, 11), (9, 120, 11), (9, 60, 11)):
         engine = NumpyEngine(positional(3))
@@ -169,6 +171,8 @@ def test_the_labels_are_the_segments_own(tmp_path: Path) -> None:
 
 
 def test_logits_that_are_not_finite_are_an_error_and_not_a_background(softmax: Manifest) -> None:
+    """INF-04."""
+
     def broken(windows: NDArray[np.float32]) -> NDArray[np.float32]:
         out = positional(3)(windows)
         out[:, 1, 2, 2, 2] = np.nan
@@ -196,6 +200,7 @@ def test_progress_rises_to_the_number_of_windows(softmax: Manifest, batch: int) 
 
 
 def test_a_cancelled_pass_stops_before_the_next_batch(softmax: Manifest) -> None:
+    """INF-07."""
     engine = NumpyEngine(positional(3))
     with pytest.raises(Cancelled, match=r"Stopped after 3 of 32 windows\."):
         Segmenter(softmax, engine).segment_prepared(image((11, 9, 7)), cancelled=lambda: len(engine.batches) == 3)
@@ -211,6 +216,7 @@ def test_a_pass_that_nobody_cancels_runs_to_the_end(softmax: Manifest) -> None:
 
 
 def test_a_pass_after_a_cancelled_one_starts_from_nothing(softmax: Manifest) -> None:
+    """INF-07."""
     array, engine = image((11, 9, 7)), NumpyEngine(positional(3))
     segmenter = Segmenter(softmax, engine)
     with pytest.raises(Cancelled):
@@ -282,6 +288,7 @@ def thresholds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Segmenter]
 def test_a_scan_in_any_axis_orientation_gets_the_mask_of_its_own_voxels(
     thresholds: dict[str, Segmenter], axcodes: str
 ) -> None:
+    """INF-01."""
     # Smaller than the window along one axis, larger along the others, tilted, anisotropic.
     array = scan_array((5, 11, 13), seed=AXIS_ORIENTATIONS.index(axcodes))
     affine = affine_of(axcodes, tilt=(12.0, -7.0, 20.0))
@@ -293,6 +300,7 @@ def test_a_scan_in_any_axis_orientation_gets_the_mask_of_its_own_voxels(
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 20, 3), (8, 8, 8), (9, 17, 8)], ids=str)
 def test_a_scan_of_any_size_keeps_its_shape(thresholds: dict[str, Segmenter], shape: tuple[int, int, int]) -> None:
+    """INF-01."""
     array = scan_array(shape, seed=3)
     found = thresholds["softmax"].segment({"image": Volume(array, affine_of("PIR"))})
     np.testing.assert_array_equal(found.array, expected(array))
@@ -342,6 +350,7 @@ def test_the_seconds_of_every_stage_are_told(thresholds: dict[str, Segmenter]) -
 
 
 def test_a_scan_and_a_mask_unlike_those_of_training_are_told(tmp_path: Path) -> None:
+    """INF-06."""
     bundle = make_threshold_bundle(tmp_path / "bundle")
     engine = OnnxEngine(bundle.model, threads=1)
     usual = {"image": Volume(scan_array((20, 18, 16)), np.eye(4))}

@@ -31,6 +31,7 @@ def archive(needs_program: Callable[[str], str], tmp_path_factory: pytest.TempPa
 
 @pytest.mark.parametrize("folder", ["mr_hippocrop_study1", "mr_t1w_head_slab", "ct_head_ge_tilt_irregular"])
 def test_a_seg_comes_back_frame_by_frame(folder: str, archive: Archive, semiseg_data: Path) -> None:
+    """OUT-05."""
     files = sorted((semiseg_data / "dicom" / folder).iterdir())
     series = read_series(files)
     noise = ndimage.gaussian_filter(np.random.default_rng(1).normal(size=series.volume.shape), 12)
@@ -73,6 +74,7 @@ def test_probabilities_come_back_too(archive: Archive, semiseg_data: Path) -> No
 
 
 def test_the_same_answer_again_is_no_second_object(archive: Archive, semiseg_data: Path) -> None:
+    """OUT-03, OUT-05."""
     series = read_series(sorted((semiseg_data / "dicom/mr_hippocrop_study2").iterdir()))
     mask = np.zeros(series.volume.shape, dtype=np.uint8)
     mask[5:9, 5:9, 5:9] = 1

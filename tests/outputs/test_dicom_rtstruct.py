@@ -52,6 +52,7 @@ def written(case: tuple[DicomSeries, Segmentation], path: Path) -> pydicom.Datas
 
 
 def test_every_structure_comes_back_voxel_for_voxel(case: tuple[DicomSeries, Segmentation], tmp_path: Path) -> None:
+    """OUT-01."""
     series, segmentation = case
     struct = written(case, tmp_path / "rt.dcm")
     described = describe_rtstruct(tmp_path / "rt.dcm")
@@ -82,6 +83,7 @@ def test_each_contour_lies_in_the_plane_of_its_image(case: tuple[DicomSeries, Se
 def test_dciodvfy_finds_no_error(
     case: tuple[DicomSeries, Segmentation], tmp_path: Path, needs_program: Callable[[str], str]
 ) -> None:
+    """OUT-02."""
     written(case, tmp_path / "rt.dcm")
     result = subprocess.run(
         [needs_program("dciodvfy"), str(tmp_path / "rt.dcm")], capture_output=True, text=True, check=False

@@ -68,6 +68,7 @@ FORMS: dict[str, Callable[[Segmentation], Segmentation]] = {
 def test_every_voxel_comes_back_from_a_written_seg(
     form: str, case: tuple[DicomSeries, Segmentation], tmp_path: Path
 ) -> None:
+    """OUT-01."""
     series, segmentation = case[0], FORMS[form](case[1])
     write_dicom(tmp_path / "seg.dcm", segmentation_to_seg(segmentation, series, algorithm=ALGORITHM))
     seg = hd.seg.segread(tmp_path / "seg.dcm")
@@ -99,6 +100,7 @@ def test_a_seg_lies_where_its_series_lies(case: tuple[DicomSeries, Segmentation]
 
 
 def test_the_seg_names_patient_study_source_and_maker(case: tuple[DicomSeries, Segmentation]) -> None:
+    """OUT-01, OUT-04."""
     series, segmentation = case
     seg = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM)
     source = series.instances[0]
@@ -121,6 +123,7 @@ def test_the_seg_names_patient_study_source_and_maker(case: tuple[DicomSeries, S
 
 
 def test_a_long_model_name_does_not_push_the_notice_out(case: tuple[DicomSeries, Segmentation]) -> None:
+    """OUT-04."""
     long = replace(ALGORITHM, name="n" * 200, version="v" * 200)
     seg = segmentation_to_seg(case[1], case[0], algorithm=long)
     assert seg.SeriesDescription.endswith("RESEARCH USE ONLY")
@@ -128,6 +131,7 @@ def test_a_long_model_name_does_not_push_the_notice_out(case: tuple[DicomSeries,
 
 
 def test_the_same_work_has_the_same_identity_and_other_work_another(case: tuple[DicomSeries, Segmentation]) -> None:
+    """OUT-03."""
     series, segmentation = case
 
     def made(segmentation: Segmentation = segmentation, algorithm: Algorithm = ALGORITHM) -> pydicom.Dataset:
@@ -182,6 +186,7 @@ def test_another_grid_and_a_source_without_identity_are_refused(case: tuple[Dico
 def test_dciodvfy_finds_no_error(
     form: str, case: tuple[DicomSeries, Segmentation], tmp_path: Path, needs_program: Callable[[str], str]
 ) -> None:
+    """OUT-02."""
     series, segmentation = case[0], FORMS[form](case[1])
     write_dicom(tmp_path / "seg.dcm", segmentation_to_seg(segmentation, series, algorithm=ALGORITHM))
     assert_valid(needs_program("dciodvfy"), tmp_path / "seg.dcm")

@@ -45,6 +45,7 @@ def report(case: tuple[DicomSeries, Segmentation], tmp_path: Path) -> Path:
 def test_each_segment_has_its_volume_and_refers_to_its_outline(
     case: tuple[DicomSeries, Segmentation], report: Path
 ) -> None:
+    """OUT-06."""
     series, segmentation = case
     content = hd.sr.srread(report).content
     groups = content.get_volumetric_roi_measurement_groups()
@@ -68,6 +69,7 @@ def test_what_is_to_be_known_is_said_as_a_comment(report: Path) -> None:
 
 
 def test_the_report_is_unverified_and_of_the_same_patient(case: tuple[DicomSeries, Segmentation], report: Path) -> None:
+    """OUT-06."""
     made, source = pydicom.dcmread(report), case[0].instances[0]
     assert (made.CompletionFlag, made.VerificationFlag) == ("COMPLETE", "UNVERIFIED")
     assert (made.PatientID, made.StudyInstanceUID) == (source.PatientID, source.StudyInstanceUID)
@@ -87,6 +89,7 @@ def test_names_of_patients_stay_out_of_warnings(
 
 
 def test_independent_programs_read_it(report: Path, needs_program: Callable[[str], str]) -> None:
+    """OUT-02."""
     checked = subprocess.run([needs_program("dciodvfy"), str(report)], capture_output=True, text=True, check=False)
     said = (checked.stdout + checked.stderr).splitlines()
     assert any("Comprehensive3DSR" in line for line in said), said

@@ -19,6 +19,7 @@ TARGETS = set(re.findall(r"^FROM \S+ AS (\S+)$", (REPOSITORY / "Dockerfile").rea
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda one: f"{one['kind']} {one['metadata']['name']}")
 def test_kubernetes_would_take_it(document: dict[str, Any]) -> None:
+    """DEP-04."""
     kubernetes_validate.validate(document, "1.31", strict=True)
 
 
@@ -29,6 +30,7 @@ def test_the_check_can_fail() -> None:
 
 
 def test_every_pod_is_nobody_and_changes_nothing_of_its_image() -> None:
+    """DEP-02, DEP-04."""
     pods = [one["spec"]["template"]["spec"] for one in DOCUMENTS if one["kind"] in ("Deployment", "StatefulSet")]
     assert len(pods) == 2
     for pod in pods:
@@ -40,6 +42,7 @@ def test_every_pod_is_nobody_and_changes_nothing_of_its_image() -> None:
 
 
 def test_compose_builds_what_the_dockerfile_has_and_hardens_it() -> None:
+    """DEP-02, DEP-04."""
     built = {name: one for name, one in COMPOSE["services"].items() if "build" in one}
     assert {one["build"]["target"] for one in built.values()} <= TARGETS
     for one in built.values():

@@ -26,6 +26,7 @@ ABSENT = (
 
 
 def test_no_engine_and_no_bentoml_is_installed(gateway_environment: Environment) -> None:
+    """DEP-01."""
     program = "import importlib.util, sys; print(*[name for name in sys.argv[1:] if importlib.util.find_spec(name)])"
     answer = gateway_environment.run(gateway_environment.python, "-c", program, *ABSENT)
     assert answer.returncode == 0, answer.stderr
@@ -60,6 +61,7 @@ def test_the_environment_has_no_contradictions(gateway_environment: Environment)
 
 
 def test_no_installed_package_is_under_the_gpl(gateway_environment: Environment) -> None:
+    """DEP-01."""
     assert_no_gpl(gateway_environment, at_least=30)
 
 

@@ -29,6 +29,7 @@ def test_the_images_of_a_hospital_have_locks() -> None:
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_a_lock_holds_what_is_asked_for_in_the_pinned_versions(name: str) -> None:
+    """DEP-03."""
     versions = locked(name)
     pinned = {canonicalize_name(pin.name): next(iter(pin.specifier)).version for pin in pins()}
     for requirement in asked(name):
@@ -40,6 +41,7 @@ def test_a_lock_holds_what_is_asked_for_in_the_pinned_versions(name: str) -> Non
 
 @pytest.mark.parametrize("name", LOCKS)
 def test_a_lock_is_closed_under_what_its_packages_ask_for(name: str) -> None:
+    """DEP-03."""
     from importlib import metadata
 
     versions = locked(name)

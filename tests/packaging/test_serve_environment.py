@@ -32,6 +32,7 @@ SCANS = 2
 
 
 def test_nothing_of_training_is_installed(serve_environment: Environment) -> None:
+    """DEP-01."""
     program = "import importlib.util, sys; print(*[name for name in sys.argv[1:] if importlib.util.find_spec(name)])"
     answer = serve_environment.run(serve_environment.python, "-c", program, *ABSENT)
     assert answer.returncode == 0, answer.stderr
@@ -93,6 +94,7 @@ def test_the_environment_has_no_contradictions(serve_environment: Environment) -
 
 
 def test_no_installed_package_is_under_the_gpl(serve_environment: Environment) -> None:
+    """DEP-01."""
     assert_no_gpl(serve_environment, at_least=50)
 
 

@@ -47,7 +47,7 @@ def dice(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> float:
 
 
 def test_every_version_has_left_something() -> None:
-    """DEP-06: whoever raises the version runs keep.py before."""
+    """DEP-06. Whoever raises the version runs keep.py before."""
     assert version("semiseg") in [folder.name for folder in KEPT]
 
 

@@ -191,6 +191,7 @@ def test_series_with_a_hole_is_refused(server, series):
 
 
 def test_log_and_metrics_are_silent_about_the_patient(server, series):
+    """SRV-06."""
     assert server.segment(*series, names=[f"{MARK}-{k}.dcm" for k in range(len(series))]).status_code == 200
     assert server.segment(*series[:2], *series[7:]).status_code == 422
     assert server.segment(zipped(series)[:-30]).status_code == 422

@@ -35,4 +35,5 @@ def test_crowd_of_clients_gets_the_masks_that_each_would_get_alone():
 
 @pytest.mark.timeout(1600)
 def test_hostile_uploads_get_a_mask_or_a_sentence(semiseg_data):
+    """SRV-02."""
     run("hostile.py", "500", environ={"SEMISEG_DATA": str(semiseg_data)})

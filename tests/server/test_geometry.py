@@ -68,6 +68,7 @@ def assert_mask_on_the_scans_grid(server: RunningServer, image: nib.Nifti1Image,
 
 @pytest.mark.parametrize(("axes", "signs"), ORIENTATIONS)
 def test_mask_lies_on_the_grid_of_a_scan_in_any_of_the_48_orientations(server, axes, signs):
+    """INF-01."""
     image = nib.Nifti1Image(scan_array(SHAPE, seed=3), affine_of(axes, signs, (0.75, 1.5, 3.0)))
     assert_mask_on_the_scans_grid(server, image)
 

@@ -56,6 +56,7 @@ def with_key(key: str) -> dict[str, str]:
 
 
 def test_without_a_good_key_only_probes_and_the_page_answer(guarded):
+    """SRV-04."""
     for path, status in (("/livez", 200), ("/readyz", 200), ("/", 200), ("/models", 401), ("/metrics", 401)):
         assert guarded.get(path).status_code == status, path
     for path in ("/docs.json", "/jobs/none", "/jobs/none/result"):
@@ -74,6 +75,7 @@ def test_either_header_brings_the_key(guarded):
 
 
 def test_job_is_seen_by_who_put_it_in_and_by_nobody_else(guarded):
+    """SRV-04."""
     sent = guarded.http.post(f"{guarded.url}/jobs", files={"scan": nifti()}, headers=with_key(WARD))
     address = f"{guarded.url}/jobs/{sent.json()['id']}"
     assert guarded.http.get(address, headers=with_key(WARD)).status_code == 200
@@ -137,6 +139,7 @@ def test_keys_that_guard_nothing_are_refused_at_the_start(bundle, tmp_path, text
 
 
 def test_server_without_keys_listens_for_everybody_only_when_told_so(bundle, tmp_path):
+    """SRV-04."""
     server = RunningServer(bundle, tmp_path / "1", "--host", "0.0.0.0")
     assert server.process.wait(60) == 2
     server.stop()
@@ -147,6 +150,7 @@ def test_server_without_keys_listens_for_everybody_only_when_told_so(bundle, tmp
 
 
 def test_every_answer_is_sealed(guarded):
+    """OUT-04, SRV-07."""
     for path in ("/", "/livez", "/models", "/nothing/here"):
         headers = guarded.get(path).headers
         assert headers["x-content-type-options"] == "nosniff" and headers["x-frame-options"] == "DENY"
@@ -195,6 +199,7 @@ def test_what_is_on_the_disk_is_the_servers_users_alone(guarded):
 
 
 def test_upload_is_refused_before_the_disk_is_full(bundle, tmp_path):
+    """SRV-05."""
     with running(bundle, tmp_path, "--min-free-mb", "1e9", "--state", str(tmp_path / "s")) as server:
         for path in ("segment", "jobs"):
             answer = server.http.post(f"{server.url}/{path}", files={"scan": nifti()})
@@ -240,6 +245,7 @@ def marked_series(folder: Path) -> list[Path]:
 
 
 def test_nothing_of_a_patient_is_in_logs_errors_figures_or_names(bundle, tmp_path):
+    """SRV-06."""
     files = marked_series(tmp_path / "series")
     packed = io.BytesIO()
     with zipfile.ZipFile(packed, "w") as archive:

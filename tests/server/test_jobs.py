@@ -219,7 +219,10 @@ def test_stopped_server_goes_on_with_its_jobs_when_it_starts_again(bundle, tmp_p
 
 
 def test_no_accepted_job_is_lost_when_the_server_is_killed_again_and_again(bundle, tmp_path):
-    """A short form of the 50 kills of docs/results/server: SIGKILL at seeded random moments while jobs arrive."""
+    """SRV-03.
+
+    A short form of the 50 kills of docs/results/server: SIGKILL at seeded random moments while jobs arrive.
+    """
     rng = np.random.default_rng(7)
     options = ("--state", str(tmp_path / "s"), "--parallel", "2")
     scans = [nifti(seed, (40, 36, 20 + 8 * (seed % 3))) for seed in range(12)]
@@ -251,6 +254,7 @@ def test_no_accepted_job_is_lost_when_the_server_is_killed_again_and_again(bundl
 
 
 def test_killed_server_leaves_a_folder_that_the_next_one_deletes(bundle, tmp_path):
+    """SRV-03."""
     first = RunningServer(bundle, tmp_path)
     first.wait_until_ready()
     first.stop(signal.SIGKILL)

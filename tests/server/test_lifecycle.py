@@ -40,6 +40,7 @@ def assert_refused(bundle: Path, folder: Path, *options: str) -> str:
 
 
 def test_server_is_alive_but_not_ready_until_it_is_warm(tmp_path):
+    """SRV-01."""
     bundle = make_threshold_bundle(tmp_path / "bundle", window=(96, 96, 96), work=8)
     server = RunningServer(bundle.folder, tmp_path / "process")
     try:
@@ -87,6 +88,7 @@ def test_server_stops_cleanly_when_told_to(tmp_path, number):
 
 
 def test_server_stops_within_seconds_in_the_middle_of_a_scan(tmp_path):
+    """SRV-10."""
     bundle = make_threshold_bundle(tmp_path / "bundle", window=(32, 32, 32), work=3)
     with running(bundle.folder, tmp_path / "process") as server:
         big = gzip.compress(nib.Nifti1Image(nowhere_air((256, 256, 256)), np.eye(4)).to_bytes(), 1)
@@ -124,6 +126,7 @@ def test_missing_bundle_is_refused_before_the_port_is_bound(tmp_path):
 
 
 def test_altered_bundle_is_refused_before_the_port_is_bound(tmp_path):
+    """SRV-01."""
     bundle = make_threshold_bundle(tmp_path / "bundle")
     with bundle.model.open("ab") as model:
         model.write(b"\0")
@@ -154,7 +157,7 @@ def test_graph_that_breaks_the_manifests_promise_ends_the_server(tmp_path):
 
 
 def test_server_runs_with_only_its_temporary_folder_writable(tmp_path):
-    """As in a container whose root file system is read-only: no home, no working folder to write into."""
+    """DEP-02. As in a container whose root file system is read-only: no home, no working folder to write into."""
     bundle = make_threshold_bundle(tmp_path / "bundle")
     folder = tmp_path / "process"
     with running(bundle.folder, folder) as server:

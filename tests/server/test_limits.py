@@ -109,6 +109,7 @@ def test_chunked_upload_without_a_length_is_cut_off_at_the_limit(small):
 
 
 def test_endless_chunked_upload_never_fills_the_disk(small):
+    """SRV-05."""
     connection = raw(small, "Transfer-Encoding: chunked")
     chunk = b"10000\r\n" + bytes(0x10000) + b"\r\n"
     most = 0
@@ -127,6 +128,7 @@ def test_length_that_promises_less_than_is_sent_ends_the_form_early(small):
 
 
 def test_upload_that_stands_still_is_given_up(small):
+    """SRV-05."""
     started = time.monotonic()
     status, document = answer_of(raw(small, "Content-Length: 5000", HEAD, nifti()[:100]))
     assert status == 408
@@ -144,6 +146,7 @@ def test_client_that_goes_away_during_the_upload_leaves_nothing(small):
 
 
 def test_parallel_requests_each_get_their_own_mask(small):
+    """SRV-09."""
     scans = [scan_array((20, 18, 12 + k % 3), seed=k) for k in range(12)]
 
     def ask(values: np.ndarray) -> httpx.Response:
@@ -159,6 +162,7 @@ def test_parallel_requests_each_get_their_own_mask(small):
 
 
 def test_full_house_says_when_to_come_again_and_stays_alive(slow):
+    """SRV-05."""
     with _busy(slow):
         refused = slow.segment(nifti())
         started = time.monotonic()

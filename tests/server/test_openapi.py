@@ -118,6 +118,7 @@ def test_every_answer_that_is_described_has_a_test(document):
 
 @pytest.mark.parametrize("status", CAUSES)
 def test_server_gives_the_answer_that_is_described(server, document, status):
+    """SRV-08."""
     answer = CAUSES[status](server)
     assert answer.status_code == int(status), answer.text
     described = document["paths"]["/segment"]["post"]["responses"][status]["content"]

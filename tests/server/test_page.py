@@ -237,6 +237,7 @@ def test_progress_is_shown_and_a_scan_can_be_stopped(browser, server, tmp_path):
 
 
 def test_what_sets_a_scan_apart_is_said_first(browser, server, tmp_path):
+    """SRV-11."""
     upload(browser, server, a_scan(tmp_path, spacing=40.0))
     (remark, *_) = wait_for(browser, "#remarks li")
     assert remark.get_attribute("data-code") == "unfamiliar_spacing"
@@ -277,6 +278,7 @@ def test_cases_are_stepped_through_by_keys_and_found_again_after_a_reload(browse
 
 
 def test_every_control_has_a_name_and_can_be_reached_by_the_keyboard(browser, server, series):
+    """SRV-11."""
     upload(browser, server, *series)
     drawn(browser)
     tree = browser.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
@@ -311,6 +313,7 @@ def test_page_asks_for_a_key_where_the_server_does(browser, bundle, tmp_path):
 
 
 def test_no_request_leaves_the_server_and_nothing_fails_in_the_page(browser, server, series):
+    """SRV-07."""
     requests_of(browser), browser.get_log("browser")
     upload(browser, server, *series)
     drawn(browser)

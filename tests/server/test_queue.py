@@ -76,6 +76,7 @@ def test_lease_of_another_start_of_the_machine_is_over(queue, monkeypatch):
 
 
 def test_time_of_day_set_back_or_forward_changes_no_lease_and_no_delay(queue, monkeypatch):
+    """GW-11."""
     queue.put("work", {})
     job = queue.lease("work", 60)
     for shift in (-1e6, 1e6):

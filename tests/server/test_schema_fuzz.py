@@ -27,6 +27,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 
 def test_no_request_breaks_the_server_or_its_promise(server):
+    """SRV-08."""
     schema = schemathesis.openapi.from_url(f"{server.url}/docs.json", wait_for_schema=10)
     # Random bytes are no scan: that they are refused is right, and which refusals there are is checked.
     names = ["status_code", "content_type", "response_schema", "response_headers"]

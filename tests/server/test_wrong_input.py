@@ -96,6 +96,7 @@ def assert_one_sentence(server: RunningServer, answer: object, status: int) -> s
 
 @pytest.mark.parametrize("name", NOT_A_SCAN)
 def test_what_is_no_scan_is_refused_as_such(server, name):
+    """SRV-02."""
     assert_one_sentence(server, server.segment(NOT_A_SCAN[name]), 415)
 
 
@@ -214,6 +215,7 @@ def test_scan_with_too_few_channels_is_refused(tmp_path):
 
 
 def test_server_works_on_after_all_this(server):
+    """SRV-02."""
     assert server.get("/readyz").status_code == 200
     assert server.segment(nifti()).status_code == 200
     assert server.leftovers() == []

@@ -100,6 +100,7 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
 
 @pytest.mark.timeout(300)
 def test_twenty_kills_change_not_a_bit_of_the_weights(left_alone: Path, killed: tuple[Path, dict[str, Any]]) -> None:
+    """TRN-04."""
     run, story = killed
     assert story["exit"] == 0
     assert len(story["lives"]) == KILLS

@@ -118,6 +118,7 @@ def changed(path: Path, target: Path, **values: object) -> Path:
 
 
 def test_a_missing_slice_is_interpolated_and_told(files: list[Path]) -> None:
+    """VOL-04."""
     whole = read_series(files)
     series = read_series([*files[:4], *files[5:]])
     assert series.volume.shape == whole.volume.shape

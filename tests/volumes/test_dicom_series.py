@@ -66,6 +66,7 @@ def assert_same_places(a: Volume, b: Volume) -> None:
 def test_a_series_lies_where_the_nifti_file_of_the_same_phantom_lies(
     axcodes: str, tilted: bool, tmp_path: Path
 ) -> None:
+    """VOL-01, VOL-02."""
     modality = "CT" if tilted else "MR"
     made = make_phantom(7, (14, 12, 9), (6.0, 7.0, 11.0), modality=modality).image  # type: ignore[arg-type]
     volume = Volume(*reorient(made.array, made.affine, axcodes))
@@ -78,6 +79,7 @@ def test_a_series_lies_where_the_nifti_file_of_the_same_phantom_lies(
 
 
 def test_the_order_of_the_files_does_not_matter(files: list[Path]) -> None:
+    """VOL-01."""
     expected = read_series(files)
     for seed in range(3):
         shuffled = random.Random(seed).sample(files, len(files))
@@ -88,6 +90,7 @@ def test_the_order_of_the_files_does_not_matter(files: list[Path]) -> None:
 
 
 def test_instance_numbers_and_slice_locations_are_not_believed(files: list[Path]) -> None:
+    """VOL-01."""
     expected = read_series(files).volume.array
     for k, path in enumerate(files):
 
@@ -107,6 +110,7 @@ def test_instances_are_in_the_order_of_the_slices_and_without_pixels(files: list
 
 
 def test_rescale_slope_and_intercept_of_each_slice_are_applied(files: list[Path]) -> None:
+    """VOL-03."""
     stored = read_series(files).volume.array.astype(np.float64)
     for path in files:
 
@@ -285,6 +289,7 @@ def echo(path: Path) -> Path:
 
 @pytest.mark.parametrize("what", list(REFUSALS))
 def test_what_is_no_volume_is_refused_with_a_sentence_that_says_why(what: str, files: list[Path]) -> None:
+    """VOL-04."""
     change, sentence = REFUSALS[what]
     with pytest.raises(VolumeError, match=sentence) as caught:
         read_series(change(files))
@@ -293,6 +298,7 @@ def test_what_is_no_volume_is_refused_with_a_sentence_that_says_why(what: str, f
 
 
 def test_values_of_a_patient_do_not_get_into_warnings(files: list[Path], recwarn: pytest.WarningsRecorder) -> None:
+    """VOL-08."""
     content = files[0].read_bytes()
     files[0].write_bytes(content.replace(b"20260101", b"Doe^Jane"))
     read_series(files)
@@ -307,6 +313,7 @@ def test_two_different_images_that_claim_one_identity_are_refused(files: list[Pa
 
 
 def test_a_deflated_bomb_is_refused_before_it_is_unpacked(files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """VOL-06."""
     monkeypatch.setattr(dicom_file, "MAX_INFLATED_BYTES", 2**25)
     edit(files[0], lambda ds: setattr(ds.file_meta, "TransferSyntaxUID", "1.2.840.10008.1.2.1.99"))
     content = files[0].read_bytes()
@@ -332,6 +339,7 @@ def test_a_deflated_bomb_is_refused_before_it_is_unpacked(files: list[Path], mon
 def test_any_regular_stack_is_a_volume_whose_affine_gives_back_every_position(
     gap: float, count: int, degrees: tuple[float, float, float], seed: int
 ) -> None:
+    """VOL-02."""
     matrix = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
     positions = [matrix @ (0, 0, gap * k) + (10, -20, 30) for k in range(count)]
     order = np.random.default_rng(seed).permutation(count)
@@ -355,6 +363,7 @@ def test_gaps_that_creep_within_their_tolerance_may_not_add_up() -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
 @given(place=st.integers(0, 1800), value=st.integers(0, 255), cut=st.integers(0, 3))
 def test_a_damaged_file_gives_a_volume_or_a_volume_error(place: int, value: int, cut: int, files: list[Path]) -> None:
+    """VOL-06."""
     original = files[3].read_bytes()
     content = bytearray(original)
     content[min(place, len(content) - 1)] = value

@@ -59,6 +59,7 @@ def test_there_are_48_axis_orientations() -> None:
 
 @pytest.mark.parametrize("axcodes", AXIS_ORIENTATIONS)
 def test_array_and_affine_survive_a_round_trip_in_every_axis_orientation(axcodes: str, tmp_path: Path) -> None:
+    """VOL-02."""
     affine = affine_along(axcodes)
     write_nifti(tmp_path / "scan.nii.gz", numbered(), affine)
     volume = read_nifti(tmp_path / "scan.nii.gz")
@@ -109,12 +110,14 @@ def test_reorienting_keeps_every_voxel_at_its_world_coordinates_and_has_an_inver
 def test_any_oblique_affine_survives_a_round_trip(
     degrees: tuple[float, float, float], spacing: tuple[float, float, float], tmp_path: Path
 ) -> None:
+    """VOL-02."""
     affine = oblique_affine(degrees, spacing)
     write_nifti(tmp_path / "scan.nii", numbered(), affine)
     np.testing.assert_array_equal(read_nifti(tmp_path / "scan.nii").affine, affine)
 
 
 def test_scaled_integers_come_back_as_float32_with_the_scaling_applied(tmp_path: Path) -> None:
+    """VOL-03."""
     image = nib.Nifti1Image(numbered(), np.eye(4))
     image.header.set_slope_inter(0.5, -1024)
     nib.save(image, tmp_path / "scaled.nii")
@@ -128,6 +131,7 @@ def test_scaled_integers_come_back_as_float32_with_the_scaling_applied(tmp_path:
 
 
 def test_big_endian_files_are_read_in_native_order(tmp_path: Path) -> None:
+    """VOL-03."""
     header = nib.Nifti1Header(endianness=">")
     image = nib.Nifti1Image(numbered().astype(">i2"), affine_along("LPS"), header)
     image.to_filename(tmp_path / "big.nii")
@@ -282,6 +286,7 @@ def lying_header(tmp_path: Path, shape: tuple[int, ...], packed: bool) -> Path:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("shape", [(3000, 3000, 3000), (32767, 32767, 32767), (200, 200, 100)])
 def test_a_small_file_cannot_ask_for_much_memory(shape: tuple[int, ...], packed: bool, tmp_path: Path) -> None:
+    """VOL-06."""
     path = lying_header(tmp_path, shape, packed)
     assert path.stat().st_size < 1100
     with pytest.raises(VolumeError, match=r"liar\.nii: the header declares"):
@@ -352,6 +357,7 @@ def test_a_missing_file_is_refused_with_a_sentence(tmp_path: Path) -> None:
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=150)
 @given(place=st.integers(0, 351), value=st.integers(0, 255))
 def test_any_changed_header_byte_gives_a_volume_or_a_volume_error(place: int, value: int, tmp_path: Path) -> None:
+    """VOL-06."""
     content = bytearray(nib.Nifti1Image(numbered(), np.eye(4)).to_bytes())
     content[place] = value
     path = tmp_path / "changed.nii"

@@ -21,6 +21,7 @@ from semiseg.volumes.volume import reorient
 
 
 def test_every_real_odd_file_is_read_or_refused_with_a_sentence(semiseg_data: Path) -> None:
+    """VOL-06."""
     folders = [semiseg_data / "dicom", semiseg_data / "dicom_odd"]
     files = sorted(p for folder in folders for p in folder.rglob("*") if p.is_file())
     assert len(files) > 250
@@ -68,11 +69,13 @@ def test_real_series_of_every_codec_are_read(folder: str, shape: tuple[int, int,
     ],
 )
 def test_real_series_that_are_no_volume_are_refused(folder: str, sentence: str, semiseg_data: Path) -> None:
+    """VOL-04."""
     with pytest.raises(VolumeError, match=sentence):
         read_series(sorted(p for p in (semiseg_data / folder).rglob("*") if p.is_file()))
 
 
 def test_a_real_ct_lies_where_its_segmentation_in_nifti_lies(semiseg_data: Path) -> None:
+    """VOL-02."""
     series = read_series(sorted((semiseg_data / "dicom/ct_body_siemens_j2k").iterdir()))
     labels = read_labels(semiseg_data / "dicom/ct_body_siemens_j2k_seg.nii.gz")
     image, affine = reorient(series.volume.array, series.volume.affine, "RAS")

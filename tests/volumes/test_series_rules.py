@@ -108,6 +108,7 @@ def test_each_series_gets_its_reason(study: Path) -> None:
 
 
 def test_several_that_fit_are_listed_and_none_is_taken(study: Path) -> None:
+    """VOL-05."""
     with pytest.raises(VolumeError, match=r"hold 3 image series that fit; name one of them: .*AX T1 SE.*AX T2 TSE"):
         read(study, SeriesRule(modality="MR"))
     with pytest.raises(VolumeError, match=r"hold 4 image series that fit; .*AX CT") as caught:
@@ -117,6 +118,7 @@ def test_several_that_fit_are_listed_and_none_is_taken(study: Path) -> None:
 
 
 def test_when_none_fits_the_reasons_are_told(study: Path) -> None:
+    """VOL-05."""
     with pytest.raises(VolumeError, match="None of the 6 image series fits") as caught:
         read(study, SeriesRule(orientation="coronal"))
     for reason in ("its slices are axial and not coronal", "its slices are sagittal", "its Image Type says LOCALIZER"):

@@ -33,6 +33,7 @@ def into(tmp_path: Path) -> Path:
 
 
 def test_member_names_never_become_paths(tmp_path: Path, into: Path) -> None:
+    """VOL-07."""
     names = ["../../evil", "/etc/cron.d/evil", "a/b/../../../c", "C:\\evil", "ok.dcm", "a" * 400, "con\u0000trol"]
     path = packed(tmp_path / "scan.zip", {name: str(k).encode() for k, name in enumerate(names)})
     files = unpack_zip(path, into, LIMITS)
@@ -49,6 +50,7 @@ def test_folders_in_the_archive_are_no_files(tmp_path: Path, into: Path) -> None
 
 
 def test_the_number_of_members_is_limited(tmp_path: Path, into: Path) -> None:
+    """VOL-07."""
     path = packed(tmp_path / "scan.zip", {str(k): b"x" for k in range(11)})
     with pytest.raises(VolumeError, match="holds 11 files; the limit is 10"):
         unpack_zip(path, into, UnpackLimits(members=10))
@@ -62,6 +64,7 @@ def test_the_declared_size_is_limited_before_anything_is_written(tmp_path: Path,
 
 
 def test_a_bomb_is_refused_by_its_ratio(tmp_path: Path, into: Path) -> None:
+    """VOL-07."""
     path = packed(tmp_path / "scan.zip", {str(k): bytes(2**24) for k in range(3)})
     assert path.stat().st_size < 2**17
     with pytest.raises(VolumeError, match="declares 50331648 unpacked bytes"):
@@ -81,6 +84,7 @@ def test_an_archive_that_lies_about_its_size_is_stopped_and_removed(tmp_path: Pa
 
 
 def test_links_and_special_files_are_refused(tmp_path: Path, into: Path) -> None:
+    """VOL-07."""
     for kind, words in ((stat.S_IFLNK, "symbolic link"), (stat.S_IFIFO, "special file")):
         member = zipfile.ZipInfo("link")
         member.create_system = 3
@@ -92,6 +96,7 @@ def test_links_and_special_files_are_refused(tmp_path: Path, into: Path) -> None
 
 
 def test_encrypted_members_are_refused(tmp_path: Path, into: Path) -> None:
+    """VOL-07."""
     path = packed(tmp_path / "scan.zip", {"a": b"secret"}, zipfile.ZIP_STORED)
     content = bytearray(path.read_bytes())
     content[6] |= 1
@@ -114,6 +119,7 @@ def test_other_compressions_are_refused(compression: int, tmp_path: Path, into: 
 def test_nested_archives_are_refused_by_content_whatever_they_are_called(
     start: bytes, tmp_path: Path, into: Path
 ) -> None:
+    """VOL-07."""
     path = packed(tmp_path / "scan.zip", {"1.dcm": b"fine", "2.dcm": start + bytes(300)})
     with pytest.raises(VolumeError, match="holds another archive"):
         unpack_zip(path, into, LIMITS)

@@ -1,0 +1,32 @@
+"""Write every generated document; with ``--check`` write nothing and say which of them are not up to date."""
+
+from __future__ import annotations
+
+import sys
+
+from docs.generators import licences, manifest, trace
+from docs.generators.document import Document, Unfit
+
+
+def documents() -> list[Document]:
+    return [manifest.document(), trace.document(), licences.document()]
+
+
+def main(check: bool) -> int:
+    try:
+        made = documents()
+    except Unfit as error:
+        print(error, file=sys.stderr)
+        return 1
+    old = [one for one in made if not one.is_current()]
+    for one in old:
+        if check:
+            print(f"{one.name} is not what the code says; run `make docs` and commit what changes.", file=sys.stderr)
+        else:
+            one.write()
+            print(f"wrote {one.name}")
+    return 1 if check and old else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main("--check" in sys.argv[1:]))

@@ -1,0 +1,160 @@
+"""What the images of a hospital are made of and under which licences, from their locks and the installed packages."""
+
+from __future__ import annotations
+
+import re
+from importlib import metadata
+
+from docs.generators.document import REPOSITORY, Document, Unfit, table
+
+IMAGES = ("serve", "gateway")
+PERMISSIVE = {
+    "0BSD", "Apache-2.0", "BSD", "BSD-2-Clause", "BSD-3-Clause", "BSD-3-Clause-Clear", "CC0-1.0", "ISC", "MIT",
+    "MIT-CMU", "PSF-2.0", "Zlib",
+}  # fmt: skip
+# How packages that do not use SPDX's names call them.
+SPELLINGS = {
+    "3-Clause BSD License": "BSD-3-Clause",
+    "Apache 2.0": "Apache-2.0",
+    "Apache License 2.0": "Apache-2.0",
+    "Apache Software License": "Apache-2.0",
+    "BSD License": "BSD",
+    "ISC License": "ISC",
+    "ISC License (ISCL)": "ISC",
+    "MIT License": "MIT",
+    "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
+    "Python Software Foundation License": "PSF-2.0",
+}
+# Copyleft of single files: their own source is public where the package comes from, nothing of ours is in those files.
+FILE_COPYLEFT = {
+    "certifi": "a list of certificates, unchanged",
+    "pathspec": "unchanged; BentoML asks for it",
+}
+# Compiled libraries that come inside wheels, by the beginning of their names. SPDX, and what has to be known.
+LIBRARIES = {
+    "libXau": "MIT",
+    "libavif": "BSD-2-Clause",
+    "libbrotli": "MIT",
+    "libcrypto": "OpenSSL",
+    "libfreetype": "FTL",
+    "libgfortran": "GPL-3.0-or-later WITH GCC-exception-3.1",
+    "libharfbuzz": "MIT",
+    "libjpeg": "IJG AND BSD-3-Clause",
+    "liblcms2": "MIT",
+    "liblzma": "0BSD",
+    "libopenjp2": "BSD-2-Clause",
+    "libpng16": "libpng-2.0",
+    "libquadmath": "LGPL-2.1-or-later",
+    "libscipy_openblas": "BSD-3-Clause",
+    "libsharpyuv": "BSD-3-Clause",
+    "libsodium": "ISC",
+    "libssl": "OpenSSL",
+    "libtiff": "libtiff",
+    "libwebp": "BSD-3-Clause",
+    "libxcb": "MIT",
+    "libzmq": "MPL-2.0",
+    "libzstd": "BSD-3-Clause",
+}
+_LINE = re.compile(r"([a-z0-9._-]+)==(\S+) ")
+_LIBRARY = re.compile(r"[^/]+\.libs/(lib[^/]+\.so[.0-9]*)$")
+
+INTRODUCTION = """\
+# Licences of what is shipped
+
+Made by `make docs` from the locks of the images and from what each package says of itself. semiseg is under the
+Apache License 2.0 and contains nothing under the GPL or the AGPL; `make check` fails when a package comes into a lock
+whose licence is not on the list of permissive ones, or a wheel brings a compiled library that nobody has looked at.
+
+Beside the packages there is the viewer of the server's page, NiiVue (BSD-2-Clause), and the Debian system below, whose
+packages have their licences in `/usr/share/doc/*/copyright`: programs under the GPL are among them (such as bash and
+coreutils), which lie beside semiseg in the image and are no part of it. Each image has a list of all of it in SPDX at
+`/usr/share/semiseg-TARGET.spdx.json`.
+
+## Packages
+
+"""
+BETWEEN = """
+Under a copyleft of single files (MPL-2.0), which reaches nothing beside those files: {exceptions}.
+
+## Compiled libraries inside the wheels
+
+"""
+AFTER = """
+`libgfortran` has GCC's runtime exception, which allows to use it with anything. `libquadmath` is under the LGPL: it is
+a shared library that can be exchanged, comes unchanged from the makers of NumPy and SciPy, and its source is GCC's.
+`libzmq` is under MPL-2.0, unchanged. FreeType is taken under its own licence (FTL), not under the GPL that it offers as
+another choice. The OpenSSL that python-gdcm brings (1.1.1) gets no more corrections from its makers; GDCM uses it to
+encrypt attributes, which semiseg never asks for, and no connection is made with it.
+"""
+
+
+def document() -> Document:
+    """The tables.
+
+    Raises:
+        Unfit: a package is not installed in its locked version, or its licence is none that may be shipped.
+    """
+    images: dict[tuple[str, str], list[str]] = {}
+    for image in IMAGES:
+        for name, version in _LINE.findall((REPOSITORY / "deploy" / f"{image}.lock").read_text(encoding="utf-8")):
+            images.setdefault((name, version), []).append(image)
+    packages, libraries = [], []
+    for (name, version), where in sorted(images.items()):
+        try:
+            found = metadata.distribution(name)
+        except metadata.PackageNotFoundError:
+            raise Unfit(f"{name} of the locks is not installed here; run `make install`.") from None
+        if found.version != version:
+            raise Unfit(f"{name} is installed as {found.version} and locked as {version}; run `make install`.")
+        packages.append((name, version, allowed(name, licence_of(found.metadata)), ", ".join(where)))
+        libraries += [(library, licence_of_library(library), name) for library in compiled(found)]
+    return Document(
+        "docs/licences.md",
+        INTRODUCTION
+        + table(("package", "version", "licence", "image"), packages)
+        + BETWEEN.format(exceptions=", ".join(f"{name} ({why})" for name, why in FILE_COPYLEFT.items()))
+        + table(("library", "licence", "in the wheel of"), libraries)
+        + AFTER,
+    )
+
+
+def licence_of(about: metadata.PackageMetadata) -> str:
+    """What a package says, in SPDX's words where they are known."""
+    if expression := "".join(about.get_all("License-Expression") or []):
+        return expression
+    classifiers = [line for line in about.get_all("Classifier") or [] if line.startswith("License ::")]
+    said = classifiers or [(about.get_all("License") or [""])[0].partition("\n")[0]]
+    names = {line.rsplit("::", 1)[-1].strip() for line in said}
+    return " AND ".join(sorted(SPELLINGS.get(name, name) for name in names))
+
+
+def allowed(name: str, licence: str) -> str:
+    """The licence, if it may be shipped.
+
+    Raises:
+        Unfit: it may not, or nobody knows.
+    """
+    # A package under one licence or another may be taken under the one that is permissive.
+    if any(set(choice.split(" AND ")) <= PERMISSIVE for choice in licence.split(" OR ")):
+        return licence
+    if licence == "MPL-2.0" and name in FILE_COPYLEFT:
+        return licence
+    raise Unfit(f"{name} is under {licence or 'no licence that it names'}, which must not come into an image unseen.")
+
+
+def compiled(package: metadata.Distribution) -> list[str]:
+    """The shared libraries that a wheel was repaired with, without the sums in their names."""
+    found = [_LIBRARY.search(str(file)) for file in package.files or ()]
+    return sorted({re.sub(r"-[0-9a-f]{8}(?=[.-])", "", one[1]) for one in found if one})
+
+
+def licence_of_library(library: str) -> str:
+    """Its licence.
+
+    Raises:
+        Unfit: nobody has looked at it.
+    """
+    for beginning, licence in LIBRARIES.items():
+        if library.startswith(beginning):
+            return licence
+    raise Unfit(f"Nobody has said under which licence {library} is; docs/generators/licences.py lists them.")
