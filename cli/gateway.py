@@ -159,6 +159,16 @@ def purge(context: typer.Context, studies: Annotated[list[str], typer.Argument(h
         typer.echo(f"{name}: will be deleted (job {job.id})")
 
 
+@app.command()
+def backup(context: typer.Context, folder: Annotated[Path, typer.Argument(help="A folder to make.")]) -> None:
+    """Copy all that the gateway knows and keeps, while it runs or not; a gateway whose `state` is the copy goes on."""
+    from server.gateway.backup import back_up
+
+    queue, state = _state(context)
+    count = back_up(queue, state, folder)
+    typer.echo(f"{folder}: the queue, the names and {count} file(s) of studies and results")
+
+
 def _state(context: typer.Context) -> tuple[Queue, Path]:
     from server.gateway.gateway import state_of
 

@@ -26,6 +26,7 @@ from server.jobs.files import empty, free_bytes, sync
 
 LAST = 0x00201208  # Number of Study Related Instances
 _TAGS = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "NumberOfStudyRelatedInstances"]
+STUDIES = "studies"
 _SUFFIX, _SENDER = ".dcm", "from-"
 
 
@@ -79,7 +80,7 @@ class Inbox:
             arriving: told of each instance just before it gets its place: its study's name, and how many instances
                 that has by its own account, or None.
         """
-        self.incoming, self.studies = folder / "incoming", folder / "studies"
+        self.incoming, self.studies = folder / "incoming", folder / STUDIES
         for one in (self.incoming, self.studies):
             one.mkdir(exist_ok=True)
         empty(self.incoming)

@@ -32,6 +32,7 @@ from server.jobs.database import QueueError
 from server.jobs.queue import Job, Queue
 from server.jobs.worker import JobFailed, Postponed, Task
 
+RESULTS = "results"  # a folder for each job of the kind `segment`
 FETCH, STUDY, SEGMENT, DELIVER, PURGE = KINDS = ("fetch", "study", "segment", "deliver", "purge")
 _LOG = logging.getLogger("semiseg.gateway")
 TROUBLE = ("tries", "waited", "trouble")  # what a job's payload holds of its failures
@@ -71,7 +72,7 @@ class Work:
         self._config, self._queue, self._inbox, self._names = config, queue, inbox, names
         self._segmenting, self._commitments, self._audit = segmenting, commitments, audit
         self._is_open, self._complete, self._wake = is_open, complete, wake
-        self.results = config.state / "results"
+        self.results = config.state / RESULTS
         self.results.mkdir(exist_ok=True)
 
     def steadily(self, work: Callable[[Task], dict[str, Any]]) -> Callable[[Task], dict[str, Any]]:

@@ -124,6 +124,14 @@ class Queue:
         self._boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         self._database = Database(file, _SCHEMA, VERSION, _STEPS)
 
+    def copy_to(self, file: Path) -> None:
+        """Write all of it, as it is at this moment, into a file.
+
+        Raises:
+            QueueError: it cannot be read, or the copy not be written.
+        """
+        self._database.copy_to(file)
+
     def close(self) -> None:
         """Close the file; leases stay as they are."""
         self._database.close()

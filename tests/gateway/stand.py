@@ -51,6 +51,11 @@ def configuration(folder: Path, server: str, **parts: Any) -> dict[str, Any]:
     }
 
 
+def to(port: int, **more: Any) -> dict[str, Any]:
+    """An archive by DIMSE."""
+    return {"archive": {"dimse": {"ae_title": "ORTHANC", "host": "127.0.0.1", "port": port, **more}}}
+
+
 class RunningGateway:
     """The process, its doors, and all that it printed."""
 

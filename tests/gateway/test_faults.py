@@ -26,15 +26,12 @@ from tests.gateway.stand import (
     dcmtk,
     running_gateway,
     storescu,
+    to,
     until,
     write_study,
 )
 from tests.outputs.archive import Archive, free_port, running_archive
 from tests.server.running import RunningServer, running
-
-
-def to(port: int, **more: Any) -> dict[str, Any]:
-    return {"archive": {"dimse": {"ae_title": "ORTHANC", "host": "127.0.0.1", "port": port, **more}}}
 
 
 @pytest.fixture

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from tests.gateway.stand import (
     dcmtk,
     running_gateway,
     storescu,
+    to,
     until,
     write_study,
 )
@@ -93,6 +96,33 @@ def test_study_that_was_delivered_goes_when_its_time_is_over(
         until(lambda: gateway.audit("purged"), 90, told=lambda: gateway.output)
         assert list((gateway.state / "studies").iterdir()) == list((gateway.state / "results").iterdir()) == []
     assert len(archive.instances(study, "SEG")) == 1
+
+
+def test_backup_of_a_gateway_that_runs_is_gone_on_with_elsewhere(
+    stuck: RunningGateway,
+    server: RunningServer,
+    archive: Archive,
+    send: Callable[[RunningGateway, Path], None],
+    tmp_path: Path,
+) -> None:
+    """GW-13."""
+    study = write_study(tmp_path / "study", "backed up")
+    send(stuck, tmp_path / "study")
+    until(lambda: stuck.audit("failed"), told=lambda: stuck.output)
+    late = write_study(tmp_path / "late", "arriving")
+    send(stuck, tmp_path / "late")  # its quiet time is not over yet
+    copy = tmp_path / "copies" / "today"
+    assert "file(s) of studies and results" in stuck.command("backup", str(copy))
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o700
+    assert not [path for path in copy.rglob("*") if path.is_file() and path.stat().st_mode & 0o077]
+    refused = stuck.try_command("backup", str(copy))
+    assert refused.returncode == 2 and "exists; name a folder that does not" in refused.stderr
+    stuck.stop(signal.SIGKILL)
+    config = configuration(tmp_path, server.url, destinations=to(archive.dicom_port), state=str(copy))
+    with running_gateway(config, tmp_path / "standby") as standby:
+        until(lambda: len(standby.audit("delivered")) == 2, told=lambda: standby.output)
+        for uid in (study, late):
+            assert len(archive.instances(uid, "SEG")) == 1
 
 
 def test_check_asks_everybody(server: RunningServer, archive: Archive, tmp_path: Path) -> None:

@@ -1,0 +1,81 @@
+"""A copy of a gateway's folder that a gateway can go on with, taken while the first one runs."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+from semiseg.errors import InputError
+from server.gateway.gateway import AUDIT, DATABASE, KEY
+from server.gateway.inbox import STUDIES
+from server.gateway.work import RESULTS
+from server.jobs.files import move_durably, sync
+from server.jobs.queue import Queue
+
+
+def back_up(queue: Queue, state: Path, target: Path) -> int:
+    """Copy the state of a gateway to a new folder, which is complete when it is there.
+
+    The queue goes first and the files that its jobs speak of afterwards: what has come in between is in the copy as a
+    study that just arrived. What was delivered in between is delivered once more by whoever goes on with the copy,
+    under the same UIDs. Files are copied and not linked, so that overwriting what is deleted does not reach the copy.
+
+    Args:
+        queue: the gateway's queue.
+        state: its folder.
+        target: the folder to make.
+
+    Returns:
+        How many files of studies and results were copied.
+
+    Raises:
+        InputError: the target exists, or cannot be written.
+        QueueError: the queue cannot be read.
+    """
+    if target.exists():
+        raise InputError(f"{target} exists; name a folder that does not, such as one with today's date.")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))  # mode 700
+    except OSError as error:
+        raise InputError(f"{target.parent} cannot be written ({error.strerror}).") from None
+    try:
+        queue.copy_to(scratch / DATABASE)
+        shutil.copy2(state / KEY, scratch / KEY)
+        for log in state.glob(f"{Path(AUDIT).stem}*.jsonl"):
+            _copy(log, scratch / log.name)
+        count = sum(_copy_tree(state / name, scratch / name) for name in (STUDIES, RESULTS))
+        move_durably(scratch, target)
+    except OSError as error:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise InputError(f"The copy {target} cannot be written ({error.strerror}); nothing was left of it.") from None
+    except BaseException:
+        shutil.rmtree(scratch, ignore_errors=True)
+        raise
+    return count
+
+
+def _copy_tree(source: Path, target: Path) -> int:
+    """How many files were copied; none of a folder that was deleted meanwhile, which half of it would misrepresent."""
+    target.mkdir(mode=0o700)
+    count = 0
+    try:
+        for path in sorted(source.iterdir()):
+            count += (_copy_tree if path.is_dir() else _copy)(path, target / path.name)
+    except FileNotFoundError:
+        pass
+    if not source.exists():
+        shutil.rmtree(target)
+        return 0
+    sync(target)
+    return count
+
+
+def _copy(source: Path, target: Path) -> int:
+    try:
+        shutil.copy2(source, target)
+    except FileNotFoundError:  # renamed or deleted since it was listed
+        return 0
+    sync(target)
+    return 1
