@@ -33,7 +33,7 @@ USE := .venv/.installed-$(RUNTIME)
 DEV := .venv/.installed-$(RUNTIME)-dev
 INPUTS := pyproject.toml constraints.txt
 
-.PHONY: help demo test test-all check page docs install clean
+.PHONY: help demo test test-all check page docs audit install clean
 
 help: ## say what can be made
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
@@ -71,6 +71,13 @@ server/http/page/niivue.js: server/http/page/package-lock.json
 
 docs: $(DEV) ## write the documents that are made from the code anew
 	.venv/bin/python -m docs.generators
+
+# In an environment of its own, so that no environment of ours has to hold it. --strict: a package that cannot be looked up is
+# a failure and not a silence.
+audit: $(DEV) ## ask PyPI's advisories about what the images are made of (needs the internet)
+	.venv/bin/python -m venv build/audit
+	build/audit/bin/python -m pip install -qq --disable-pip-version-check pip-audit==2.10.1
+	for lock in deploy/*.lock; do build/audit/bin/pip-audit --strict --disable-pip --require-hashes -r $$lock; done
 
 install: $(DEV) ## make .venv with everything in it, editable
 

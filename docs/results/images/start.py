@@ -1,7 +1,8 @@
 """Cold start and idle memory of the images: `python docs/results/images/start.py BUNDLE [ROUNDS]`.
 
 Containers as deploy/README.md starts them (read-only, no capabilities), by `docker create` and `docker start`. Seconds
-are from the start to the first good answer; memory is the proportional set size of all processes of the container ten seconds later.
+are from the start to the first good answer; memory is the proportional set size of all processes of the container, ten
+seconds later.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import urllib.request
 from pathlib import Path
 
 HARD = ["--rm", "--read-only", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"]
+KEY = f"somebody {64 * 'k'}"
 GATEWAY = """\
 state: /var/lib/semiseg
 dimse: {anybody: true}
@@ -70,8 +72,8 @@ def main(bundle: Path, rounds: int) -> None:
         config = Path(folder)
         config.chmod(0o755)
         (config / "gateway.yaml").write_text(GATEWAY)
-        (config / "keys").write_text("somebody " + "k" * 64 + "\n")
-        serve = ["-v", f"{bundle}:/bundle:ro", "-p", "127.0.0.1:3000:3000", "-e", "SEMISEG_API_KEYS=somebody " + "k" * 64]
+        (config / "keys").write_text(f"{KEY}\n")
+        serve = ["-v", f"{bundle}:/bundle:ro", "-p", "127.0.0.1:3000:3000", "-e", f"SEMISEG_API_KEYS={KEY}"]
         gateway = ["-v", f"{config}:/config:ro", "-p", "127.0.0.1:8080:8080"]
         for image, options, port, ready in (
             ("semiseg-serve", serve, 3000, "/readyz"),
@@ -80,7 +82,8 @@ def main(bundle: Path, rounds: int) -> None:
             found = [round_of(image, options, port, ready) for _ in range(rounds)]
             for name in found[0]:
                 values = sorted(one[name] for one in found)
-                print(f"{image:16} {name:10} median {statistics.median(values):7.2f}  {values[0]:.2f} to {values[-1]:.2f}")
+                middle = statistics.median(values)
+                print(f"{image:16} {name:10} median {middle:7.2f}  {values[0]:.2f} to {values[-1]:.2f}")
 
 
 if __name__ == "__main__":
