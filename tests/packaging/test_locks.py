@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from importlib import metadata
 
 import pytest
 from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.packaging.environments import REPOSITORY
+from tests.packaging.environments import REPOSITORY, SHIPPED
 from tests.packaging.test_extras import UNPINNED, asked, pins
 
 LINE = re.compile(r"(?P<name>[a-z0-9._-]+)==(?P<version>[^ ]+) --hash=sha256:[0-9a-f]{64}")
@@ -42,8 +43,6 @@ def test_a_lock_holds_what_is_asked_for_in_the_pinned_versions(name: str) -> Non
 @pytest.mark.parametrize("name", LOCKS)
 def test_a_lock_is_closed_under_what_its_packages_ask_for(name: str) -> None:
     """DEP-03."""
-    from importlib import metadata
-
     versions = locked(name)
     environment = default_environment() | {"extra": ""}
     for package in versions:
@@ -55,3 +54,9 @@ def test_a_lock_is_closed_under_what_its_packages_ask_for(name: str) -> None:
             requirement = Requirement(line)
             if requirement.marker is None or requirement.marker.evaluate(environment):
                 assert canonicalize_name(requirement.name) in versions, f"{package} asks for {line}"
+
+
+def test_no_package_of_a_pinned_version_brings_a_name_of_ours() -> None:
+    brought = metadata.packages_distributions()
+    strangers = {name: set(brought.get(name, ())) - {"semiseg"} for name in (*SHIPPED, "docs", "tests")}
+    assert not any(strangers.values()), strangers

@@ -6,6 +6,7 @@ One file, so that one of pytest-xdist's workers makes the environment and no oth
 from __future__ import annotations
 
 import csv
+import json
 import re
 import subprocess
 import sys
@@ -86,6 +87,18 @@ def test_files_that_are_not_python_are_installed_too(serve_environment: Environm
     assert Path("semiseg/py.typed") in wanted
     (packages,) = serve_environment.folder.glob("lib/python3.*/site-packages")
     assert {path for path in wanted if not (packages / path).is_file()} == set()
+
+
+def test_only_semiseg_brings_names_of_ours_and_it_brings_no_other(serve_environment: Environment) -> None:
+    code = (
+        "from importlib.metadata import files, packages_distributions as all; import json; "
+        "print(json.dumps([{k: v for k, v in all().items()}, sorted({f.parts[0] for f in files('semiseg')})]))"
+    )
+    answer = serve_environment.run(serve_environment.python, "-c", code)
+    assert answer.returncode == 0, answer.stderr
+    brought, own = json.loads(answer.stdout)
+    assert {name: brought.get(name) for name in SHIPPED} == {name: ["semiseg"] for name in SHIPPED}
+    assert {name for name in own if not name.endswith(".dist-info") and name != ".."} == set(SHIPPED)
 
 
 def test_the_environment_has_no_contradictions(serve_environment: Environment) -> None:
