@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 
-from docs.generators import licences, manifest, trace
+from docs.generators import http, licences, manifest, reference, trace
 from docs.generators.document import Document, Unfit
 
 
 def documents() -> list[Document]:
-    return [manifest.document(), trace.document(), licences.document()]
+    return [manifest.document(), *reference.documents(), http.document(), trace.document(), licences.document()]
 
 
 def main(check: bool) -> int:
