@@ -32,10 +32,13 @@ class Preparation(Section):
     """How scans become the network's input; what is left open is decided from the dataset and recorded in the run.
 
     Attributes:
+        orientation: axes of the network's grid, by the side to which each leads: R or L, A or P, S or I.
         spacing: mm per axis; ``own`` keeps each scan's, ``median`` takes the median over the training scans.
         intensity: one entry for all channels, or one per channel.
         slice_axis: axis along which 2D teachers slice; ``auto`` is the axis of largest spacing in most training scans,
             the last one on a tie.
+        crop: ``nonzero`` cuts away the rim in which all channels are zero.
+        padding: what surrounds a scan that is smaller than the patch: its border again, or zeros.
     """
 
     orientation: str = "RAS"
@@ -59,7 +62,11 @@ class Preparation(Section):
 class SegmentNotes(Section):
     """What a dataset folder does not say about a segment: its DICOM codes and its colour.
 
-    ``painted`` is the value of a region where all regions are to be one label map: each is painted over those before.
+    Attributes:
+        colour: red, green and blue in pictures and viewers; by default one of our own for each segment.
+        painted: value of a region where all regions are to be one label map: each is painted over those before.
+        category, type: what the segment is, as a SEG names it (PS3.3 C.8.20.2); by default tissue, and a code of a
+            private scheme that means the segment's name.
     """
 
     colour: tuple[Shade, Shade, Shade] | None = None
@@ -82,9 +89,12 @@ class Augmentation(Section):
         quarter_turns: probability of a turn by a random number of right angles in the plane of the slices (of half
             turns, where the patch is not square there).
         flip: axes that are mirrored with probability ``flip_probability`` each.
+        flip_probability: of each of the axes in ``flip``.
         gamma: exponent limits, applied to the patch scaled to 0..1 and back, with probability ``gamma_probability``.
+        gamma_probability: of a gamma for a patch.
         brightness, contrast, noise: additive shift, multiplicative change and standard deviation of Gaussian noise,
             each as the largest amount in units of the normalised image, with probability ``intensity_probability``.
+        intensity_probability: of each of brightness, contrast and noise for a patch.
     """
 
     affine: Share = 1.0
@@ -110,7 +120,15 @@ class Augmentation(Section):
 
 
 class Optimiser(Section):
-    """How a network learns. ``rate`` is the learning rate from which the schedule starts."""
+    """How a network learns.
+
+    Attributes:
+        kind: AdamW, or stochastic gradient descent with momentum.
+        rate: the learning rate from which the schedule starts.
+        weight_decay: how fast weights shrink: AdamW's decoupled decay, or SGD's penalty on their squares.
+        momentum: of SGD.
+        clip_norm: gradients longer than this are shortened to it; none are by default.
+    """
 
     kind: Literal["adamw", "sgd"] = "adamw"
     rate: Annotated[float, Field(gt=0)] = 1e-3
@@ -122,8 +140,10 @@ class Optimiser(Section):
 class Schedule(Section):
     """The learning rate over a run, as a factor of the optimiser's rate.
 
-    ``poly`` decays as (1 - t/T)^0.9, ``step`` by ten every ``step_every`` updates, ``cosine`` to 0; ``warm_up`` is the
-    share of the updates during which the rate rises from 1% to 100%.
+    Attributes:
+        kind: ``poly`` decays as (1 - t/T)^0.9, ``step`` by ten every ``step_every`` updates, ``cosine`` to 0.
+        warm_up: share of the updates during which the rate rises from 1% to 100%.
+        step_every: updates between the steps of ``step``.
     """
 
     kind: Literal["cosine", "poly", "step", "constant"] = "cosine"
@@ -135,6 +155,7 @@ class Recipe(Section):
     """All that decides what a run computes.
 
     Attributes:
+        name: of the model, in answers and file names.
         method: which method trains (``--method`` overrides it); ``methods`` holds the switches of each by name, so that
             one recipe serves a comparison of several methods.
         regions: segments that may overlap, each by the values of the label maps that belong to it
@@ -148,6 +169,7 @@ class Recipe(Section):
             at most 96 voxels along an axis.
         batch: patches per update, labelled and unlabelled together.
         updates: optimisation steps of the student, the budget that all methods share.
+        seed: of everything random; the same recipe, data and machine give the same weights.
         foreground: probability that a patch is placed on foreground (for unlabelled scans: on foreground predicted
             during training, once there is any).
         precision: ``bf16`` or ``fp16`` mixed precision, or ``fp32``.
@@ -159,7 +181,15 @@ class Recipe(Section):
             with few cores beside a fast GPU.
         validate_every: updates between validations; needs a split with a validation list.
         patience: stop when this many validations in a row were not better than the best; None trains to the end.
+        threads: processor threads of the training; all by default.
         checkpoint_every: updates between checkpoints.
+        preparation: how scans become the network's input.
+        postprocessing: how a mask is cleaned, by the segment's name.
+        segments: codes and colours of segments, by name.
+        augmentation: random changes to training patches.
+        optimiser, schedule: how the student learns; methods with further networks have their own in their switches.
+        methods: the switches of each method, by its name.
+        average, blending: of overlapping windows: what is averaged, and whether a window's middle counts more.
         transductive: learn from the images (never the labels) of the test scans too, as M&N's released code does; the
             figures then say so. By default no test scan is in any training pool.
         series: for each channel by name, what a DICOM series has to be to serve it in the exported model (see

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import textwrap
@@ -88,6 +89,7 @@ def _definitions(schema: Schema, seen: set[str]) -> Iterator[str]:
 def section(title: str, schema: Schema) -> str:
     """A heading, what the docstring says, and a table of what may be set."""
     about, told = _told(schema.get("description", ""))
+    told = _inherited(schema.get("title", "")) | told
     rows = [
         (f"`{name}`", kind(one), _default(name, one, schema), told.get(name, ""))
         for name, one in schema.get("properties", {}).items()
@@ -111,6 +113,23 @@ def _told(docstring: str) -> tuple[str, dict[str, str]]:
         elif line.strip():
             break
     return _markdown(textwrap.dedent(parts[0]).strip()), {name: _markdown(text) for name, text in told.items()}
+
+
+def _inherited(name: str) -> dict[str, str]:
+    """What the docstrings of the classes say that a model stands on, which its own does not repeat."""
+    found: dict[str, str] = {}
+    for model in _models(BaseModel):
+        if model.__name__ == name:
+            for base in model.__mro__[:0:-1]:
+                found |= _told(inspect.cleandoc(base.__doc__ or ""))[1] if issubclass(base, BaseModel) else {}
+    return found
+
+
+def _models(base: type[BaseModel]) -> Iterator[type[BaseModel]]:
+    for model in base.__subclasses__():
+        if model.__module__.split(".")[0] in ("semiseg", "trainer", "server"):
+            yield model
+        yield from _models(model)
 
 
 def _markdown(text: str) -> str:
