@@ -18,29 +18,13 @@ from semiseg.outputs.dicom_overlay import segmentation_to_overlays, write_overla
 from semiseg.outputs.dicom_rtstruct import segmentation_to_rtstruct
 from semiseg.outputs.dicom_seg import NO_LABEL_MAP, Form, segmentation_to_seg
 from semiseg.outputs.dicom_sr import segmentation_to_sr
-from semiseg.outputs.kind import KINDS, Kind
+from semiseg.outputs.kind import FORMS, KINDS, Kind
 from semiseg.outputs.report import ModelIdentity, Report
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.nifti import is_gzip, is_nifti, write_nifti, write_segmentation
 from semiseg.volumes.segmentation import Segmentation, painted_values
 from semiseg.volumes.volume import Volume
 
-SUFFIXES: dict[Kind, tuple[str, ...]] = {
-    "nifti": (".nii.gz", ".nii"),
-    "nifti-labelmap": (".nii.gz", ".nii"),
-    "seg": (".dcm",),
-    "seg-labelmap": (".dcm",),
-    "seg-fractional": (".dcm",),
-    "rtstruct": (".dcm",),
-    "sr": (".dcm",),
-    "overlay": (".zip",),
-    "json": (".json",),
-    "case": (".zip",),
-}
-# Forms that refer to the images they were drawn on.
-DICOM: tuple[Kind, ...] = ("seg", "seg-labelmap", "seg-fractional", "rtstruct", "sr", "overlay")
-# Forms that show how probable the network found each segment.
-PROBABILITIES: tuple[Kind, ...] = ("seg-fractional",)
 _SEG_FORMS: dict[Kind, Form] = {"seg": "binary", "seg-labelmap": "labelmap", "seg-fractional": "fractional"}
 
 
@@ -52,11 +36,11 @@ def kind_of_file(path: Path, asked: str | None = None) -> Kind:
     """
     if asked is not None and asked not in KINDS:
         raise _unknown(asked)
-    for kind, suffixes in SUFFIXES.items():
-        if path.name.lower().endswith(suffixes) and asked in (None, kind):
+    for kind, form in FORMS.items():
+        if path.name.lower().endswith(form.suffixes) and asked in (None, kind):
             return kind
     if asked is not None:
-        raise InputError(f"{path}: an answer of the form {asked} is named {' or '.join(SUFFIXES[asked])}.")
+        raise InputError(f"{path}: an answer of the form {asked} is named {' or '.join(FORMS[asked].suffixes)}.")
     raise InputError(f"{path}: name the answer .nii.gz or .nii (NIfTI), .dcm (DICOM SEG), .zip (overlay) or .json.")
 
 
@@ -72,7 +56,7 @@ def chosen_kind(asked: str | None, series: DicomSeries | None, manifest: Manifes
     kind = next((kind for kind in KINDS if asked == kind), None)
     if kind is None:
         raise _unknown(asked)
-    if kind in DICOM and series is None:
+    if FORMS[kind].on_images and series is None:
         raise InputError(f"A DICOM {kind.upper()} refers to the images it was drawn on; ask for nifti, or send DICOM.")
     if manifest.activation == "sigmoid" and kind == "nifti-labelmap":
         painted_values(manifest.segments)
@@ -116,7 +100,7 @@ def write_answer(
         if image is None:
             raise InputError("A case shows the scan; it needs its volume.")
         write_case(path, segmentation, report, image)
-    elif kind in DICOM:
+    elif FORMS[kind].on_images:
         if series is None:
             raise InputError(f"A DICOM {kind.upper()} needs the DICOM series it was drawn on.")
         _write_dicom(path, kind, segmentation, series, report)

@@ -2,9 +2,45 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 Kind = Literal[
     "nifti", "nifti-labelmap", "seg", "seg-labelmap", "seg-fractional", "rtstruct", "sr", "overlay", "json", "case"
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Traits:
+    """What has to be known of a form beside how it is written.
+
+    Attributes:
+        file_name: of an answer that nobody named.
+        media_type: of its bytes.
+        suffixes: what the name of a file in this form ends with; the first is the usual one.
+        on_images: whether it refers to the DICOM images it was drawn on, so that there have to be some.
+        probabilities: whether it shows how probable the network found each segment.
+    """
+
+    file_name: str
+    media_type: str
+    suffixes: tuple[str, ...]
+    on_images: bool = False
+    probabilities: bool = False
+
+
+_NIFTI = Traits("segmentation.nii.gz", "application/gzip", (".nii.gz", ".nii"))
+_SEG = Traits("segmentation.dcm", "application/dicom", (".dcm",), on_images=True)
+FORMS: dict[Kind, Traits] = {
+    "nifti": _NIFTI,
+    "nifti-labelmap": _NIFTI,
+    "seg": _SEG,
+    "seg-labelmap": _SEG,
+    "seg-fractional": Traits("segmentation.dcm", "application/dicom", (".dcm",), on_images=True, probabilities=True),
+    "rtstruct": Traits("structures.dcm", "application/dicom", (".dcm",), on_images=True),
+    "sr": Traits("report.dcm", "application/dicom", (".dcm",), on_images=True),
+    "overlay": Traits("overlay.zip", "application/zip", (".zip",), on_images=True),
+    "json": Traits("segmentation.json", "application/json", (".json",)),
+    "case": Traits("case.zip", "application/zip", (".zip",)),
+}

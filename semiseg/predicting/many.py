@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from semiseg.errors import InputError, SemisegError
-from semiseg.outputs.answer import SUFFIXES
-from semiseg.outputs.kind import Kind
+from semiseg.outputs.kind import FORMS, Kind
 from semiseg.predicting.one import Model, segment_file
 
 RESULTS = "results.jsonl"
@@ -53,7 +52,7 @@ def read_list(file: Path, out: Path, kind: Kind) -> list[Item]:
     if twice := next((path for path in paths if paths.count(path) > 1), None):
         raise InputError(f"The list {file} names {twice} twice.")
     digits = max(5, len(str(len(paths))))
-    suffix = SUFFIXES[kind][0]
+    suffix = FORMS[kind].suffixes[0]
     return [
         Item(path, out / f"{number:0{digits}d}-{path.name.split('.')[0] or 'scan'}{suffix}", kind)
         for number, path in enumerate(paths, start=1)

@@ -9,8 +9,8 @@ from typing import Protocol
 
 from semiseg.inference.segmenter import Segmenter
 from semiseg.inference.sliding_window import Progress, Timing
-from semiseg.outputs.answer import PROBABILITIES, chosen_kind, write_answer
-from semiseg.outputs.kind import Kind
+from semiseg.outputs.answer import chosen_kind, write_answer
+from semiseg.outputs.kind import FORMS, Kind
 from semiseg.outputs.report import ModelIdentity, Report
 from semiseg.volumes.scan import open_scan
 from semiseg.volumes.wishes import Wishes
@@ -59,7 +59,7 @@ def segment_file(
     chosen = chosen_kind(kind, scan.series, manifest)
     timing.add("reading", clock)
     segmentation, remarks = model.segmenter.segment_with_remarks(
-        scan.channels, progress=progress, timing=timing, probabilities=chosen in PROBABILITIES
+        scan.channels, progress=progress, timing=timing, probabilities=FORMS[chosen].probabilities
     )
     report = Report.of(segmentation, model.identity, scan, remarks, windows=timing.windows, seconds=timing.seconds)
     clock = time.perf_counter()

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from semiseg.errors import InputError
 from semiseg.inference.sliding_window import Progress, Timing
-from semiseg.outputs.answer import PROBABILITIES, write_answer
+from semiseg.outputs.answer import write_answer
 from semiseg.outputs.case import read_report, read_segmentation
-from semiseg.outputs.kind import Kind
+from semiseg.outputs.kind import FORMS, Kind
 from semiseg.outputs.report import NOTICE, Report
 from semiseg.volumes.dicom_file import is_dicom
 from semiseg.volumes.nifti import is_nifti
@@ -21,7 +21,7 @@ from semiseg.volumes.scan import Scan, open_scan
 from semiseg.volumes.segmentation import Segmentation
 from semiseg.volumes.unpack import is_zip
 from semiseg.volumes.wishes import Wishes
-from server.http.forms import FILE_NAMES, forms_asked, forms_for, packed, unknown_form
+from server.http.forms import forms_asked, forms_for, packed, unknown_form
 from server.http.limits import Refusal
 from server.http.model import ServedModel
 from server.http.models import Models
@@ -82,7 +82,7 @@ def answer_upload(
             progress=progress,
             cancelled=cancelled,
             timing=timing,
-            probabilities=any(kind in PROBABILITIES for kind in kinds),
+            probabilities=any(FORMS[kind].probabilities for kind in kinds),
         )
         report = Report.of(segmentation, model.identity, scan, remarks, windows=timing.windows, seconds=timing.seconds)
         return _written(kinds, segmentation, report, scan, upload, model, folder, timing)
@@ -107,7 +107,7 @@ def answer_again(upload: Upload, asked: str, model: ServedModel, case: Path, fol
     kinds = forms_asked(asked, "")
     if not kinds:
         raise unknown_form()
-    if probable := [kind for kind in kinds if kind in PROBABILITIES]:
+    if probable := [kind for kind in kinds if FORMS[kind].probabilities]:
         words = f"A job does not keep what {probable[0]} shows, probabilities; send the scan once more for it."
         raise Refusal(400, words)
     manifest, timing, clock = model.segmenter.manifest, Timing(), time.perf_counter()
@@ -166,7 +166,7 @@ def _written(
     files = {}
     for kind in kinds:
         (folder / kind).mkdir()
-        files[kind] = folder / kind / FILE_NAMES[kind]
+        files[kind] = folder / kind / FORMS[kind].file_name
         write_answer(files[kind], kind, segmentation, report, series=scan.series, source=source, image=scan.grid)
     body, media_type, name = packed(files)
     timing.add("writing", clock)

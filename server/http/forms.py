@@ -9,36 +9,12 @@ from pathlib import Path
 
 from semiseg.errors import InputError
 from semiseg.outputs.answer import chosen_kind
-from semiseg.outputs.kind import KINDS, Kind
+from semiseg.outputs.kind import FORMS, KINDS, Kind
 from semiseg.volumes.scan import Scan
 from server.http.limits import Refusal
 from server.http.model import ServedModel
 
 SEVERAL = "application/zip"  # of answers in several forms: a folder for each, named as the form
-MEDIA_TYPES: dict[Kind, str] = {
-    "nifti": "application/gzip",
-    "nifti-labelmap": "application/gzip",
-    "seg": "application/dicom",
-    "seg-labelmap": "application/dicom",
-    "seg-fractional": "application/dicom",
-    "rtstruct": "application/dicom",
-    "sr": "application/dicom",
-    "overlay": "application/zip",
-    "json": "application/json",
-    "case": "application/zip",
-}
-FILE_NAMES: dict[Kind, str] = {
-    "nifti": "segmentation.nii.gz",
-    "nifti-labelmap": "segmentation.nii.gz",
-    "seg": "segmentation.dcm",
-    "seg-labelmap": "segmentation.dcm",
-    "seg-fractional": "segmentation.dcm",
-    "rtstruct": "structures.dcm",
-    "sr": "report.dcm",
-    "overlay": "overlay.zip",
-    "json": "segmentation.json",
-    "case": "case.zip",
-}
 
 
 def forms_asked(field: str, accept: str) -> tuple[Kind, ...]:
@@ -55,7 +31,7 @@ def forms_asked(field: str, accept: str) -> tuple[Kind, ...]:
         return found
     types = [part.split(";")[0].strip().lower() for part in accept.split(",")]
     # Wildcards and foreign types name none.
-    return tuple(kind for wanted in types for kind, media in MEDIA_TYPES.items() if media == wanted)[:1]
+    return tuple(kind for wanted in types for kind, form in FORMS.items() if form.media_type == wanted)[:1]
 
 
 def unknown_form() -> Refusal:
@@ -79,9 +55,9 @@ def packed(files: Mapping[Kind, Path]) -> tuple[bytes, str, str]:
     """The body, the media type and the file name of an answer in these forms."""
     if len(files) == 1:
         ((kind, path),) = files.items()
-        return path.read_bytes(), MEDIA_TYPES[kind], FILE_NAMES[kind]
+        return path.read_bytes(), FORMS[kind].media_type, FORMS[kind].file_name
     body = io.BytesIO()
     with zipfile.ZipFile(body, "w") as archive:
         for kind, path in files.items():
-            archive.writestr(zipfile.ZipInfo(f"{kind}/{FILE_NAMES[kind]}"), path.read_bytes())
+            archive.writestr(zipfile.ZipInfo(f"{kind}/{FORMS[kind].file_name}"), path.read_bytes())
     return body.getvalue(), SEVERAL, "answers.zip"

@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
-from semiseg.outputs.kind import KINDS
+from semiseg.outputs.kind import FORMS, KINDS
 from semiseg.outputs.report import NOTICE, Report
-from server.http.forms import FILE_NAMES, MEDIA_TYPES
 from server.http.limits import MEGABYTE, Limits
 from server.http.model import ServedModel
 from server.http.models import Models
@@ -210,10 +209,10 @@ def _segmentation() -> dict[str, Any]:
         "description": "The segmentation, in the form asked for.",
         "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()},
         "content": {
-            MEDIA_TYPES["nifti"]: {"schema": {"type": "string", "format": "binary"}},
-            MEDIA_TYPES["seg"]: {"schema": {"type": "string", "format": "binary"}},
-            MEDIA_TYPES["overlay"]: {"schema": {"type": "string", "format": "binary"}},
-            MEDIA_TYPES["json"]: {"schema": {"$ref": _REF.format(model=Report.__name__)}},
+            FORMS["nifti"].media_type: {"schema": {"type": "string", "format": "binary"}},
+            FORMS["seg"].media_type: {"schema": {"type": "string", "format": "binary"}},
+            FORMS["overlay"].media_type: {"schema": {"type": "string", "format": "binary"}},
+            FORMS["json"].media_type: {"schema": {"$ref": _REF.format(model=Report.__name__)}},
         },
     }
 
@@ -223,7 +222,7 @@ def _form(models: Models, limits: Limits) -> dict[str, Any]:
     channels = dict.fromkeys(name for manifest in manifests for name in manifest.channel_names)
     alternatives = {tuple(manifest.channel_names): None for manifest in manifests}
     one = "|".join(KINDS)
-    files = "; ".join(f"`{kind}` is {FILE_NAMES[kind]} ({MEDIA_TYPES[kind]})" for kind in KINDS)
+    files = "; ".join(f"`{kind}` is {form.file_name} ({form.media_type})" for kind, form in FORMS.items())
     return {
         "type": "object",
         "oneOf": [
