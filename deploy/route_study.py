@@ -20,7 +20,7 @@ WITHIN_S = 120.0
 def main() -> None:
     """Send the study, wait for its segmentation, and say what came back."""
     folder, gateway, archive = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-    images = [pydicom.dcmread(file) for file in sorted(folder.rglob("*")) if file.is_file()]
+    images = [pydicom.dcmread(file) for file in sorted(folder.rglob("*")) if file.is_file() and file.stat().st_size]
     came: list[Any] = []
 
     def store(event: Any) -> int:

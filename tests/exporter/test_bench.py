@@ -58,6 +58,7 @@ def test_contenders_draw_the_mask_of_one_network(monkeypatch: pytest.MonkeyPatch
     json.dumps(measure.machine(1))
 
 
+@pytest.mark.long
 def test_memory_is_measured_in_a_process_of_its_own() -> None:
     big = Case("unet-plain", 14, (160, 64, 64), (32, 32, 32))
     ours, _ = memory(big, "ours", 1)

@@ -147,7 +147,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return phantoms(tmp_path_factory.mktemp("data"))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.long if n == "btcv_cfr_magicnet" else ()) for n in NAMES]
+)
 def test_the_recipe_runs_when_everything_is_small(dataset: Dataset, tmp_path: Path, name: str) -> None:
     manifest = trained(dataset, make_recipe(small(name)), tmp_path / "run")
     assert manifest.name == name
