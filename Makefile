@@ -69,8 +69,10 @@ server/http/page/niivue.js: server/http/page/package-lock.json
 	mv $@.unfinished $@
 	rm -rf build/page
 
-docs: $(DEV) ## write the documents that are made from the code anew
+docs: $(DEV) ## write the documents that are made from the code anew, and all as pages into build/docs
 	.venv/bin/python -m docs.generators
+	.venv/bin/python -m sphinx -q -W --keep-going -c docs . build/docs
+	@echo "build/docs/docs/index.html"
 
 # In an environment of its own, so that no environment of ours has to hold it. --strict: a package that cannot be looked up is
 # a failure and not a silence.

@@ -59,12 +59,12 @@ def _recipe(recipe: type[BaseModel]) -> str:
     methods = ["\n## Switches of the methods\n\nEach stands in `methods` under the method's name.\n"]
     for name, method in METHODS.items():
         schema = method.Switches.model_json_schema()
-        methods.append(section(f"methods.{name}", schema))
-        methods += _definitions(schema, seen)
+        methods.append(section(f"methods.{name}", schema, 3))
+        methods += _definitions(schema, seen, 3)
     students = ["\n## Networks\n\nWhat may stand in `student`; `kind` says which.\n"]
     for student in AnyStudent.__args__:
         schema = student.model_json_schema()
-        students.append(section(kind(schema["properties"]["kind"]).replace("`", ""), schema))
+        students.append(section(kind(schema["properties"]["kind"]).replace("`", ""), schema, 3))
     return _page(
         "A recipe",
         "The YAML file that `semiseg train --recipe` reads. What is left out has the default that is given here; a key "
@@ -79,14 +79,14 @@ def _model(model: type[BaseModel]) -> str:
     return section(model.__name__, schema) + "".join(_definitions(schema, {model.__name__}))
 
 
-def _definitions(schema: Schema, seen: set[str]) -> Iterator[str]:
+def _definitions(schema: Schema, seen: set[str], level: int = 2) -> Iterator[str]:
     for name, one in schema.get("$defs", {}).items():
         if name not in seen and "properties" in one:
             seen.add(name)
-            yield section(name, one)
+            yield section(name, one, level)
 
 
-def section(title: str, schema: Schema) -> str:
+def section(title: str, schema: Schema, level: int = 2) -> str:
     """A heading, what the docstring says, and a table of what may be set."""
     about, told = _told(schema.get("description", ""))
     told = _inherited(schema.get("title", "")) | told
@@ -95,7 +95,7 @@ def section(title: str, schema: Schema) -> str:
         for name, one in schema.get("properties", {}).items()
     ]
     body = table(("key", "value", "default", "meaning"), rows) if rows else "Nothing to set.\n"
-    return f"\n### {title}\n\n{about}\n\n{body}"
+    return f"\n{level * '#'} {title}\n\n{about}\n\n{body}"
 
 
 def _told(docstring: str) -> tuple[str, dict[str, str]]:

@@ -44,6 +44,7 @@ for path in files:
     kinds[outcome.split(":")[0].split(" (")[0]] += 1
     name = str(path.relative_to(root))
     lines.append(f"| {name} | {outcome.replace(f'{name}: ', '', 1)} |")
+print("# Every odd file\n")
 print(f"{len(files)} files: " + ", ".join(f"{count} x {kind.lower()}" for kind, count in kinds.most_common()) + ".\n")
 print("\n".join(lines))
 print("\n| folder | series by series |\n|---|---|")
