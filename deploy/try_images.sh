@@ -13,8 +13,8 @@ if ! said=$({ need_buildah && { buildah_ images --quiet "$base" || bash deploy/d
     echo "No images here: ${said##*$'\n'}"
     exit 0
 fi
-kept=(tests/releases/*/)
-release=${kept[-1]}
+kept=(tests/releases/*/about.json)
+release=${kept[-1]%/about.json}
 for target in serve gateway; do
     since=$SECONDS
     deploy/build_image.sh --target "$target" >"/tmp/semiseg-image-$target.log" 2>&1 || {
@@ -24,4 +24,4 @@ for target in serve gateway; do
     echo "$target: built in $((SECONDS - since)) s"
 done
 deploy/try_image.sh "$release/bundle" "$release/scan.nii.gz"
-deploy/try_gateway.sh "$release/bundle" "$(echo "$release"gateway/studies/*)"
+deploy/try_gateway.sh "$release/bundle" "$release"/gateway/studies/*
