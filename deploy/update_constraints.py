@@ -1,0 +1,105 @@
+"""What has changed since constraints.txt was written: `python deploy/update_constraints.py`, and with --write take it.
+
+Asks pip what it would install today for everything in pyproject.toml. A pin with a comment above it has a reason and is
+held; drop the comment to let it go. Afterwards: `make test`, and deploy/lock.py for the images.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+FILE = REPOSITORY / "constraints.txt"
+EXTRAS = "train,export,serve,gateway,ray,dev"
+LEFT_OUT = re.compile(r"(flatbuffers|tensorrt|nvidia-.*|triton|pip|setuptools|semiseg)")  # the file's head says why
+TOGETHER = {"onnxruntime-gpu": "onnxruntime"}  # one version of both builds
+
+
+@dataclass(frozen=True)
+class Pin:
+    """A line of the file and the comment above it.
+
+    Attributes:
+        name: of the package, as it is written.
+        version: the pinned one.
+        reason: lines of the comment; () where there is none.
+    """
+
+    name: str
+    version: str
+    reason: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        return re.sub(r"[-_.]+", "-", self.name).lower()
+
+
+def read(text: str) -> tuple[str, list[Pin]]:
+    """The head of the file, to its first empty line, and its pins."""
+    head, _, body = text.partition("\n\n")
+    pins: list[Pin] = []
+    reason: list[str] = []
+    for line in body.splitlines():
+        if line.startswith("#"):
+            reason.append(line)
+        elif line:
+            name, _, version = line.partition("==")
+            pins.append(Pin(name, version, tuple(reason)))
+            reason = []
+    return head, pins
+
+
+def updated(pins: list[Pin], found: dict[str, str]) -> tuple[list[Pin], list[str]]:
+    """The pins as ``found`` (version by name) has them, and a line for each change.
+
+    Pins that nothing asks for any more are named and kept: another platform or extra may.
+    """
+    told, out = [], []
+    have = {pin.key for pin in pins}
+    for pin in pins:
+        version = pin.version if pin.reason else found.get(TOGETHER.get(pin.key, pin.key))
+        if version is None:
+            told.append(f"not asked for here: {pin.name} {pin.version}")
+        elif version != pin.version:
+            told.append(f"{pin.name}: {pin.version} -> {version}")
+        out.append(Pin(pin.name, version or pin.version, pin.reason))
+    for name, version in found.items():
+        if name not in have and not LEFT_OUT.fullmatch(name):
+            told.append(f"new: {name} {version}")
+            out.append(Pin(name, version))
+    return sorted(out, key=lambda pin: pin.key), told
+
+
+def written(head: str, pins: list[Pin]) -> str:
+    lines = [line for pin in pins for line in (*pin.reason, f"{pin.name}=={pin.version}")]
+    return head + "\n\n" + "\n".join(lines) + "\n"
+
+
+def ask_pip(held: list[Pin]) -> dict[str, str]:
+    """What pip would install within the ``held`` pins, version by name."""
+    with tempfile.TemporaryDirectory() as folder:
+        report, constraints = Path(folder) / "report.json", Path(folder) / "held.txt"
+        constraints.write_text("".join(f"{pin.name}=={pin.version}\n" for pin in held))
+        command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
+        command += ["--report", str(report), "-c", str(constraints), f"{REPOSITORY}[{EXTRAS}]"]
+        subprocess.run(command, check=True)
+        packages = [one["metadata"] for one in json.loads(report.read_text())["install"]]
+    return {re.sub(r"[-_.]+", "-", one["name"]).lower(): one["version"] for one in packages}
+
+
+def main(write: bool) -> None:
+    head, pins = read(FILE.read_text())
+    pins, told = updated(pins, ask_pip([pin for pin in pins if pin.reason]))
+    print("\n".join(told) or "Nothing has changed.")
+    if write:
+        FILE.write_text(written(head, pins))
+
+
+if __name__ == "__main__":
+    main("--write" in sys.argv[1:])
