@@ -1,0 +1,55 @@
+"""semiseg from Python, without torch: what ``__all__`` names is kept; docs/python.md shows each of them at work.
+
+Imported when it is asked for, so that ``import semiseg`` brings nothing along.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from semiseg.bundle.bundle import open_bundle
+    from semiseg.client import Client
+    from semiseg.dataset import load_dataset
+    from semiseg.errors import SemisegError
+    from semiseg.evaluation.evaluate import evaluate
+    from semiseg.inference.choice import choose_engine
+    from semiseg.inference.segmenter import Segmenter
+    from semiseg.volumes.nifti import read_nifti, write_segmentation
+    from semiseg.volumes.scan import open_scan
+
+__all__ = [
+    "Client",
+    "Segmenter",
+    "SemisegError",
+    "choose_engine",
+    "evaluate",
+    "load_dataset",
+    "open_bundle",
+    "open_scan",
+    "read_nifti",
+    "write_segmentation",
+]
+_HOMES = {
+    "Client": "client",
+    "Segmenter": "inference.segmenter",
+    "SemisegError": "errors",
+    "choose_engine": "inference.choice",
+    "evaluate": "evaluation.evaluate",
+    "load_dataset": "dataset",
+    "open_bundle": "bundle.bundle",
+    "open_scan": "volumes.scan",
+    "read_nifti": "volumes.nifti",
+    "write_segmentation": "volumes.nifti",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"semiseg.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

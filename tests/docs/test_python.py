@@ -1,0 +1,48 @@
+"""docs/python.md: its lines run as they stand, and it shows all that `import semiseg` offers."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+
+import semiseg
+from docs.generators.document import REPOSITORY
+from semiseg.phantoms.write import write_dataset
+from tests.server.running import running
+
+RELEASE = REPOSITORY / "tests" / "releases" / "0.1.0"
+PAGE = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
+
+
+def test_page_runs_as_it_stands(tmp_path: Path) -> None:
+    shutil.copytree(RELEASE / "bundle", tmp_path / "BUNDLE")
+    shutil.copy(RELEASE / "scan.nii.gz", tmp_path / "SCAN.nii.gz")
+    write_dataset(tmp_path / "DATA", cases=3, labelled=2, test=1, shape=(22, 20, 13), spacing=(5.0, 5.0, 8.0))
+    with running(RELEASE / "bundle", tmp_path / "process") as server:
+        blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+        assert len(blocks) == 4
+        program = "\n".join(blocks).replace("http://127.0.0.1:3000", server.url)
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120
+        )
+    assert done.returncode == 0, done.stderr
+    assert "liver: 62.0 ml" in done.stdout and "| liver" in done.stdout and "There is no bundle folder" in done.stdout
+    kept, made = (np.asarray(nib.load(one).dataobj) for one in (RELEASE / "mask.nii.gz", tmp_path / "MASK.nii.gz"))
+    assert np.count_nonzero(kept != made) < 5
+
+
+def test_page_shows_all_that_is_offered_and_nothing_else() -> None:
+    assert set(re.findall(r"semiseg\.([A-Za-z_]+)", PAGE)) == set(semiseg.__all__)
+    assert dir(semiseg) == sorted(semiseg.__all__)
+    assert all(getattr(semiseg, name).__doc__ for name in semiseg.__all__)
+
+
+def test_importing_it_brings_nothing_along() -> None:
+    code = "import sys, semiseg; print([m for m in sys.modules if m.split('.')[0] in ('numpy', 'pydicom', 'pydantic')])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "[]"
