@@ -31,7 +31,8 @@ class Sam(Section):
 
     Attributes:
         weights: pretrained weights as ``transformers.SamModel`` saves them. Without them the network starts from
-            scratch, and ``vision`` and ``decoder`` describe it (keys of ``transformers.SamVisionConfig`` and
+            scratch.
+        vision, decoder: describe a network from scratch (keys of ``transformers.SamVisionConfig`` and
             ``SamMaskDecoderConfig``; by default SAM ViT-B).
         finetune: ``lora`` adapts queries and values of the image encoder and trains the rest but the encoder;
             ``decoder`` freezes the encoder; ``whole`` trains everything.

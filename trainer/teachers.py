@@ -23,7 +23,13 @@ from trainer.weights import REFUSALS, Weights, refusal_of
 
 
 class Lora(Section):
-    """Low-rank adaptation (Hu et al. 2022): W + (alpha / rank) B A, with dropout on its input."""
+    """Low-rank adaptation (Hu et al. 2022): W + (alpha / rank) B A, with dropout on its input.
+
+    Attributes:
+        rank: of B A.
+        alpha: see there.
+        dropout: probability.
+    """
 
     rank: Positive = 64
     alpha: Annotated[float, Field(gt=0)] = 64.0
@@ -35,14 +41,16 @@ class Teacher(Section):
 
     Attributes:
         kind: ``segformer``; ``resunet``, a U-Net with a ResNet-50 encoder (M&N's table 4); or ``outside``, any 2D
-            network: ``function`` names a ``package.module:function``, which is called as
+            network.
+        function, settings: of ``outside``: ``package.module:function``, which is called as
             ``function(inputs, outputs, **settings)`` and returns a module from slices (N, inputs, H, W) of any size to
             logits (N, outputs, H, W).
         weights: pretrained weights, of a ResNet-50 those of its encoder in a folder with ``model.safetensors``; a
-            network from outside is called with ``weights=`` their folder. Without them the network starts from scratch,
-            and ``config`` describes the SegFormer (keys of ``transformers.SegformerConfig``).
+            network from outside is called with ``weights=`` their folder. Without them the network starts from scratch.
+        config: describes a SegFormer from scratch (keys of ``transformers.SegformerConfig``).
         finetune: ``lora`` adapts the encoder's linear layers and trains biases, layer norms and the new head;
             ``decoder`` trains the decode head; ``whole`` trains everything.
+        lora: its rank, alpha and dropout.
         inputs: how channels become the three that natural images have: ``repeat`` one channel, or learn 1x1 ``conv``.
         chunk: slices that the SegFormer's encoder holds in memory at once while learning; it computes features again in
             the backward pass. The result is that of one pass; None needs the most memory and the least time.

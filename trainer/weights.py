@@ -17,7 +17,14 @@ REFUSALS = (TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError
 
 
 class Weights(Section):
-    """Pretrained weights: a folder as ``save_pretrained`` writes it, or a hub id. ``licence`` repeats a restriction."""
+    """Pretrained weights, from a folder or from a hub.
+
+    Attributes:
+        folder: as ``save_pretrained`` writes it.
+        hub: an id such as ``nvidia/mit-b2``.
+        revision: of the hub's files.
+        licence: repeats a restrictive licence, to say that it is known.
+    """
 
     folder: Path | None = None
     hub: str | None = None

@@ -6,12 +6,12 @@ import inspect
 import json
 import re
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel
 
-from docs.generators.document import Document, table
+from docs.generators.document import Document, Unfit, table
 from semiseg.bundle.manifest import Manifest
 from server.gateway.config import GatewayConfig
 from trainer.methods import METHODS
@@ -19,6 +19,7 @@ from trainer.recipe import Recipe
 from trainer.students import AnyStudent
 
 Schema = dict[str, Any]
+Bases = type[BaseModel] | None
 _BLOCK = re.compile(r"^(Attributes|Args):$", re.MULTILINE)
 _ENTRY = re.compile(r"^    (\w+(?:, \w+)*): (.*)$")
 
@@ -34,6 +35,7 @@ def documents() -> list[Document]:
                 "`manifest.json` beside the graphs, and `run.json` in a training run. Written by semiseg, read by "
                 "whoever wants to know what a model is. The same as [JSON Schema](../manifest.schema.json).",
                 [Manifest],
+                meant=False,
             ),
         ),
         Document(
@@ -49,8 +51,10 @@ def documents() -> list[Document]:
     ]
 
 
-def _page(title: str, introduction: str, models: Sequence[type[BaseModel]], more: str = "") -> str:
-    sections = "".join(_model(model) for model in models)
+def _page(
+    title: str, introduction: str, models: Sequence[type[BaseModel]], more: str = "", *, meant: bool = True
+) -> str:
+    sections = "".join(_model(model, meant) for model in models)
     return f"# {title}\n\nMade by `make docs` from the code. {introduction}\n\n{sections}{more}"
 
 
@@ -59,7 +63,7 @@ def _recipe(recipe: type[BaseModel]) -> str:
     methods = ["\n## Switches of the methods\n\nEach stands in `methods` under the method's name.\n"]
     for name, method in METHODS.items():
         schema = method.Switches.model_json_schema()
-        methods.append(section(f"methods.{name}", schema, 3))
+        methods.append(section(f"methods.{name}", schema, 3, bases=method.Switches))
         methods += _definitions(schema, seen, 3)
     students = ["\n## Networks\n\nWhat may stand in `student`; `kind` says which.\n"]
     for student in AnyStudent.__args__:
@@ -74,26 +78,34 @@ def _recipe(recipe: type[BaseModel]) -> str:
     )
 
 
-def _model(model: type[BaseModel]) -> str:
+def _model(model: type[BaseModel], meant: bool) -> str:
     schema = model.model_json_schema()
-    return section(model.__name__, schema) + "".join(_definitions(schema, {model.__name__}))
+    return section(model.__name__, schema, meant=meant) + "".join(_definitions(schema, {model.__name__}, meant=meant))
 
 
-def _definitions(schema: Schema, seen: set[str], level: int = 2) -> Iterator[str]:
+def _definitions(schema: Schema, seen: set[str], level: int = 2, *, meant: bool = True) -> Iterator[str]:
     for name, one in schema.get("$defs", {}).items():
         if name not in seen and "properties" in one:
             seen.add(name)
-            yield section(name, one, level)
+            yield section(name, one, level, meant=meant)
 
 
-def section(title: str, schema: Schema, level: int = 2) -> str:
-    """A heading, what the docstring says, and a table of what may be set."""
+def section(title: str, schema: Schema, level: int = 2, *, meant: bool = True, bases: Bases = None) -> str:
+    """A heading, what the docstring says, and a table of what may be set.
+
+    Raises:
+        Unfit: the docstring says nothing of a key, where it is ``meant`` to be written by people.
+    """
     about, told = _told(schema.get("description", ""))
-    told = _inherited(schema.get("title", "")) | told
+    models = [bases] if bases else [one for one in _models(BaseModel) if one.__name__ == schema.get("title")]
+    told = _inherited(models) | told
+    told.setdefault("kind", "which one this is")
     rows = [
         (f"`{name}`", kind(one), _default(name, one, schema), told.get(name, ""))
         for name, one in schema.get("properties", {}).items()
     ]
+    if bare := [name for name in schema.get("properties", {}) if name not in told] if meant else ():
+        raise Unfit(f"{title}: the docstring says nothing of {', '.join(bare)}.")
     body = table(("key", "value", "default", "meaning"), rows) if rows else "Nothing to set.\n"
     return f"\n{level * '#'} {title}\n\n{about}\n\n{body}"
 
@@ -115,13 +127,11 @@ def _told(docstring: str) -> tuple[str, dict[str, str]]:
     return _markdown(textwrap.dedent(parts[0]).strip()), {name: _markdown(text) for name, text in told.items()}
 
 
-def _inherited(name: str) -> dict[str, str]:
-    """What the docstrings of the classes say that a model stands on, which its own does not repeat."""
+def _inherited(models: Iterable[type[BaseModel]]) -> dict[str, str]:
+    """What the docstrings of the classes say that models stand on, which their own do not repeat."""
     found: dict[str, str] = {}
-    for model in _models(BaseModel):
-        if model.__name__ == name:
-            for base in model.__mro__[:0:-1]:
-                found |= _told(inspect.cleandoc(base.__doc__ or ""))[1] if issubclass(base, BaseModel) else {}
+    for base in (base for model in models for base in model.__mro__[:0:-1]):
+        found |= _told(inspect.cleandoc(base.__doc__ or ""))[1] if issubclass(base, BaseModel) else {}
     return found
 
 

@@ -45,7 +45,11 @@ class SegmentCleaning(BaseModel):
 
 
 class Postprocessing(BaseModel):
-    """Cleaning per segment name; a segment that is not named is left as the network drew it."""
+    """How masks are cleaned.
+
+    Attributes:
+        segments: what is done to each, by name; a segment that is not named is left as the network drew it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

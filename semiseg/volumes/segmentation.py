@@ -20,7 +20,13 @@ PROBABILITY_LEVELS = 255
 
 
 class Code(BaseModel):
-    """A coded concept (DICOM PS3.3 section 8): value, coding scheme and meaning."""
+    """A coded concept (DICOM PS3.3 section 8).
+
+    Attributes:
+        value: the code.
+        scheme: who gave it: SCT for SNOMED CT, DCM for DICOM.
+        meaning: the same in words.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 

@@ -78,6 +78,7 @@ def test_borders_are_coloured_and_everything_else_is_grey(
 def test_the_pictures_are_valid_and_made_again_alike(
     case: tuple[DicomSeries, Segmentation], pictures: list[Path], needs_program: Callable[[str], str]
 ) -> None:
+    """OUT-02, OUT-03."""
     checked = subprocess.run([needs_program("dciodvfy"), str(pictures[6])], capture_output=True, text=True, check=False)
     said = (checked.stdout + checked.stderr).splitlines()
     assert any("SCImage" in line for line in said), said

@@ -53,6 +53,8 @@ class Comparative(Staged):
             feature_updates: most steps on the features that the student calls ``compared``; 0 leaves them out.
             output_updates: most steps on the logits.
             least_updates: fewest steps of each, if there are as many.
+            look_every: steps between two looks at whether a stage has converged.
+            window: looks that are compared.
             converged: a stage ends when its loss, the mean over the terms of ``look_every`` steps, is within this
                 share of the mean of the ``window`` times before; 0 never ends it early.
             rate: learning rate of both stages; None is the recipe's. It is constant.

@@ -46,8 +46,9 @@ class MN(Method):
             iterations: updates per epoch; the rate and the mixture change between epochs (8 in the released code).
             cotrain: ``iterative``, or ``fixed2d``: the 2D network stays as it is after stage 1.
             lrg: the share of unlabelled patches follows the learning rate (``lr``, Eq. 10), the epoch (``linear``, as
-                released), is the same throughout (``fixed``, see ``fixed_unlabelled``), or comes from drawing patches
-                evenly from all scans (``uniform``).
+                released), is the same throughout (``fixed``), or comes from drawing patches evenly from all scans
+                (``uniform``).
+            fixed_unlabelled: unlabelled patches of a batch where ``lrg`` is ``fixed``.
             loss: one Dice over the mixed batch (``pooled``, as released), or Eq. 5 literally (``weighted``).
             weight_kl, weight_dice: weights of the two terms.
             slices: slices of each volume on which the 2D network learns in a step; None takes all, as the paper does.

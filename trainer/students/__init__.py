@@ -33,7 +33,12 @@ OneStudent = (
 
 
 class MeanStudent(Student):
-    """Several networks that answer with the mean of their probabilities: sigmoids for ``regions``, else a softmax."""
+    """Several networks that answer with the mean of their probabilities.
+
+    Attributes:
+        members: the networks, each a section like this one.
+        regions: segments overlap, so that probabilities are sigmoids and no softmax.
+    """
 
     kind: Literal["mean"]
     members: Annotated[tuple[Annotated[OneStudent, Field(discriminator="kind")], ...], Field(min_length=2)]

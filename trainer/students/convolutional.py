@@ -17,9 +17,14 @@ from trainer.students.student import MonaiStudent, Rate, Stride, Student, Triple
 
 
 class UNetStudent(MonaiStudent):
-    """MONAI's UNet: strided convolutions, instance norm, residual units. ``channels`` per level, coarsest last.
+    """MONAI's UNet: strided convolutions, instance norm, residual units.
 
-    ``strides`` between levels are 2, or three numbers a level for scans with thick slices ([2, 2, 1] keeps Z).
+    Attributes:
+        channels: of each level, the coarsest last.
+        strides: between levels 2, or three numbers a level for scans with thick slices ([2, 2, 1] keeps Z).
+        residual_units: convolutions of each level that a shortcut passes by; 0 makes it a plain one.
+        norm: of the instance or of the batch.
+        dropout: probability.
     """
 
     kind: Literal["unet"]
@@ -62,7 +67,11 @@ class UNetStudent(MonaiStudent):
 
 
 class PaperUNetStudent(Student):
-    """The 3D UNet of M&N: 25,884,546 parameters at the default channels, one input channel and two classes."""
+    """The 3D UNet of M&N: 25,884,546 parameters at the default channels, one input channel and two classes.
+
+    Attributes:
+        channels: of each level, the coarsest last.
+    """
 
     kind: Literal["unet3d"]
     channels: Annotated[tuple[Positive, ...], Field(min_length=2)] = (32, 64, 128, 256, 512)
@@ -86,7 +95,10 @@ class PaperUNetStudent(Student):
 class VNetStudent(Student):
     """V-Net of the mean-teacher family: 9,448,866 parameters (1 channel, 2 classes). See :mod:`trainer.networks.vnet`.
 
-    ``resnet_vnet`` has a ResNet-34 as encoder (Dual Networks): 17,930,354 parameters.
+    Attributes:
+        kind: ``resnet_vnet`` has a ResNet-34 as encoder (Dual Networks): 17,930,354 parameters.
+        norm: of the batch, as the papers have it, or of the instance.
+        dropout: probability.
     """
 
     kind: Literal["vnet", "resnet_vnet"]
@@ -106,7 +118,13 @@ class VNetStudent(Student):
 
 
 class SegResNetStudent(MonaiStudent):
-    """MONAI's SegResNet (Myronenko 2018 without the variational branch): group norm, residual blocks."""
+    """MONAI's SegResNet (Myronenko 2018 without the variational branch): group norm, residual blocks.
+
+    Attributes:
+        filters: channels of the finest level; doubled at each coarser one.
+        blocks_down, blocks_up: residual blocks of each level, on the way down and (by default one each) up.
+        dropout: probability.
+    """
 
     kind: Literal["segresnet"]
     made_of: ClassVar[type[nn.Module]] = SegResNet
@@ -143,7 +161,15 @@ class SegResNetStudent(MonaiStudent):
 
 
 class DynUNetStudent(MonaiStudent):
-    """MONAI's DynUNet, nnU-Net's network: kernels and strides per level and axis, without deep supervision."""
+    """MONAI's DynUNet, nnU-Net's network, without deep supervision.
+
+    Attributes:
+        channels: of each level, the coarsest last.
+        strides: between levels, three numbers each; 2 by default.
+        kernels: of each level, three numbers each; 3 by default.
+        residual: blocks with a shortcut.
+        dropout: probability.
+    """
 
     kind: Literal["dynunet"]
     made_of: ClassVar[type[nn.Module]] = DynUNet

@@ -15,11 +15,15 @@ from trainer.students.student import Layer, Student, Triple
 
 
 class OutsideStudent(Student):
-    """A 3D network from anywhere: ``function`` is a ``package.module:function``.
+    """A 3D network from anywhere.
 
-    It is called as ``function(inputs, outputs, **settings)`` and returns a module. ``several_sizes`` and ``sides``
-    promise what the module takes: patches of any size, whose sides are multiples of ``sides``. ``modules`` names those
-    that some methods look into, ``encoding`` those of its encoder (see :class:`Student`).
+    Attributes:
+        function: ``package.module:function``, called as ``function(inputs, outputs, **settings)``; returns a module.
+        settings: see there.
+        sides: what the sides of a patch are multiples of, as you promise.
+        several_sizes: whether it takes patches of any size, as you promise.
+        modules: names of those that some methods look into (see :class:`Student`).
+        encoding: names of those of its encoder.
     """
 
     kind: Literal["outside"]

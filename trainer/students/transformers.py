@@ -14,7 +14,14 @@ from trainer.students.student import MonaiStudent, Rate, Triple
 
 
 class UNETRStudent(MonaiStudent):
-    """MONAI's UNETR: a vision transformer over 16-voxel cubes. Its positions are those of one patch size."""
+    """MONAI's UNETR: a vision transformer over 16-voxel cubes. Its positions are those of one patch size.
+
+    Attributes:
+        feature_size: channels of the finest level of the decoder.
+        hidden_size, mlp_dim, heads: of the transformer.
+        position: how a cube becomes a token: a convolution or a perceptron.
+        dropout: probability.
+    """
 
     kind: Literal["unetr"]
     made_of: ClassVar[type[nn.Module]] = UNETR
@@ -54,7 +61,12 @@ class UNETRStudent(MonaiStudent):
 
 
 class SwinUNETRStudent(MonaiStudent):
-    """MONAI's SwinUNETR, M&N's other 3D network (table 4, feature size 36). Its graph takes one window size only."""
+    """MONAI's SwinUNETR, M&N's other 3D network (table 4, feature size 36). Its graph takes one window size only.
+
+    Attributes:
+        feature_size: channels of the finest level.
+        checkpointing: less memory in training for more time.
+    """
 
     kind: Literal["swinunetr"]
     made_of: ClassVar[type[nn.Module]] = SwinUNETR
@@ -69,7 +81,7 @@ class SwinUNETRStudent(MonaiStudent):
         return (32, 32, 32)
 
     def arguments(self, inputs: int, outputs: int, patch: Triple) -> dict[str, Any]:
-        """See :meth:`MonaiStudent.arguments`; ``checkpointing`` trades time for memory in training."""
+        """See :meth:`MonaiStudent.arguments`."""
         return {
             "in_channels": inputs,
             "out_channels": outputs,
