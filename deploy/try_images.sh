@@ -13,8 +13,7 @@ if ! said=$({ need_buildah && { buildah_ images --quiet "$base" || bash deploy/d
     echo "No images here: ${said##*$'\n'}"
     exit 0
 fi
-kept=(tests/releases/*/about.json)
-release=${kept[-1]%/about.json}
+release=$(dirname "$(printf '%s\n' tests/releases/*/about.json | sort --version-sort | tail -n 1)")
 for target in serve gateway; do
     since=$SECONDS
     deploy/build_image.sh --target "$target" >"/tmp/semiseg-image-$target.log" 2>&1 || {

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from packaging.version import Version
+
 from docs.generators.document import REPOSITORY, Document, table
 from docs.generators.reference import Schema, kind, section
 from server.http.limits import Limits
@@ -21,7 +23,7 @@ takes the channel(s) {channels}.
 
 def document() -> Document:
     """Every address, field and answer."""
-    bundle = max((REPOSITORY / "tests" / "releases").glob("*/bundle"))
+    bundle = max((REPOSITORY / "tests" / "releases").glob("*/bundle"), key=lambda one: Version(one.parent.name))
     models = Models.open([ModelSettings(bundle=bundle, threads=1)])
     described = openapi_document(models, Limits(), jobs=True)
     channels = ", ".join(next(iter(models.by_name.values())).segmenter.manifest.channel_names)
