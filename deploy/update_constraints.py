@@ -1,4 +1,4 @@
-"""What has changed since constraints.txt was written: `python deploy/update_constraints.py`, and with --write take it.
+"""What has changed since constraints.txt was written: `python -m deploy.update_constraints`, and with --write take it.
 
 Asks pip what it would install today for everything in pyproject.toml. A pin with a comment above it has a reason and is
 held; drop the comment to let it go. Afterwards: `make test`, and deploy/lock.py for the images.
@@ -6,15 +6,14 @@ held; drop the comment to let it go. Afterwards: `make test`, and deploy/lock.py
 
 from __future__ import annotations
 
-import json
 import re
-import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from deploy.lock import REPOSITORY, ask_pip
+
 FILE = REPOSITORY / "constraints.txt"
 EXTRAS = "train,export,serve,gateway,ray,dev"
 LEFT_OUT = re.compile(r"(flatbuffers|tensorrt|nvidia-.*|triton|pip|setuptools|semiseg)")  # the file's head says why
@@ -81,21 +80,18 @@ def written(head: str, pins: list[Pin]) -> str:
     return head + "\n\n" + "\n".join(lines) + "\n"
 
 
-def ask_pip(held: list[Pin]) -> dict[str, str]:
+def found_within(held: list[Pin]) -> dict[str, str]:
     """What pip would install within the ``held`` pins, version by name."""
     with tempfile.TemporaryDirectory() as folder:
-        report, constraints = Path(folder) / "report.json", Path(folder) / "held.txt"
+        constraints = Path(folder) / "held.txt"
         constraints.write_text("".join(f"{pin.name}=={pin.version}\n" for pin in held))
-        command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed"]
-        command += ["--report", str(report), "-c", str(constraints), f"{REPOSITORY}[{EXTRAS}]"]
-        subprocess.run(command, check=True)
-        packages = [one["metadata"] for one in json.loads(report.read_text())["install"]]
+        packages = [one["metadata"] for one in ask_pip(EXTRAS, constraints)]
     return {re.sub(r"[-_.]+", "-", one["name"]).lower(): one["version"] for one in packages}
 
 
 def main(write: bool) -> None:
     head, pins = read(FILE.read_text())
-    pins, told = updated(pins, ask_pip([pin for pin in pins if pin.reason]))
+    pins, told = updated(pins, found_within([pin for pin in pins if pin.reason]))
     print("\n".join(told) or "Nothing has changed.")
     if write:
         FILE.write_text(written(head, pins))

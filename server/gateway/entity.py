@@ -9,6 +9,7 @@ from importlib.metadata import version
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RJ
+from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 
 from semiseg.errors import SemisegError
 from server.gateway.config import DimseDestination
@@ -31,8 +32,13 @@ def entity(title: str, *, seconds: float = 30.0) -> AE:
     return made
 
 
-def associate(ours: AE, to: DimseDestination, handlers: Sequence[evt.EventHandlerType] = ()) -> Association:
-    """An association with an archive, for what was asked of ``ours``.
+def associate(
+    ours: AE,
+    to: DimseDestination,
+    handlers: Sequence[evt.EventHandlerType] = (),
+    roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
+) -> Association:
+    """An association with an archive, for what was asked of ``ours``, in the ``roles`` that are not the usual ones.
 
     What came over the line is kept here: pynetdicom calls an association aborted, without a reason, when there was no
     connection, and also when the archive rejected it and hung up before its own thread had looked.
@@ -54,6 +60,7 @@ def associate(ours: AE, to: DimseDestination, handlers: Sequence[evt.EventHandle
         to.host,
         to.port,
         ae_title=to.ae_title,
+        ext_neg=list(roles),
         evt_handlers=[*handlers, (evt.EVT_CONN_OPEN, connect), (evt.EVT_PDU_RECV, hear)],
         tls_args=None if to.tls is None else (client_context(to.tls), to.host),
     )

@@ -43,9 +43,9 @@ from pynetdicom.transport import RequestHandler as Requests
 
 from semiseg.errors import InputError
 from server.gateway.audit import Audit
-from server.gateway.config import DimseDoor, Sender
+from server.gateway.config import DimseDestination, DimseDoor, Sender
 from server.gateway.delivery import REQUEST_COMMITMENT, Commitments
-from server.gateway.entity import entity
+from server.gateway.entity import NotAssociated, associate, entity
 from server.gateway.inbox import DiskFull, Inbox, NotOurs
 from server.gateway.tls import server_context
 
@@ -242,14 +242,13 @@ class Node:
             ours = entity(self._title)
             ours.add_requested_context(StorageCommitmentPushModel)
             role = build_role(StorageCommitmentPushModel, scp_role=True)
-            other = ours.associate(to[0], to[1], ae_title=title, ext_neg=[role])
-            if not other.is_established:
-                _LOG.warning("Storage commitment could not be reported to %s at %s:%d", title, *to)
-                return
+            other = associate(ours, DimseDestination(host=to[0], port=to[1], ae_title=title), roles=[role])
             try:
                 _send_report(other, report, kind)
             finally:
                 other.release()
+        except NotAssociated as why:
+            _LOG.warning("Storage commitment could not be reported to %s, which %s", title, why)
         except (OSError, RuntimeError, ValueError) as error:
             _LOG.warning("Storage commitment could not be reported to %s (%s)", title, type(error).__name__)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.bundles import make_threshold_bundle
+from tests.gateway.stand import dcmtk, storescu
 from tests.outputs.archive import Archive, running_archive
 from tests.server.running import RunningServer, running
 
@@ -23,3 +25,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 def archive(needs_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
     with running_archive(needs_program("Orthanc"), tmp_path_factory.mktemp("orthanc")) as running:
         yield running
+
+
+@pytest.fixture
+def send(needs_program: Callable[[str], str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Sends a folder to a gateway as a modality does."""
+    program = dcmtk(needs_program, "storescu")
+    return lambda gateway, folder, **options: storescu(program, gateway.dicom_port, folder, **options)

@@ -23,21 +23,13 @@ from tests.conftest import skip_because
 from tests.gateway.stand import (
     RunningGateway,
     configuration,
-    dcmtk,
     running_gateway,
-    storescu,
     to,
     until,
     write_study,
 )
 from tests.outputs.archive import Archive, free_port, running_archive
 from tests.server.running import RunningServer, running
-
-
-@pytest.fixture
-def send(needs_program: Callable[[str], str]) -> Callable[..., subprocess.CompletedProcess[str]]:
-    program = dcmtk(needs_program, "storescu")
-    return lambda gateway, folder, **options: storescu(program, gateway.dicom_port, folder, **options)
 
 
 def delivered(gateway: RunningGateway) -> int:

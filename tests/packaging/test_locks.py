@@ -37,7 +37,7 @@ def test_a_lock_holds_what_is_asked_for_in_the_pinned_versions(name: str) -> Non
         assert requirement.specifier.contains(versions[canonicalize_name(requirement.name)]), requirement
     for package, version in versions.items():
         if package not in UNPINNED:
-            assert pinned.get(package) == version, f"{package}: run deploy/lock.py {name} once more"
+            assert pinned.get(package) == version, f"{package}: run `python -m deploy.lock {name}` once more"
 
 
 @pytest.mark.parametrize("name", LOCKS)

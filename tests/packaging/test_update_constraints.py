@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from types import ModuleType
-
-import pytest
-
+from deploy import update_constraints
 from tests.packaging.environments import REPOSITORY
 
 TEXT = """\
@@ -24,19 +19,10 @@ Zeta_one==3.0
 """
 
 
-@pytest.fixture
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("update", REPOSITORY / "deploy" / "update_constraints.py")
-    assert spec and spec.loader
-    module = sys.modules["update"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_pins_move_but_for_those_with_a_reason(script: ModuleType) -> None:
+def test_pins_move_but_for_those_with_a_reason() -> None:
     found = {"alpha": "1.1", "beta": "1.5", "onnxruntime": "1.21", "gamma": "0.1", "flatbuffers": "25"}
-    head, pins = script.read(TEXT)
-    pins, told = script.updated(pins, found)
+    head, pins = update_constraints.read(TEXT)
+    pins, told = update_constraints.updated(pins, found)
     assert told == [
         "alpha: 1.0 -> 1.1",
         "onnxruntime: 1.20 -> 1.21",
@@ -44,14 +30,14 @@ def test_pins_move_but_for_those_with_a_reason(script: ModuleType) -> None:
         "not asked for here: Zeta_one 3.0",
         "new: gamma 0.1",
     ]
-    assert script.written(head, pins) == (
+    assert update_constraints.written(head, pins) == (
         "# A head.\n#\n# - flatbuffers: left out.\n\nalpha==1.1\n# beta 2 is broken.\nbeta==1.5\ngamma==0.1\n"
         "onnxruntime==1.21\nonnxruntime-gpu==1.21\nZeta_one==3.0\n"
     )
 
 
-def test_the_file_is_one_that_it_can_read_and_write(script: ModuleType) -> None:
+def test_the_file_is_one_that_it_can_read_and_write() -> None:
     text = (REPOSITORY / "constraints.txt").read_text()
-    head, pins = script.read(text)
+    head, pins = update_constraints.read(text)
     assert len(pins) > 150
-    assert script.written(head, sorted(pins, key=lambda pin: pin.key)) == text
+    assert update_constraints.written(head, sorted(pins, key=lambda pin: pin.key)) == text
