@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from docs.generators.document import REPOSITORY
+from tests.packaging.environments import SHIPPED
 
 PROOFS = {
     "method": ["tests/trainer/test_entropy.py", "tests/trainer/test_any_method.py"],
@@ -25,7 +26,7 @@ NAMES = {"method": "entropy and (unet or written or certain)", "student": "atten
 def test_example_applies_and_its_tests_pass(name: str, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     tree.mkdir()
-    for part in ("semiseg", "trainer", "exporter", "server", "cli", "tests", "docs", "pyproject.toml", "README.md"):
+    for part in (*SHIPPED, "deploy", "tests", "docs", "pyproject.toml", "README.md"):
         source = REPOSITORY / part
         if source.is_dir():
             shutil.copytree(source, tree / part, ignore=shutil.ignore_patterns("__pycache__", "results", "releases"))
