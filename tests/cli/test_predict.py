@@ -9,7 +9,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -29,7 +28,9 @@ from semiseg.volumes.dicom_series import read_series
 from semiseg.volumes.volume import Volume
 from semiseg.volumes.wishes import Wishes
 from tests.bundles import expected, make_threshold_bundle, scan_array
+from tests.ports import free_port
 from tests.server.running import RunningServer, running
+from tests.waiting import until
 
 SHAPE = (20, 14, 11)
 AFFINE = np.array([[-0.8, 0.0, 0.0, 40.0], [0.0, -0.9, 0.0, 30.0], [0.0, 0.0, 2.5, -15.0], [0, 0, 0, 1]])
@@ -289,13 +290,11 @@ def test_client_tells_an_address_from_none():
 
 def test_client_recognises_that_another_program_answers(scan, tmp_path):
     (tmp_path / "index.html").write_text("hello")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as other:
         try:
-            _wait_for(port)
+            until(lambda: _listens(port))
             with (
                 Client(f"http://127.0.0.1:{port}") as client,
                 pytest.raises(SemisegError, match="not a semiseg server"),
@@ -305,10 +304,6 @@ def test_client_recognises_that_another_program_answers(scan, tmp_path):
             other.terminate()
 
 
-def _wait_for(port: int) -> None:
-    for _ in range(200):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return
-        time.sleep(0.05)
-    raise AssertionError("the other program did not start")
+def _listens(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import time
 from pathlib import Path
 
 import numpy as np
@@ -183,11 +182,8 @@ def test_scaled_integers_are_compared_by_what_they_mean(folder: Path) -> None:
     assert "'s0', 's1'" in only_finding(folder).sentence
 
 
-def test_hippocampus_is_sound_and_checked_in_seconds(semiseg_data: Path) -> None:
-    dataset = load_dataset(semiseg_data / "hippocampus")
-    started = time.perf_counter()
-    assert check_dataset(dataset) == []
-    assert time.perf_counter() - started < 20  # 1.3 s on two cores
+def test_hippocampus_is_sound(semiseg_data: Path) -> None:
+    assert check_dataset(load_dataset(semiseg_data / "hippocampus")) == []
 
 
 def test_left_atrium_only_lacks_names(semiseg_data: Path) -> None:

@@ -25,8 +25,9 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
-from tests.gateway.stand import RunningGateway, configuration, dcmtk, running_gateway, storescu, until, write_study
-from tests.outputs.archive import free_port
+from tests.gateway.stand import RunningGateway, configuration, dcmtk, running_gateway, storescu, write_study
+from tests.ports import free_port
+from tests.waiting import until
 
 NOBODY = {"archive": {"web": {"url": "http://127.0.0.1:9/dicom-web"}}}
 
@@ -78,7 +79,7 @@ def test_who_is_not_on_the_list_or_calls_another_is_rejected_with_the_reason(
 
 def test_echo_is_answered_to_dcmtk(gateway: RunningGateway, needs_program: Callable[[str], str]) -> None:
     command = [dcmtk(needs_program, "echoscu"), "-aet", "SCANNER", "-aec", "SEMISEG", "127.0.0.1"]
-    assert subprocess.run([*command, str(gateway.dicom_port)], timeout=30).returncode == 0
+    assert subprocess.run([*command, str(gateway.dicom_port)], timeout=120).returncode == 0
 
 
 def test_more_associations_than_allowed_are_rejected_for_the_moment(gateway: RunningGateway) -> None:
@@ -90,7 +91,7 @@ def test_more_associations_than_allowed_are_rejected_for_the_moment(gateway: Run
     finally:
         for one in open_ones:
             one.release()
-    until(lambda: associate(gateway, "SCANNER").is_established, 20)
+    until(lambda: associate(gateway, "SCANNER").is_established)
 
 
 def test_instance_that_is_none_or_another_than_announced_is_refused(gateway: RunningGateway, tmp_path: Path) -> None:
@@ -120,9 +121,9 @@ def test_data_set_that_breaks_off_leaves_nothing(gateway: RunningGateway) -> Non
     assert encoded is not None
     encoded = b"\x00\x00\x00\x00\x04\x00\x00\x00" + struct.pack("<I", len(encoded)) + encoded
     peer.sendall(p_data(0x03, encoded) + p_data(0x00, b"\x08\x00" * 1000))
-    until(lambda: list((gateway.state / "incoming").iterdir()), 10)
+    until(lambda: list((gateway.state / "incoming").iterdir()))
     peer.close()
-    until(lambda: not list((gateway.state / "incoming").iterdir()), 20)
+    until(lambda: not list((gateway.state / "incoming").iterdir()))
 
 
 def p_data(control: int, content: bytes) -> bytes:
@@ -174,7 +175,7 @@ def test_whoever_means_harm_takes_nobody_down_and_little_memory(gateway: Running
     assert not flood.is_alive()
     for peer in peers:
         peer.close()
-    until(lambda: associate(gateway, "SCANNER").is_established, 30, lambda: gateway.output)
+    until(lambda: associate(gateway, "SCANNER").is_established, told=lambda: gateway.output)
     assert gateway.process.poll() is None
     assert process.memory_info().rss < before + 150 * 2**20
     assert list((gateway.state / "studies").iterdir()) == []
@@ -243,7 +244,7 @@ def test_commitment_is_reported_on_the_same_association(gateway: RunningGateway,
     asked.ReferencedSOPSequence = [_reference(one.SOPInstanceUID), _reference(generate_uid())]
     status, _ = association.send_n_action(asked, 1, StorageCommitmentPushModel, StorageCommitmentPushModelInstance)
     assert status.Status == 0
-    until(lambda: reports, 20)
+    until(lambda: reports)
     association.release()
     (report,) = reports
     assert report.TransactionUID == asked.TransactionUID
@@ -273,7 +274,7 @@ def test_commitment_is_reported_where_the_sender_wants_it(tmp_path: Path) -> Non
             asked.ReferencedSOPSequence = [_reference(generate_uid())]
             association.send_n_action(asked, 1, StorageCommitmentPushModel, StorageCommitmentPushModelInstance)
             association.release()
-            until(lambda: reports, 20, lambda: gateway.output)
+            until(lambda: reports, told=lambda: gateway.output)
             assert reports[0].TransactionUID == asked.TransactionUID
     finally:
         running.shutdown()

@@ -14,7 +14,7 @@ from pynetdicom.sop_class import MRImageStorage, Verification  # type: ignore[at
 
 from server.gateway.config import DimseDestination, Tls
 from server.gateway.entity import NotAssociated, associate, entity
-from tests.outputs.archive import free_port
+from tests.ports import free_port
 
 ABORT = bytes([7, 0, 0, 0, 0, 4, 0, 0, 2, 0])  # of the service provider, no reason given (PS3.8 table 9-26)
 

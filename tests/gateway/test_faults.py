@@ -25,11 +25,12 @@ from tests.gateway.stand import (
     configuration,
     running_gateway,
     to,
-    until,
     write_study,
 )
-from tests.outputs.archive import Archive, free_port, running_archive
+from tests.outputs.archive import Archive, running_archive
+from tests.ports import free_port
 from tests.server.running import RunningServer, running
+from tests.waiting import until
 
 
 def delivered(gateway: RunningGateway) -> int:
@@ -107,7 +108,10 @@ def test_replicas_that_are_killed_in_turn_lose_no_study(
             for k in range(6):
                 assert send(gateway, tmp_path / f"study{k}").returncode == 0
             for k, port in enumerate(ports):
-                until(lambda: gateway.status()["jobs"]["segment"]["running"], told=lambda: gateway.output)
+                until(
+                    lambda: gateway.status()["jobs"]["segment"]["running"] or delivered(gateway) == 6,
+                    told=lambda: gateway.output,
+                )
                 time.sleep(0.5)
                 servers[k].stop(signal.SIGKILL)
                 servers[k] = RunningServer(bundle, tmp_path / f"again{k}", port=str(port))

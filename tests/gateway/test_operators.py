@@ -16,11 +16,12 @@ from tests.gateway.stand import (
     configuration,
     running_gateway,
     to,
-    until,
     write_study,
 )
-from tests.outputs.archive import Archive, free_port
+from tests.outputs.archive import Archive
+from tests.ports import free_port
 from tests.server.running import RunningServer
+from tests.waiting import until
 
 
 @pytest.fixture

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pydicom
 
-from tests.gateway.stand import configuration, running_gateway, until, write_study
+from tests.gateway.stand import configuration, running_gateway, write_study
 from tests.outputs.archive import Archive
 from tests.server.running import RunningServer
+from tests.waiting import until
 
 
 def stored(archive: Archive, folder: Path, name: str, day: datetime.date) -> str:

@@ -16,11 +16,12 @@ from tests.gateway.stand import (
     dcmtk,
     running_gateway,
     storescu,
-    until,
     write_study,
 )
-from tests.outputs.archive import Archive, free_port, running_archive
+from tests.outputs.archive import Archive, running_archive
+from tests.ports import free_port
 from tests.server.running import RunningServer
+from tests.waiting import until
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ import pydicom
 import pytest
 from dicomweb_client import DICOMwebClient
 
-from tests.gateway.stand import RunningGateway, configuration, running_gateway, until, write_study
+from tests.gateway.stand import RunningGateway, configuration, running_gateway, write_study
+from tests.waiting import until
 
 KEY = "ward-0123456789-abcdefghij"
 NOBODY = {"archive": {"web": {"url": "http://127.0.0.1:9/dicom-web"}}}
@@ -111,7 +112,7 @@ def test_study_is_complete_when_somebody_says_so(gateway: RunningGateway, tmp_pa
     name = answer.json()["study"]
     assert not [line for line in gateway.audit("complete") if line["study"] == name]
     assert ask(gateway, "POST", "/dicom-web/studies", **body(*map(encoded, found[2:]))).status_code == 200
-    until(lambda: [line for line in gateway.audit("complete") if line["study"] == name], 10)
+    until(lambda: [line for line in gateway.audit("complete") if line["study"] == name])
     (line,) = [line for line in gateway.audit("complete") if line["study"] == name]
     assert line["instances"] == len(found) and "announced" in line["why"]
 

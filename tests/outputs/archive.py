@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import email
 import email.policy
 import io
 import json
-import socket
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,9 @@ from typing import Any
 
 import httpx
 import pydicom
+
+from tests.ports import free_port
+from tests.waiting import until
 
 PLUGINS = Path("/usr/share/orthanc/plugins")
 START_SECONDS = 60.0
@@ -119,15 +121,15 @@ def running_archive(
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen([program, str(folder / "orthanc.json")], stdout=log, stderr=log)
     try:
-        until = time.monotonic() + START_SECONDS
         url = f"http://127.0.0.1:{web}"
-        while True:
-            assert process.poll() is None and time.monotonic() < until, (folder / "log").read_text()
-            try:
-                if httpx.get(f"{url}/system", trust_env=False).status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.1)
+
+        def answers() -> bool:
+            assert process.poll() is None, (folder / "log").read_text()
+            with contextlib.suppress(httpx.TransportError):
+                return httpx.get(f"{url}/system", trust_env=False).status_code == 200
+            return False
+
+        until(answers, START_SECONDS, (folder / "log").read_text)
         archive = Archive(url, dicom)
         try:
             yield archive
@@ -135,10 +137,4 @@ def running_archive(
             archive.http.close()  # Orthanc waits for open connections when it stops
     finally:
         process.terminate()
-        process.wait(30)
-
-
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+        process.wait(90)

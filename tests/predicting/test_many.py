@@ -76,8 +76,9 @@ def test_each_scan_of_a_list_is_done_once_and_a_bad_one_stops_nobody(scans: list
 
 def test_cluster_whose_two_workers_are_killed_makes_others_that_do_the_rest(tmp_path: Path) -> None:
     paths = [tmp_path / f"scan{k}.nii.gz" for k in range(8)]
-    for k, path in enumerate(paths):
-        nib.save(nib.Nifti1Image(scan_array((64, 64, 48), seed=k), np.eye(4)), path)
+    for k, path in enumerate(paths):  # the last two take so long that both workers are killed before the end
+        shape = (48, 48, 32) if k < 6 else (96, 96, 64)
+        nib.save(nib.Nifti1Image(scan_array(shape, seed=k), np.eye(4)), path)
     (tmp_path / "list").write_text("".join(f"{path.name}\n" for path in paths))
     bundle = make_threshold_bundle(tmp_path / "bundle", work=4).folder
     killed: list[int] = []

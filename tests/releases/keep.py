@@ -18,7 +18,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from tests.bundles import nowhere_air
 from tests.gateway.stand import RunningGateway, configuration
 from tests.runs import make_tiny_run
 from tests.server.running import RunningServer
+from tests.waiting import until
 
 RELEASES = Path(__file__).parent
 NOBODY = {"archive": {"web": {"url": "http://127.0.0.1:9/dicom-web"}}}
@@ -80,8 +80,7 @@ def _leave_jobs(made: Path, folder: Path) -> dict[str, str]:
         plain = nib.load(made / "scan.nii.gz").to_bytes()
         jobs = {"done": put(whole), "failed": put(plain[:-100])}
         for name in jobs.values():
-            while server.get(f"/jobs/{name}").json()["state"] not in ("done", "failed"):
-                time.sleep(0.05)
+            until(lambda name=name: server.get(f"/jobs/{name}").json()["state"] in ("done", "failed"))
         large = nib.Nifti1Image(nowhere_air((128, 128, 96)), np.diag([5.0, 5.0, 8.0, 1.0]))
         packed = gzip.compress(large.to_bytes())
         jobs |= {"begun": put(packed), "beside": put(packed), "waiting": put(whole)}
@@ -104,8 +103,7 @@ def _leave_study(made: Path, folder: Path) -> dict[str, str]:
         for file in files:
             assert association.send_c_store(file).Status == 0
         association.release()
-        while not gateway.status()["held_up"]:
-            time.sleep(0.1)
+        until(lambda: gateway.status()["held_up"])
     finally:
         gateway.stop(signal.SIGKILL)
     return {"study": str(pydicom.dcmread(files[0], stop_before_pixels=True).StudyInstanceUID)}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,9 +18,10 @@ from semiseg.bundle.bundle import open_bundle
 from semiseg.inference.segmenter import Settings
 from semiseg.predicting.one import segment_file
 from server.gateway.names import Names
-from tests.gateway.stand import configuration, running_gateway, until
+from tests.gateway.stand import configuration, running_gateway
 from tests.releases.keep import NOBODY, RELEASES
 from tests.server.running import running
+from tests.waiting import until
 
 KEPT = sorted(folder.parent for folder in RELEASES.glob("*/about.json"))
 
@@ -64,13 +64,14 @@ def test_bundle_opens_and_draws_what_it_drew(release: Path, tmp_path: Path) -> N
 def test_server_finishes_the_jobs_that_it_finds(release: Path, about: dict[str, Any], tmp_path: Path) -> None:
     """DEP-06, SRV-03."""
     with running(release / "bundle", tmp_path / "process", "--state", str(release / "server")) as server:
-        states = {}
-        end = time.monotonic() + 90
-        while set(states.values()) - {"done", "failed"} or not states:
-            assert time.monotonic() < end, states
-            time.sleep(0.2)
-            names = ("done", "failed", "begun", "beside", "waiting")
-            states = {name: server.get(f"/jobs/{about[name]}").json()["state"] for name in names}
+        states: dict[str, str] = {}
+
+        def ended() -> bool:
+            for name in ("done", "failed", "begun", "beside", "waiting"):
+                states[name] = server.get(f"/jobs/{about[name]}").json()["state"]
+            return set(states.values()) <= {"done", "failed"}
+
+        until(ended, told=lambda: states)
         assert states == {"done": "done", "failed": "failed", "begun": "done", "beside": "done", "waiting": "done"}
         for name in ("done", "waiting"):
             (tmp_path / "mask.nii.gz").write_bytes(server.get(f"/jobs/{about[name]}/result").content)

@@ -5,16 +5,25 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 
-START_SECONDS = 60.0
+from tests.waiting import until
+
+START_SECONDS = 180.0  # far beyond what it takes: a machine may be busy
+HEAD = (
+    b'--b\r\nContent-Disposition: form-data; name="scan"; filename="s"\r\n'
+    b"Content-Type: application/octet-stream\r\n\r\n"
+)
+TAIL = b"\r\n--b--\r\n"
+FORM = "multipart/form-data; boundary=b"
 
 
 class RunningServer:
@@ -27,11 +36,11 @@ class RunningServer:
         self.home = folder / "home"
         self.temporary.mkdir(parents=True, exist_ok=True)
         self.home.mkdir(exist_ok=True)
+        self.state = Path(options[options.index("--state") + 1]) if "--state" in options else self.temporary
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("BENTOML", "PROMETHEUS"))}
         environment |= {"TMPDIR": str(self.temporary), "HOME": str(self.home), "PYTHONUNBUFFERED": "1"}
         environment |= environ or {}
         command = [sys.executable, "-m", "cli.app", "serve", str(bundle), "--port", port, "--threads", "1", *options]
-        self.started = time.monotonic()
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
         )
@@ -51,10 +60,11 @@ class RunningServer:
 
     def wait_until_ready(self) -> None:
         self.wait_until_listening()
-        while self.get("/readyz").status_code != 200:
-            assert self.process.poll() is None, self.output
-            assert time.monotonic() - self.started < START_SECONDS, self.output
-            time.sleep(0.05)
+        until(self._is_ready, START_SECONDS, lambda: self.output)
+
+    def _is_ready(self) -> bool:
+        assert self.process.poll() is None, self.output
+        return self.get("/readyz").status_code == 200
 
     def get(self, path: str) -> httpx.Response:
         return self.http.get(self.url + path)
@@ -78,13 +88,17 @@ class RunningServer:
         beside = [p for p in self.temporary.iterdir() if not p.name.startswith("semiseg-serve-")]
         return [str(p) for p in (*inside, *beside) if not p.name.startswith(own)]
 
+    def scans(self) -> list[Path]:
+        """The folders of the requests that were let in and are not answered yet."""
+        return list(self.state.glob("**/scan-*"))
+
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send the signal and wait; the exit code."""
         self.http.close()
         if self.process.poll() is None:
             self.process.send_signal(number)
         try:
-            self.process.wait(30)
+            self.process.wait(90)
         except subprocess.TimeoutExpired:
             self.process.kill()
             raise
@@ -112,3 +126,23 @@ def running(
         yield server
     finally:
         server.stop()
+
+
+def raw(server: RunningServer, head: str, *pieces: bytes) -> socket.socket:
+    """A connection over which a request with these header lines and these pieces of a body was sent."""
+    address = urlsplit(server.url)
+    connection = socket.create_connection((address.hostname, address.port), timeout=120)
+    connection.sendall(f"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: {FORM}\r\n{head}\r\n\r\n".encode())
+    for piece in pieces:
+        connection.sendall(piece)
+    return connection
+
+
+@contextlib.contextmanager
+def busy(server: RunningServer, scan: bytes, *header: str) -> Iterator[socket.socket]:
+    """While the block runs, the server has let a client in, who waits for ``scan``; it takes seconds to segment."""
+    until(lambda: not server.scans())
+    body = HEAD + scan + TAIL
+    with raw(server, "\r\n".join((f"Content-Length: {len(body)}", *header)), body) as connection:
+        until(server.scans)
+        yield connection

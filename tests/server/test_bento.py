@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx
@@ -15,6 +14,8 @@ import numpy as np
 import pytest
 
 from tests.bundles import expected, make_threshold_bundle, scan_array
+from tests.ports import free_port
+from tests.waiting import until
 
 KEY = "ward-0123456789-abcdefghij"
 
@@ -74,10 +75,8 @@ def test_bentoml_serves_it_and_asks_for_a_key(built, tmp_path):
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        until = time.monotonic() + 100
-        while not ready(url):
-            assert time.monotonic() < until and process.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.3)
+        until(lambda: ready(url) or process.poll() is not None, 180, (tmp_path / "log").read_text)
+        assert process.poll() is None, (tmp_path / "log").read_text()
         array = scan_array((12, 10, 8))
         files = {"scan": nib.Nifti1Image(array, np.eye(4)).to_bytes()}
         assert httpx.post(f"{url}/segment", files=files, timeout=60).status_code == 401
@@ -98,11 +97,3 @@ def ready(url: str) -> bool:
         return httpx.get(f"{url}/readyz", timeout=5).status_code == 200
     except httpx.TransportError:
         return False
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.create_server(("127.0.0.1", 0)) as one:
-        port: int = one.getsockname()[1]
-        return port

@@ -6,13 +6,10 @@ import gzip
 import io
 import json
 import re
-import time
 import zipfile
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import nibabel as nib
 import numpy as np
 import pydicom
@@ -21,7 +18,8 @@ import pytest
 from semiseg.phantoms.write import write_dicom_series
 from semiseg.volumes.volume import Volume
 from tests.bundles import make_threshold_bundle, nowhere_air, scan_array
-from tests.server.running import RunningServer, running
+from tests.server.running import RunningServer, busy, running
+from tests.waiting import until
 
 WARD, LAB = "ward-0123456789-abcdefghij", "lab-9876543210-jihgfedcba"
 MARK = "QZMARKQZ"
@@ -100,15 +98,11 @@ def test_key_that_is_taken_out_of_the_file_is_refused_without_a_restart(guarded,
 
 def test_one_client_cannot_take_all_the_places(guarded):
     slow = gzip.compress(nib.Nifti1Image(nowhere_air((128, 128, 128)), np.eye(4)).to_bytes(), 1)
-    with ThreadPoolExecutor(1) as pool:
-        first = pool.submit(
-            httpx.post, f"{guarded.url}/segment", files={"scan": slow}, headers=with_key(WARD), timeout=120
-        )
-        time.sleep(1)
+    with busy(guarded, slow, f"Authorization: Bearer {WARD}") as first:
         second = guarded.segment(nifti(), headers=with_key(WARD))
         assert second.status_code == 429 and int(second.headers["retry-after"]) > 0
         assert guarded.segment(nifti(), headers=with_key(LAB)).status_code == 200
-        assert first.result().status_code == 200
+        assert first.recv(100).startswith(b"HTTP/1.1 200 ")
     assert guarded.segment(nifti(), headers=with_key(WARD)).status_code == 200
 
 
@@ -285,10 +279,9 @@ def test_nothing_of_a_patient_is_in_logs_errors_figures_or_names(bundle, tmp_pat
             said += [str(p) for p in (tmp_path / "s").rglob("*")] + [str(p) for p in (tmp_path / "p").rglob("*")]
         server.get(f"/{MARK}")
         server.http.request(MARK, f"{server.url}/segment")
+        idle = [f'semiseg_jobs{{state="{state}"}} 0.0' for state in ("waiting", "running")]
+        until(lambda: all(line in server.get("/metrics").text for line in idle))
         said.append(server.get("/metrics").text)
-        while any(f'semiseg_jobs{{state="{state}"}} 0.0' not in said[-1] for state in ("waiting", "running")):
-            time.sleep(0.1)
-            said[-1] = server.get("/metrics").text
         for row in (tmp_path / "s").glob("jobs.sqlite3*"):
             # What the caller wrote into the form is kept with its job; what the scan says is not.
             assert f"{MARK}ID" not in row.read_bytes().decode("latin-1")

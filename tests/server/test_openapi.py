@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import re
-import socket
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import nibabel as nib
@@ -18,7 +15,8 @@ import pytest
 from semiseg.phantoms.write import write_dicom_series
 from semiseg.volumes.volume import Volume
 from tests.bundles import make_threshold_bundle, nowhere_air, scan_array
-from tests.server.running import RunningServer, running
+from tests.server.running import RunningServer, busy, raw, running
+from tests.waiting import until
 
 
 @pytest.fixture(scope="module")
@@ -47,12 +45,7 @@ def nifti(values: np.ndarray | None = None) -> bytes:
 
 
 def standing_still(server: RunningServer) -> httpx.Response:
-    address = urlsplit(server.url)
-    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
-        connection.sendall(
-            b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
-            b"Content-Length: 999\r\n\r\n--b"
-        )
+    with raw(server, "Content-Length: 999", b"--b") as connection:
         received = connection.makefile("rb").read()
     head, _, body = received.partition(b"\r\n\r\n")
     kind = next(line.split(b": ")[1] for line in head.split(b"\r\n") if line.lower().startswith(b"content-type"))
@@ -60,14 +53,7 @@ def standing_still(server: RunningServer) -> httpx.Response:
 
 
 def while_busy(server: RunningServer) -> httpx.Response:
-    form = b'--b\r\nContent-Disposition: form-data; name="scan"; filename="s"\r\n\r\n' + many() + b"\r\n--b--\r\n"
-    address = urlsplit(server.url)
-    with socket.create_connection((address.hostname, address.port), timeout=20) as connection:
-        connection.sendall(
-            b"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
-            b"Content-Length: %d\r\n\r\n%s" % (len(form), form)
-        )
-        time.sleep(0.7)
+    with busy(server, many()):
         answer = server.segment(nifti())
     wait_until_idle(server)
     return answer
@@ -80,10 +66,7 @@ def too_long(server: RunningServer) -> httpx.Response:
 
 
 def wait_until_idle(server: RunningServer) -> None:
-    deadline = time.monotonic() + 30
-    while server.segment(nifti()).status_code == 503:
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
+    until(lambda: server.segment(nifti()).status_code != 503)
 
 
 def many() -> bytes:

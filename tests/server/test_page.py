@@ -22,6 +22,7 @@ from semiseg.volumes.volume import Volume
 from tests.bundles import make_threshold_bundle, nowhere_air, scan_array
 from tests.conftest import skip_because
 from tests.server.running import RunningServer, running
+from tests.waiting import until
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 StaleElementReferenceException = pytest.importorskip("selenium.common.exceptions").StaleElementReferenceException
@@ -76,20 +77,26 @@ def needs_viewer() -> None:
         skip_because("the viewer is not here; `make page` brings it")
 
 
-def wait_for(browser, selector: str, seconds: float = 60) -> list:
-    until = time.monotonic() + seconds
-    while True:
+def wait_for(browser, selector: str) -> list:
+    found: list = []
+
+    def shown() -> bool:
         with contextlib.suppress(StaleElementReferenceException):  # the page was loaded anew in between
-            if found := [e for e in browser.find_elements("css selector", selector) if e.is_displayed()]:
-                return found
-        assert time.monotonic() < until, browser.find_element("css selector", "body").text
-        time.sleep(0.1)
+            found[:] = [e for e in browser.find_elements("css selector", selector) if e.is_displayed()]
+        return bool(found)
+
+    until(shown, told=lambda: words(browser))
+    return found
+
+
+def words(browser) -> str:
+    return str(browser.find_element("css selector", "body").text)
 
 
 def upload(browser, server: RunningServer, *files: Path) -> None:
     """Open the page anew and give it files."""
-    browser.get(f"{server.url}/livez")  # the same origin without the page, which would write its cases down again
-    browser.execute_script("localStorage.clear()")
+    browser.get("about:blank")  # the page would write its cases down again
+    browser.execute_cdp_cmd("Storage.clearDataForOrigin", {"origin": server.url, "storageTypes": "local_storage"})
     browser.get(server.url)
     wait_for(browser, "#form")  # shown once the page knows what the server can do
     browser.find_element("id", "scan").send_keys("\n".join(str(file) for file in files))
@@ -118,10 +125,8 @@ def saved(browser, kind: str, name: str) -> bytes:
     file = browser.downloads / name
     file.unlink(missing_ok=True)
     browser.find_element("css selector", f"#downloads button[data-kind={kind}]").click()
-    until = time.monotonic() + 60
-    while not file.is_file() or (browser.downloads / f"{name}.crdownload").exists():
-        assert time.monotonic() < until, browser.find_element("css selector", "body").text
-        time.sleep(0.1)
+    unfinished = browser.downloads / f"{name}.crdownload"
+    until(lambda: file.is_file() and not unfinished.exists(), told=lambda: words(browser))
     return file.read_bytes()
 
 
@@ -145,31 +150,34 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 def test_scan_and_mask_are_drawn_by_the_viewer_and_segments_can_be_switched_off(browser, server, series, needs_viewer):
     upload(browser, server, *series)
     assert drawn(browser) == "volumes"
-    both = pixels(browser)
-    assert both.max() > 60
     colours = {s["name"]: s["colour"] for s in server.get("/models").json()[0]["segments"]}
-    before = {name: share_of(colour, both) for name, colour in colours.items()}
-    assert all(share > 0.005 for share in before.values()), before
+    before: dict[str, float] = {}
+
+    def both() -> bool:
+        picture = pixels(browser)
+        before.update({name: share_of(colour, picture) for name, colour in colours.items()})
+        return picture.max() > 60 and min(before.values()) > 0.005
+
+    until(both, told=lambda: before)
     for name in colours:
         browser.find_element("css selector", f"#segments input[data-segment={name}]").click()
-    time.sleep(1)
-    neither = pixels(browser)
-    assert all(share_of(colour, neither) < before[name] / 5 for name, colour in colours.items())
+
+    def no_colour() -> bool:
+        picture = pixels(browser)
+        return all(share_of(colour, picture) < before[name] / 5 for name, colour in colours.items())
+
+    until(no_colour)
     for name in colours:
         browser.find_element("css selector", f"#segments input[data-segment={name}]").click()
+    until(both, told=lambda: before)
     browser.execute_script(
         "const o = document.getElementById('opacity'); o.value = 0; o.dispatchEvent(new Event('input'));"
     )
-    time.sleep(1)
-    assert all(share_of(colour, pixels(browser)) < before[name] / 5 for name, colour in colours.items())
+    until(no_colour)
     for view in ("axial", "render", "all"):
         browser.find_element("css selector", f"#views button[data-view={view}]").click()
-        time.sleep(0.5)
-        assert (
-            browser.find_element("css selector", f"#views button[data-view={view}]").get_attribute("aria-pressed")
-            == "true"
-        )
-        assert pixels(browser).max() > 30
+        wait_for(browser, f"#views button[data-view={view}][aria-pressed=true]")
+        until(lambda: pixels(browser).max() > 30)
 
 
 def test_where_no_viewer_was_brought_the_page_shows_the_servers_pictures(browser, server, series):
@@ -224,11 +232,7 @@ def test_progress_is_shown_and_a_scan_can_be_stopped(browser, server, tmp_path):
     upload(browser, server, file)
     bar = wait_for(browser, "#progress progress[value]")[0]
     seen = set()
-    until = time.monotonic() + 60
-    while len(seen) < 3:
-        seen.add(float(bar.get_attribute("value")))
-        assert time.monotonic() < until
-        time.sleep(0.2)
+    until(lambda: seen.add(float(bar.get_attribute("value"))) or len(seen) >= 3)
     assert float(bar.get_attribute("max")) == 9**3
     assert "Segmenting" in browser.find_element("id", "status").text
     browser.find_element("id", "cancel").click()

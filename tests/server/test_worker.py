@@ -12,6 +12,7 @@ from server.jobs import worker
 from server.jobs.queue import Queue
 from server.jobs.turns import Turns
 from server.jobs.worker import JobFailed, Postponed, Task, Worker
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -50,13 +51,6 @@ def start(queue: Queue, work: Work, **options) -> Worker:
     return Worker(queue, "work", work, threads=1, turns=Turns(1), **options)
 
 
-def until(condition, seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
 def test_worker_ends_jobs_as_the_work_does(queue, work, monkeypatch):
     monkeypatch.setattr(worker, "GLANCE", 0.05)
     names = {kind: queue.put("work", {"kind": kind}).id for kind in ("good", "fail", "later")}
@@ -74,7 +68,7 @@ def test_worker_ends_jobs_as_the_work_does(queue, work, monkeypatch):
 def test_worker_that_is_closed_gives_its_job_back_uncounted(queue, work):
     job = queue.put("work", {})
     running = start(queue, work)
-    assert work.begun.wait(10)
+    assert work.begun.wait(60)
     running.close()
     assert (queue.get(job.id).state, queue.get(job.id).attempts) == ("waiting", 0)
     assert work.finished == []
@@ -85,7 +79,7 @@ def test_cancelled_job_stops(queue, work, monkeypatch, here):
     monkeypatch.setattr(worker, "HEARTBEAT", 60.0 if here else 0.05)
     job = queue.put("work", {})
     running = start(queue, work)
-    assert work.begun.wait(10)
+    assert work.begun.wait(60)
     queue.stop(job.id)
     if here:  # otherwise another process cancelled it
         running.stop(job.id)
@@ -97,7 +91,7 @@ def test_worker_whose_lease_was_taken_stops_and_changes_nothing(queue, work, mon
     monkeypatch.setattr(worker, "HEARTBEAT", 0.05)
     job = queue.put("work", {})
     running = start(queue, work)
-    assert work.begun.wait(10)
+    assert work.begun.wait(60)
     queue.free_all()
     other = queue.lease("work", 60)
     until(lambda: not running._tasks)
@@ -114,7 +108,7 @@ def test_no_job_is_leased_while_it_is_not_its_turn(queue, work):
     assert not work.begun.wait(0.3)
     assert queue.get(job.id).state == "waiting"
     turns.release()
-    assert work.begun.wait(10)
+    assert work.begun.wait(60)
     running.close()
 
 
@@ -124,15 +118,15 @@ def test_turns_are_taken_in_the_order_in_which_they_were_asked_for():
     assert turns.acquire(1)
 
     def request() -> None:
-        assert turns.acquire(5)
+        assert turns.acquire(60)
         order.append("request")
         turns.release()
 
     thread = threading.Thread(target=request)
     thread.start()
-    time.sleep(0.1)
+    until(lambda: turns._waiting)
     turns.release()
-    assert turns.acquire(5)
+    assert turns.acquire(60)
     order.append("worker")
     turns.release()
     thread.join()

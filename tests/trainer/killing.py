@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PATIENCE = 60.0  # seconds that a child may take before it shows itself
+PATIENCE = 300.0  # seconds that a child may take before it shows itself
 
 
 def main(run: Path, seed: int, kills: int, arguments: list[str]) -> None:
@@ -71,7 +71,7 @@ def _wait(child: int, reached: Callable[[], bool]) -> None:
             return  # it has ended by itself, which the caller will notice
         if time.monotonic() > deadline:
             os.kill(child, signal.SIGKILL)
-            sys.exit("the run did nothing for a minute")
+            sys.exit(f"the run did nothing for {PATIENCE:g} seconds")
 
 
 def _checkpoint_is_being_written(run: Path, nth: int) -> Callable[[], bool]:

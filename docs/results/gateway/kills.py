@@ -28,7 +28,8 @@ import pydicom
 
 from tests.bundles import make_threshold_bundle
 from tests.gateway.stand import RunningGateway, assert_overlays, configuration, storescu, write_study
-from tests.outputs.archive import Archive, free_port, running_archive
+from tests.outputs.archive import Archive, running_archive
+from tests.ports import free_port
 from tests.server.running import running
 
 SLICES = 6

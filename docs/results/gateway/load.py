@@ -31,7 +31,8 @@ import numpy as np
 from semiseg.phantoms.write import write_dicom_series
 from semiseg.volumes.volume import Volume
 from tests.gateway.stand import configuration, running_gateway
-from tests.outputs.archive import free_port, running_archive
+from tests.outputs.archive import running_archive
+from tests.ports import free_port
 
 BIN = Path("/usr/bin")
 

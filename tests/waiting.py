@@ -1,0 +1,14 @@
+"""Waiting for what another process or thread does, without a bet on how fast this machine is today."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+def until(condition: Callable[[], object], seconds: float = 120.0, told: Callable[[], object] = lambda: "") -> None:
+    """Wait until ``condition`` holds; ``seconds`` bounds only how long a failure takes, which then says ``told()``."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not happen in {seconds:g} seconds: {told()}"
+        time.sleep(0.02)
