@@ -6,8 +6,9 @@ differs.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -96,40 +97,24 @@ class Segmenter:
             Cancelled: ``cancelled`` said so.
         """
         ordered = self._ordered(channels)
-        try:
-            return self._segment(ordered, progress, cancelled, timing or Timing(), watchers, probabilities)
-        except MemoryError:
-            shape = next(iter(ordered.values())).shape
-            raise EngineError(
-                f"There is not enough memory here for a scan of {by_sides(shape)} voxels, {self.manifest.outputs} "
-                f"classes and windows of {by_sides(self.window)}; free some, take a smaller window, or another machine."
-            ) from None
-
-    def _segment(
-        self,
-        ordered: Mapping[str, Volume],
-        progress: Progress | None,
-        cancelled: Callable[[], bool] | None,
-        timing: Timing,
-        watchers: Sequence[Watcher],
-        probabilities: bool,
-    ) -> Segmentation:
-        clock = time.perf_counter()
-        prepared = self.manifest.preprocessing.apply(ordered)
-        clock = timing.add("preprocessing", clock)
-        kept = [Probabilities(self.manifest.activation)] if probabilities else []
-        labels = self.segment_prepared(
-            prepared.array, progress=progress, cancelled=cancelled, timing=timing, watchers=(*watchers, *kept)
-        )
-        clock = time.perf_counter()
-        cleaned = self._clean(labels, prepared)
-        array = self.manifest.preprocessing.restore(cleaned, prepared.placement)
-        shares = None
-        for each in kept:
-            inside = self._unpadded(each.array(), prepared.array.shape[1:])
-            shares = self.manifest.preprocessing.restore_image(inside, prepared.placement)
-        timing.add("restoring", clock)
-        return Segmentation(self.manifest.segments, array, prepared.placement.affine, shares)
+        timing = timing if timing is not None else Timing()
+        with self._enough_memory(ordered):
+            clock = time.perf_counter()
+            prepared = self.manifest.preprocessing.apply(ordered)
+            timing.add("preprocessing", clock)
+            kept = [Probabilities(self.manifest.activation)] if probabilities else []
+            labels = self.segment_prepared(
+                prepared.array, progress=progress, cancelled=cancelled, timing=timing, watchers=(*watchers, *kept)
+            )
+            clock = time.perf_counter()
+            cleaned = self._clean(labels, prepared)
+            array = self.manifest.preprocessing.restore(cleaned, prepared.placement)
+            shares = None
+            for each in kept:
+                inside = self._unpadded(each.array(), prepared.array.shape[1:])
+                shares = self.manifest.preprocessing.restore_image(inside, prepared.placement)
+            timing.add("restoring", clock)
+            return Segmentation(self.manifest.segments, array, prepared.placement.affine, shares)
 
     def segment_with_remarks(
         self,
@@ -197,6 +182,17 @@ class Segmenter:
         expected = (self.batch, self.manifest.outputs, *self.window)
         if logits.shape != expected:
             raise InputError(f"The network returned shape {logits.shape}; the manifest promises {expected}.")
+
+    @contextlib.contextmanager
+    def _enough_memory(self, ordered: Mapping[str, Volume]) -> Iterator[None]:
+        try:
+            yield
+        except MemoryError:
+            shape = next(iter(ordered.values())).shape
+            raise EngineError(
+                f"There is not enough memory here for a scan of {by_sides(shape)} voxels, {self.manifest.outputs} "
+                f"classes and windows of {by_sides(self.window)}; free some, take a smaller window, or another machine."
+            ) from None
 
     def _sliding_window(self) -> SlidingWindow:
         return SlidingWindow(

@@ -16,7 +16,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from semiseg.errors import Cancelled
-from server.http.answers import Answer, answer_upload
+from server.http.answers import Answer, answer_order
+from server.http.order import Order
 from server.http.reception import Received, Reception
 from server.jobs.turns import Turns
 
@@ -50,13 +51,12 @@ class SegmentEndpoint:
         return await self._reception.take(request, segment)
 
     def _segment(self, received: Received, accept: str, stopped: Callable[[], bool]) -> Answer:
+        order = Order.of(received.upload, accept, self._reception.models)
         while not self._turns.acquire(timeout=GLANCE):
             if stopped():
                 raise Cancelled("The client went away before its turn came.")
         try:
-            answer = answer_upload(
-                received.upload, accept, self._reception.models, received.folder, received.timing, stopped
-            )
+            answer = answer_order(order, received.folder, received.timing, stopped)
         finally:
             self._turns.release()
         self._reception.metrics.scan(answer.model, received.timing)

@@ -24,19 +24,23 @@ def forms_asked(field: str, accept: str) -> tuple[Kind, ...]:
         Refusal: 400, the field names something else.
     """
     if field:
-        names = dict.fromkeys(name.strip() for name in field.split(","))
-        found = tuple(kind for name in names for kind in KINDS if kind == name)
-        if len(found) < len(names):
-            raise unknown_form()
-        return found
+        return forms_named(field)
     types = [part.split(";")[0].strip().lower() for part in accept.split(",")]
     # Wildcards and foreign types name none.
     return tuple(kind for wanted in types for kind, form in FORMS.items() if form.media_type == wanted)[:1]
 
 
-def unknown_form() -> Refusal:
-    """The refusal of a field `answer` that names no form."""
-    return Refusal(400, f"The field `answer` is {', '.join(KINDS[:-1])} or {KINDS[-1]}, or several with commas.")
+def forms_named(field: str) -> tuple[Kind, ...]:
+    """The forms that a field `answer` names, separated by commas.
+
+    Raises:
+        Refusal: 400, it names something else, or nothing.
+    """
+    names = dict.fromkeys(name.strip() for name in field.split(","))
+    found = tuple(kind for name in names for kind in KINDS if kind == name)
+    if len(found) < len(names):
+        raise Refusal(400, f"The field `answer` is {', '.join(KINDS[:-1])} or {KINDS[-1]}, or several with commas.")
+    return found
 
 
 def forms_for(asked: Sequence[Kind], scan: Scan, model: ServedModel) -> tuple[Kind, ...]:

@@ -20,9 +20,11 @@ from starlette.routing import Route
 
 from semiseg.errors import Cancelled
 from semiseg.inference.sliding_window import Timing
-from server.http.answers import Answer, answer_again, answer_upload, require_sense
+from server.http.answers import Answer, answer_again, answer_order
+from server.http.forms import forms_named
 from server.http.limits import RETRY_SECONDS, Refusal
 from server.http.memory import trim
+from server.http.order import Order
 from server.http.reception import Received, Reception, client_of, owner_of
 from server.http.replies import refusal_of, refused
 from server.http.schemas import JobAnswer
@@ -83,7 +85,7 @@ class Jobs:
 
     def _work(self, task: Task) -> dict[str, Any]:
         """One job, in a thread of the worker."""
-        models, timing = self._reception.models, Timing()
+        timing = Timing()
         folder, until = None, time.monotonic() + self._reception.limits.request_seconds
 
         def stopped() -> bool:
@@ -91,8 +93,8 @@ class Jobs:
 
         try:
             upload, folder = self._files.upload_of(task.job)
-            progress = _Pace(task)
-            answer = answer_upload(upload, task.job.payload["accept"], models, folder, timing, stopped, progress.told)
+            order = Order.of(upload, task.job.payload["accept"], self._reception.models)
+            answer = answer_order(order, folder, timing, stopped, _Pace(task).told)
             if stopped():
                 raise Cancelled("The job was stopped.")
             result = self._files.keep(task.job, answer)
@@ -136,8 +138,9 @@ class Jobs:
 
         def accept() -> Job:
             limits = self._reception.limits
-            model = require_sense(received.upload, self._reception.models)
-            told = {"accept": request.headers.get("accept", "")[:1000], "model": model.identity.name}
+            accept = request.headers.get("accept", "")[:1000]
+            order = Order.of(received.upload, accept, self._reception.models)
+            told = {"accept": accept, "model": order.model.identity.name}
             return self._files.accept(
                 received.upload,
                 received.folder,
@@ -196,8 +199,8 @@ class Jobs:
         with self._turns.one():
             upload, folder = self._files.upload_of(job)
             try:
-                model = self._reception.models.chosen(job.payload["model"])
-                return answer_again(upload, asked, model, self._files.results / job.id, folder)
+                order = replace(Order.of(upload, "", self._reception.models), forms=forms_named(asked))
+                return answer_again(order, self._files.results / job.id, folder)
             finally:
                 remove(folder)
 
