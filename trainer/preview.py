@@ -4,23 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from semiseg.bundle.manifest import Manifest
 from semiseg.dataset import read_channels, read_reference
-from semiseg.engines.engine import Engine
+from semiseg.inference.segmenter import Segmenter
 from semiseg.outputs.overlay import contact_sheet
 from semiseg.volumes.segmentation import from_reference
 from trainer.plan import Plan
-from trainer.validation import segmenter_for
 
 
-def draw_preview(manifest: Manifest, engine: Engine, plan: Plan, target: Path) -> None:
+def draw_preview(segmenter: Segmenter, plan: Plan, target: Path) -> None:
     """A contact sheet of one scan: a validation scan, else an unlabelled one (prediction only), else a labelled one."""
     split = plan.split
     case_id = (*split.validation, *plan.unlabelled, *split.labelled)[0]
     case = plan.dataset.case(case_id)
     channels = read_channels(case, plan.dataset.channels)
     image = next(iter(channels.values()))
-    predicted = segmenter_for(manifest, engine).segment(channels)
+    predicted = segmenter.segment(channels)
     masks = [("prediction", predicted)]
     kind = "unlabelled"
     if case_id not in plan.unlabelled:

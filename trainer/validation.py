@@ -23,9 +23,8 @@ def segmenter_for(manifest: Manifest, engine: Engine) -> Segmenter:
     return Segmenter(manifest, engine, Settings(batch=1 if engine.device == "cpu" else BATCH))
 
 
-def validate(manifest: Manifest, engine: Engine, plan: Plan) -> Figures:
+def validate(segmenter: Segmenter, plan: Plan) -> Figures:
     """Mean Dice per segment over the split's validation scans; a scan without the segment does not count."""
-    segmenter = segmenter_for(manifest, engine)
     rows: dict[str, list[float]] = {s.name: [] for s in plan.segments}
     for case_id in plan.split.validation:
         case = plan.dataset.case(case_id)
@@ -41,13 +40,12 @@ def validate(manifest: Manifest, engine: Engine, plan: Plan) -> Figures:
     return Figures(scans=len(plan.split.validation), dice=means)
 
 
-def portray(manifest: Manifest, engine: Engine, plan: Plan) -> MaskFingerprint:
+def portray(segmenter: Segmenter, plan: Plan) -> MaskFingerprint:
     """What the model's masks of its training scans are like: the labelled ones, then as many others as it takes."""
-    segmenter = segmenter_for(manifest, engine)
     others = plan.unlabelled[:: max(1, len(plan.unlabelled) // PORTRAYED)]
     masks = []
     for case_id in (*plan.split.labelled, *others)[:PORTRAYED]:
-        doubt = Doubt(len(plan.segments), manifest.activation)
+        doubt = Doubt(len(plan.segments), segmenter.manifest.activation)
         channels = read_channels(plan.dataset.case(case_id), plan.dataset.channels)
         masks.append(measures_of(segmenter.segment(channels, watchers=[doubt]), doubt.mean()))
     return MaskFingerprint.of(masks)

@@ -1,0 +1,131 @@
+"""What the learners are fed, step by step: batches cut from prepared scans, and the predictions that steer them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from semiseg.inference.segmenter import Segmenter
+from trainer.cases import PreparedCase, encode_prediction, places_of, prepare_cases, segments_without_label
+from trainer.device import workers
+from trainer.errors import RecipeError
+from trainer.learners import Learners
+from trainer.methods.method import Turn
+from trainer.parallel import processes, rank, wait_for_all
+from trainer.patches import Batch, Draws, Mixture, PatchSource, Request, batches
+from trainer.plan import Plan, Watch
+from trainer.pseudo_labels import PseudoLabels
+
+Foreground = dict[str, tuple[NDArray[np.int32], ...]]
+
+
+class Feed:
+    """The batches of a run.
+
+    Between two refreshes they are made ahead of time; what a refresh predicts is the last thing that they depend on
+    besides the recipe and the step.
+    """
+
+    def __init__(self, plan: Plan, cases: dict[str, PreparedCase], pseudo: PseudoLabels, device: torch.device) -> None:
+        """Draw from ``cases``; predictions that serve as labels lie in ``pseudo``."""
+        self._plan, self._cases, self._device = plan, cases, device
+        self._draws = Draws(plan.recipe, cases, plan.split.labelled, plan.unlabelled)
+        self._kept = pseudo
+        self._pseudo: dict[str, NDArray[np.uint8]] = {}
+
+    @property
+    def foreground(self) -> Foreground:
+        """Where the last predictions found each segment, by unlabelled scan; a checkpoint holds it."""
+        return self._draws.foreground
+
+    def restore(self, step: int, foreground: Foreground) -> None:
+        """Go on at ``step`` from a checkpoint."""
+        method = self._plan.method
+        self._draws.foreground = foreground
+        labelled_at = [s for s in range(step) if method.refreshes_pseudo_labels(s)]
+        if step < method.steps and labelled_at and not method.refreshes_pseudo_labels(step):
+            self._pseudo = self._kept.read(labelled_at[-1], self._plan.unlabelled)
+
+    def stretch(self, step: int, learners: Learners) -> Iterator[tuple[Batch, Turn]]:
+        """Refresh what ``step`` asks for; then batch and turn of every step up to the next refresh."""
+        method, recipe, preprocessing = self._plan.method, self._plan.recipe, self._plan.preprocessing
+        self._refresh(step, learners)
+        before = sum((method.turn(s).mixture for s in range(step)), Mixture(0, 0))
+        stop = next((s for s in range(step + 1, method.steps) if self._refreshes(s)), method.steps)
+        turns = [method.turn(s) for s in range(step, stop)]
+        source = PatchSource(
+            recipe, self._cases, preprocessing.slice_axis, preprocessing.padding, self._pseudo, self._device
+        )
+        on_gpu = self._device.type == "cuda"
+        made = batches(source, self._requests(step, turns, before), step, workers(recipe, self._device), on_gpu)
+        for batch, turn in zip(made, turns, strict=True):
+            yield batch.to(self._device), turn
+
+    def _requests(self, step: int, turns: list[Turn], before: Mixture) -> Iterator[list[Request]]:
+        """The patches of each step that this process makes: every W-th one of W processes."""
+        for s, turn in enumerate(turns, start=step):
+            yield self._draws.requests(s, turn.mixture, before)[rank() :: processes()]
+            before += turn.mixture
+
+    def _refreshes(self, step: int) -> bool:
+        method = self._plan.method
+        renewed = method.restarts(step) or method.fresh_optimisers(step)
+        return bool(renewed) or method.refreshes_foreground(step) or method.refreshes_pseudo_labels(step)
+
+    def _refresh(self, step: int, learners: Learners) -> None:
+        """What is renewed before ``step``: predictions first, then the networks that start anew."""
+        if self._plan.method.refreshes_foreground(step):
+            self._predict_foreground(learners.segmenter())
+        if self._plan.method.refreshes_pseudo_labels(step):
+            self._predict_labels(step, learners.segmenter(self._plan.method.labeller(learners.networks, step)))
+        learners.renew(step)
+
+    def _predict_foreground(self, segmenter: Segmenter) -> None:
+        """Predict every unlabelled scan that does not fit into a patch; where it finds foreground, patches are cut."""
+        patch = self._plan.recipe.size()
+        for case_id in self._plan.unlabelled:
+            case = self._cases[case_id]
+            if all(n <= p for n, p in zip(case.shape, patch, strict=True)):
+                continue
+            found = segmenter.segment_prepared(np.asarray(case.image))
+            encoded = encode_prediction(found, self._plan.segments)
+            self._draws.foreground[case_id] = places_of(encoded, self._plan.segments)
+
+    def _predict_labels(self, step: int, segmenter: Segmenter) -> None:
+        """Predict every unlabelled scan, each process its share, and take the predictions as labels from now on."""
+        unlabelled = self._plan.unlabelled
+        for case_id in unlabelled[rank() :: processes()]:
+            found = segmenter.segment_prepared(np.asarray(self._cases[case_id].image))
+            self._kept.write(step, case_id, encode_prediction(found, self._plan.segments))
+        wait_for_all()
+        self._pseudo = self._kept.read(step, unlabelled)
+        for case_id, labels in self._pseudo.items():
+            self._draws.foreground[case_id] = places_of(np.asarray(labels), self._plan.segments)
+
+
+def prepared(plan: Plan, cache: Path, watch: Watch | None) -> dict[str, PreparedCase]:
+    """The training scans, preprocessed; the first process fills the cache.
+
+    Raises:
+        RecipeError: a segment lies in no labelled scan.
+    """
+    split = plan.split
+    progress = None if watch is None else lambda done, total: watch("preparing scans", done, total)
+    if rank() > 0:
+        wait_for_all()
+    cases = prepare_cases(
+        plan.dataset, split.labelled, plan.unlabelled, plan.segments, plan.preprocessing, cache, progress
+    )
+    if rank() == 0:
+        wait_for_all()
+    unseen = segments_without_label((cases[i] for i in split.labelled), plan.segments)
+    if unseen:
+        raise RecipeError(
+            f"None of the {len(split.labelled)} labelled scans holds {' or '.join(unseen)}, so no network can "
+            "learn it: label a scan that does, or name the segments to learn under `regions` in the recipe."
+        )
+    return cases

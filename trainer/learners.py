@@ -1,0 +1,135 @@
+"""The networks of a run, their optimisers, and one update of them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from semiseg.bundle.manifest import Manifest
+from semiseg.inference.segmenter import Segmenter
+from trainer.engine import TorchEngine, student_of
+from trainer.errors import TrainingError
+from trainer.methods.method import Networks, Turn
+from trainer.optimisers import make_optimiser, step_together
+from trainer.parallel import average_buffers, average_gradients, average_values, rank, same_everywhere
+from trainer.patches import Batch
+from trainer.plan import Plan
+from trainer.start import start_from
+from trainer.validation import segmenter_for
+
+
+class Learners:
+    """What learns in a run, the same in every process.
+
+    Attributes:
+        networks: the method's, by name.
+        optimisers: of those that have something to learn.
+    """
+
+    def __init__(self, plan: Plan, manifest: Manifest, accelerator: Accelerator) -> None:
+        """Build the networks from the recipe's seed; ``manifest`` describes what is exported."""
+        self._plan, self._manifest, self._accelerator = plan, manifest, accelerator
+        self.networks = self._build(plan.recipe.seed)
+        self.optimisers = {
+            name: make_optimiser(plan.method.optimiser(name), network)
+            for name, network in self.networks.items()
+            if any(p.requires_grad for p in network.parameters())
+        }
+
+    def _build(self, seed: int) -> Networks:
+        torch.manual_seed(seed)
+        networks = self._plan.method.build()
+        if self._plan.recipe.start is not None:
+            start_from(self._plan.recipe.start, networks)
+        networks = {name: network.to(self._accelerator.device) for name, network in networks.items()}
+        same_everywhere(networks.values())
+        return networks
+
+    def renew(self, step: int) -> None:
+        """Begin ``step`` with the fresh networks and optimisers that the method asks for."""
+        method = self._plan.method
+        for name in method.restarts(step):
+            fresh = self._build(_number(self._plan.recipe.seed, 7, step))[name]
+            self.networks[name].load_state_dict(fresh.state_dict())
+        for name in {*method.restarts(step), *method.fresh_optimisers(step)}:
+            self.optimisers[name].state.clear()
+
+    def update(self, batch: Batch, turn: Turn) -> dict[str, float]:
+        """One optimisation step of the networks whose turn it is; the terms of the loss.
+
+        Raises:
+            TrainingError: the loss is not finite.
+        """
+        method, recipe, scaler = self._plan.method, self._plan.recipe, self._accelerator.scaler
+        # Dropout and noise of a step depend on the step alone.
+        torch.manual_seed(_number(recipe.seed, 5, batch.step, *([rank()] if rank() else [])))
+        method.prepare(self.networks, turn)
+        learners = {name: self.optimisers[name] for name in turn.rates}
+        for name, optimiser in learners.items():
+            for group in optimiser.param_groups:
+                group["lr"] = turn.rates[name]
+        terms: dict[str, float] = {}
+        for part in batch.parts(recipe.accumulate):
+            with self._accelerator.autocast():
+                losses = method.loss(self.networks, part, turn)
+            share = len(part) / len(batch)
+            _require_finite(losses["total"], batch)
+            loss = losses["total"] * share
+            (loss if scaler is None else scaler.scale(loss)).backward()
+            for name, value in losses.items():
+                terms[name] = terms.get(name, 0.0) + float(value.detach()) * share
+        average_gradients([self.networks[name] for name in learners])
+        terms = average_values(terms, self._accelerator.device)
+        clip = {name: method.optimiser(name).clip_norm for name in learners}
+        step_together(learners, {name: self.networks[name] for name in learners}, clip, scaler)
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
+        method.after_update(self.networks, turn)
+        average_buffers(network for network in self.networks.values() if network.training)
+        return terms
+
+    def exported(self) -> nn.Module:
+        """A copy of the module that is kept."""
+        network = student_of(self._manifest)
+        network.load_state_dict(self._plan.method.exported(self.networks).state_dict())
+        return network.to(self._accelerator.device).eval()
+
+    def segmenter(self, network: nn.Module | None = None) -> Segmenter:
+        """Segments scans with ``network``, by default with the one that is kept, as it is now."""
+        return segmenter_for(self._manifest, TorchEngine(network or self.exported(), self._accelerator.device))
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint holds of them: the fields of that name of :class:`trainer.checkpoints.State`."""
+        scaler = self._accelerator.scaler
+        return {
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            "scaler": None if scaler is None else scaler.state_dict(),
+        }
+
+    def restore(self, networks: dict[str, Any], optimisers: dict[str, Any], scaler: dict[str, Any] | None) -> None:
+        """Go on from a checkpoint."""
+        for name, network in self.networks.items():
+            network.load_state_dict(networks[name])
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(optimisers[name])
+        if scaler is not None and self._accelerator.scaler is not None:
+            self._accelerator.scaler.load_state_dict(scaler)
+
+
+def _require_finite(total: Tensor, batch: Batch) -> None:
+    if not bool(torch.isfinite(total)):
+        scans = ", ".join(sorted(set(batch.cases)))
+        raise TrainingError(
+            f"The loss is not finite at step {batch.step}, on patches of {scans}. Look at these scans with "
+            "`semiseg data check`; if they are sound, lower the learning rate or train with `precision: fp32`."
+        )
+
+
+def _number(*parts: int) -> int:
+    """One seed from several numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])
