@@ -47,8 +47,8 @@ demo: $(USE) ## make scans, train on 4 of them, export, serve, segment (a few mi
 test: $(DEV) ## run the tests; those on real data need SEMISEG_DATA, some need programs of tests/README.md
 	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist loadfile --durations=15 $(ARGS)
 
-test-all: ARGS += -m "long or not long"
-test-all: test ## the same with those that take minutes: a crowd, hostile uploads, a server killed again and again
+test-all: ARGS += -m "long or not long" --hypothesis-profile=new
+test-all: test ## the same with those that take minutes (a crowd, hostile uploads, a server killed again and again) and new random examples
 
 check: $(DEV) ## lint, formatting, types, the contracts between the rooms, documents that are made from the code
 	.venv/bin/python -m ruff check .

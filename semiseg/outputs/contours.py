@@ -26,7 +26,7 @@ def outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     for number, (x, y) in enumerate(ndimage.find_objects(regions), start=1):
         loops = _loops(regions[x, y] == number)
         outer, *holes = sorted(loops, key=_area, reverse=True)
-        for hole in holes:
+        for hole in sorted(holes, key=min):  # so that what lies before a hole is joined already
             outer = _joined(outer, hole)
         out.append(np.array(outer, dtype=np.float64) - 0.5 + (x.start, y.start))
     assert len(out) == count
@@ -95,8 +95,18 @@ def _area(loop: Loop) -> float:
 
 
 def _joined(outer: Loop, hole: Loop) -> Loop:
-    """One curve: along the outer one, across to the hole where they are closest, round it, and back."""
-    apart = np.abs(np.array(outer)[:, None] - np.array(hole)[None]).sum(axis=2)
-    here, there = divmod(int(apart.argmin()), len(hole))
-    around = [*hole[there:], *hole[: there + 1]]
-    return [*outer[: here + 1], *around, *outer[here:]]
+    """One curve: along the outer one, straight across to the hole's first corner, round it, and back.
+
+    The channel runs between pixels, along x: one that passed through a pixel's centre would leave it to the reader on
+    which side that pixel lies.
+    """
+    x, y = first = min(hole)
+    start = np.array(outer)
+    ends = np.roll(start, -1, axis=0)
+    low, high = np.minimum(start, ends), np.maximum(start, ends)
+    before = (low[:, 1] <= y) & (y <= high[:, 1]) & (high[:, 0] < x)
+    side = int(np.where(before, high[:, 0], -1).argmax())
+    bridge = (int(high[side, 0]), y)
+    turn = hole.index(first)
+    curve = [*outer[: side + 1], bridge, *hole[turn:], *hole[: turn + 1], bridge, *outer[side + 1 :]]
+    return [point for k, point in enumerate(curve) if point != curve[k - 1]]  # a bridge may begin at a corner
