@@ -11,7 +11,7 @@ from typing import NoReturn
 import pytest
 from hypothesis import settings
 
-# The same examples in every run, so that a test that fails here fails for everybody; `make test-all` looks for new ones.
+# The same examples in every run: a test that fails here fails for everybody. `make test-all` looks for new ones.
 settings.register_profile("same", derandomize=True)
 settings.register_profile("new", print_blob=True)
 settings.load_profile("same")

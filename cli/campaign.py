@@ -1,0 +1,210 @@
+"""The runs of a comparison: trained in processes of their own, judged in this one; a folder goes on where it was.
+
+OUT/calibration/METHOD    a short run that tells how long a method's updates take
+OUT/told/TRIAL.json       what a run was told, so that nothing else is mixed in with it later
+OUT/runs/TRIAL            the run, and below it the scores of each list of the split
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Literal
+
+from cli.evaluate import Scans, notes_of, write
+from cli.models import open_model
+from semiseg.atomic_file import replace_file
+from semiseg.dataset import load_dataset, scans_to_judge
+from semiseg.errors import InputError, SemisegError
+from semiseg.evaluation.evaluate import evaluate
+from semiseg.inference.segmenter import Settings
+from trainer.comparison import Trial
+from trainer.recipe import find_recipe
+
+CALIBRATION = 64  # updates of the short run
+Tell = Callable[[str], None]
+
+
+@dataclass
+class Campaign:
+    """A comparison in its folder.
+
+    Attributes:
+        out: the folder.
+        data: the dataset.
+        recipe: one for all.
+        split: its file; DATA/split.json by default.
+        changes: of the recipe, as --set has them.
+        on: the list of the split that is judged.
+        cache: preprocessed scans.
+        tell: told what has been done.
+        failed: what there is to complain about, by the name of a trial.
+        updates: the budget of each method; the recipe's where a method is not in it.
+    """
+
+    out: Path
+    data: Path
+    recipe: str
+    split: Path | None
+    changes: tuple[str, ...]
+    on: Literal["test", "development"]
+    cache: Path
+    tell: Tell
+    failed: dict[str, str] = field(default_factory=dict)
+    updates: dict[str, int] = field(default_factory=dict)
+
+    def run(self, trial: Trial) -> Path:
+        """The folder of a run."""
+        return self.out / "runs" / trial.name
+
+    def scores(self, trial: Trial) -> Path:
+        """The folder of its scores."""
+        return self.run(trial) / self.on
+
+    def calibrate(self, trials: Sequence[Trial], minutes: float) -> None:
+        """The budget of each method: its updates in ``minutes``, all its fixed costs included, from a short run."""
+        for method in dict.fromkeys(trial.method for trial in trials):
+            mine = [trial for trial in trials if trial.method == method]
+            kept = self.out / "calibration" / f"{method}.json"
+            if not kept.is_file():
+                run = self.out / "calibration" / method
+                shutil.rmtree(run, ignore_errors=True)  # what a kill left of it
+                error = _semiseg(self._command(mine[0], run, f"updates={CALIBRATION}"), _device(0))
+                if error is not None:
+                    self.failed |= {trial.name: error for trial in mine}
+                    continue
+                rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+                seconds = max(row["elapsed"] for row in rows if "elapsed" in row)
+                kept.write_text(json.dumps({"seconds": seconds, "updates": CALIBRATION}))
+            told = json.loads(kept.read_text())
+            self.updates[method] = max(8, int(minutes * 60 / told["seconds"] * told["updates"]) // 8 * 8)
+            self.tell(f"{method}: {self.updates[method]} updates in {minutes:g} min")
+
+    def require_same(self, trial: Trial) -> None:
+        """Refuse to go on with a run that was told other things: the table would compare what is not comparable.
+
+        Raises:
+            InputError: it was.
+        """
+        mine = [c for c in self.changes if not is_for_one(c) or c.startswith(f"{trial.method}:")]
+        told = {
+            "changes": [c for c in [*mine, *self._budget(trial)] if not c.startswith("threads=")],
+            "recipe": _digest(find_recipe(self.recipe)),
+            "split": _digest(self.split or self.data / "split.json"),
+            "data": str(self.data.resolve()),
+        }
+        file = self.out / "told" / f"{trial.name}.json"
+        if not file.is_file():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(file, json.dumps(told).encode())
+        elif json.loads(file.read_text(encoding="utf-8")) != told:
+            raise InputError(
+                f"{trial.name} in {self.out} was made with another recipe, split, budget or --set; "
+                "name a new folder with --out."
+            )
+
+    def train(self, trials: Sequence[Trial], jobs: int) -> None:
+        """Train what is not trained yet, ``jobs`` runs at a time; a run that fails stops no other."""
+        devices: SimpleQueue[str | None] = SimpleQueue()
+        for k in range(jobs):
+            devices.put(_device(k))
+        lock, ended = threading.Lock(), 0
+
+        def one(trial: Trial) -> None:
+            nonlocal ended
+            run, error, since = self.run(trial), self.failed.get(trial.name), time.monotonic()
+            there = (run / "student.safetensors").is_file() and (run / "preview.png").is_file()
+            if not there and error is None:
+                resume = ["--resume"] if (run / "log.jsonl").exists() else []
+                device = devices.get()
+                error = _semiseg([*self._command(trial, run, *self._budget(trial)), *resume], device)
+                devices.put(device)
+            with lock:
+                ended += 1
+                if error is not None:
+                    self.failed[trial.name] = error
+                state = error or ("there already" if there else f"{time.monotonic() - since:.0f} s")
+                self.tell(f"trained {ended} of {len(trials)}: {trial.name}: {state}")
+
+        with ThreadPoolExecutor(jobs) as pool:
+            list(pool.map(one, trials))
+
+    def judge(self, trials: Sequence[Trial]) -> None:
+        """Evaluate every run that was trained and not judged yet."""
+        for number, trial in enumerate(trials, start=1):
+            there = (self.scores(trial) / "scores.json").is_file()
+            if not there and trial.name not in self.failed:
+                try:
+                    self._judge(trial)
+                except SemisegError as error:
+                    self.failed[trial.name] = str(error)
+            state = "not trained" if trial.name in self.failed else ("there already" if there else "done")
+            self.tell(f"judged {number} of {len(trials)}: {trial.name}: {state}")
+
+    def _judge(self, trial: Trial) -> None:
+        dataset = load_dataset(self.data)
+        opened = open_model(self.run(trial), Settings())
+        scans = scans_to_judge(dataset, self.split, self.on)
+        title = f"{trial.name} on {dataset.name}, {len(scans)} {self.on} scans"
+        notes = notes_of(opened.manifest, Scans(self.on))
+        write(evaluate(opened.segmenter.segment, dataset, scans, title=title, notes=notes), self.scores(trial))
+
+    def _changes(self, method: str) -> list[str]:
+        """Those for every method, then those for this one, as `semiseg train` has them."""
+        own = [change.removeprefix(f"{method}:") for change in self.changes if change.startswith(f"{method}:")]
+        return [*(change for change in self.changes if not is_for_one(change)), *own]
+
+    def _budget(self, trial: Trial) -> list[str]:
+        return [f"updates={self.updates[trial.method]}"] if trial.method in self.updates else []
+
+    def _command(self, trial: Trial, run: Path, *more: str) -> list[str]:
+        """The command that trains ``trial`` in the folder ``run``."""
+        changes = [*self._changes(trial.method), f"seed={trial.seed}", *more]
+        return [
+            *("train", "--data", str(self.data), "--recipe", self.recipe, "--method", trial.method),
+            *("--labelled", str(trial.labelled), "--out", str(run), "--cache", str(self.cache), "--quiet"),
+            *(["--split", str(self.split)] if self.split else []),
+            *[part for change in changes for part in ("--set", change)],
+        ]
+
+
+def is_for_one(change: str) -> bool:
+    """Whether a change is of the form METHOD:key=value."""
+    return ":" in change.partition("=")[0]
+
+
+def _semiseg(command: list[str], device: str | None) -> str | None:
+    """Run a command of semiseg in a process of its own; what it complained about, or None."""
+    environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": device} if device is not None else {})}
+    done = subprocess.run(
+        [sys.executable, "-m", "cli.app", *command], env=environment, capture_output=True, text=True, check=False
+    )
+    if done.returncode == 0:
+        return None
+    last = [line for line in done.stderr.splitlines() if line.strip()]
+    return last[-1].removeprefix("semiseg: ") if last else f"ended with exit code {done.returncode}"
+
+
+def _digest(file: Path) -> str | None:
+    """Of what a file says; None for a split that is not there."""
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
+
+
+def _device(k: int) -> str | None:
+    """The GPU for the k-th of several jobs; None leaves it to torch."""
+    import torch
+
+    count = torch.cuda.device_count()
+    names = os.environ.get("CUDA_VISIBLE_DEVICES", ",".join(map(str, range(count)))).split(",")
+    return names[k % len(names)] if count > 1 else None
