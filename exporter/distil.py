@@ -35,7 +35,6 @@ def distil(
     *,
     data: Path,
     updates: int | None = None,
-    device: str | None = None,
     report: Callable[[int, int, dict[str, Any]], None] | None = None,
 ) -> Path:
     """Train a smaller student from ``run``; interrupted, it goes on where it was.
@@ -46,7 +45,6 @@ def distil(
         out: the new run's folder.
         data: the dataset that the run was trained on.
         updates: by default as many as the run had.
-        device: ``cpu`` or ``cuda``; by default a GPU when there is one.
         report: told of each step.
 
     Raises:
@@ -70,7 +68,7 @@ def distil(
         raise InputError(f"{data} does not hold scan '{missing[0]}', from which {run} was trained.")
     split = Split(**{pool: tuple(ids) for pool, ids in document["split"].items()})
     going_on = RunFolder(out).log.exists()
-    train(make_plan(dataset, split, recipe), out, resume=going_on, device=device, report=report)
+    train(make_plan(dataset, split, recipe), out, resume=going_on, report=report)
     return out
 
 

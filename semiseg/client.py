@@ -180,11 +180,9 @@ class Client:
         """
         return _understood(self.url, self._posted("/segment", paths, _fields(answer, wishes, model)))
 
-    def ask_forms(
-        self, paths: Files, forms: Sequence[Kind], *, wishes: Wishes | None = None, model: str | None = None
-    ) -> Forms:
+    def ask_forms(self, paths: Files, forms: Sequence[Kind], *, model: str | None = None) -> Forms:
         """Segment one scan once, and have the answer in several forms; otherwise as :meth:`ask`."""
-        fields = _fields(None, wishes, model) | {"answer": ",".join(forms)}
+        fields = _fields(None, None, model) | {"answer": ",".join(forms)}
         reply = _understood(self.url, self._posted("/segment", paths, fields))
         files: dict[str, tuple[bytes, ...]] = {}
         try:

@@ -83,7 +83,7 @@ class Augmentation(Section):
 
     Attributes:
         affine: probability of the spatial change (scale and rotation, in one interpolation).
-        scale: limits of the zoom; one factor for all axes (METHODS of M&N: 0.9 to 1.1).
+        scale: limits of the zoom; one factor for all axes (M&N's are 0.9 to 1.1).
         rotate: largest angle in degrees about the slice axis, within the plane of the slices.
         rotate_out_of_plane: largest angle about the two other axes; 0 keeps every slice a slice.
         quarter_turns: probability of a turn by a random number of right angles in the plane of the slices (of half

@@ -7,11 +7,9 @@ import math
 from trainer.recipe import Schedule
 
 
-def warm_up_cosine(step: int, total: int, warm_up: int, *, start: float = 0.01) -> float:
-    """Linear from ``start`` to 1 over ``warm_up`` steps, then cosine towards 0 over the rest (M&N section 3.1)."""
-    if step < warm_up:
-        return start + (1.0 - start) * step / warm_up
-    return cosine(step - warm_up, total - warm_up)
+def warm_up_cosine(step: int, total: int, warm_up: int) -> float:
+    """Linear from 0.01 to 1 over ``warm_up`` steps, then cosine towards 0 over the rest (M&N section 3.1)."""
+    return _warming(step, warm_up) if step < warm_up else cosine(step - warm_up, total - warm_up)
 
 
 def cosine(step: int, total: int) -> float:
@@ -19,16 +17,20 @@ def cosine(step: int, total: int) -> float:
     return 0.5 * (1.0 + math.cos(math.pi * min(step, total) / max(total, 1)))
 
 
-def poly(step: int, total: int, power: float = 0.9) -> float:
-    """(1 - t/T)^power, the decay of most semi-supervised 3D repositories."""
-    return float((1.0 - min(step, total) / max(total, 1)) ** power)
+def poly(step: int, total: int) -> float:
+    """(1 - t/T)^0.9, the decay of most semi-supervised 3D repositories."""
+    return float((1.0 - min(step, total) / max(total, 1)) ** 0.9)
+
+
+def _warming(step: int, warm_up: int) -> float:
+    return 0.01 + 0.99 * step / warm_up
 
 
 def rate_factor(schedule: Schedule, step: int, total: int) -> float:
     """Factor of the optimiser's rate at ``step`` of ``total``."""
     warm = round(schedule.warm_up * total)
     if step < warm:
-        return 0.01 + 0.99 * step / warm
+        return _warming(step, warm)
     if schedule.kind == "cosine":
         return cosine(step - warm, total - warm)
     if schedule.kind == "poly":

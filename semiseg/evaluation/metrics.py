@@ -68,7 +68,7 @@ def score(prediction: Mask, reference: Mask, affine: NDArray[np.float64]) -> Seg
     return SegmentScore(
         dice=dice,
         jaccard=jaccard,
-        hd95_mm=max(_percentile(there, 95), _percentile(back, 95)),
+        hd95_mm=max(_percentile_95(there), _percentile_95(back)),
         assd_mm=_mean(np.concatenate([there, back])),
         asd_mm=_mean(there),
         prediction_ml=float(np.count_nonzero(prediction) * unit),
@@ -137,8 +137,8 @@ def _mean(values: NDArray[Any]) -> float:
     return float(values.mean()) if values.size else math.nan
 
 
-def _percentile(values: NDArray[Any], percent: float) -> float:
-    return float(np.percentile(values, percent)) if values.size else math.nan
+def _percentile_95(values: NDArray[Any]) -> float:
+    return float(np.percentile(values, 95)) if values.size else math.nan
 
 
 def _check(prediction: Mask, reference: Mask, affine: NDArray[np.float64]) -> None:

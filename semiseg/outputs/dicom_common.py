@@ -23,6 +23,7 @@ from semiseg.volumes.segmentation import Segment, Segmentation
 from semiseg.volumes.volume import same_grid
 
 MANUFACTURER = "semiseg"
+SERIES_NUMBERS = {"SEG": 900, "RTSTRUCT": 901, "SR": 902, "overlay": 903}  # far behind those of a scanner
 LONG_STRING, LONG_TEXT = 64, 10240  # characters (PS3.5 table 6.2-1)
 TYPE_1 = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 PATIENT_AND_STUDY = (

@@ -23,6 +23,7 @@ from semiseg.errors import SemisegError
 from semiseg.outputs.dicom_common import (
     LONG_STRING,
     MANUFACTURER,
+    SERIES_NUMBERS,
     Algorithm,
     identity_of,
     repeat_patient_and_study,
@@ -38,7 +39,7 @@ from semiseg.volumes.segmentation import Segmentation
 
 
 def segmentation_to_overlays(
-    segmentation: Segmentation, series: DicomSeries, *, algorithm: Algorithm, series_number: int = 903
+    segmentation: Segmentation, series: DicomSeries, *, algorithm: Algorithm
 ) -> Iterator[pydicom.Dataset]:
     """Make a picture of each slice of ``series``, in its order, with the outlines of ``segmentation``.
 
@@ -54,7 +55,7 @@ def segmentation_to_overlays(
         rgb = np.repeat(grey[:, :, number - 1].T[..., None], 3, axis=2)
         for segment, mask in zip(segmentation.segments, masks[..., number - 1], strict=True):
             rgb[_border(mask.T)] = segment.colour
-        yield _image(rgb, one.header, number, series_number, identity, algorithm)
+        yield _image(rgb, one.header, number, identity, algorithm)
 
 
 def write_overlays(path: Path, images: Iterator[pydicom.Dataset]) -> None:
@@ -76,7 +77,6 @@ def _image(
     rgb: NDArray[np.uint8],
     source: pydicom.Dataset,
     number: int,
-    series_number: int,
     identity: str,
     algorithm: Algorithm,
 ) -> pydicom.Dataset:
@@ -88,7 +88,7 @@ def _image(
             coordinate_system=hd.CoordinateSystemNames.PATIENT,
             study_instance_uid=source.StudyInstanceUID,
             series_instance_uid=uid_of(identity, "overlay series"),
-            series_number=series_number,
+            series_number=SERIES_NUMBERS["overlay"],
             sop_instance_uid=uid_of(identity, f"overlay {number}"),
             instance_number=number,
             manufacturer=MANUFACTURER,

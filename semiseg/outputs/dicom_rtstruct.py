@@ -15,6 +15,7 @@ from semiseg.outputs.contours import outlines
 from semiseg.outputs.dicom_common import (
     LONG_STRING,
     MANUFACTURER,
+    SERIES_NUMBERS,
     Algorithm,
     identity_of,
     repeat_patient_and_study,
@@ -33,7 +34,7 @@ _SHORT_STRING = 16  # characters (PS3.5 table 6.2-1)
 
 
 def segmentation_to_rtstruct(
-    segmentation: Segmentation, series: DicomSeries, *, algorithm: Algorithm, series_number: int = 901
+    segmentation: Segmentation, series: DicomSeries, *, algorithm: Algorithm
 ) -> pydicom.Dataset:
     """Make a structure set of ``segmentation``, which lies on the grid of ``series``.
 
@@ -53,7 +54,7 @@ def segmentation_to_rtstruct(
     struct.SOPClassUID, struct.SOPInstanceUID = RTStructureSetStorage, uid_of(identity, "structure set")
     struct.StudyInstanceUID, struct.SeriesInstanceUID = first.StudyInstanceUID, uid_of(identity, "structures")
     repeat_patient_and_study(struct, first)
-    struct.Modality, struct.SeriesNumber, struct.InstanceNumber = "RTSTRUCT", series_number, 1
+    struct.Modality, struct.SeriesNumber, struct.InstanceNumber = "RTSTRUCT", SERIES_NUMBERS["RTSTRUCT"], 1
     struct.SeriesDescription = series_description(algorithm)
     struct.OperatorsName = ""
     struct.Manufacturer, struct.ManufacturerModelName = MANUFACTURER, algorithm.name[:LONG_STRING]

@@ -23,6 +23,7 @@ from semiseg.outputs.dicom_common import (
     LONG_TEXT,
     MANUFACTURER,
     PATIENT_AND_STUDY,
+    SERIES_NUMBERS,
     TYPE_1,
     Algorithm,
     identity_of,
@@ -48,7 +49,6 @@ def segmentation_to_seg(
     algorithm: Algorithm,
     remarks: Sequence[str] = (),
     form: Form = "binary",
-    series_number: int = 900,
 ) -> pydicom.Dataset:
     """Make a SEG of ``segmentation``, which lies on the grid of ``series``.
 
@@ -80,7 +80,7 @@ def segmentation_to_seg(
             max_fractional_value=PROBABILITY_LEVELS,
             segment_descriptions=_descriptions(segmentation.segments, algorithm, identity),
             series_instance_uid=uid_of(identity, "series"),
-            series_number=series_number,
+            series_number=SERIES_NUMBERS["SEG"],
             sop_instance_uid=uid_of(identity, "instance"),
             instance_number=1,
             manufacturer=MANUFACTURER,

@@ -18,6 +18,7 @@ from semiseg.outputs.dicom_common import (
     LONG_STRING,
     MANUFACTURER,
     PATIENT_AND_STUDY,
+    SERIES_NUMBERS,
     Algorithm,
     identity_of,
     repeat_patient_and_study,
@@ -40,7 +41,6 @@ def segmentation_to_sr(
     *,
     algorithm: Algorithm,
     remarks: Sequence[str] = (),
-    series_number: int = 902,
 ) -> pydicom.Dataset:
     """Make a report of the volume of each segment in millilitres; ``remarks`` are its comments.
 
@@ -80,7 +80,7 @@ def segmentation_to_sr(
         report: pydicom.Dataset = hd.sr.Comprehensive3DSR(
             evidence=[_nameless(seg), *source_images(series)],
             content=content[0],
-            series_number=series_number,
+            series_number=SERIES_NUMBERS["SR"],
             series_instance_uid=uid_of(identity, "report series"),
             sop_instance_uid=uid_of(identity, "report"),
             instance_number=1,

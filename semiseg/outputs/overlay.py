@@ -26,6 +26,8 @@ from semiseg.volumes.volume import Volume, reorient, same_grid
 _TILE = 300  # pixels of a picture's longer side
 _GAP = 6
 _LEFT = 34  # room for the rows' titles
+_OF_EACH = 6  # slices of each of several volumes
+_PICTURES = 24  # slices across each plane
 _INK, _PAPER, _FAINT = (235, 235, 235), (18, 18, 20), (165, 165, 170)
 
 
@@ -99,7 +101,7 @@ def contact_sheet(
         sheet.save(file, format="PNG")
 
 
-def slice_pictures(image: Volume, segmentation: Segmentation, *, count: int = 24) -> Iterator[tuple[str, bytes]]:
+def slice_pictures(image: Volume, segmentation: Segmentation) -> Iterator[tuple[str, bytes]]:
     """Pictures of slices across each of the three planes, with outlines: a name such as ``axial-01``, and a PNG.
 
     Slices are evenly spaced through the whole volume and turned as in radiology; see :func:`contact_sheet`.
@@ -110,7 +112,7 @@ def slice_pictures(image: Volume, segmentation: Segmentation, *, count: int = 24
     grey = windowed(array)
     for plane in _PLANES:
         length, size = array.shape[plane.across], _tile_size(array.shape, spacing, plane)
-        places = sorted({int(k) for k in np.linspace(0, length - 1, count).round()})
+        places = sorted({int(k) for k in np.linspace(0, length - 1, _PICTURES).round()})
         for number, k in enumerate(places, start=1):
             picture = _picture(grey, plane, k, size)
             _outline(picture, named, plane, k)
@@ -120,14 +122,13 @@ def slice_pictures(image: Volume, segmentation: Segmentation, *, count: int = 24
             yield f"{plane.name}-{number:02d}", png.getvalue()
 
 
-def series_sheet(path: Path, series: Sequence[tuple[str, Volume]], caption: str, *, columns: int = 6) -> None:
+def series_sheet(path: Path, series: Sequence[tuple[str, Volume]], caption: str) -> None:
     """Write a PNG: a row of slices of each of several volumes, across its third axis, turned as in radiology.
 
     Args:
         path: the file, ending in .png.
         series: (title, volume) of each row.
         caption: a sentence or two below the pictures.
-        columns: how many slices of each.
     """
     rows = []
     for title, volume in series:
@@ -136,7 +137,7 @@ def series_sheet(path: Path, series: Sequence[tuple[str, Volume]], caption: str,
         plane = next(p for p in _PLANES if _ACROSS[volume.axcodes[2]] == p.across)
         grey, size = windowed(array), _tile_size(array.shape, spacing, plane)
         tiles = []
-        for k in _slices(array.shape[plane.across], plane, [], columns):
+        for k in _slices(array.shape[plane.across], plane, [], _OF_EACH):
             picture = _picture(grey, plane, k, size)
             _letters(picture, plane, f"{k + 1}/{array.shape[plane.across]}")
             tile = Image.new("RGB", (_TILE, _TILE), _PAPER)  # rows of other proportions stay in line

@@ -32,7 +32,6 @@ def write_dataset(
     seed: int = 0,
     shape: tuple[int, int, int] = (64, 64, 40),
     spacing: tuple[float, float, float] = (1.5, 1.5, 2.5),
-    modality: Modality = "MR",
 ) -> list[str]:
     """Write a dataset folder in the form of the Medical Segmentation Decathlon, with a split beside it.
 
@@ -48,7 +47,6 @@ def write_dataset(
         seed: of the first phantom; the others follow.
         shape: voxels along X, Y, Z.
         spacing: mm.
-        modality: "MR" or "CT".
 
     Returns:
         The case ids.
@@ -60,10 +58,10 @@ def write_dataset(
         (folder / name).mkdir(parents=True, exist_ok=True)
     ids = [f"phantom_{number:03d}" for number in range(1, cases + 1)]
     for number, case in enumerate(ids):
-        phantom = make_phantom(seed * 100_003 + number, shape, spacing, modality=modality)
+        phantom = make_phantom(seed * 100_003 + number, shape, spacing)
         write_nifti(folder / "imagesTr" / f"{case}.nii.gz", phantom.image.array, phantom.image.affine)
         write_segmentation(folder / "labelsTr" / f"{case}.nii.gz", phantom.labels)
-    _write_json(folder / "dataset.json", _description(ids, modality))
+    _write_json(folder / "dataset.json", _description(ids))
     # Every case is as random as every other: the first ones may as well be the test cases.
     held_out, rest = ids[:test], ids[test:]
     learning = sorted(rest[development:])
@@ -174,14 +172,14 @@ def _geometry(image: pydicom.Dataset, volume: Volume, lps: Any, z: int) -> None:
     image.Columns, image.Rows, _ = volume.shape
 
 
-def _description(ids: list[str], modality: Modality) -> dict[str, Any]:
+def _description(ids: list[str]) -> dict[str, Any]:
     return {
         "name": "Phantoms",
         "description": "Procedural abdomens made by semiseg; not patients",
         "licence": "CC0-1.0",
         "tensorImageSize": "3D",
-        "modality": {"0": modality},
-        "channel_names": {"0": modality},
+        "modality": {"0": "MR"},
+        "channel_names": {"0": "MR"},
         "labels": {"0": "background", **{str(s.label): s.name for s in SEGMENTS}},
         "numTraining": len(ids),
         "numTest": 0,

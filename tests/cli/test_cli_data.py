@@ -8,18 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli.app import main
 from semiseg.dataset import load_dataset, make_split
+from tests.commands import semiseg
 from tests.datasets import SHAPE, image_of, label_of, write_dataset, write_json, write_scan
 
 SPLIT = {"test": ["s0"], "labelled": {"1": ["s2"], "2": ["s2", "s3"]}}
-
-
-def semiseg(*arguments: str | Path) -> int:
-    """Run the command line in this process; its exit code."""
-    with pytest.raises(SystemExit) as left:
-        main([str(a) for a in arguments])
-    return int(left.value.code or 0)
 
 
 def words(text: str) -> str:

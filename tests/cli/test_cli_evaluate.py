@@ -11,20 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cli.app import main
 from semiseg.dataset import Dataset
 from semiseg.volumes.nifti import read_labels
 from tests.bundles import expected, make_threshold_bundle
+from tests.commands import semiseg
 from tests.datasets import image_of, write_dataset, write_json, write_scan
 
 IDS = ("s0", "s1", "s2")
-
-
-def semiseg(*arguments: str | Path) -> int:
-    """Run the command line in this process; its exit code."""
-    with pytest.raises(SystemExit) as left:
-        main([str(a) for a in arguments])
-    return int(left.value.code or 0)
 
 
 @pytest.fixture

@@ -11,17 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli.app import main
 from semiseg.dataset import load_dataset
 from semiseg.volumes.nifti import read_labels, read_nifti
 from tests.collection.clinic import write_labels_as_rtstruct, write_labels_as_seg, write_scan
-
-
-def semiseg(*arguments: str | Path) -> int:
-    """Run the command line in this process; its exit code."""
-    with pytest.raises(SystemExit) as left:
-        main([str(a) for a in arguments])
-    return int(left.value.code or 0)
+from tests.commands import semiseg
 
 
 @pytest.fixture

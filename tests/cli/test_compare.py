@@ -76,7 +76,9 @@ def test_a_comparison_trains_judges_and_goes_on(place: Path, compare: Callable[.
 
 def test_a_run_that_cannot_work_is_named_and_the_others_are_compared(place: Path, compare: Callable[..., Said]) -> None:
     out = place / "broken"
-    done = compare("--methods", "supervised,magicnet", "--out", str(out), "--on", "development", "--updates", "3")
+    done = compare(
+        "--methods", "supervised,magicnet", "--out", str(out), "--on", "development", "--updates", "3", "--jobs", "2"
+    )
     assert done.code == 1
     assert "failed: magicnet-2-seed0" in done.err
     assert "methods.magicnet.cubes" in done.err.replace("\n", " ")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from typer.testing import CliRunner
 
 from cli.app import build
 from exporter.bench import contenders, measure, work
-from exporter.bench.measure import memory, run_case, window_count
+from exporter.bench.measure import Result, memory, run_case, window_count
 from exporter.bench.work import Case, convolution_flops
 
 TINY = Case("unet-plain", 3, (40, 32, 32), (32, 32, 32), 1)
@@ -64,6 +66,38 @@ def test_memory_is_measured_in_a_process_of_its_own() -> None:
     ours, _ = memory(big, "ours", 1)
     others, _ = memory(big, "monai", 1)
     assert 0 < ours < others
+
+
+def test_the_command_times_what_it_is_asked_for_and_says_it_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "MATRIX", 128)
+    monkeypatch.setattr(contenders, "COMPILED", (False,))
+    timed: list[Case] = []
+
+    def run_tiny(case: Case, threads: int, tell: Callable[[str], None]) -> Result:
+        timed.append(case)
+        return run_case(replace(TINY, rounds=case.rounds), threads, tell)
+
+    monkeypatch.setattr(measure, "run_case", run_tiny)
+    asked = [
+        "bench",
+        "inference",
+        "--only",
+        "vnet",
+        "--volume",
+        "40x32x32",
+        "--rounds",
+        "2",
+        "--threads",
+        "1",
+        "--json",
+    ]
+    found = CliRunner().invoke(build("bench"), asked)
+    assert found.exit_code == 0, found.output
+    assert [(case.student, case.shape, case.rounds) for case in timed] == [("vnet", (40, 32, 32), 2)]
+    told = json.loads(found.stdout)
+    assert told["machine"] and len(told["cases"][0]["timed"][0]["seconds"]) == 2
+    found = CliRunner().invoke(build("bench"), ["bench", "inference", "--quick", "--threads", "1"])
+    assert found.exit_code == 0 and timed[1] == Case("unet-plain", 3, (96, 96, 72), (48, 48, 48), 1)
 
 
 def test_a_student_that_is_not_there_is_named() -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from cli.app import main
 from exporter.distil import distil, smaller
 from exporter.errors import ExportError
 from semiseg.bundle.bundle import open_bundle
 from semiseg.errors import InputError
+from tests.commands import semiseg
 from tests.runs import TinyRun
 from trainer.checkpoints import how_trained
 
@@ -26,9 +26,7 @@ UNET = {
 
 
 def export(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as left:
-        main(["export", *map(str, arguments)])
-    return int(left.value.code or 0)
+    return semiseg("export", *map(str, arguments))
 
 
 def test_small_and_tiny_divide_the_channels() -> None:
@@ -62,7 +60,8 @@ def test_the_bundle_is_of_the_smaller_student_and_names_its_teacher(
     assert origin.parameters < origin.taught_by.parameters == tiny_run.manifest.provenance.parameters
     made, before = how_trained(tmp_path / "bundle-run"), how_trained(tiny_run.folder)
     assert made["split"] == before["split"] and made["recipe"]["preparation"] == before["recipe"]["preparation"]
-    assert export(*asked) == 0, "the finished run is used again"
+    assert export(*asked, "--monai-bundle", tmp_path / "monai") == 0, "the finished run is used again"
+    assert (tmp_path / "monai" / "configs" / "metadata.json").is_file()
 
 
 def test_what_cannot_be_distilled_is_refused_and_nothing_is_written(

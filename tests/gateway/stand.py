@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -23,8 +22,8 @@ from semiseg.phantoms.write import write_dicom_series
 from semiseg.volumes.dicom_series import read_series
 from semiseg.volumes.volume import Volume
 from tests.bundles import expected, scan_array
+from tests.processes import START_SECONDS, RunningProcess
 
-SECONDS = 180.0  # far beyond what it takes: a machine may be busy
 AFFINE = np.diag([1.5, 1.5, 3.0, 1.0])
 
 
@@ -55,8 +54,8 @@ def to(port: int, **more: Any) -> dict[str, Any]:
     return {"archive": {"dimse": {"ae_title": "ORTHANC", "host": "127.0.0.1", "port": port, **more}}}
 
 
-class RunningGateway:
-    """The process, its doors, and all that it printed."""
+class RunningGateway(RunningProcess):
+    """A gateway and its doors."""
 
     def __init__(
         self, config: dict[str, Any], folder: Path, *, before: Sequence[str] = (), environ: dict[str, str] | None = None
@@ -65,25 +64,12 @@ class RunningGateway:
         self.file = folder / "gateway.yaml"
         self.file.write_text(yaml.safe_dump(config))
         self.state = Path(config["state"])
-        self.lines: list[str] = []
         self.dicom_port, self.web, self._ready = 0, "", threading.Event()
         environment = {k: v for k, v in os.environ.items() if not k.startswith("SEMISEG_")}
-        self.process = subprocess.Popen(
-            [*before, sys.executable, "-m", "cli.app", "gateway", "--config", str(self.file)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            env=environment | {"PYTHONUNBUFFERED": "1"} | (environ or {}),
-        )
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    @property
-    def output(self) -> str:
-        return "".join(self.lines)
+        super().__init__(["gateway", "--config", str(self.file)], environment | (environ or {}), before)
 
     def wait_until_ready(self) -> None:
-        assert self._ready.wait(SECONDS), self.output
+        assert self._ready.wait(START_SECONDS), self.output
         assert self.process.poll() is None, self.output
 
     def command(self, *arguments: str) -> str:
@@ -94,7 +80,7 @@ class RunningGateway:
 
     def try_command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "cli.app", "gateway", "--config", str(self.file), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
+        return subprocess.run(command, capture_output=True, text=True, timeout=START_SECONDS)
 
     def status(self) -> dict[str, Any]:
         found: dict[str, Any] = httpx.get(f"{self.web}/status", trust_env=False, timeout=120).json()
@@ -106,27 +92,15 @@ class RunningGateway:
         lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
         return [line for line in lines if event is None or line["event"] == event]
 
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        try:
-            self.process.wait(90)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise
-        self._reader.join(10)
-        return self.process.returncode
+    def heard(self, line: str) -> None:
+        if line.startswith("DICOM: "):
+            self.dicom_port = int(line.rsplit(":", 1)[1])
+        elif line.startswith("web: "):
+            self.web = line.split("web: ")[1].strip()
+        elif line.startswith("ready"):
+            self._ready.set()
 
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line)
-            if line.startswith("DICOM: "):
-                self.dicom_port = int(line.rsplit(":", 1)[1])
-            elif line.startswith("web: "):
-                self.web = line.split("web: ")[1].strip()
-            elif line.startswith("ready"):
-                self._ready.set()
+    def ended(self) -> None:
         self._ready.set()
 
 

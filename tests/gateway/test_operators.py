@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import stat
 from collections.abc import Callable, Iterator
@@ -42,6 +43,8 @@ def test_job_is_looked_at_and_cancelled_and_tried_once_more(
     job, study = stuck.audit("failed")[0]["job"], stuck.audit("failed")[0]["study"]
     assert "does not answer" in stuck.command("show", job)
     assert "1 held up by others:" in stuck.command("status")
+    told = json.loads(stuck.command("status", "--json"))
+    assert [one["id"] for one in told["held_up"]] == [job] and told["dead_letters"] == []
     page = httpx.get(stuck.web, trust_env=False).text
     assert "1 job(s) are held up by others." in page and job in page and "does not answer" in page
     listed = stuck.command("show", study)

@@ -6,8 +6,6 @@ import contextlib
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +13,9 @@ from urllib.parse import urlsplit
 
 import httpx
 
+from tests.processes import START_SECONDS, RunningProcess
 from tests.waiting import until
 
-START_SECONDS = 180.0  # far beyond what it takes: a machine may be busy
 HEAD = (
     b'--b\r\nContent-Disposition: form-data; name="scan"; filename="s"\r\n'
     b"Content-Type: application/octet-stream\r\n\r\n"
@@ -26,8 +24,8 @@ TAIL = b"\r\n--b--\r\n"
 FORM = "multipart/form-data; boundary=b"
 
 
-class RunningServer:
-    """The process, its address, everything it printed, and the folder that holds all it may write."""
+class RunningServer(RunningProcess):
+    """A server, its address, and the folder that holds all it may write."""
 
     def __init__(
         self, bundle: Path, folder: Path, *options: str, port: str = "0", environ: dict[str, str] | None = None
@@ -38,22 +36,11 @@ class RunningServer:
         self.home.mkdir(exist_ok=True)
         self.state = Path(options[options.index("--state") + 1]) if "--state" in options else self.temporary
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("BENTOML", "PROMETHEUS"))}
-        environment |= {"TMPDIR": str(self.temporary), "HOME": str(self.home), "PYTHONUNBUFFERED": "1"}
-        environment |= environ or {}
-        command = [sys.executable, "-m", "cli.app", "serve", str(bundle), "--port", port, "--threads", "1", *options]
-        self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
-        )
+        environment |= {"TMPDIR": str(self.temporary), "HOME": str(self.home)} | (environ or {})
         self.http = httpx.Client(timeout=120, trust_env=False)
-        self.lines: list[str] = []
         self.url = ""
         self._listening = threading.Event()
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
-
-    @property
-    def output(self) -> str:
-        return "".join(self.lines)
+        super().__init__(["serve", str(bundle), "--port", port, "--threads", "1", *options], environment)
 
     def wait_until_listening(self) -> None:
         assert self._listening.wait(START_SECONDS) and self.url, self.output
@@ -93,25 +80,15 @@ class RunningServer:
         return list(self.state.glob("**/scan-*"))
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send the signal and wait; the exit code."""
         self.http.close()
-        if self.process.poll() is None:
-            self.process.send_signal(number)
-        try:
-            self.process.wait(90)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            raise
-        self._reader.join(10)
-        return self.process.returncode
+        return super().stop(number)
 
-    def _read(self) -> None:
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            self.lines.append(line)
-            if "listening on " in line:
-                self.url = line.split("listening on ")[1].split(",")[0]
-                self._listening.set()
+    def heard(self, line: str) -> None:
+        if "listening on " in line:
+            self.url = line.split("listening on ")[1].split(",")[0]
+            self._listening.set()
+
+    def ended(self) -> None:
         self._listening.set()
 
 

@@ -73,6 +73,16 @@ def test_ready_server_answers_its_probes_and_metrics(tmp_path):
         assert 'precision="fp32"' in metrics
 
 
+def test_uploads_go_to_the_scratch_folder_that_was_named(tmp_path):
+    bundle, scratch = make_threshold_bundle(tmp_path / "bundle"), tmp_path / "scratch"
+    scratch.mkdir()
+    with running(bundle.folder, tmp_path / "process", "--scratch", str(scratch)) as server:
+        (own,) = scratch.iterdir()
+        assert server.segment(nifti()).status_code == 200
+        assert own.is_dir() and [p for p in server.temporary.iterdir() if p.name.startswith("semiseg-")] == []
+    assert list(scratch.iterdir()) == []
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_server_stops_cleanly_when_told_to(tmp_path, number):
     bundle = make_threshold_bundle(tmp_path / "bundle")

@@ -96,6 +96,28 @@ def test_prototypes_that_agree_with_the_decisions_find_no_error() -> None:
     assert bool(method.prototype_errors(teacher, images, decided + 1).all())
 
 
+def test_prototypes_are_made_of_as_many_noisy_passes_as_asked_for() -> None:
+    method = acmt(selection="prototype_error", prototype_passes=3)
+    teacher = method.build()["teacher"]
+    passes: list[None] = []
+    teacher.register_forward_hook(lambda *_: passes.append(None))
+    images = batch_of(0, 2).images
+    method.prototype_errors(teacher, images, torch.zeros((2, *images.shape[2:]), dtype=torch.long))
+    assert len(passes) == 3
+
+
+def test_the_entropy_of_clean_voxels_is_weighted_by_certainty() -> None:
+    torch.manual_seed(0)
+    networks, images = acmt(selection="prototype_error").build(), batch_of(0, 2).images
+    values = []
+    for certainty in (0.0, 1.0, 3.0):
+        method = acmt(selection="prototype_error", noise=0.0, certainty=certainty)
+        found = method.consistency(networks, networks["student"](images), images, method.turn(0))
+        values.append(float(found.detach()))
+    assert values[1] > values[0]
+    assert values[2] - values[0] == pytest.approx(3 * (values[1] - values[0]), rel=1e-4)
+
+
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_selections_that_compare_classes_are_refused_for_regions(selection: str) -> None:
     recipe = recipe_of("acmt", {"batch": 4}, selection=selection)

@@ -13,7 +13,7 @@ from trainer.bezier import bend_slices, curve
 from trainer.canvas import label_canvas, lay_out
 from trainer.errors import RecipeError
 
-PAPER = [  # patch, cells per side, margin, offset, empty cells before the first slice (METHODS of CFR)
+PAPER = [  # patch, cells per side, margin, offset, empty cells before the first slice (as CFR describes)
     ((112, 112, 80), 9, 1, -1, 0),
     ((96, 96, 96), 10, 3, 2, 2),
     ((128, 128, 64), 8, 0, 0, 0),

@@ -63,6 +63,14 @@ def test_the_foundation_model_learns_first_and_from_labels_alone() -> None:
         assert turn.student_update == step - 3
 
 
+def test_the_foundation_model_follows_a_schedule_of_its_own() -> None:
+    steady = cfr(sam_updates=4, sam_schedule={"kind": "constant"})
+    falling = cfr(sam_updates=4, sam_schedule={"kind": "poly"})
+    assert len({steady.turn(step).rates["sam"] for step in range(4)}) == 1
+    rates = [falling.turn(step).rates["sam"] for step in range(4)]
+    assert rates[0] == steady.turn(0).rates["sam"] and rates == sorted(rates, reverse=True) and len(set(rates)) == 4
+
+
 def test_the_loss_on_canvases_written_out() -> None:
     method = cfr(bend=0.0)
     networks, batch = networks_of(method), batch_of(2, 0)

@@ -138,6 +138,16 @@ def test_features_at_their_prototypes_are_attracted_no_further() -> None:
     assert bool(torch.isfinite(gradient).all())
 
 
+def test_prototypes_are_pushed_apart_as_the_text_says_or_pulled_together_as_the_code_does() -> None:
+    where = torch.tensor([0, 1, 0, 1])[None]
+    kept = torch.tensor([True, True, False, False])[None]
+    features = torch.eye(4)[:, where[0]][None]
+    apart, together = (
+        float(dual(ONE, prototypes=p).contrast(features, where, kept, where)) for p in ("apart", "together")
+    )
+    assert apart == pytest.approx(-together) and together == pytest.approx(math.sqrt(2), abs=1e-6)
+
+
 def test_uncertain_features_are_measured_to_the_prototype_of_their_own_class() -> None:
     f = torch.tensor([[1.0, 0.0], [3.0, 0.0], [0.0, 2.0], [5.0, 5.0], [0.0, -1.0]])
     pseudo, kept = torch.tensor([0, 0, 1, 0, 0]), torch.tensor([True, True, True, False, False])
@@ -175,12 +185,13 @@ def test_the_network_that_knows_the_labels_better_teaches_and_swapping_them_swap
 # --- the whole loss -----------------------------------------------------------------------------------------------
 
 
-def test_the_supervised_term_written_out() -> None:
-    method, batch = dual(ONE), batch_of(2, 2, outputs=2)
+@pytest.mark.parametrize("confident", [0.6, 0.9])
+def test_the_supervised_term_written_out(confident: float) -> None:
+    method, batch = dual(ONE, confident=confident), batch_of(2, 2, outputs=2)
     logits = {"student": 3 * noise(4, 2, 8, 8, 8), "partner": 3 * noise(4, 2, 8, 8, 8, seed=1)}
     p = {name: torch.softmax(y, 1) for name, y in logits.items()}
     y = batch.labels[:2].float()
-    wrong = (p["student"][:2, 1] >= 0.6) ^ (p["partner"][:2, 1] >= 0.6)
+    wrong = (p["student"][:2, 1] >= confident) ^ (p["partner"][:2, 1] >= confident)
     assert 0 < float(wrong.float().mean()) < 1
     expected = torch.zeros(())
     for name in logits:

@@ -138,6 +138,20 @@ def test_class_counts_are_renewed_now_and_then_and_are_shares_of_the_largest() -
     assert set(head.state_dict()) >= {"seen", "counted"}, "they are part of a checkpoint"
 
 
+def test_class_counts_are_renewed_as_often_as_asked_for() -> None:
+    method = magicnet({"updates": 8}, count_every=3)
+    networks = networks_of(method)
+    location = networks["location"]
+    assert isinstance(location, Location)
+    renewed = []
+    for update in range(6):
+        location.see(torch.full((3,), 1 + update))
+        before = float(location.counted.sum())
+        method.after_update(networks, method.turn(update))
+        renewed.append(float(location.counted.sum()) > before)
+    assert renewed == [False, False, True, False, False, True]
+
+
 @pytest.mark.parametrize("blend", [True, False])
 def test_frequent_classes_follow_the_cubes_and_rare_ones_the_teacher(blend: bool) -> None:
     method = magicnet(noise=0.0, blend=blend, blend_from=0.0)

@@ -1,4 +1,4 @@
-"""M&N: who learns when, from what, and which of the 2D network's parameters (METHODS of the paper and its code)."""
+"""M&N: who learns when, from what, and which of the 2D network's parameters (as the paper and its code have it)."""
 
 from __future__ import annotations
 

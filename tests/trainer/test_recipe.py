@@ -157,10 +157,10 @@ def test_a_recipe_that_does_not_suit_the_dataset_is_refused(
 
 def test_segments_take_the_recipes_colours_and_codes(dataset: Dataset) -> None:
     code = {"value": "10200004", "scheme": "SCT", "meaning": "Liver"}
-    plan = planned(dataset, {"segments": {"liver": {"colour": [1, 2, 3], "type": code}}})
+    plan = planned(dataset, {"segments": {"liver": {"colour": [1, 2, 3], "type": code, "category": code}}})
     liver, spleen = plan.segments[:2]
     assert liver.colour == (1, 2, 3)
-    assert liver.type.value == "10200004"
+    assert (liver.type.value, liver.category.value) == ("10200004", "10200004")
     assert spleen.colour == dataset.segments[1].colour
 
 

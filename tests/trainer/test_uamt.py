@@ -1,4 +1,4 @@
-"""UA-MT: which voxels count, and what they weigh (METHODS of Yu et al. 2019)."""
+"""UA-MT: which voxels count, and what they weigh (Yu et al. 2019)."""
 
 from __future__ import annotations
 

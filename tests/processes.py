@@ -1,0 +1,57 @@
+"""Processes of semiseg that tests start, listen to and stop."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+
+START_SECONDS = 180.0  # far beyond what it takes: a machine may be busy
+STOP_SECONDS = 90.0
+
+
+class RunningProcess:
+    """A command of semiseg in a process of its own, and every line that it printed."""
+
+    def __init__(self, arguments: Sequence[str], environ: Mapping[str, str], before: Sequence[str] = ()) -> None:
+        self.lines: list[str] = []
+        self.process = subprocess.Popen(
+            [*before, sys.executable, "-m", "cli.app", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env={**environ, "PYTHONUNBUFFERED": "1"},
+        )
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+
+    @property
+    def output(self) -> str:
+        return "".join(self.lines)
+
+    def heard(self, line: str) -> None:
+        """It printed a line."""
+
+    def ended(self) -> None:
+        """It will print nothing more."""
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+        """Send the signal and wait; the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        try:
+            self.process.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        self._reader.join(10)
+        return self.process.returncode
+
+    def _read(self) -> None:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            self.lines.append(line)
+            self.heard(line)
+        self.ended()
