@@ -68,10 +68,15 @@ class Summary:
 
 @dataclass(frozen=True)
 class Table:
-    """A heading and rows of text, for a terminal or a spreadsheet."""
+    """A heading and rows of text, for a terminal, a README or a spreadsheet."""
 
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+    def markdown(self) -> str:
+        """The table as GitHub's Markdown."""
+        lines = [self.header, ("---", *("---:" for _ in self.header[1:])), *self.rows]
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 @dataclass(frozen=True)

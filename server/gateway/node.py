@@ -261,6 +261,8 @@ class _Door(ThreadedAssociationServer):
     """A server that no single client can hold up: handshakes are made beside the others, and PDUs have a size."""
 
     tls: ssl.SSLContext | None = None
+    # Beyond it the system drops what comes, and a scanner that comes in a crowd waits for half a minute.
+    request_queue_size = 128
 
     def __init__(self, *args: Any, networks: Sequence[Any] | None, **options: Any) -> None:
         self._networks = networks

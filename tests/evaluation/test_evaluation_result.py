@@ -52,6 +52,8 @@ def test_the_table_shows_units_spread_and_missing_figures() -> None:
     assert (low[0], low[1], low[5]) == ("low", "0.800 ± 0.141*", "3")
     assert (high[3], high[5]) == ("4.00*", "3")
     assert (mean[0], mean[1], *mean[3:]) == ("mean", "0.550", "3.00", "1.50", "")
+    lines = table.markdown().splitlines()
+    assert lines[1] == "| --- " + "| ---: " * 5 + "|" and len(lines) == 5
 
 
 def test_remarks_explain_every_asterisk_and_repeat_the_notes() -> None:

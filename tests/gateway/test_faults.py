@@ -91,7 +91,7 @@ def test_replicas_that_are_killed_in_turn_lose_no_study(
     archive: Archive, send: Callable[..., Any], tmp_path: Path
 ) -> None:
     """GW-08."""
-    bundle = make_threshold_bundle(tmp_path / "bundle", work=10).folder
+    bundle = make_threshold_bundle(tmp_path / "bundle", work=6).folder
     ports = [free_port() for _ in range(3)]
     servers = [RunningServer(bundle, tmp_path / f"server{k}", port=str(port)) for k, port in enumerate(ports)]
     try:

@@ -5,16 +5,22 @@ from __future__ import annotations
 import gzip
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from urllib.parse import urlsplit
 
 import httpx
 import nibabel as nib
 import numpy as np
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
+from server import protocol
+from server.listening import bound, url_of, uvicorn_of
 from tests.bundles import expected, make_threshold_bundle, nowhere_air, scan_array
 from tests.server.running import FORM, HEAD, TAIL, RunningServer, busy, raw, running
 from tests.waiting import until
@@ -174,9 +180,21 @@ def test_request_that_takes_longer_than_allowed_is_ended(tmp_path):
         assert server.segment(nifti()).status_code == 200
 
 
-def test_connection_that_sends_no_whole_head_is_closed(small):
-    address = urlsplit(small.url)
-    with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
-        connection.sendall(b"POST /segment HTTP/1.1\r\nHost: x\r\n")
-        assert connection.recv(100) == b""  # and no timeout of this side
-    assert small.segment(nifti()).status_code == 200
+def test_connection_that_sends_no_whole_head_is_closed(monkeypatch):
+    monkeypatch.setattr(protocol, "HEAD_SECONDS", 1.0)
+
+    async def hello(_: Request) -> Response:
+        return Response("hello")
+
+    with bound("127.0.0.1", 0, other_host="", other_port="") as listener:
+        server = uvicorn_of(Starlette(routes=[Route("/", hello)]), stop_seconds=1)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        try:
+            with socket.create_connection(listener.getsockname()[:2], timeout=60) as connection:
+                connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n")
+                assert connection.recv(100) == b""  # and no timeout of this side
+            assert httpx.get(url_of(listener), trust_env=False).text == "hello"
+        finally:
+            server.should_exit = True
+            thread.join()
