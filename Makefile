@@ -5,7 +5,7 @@
 #   TORCH_INDEX= an extra package index to take torch from, for machines without a GPU: torch's own index of CPU builds
 #                saves several gigabytes; empty by default
 #   OUT=         where `make demo` writes
-#   JOBS=        how many tests run at once; by default one a core, at most four
+#   JOBS=        how many tests run at once; by default one more than there are cores, at most four: many wait for servers
 
 SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
@@ -16,7 +16,7 @@ PYTHON ?=
 RUNTIME ?= cpu
 TORCH_INDEX ?=
 OUT ?= demo-output
-JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n : 4)))
+JOBS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); echo $$((n < 4 ? n + 1 : 4)))
 
 # Each build of ONNX Runtime: the extra that brings it, and the package of the other build.
 EXTRA.cpu := serve
