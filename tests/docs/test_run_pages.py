@@ -13,7 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,14 +22,18 @@ import numpy as np
 import pydicom
 import pytest
 import yaml
+from numpy.typing import NDArray
 
 from docs.generators.document import REPOSITORY
 from exporter.export import export
 from semiseg.dataset import load_dataset, make_split
+from semiseg.outputs.dicom_common import write_dicom
+from semiseg.outputs.dicom_seg import segmentation_to_seg
 from semiseg.phantoms.write import write_dataset, write_dicom_series
 from semiseg.volumes.dicom_series import read_series
+from semiseg.volumes.segmentation import Segmentation
 from tests.bundles import make_threshold_bundle, scan_array
-from tests.collection.clinic import scan, write_labels_as_seg, write_scan
+from tests.collection.clinic import ALGORITHM, scan, segmentation, write_labels_as_seg, write_scan
 from tests.gateway.stand import RunningGateway, configuration, dcmtk, running_gateway, storescu, to
 from tests.ports import free_port
 from tests.processes import RunningProcess
@@ -65,6 +69,8 @@ if words[:1] in (["train"], ["compare"]):
         words += ["--recipe", "my.yaml"]
     if "--seeds" in words:
         words[words.index("--seeds") + 1] = "0"
+    if any("papers/" in word for word in words):
+        small = [change.replace("[16,16,8]", "[32,32,32]") for change in small]  # their networks go deeper
     words += [word for change in small for word in ("--set", change)]
 if "--distil-to" in words:
     words += ["--updates", "2"]
@@ -220,7 +226,9 @@ def _made_by(words: str) -> list[str]:
 def _train_and_export(folder: Path) -> None:
     write_dataset(folder / "DATA", cases=40, labelled=16, test=4, shape=(20, 20, 12), spacing=(4.8, 4.8, 8.0))
     dataset = load_dataset(folder / "DATA")
-    recipe = make_recipe(recipe_of(gate={"fp16": 0.9, "int8": 0.9}))  # so small a network does not survive int8 unchanged
+    recipe = make_recipe(
+        recipe_of(gate={"fp16": 0.9, "int8": 0.9})
+    )  # so small a network does not survive int8 unchanged
     train(make_plan(dataset, make_split(dataset, labelled=16), recipe), folder / "RUN", device="cpu")
     export(folder / "RUN", folder / "BUNDLE")
     make_threshold_bundle(folder / "OTHER_BUNDLE", name="other")
@@ -233,7 +241,7 @@ def _write_scans(folder: Path) -> None:
         write_labels_as_seg(folder / f"src-plain/{k}/label.dcm", series, labels)
         volume, labels = scan(k)
         ct = write_dicom_series(folder / f"src-ct/{k}", volume, patient_id=f"C{k}", description="portal", modality="CT")
-        write_labels_as_seg(folder / f"src-ct/{k}/label.dcm", read_series(ct), labels)
+        _outline(folder / f"src-ct/{k}/label.dcm", ct, labels, ("liver", "tumour", "kidneys"))
         for name in ("t1", "flair"):
             for file in write_dicom_series(
                 folder / f"src-channels/{k}/{name}", volume, patient_id=f"M{k}", description=name
@@ -242,14 +250,25 @@ def _write_scans(folder: Path) -> None:
                 image.StudyInstanceUID = f"1.2.3.{k}"  # the two are one study
                 image.FrameOfReferenceUID = f"1.2.4.{k}"
                 image.save_as(file)
+        (t1,) = folder.glob(f"src-channels/{k}/t1")
+        _outline(folder / f"src-channels/{k}/label.dcm", sorted(t1.iterdir()), labels, ("liver", "spleen", "kidneys"))
     (folder / "labels.csv").write_text("scan,label\n0,0/label.dcm\n")
-    for seed, name in enumerate(("MORE/new", "PATH", "FOLDER", "study/t1", "study/flair"), start=20):
+    for seed, name in enumerate(("MORE/new", "PATH", "FOLDER", "study/t1"), start=20):
         write_scan(folder / name, seed)
+    shutil.copytree(folder / "study/t1", folder / "study/flair")
     for seed, name in enumerate(("scan", "other", "t1", "flair")):
         nib.save(nib.Nifti1Image(scan_array((20, 18, 14), seed), np.eye(4)), folder / f"{name}.nii.gz")
     shutil.copy(folder / "scan.nii.gz", folder / "SCAN")
     (folder / "FILE").write_text("scan.nii.gz\nother.nii.gz\n")
     shutil.make_archive(str(folder / "series"), "zip", folder / "FOLDER")
+
+
+def _outline(path: Path, files: Sequence[Path], labels: NDArray[np.uint8], names: tuple[str, ...]) -> None:
+    """A SEG on a series, its segments called by ``names``."""
+    series = read_series(list(files))
+    found = segmentation(series, labels)
+    named = tuple(one.model_copy(update={"name": name}) for one, name in zip(found.segments, names, strict=True))
+    write_dicom(path, segmentation_to_seg(Segmentation(named, labels, found.affine), series, algorithm=ALGORITHM))
 
 
 def _remove(path: Path) -> None:
