@@ -43,9 +43,10 @@ help: ## say what can be made
 demo: $(USE) ## make scans, train on 4 of them, export, serve, segment (a few minutes on 2 cores)
 	.venv/bin/semiseg demo --out '$(OUT)'
 
-# One thread a test process: they already share the cores among them.
+# One thread a test process: they already share the cores among them. Files in their order: xdist would put those of few
+# tests last, which are the slow ones.
 test: $(DEV) ## run the tests; those on real data need SEMISEG_DATA, some need programs of tests/README.md
-	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist loadfile --durations=15 $(ARGS)
+	OMP_NUM_THREADS=1 .venv/bin/python -m pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=15 $(ARGS)
 
 test-all: ARGS += -m "long or not long" --hypothesis-profile=new
 test-all: test ## the same with those that take minutes (a crowd, hostile uploads, a server killed again and again) and new random examples

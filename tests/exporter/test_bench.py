@@ -41,13 +41,19 @@ def test_windows_are_those_of_half_overlap() -> None:
     assert window_count(Case("unet", 3, (512, 512, 400), (96, 96, 96))) == 10 * 10 * 8
 
 
-def test_contenders_draw_the_mask_of_one_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "MATRIX", 128)
-    monkeypatch.setattr(contenders, "COMPILED", (False,))  # compiling takes a minute
-    told: list[str] = []
-    result = run_case(TINY, 1, told.append)
+@pytest.fixture(scope="module")
+def tiny() -> Result:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measure, "MATRIX", 128)
+        patch.setattr(contenders, "COMPILED", (False,))  # compiling takes a minute
+        told: list[str] = []
+        result = run_case(TINY, 1, told.append)
     assert result.windows == 2 and len(told) == 2
-    by_name = {one.name: one for one in result.timed}
+    return result
+
+
+def test_contenders_draw_the_mask_of_one_network(tiny: Result) -> None:
+    by_name = {one.name: one for one in tiny.timed}
     assert {"OpenVINO fp32", "ONNX Runtime fp32", "OpenVINO int8"} < set(by_name)
     peer = next(name for name in by_name if name.startswith("MONAI"))
     assert by_name[peer].ratio == 1 and by_name[peer].equal == 1
@@ -68,34 +74,20 @@ def test_memory_is_measured_in_a_process_of_its_own() -> None:
     assert 0 < ours < others
 
 
-def test_the_command_times_what_it_is_asked_for_and_says_it_as_json(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(measure, "MATRIX", 128)
-    monkeypatch.setattr(contenders, "COMPILED", (False,))
+def test_the_command_times_what_it_is_asked_for(tiny: Result, monkeypatch: pytest.MonkeyPatch) -> None:
     timed: list[Case] = []
 
-    def run_tiny(case: Case, threads: int, tell: Callable[[str], None]) -> Result:
+    def once_more(case: Case, threads: int, tell: Callable[[str], None]) -> Result:
         timed.append(case)
-        return run_case(replace(TINY, rounds=case.rounds), threads, tell)
+        return replace(tiny, case=case)
 
-    monkeypatch.setattr(measure, "run_case", run_tiny)
-    asked = [
-        "bench",
-        "inference",
-        "--only",
-        "vnet",
-        "--volume",
-        "40x32x32",
-        "--rounds",
-        "2",
-        "--threads",
-        "1",
-        "--json",
-    ]
-    found = CliRunner().invoke(build("bench"), asked)
+    monkeypatch.setattr(measure, "run_case", once_more)  # what it measures was measured above
+    asked = ["--only", "vnet", "--volume", "40x32x32", "--rounds", "2", "--threads", "1", "--json"]
+    found = CliRunner().invoke(build("bench"), ["bench", "inference", *asked])
     assert found.exit_code == 0, found.output
     assert [(case.student, case.shape, case.rounds) for case in timed] == [("vnet", (40, 32, 32), 2)]
     told = json.loads(found.stdout)
-    assert told["machine"] and len(told["cases"][0]["timed"][0]["seconds"]) == 2
+    assert told["machine"] and told["cases"][0]["timed"][0]["name"] == tiny.timed[0].name
     found = CliRunner().invoke(build("bench"), ["bench", "inference", "--quick", "--threads", "1"])
     assert found.exit_code == 0 and timed[1] == Case("unet-plain", 3, (96, 96, 72), (48, 48, 48), 1)
 
