@@ -100,7 +100,8 @@ class Learners:
 
     def segmenter(self, network: nn.Module | None = None) -> Segmenter:
         """Segments scans with ``network``, by default with the one that is kept, as it is now."""
-        return segmenter_for(self._manifest, TorchEngine(network or self.exported(), self._accelerator.device))
+        network = self.exported() if network is None else network
+        return segmenter_for(self._manifest, TorchEngine(network, self._accelerator.device))
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint holds of them: the fields of that name of :class:`trainer.checkpoints.State`."""

@@ -40,7 +40,7 @@ def document() -> Document:
             lines.append("\n" + table(("status", "answer"), answers))
     for name, schema in described["components"]["schemas"].items():
         if "properties" in schema:
-            lines.append(section(name, schema, meant=False))
+            lines.append(section(name, schema))
     return Document("docs/reference/http.md", "".join(lines))
 
 

@@ -35,7 +35,6 @@ def documents() -> list[Document]:
                 "`manifest.json` beside the graphs, and `run.json` in a training run. Written by semiseg, read by "
                 "whoever wants to know what a model is. The same as [JSON Schema](../manifest.schema.json).",
                 [Manifest],
-                meant=False,
             ),
         ),
         Document(
@@ -51,10 +50,8 @@ def documents() -> list[Document]:
     ]
 
 
-def _page(
-    title: str, introduction: str, models: Sequence[type[BaseModel]], more: str = "", *, meant: bool = True
-) -> str:
-    sections = "".join(_model(model, meant) for model in models)
+def _page(title: str, introduction: str, models: Sequence[type[BaseModel]], more: str = "") -> str:
+    sections = "".join(_model(model) for model in models)
     return f"# {title}\n\nMade by `make docs` from the code. {introduction}\n\n{sections}{more}"
 
 
@@ -78,23 +75,23 @@ def _recipe(recipe: type[BaseModel]) -> str:
     )
 
 
-def _model(model: type[BaseModel], meant: bool) -> str:
+def _model(model: type[BaseModel]) -> str:
     schema = model.model_json_schema()
-    return section(model.__name__, schema, meant=meant) + "".join(_definitions(schema, {model.__name__}, meant=meant))
+    return section(model.__name__, schema) + "".join(_definitions(schema, {model.__name__}))
 
 
-def _definitions(schema: Schema, seen: set[str], level: int = 2, *, meant: bool = True) -> Iterator[str]:
+def _definitions(schema: Schema, seen: set[str], level: int = 2) -> Iterator[str]:
     for name, one in schema.get("$defs", {}).items():
         if name not in seen and "properties" in one:
             seen.add(name)
-            yield section(name, one, level, meant=meant)
+            yield section(name, one, level)
 
 
-def section(title: str, schema: Schema, level: int = 2, *, meant: bool = True, bases: Bases = None) -> str:
+def section(title: str, schema: Schema, level: int = 2, *, bases: Bases = None) -> str:
     """A heading, what the docstring says, and a table of what may be set.
 
     Raises:
-        Unfit: the docstring says nothing of a key, where it is ``meant`` to be written by people.
+        Unfit: the docstring says nothing of a key.
     """
     about, told = _told(schema.get("description", ""))
     models = [bases] if bases else [one for one in _models(BaseModel) if one.__name__ == schema.get("title")]
@@ -104,7 +101,7 @@ def section(title: str, schema: Schema, level: int = 2, *, meant: bool = True, b
         (f"`{name}`", kind(one), _default(name, one, schema), told.get(name, ""))
         for name, one in schema.get("properties", {}).items()
     ]
-    if bare := [name for name in schema.get("properties", {}) if name not in told] if meant else ():
+    if bare := [name for name in schema.get("properties", {}) if name not in told]:
         raise Unfit(f"{title}: the docstring says nothing of {', '.join(bare)}.")
     body = table(("key", "value", "default", "meaning"), rows) if rows else "Nothing to set.\n"
     return f"\n{level * '#'} {title}\n\n{about}\n\n{body}"

@@ -13,7 +13,13 @@ PERCENTILES = (0.5, 50.0, 99.5)
 
 
 class Range(BaseModel):
-    """Smallest, median and largest value over the training scans, per axis or per percentile."""
+    """Values over the training scans, per axis or per percentile.
+
+    Attributes:
+        minimum: the smallest.
+        median: the median.
+        maximum: the largest.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -35,10 +41,15 @@ def from_to(low: float, high: float) -> str:
 
 
 class Fingerprint(BaseModel):
-    """Ranges over all training scans, labelled and unlabelled.
+    """Ranges over all training scans, labelled and unlabelled, along the axes of the preprocessing's orientation.
 
-    ``shape`` in voxels, ``spacing`` and ``extent`` (of the whole scan) in mm are along the axes of the preprocessing's
-    orientation; ``intensity`` holds, per channel, the 0.5th, 50th and 99.5th percentile of each scan's raw values.
+    Attributes:
+        scans: how many.
+        shape: voxels.
+        spacing: mm.
+        extent: of the whole scan, mm.
+        orientations: how many files had which nearest anatomical directions of their axes.
+        intensity: per channel, the 0.5th, 50th and 99.5th percentile of each scan's raw values.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -24,14 +24,25 @@ class _Document(BaseModel):
 
 
 class Channel(_Document):
-    """One input of the network, in order, and what a DICOM series has to be to serve it."""
+    """One input of the network.
+
+    Attributes:
+        name: what it is called.
+        series: what a DICOM series has to be to serve it.
+    """
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
     series: SeriesRule | None = None
 
 
 class PretrainedWeights(_Document):
-    """Weights that training started from; their licence travels with every model made from them."""
+    """Weights that training started from.
+
+    Attributes:
+        name: where they come from.
+        revision: of them.
+        licence: theirs, which travels with every model made from them.
+    """
 
     name: str
     revision: str | None
@@ -39,14 +50,28 @@ class PretrainedWeights(_Document):
 
 
 class Figures(_Document):
-    """Mean figures per segment over the validation scans, or None where the split has none ('not validated')."""
+    """Mean figures over the validation scans.
+
+    Attributes:
+        scans: how many.
+        dice: per segment.
+    """
 
     scans: int
     dice: dict[str, float]
 
 
 class TaughtBy(_Document):
-    """The larger network that a distilled one learned from; ``labelled`` are the scans whose labels it had seen."""
+    """The larger network that a distilled one learned from.
+
+    Attributes:
+        name: its model's.
+        method: how it was trained.
+        student: its section of the recipe.
+        parameters: how many it has.
+        labelled: scans whose labels it had seen.
+        validation: its figures, if it was validated.
+    """
 
     name: str
     method: str
@@ -59,8 +84,21 @@ class TaughtBy(_Document):
 class Provenance(_Document):
     """How the model came about.
 
-    ``labelled`` counts the scans whose labels were opened for training, ``validation`` those opened to choose among
-    checkpoints; together they are the label budget. ``unlabelled`` scans were seen without labels.
+    Attributes:
+        semiseg: the release that trained it.
+        method: how.
+        created: when, in UTC.
+        dataset: on which one.
+        labelled: scans whose labels were opened for training.
+        unlabelled: scans that were seen without labels.
+        validation: scans whose labels were opened to choose among checkpoints; with ``labelled`` the label budget.
+        transductive: whether the scans that judge it were among the unlabelled ones.
+        updates: of the student.
+        seed: of the run.
+        student: the recipe's section that describes the network.
+        parameters: how many the network has.
+        pretrained: weights that training started from.
+        taught_by: the network that it was distilled from.
     """
 
     semiseg: str
@@ -80,7 +118,17 @@ class Provenance(_Document):
 
 
 class PlanKey(_Document):
-    """What a TensorRT plan was built from and on; it is used on exactly that."""
+    """What a TensorRT plan was built from and on; it is used on exactly that.
+
+    Attributes:
+        onnx: SHA-256 of the graph.
+        precision: of the graph.
+        tensorrt: version.
+        gpu: its name.
+        driver: version.
+        window: the sizes of windows that it takes.
+        batch: the most windows at a time.
+    """
 
     onnx: Sha256
     precision: Precision = "fp32"
@@ -95,13 +143,27 @@ class Manifest(_Document):
     """Everything that inference needs to know about a model, and what a reader wants to know about its origin.
 
     Attributes:
+        format: of this document.
+        name: the model's.
+        channels: what it takes, in its order.
+        segments: what it outlines, in the order of the network's outputs.
         activation: ``softmax`` (exclusive segments) or ``sigmoid`` (overlapping regions); the graph returns logits.
             With softmax the graph has one channel more than there are segments: channel 0 is the background.
         average: what is averaged over overlapping windows, logits or probabilities.
+        preprocessing, postprocessing: of scans, and of masks.
         patch: the size in voxels that the network was trained on.
         fingerprint, masks: what the training scans, and the model's own masks of them, were like.
-        window: the default sliding window; ``windows`` are the sizes allowed, all multiples of ``divisor``.
-        gate: what each of the ``variants`` had to reach; of a bundle the first of them is fp32.
+        window: the default sliding window.
+        windows: the sizes allowed, all multiples of ``divisor``.
+        divisor: of a window's sides.
+        overlap: share of a window covered again by the next.
+        blending: how the voxels of a window are weighted.
+        provenance: how it came about.
+        validation: figures on the validation scans; none where nothing was validated.
+        gate: what each of the ``variants`` had to reach.
+        variants: the graphs; of a bundle the first of them is fp32.
+        plan: of the TensorRT plan, if there is one.
+        files: SHA-256 of every file of the bundle but this one.
     """
 
     format: Literal[1] = 1

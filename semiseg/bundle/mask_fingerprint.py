@@ -25,11 +25,13 @@ Measures = tuple[float, float, float]
 
 
 class MaskFingerprint(BaseModel):
-    """Ranges over the masks of ``scans`` training scans.
+    """Ranges over the masks of training scans.
 
-    ``segments`` holds, for each segment that was found in any of them, the ranges of its volume in ml, of its number of
-    26-connected pieces, and of the mean entropy of its voxels (0..1), over the scans in which it was found; ``always``
-    names those that were found in every one.
+    Attributes:
+        scans: how many.
+        segments: for each segment that was found in any of them, the ranges of its volume in ml, of its number of
+            26-connected pieces, and of the mean entropy of its voxels (0..1), over the scans in which it was found.
+        always: the segments that were found in every one.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -40,7 +40,12 @@ class Gate(_Document):
 class Parity(_Document):
     """How far a graph, run by one engine, is from the trained network, on windows of one size of real scans.
 
-    ``largest_difference`` is over logits, ``dice`` between the masks of each segment that one of the two draws.
+    Attributes:
+        engine: what ran it.
+        window: voxels.
+        windows: how many.
+        largest_difference: of a logit.
+        dice: between the masks of each segment that one of the two draws.
     """
 
     engine: str
@@ -56,7 +61,13 @@ class Parity(_Document):
 
 
 class Variant(_Document):
-    """One graph of the bundle: its precision, its file, and its proofs, at least one for each allowed window."""
+    """One graph of the bundle.
+
+    Attributes:
+        precision: of its weights and activations.
+        file: its name in the bundle.
+        parity: its proofs, at least one for each allowed window.
+    """
 
     precision: Precision
     file: str

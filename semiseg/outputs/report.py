@@ -29,9 +29,13 @@ class _Part(BaseModel):
 class ModelIdentity(_Part):
     """Which model answered.
 
-    ``sha256`` and ``precision`` are those of the exported graph that ran, or None and fp32 for a training run, whose
-    weights still change; ``engine`` is what ran it, ``method`` how it was trained, ``version`` the semiseg release that
-    trained it.
+    Attributes:
+        name: the model's.
+        sha256: of the exported graph that ran; None for a training run, whose weights still change.
+        method: how it was trained.
+        version: the semiseg release that trained it.
+        precision: of the graph that ran.
+        engine: what ran it.
     """
 
     name: str
@@ -58,7 +62,13 @@ class ModelIdentity(_Part):
 
 
 class SegmentReport(_Part):
-    """One segment: its name, the integer that stands for it in a label map, and its volume in millilitres."""
+    """One segment.
+
+    Attributes:
+        name: what it is called.
+        label: the integer that stands for it in a label map.
+        ml: its volume in millilitres.
+    """
 
     name: str
     label: int
@@ -68,8 +78,11 @@ class SegmentReport(_Part):
 class Geometry(_Part):
     """The grid of the scan, which is the grid of the answer.
 
-    ``shape`` in voxels and ``spacing`` in mm are along the file's own axes; ``orientation`` is the nearest anatomical
-    direction of each axis, such as LPS; ``affine`` maps voxel indices to RAS+ mm.
+    Attributes:
+        shape: voxels along the file's own axes.
+        spacing: mm along them.
+        orientation: the nearest anatomical direction of each axis, such as LPS.
+        affine: maps voxel indices to RAS+ mm.
     """
 
     shape: tuple[int, int, int]
@@ -79,7 +92,14 @@ class Geometry(_Part):
 
 
 class SeriesReport(_Part):
-    """The DICOM series that was segmented; ``slices`` are those of its images that made the volume."""
+    """The DICOM series that was segmented.
+
+    Attributes:
+        uid: Series Instance UID.
+        modality: such as MR or CT.
+        description: Series Description.
+        slices: how many images made the volume.
+    """
 
     uid: str
     modality: str
@@ -88,7 +108,14 @@ class SeriesReport(_Part):
 
 
 class SeriesVerdict(_Part):
-    """What was decided of one series among the files: the ``channel`` it serves, or null, and why."""
+    """What was decided of one series among the files.
+
+    Attributes:
+        uid: Series Instance UID.
+        description: Series Description.
+        channel: which channel it serves; null where it serves none.
+        reason: why, as a sentence.
+    """
 
     uid: str
     description: str
@@ -97,7 +124,12 @@ class SeriesVerdict(_Part):
 
 
 class RemarkReport(_Part):
-    """Something that was noticed about the scan, or done to it: a ``code`` for machines and a sentence for people."""
+    """Something that was noticed about the scan, or done to it.
+
+    Attributes:
+        code: for machines.
+        text: a sentence for people.
+    """
 
     code: str
     text: str
@@ -106,9 +138,16 @@ class RemarkReport(_Part):
 class Report(_Part):
     """The whole answer.
 
-    ``series`` is the one whose grid it is, null for a scan that is not DICOM; ``selection`` tells of every image series
-    that was among the files; ``seconds`` is per stage, ``windows`` how many windows the network
-    ran.
+    Attributes:
+        notice: that it is for research only.
+        model: which one answered.
+        segments: what it outlined.
+        geometry: the grid of the answer.
+        series: the one whose grid it is; null for a scan that is not DICOM.
+        selection: what was decided of every image series among the files.
+        remarks: what sets the scan apart, and what was done to it.
+        windows: of the sliding window.
+        seconds: per stage.
     """
 
     notice: str

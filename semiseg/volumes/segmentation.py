@@ -39,11 +39,13 @@ class Segment(BaseModel):
     """One structure that a model outlines.
 
     Attributes:
+        name: what it is called.
         label: the integer that stands for it in a label map (1..255).
         values: for a region, the values of a reference label map that it is made of (whole tumour: oedema, core and
             enhancing part). Regions may overlap; a segment without values is one value, its label, and excludes others.
         painted: for a region, its value where all regions are to be one label map: each is painted with its own over
             those before it. None: nobody declared one.
+        colour: red, green and blue, 0 to 255, in pictures and viewers.
         category, type: the DICOM codes of a SEG's Segmented Property Category and Type (PS3.3 C.8.20.2); see
             :attr:`coded_type` for a segment without one.
     """

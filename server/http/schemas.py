@@ -16,7 +16,11 @@ class _Document(BaseModel):
 
 
 class ErrorAnswer(_Document):
-    """Why a request was not answered as asked: one sentence for the person who can mend it."""
+    """Why a request was not answered as asked.
+
+    Attributes:
+        error: one sentence for the person who can mend it.
+    """
 
     error: Annotated[str, Field(min_length=1)]
 
@@ -51,7 +55,16 @@ class JobAnswer(_Document):
 
 
 class ModelEntry(_Document):
-    """A model: its identity, whether it is warm, what it takes and outlines, its window in voxels, its card."""
+    """A model.
+
+    Attributes:
+        identity: which one it is.
+        ready: whether it is warm.
+        channels: what it takes, by name, in its order.
+        segments: what it outlines.
+        window: of the sliding window, in voxels.
+        card: what is known of it, as Markdown.
+    """
 
     identity: ModelIdentity
     ready: bool
