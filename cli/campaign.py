@@ -144,12 +144,16 @@ class Campaign:
         """Evaluate every run that was trained and not judged yet."""
         for number, trial in enumerate(trials, start=1):
             there = (self.scores(trial) / "scores.json").is_file()
-            if not there and trial.name not in self.failed:
+            if trial.name in self.failed:
+                state = "not trained"
+            elif there:
+                state = "there already"
+            else:
+                state = "done"
                 try:
                     self._judge(trial)
                 except SemisegError as error:
-                    self.failed[trial.name] = str(error)
-            state = "not trained" if trial.name in self.failed else ("there already" if there else "done")
+                    state = self.failed[trial.name] = str(error)
             self.tell(f"judged {number} of {len(trials)}: {trial.name}: {state}")
 
     def _judge(self, trial: Trial) -> None:

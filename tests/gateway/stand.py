@@ -17,6 +17,8 @@ import httpx
 import numpy as np
 import pydicom
 import yaml
+from pynetdicom import AE
+from pynetdicom.sop_class import Verification  # type: ignore[attr-defined]
 
 from semiseg.phantoms.write import write_dicom_series
 from semiseg.volumes.dicom_series import read_series
@@ -24,6 +26,7 @@ from semiseg.volumes.volume import Volume
 from tests.bundles import expected, scan_array
 from tests.processes import START_SECONDS, RunningProcess
 
+NOBODY = {"archive": {"web": {"url": "http://127.0.0.1:9/dicom-web"}}}
 AFFINE = np.diag([1.5, 1.5, 3.0, 1.0])
 
 
@@ -47,6 +50,11 @@ def configuration(folder: Path, server: str, **parts: Any) -> dict[str, Any]:
         "keep": {"free_bytes": 1000},
         **parts,
     }
+
+
+def alone(folder: Path, **parts: Any) -> dict[str, Any]:
+    """One whose server and archive are nowhere."""
+    return configuration(folder, "http://127.0.0.1:9", destinations=NOBODY, **parts)
 
 
 def to(port: int, **more: Any) -> dict[str, Any]:
@@ -102,6 +110,13 @@ class RunningGateway(RunningProcess):
 
     def ended(self) -> None:
         self._ready.set()
+
+
+def associate(gateway: RunningGateway, calling: str, called: str = "SEMISEG") -> Any:
+    """An association for C-ECHO, established or not."""
+    entity = AE(ae_title=calling)
+    entity.add_requested_context(Verification)
+    return entity.associate("127.0.0.1", gateway.dicom_port, ae_title=called)
 
 
 @contextlib.contextmanager

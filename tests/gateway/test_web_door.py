@@ -12,11 +12,10 @@ import pydicom
 import pytest
 from dicomweb_client import DICOMwebClient
 
-from tests.gateway.stand import RunningGateway, configuration, running_gateway, write_study
+from tests.gateway.stand import NOBODY, RunningGateway, configuration, running_gateway, write_study
 from tests.waiting import until
 
 KEY = "ward-0123456789-abcdefghij"
-NOBODY = {"archive": {"web": {"url": "http://127.0.0.1:9/dicom-web"}}}
 
 
 @pytest.fixture(scope="module")

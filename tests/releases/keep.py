@@ -32,13 +32,12 @@ from semiseg.phantoms.write import write_dicom_series
 from semiseg.volumes.nifti import read_nifti
 from server.jobs.files import remove
 from tests.bundles import nowhere_air
-from tests.gateway.stand import RunningGateway, configuration
+from tests.gateway.stand import NOBODY, RunningGateway, configuration
 from tests.runs import make_tiny_run
 from tests.server.running import RunningServer
 from tests.waiting import until
 
 RELEASES = Path(__file__).parent
-NOBODY = {"archive": {"web": {"url": "http://127.0.0.1:9/dicom-web"}}}
 
 
 def main() -> None:

@@ -18,8 +18,8 @@ from semiseg.bundle.bundle import open_bundle
 from semiseg.inference.segmenter import Settings
 from semiseg.predicting.one import segment_file
 from server.gateway.names import Names
-from tests.gateway.stand import configuration, running_gateway
-from tests.releases.keep import NOBODY, RELEASES
+from tests.gateway.stand import NOBODY, configuration, running_gateway
+from tests.releases.keep import RELEASES
 from tests.server.running import running
 from tests.waiting import until
 
