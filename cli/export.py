@@ -35,12 +35,13 @@ def export(
     trt: Annotated[bool, typer.Option("--trt", help="Also build a TensorRT plan for this machine's GPU.")] = False,
 ) -> None:
     """Turn a training run into a bundle: one small network as ONNX, with proof."""
-    from cli.models import parse_precision, variant_lines
+    from cli.models import variant_lines
     from exporter.errors import ExportError
     from exporter.export import export as make_bundle
     from exporter.export import scans_for
+    from semiseg.bundle.variant import precision_named
 
-    precisions = [p for text in precision.split(",") if text.strip() and (p := parse_precision(text.strip()))]
+    precisions = [p for text in precision.split(",") if text.strip() and (p := precision_named(text.strip()))]
     if distil_to is not None:
         if data is None:
             raise InputError("--distil-to trains on the run's scans: name the dataset with --data.")

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
-from semiseg.bundle.bundle import Bundle, open_bundle
-from semiseg.bundle.manifest import Manifest
-from semiseg.bundle.variant import PRECISIONS, Precision
-from semiseg.engines.engine import Engine
+from semiseg.bundle.bundle import RUN, Bundle, open_bundle
+from semiseg.bundle.variant import Precision
 from semiseg.errors import InputError
 from semiseg.inference.choice import choose_engine
 from semiseg.inference.segmenter import Segmenter, Settings
 from semiseg.outputs.report import ModelIdentity
+from semiseg.predicting.predictor import Predictor
 from semiseg.volumes.volume import by_sides
-
-RUN_DOCUMENT = "run.json"
-
-
-@dataclass(frozen=True)
-class OpenModel:
-    """A model ready for scans, what it promises, and who it is."""
-
-    segmenter: Segmenter
-    manifest: Manifest
-    identity: ModelIdentity
 
 
 def open_model(
@@ -33,7 +20,7 @@ def open_model(
     *,
     threads: int | None = None,
     precision: Precision | None = None,
-) -> OpenModel:
+) -> Predictor:
     """Open and warm up the bundle or run in the folder ``path``.
 
     Args:
@@ -47,10 +34,21 @@ def open_model(
         InputError: settings that the model does not allow.
         EngineError: the inference library cannot run the network.
     """
-    engine, identity, manifest = _open(path, threads, precision)
-    segmenter = Segmenter(manifest, engine, settings)
-    segmenter.warm_up()
-    return OpenModel(segmenter, manifest, identity)
+    if (path / RUN).is_file():
+        if precision not in (None, "fp32"):
+            raise InputError(f"{path} is a training run and has no {precision} graph; export it first.")
+        from trainer.engine import open_run  # torch, which a serving environment does not have
+
+        manifest, engine = open_run(path)
+        identity = ModelIdentity.of(manifest, None, engine=f"{engine.name} ({engine.device})")
+        predictor = Predictor(Segmenter(manifest, engine, settings), identity)
+    else:
+        bundle = open_bundle(path)
+        predictor = Predictor.of_choice(
+            bundle.manifest, choose_engine(bundle, threads=threads, precision=precision), settings
+        )
+    predictor.segmenter.warm_up()
+    return predictor
 
 
 def parse_window(text: str | None) -> tuple[int, int, int] | None:
@@ -81,32 +79,3 @@ def variant_lines(bundle: Bundle) -> list[str]:
                 f"{parity.least_dice:.5f}"
             )
     return lines
-
-
-def parse_precision(text: str | None) -> Precision | None:
-    """A precision by name.
-
-    Raises:
-        InputError: there is none of this name.
-    """
-    if text is None:
-        return None
-    for precision in PRECISIONS:
-        if text.lower() == precision:
-            return precision
-    raise InputError(f"A precision is {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, not {text!r}.")
-
-
-def _open(path: Path, threads: int | None, precision: Precision | None) -> tuple[Engine, ModelIdentity, Manifest]:
-    if (path / RUN_DOCUMENT).is_file():
-        if precision not in (None, "fp32"):
-            raise InputError(f"{path} is a training run and has no {precision} graph; export it first.")
-        from trainer.engine import open_run  # torch, which a serving environment does not have
-
-        manifest, engine = open_run(path)
-        return engine, ModelIdentity.of(manifest, None, engine=f"{engine.name} ({engine.device})"), manifest
-    bundle = open_bundle(path)
-    choice = choose_engine(bundle, threads=threads, precision=precision)
-    taken = choice.taken
-    identity = ModelIdentity.of(bundle.manifest, taken.sha256, precision=taken.precision, engine=taken.where)
-    return choice.engine, identity, bundle.manifest

@@ -84,7 +84,8 @@ def predict(
     ] = None,
 ) -> None:
     """Segment one scan and write the mask on the scan's own grid."""
-    from cli.models import parse_precision, parse_window
+    from cli.models import parse_window
+    from semiseg.bundle.variant import precision_named
     from semiseg.outputs.answer import kind_of_file
 
     if input_list is not None:
@@ -95,7 +96,7 @@ def predict(
             )
         settings = Settings(parse_window(window), overlap, batch)
         many = Many(input_list, out, answer or "nifti", cluster, workers)
-        _many((arguments or [])[0], many, settings, threads, parse_precision(precision))
+        _many((arguments or [])[0], many, settings, threads, precision_named(precision))
         return
     if cluster or workers:
         raise InputError("--cluster and --workers are for the scans of an --input-list.")
@@ -114,7 +115,7 @@ def predict(
         if model is not None:
             raise InputError("--model chooses among a server's models; without --server the model is the bundle.")
         settings = Settings(parse_window(window), overlap, batch)
-        _locally(arguments[0], asked, settings, threads, parse_precision(precision))
+        _locally(arguments[0], asked, settings, threads, precision_named(precision))
         return
     if (window, overlap, batch, threads, precision) != (None, None, 1, None, None):
         raise InputError(
@@ -158,7 +159,6 @@ def _channels(given: list[str]) -> dict[str, Path]:
 
 def _locally(model: Path, asked: Asked, settings: Settings, threads: int | None, precision: Precision | None) -> None:
     from cli.models import open_model
-    from semiseg.predicting.one import segment_file
 
     opened = open_model(model, settings, threads=threads, precision=precision)
     with _bar() as told:
@@ -166,9 +166,9 @@ def _locally(model: Path, asked: Asked, settings: Settings, threads: int | None,
         def show(done: int, total: int) -> None:
             told(done, total, "segmenting")
 
-        report, timing = segment_file(opened, asked.files, asked.out, asked.kind, asked.wishes, show)
-    millilitres = {segment.name: segment.ml for segment in report.segments}
-    _tell(asked.out, millilitres, timing.seconds, [remark.text for remark in report.remarks])
+        prediction = opened.predict_files(asked.files, asked.kind, asked.wishes, show)
+        prediction.write(asked.out, asked.kind)
+    _tell(asked.out, prediction.volumes, prediction.timing.seconds, prediction.warnings)
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ def serve(
     ] = None,
 ) -> None:
     """Segment scans over HTTP until told to stop. The page / takes scans and describes the interface."""
-    from cli.models import parse_precision, parse_window
+    from cli.models import parse_window
+    from semiseg.bundle.variant import precision_named
     from server.http.limits import MEGABYTE, Limits
     from server.http.model import ModelSettings
     from server.http.start import Place
@@ -69,7 +70,7 @@ def serve(
             window=parse_window(window),
             overlap=overlap,
             batch=batch,
-            precision=parse_precision(precision),
+            precision=precision_named(precision),
         )
         for bundle in bundles
     ]

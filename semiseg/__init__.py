@@ -1,6 +1,11 @@
-"""semiseg from Python, without torch: what ``__all__`` names is kept; docs/python.md shows each of them at work.
+"""semiseg in Python, without torch. The names in ``__all__`` are the public API; docs/python.md shows each of them.
 
-Imported when it is asked for, so that ``import semiseg`` brings nothing along.
+    import semiseg
+
+    model = semiseg.load_model("BUNDLE")
+    model.predict("scan.nii.gz").save("mask.nii.gz")
+
+Every name is imported when it is first used, so that ``import semiseg`` itself imports nothing else.
 """
 
 from __future__ import annotations
@@ -16,16 +21,22 @@ if TYPE_CHECKING:
     from semiseg.evaluation.evaluate import evaluate
     from semiseg.inference.choice import choose_engine
     from semiseg.inference.segmenter import Segmenter
+    from semiseg.predicting.prediction import Prediction
+    from semiseg.predicting.predictor import Predictor, load_model
     from semiseg.volumes.nifti import read_nifti, write_segmentation
-    from semiseg.volumes.scan import open_scan
+    from semiseg.volumes.scan import Scan, open_scan
 
 __all__ = [
     "Client",
+    "Prediction",
+    "Predictor",
+    "Scan",
     "Segmenter",
     "SemisegError",
     "choose_engine",
     "evaluate",
     "load_dataset",
+    "load_model",
     "open_bundle",
     "open_scan",
     "read_nifti",
@@ -33,11 +44,15 @@ __all__ = [
 ]
 _HOMES = {
     "Client": "client",
+    "Prediction": "predicting.prediction",
+    "Predictor": "predicting.predictor",
+    "Scan": "volumes.scan",
     "Segmenter": "inference.segmenter",
     "SemisegError": "errors",
     "choose_engine": "inference.choice",
     "evaluate": "evaluation.evaluate",
     "load_dataset": "dataset",
+    "load_model": "predicting.predictor",
     "open_bundle": "bundle.bundle",
     "open_scan": "volumes.scan",
     "read_nifti": "volumes.nifti",

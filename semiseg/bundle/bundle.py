@@ -41,12 +41,13 @@ class Bundle:
         return self.manifest.files[MODEL]
 
 
-def open_bundle(folder: Path) -> Bundle:
+def open_bundle(folder: str | Path) -> Bundle:
     """Read and verify a bundle.
 
     Raises:
         BundleError: the folder, the manifest or a file is missing, of another version, altered, or contradictory.
     """
+    folder = Path(folder)
     if not folder.is_dir():
         raise BundleError(f"There is no bundle folder {folder}.")
     a_run = BundleError(f"{folder} holds a training run, not a bundle; make one with `semiseg export`.")

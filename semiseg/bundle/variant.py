@@ -6,11 +6,27 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from semiseg.errors import InputError
+
 Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 Size = Annotated[int, Field(ge=1, le=4096)]
 Window = tuple[Size, Size, Size]
 Share = Annotated[float, Field(ge=0, le=1)]
+
+
+def precision_named(name: str | None) -> Precision | None:
+    """The precision of this name; None for None.
+
+    Raises:
+        InputError: There is no precision of this name.
+    """
+    if name is None:
+        return None
+    for precision in PRECISIONS:
+        if name.lower() == precision:
+            return precision
+    raise InputError(f"A precision is {', '.join(PRECISIONS[:-1])} or {PRECISIONS[-1]}, not {name!r}.")
 
 
 class _Document(BaseModel):

@@ -77,7 +77,7 @@ class Dataset:
         return replace(self, channels=tuple(self.channels if channels is None else channels), segments=named)
 
 
-def load_dataset(folder: Path) -> Dataset:
+def load_dataset(folder: str | Path) -> Dataset:
     """Read ``folder/dataset.json``, or list ``imagesTr/`` and ``labelsTr/`` when there is none.
 
     With a ``dataset.json`` its ``training`` list decides which scans there are; one without a ``label`` (or given as

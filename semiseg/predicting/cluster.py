@@ -11,13 +11,18 @@ from typing import Any
 
 from semiseg.errors import InputError
 from semiseg.predicting.many import Item, outcome_of
-from semiseg.predicting.one import Model
+from semiseg.predicting.predictor import Predictor
 
 RETRIES = 3  # of a scan whose worker died; it may be what kills it
 
 
 def on_cluster(
-    open_model: Callable[[], Model], items: Sequence[Item], *, address: str | None, workers: int | None, threads: int
+    open_model: Callable[[], Predictor],
+    items: Sequence[Item],
+    *,
+    address: str | None,
+    workers: int | None,
+    threads: int,
 ) -> Iterator[dict[str, Any]]:
     """The outcome of each scan, in the order in which they end.
 
@@ -67,7 +72,7 @@ def on_cluster(
 class _Worker:
     """Has the model open."""
 
-    def __init__(self, open_model: Callable[[], Model]) -> None:
+    def __init__(self, open_model: Callable[[], Predictor]) -> None:
         self._model = open_model()
 
     def segment(self, item: Item) -> dict[str, Any]:

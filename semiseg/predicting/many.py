@@ -16,7 +16,7 @@ from typing import Any
 
 from semiseg.errors import InputError, SemisegError
 from semiseg.outputs.kind import FORMS, Kind
-from semiseg.predicting.one import Model, segment_file
+from semiseg.predicting.predictor import Predictor
 
 RESULTS = "results.jsonl"
 
@@ -59,18 +59,19 @@ def read_list(file: Path, out: Path, kind: Kind) -> list[Item]:
     ]
 
 
-def outcome_of(model: Model, item: Item) -> dict[str, Any]:
+def outcome_of(model: Predictor, item: Item) -> dict[str, Any]:
     """Segment a scan; what became of it, as a line of the results. A scan that cannot be segmented stops nobody."""
     told: dict[str, Any] = {"scan": str(item.scan), "out": item.out.name, "model": model.identity.model_dump()}
     since = time.perf_counter()
     try:
-        report, _ = segment_file(model, item.scan, item.out, item.kind)
+        prediction = model.predict_files(item.scan, item.kind)
+        prediction.write(item.out, item.kind)
     except SemisegError as error:
         return told | {"state": "failed", "error": str(error)}
     return told | {
         "state": "done",
-        "millilitres": {segment.name: segment.ml for segment in report.segments},
-        "remarks": [remark.text for remark in report.remarks],
+        "millilitres": prediction.volumes,
+        "remarks": prediction.warnings,
         "seconds": round(time.perf_counter() - since, 3),
     }
 
@@ -120,7 +121,7 @@ class Results:
         return same and sha256 is not None and item.out.exists()
 
 
-def one_after_the_other(model: Model, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
+def one_after_the_other(model: Predictor, items: Sequence[Item]) -> Iterator[dict[str, Any]]:
     """The outcome of each scan, in order."""
     for item in items:
         yield outcome_of(model, item)

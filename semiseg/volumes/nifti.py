@@ -67,7 +67,7 @@ def is_gzip(path: Path) -> bool:
         return file.read(2) == _GZIP_MAGIC
 
 
-def read_nifti(path: Path) -> Volume:
+def read_nifti(path: str | Path) -> Volume:
     """Read one 3D image from ``.nii`` or ``.nii.gz``.
 
     Integers stored without scaling keep their type; scaled values come as float32. A 4D file is accepted when it holds
@@ -158,12 +158,12 @@ def write_nifti(path: Path, array: NDArray[Any], affine: NDArray[np.float64], *,
             image.to_stream(file)
 
 
-def write_segmentation(path: Path, segmentation: Segmentation, *, like: Path | None = None) -> None:
+def write_segmentation(path: str | Path, segmentation: Segmentation, *, like: Path | None = None) -> None:
     """Write segments as uint8: exclusive ones as a label map (X, Y, Z), overlapping ones as masks (X, Y, Z, K)."""
     array = segmentation.array
     if not segmentation.exclusive:
         array = np.moveaxis(array, 0, -1)
-    write_nifti(path, array.astype(np.uint8), segmentation.affine, like=like)
+    write_nifti(Path(path), array.astype(np.uint8), segmentation.affine, like=like)
 
 
 def _read(path: Path) -> _Stored:

@@ -33,12 +33,14 @@ class Scan:
         series: the DICOM series of the first channel, whose grid it is; None for NIfTI.
         verdicts: for DICOM: what was decided of each image series among the files.
         remarks: what was left out, corrected or resampled.
+        source: the NIfTI file whose grid it is; None for DICOM. One that came in a zip is gone once the scan is open.
     """
 
     channels: dict[str, Volume]
     series: DicomSeries | None
     verdicts: tuple[Verdict, ...] = ()
     remarks: tuple[Remark, ...] = ()
+    source: Path | None = None
 
     @property
     def grid(self) -> Volume:
@@ -48,7 +50,7 @@ class Scan:
 
 def open_scan(
     paths: Paths | Mapping[str, Paths],
-    rules: Mapping[str, SeriesRule],
+    rules: Mapping[str, SeriesRule] | None = None,
     wishes: Wishes | None = None,
     *,
     scratch: Path | None = None,
@@ -61,7 +63,8 @@ def open_scan(
 
     Args:
         paths: one file or folder, or several files; or those of each channel, by its name.
-        rules: the model's channels in its order, and what a DICOM series has to be to serve each.
+        rules: the model's channels in its order, and what a DICOM series has to be to serve each; by default
+            one channel, named ``image``, that any series serves.
         wishes: what a person says besides.
         scratch: an existing folder to unpack zips in (emptied again); None for the system's.
         limits: how much a zip may hold.
@@ -71,6 +74,8 @@ def open_scan(
             be compared, or whatever the readers refuse.
     """
     wishes = wishes or Wishes()
+    if rules is None:
+        rules = {"image": SeriesRule()}
     if not rules:
         raise VolumeError("A model without channels cannot be given a scan.")
     with ExitStack() as stack:
@@ -126,7 +131,7 @@ class _Door:
                 raise VolumeError(
                     f"{niftis[0]}: a NIfTI file holds no DICOM series, so no series UID can be asked of it."
                 )
-            return Scan(read_nifti_channels(niftis[0], list(rules)), None)
+            return Scan(read_nifti_channels(niftis[0], list(rules)), None, source=niftis[0])
         if not dicoms:
             raise VolumeError(f"{what}: neither a NIfTI file (.nii, .nii.gz) nor DICOM images nor a zip of those.")
         named = _named(self.wishes.series, rules)
@@ -163,7 +168,7 @@ def _together(scans: dict[str, Scan], wishes: Wishes, verdicts: tuple[Verdict, .
     ]
     first = next(iter(scans.values()))
     told = (*verdicts, *(verdict for scan in scans.values() for verdict in scan.verdicts))
-    return Scan(channels, first.series, told, (*remarks, *moved))
+    return Scan(channels, first.series, told, (*remarks, *moved), first.source)
 
 
 def _named(series: str | None, rules: Mapping[str, SeriesRule]) -> dict[str, str]:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-Paths = Path | Sequence[Path]
+Paths = str | Path | Sequence[str | Path]
 
 
 @dataclass(frozen=True)

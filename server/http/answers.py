@@ -12,12 +12,10 @@ from pathlib import Path
 
 from semiseg.errors import InputError
 from semiseg.inference.sliding_window import Progress, Timing
-from semiseg.outputs.answer import write_answer
 from semiseg.outputs.case import read_report, read_segmentation
 from semiseg.outputs.kind import FORMS, Kind
 from semiseg.outputs.report import NOTICE, Report
-from semiseg.volumes.scan import Scan
-from semiseg.volumes.segmentation import Segmentation
+from semiseg.predicting.prediction import Prediction
 from server.http.forms import forms_for, packed
 from server.http.limits import Refusal
 from server.http.order import Order
@@ -34,13 +32,6 @@ class Answer:
     body: bytes
     media_type: str
     headers: dict[str, str]
-
-
-@dataclass(frozen=True)
-class _Segmented:
-    scan: Scan
-    segmentation: Segmentation
-    report: Report
 
 
 def answer_order(
@@ -65,15 +56,14 @@ def answer_order(
         scan = order.open_scan(folder)
         kinds = forms_for(order.forms, scan, model)
         timing.add("reading", clock)
-        segmentation, remarks = model.segmenter.segment_with_remarks(
-            scan.channels,
+        prediction = model.predictor.predict_scan(
+            scan,
+            probabilities=any(FORMS[kind].probabilities for kind in kinds),
             progress=progress,
             cancelled=cancelled,
             timing=timing,
-            probabilities=any(FORMS[kind].probabilities for kind in kinds),
         )
-        report = Report.of(segmentation, model.identity, scan, remarks, windows=timing.windows, seconds=timing.seconds)
-        return _written(kinds, _Segmented(scan, segmentation, report), order.source, folder, timing)
+        return _written(kinds, prediction, folder)
 
 
 def answer_again(order: Order, case: Path, folder: Path) -> Answer:
@@ -102,20 +92,20 @@ def answer_again(order: Order, case: Path, folder: Path) -> Answer:
         exclusive = manifest.activation == "softmax"
         segmentation = read_segmentation(case, manifest.segments, exclusive=exclusive, scratch=folder)
         timing.add("reading", clock)
-        return _written(kinds, _Segmented(scan, segmentation, report), order.source, folder, timing)
+        return _written(kinds, Prediction(scan, segmentation, report, timing), folder)
 
 
-def _written(kinds: Sequence[Kind], made: _Segmented, source: Path, folder: Path, timing: Timing) -> Answer:
-    clock, report = time.perf_counter(), made.report
+def _written(kinds: Sequence[Kind], prediction: Prediction, folder: Path) -> Answer:
+    report = prediction.report
     files = {}
     for kind in kinds:
         (folder / kind).mkdir()
         files[kind] = folder / kind / FORMS[kind].file_name
-        scan = made.scan
-        write_answer(files[kind], kind, made.segmentation, report, series=scan.series, source=source, image=scan.grid)
+        prediction.write(files[kind], kind)
+    clock = time.perf_counter()
     body, media_type, name = packed(files)
-    timing.add("writing", clock)
-    return Answer(report.model.name, report.windows, body, media_type, _headers(report, name, timing))
+    prediction.timing.add("writing", clock)
+    return Answer(report.model.name, report.windows, body, media_type, _headers(report, name, prediction.timing))
 
 
 @contextlib.contextmanager

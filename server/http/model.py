@@ -16,6 +16,7 @@ from semiseg.errors import SemisegError
 from semiseg.inference.choice import choose_engine
 from semiseg.inference.segmenter import Segmenter, Settings
 from semiseg.outputs.report import ModelIdentity
+from semiseg.predicting.predictor import Predictor
 
 _LOG = logging.getLogger("semiseg.server")
 
@@ -36,9 +37,8 @@ class ModelSettings(BaseModel):
 class ServedModel:
     """A model that is open, and ready once it has run its first window."""
 
-    def __init__(self, segmenter: Segmenter, identity: ModelIdentity) -> None:
-        self.segmenter = segmenter
-        self.identity = identity
+    def __init__(self, predictor: Predictor) -> None:
+        self.predictor = predictor
         self.failure: SemisegError | None = None
         self._ready = threading.Event()
 
@@ -60,9 +60,17 @@ class ServedModel:
         taken = choice.taken
         _LOG.info("Run by %s in %s: %s", taken.where, taken.precision, taken.reason)
         tiling = Settings(window=settings.window, overlap=settings.overlap, batch=settings.batch)
-        segmenter = Segmenter(bundle.manifest, choice.engine, tiling)
-        identity = ModelIdentity.of(bundle.manifest, taken.sha256, precision=taken.precision, engine=taken.where)
-        return cls(segmenter, identity)
+        return cls(Predictor.of_choice(bundle.manifest, choice, tiling))
+
+    @property
+    def segmenter(self) -> Segmenter:
+        """The predictor's sliding window."""
+        return self.predictor.segmenter
+
+    @property
+    def identity(self) -> ModelIdentity:
+        """The name, version and SHA-256 of the model."""
+        return self.predictor.identity
 
     @property
     def ready(self) -> bool:

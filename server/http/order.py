@@ -8,7 +8,7 @@ from pathlib import Path
 from semiseg.outputs.kind import Kind
 from semiseg.volumes.dicom_file import is_dicom
 from semiseg.volumes.nifti import is_nifti
-from semiseg.volumes.scan import Scan, open_scan
+from semiseg.volumes.scan import Scan
 from semiseg.volumes.unpack import is_zip
 from semiseg.volumes.wishes import Wishes
 from server.http.forms import forms_asked
@@ -56,13 +56,7 @@ class Order:
             VolumeError: see :func:`semiseg.volumes.scan.open_scan`.
         """
         files = self.upload.channels or self.upload.files
-        return open_scan(files, self.model.segmenter.manifest.rules, self.wishes, scratch=folder)
-
-    @property
-    def source(self) -> Path:
-        """The file whose grid is the answer's, if it is one file."""
-        first = self.model.segmenter.manifest.channel_names[0]
-        return (self.upload.channels.get(first) or self.upload.files)[0]
+        return self.model.predictor.open(files, self.wishes, scratch=folder)
 
 
 def _wishes(upload: Upload) -> Wishes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -10,10 +11,11 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+import pydicom
 
 import semiseg
 from docs.generators.document import REPOSITORY
-from semiseg.phantoms.write import write_dataset
+from semiseg.phantoms.write import write_dataset, write_dicom_series
 from tests.server.running import running
 
 RELEASE = REPOSITORY / "tests" / "releases" / "0.1.0"
@@ -23,10 +25,11 @@ PAGE = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
 def test_page_runs_as_it_stands(tmp_path: Path) -> None:
     shutil.copytree(RELEASE / "bundle", tmp_path / "BUNDLE")
     shutil.copy(RELEASE / "scan.nii.gz", tmp_path / "SCAN.nii.gz")
+    write_dicom_series(tmp_path / "SERIES", semiseg.read_nifti(RELEASE / "scan.nii.gz"))
     write_dataset(tmp_path / "DATA", cases=3, labelled=2, test=1, shape=(22, 20, 13), spacing=(5.0, 5.0, 8.0))
     with running(RELEASE / "bundle", tmp_path / "process") as server:
         blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-        assert len(blocks) == 4
+        assert len(blocks) == 8
         program = "\n".join(blocks).replace("http://127.0.0.1:3000", server.url)
         done = subprocess.run(
             [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=120
@@ -35,6 +38,11 @@ def test_page_runs_as_it_stands(tmp_path: Path) -> None:
     assert "liver: 62.0 ml" in done.stdout and "| liver" in done.stdout and "There is no bundle folder" in done.stdout
     kept, made = (np.asarray(nib.load(one).dataobj) for one in (RELEASE / "mask.nii.gz", tmp_path / "MASK.nii.gz"))
     assert np.count_nonzero(kept != made) < 5
+    modalities = {
+        name: pydicom.dcmread(tmp_path / f"{name}.dcm").Modality for name in ("seg", "labelmap", "rtstruct", "report")
+    }
+    assert modalities == {"seg": "SEG", "labelmap": "SEG", "rtstruct": "RTSTRUCT", "report": "SR"}
+    assert json.loads((tmp_path / "report.json").read_text())["segments"][0]["name"] == "liver"
 
 
 def test_page_shows_all_that_is_offered_and_nothing_else() -> None:

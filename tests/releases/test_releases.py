@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from cli.models import open_model
 from semiseg.bundle.bundle import open_bundle
 from semiseg.inference.segmenter import Settings
-from semiseg.predicting.one import segment_file
 from server.gateway.names import Names
 from tests.gateway.stand import NOBODY, configuration, running_gateway
 from tests.releases.keep import RELEASES
@@ -57,7 +56,7 @@ def test_bundle_opens_and_draws_what_it_drew(release: Path, tmp_path: Path) -> N
     assert {variant.precision for variant in bundle.manifest.variants} == {"fp32", "fp16"}
     assert labels(release / "mask.nii.gz").any()
     model = open_model(release / "bundle", Settings(), threads=1, precision="fp32")
-    segment_file(model, release / "scan.nii.gz", tmp_path / "mask.nii.gz", "nifti")
+    model.predict(release / "scan.nii.gz").save(tmp_path / "mask.nii.gz")
     assert dice(labels(tmp_path / "mask.nii.gz"), labels(release / "mask.nii.gz")) > 0.99
 
 

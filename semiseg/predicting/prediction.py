@@ -1,0 +1,108 @@
+"""The result of a prediction: the segmentation of one scan, and everything that is needed to write it down."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semiseg.errors import InputError
+from semiseg.inference.sliding_window import Timing
+from semiseg.outputs.answer import kind_of_file, write_answer
+from semiseg.outputs.kind import FORMS, Kind
+from semiseg.outputs.report import Report
+from semiseg.volumes.scan import Scan
+from semiseg.volumes.segmentation import Segmentation
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The segmentation of one scan, on the scan's own grid.
+
+    Attributes:
+        scan: The scan that was segmented.
+        segmentation: The segments and their voxels.
+        report: The JSON report: volumes, warnings, geometry, and the model's identity.
+        timing: Seconds of each stage; :meth:`save` adds ``writing``.
+    """
+
+    scan: Scan
+    segmentation: Segmentation
+    report: Report
+    timing: Timing = field(default_factory=Timing)
+
+    @property
+    def array(self) -> NDArray[Any]:
+        """The voxels: a label map, uint8 (X, Y, Z), or for overlapping regions one mask each, bool (K, X, Y, Z)."""
+        return self.segmentation.array
+
+    @property
+    def affine(self) -> NDArray[np.float64]:
+        """The matrix (4, 4) from voxel indices to RAS+ mm."""
+        return self.segmentation.affine
+
+    @property
+    def volumes(self) -> dict[str, float]:
+        """The volume of each segment in ml, by the segment's name."""
+        return {segment.name: segment.ml for segment in self.report.segments}
+
+    @property
+    def warnings(self) -> list[str]:
+        """Sentences about the scan and the mask: corrections of the input, and differences from the training scans."""
+        return [remark.text for remark in self.report.remarks]
+
+    def mask(self, segment: str) -> NDArray[np.bool_]:
+        """The binary mask (X, Y, Z) of one segment.
+
+        Args:
+            segment: Name of the segment.
+
+        Raises:
+            InputError: The model has no segment of this name.
+        """
+        names = [one.name for one in self.segmentation.segments]
+        if segment not in names:
+            raise InputError(f"There is no segment {segment!r}; the model has {', '.join(names)}.")
+        return self.segmentation.mask(names.index(segment))
+
+    def save(self, path: str | Path, format: str | None = None) -> Path:  # noqa: A002 - the usual word
+        """Write the prediction to a file.
+
+        Args:
+            path: Path of the file; its folder exists. The suffix selects NIfTI (``.nii.gz``, ``.nii``), DICOM SEG
+                (``.dcm``), overlay (``.zip``) or the JSON report (``.json``).
+            format: Name of the output format, where the suffix alone does not say it: one of
+                :data:`semiseg.outputs.kind.KINDS`, such as ``rtstruct`` or ``sr``.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            InputError: The format is unknown, does not suit the suffix, needs a DICOM series that the scan is not, or
+                needs probabilities that the prediction was made without.
+        """
+        path = Path(path)
+        kind = kind_of_file(path, format)
+        if FORMS[kind].probabilities and self.segmentation.probabilities is None:
+            raise InputError(f"The format {kind} holds probabilities; call predict with probabilities=True.")
+        if not path.parent.is_dir():
+            raise InputError(f"There is no folder {path.parent} to write {path.name} into.")
+        self.write(path, kind)
+        return path
+
+    def write(self, path: Path, kind: Kind) -> None:
+        """Write one output format, whatever the name of the file.
+
+        Raises:
+            InputError: see :func:`semiseg.outputs.answer.write_answer`.
+        """
+        clock = time.perf_counter()
+        scan = self.scan
+        write_answer(
+            path, kind, self.segmentation, self.report, series=scan.series, source=scan.source, image=scan.grid
+        )
+        self.timing.add("writing", clock)

@@ -1,0 +1,200 @@
+"""One way from a scan to its prediction, for the command line, the server, its jobs, Ray workers and Python."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from semiseg.bundle.bundle import open_bundle
+from semiseg.bundle.manifest import Manifest
+from semiseg.bundle.variant import precision_named
+from semiseg.inference.choice import Choice, choose_engine
+from semiseg.inference.segmenter import Segmenter, Settings
+from semiseg.inference.sliding_window import Progress, Timing
+from semiseg.outputs.answer import chosen_kind
+from semiseg.outputs.kind import FORMS
+from semiseg.outputs.report import ModelIdentity, Report
+from semiseg.predicting.prediction import Prediction
+from semiseg.volumes.scan import Scan, open_scan
+from semiseg.volumes.wishes import Paths, Wishes
+
+
+@dataclass(frozen=True, eq=False)
+class Predictor:
+    """A model that is ready for scans.
+
+    Attributes:
+        segmenter: The sliding window over the model's network.
+        identity: Name, version and SHA-256 of the model, for reports and DICOM objects.
+    """
+
+    segmenter: Segmenter
+    identity: ModelIdentity
+
+    @classmethod
+    def of_choice(cls, manifest: Manifest, choice: Choice, settings: Settings | None = None) -> Predictor:
+        """The predictor of a bundle's manifest on the engine that was chosen for it.
+
+        Raises:
+            InputError: The model does not allow the window or overlap of ``settings``.
+        """
+        taken = choice.taken
+        identity = ModelIdentity.of(manifest, taken.sha256, precision=taken.precision, engine=taken.where)
+        return cls(Segmenter(manifest, choice.engine, settings), identity)
+
+    @property
+    def manifest(self) -> Manifest:
+        """The manifest of the model: segments, channels, preprocessing, provenance."""
+        return self.segmenter.manifest
+
+    @property
+    def segments(self) -> list[str]:
+        """Names of the segments that the model outlines."""
+        return [segment.name for segment in self.manifest.segments]
+
+    @property
+    def channels(self) -> list[str]:
+        """Names of the model's input channels."""
+        return list(self.manifest.channel_names)
+
+    def predict(
+        self,
+        scan: Scan | Paths | Mapping[str, Paths],
+        *,
+        series: str | None = None,
+        strict: bool = False,
+        aligned: bool = False,
+        probabilities: bool = False,
+        progress: Progress | None = None,
+    ) -> Prediction:
+        """Segment one scan.
+
+        Args:
+            scan: Path of a NIfTI file, or of a folder or zip of a DICOM study; a list of DICOM files; a mapping from
+                channel names to these for a model with several channels; or a scan that :meth:`open` returned.
+            series: Series Instance UID of the DICOM series to segment, where the study holds several that suit;
+                ``NAME=UID,NAME=UID`` for several channels.
+            strict: Refuse a DICOM series whose slices would have to be corrected, or files that would be left out.
+            aligned: Treat the channels as registered, although their files do not say so.
+            probabilities: Keep the network's probabilities, which the format ``seg-fractional`` writes.
+            progress: Called with (windows done, windows in total) after each batch of windows.
+
+        Returns:
+            The prediction, on the grid of the scan (of its first channel).
+
+        Raises:
+            VolumeError: The scan cannot be read or does not suit the model.
+            EngineError: The network failed, or there is not enough memory.
+        """
+        timing = Timing()
+        if not isinstance(scan, Scan):
+            scan = self.open(scan, Wishes(series, strict=strict, aligned=aligned), timing=timing)
+        return self.predict_scan(scan, probabilities=probabilities, progress=progress, timing=timing)
+
+    def predict_files(
+        self,
+        files: Paths | Mapping[str, Paths],
+        format: str,  # noqa: A002 - the usual word
+        wishes: Wishes | None = None,
+        progress: Progress | None = None,
+    ) -> Prediction:
+        """Segment one scan for one output format, which is checked against the scan before the network runs.
+
+        Raises:
+            InputError: The scan cannot be read, or does not suit the model or the format.
+            SemisegError: The network failed.
+        """
+        timing = Timing()
+        scan = self.open(files, wishes, timing=timing)
+        kind = chosen_kind(format, scan.series, self.manifest)
+        return self.predict_scan(scan, probabilities=FORMS[kind].probabilities, progress=progress, timing=timing)
+
+    def open(
+        self,
+        files: Paths | Mapping[str, Paths],
+        wishes: Wishes | None = None,
+        *,
+        scratch: Path | None = None,
+        timing: Timing | None = None,
+    ) -> Scan:
+        """Read a scan as this model wants it.
+
+        Args:
+            files: Path of the scan, several files, or those of each channel.
+            wishes: Which series is meant, and what to refuse or to trust.
+            scratch: Folder for unpacking zips; the system's temporary folder by default.
+            timing: Receives the seconds of the stage ``reading``.
+
+        Raises:
+            VolumeError: see :func:`semiseg.volumes.scan.open_scan`.
+        """
+        clock = time.perf_counter()
+        scan = open_scan(files, self.manifest.rules, wishes, scratch=scratch)
+        if timing is not None:
+            timing.add("reading", clock)
+        return scan
+
+    def predict_scan(
+        self,
+        scan: Scan,
+        *,
+        probabilities: bool = False,
+        progress: Progress | None = None,
+        cancelled: Callable[[], bool] | None = None,
+        timing: Timing | None = None,
+    ) -> Prediction:
+        """Segment a scan that :meth:`open` returned.
+
+        Args:
+            scan: The scan.
+            probabilities: Keep the network's probabilities.
+            progress: Called with (windows done, windows in total) after each batch of windows.
+            cancelled: Called between windows; the work ends when it returns True.
+            timing: Seconds of each stage, continued.
+
+        Raises:
+            InputError, VolumeError, EngineError, Cancelled: see :meth:`Segmenter.segment`.
+        """
+        timing = timing if timing is not None else Timing()
+        segmentation, remarks = self.segmenter.segment_with_remarks(
+            scan.channels, progress=progress, cancelled=cancelled, timing=timing, probabilities=probabilities
+        )
+        report = Report.of(segmentation, self.identity, scan, remarks, windows=timing.windows, seconds=timing.seconds)
+        return Prediction(scan, segmentation, report, timing)
+
+
+def load_model(
+    path: str | Path,
+    *,
+    threads: int | None = None,
+    precision: str | None = None,
+    window: tuple[int, int, int] | None = None,
+    overlap: float | None = None,
+    batch: int = 1,
+) -> Predictor:
+    """Open the bundle that ``semiseg export`` made, verify it, and run a first window.
+
+    Args:
+        path: Folder of the bundle.
+        threads: CPU threads of the network; all by default.
+        precision: ``fp32``, ``fp16``, ``bf16`` or ``int8``; by default the fastest that the export proved and this
+            machine runs.
+        window: Size of the sliding window in voxels (x, y, z); the model's own by default.
+        overlap: Share of a window that the next one covers; the model's own by default.
+        batch: Windows per call of the network.
+
+    Returns:
+        The model, ready for scans.
+
+    Raises:
+        BundleError: The folder holds no bundle, or an incomplete or altered one.
+        InputError: The model does not allow one of the options.
+        EngineError: No inference engine here can run the network.
+    """
+    bundle = open_bundle(path)
+    choice = choose_engine(bundle, threads=threads, precision=precision_named(precision))
+    predictor = Predictor.of_choice(bundle.manifest, choice, Settings(window, overlap, batch))
+    predictor.segmenter.warm_up()
+    return predictor
