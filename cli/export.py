@@ -16,16 +16,20 @@ app = typer.Typer()
 def export(
     run: Annotated[Path, typer.Argument(help="A finished training run.")],
     out: Annotated[Path, typer.Option(help="Bundle folder to make.")],
-    data: Annotated[Path | None, typer.Option(help="Prove the graph on scans of this dataset.")] = None,
-    cache: Annotated[Path | None, typer.Option(help="Prove the graph on this preprocessing cache.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Prove the graph on scans of this dataset; by default on the run's own scans.")
+    ] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="Prove the graph on this preprocessing cache; by default on the run's own.")
+    ] = None,
     precision: Annotated[
         str, typer.Option(help="Further graphs beside fp32, with commas: fp16, bf16, int8. One that fails is left out.")
     ] = "",
     distil_to: Annotated[
         str | None,
         typer.Option(
-            help="Train a smaller student from the run first (needs --data, the dataset it was trained on): small, "
-            "tiny, or a student such as '{kind: unet, channels: [8, 16, 32]}' or a YAML file of one."
+            help="Train a smaller student from the run first, on the dataset the run was trained on (--data, where it "
+            "has moved): small, tiny, or a student such as '{kind: unet, channels: [8, 16, 32]}' or a YAML file of one."
         ),
     ] = None,
     updates: Annotated[int | None, typer.Option(min=1, help="Of that training; the run's own by default.")] = None,
@@ -38,19 +42,18 @@ def export(
     from cli.models import variant_lines
     from exporter.errors import ExportError
     from exporter.export import export as make_bundle
-    from exporter.export import scans_for
+    from exporter.proof_scans import scans_for
     from semiseg.bundle.variant import precision_named
 
     precisions = [p for text in precision.split(",") if text.strip() and (p := precision_named(text.strip()))]
     if distil_to is not None:
-        if data is None:
-            raise InputError("--distil-to trains on the run's scans: name the dataset with --data.")
-        run = _distilled(run, distil_to, out.with_name(f"{out.name}-run"), data, updates)
+        run = _distilled(run, distil_to, out.with_name(f"{out.name}-run"), data or _dataset_of(run), updates)
     elif updates is not None:
         raise InputError("--updates is about --distil-to.")
     exported = make_bundle(run, out, precisions=precisions, data=data, cache=cache)
     bundle = exported.bundle
     typer.echo(f"{out}: {bundle.manifest.provenance.parameters:,} parameters, sha256 {bundle.sha256[:12]}")
+    typer.echo(exported.scans)
     for line in variant_lines(bundle):
         typer.echo(line)
     if trt:
@@ -70,6 +73,18 @@ def export(
         typer.echo(f"taught by {teacher.name} ({teacher.method}, {teacher.parameters:,} parameters)")
     if exported.refused:
         raise ExportError(f"{' '.join(exported.refused)} The bundle was written without what failed.")
+
+
+def _dataset_of(run: Path) -> Path:
+    """The dataset that a run was trained on, where it still is."""
+    from trainer.run_sources import read_sources
+
+    sources = read_sources(run)
+    if sources is None or not sources.data.is_dir():
+        where = "" if sources is None else f", which is no longer in {sources.data}"
+        raise InputError(f"--distil-to trains on the run's dataset{where}: name it with --data.")
+    typer.echo(f"The smaller student is trained on {sources.data}, the dataset of the run.", err=True)
+    return sources.data
 
 
 def _distilled(run: Path, to: str, into: Path, data: Path, updates: int | None) -> Path:

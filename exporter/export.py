@@ -13,22 +13,20 @@ from torch import nn
 
 from exporter.errors import ExportError
 from exporter.onnx import export_onnx
-from exporter.parity import cached_scans, compare, shortfall, windows_of
+from exporter.parity import compare, shortfall, windows_of
 from exporter.precision import to_half, to_int8
 from exporter.processors import with_subpixels, without_reordering
+from exporter.proof_scans import scans_for
 from semiseg.bundle.bundle import MODEL, Bundle, write_bundle
 from semiseg.bundle.card import CARD, model_card
 from semiseg.bundle.manifest import Manifest
 from semiseg.bundle.variant import Precision, Variant
-from semiseg.dataset import find_split, load_dataset, read_channels, read_split
 from semiseg.engines.engine import Engine
 from semiseg.engines.onnx import OnnxEngine
 from semiseg.engines.openvino import OpenVinoEngine
 from semiseg.errors import EngineError
 from trainer.engine import TorchEngine, student_section, trained_network
 
-WINDOWS = 8
-CALIBRATION = 32
 FILES: dict[Precision, str] = {
     "fp32": MODEL,
     "fp16": "model.fp16.onnx",
@@ -39,10 +37,17 @@ FILES: dict[Precision, str] = {
 
 @dataclass(frozen=True)
 class Exported:
-    """A bundle, and what was asked for and did not pass its gate: sentences."""
+    """A bundle and how it was proved.
+
+    Attributes:
+        bundle: The bundle.
+        refused: A sentence for each precision that was asked for and did not pass its gate.
+        scans: A sentence that names the scans of the proof.
+    """
 
     bundle: Bundle
     refused: tuple[str, ...]
+    scans: str
 
 
 def export(
@@ -63,7 +68,7 @@ def export(
         out: the bundle folder; written beside it under a temporary name and renamed when all is proven.
         precisions: further graphs beside fp32. One that fails its gate is left out, and the answer says by how much.
         data: take the windows for proof and calibration from scans of this dataset that are not for testing ...
-        cache: ... or from this preprocessing cache; by default the run's own.
+        cache: ... or from this preprocessing cache. By default from the run's own scans, where they are still there.
 
     Raises:
         BundleError: ``run`` is not a run, or ``out`` is something else than a bundle.
@@ -103,7 +108,7 @@ def export(
         return proved
 
     bundle = write_bundle(out, fill)
-    return Exported(bundle, tuple(refused))
+    return Exported(bundle, tuple(refused), scans.origin)
 
 
 def prove(
@@ -173,41 +178,3 @@ class _Graphs:
 
     def _export(self, network: nn.Module, target: Path) -> None:
         export_onnx(network, target, inputs=self.inputs, window=self.window, divisor=self.divisor)
-
-
-@dataclass(frozen=True)
-class Scans:
-    """Preprocessed scans (C, X, Y, Z): those that prove and, as far as there are others, those that calibrate."""
-
-    proof: list[NDArray[np.float32]]
-    calibration: list[NDArray[np.float32]]
-
-    @classmethod
-    def of(cls, scans: list[NDArray[np.float32]]) -> Scans:
-        """Some of ``scans``, evenly picked, prove; the others calibrate."""
-        pick = sorted({round(k) for k in np.linspace(0, len(scans) - 1, min(WINDOWS, len(scans)))})
-        rest = [scan for k, scan in enumerate(scans) if k not in pick]
-        return cls([scans[k] for k in pick], rest or scans)
-
-
-def scans_for(manifest: Manifest, run: Path, *, data: Path | None, cache: Path | None) -> Scans:
-    """Preprocessed scans that are not for testing: of a dataset, or of a cache, which is by default the run's own.
-
-    Raises:
-        ExportError: there is none.
-    """
-    if data is not None:
-        return _scans_of(data, manifest)
-    return Scans.of(cached_scans(cache or run / "cache", WINDOWS + CALIBRATION, len(manifest.channels)))
-
-
-def _scans_of(data: Path, manifest: Manifest) -> Scans:
-    """The first scans of a dataset after preprocessing; test scans stay closed."""
-    dataset = load_dataset(data)
-    split = find_split(dataset, None)
-    closed = () if split is None else read_split(dataset, split).test
-    out = []
-    for case_id in [i for i in dataset.cases if i not in closed][: WINDOWS + CALIBRATION]:
-        channels = read_channels(dataset.case(case_id), dataset.channels)
-        out.append(manifest.preprocessing.apply(channels).array)
-    return Scans.of(out)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,25 +64,6 @@ def windows_of(image: NDArray[np.float32], window: tuple[int, int, int]) -> NDAr
     starts = [(n - w) // 2 for n, w in zip(padded.shape[1:], window, strict=True)]
     x, y, z = (slice(s, s + w) for s, w in zip(starts, window, strict=True))
     return np.ascontiguousarray(padded[:, x, y, z])
-
-
-def cached_scans(cache: Path, count: int, channels: int) -> list[NDArray[np.float32]]:
-    """Up to ``count`` preprocessed scans (``channels``, X, Y, Z) that training left in its cache, evenly picked.
-
-    Runs may share a cache, so scans with another number of channels may lie beside this run's own.
-
-    Raises:
-        ExportError: there is none.
-    """
-    scans = [np.load(file, mmap_mode="r") for file in sorted(cache.glob("*-image.npy"))]
-    scans = [scan for scan in scans if scan.shape[0] == channels]
-    if not scans:
-        raise ExportError(
-            f"{cache} holds no preprocessed scans to compare the graph with the network on; name the cache that "
-            "training used with --cache, or the dataset with --data."
-        )
-    pick = np.linspace(0, len(scans) - 1, min(count, len(scans))).astype(int)
-    return [np.asarray(scans[i]) for i in sorted(set(pick.tolist()))]
 
 
 def _masks(logits: NDArray[np.float32], manifest: Manifest) -> list[NDArray[np.bool_]]:

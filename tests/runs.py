@@ -62,10 +62,10 @@ def recipe_of(**changes: Any) -> dict[str, Any]:
     }
 
 
-def make_tiny_run(folder: Path) -> TinyRun:
+def make_tiny_run(folder: Path, *, cache: Path | None = None) -> TinyRun:
     """Make the dataset ``folder/data`` and train on it into ``folder/run``."""
     data, run = folder / "data", folder / "run"
     write_dataset(data, cases=5, labelled=2, test=TEST_CASES, shape=(22, 20, 13), spacing=(5.0, 5.0, 8.0))
     dataset = load_dataset(data)
     plan = make_plan(dataset, make_split(dataset, labelled=2), make_recipe(recipe_of()))
-    return TinyRun(run, data, train(plan, run, device="cpu"))
+    return TinyRun(run, data, train(plan, run, cache=cache, device="cpu"))

@@ -32,6 +32,7 @@ from trainer.parallel import from_first, processes, rank, wait_for_all
 from trainer.plan import Plan, Watch, make_manifest
 from trainer.preview import draw_preview
 from trainer.pseudo_labels import PseudoLabels
+from trainer.run_sources import RunSources
 from trainer.validation import mean_dice, portray, validate
 
 Report = Callable[[int, int, dict[str, Any]], None]
@@ -102,6 +103,7 @@ class _Training:
             self._restore(load_state(folder.checkpoint, torch.device("cpu")))
         self.log: RunLog | None = None
         if rank() == 0:
+            RunSources.of(plan.dataset.folder, cache, cases).write(folder.path)
             write_manifest(folder.manifest, self.manifest)
             self.log = RunLog(folder, self.step)
 

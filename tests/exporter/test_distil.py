@@ -14,6 +14,7 @@ from semiseg.errors import InputError
 from tests.commands import semiseg
 from tests.runs import TinyRun
 from trainer.checkpoints import how_trained
+from trainer.run_sources import SOURCES
 
 UNET = {
     "kind": "unet",
@@ -49,9 +50,10 @@ def test_the_bundle_is_of_the_smaller_student_and_names_its_teacher(
 ) -> None:
     student = "{kind: unet, channels: [4, 6], residual_units: 0}"
     out = tmp_path / "bundle"
-    asked = (tiny_run.folder, "--out", out, "--distil-to", student, "--data", tiny_run.data, "--updates", 3)
+    asked = (tiny_run.folder, "--out", out, "--distil-to", student, "--updates", 3)
     assert export(*asked) == 0
     said = capsys.readouterr()
+    assert f"trained on {tiny_run.data}, the dataset of the run" in said.err
     assert "distilling 3/3" in said.err and "taught by tiny (mn, " in said.out
     manifest = open_bundle(out).manifest
     origin = manifest.provenance
@@ -68,8 +70,11 @@ def test_what_cannot_be_distilled_is_refused_and_nothing_is_written(
     tiny_run: TinyRun, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "bundle"
-    assert export(tiny_run.folder, "--out", out, "--distil-to", "small") == 2
-    assert "name the dataset with --data" in capsys.readouterr().err
+    forgetful = shutil.copytree(tiny_run.folder, tmp_path / "forgetful")
+    (forgetful / SOURCES).unlink()
+    assert export(forgetful, "--out", out, "--distil-to", "small") == 2
+    assert "name it with --data" in capsys.readouterr().err
+    shutil.rmtree(forgetful)
     larger = "{kind: unet, channels: [8, 16]}"
     with pytest.raises(ExportError, match="nothing is won"):
         distil(tiny_run.folder, larger, tmp_path / "run", data=tiny_run.data)

@@ -26,9 +26,10 @@ from semiseg.engines.onnx import OnnxEngine
 from semiseg.errors import BundleError, InputError
 from semiseg.inference.windows import padding_for
 from semiseg.volumes.nifti import read_labels
-from tests.runs import NARROW, WINDOW, TinyRun
+from tests.runs import NARROW, WINDOW, TinyRun, make_tiny_run
 from trainer.engine import trained_network
 from trainer.errors import RunError
+from trainer.run_sources import SOURCES
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -187,10 +188,55 @@ def test_a_shared_cache_may_be_named(tiny_run: TinyRun, tmp_path: Path) -> None:
     (run / "cache").rename(cache)
     # Another run's scans, of two channels, lie beside this run's own.
     np.save(cache / "0000-image.npy", np.zeros((2, 20, 20, 20), np.float32))
-    with pytest.raises(ExportError, match="name the cache that training used with --cache, or the dataset with --data"):
-        export(run, tmp_path / "bundle")
-    bundle = export(run, tmp_path / "bundle", cache=cache).bundle
-    assert [parity.windows for parity in bundle.manifest.variants[0].parity] == [3] * 4
+    exported = export(run, tmp_path / "bundle", cache=cache)
+    assert [parity.windows for parity in exported.bundle.manifest.variants[0].parity] == [3] * 4
+    assert exported.scans == f"Proved on the preprocessed scans in {cache}."
+
+
+def test_a_run_knows_which_scans_of_a_shared_cache_are_its_own(tmp_path: Path) -> None:
+    run = make_tiny_run(tmp_path, cache=tmp_path / "shared")
+    stranger = np.full((1, 20, 20, 20), np.nan, np.float32)  # of another run with as many channels; it fails any proof
+    for name in ("0000", "zzzz"):
+        np.save(tmp_path / "shared" / f"{name}-image.npy", stranger)
+    exported = export(run.folder, tmp_path / "bundle")
+    assert [parity.windows for parity in exported.bundle.manifest.variants[0].parity] == [3] * 4
+    assert exported.scans == f"Proved on the run's preprocessed scans in {tmp_path / 'shared'}."
+
+
+@pytest.fixture
+def moved(tiny_run: TinyRun, tmp_path: Path) -> Path:
+    """A run that was moved together with its dataset: what it remembers is no longer where it was."""
+    shutil.copytree(tiny_run.folder, tmp_path / "moved" / "run")
+    shutil.copytree(tiny_run.data, tmp_path / "moved" / "data")
+    file = tmp_path / "moved" / "run" / SOURCES
+    file.write_text(file.read_text().replace(str(tiny_run.folder.parent), str(tmp_path / "gone")))
+    return tmp_path / "moved" / "run"
+
+
+def test_a_run_that_was_moved_with_its_dataset_finds_both(moved: Path, tmp_path: Path) -> None:
+    assert export(moved, tmp_path / "one").scans == f"Proved on the run's preprocessed scans in {moved / 'cache'}."
+    shutil.rmtree(moved / "cache")
+    exported = export(moved, tmp_path / "other")
+    assert exported.scans == f"Proved on scans of the run's dataset {moved.parent / 'data'}."
+    assert [parity.windows for parity in exported.bundle.manifest.variants[0].parity] == [3] * 4
+
+
+def test_a_run_whose_scans_are_gone_says_where_they_were(moved: Path, tmp_path: Path) -> None:
+    shutil.rmtree(moved / "cache")
+    shutil.rmtree(moved.parent / "data")
+    with pytest.raises(ExportError, match=r"were in .*gone.*--cache, or the dataset with --data"):
+        export(moved, tmp_path / "bundle")
+
+
+def test_a_run_of_an_earlier_version_is_exported_from_its_own_cache(moved: Path, tmp_path: Path) -> None:
+    (moved / SOURCES).unlink()
+    assert export(moved, tmp_path / "bundle").scans == f"Proved on the preprocessed scans in {moved / 'cache'}."
+
+
+def test_no_path_of_this_machine_leaves_in_a_bundle(tiny_run: TinyRun, tiny_bundle: Bundle) -> None:
+    assert str(tiny_run.data) in (tiny_run.folder / SOURCES).read_text()
+    for file in tiny_bundle.folder.iterdir():
+        assert str(tiny_run.folder.parent).encode() not in file.read_bytes(), file
 
 
 # --- the folder ------------------------------------------------------------------------------------------------------

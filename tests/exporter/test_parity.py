@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from exporter.errors import ExportError
-from exporter.parity import cached_scans, compare, shortfall, windows_of
+from exporter.parity import compare, shortfall, windows_of
+from exporter.proof_scans import cached_scans
 from semiseg.bundle.manifest import Manifest
 from semiseg.bundle.variant import Gate, Precision
 from tests.networks import NumpyEngine, manifest_of
