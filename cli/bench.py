@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from typing import Annotated
 
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from semiseg.errors import InputError
+from semiseg.system.processors import usable_processors
 
 app = typer.Typer(no_args_is_help=True)
 
@@ -35,7 +35,7 @@ def inference(
 
     if only is not None and only not in STUDENTS:
         raise InputError(f"There is no student '{only}' to time; there are {', '.join(STUDENTS)}.")
-    threads = threads or len(os.sched_getaffinity(0))
+    threads = threads or usable_processors()
     if quick:
         cases = [Case(only or "unet-plain", 3, (96, 96, 72), (48, 48, 48), 1)]
     else:

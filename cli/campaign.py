@@ -24,11 +24,11 @@ from typing import Literal
 
 from cli.evaluate import Scans, notes_of, write
 from cli.models import open_model
-from semiseg.atomic_file import replace_file
 from semiseg.dataset import load_dataset, scans_to_judge
 from semiseg.errors import InputError, SemisegError
 from semiseg.evaluation.evaluate import evaluate
 from semiseg.inference.segmenter import Settings
+from semiseg.system.durable_files import replace_file
 from trainer.comparison import Trial
 from trainer.recipe import find_recipe
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 import platform
 import shutil
 import sys
@@ -16,8 +15,10 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from semiseg.engines.machine import processor_flags
 from semiseg.errors import SemisegError
+from semiseg.system.memory import physical_memory
+from semiseg.system.nvidia import nvidia_driver
+from semiseg.system.processors import processor_flags, usable_processors
 from semiseg.volumes.volume import by_sides
 
 app = typer.Typer()
@@ -49,8 +50,8 @@ def doctor(
 
 def _machine(console: Console) -> list[str]:
     """Processor, memory, disk, GPU."""
-    cores = len(os.sched_getaffinity(0))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9
+    cores = usable_processors()
+    memory = (physical_memory() or 0) / 1e9
     console.print(f"machine  Python {platform.python_version()}, {cores} cores, {memory:.0f} GB memory")
     flags = processor_flags()
     fast = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if name in flags]
@@ -58,8 +59,7 @@ def _machine(console: Console) -> list[str]:
     scratch = Path(tempfile.gettempdir())
     free = shutil.disk_usage(scratch).free / 1e9
     console.print(f"         {free:.0f} GB free in {scratch}, where uploads wait")
-    nvidia = Path("/proc/driver/nvidia/version")
-    console.print(f"         GPU driver: {nvidia.read_text().splitlines()[0] if nvidia.is_file() else 'none'}")
+    console.print(f"         GPU driver: {nvidia_driver() or 'none'}")
     troubles = []
     if not (3, 11) <= sys.version_info[:2] <= (3, 12):
         troubles.append(f"Python {platform.python_version()} is not supported; use 3.11 or 3.12.")

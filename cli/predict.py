@@ -221,8 +221,8 @@ def _many(model: Path, asked: Many, settings: Settings, threads: int | None, pre
 def _by_server(url: str, key: str | None, model: str | None, asked: Asked) -> None:
     import gzip
 
-    from semiseg.atomic_file import replace_file
     from semiseg.client import Client, Job
+    from semiseg.system.durable_files import replace_file
 
     def write(body: bytes) -> None:
         replace_file(asked.out, gzip.decompress(body) if asked.out.name.lower().endswith(".nii") else body)

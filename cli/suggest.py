@@ -28,9 +28,9 @@ def suggest(
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU when there is one.")] = None,
 ) -> None:
     """Rank unlabelled scans by how much trained networks disagree on them."""
-    from semiseg.atomic_file import atomic_file
     from semiseg.dataset import find_split, load_dataset, read_split
     from semiseg.outputs.overlay import contact_sheet
+    from semiseg.system.durable_files import atomic_file
     from trainer.suggestion import Vote, caution, committee_of, unlabelled_of, votes
 
     dataset = load_dataset(data)

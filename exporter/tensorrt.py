@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from exporter.errors import ExportError, MissingTool
 from exporter.onnx import INPUT
 from exporter.parity import compare, shortfall, windows_of
-from semiseg.atomic_file import atomic_file
 from semiseg.bundle.bundle import PLAN, Bundle, write_bundle
 from semiseg.bundle.manifest import Manifest, PlanKey
 from semiseg.bundle.variant import Precision, Variant
@@ -25,6 +24,7 @@ from semiseg.engines.onnx import OnnxEngine
 from semiseg.engines.tensorrt import TensorRtEngine, import_tensorrt, precision_of
 from semiseg.errors import EngineError, InputError
 from semiseg.inference.choice import variants_of
+from semiseg.system.durable_files import atomic_file
 
 TIMING_CACHE = "tensorrt-timing.cache"
 WORKSPACE = 4 << 30  # bytes that the builder may use for trying out kernels

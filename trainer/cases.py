@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semiseg.atomic_file import atomic_file
 from semiseg.bundle.bundle import sha256_of
 from semiseg.bundle.preprocessing import Preprocessing
 from semiseg.dataset import Case, Dataset, read_channels, read_reference
 from semiseg.errors import SemisegError
+from semiseg.system.durable_files import atomic_file
 from semiseg.volumes.segmentation import Segment, overlapping
 from semiseg.volumes.volume import spacing_of
 from trainer.errors import RecipeError

@@ -15,8 +15,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from semiseg.atomic_file import atomic_file, replace_file
 from semiseg.bundle.bundle import read_manifest
+from semiseg.system.durable_files import atomic_file, replace_file
 from trainer.errors import RunError
 
 CHECKPOINT = "checkpoint.pt"

@@ -19,10 +19,10 @@ import matplotlib
 import numpy as np
 from numpy.typing import NDArray
 
-from semiseg.atomic_file import atomic_file
 from semiseg.errors import InputError
 from semiseg.evaluation.bootstrap import bootstrap_differences
 from semiseg.evaluation.result import Evaluation
+from semiseg.system.durable_files import atomic_file
 
 matplotlib.use("Agg")
 from matplotlib import pyplot

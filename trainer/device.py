@@ -10,6 +10,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import InitProcessGroupKwargs
 
+from semiseg.system.processors import usable_processors
 from trainer.errors import RecipeError, TrainingError
 from trainer.parallel import processes
 from trainer.recipe import Recipe
@@ -64,4 +65,4 @@ def workers(recipe: Recipe, device: torch.device) -> int:
     if device.type == "cpu":
         return 0
     here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    return max(1, min(MOST_WORKERS, len(os.sched_getaffinity(0)) // here - 1))
+    return max(1, min(MOST_WORKERS, usable_processors() // here - 1))

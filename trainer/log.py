@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 from torch.utils.tensorboard import SummaryWriter
 
-from semiseg.atomic_file import replace_file
+from semiseg.system.durable_files import replace_file
 from trainer.checkpoints import RunFolder, read_log
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from semiseg.atomic_file import atomic_file
+from semiseg.system.durable_files import atomic_file
 from trainer.errors import RunError
 
 

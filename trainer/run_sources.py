@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from semiseg.atomic_file import replace_file
+from semiseg.system.durable_files import replace_file
 from trainer.cases import PreparedCase
 
 SOURCES = "sources.json"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -21,8 +20,11 @@ import torch
 
 from exporter.bench.contenders import Contender, NnUnet, eager, monai_at_its_best, nnunet_is_here, ours
 from exporter.bench.work import OVERLAP, Case, convolution_flops
-from semiseg.engines.machine import BF16, INT8, processor_flags
+from semiseg.engines.machine import BF16, INT8
+from semiseg.errors import InputError
 from semiseg.inference.windows import starts_along
+from semiseg.system.memory import forget_peak, peak_memory, resident_memory
+from semiseg.system.processors import load_average, processor_flags, processor_name, usable_processors
 
 MATRIX = 4096
 Say = Callable[[str], None]
@@ -124,7 +126,12 @@ def memory(case: Case, who: str, threads: int) -> tuple[int, float]:
         case: what is segmented.
         who: ``ours`` (OpenVINO fp32) or ``monai`` (eager, batch 1).
         threads: of the processor.
+
+    Raises:
+        InputError: the system does not tell a process's peak.
     """
+    if peak_memory() is None:
+        raise InputError("The memory of a pass is measured on Linux only: other systems do not tell a process's peak.")
     asked = json.dumps({"case": asdict(case), "who": who, "threads": threads})
     code = "import sys; from exporter.bench.measure import memory_here; memory_here(sys.argv[1])"
     done = subprocess.run([sys.executable, "-c", code, asked], stdout=subprocess.PIPE, text=True, check=True)
@@ -142,33 +149,24 @@ def memory_here(asked: str) -> None:
         one = next(ours(case, Path(folder), wanted["threads"])) if wanted["who"] == "ours" else eager(case)
         volume = case.volume()
         one.mask(volume[:, : window[0], : window[1], : window[2]].copy())
-        before = _resident("VmRSS")
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak starts here
+        before = resident_memory() or 0
+        forget_peak()
         since = time.perf_counter()
         one.mask(volume)
         seconds = time.perf_counter() - since
-        sys.stdout.write(json.dumps({"bytes": _resident("VmHWM") - before, "seconds": seconds}) + "\n")
-
-
-def _resident(what: str) -> int:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return 1024 * int(next(line for line in lines if line.startswith(what)).split()[1])
+        sys.stdout.write(json.dumps({"bytes": (peak_memory() or 0) - before, "seconds": seconds}) + "\n")
 
 
 def machine(threads: int) -> dict[str, object]:
     """What the figures hold for."""
-    model = "unknown"
-    if Path("/proc/cpuinfo").is_file():
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-        model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), model)
     packages = ("torch", "monai", "onnxruntime", "openvino", "numpy", *(["nnunetv2"] if nnunet_is_here() else []))
-    flags = processor_flags()
+    flags, load = processor_flags(), load_average()
     return {
-        "processor": model,
+        "processor": processor_name(),
         "instructions": sorted(name for name in ("avx2", "avx512f", *INT8, *BF16) if name in flags),
-        "cores": len(os.sched_getaffinity(0)),
+        "cores": usable_processors(),
         "threads": threads,
-        "load before": round(os.getloadavg()[0], 2),
+        "load before": None if load is None else round(load, 2),
         "python": platform.python_version(),
         **{name: metadata.version(name) for name in packages},
     }

@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 
-from semiseg.atomic_file import replace_file
 from semiseg.bundle.manifest import FORMAT, Manifest
 from semiseg.errors import BundleError, sentence_of
+from semiseg.system.durable_files import replace_file
 
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"

@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 
-from semiseg.atomic_file import atomic_file
 from semiseg.collection.dicom import plan_dicom
 from semiseg.collection.nnunet import is_nnunet, plan_nnunet
 from semiseg.collection.plan import Plan, Wishes
@@ -28,6 +27,7 @@ from semiseg.collection.scans import Read, Scan
 from semiseg.dataset.description import read_json
 from semiseg.dataset.folder import Dataset, load_dataset
 from semiseg.errors import DatasetError, InputError, VolumeError
+from semiseg.system.durable_files import atomic_file
 from semiseg.volumes.nifti import write_nifti
 from semiseg.volumes.volume import reorient
 
@@ -265,7 +265,7 @@ def _document(plan: Plan, out: Path, existing: Dataset | None, labelled: dict[st
 
 
 def _within(path: Path, folder: Path) -> str:
-    return f"./{path.absolute().relative_to(folder)}"
+    return f"./{path.absolute().relative_to(folder).as_posix()}"
 
 
 def _move_into(work: Path, out: Path) -> None:

@@ -14,8 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
-from semiseg.atomic_file import atomic_file
 from semiseg.errors import DatasetError
+from semiseg.system.durable_files import atomic_file
 
 _ID = re.compile(r"case_(\d{4,})")
 

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
 
-from semiseg.atomic_file import atomic_file
+from semiseg.system.durable_files import atomic_file
 
 Status = Literal["labelled", "unlabelled", "refused", "left out", "already there", "note"]
 What = Literal["scan", "label", "structure", "file", "patient", "dataset"]

@@ -1,4 +1,4 @@
-"""What this machine's processor and GPU are."""
+"""What this machine's processor and GPU offer to the engines."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import os
 import shutil
 import subprocess
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
+
+from semiseg.system.processors import processor_flags
 
 # What a cap on the instruction set leaves of what matters here. oneDNN, which computes the convolutions of OpenVINO and
 # of torch, reads this variable; a machine without these instructions is tried out with it. Names it does not list
@@ -25,16 +25,6 @@ _LEFT_BY_CAP: dict[str, tuple[str, ...]] = {
 }
 INT8 = ("avx512_vnni", "avx_vnni", "amx_int8")
 BF16 = ("avx512_bf16", "amx_bf16")
-
-
-@lru_cache(maxsize=1)
-def processor_flags() -> frozenset[str]:
-    """The processor's instruction sets as Linux names them; empty where that is not told."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace").splitlines()
-    except OSError:
-        return frozenset()
-    return frozenset(next((line.split(":", 1)[1] for line in lines if line.startswith("flags")), "").split())
 
 
 def has_any(flags: tuple[str, ...]) -> bool:

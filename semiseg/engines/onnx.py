@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from semiseg.engines.engine import Engine
 from semiseg.errors import EngineError, InputError
+from semiseg.system.nvidia import nvidia_driver
+from semiseg.system.processors import usable_processors
 
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu")
 
@@ -33,7 +35,7 @@ class OnnxEngine(Engine):
         """
         runtime = import_runtime()
         options = runtime.SessionOptions()
-        options.intra_op_num_threads = threads or len(os.sched_getaffinity(0))
+        options.intra_op_num_threads = threads or usable_processors()
         options.log_severity_level = 3
         available = runtime.get_available_providers()
         if device == "cuda" and "CUDAExecutionProvider" not in available:
@@ -95,7 +97,7 @@ def import_runtime() -> Any:
 
 def cuda_is_here() -> bool:
     """Whether this ONNX Runtime was built for CUDA and the machine has an NVIDIA driver."""
-    if not Path("/proc/driver/nvidia/version").is_file() or len(installed_runtimes()) != 1:
+    if nvidia_driver() is None or len(installed_runtimes()) != 1:
         return False
     return "CUDAExecutionProvider" in import_runtime().get_available_providers()
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import threading
 from collections import deque
@@ -18,6 +17,7 @@ from numpy.typing import NDArray
 
 from semiseg.engines.engine import Engine
 from semiseg.errors import EngineError, InputError
+from semiseg.system.processors import usable_processors
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class OpenVinoEngine(Engine):
         """
         self._library = import_openvino()
         self._core = _core()
-        threads = threads or len(os.sched_getaffinity(0))
+        threads = threads or usable_processors()
         # Two windows at a time, each on half of the threads, is faster than one on all: the small layers of a UNet do
         # not divide among many. While one of the two is blended, the other one runs.
         self._settings = {

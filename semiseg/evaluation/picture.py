@@ -10,10 +10,10 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from semiseg.atomic_file import atomic_file
 from semiseg.errors import InputError
 from semiseg.evaluation.metrics import HIGHER_IS_BETTER, METRICS
 from semiseg.evaluation.result import HEADINGS, Evaluation, Row
+from semiseg.system.durable_files import atomic_file
 
 WIDTH = 1200
 LEFT, RIGHT, TOP, ROW, BOTTOM = (

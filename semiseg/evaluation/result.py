@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from semiseg.atomic_file import atomic_file
 from semiseg.errors import InputError
 from semiseg.evaluation.metrics import METRICS, SegmentScore
+from semiseg.system.durable_files import atomic_file
 
 FORMAT = 1
 NO_SCORE = SegmentScore(*[math.nan] * len(fields(SegmentScore)))

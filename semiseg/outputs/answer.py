@@ -9,7 +9,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 
-from semiseg.atomic_file import replace_file
 from semiseg.bundle.manifest import Manifest
 from semiseg.errors import InputError
 from semiseg.outputs.case import write_case
@@ -20,6 +19,7 @@ from semiseg.outputs.dicom_seg import NO_LABEL_MAP, Form, segmentation_to_seg
 from semiseg.outputs.dicom_sr import segmentation_to_sr
 from semiseg.outputs.kind import FORMS, KINDS, Kind
 from semiseg.outputs.report import ModelIdentity, Report
+from semiseg.system.durable_files import replace_file
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.nifti import is_gzip, is_nifti, write_nifti, write_segmentation
 from semiseg.volumes.segmentation import Segmentation, painted_values

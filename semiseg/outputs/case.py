@@ -17,10 +17,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from semiseg.atomic_file import atomic_file
 from semiseg.errors import VolumeError
 from semiseg.outputs.overlay import slice_pictures
 from semiseg.outputs.report import Report
+from semiseg.system.durable_files import atomic_file
 from semiseg.volumes.nifti import read_nifti_channels, write_nifti, write_segmentation
 from semiseg.volumes.segmentation import Segment, Segmentation
 from semiseg.volumes.volume import Volume

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pydicom
 
-from semiseg.atomic_file import atomic_file
 from semiseg.errors import VolumeError
 from semiseg.outputs.report import NOTICE
+from semiseg.system.durable_files import atomic_file
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.segmentation import Segment, Segmentation
 from semiseg.volumes.volume import same_grid

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRLittleEndian
 from scipy import ndimage
 
-from semiseg.atomic_file import atomic_file
 from semiseg.errors import SemisegError
 from semiseg.outputs.dicom_common import (
     LONG_STRING,
@@ -34,6 +33,7 @@ from semiseg.outputs.dicom_common import (
 )
 from semiseg.outputs.overlay import windowed
 from semiseg.outputs.report import NOTICE
+from semiseg.system.durable_files import atomic_file
 from semiseg.volumes.dicom_series import DicomSeries, values_of
 from semiseg.volumes.segmentation import Segmentation
 

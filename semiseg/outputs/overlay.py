@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from semiseg.atomic_file import atomic_file
 from semiseg.errors import VolumeError
+from semiseg.system.durable_files import atomic_file
 from semiseg.volumes.segmentation import Segment, Segmentation
 from semiseg.volumes.volume import Volume, reorient, same_grid
 

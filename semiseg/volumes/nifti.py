@@ -22,8 +22,8 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
-from semiseg.atomic_file import atomic_file
 from semiseg.errors import VolumeError
+from semiseg.system.durable_files import atomic_file
 from semiseg.volumes.segmentation import Segmentation
 from semiseg.volumes.volume import Volume, check_affine, same_grid
 

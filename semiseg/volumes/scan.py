@@ -5,6 +5,7 @@ The command line and the HTTP server both open scans here, so that they accept a
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -111,7 +112,7 @@ class _Door:
             return self._open(members, given, rules)
         except VolumeError as error:
             # The numbered file is gone by the time anyone reads this.
-            raise VolumeError(str(error).replace(f"{folder}/", f"{zips[0].name}, member ")) from error
+            raise VolumeError(str(error).replace(f"{folder}{os.sep}", f"{zips[0].name}, member ")) from error
 
     def _open(self, files: list[Path], given: list[Path], rules: Mapping[str, SeriesRule]) -> Scan:
         niftis = [path for path in files if is_nifti(path)]

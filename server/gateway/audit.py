@@ -37,7 +37,7 @@ class Audit:
             try:
                 if self._file.exists() and self._file.stat().st_size > self._largest:
                     self._file.rename(self._aside(moment))
-                handle = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                handle = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
                 try:
                     os.write(handle, line.encode())
                     os.fsync(handle)

@@ -7,10 +7,10 @@ import tempfile
 from pathlib import Path
 
 from semiseg.errors import InputError
+from semiseg.system.durable_files import move_durably, sync
 from server.gateway.gateway import AUDIT, DATABASE, KEY
 from server.gateway.inbox import STUDIES
 from server.gateway.work import RESULTS
-from server.jobs.files import move_durably, sync
 from server.jobs.queue import Queue
 
 

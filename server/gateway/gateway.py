@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from semiseg.errors import InputError, SemisegError
+from semiseg.system.file_locks import held
 from server.gateway.audit import Audit
 from server.gateway.config import GatewayConfig, Poll, WebDoor
 from server.gateway.delivery import Commitments
@@ -29,7 +30,6 @@ from server.gateway.replicas import Capacity, Replicas
 from server.gateway.segmenting import Segmenting
 from server.gateway.studies import Studies
 from server.gateway.work import DELIVER, FETCH, PURGE, SEGMENT, STUDY, Work
-from server.jobs.files import held
 from server.jobs.queue import Job, Queue, State
 from server.jobs.turns import Turns
 from server.jobs.worker import Worker

@@ -20,9 +20,10 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 from semiseg.errors import InputError, SemisegError, VolumeError
+from semiseg.system.durable_files import free_bytes, sync
 from semiseg.volumes.dicom_file import read_dicom, text
 from server.gateway.names import Names
-from server.jobs.files import empty, free_bytes, sync
+from server.jobs.files import empty
 
 LAST = 0x00201208  # Number of Study Related Instances
 _TAGS = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "NumberOfStudyRelatedInstances"]

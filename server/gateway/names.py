@@ -7,8 +7,8 @@ import hmac
 import secrets
 from pathlib import Path
 
-from semiseg.atomic_file import atomic_file
 from semiseg.errors import InputError
+from semiseg.system.durable_files import atomic_file
 
 
 class Names:

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from semiseg.system.durable_files import free_bytes
 from server.gateway.work import KINDS
 from server.jobs.database import QueueError
-from server.jobs.files import free_bytes
 from server.jobs.queue import Job, Queue
 
 if TYPE_CHECKING:

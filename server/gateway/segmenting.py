@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semiseg.atomic_file import replace_file
 from semiseg.client import Busy, Client, Forms, NoAnswer
 from semiseg.errors import Cancelled, InputError, SemisegError
+from semiseg.system.durable_files import replace_file
 from server.gateway.config import Form, Servers
 from server.gateway.replicas import Replicas
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -124,7 +125,7 @@ def _public_sentence(message: str, folder: Path, files: int) -> str:
             return f"file {int(member)} of the zip"
         return "the upload" if files == 1 else f"file {number} of the upload"
 
-    sentence = _STORED_NAME.sub(spoken, message.replace(f"{folder}/", "")).replace(str(folder), "the upload")
+    sentence = _STORED_NAME.sub(spoken, message.replace(f"{folder}{os.sep}", "")).replace(str(folder), "the upload")
     return sentence[:1].upper() + sentence[1:]
 
 

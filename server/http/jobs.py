@@ -20,10 +20,10 @@ from starlette.routing import Route
 
 from semiseg.errors import Cancelled
 from semiseg.inference.sliding_window import Timing
+from semiseg.system.memory import trim
 from server.http.answers import Answer, answer_again, answer_order
 from server.http.forms import forms_named
 from server.http.limits import RETRY_SECONDS, Refusal
-from server.http.memory import trim
 from server.http.order import Order
 from server.http.reception import Received, Reception, client_of, owner_of
 from server.http.replies import refusal_of, refused

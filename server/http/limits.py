@@ -11,7 +11,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from semiseg.errors import SemisegError
-from server.jobs.files import free_bytes
+from semiseg.system.durable_files import free_bytes
 
 MEGABYTE = 2**20
 RETRY_SECONDS = 5

@@ -6,13 +6,13 @@ write, because a request is counted by the route that took it and never by its p
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from semiseg.inference.sliding_window import Timing
-from server.jobs.files import free_bytes
+from semiseg.system.durable_files import free_bytes
+from semiseg.system.processors import usable_processors
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -137,7 +137,7 @@ class _Present:
         free.add_metric([], float(free_bytes(self._folder)))
         yield free
         load = GaugeMetricFamily("semiseg_processors", "Processors that this process may use")
-        load.add_metric([], float(len(os.sched_getaffinity(0))))
+        load.add_metric([], float(usable_processors()))
         yield load
         if self._files is not None:
             jobs = GaugeMetricFamily("semiseg_jobs", "Jobs by state", labels=["state"])

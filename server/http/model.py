@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from pathlib import Path
 from typing import Annotated
@@ -17,6 +16,7 @@ from semiseg.inference.choice import choose_engine
 from semiseg.inference.segmenter import Segmenter, Settings
 from semiseg.outputs.report import ModelIdentity
 from semiseg.predicting.predictor import Predictor
+from semiseg.system.processors import usable_processors
 
 _LOG = logging.getLogger("semiseg.server")
 
@@ -53,7 +53,7 @@ class ServedModel:
         """
         bundle = open_bundle(settings.bundle)
         # Parallel scans share one session; without a limit its threads are already as many as the process may use.
-        threads = settings.threads or len(os.sched_getaffinity(0))
+        threads = settings.threads or usable_processors()
         choice = choose_engine(bundle, threads=threads, precision=settings.precision)
         for one in choice.candidates[: choice.candidates.index(choice.taken)]:
             _LOG.info("Not run by %s in %s: %s", one.where, one.precision, one.reason)

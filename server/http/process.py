@@ -8,10 +8,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from server.http.memory import share_arenas
+from semiseg.system.file_locks import held
+from semiseg.system.file_owners import keep_new_files_private
+from semiseg.system.memory import share_arenas
 from server.http.scratch import scratch_in
 from server.http.state import JobFiles
-from server.jobs.files import held
 
 
 @contextlib.contextmanager
@@ -29,7 +30,7 @@ def prepared(state: Path | None, scratch: Path | None) -> Iterator[tuple[Path, J
         InputError, QueueError: a folder cannot be used, or another process works in it.
     """
     share_arenas()
-    os.umask(0o077)  # scans and masks are nobody else's on this machine
+    keep_new_files_private()  # scans and masks are nobody else's on this machine
     with contextlib.ExitStack() as stack:
         files = None
         if state is not None:

@@ -16,8 +16,8 @@ from starlette.responses import Response
 
 from semiseg.errors import Cancelled
 from semiseg.inference.sliding_window import Timing
+from semiseg.system.memory import trim
 from server.http.limits import RETRY_SECONDS, Admission, Limits, Refusal
-from server.http.memory import trim
 from server.http.metrics import Metrics
 from server.http.models import Models
 from server.http.replies import error_response, refusal_of, refused

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import stat
 import tempfile
@@ -12,7 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from semiseg.errors import InputError
-from server.jobs.files import LOCK, held
+from semiseg.system.file_locks import LOCK, held
+from semiseg.system.file_owners import is_ours
 
 PREFIX = "semiseg-serve-"
 YOUNG = 60.0  # seconds in which a folder may be without its lock, because its server is just making it
@@ -45,9 +45,10 @@ def _sweep(own: Path) -> None:
             continue
         with contextlib.suppress(OSError, InputError):
             found = other.lstat()
-            if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            if not stat.S_ISDIR(found.st_mode) or not is_ours(found):
                 continue
             if not (other / LOCK).exists() and time.time() - found.st_mtime < YOUNG:
                 continue
             with held(other):
                 shutil.rmtree(other, ignore_errors=True)
+            shutil.rmtree(other, ignore_errors=True)  # Windows keeps a file that is locked, and its folder

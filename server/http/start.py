@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semiseg.errors import InputError
+from semiseg.system.signals import STOP_SIGNALS
 from server.http.app import House
 from server.http.limits import Limits
 from server.http.model import ModelSettings
@@ -50,7 +51,7 @@ class Place:
 
 
 def serve(settings: Sequence[ModelSettings], limits: Limits, keys: Keys, place: Place, announce: Announce) -> None:
-    """Answer until told to stop (SIGTERM, SIGINT).
+    """Answer until told to stop (SIGTERM, SIGINT; on Windows also Ctrl+Break).
 
     Args:
         settings: the bundles and how to run them.
@@ -90,6 +91,6 @@ def _run(house: House, keys: Keys, origins: Sequence[str], listener: socket.sock
     keep_logs()  # after BentoML has made its loggers
     server = uvicorn_of(application, stop_seconds=house.limits.stop_seconds)
     # uvicorn takes these signals while it runs and raises them again afterwards, when our own tidying is still to come.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))
     server.run(sockets=[listener])

@@ -12,7 +12,6 @@ done. So a file without a row of the queue was never promised to anybody, and is
 
 from __future__ import annotations
 
-import os
 import secrets
 import tempfile
 import time
@@ -20,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semiseg.atomic_file import replace_file
+from semiseg.system.durable_files import link_or_copy, move_durably, replace_file
 from server.http.answers import Answer
 from server.http.uploads import Upload
-from server.jobs.files import empty, move_durably, remove
+from server.jobs.files import empty, remove
 from server.jobs.queue import ENDED, Job, Queue, State
 
 JOBS = "segment"  # the queue of these jobs
@@ -104,7 +103,7 @@ class JobFiles:
         told = job.payload
         try:
             for name in told["files"]:
-                os.link(self.uploads / job.id / name, folder / name)
+                link_or_copy(self.uploads / job.id / name, folder / name)
         except OSError:
             remove(folder)
             raise

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from semiseg.atomic_file import atomic_file
 from semiseg.errors import InputError, SemisegError
+from semiseg.system.durable_files import atomic_file
 
 PATIENCE = 30.0  # seconds that one process waits for another's write
 Run = Callable[..., list[sqlite3.Row]]

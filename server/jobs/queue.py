@@ -6,7 +6,8 @@ worker that comes back late changes nothing. A job that was begun and not ended 
 what kills the process.
 
 Leases and delays are measured on the machine's clock since it was started, which nobody can set; after another start
-of the machine all of them are over. The time of day is only written down for people and for retention.
+of the machine all of them are over (:mod:`semiseg.system.boot_clock` says what holds on systems other than Linux). The
+time of day is only written down for people and for retention.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from semiseg.errors import SemisegError
+from semiseg.system import boot_clock
 from server.jobs.database import Database, Run
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
@@ -121,7 +123,7 @@ class Queue:
             QueueError: it cannot be opened or written.
         """
         self._attempts = attempts
-        self._boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        self._boot = boot_clock.boot()
         self._database = Database(file, _SCHEMA, VERSION, _STEPS)
 
     def copy_to(self, file: Path) -> None:
@@ -349,7 +351,7 @@ class Queue:
             )
 
     def _now(self) -> dict[str, Any]:
-        return {"now": time.clock_gettime(time.CLOCK_BOOTTIME), "boot": self._boot}
+        return {"now": boot_clock.seconds(), "boot": self._boot}
 
 
 def _end(run: Run, id: str, state: State, result: dict[str, Any]) -> None:  # noqa: A002 - the field's name

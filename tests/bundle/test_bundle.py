@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from semiseg.atomic_file import replace_file
 from semiseg.bundle.bundle import (
     MANIFEST,
     MODEL,
@@ -22,6 +21,7 @@ from semiseg.bundle.bundle import (
 )
 from semiseg.bundle.manifest import Manifest
 from semiseg.errors import BundleError
+from semiseg.system.durable_files import replace_file
 from tests.bundles import make_threshold_bundle
 
 Change = Callable[[dict[str, Any]], object]

@@ -13,7 +13,7 @@ def test_workers_are_for_a_gpu_unless_the_recipe_says_how_many(monkeypatch: pyte
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     auto, three = recipe_of("supervised"), recipe_of("supervised", {"workers": 3})
     for cores, processes, expected in ((2, 1, 1), (6, 1, 5), (64, 1, 8), (16, 4, 3), (4, 4, 1)):
-        monkeypatch.setattr("os.sched_getaffinity", lambda pid, cores=cores: set(range(cores)))
+        monkeypatch.setattr("trainer.device.usable_processors", lambda cores=cores: cores)
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
         assert workers(auto, gpu) == expected
         assert workers(auto, cpu) == 0

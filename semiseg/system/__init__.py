@@ -1,0 +1,1 @@
+"""What differs between operating systems, one module for each facility; no other module asks which system this is."""

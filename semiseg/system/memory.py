@@ -1,0 +1,75 @@
+"""The machine's memory and this process's share of it, in bytes."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+from pathlib import Path
+
+_ARENA_MAX = -8  # M_ARENA_MAX of malloc.h
+
+
+def physical_memory() -> int | None:
+    """The machine's memory; None where the system does not tell."""
+    if hasattr(os, "sysconf"):
+        return int(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    return _windows_memory()
+
+
+def resident_memory() -> int | None:
+    """Memory that this process holds now; None on systems other than Linux."""
+    return _from_status("VmRSS")
+
+
+def peak_memory() -> int | None:
+    """The most that this process has held since its start or :func:`forget_peak`; None on systems other than Linux."""
+    return _from_status("VmHWM")
+
+
+def forget_peak() -> None:
+    """Let :func:`peak_memory` begin anew from what is held now; nothing on systems other than Linux."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
+def share_arenas() -> None:
+    """Let all threads allocate from two pools (glibc): with one for each, every thread keeps holes of its own."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):  # TypeError: Windows has no library without a name
+        ctypes.CDLL(None).mallopt(_ARENA_MAX, 2)
+
+
+def trim() -> None:
+    """Return free memory to the system (glibc): the C library would keep the gigabytes that a scan took for seconds."""
+    with contextlib.suppress(AttributeError, OSError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def _from_status(key: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text(encoding="ascii", errors="replace").splitlines()
+    except OSError:
+        return None
+    found = next((line for line in lines if line.startswith(f"{key}:")), None)
+    return None if found is None else 1024 * int(found.split()[1])
+
+
+class _MemoryStatus(ctypes.Structure):
+    """MEMORYSTATUSEX of the Windows API."""
+
+    _fields_ = (
+        ("length", ctypes.c_uint32),
+        ("load", ctypes.c_uint32),
+        *(
+            (name, ctypes.c_uint64)
+            for name in ("total", "free", "total_paged", "free_paged", "total_virtual", "free_virtual", "extended")
+        ),
+    )
+
+
+def _windows_memory() -> int | None:
+    library = getattr(ctypes, "windll", None)
+    if library is None:
+        return None
+    status = _MemoryStatus(length=ctypes.sizeof(_MemoryStatus))
+    return int(status.total) if library.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)) else None
