@@ -61,8 +61,8 @@ def _machine(console: Console) -> list[str]:
     console.print(f"         {free:.0f} GB free in {scratch}, where uploads wait")
     console.print(f"         GPU driver: {nvidia_driver() or 'none'}")
     troubles = []
-    if not (3, 11) <= sys.version_info[:2] <= (3, 12):
-        troubles.append(f"Python {platform.python_version()} is not supported; use 3.11 or 3.12.")
+    if sys.version_info < (3, 11):  # noqa: UP036 (pip refuses it; a copied tree does not)
+        troubles.append(f"Python {platform.python_version()} is not supported; use 3.11 or newer.")
     if free < LEAST_FREE_GB:
         troubles.append(f"Only {free:.1f} GB are free in {scratch}; a study and its mask need room there.")
     return troubles

@@ -11,6 +11,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
+from deploy import environment
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
 CORE = [Requirement(line) for line in PROJECT["dependencies"]]
@@ -100,9 +102,10 @@ def test_the_constraints_pin_exactly_and_each_package_once() -> None:
     assert sorted_names == sorted(set(sorted_names))
 
 
-def test_python_3_11_and_3_12_are_supported_and_no_other() -> None:
+def test_python_3_11_is_the_least_and_there_is_no_bound_above() -> None:
     supported = SpecifierSet(PROJECT["requires-python"])
-    assert [minor for minor in range(8, 16) if supported.contains(f"3.{minor}.1")] == [11, 12]
+    assert [minor for minor in range(8, 40) if supported.contains(f"3.{minor}.1")] == list(range(11, 40))
+    assert environment.LEAST == (3, 11)
 
 
 def test_the_licence_is_the_whole_apache_licence() -> None:

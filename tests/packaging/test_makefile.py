@@ -1,80 +1,237 @@
-"""The two commands of a new machine: what `make` does before anything is installed."""
+"""The commands of a new machine: what `make` and `python -m deploy.tasks` do before anything is installed."""
 
 from __future__ import annotations
 
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from deploy.tasks import TARGETS
+from tests.packaging.environments import REPOSITORY
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+NEEDED = ("Makefile", "pyproject.toml", "constraints.txt", "deploy/tasks.py", "deploy/environment.py")
+# Set by a make that runs this test, or by a machine; what is tested starts without them.
+LEFT_OUT = (
+    "MAKEFLAGS",
+    "MAKELEVEL",
+    "MFLAGS",
+    "MAKEOVERRIDES",
+    "PYTHON",
+    "RUNTIME",
+    "TORCH_INDEX",
+    "OUT",
+    "JOBS",
+    "ARGS",
+)
 
 
 @pytest.fixture
-def make(needs_program: Callable[[str], str], tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the Makefile in a folder whose name has a space, with nothing installed there."""
-    program = needs_program("make")
+def clone(tmp_path: Path) -> Path:
+    """A folder whose name has a blank, with nothing installed there."""
     folder = tmp_path / "a clone"
-    folder.mkdir()
-    for name in ("Makefile", "pyproject.toml", "constraints.txt"):
+    for name in NEEDED:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPOSITORY / name, folder / name)
-    # A make that runs this test hands its variables down; the one under test starts without them.
-    environment = {
-        k: v for k, v in os.environ.items() if k not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS", "MAKEOVERRIDES")
-    }
-
-    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [program, *arguments], cwd=folder, env=environment, capture_output=True, text=True, timeout=60
-        )
-
-    return run
+    return folder
 
 
-def test_make_alone_says_what_can_be_made(make: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def _run(folder: Path, *command: str | Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name not in LEFT_OUT}
+    return subprocess.run(
+        [str(word) for word in command],
+        cwd=folder,
+        env=environment | variables,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+
+
+@pytest.fixture
+def make(needs_program: Callable[[str], str], clone: Path) -> Run:
+    """Runs the Makefile."""
+    program = needs_program("make")
+    return lambda *words, **variables: _run(clone, program, *words, **variables)
+
+
+@pytest.fixture
+def task(clone: Path) -> Run:
+    """Runs the tasks as a person without make does."""
+    return lambda *words, **variables: _run(clone, sys.executable, "-m", "deploy.tasks", *words, **variables)
+
+
+@pytest.fixture(params=["make", "task"])
+def plan(request: pytest.FixtureRequest) -> Callable[..., str]:
+    """What a target would run, by make and by the command that needs no make; options are make's variables."""
+    run: Run = request.getfixturevalue(request.param)
+
+    def planned(target: str, **options: str) -> str:
+        if request.param == "make":
+            answer = run("--dry-run", target, *(f"{name}={value}" for name, value in options.items()))
+        else:
+            words = [word for name, value in options.items() for word in (f"--{name.lower().replace('_', '-')}", value)]
+            answer = run(target, "--dry-run", *words)
+        assert answer.returncode == 0, answer.stderr
+        return answer.stdout
+
+    return planned
+
+
+def stand_in(folder: Path, name: str, script: str) -> None:
+    """A program ``name`` in ``folder`` that a shell runs."""
+    folder.mkdir(exist_ok=True)
+    program = folder / name
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+
+
+def test_make_alone_says_what_can_be_made(make: Run) -> None:
     answer = make()
     assert answer.returncode == 0, answer.stderr
-    for target in ("demo", "test", "check", "install", "clean"):
-        assert f"make {target} " in answer.stdout
-    for variable in ("PYTHON=", "RUNTIME=", "TORCH_INDEX="):
+    for target in TARGETS:
+        assert f"  {target} " in answer.stdout
+    for variable in ("PYTHON=", "RUNTIME=", "TORCH_INDEX=", "OUT=", "JOBS=", "ARGS="):
         assert variable in answer.stdout
 
 
-def test_a_machine_without_a_fitting_python_is_told_so(
-    make: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:
+def test_make_knows_the_targets_of_the_tasks_and_no_other() -> None:
+    (line,) = [line for line in (REPOSITORY / "Makefile").read_text().splitlines() if line.startswith("TARGETS :=")]
+    assert line.split()[2:] == list(TARGETS)
+
+
+def test_make_hands_every_target_to_the_tasks(make: Run) -> None:
+    for target in TARGETS:
+        answer = make("--dry-run", target)
+        assert answer.returncode == 0, answer.stderr
+        assert f"-m deploy.tasks {target} " in answer.stdout
+
+
+def test_a_machine_without_a_fitting_python_is_told_so(make: Run) -> None:
     answer = make("install", "PYTHON=/bin/false")
     assert answer.returncode == 2
-    assert "semiseg needs Python 3.11 or 3.12" in answer.stderr
+    assert "semiseg needs Python 3.11 or newer" in answer.stderr
+    assert "python3-venv" in answer.stderr
 
 
-def test_an_unknown_runtime_is_refused(make: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    answer = make("install", "RUNTIME=tpu")
+def test_a_python_that_is_named_and_does_not_fit_is_refused_without_make(task: Run) -> None:
+    answer = task("install", "--python", "/bin/false")
+    assert answer.returncode == 2
+    assert "/bin/false is not one: it does not run" in answer.stderr
+
+
+def test_an_older_python_is_told_so_in_a_sentence(clone: Path) -> None:
+    """The syntax of the file is checked, too, where this machine has an older Python."""
+    older = [Path(found) for name in ("python3.10", "python3.9", "python3.8") if (found := shutil.which(name))]
+    older += sorted(Path.home().glob(".pyenv/versions/3.[6-9].*/bin/python"))
+    working = [python for python in older if _run(clone, python, "-c", "").returncode == 0]
+    if not working:
+        pytest.skip("there is no Python older than 3.11 on this machine")
+    for python in working:
+        answer = _run(clone, python, "-m", "deploy.tasks", "demo")
+        assert answer.returncode == 2
+        assert answer.stderr.startswith("semiseg needs Python 3.11 or newer, and this is 3."), answer.stderr
+
+
+def test_the_newest_python_that_works_is_taken(make: Run, clone: Path) -> None:
+    """A version manager's stand-in fails, and a Debian without its venv package cannot import ensurepip."""
+    programs = clone / "programs"
+    stand_in(programs, "python3.14", "echo 'pyenv: python3.14: command not found' >&2; exit 127")
+    lacking = "import sys; sys.modules['ensurepip'] = None; import runpy; sys.argv = sys.argv[2:]"
+    run_lacking = f"{lacking}; runpy.run_module('deploy.tasks', run_name='__main__', alter_sys=False)"
+    stand_in(programs, "python3.13", f'exec \'{sys.executable}\' -c "{run_lacking}" "$@"')
+    for name in ("python3.12", "python3.11"):
+        stand_in(programs, name, f"[ $3 = fits ] || echo 'I am {name}'; exec '{sys.executable}' \"$@\"")
+    answer = make("--dry-run", "install", PATH=f"{programs}:/usr/bin:/bin")
+    assert answer.returncode == 0, answer.stderr
+    assert "I am python3.12" in answer.stdout
+    refused = make("install", "PYTHON=python3.13", PATH=f"{programs}:/usr/bin:/bin")
+    assert "lacks the venv module (on Debian and Ubuntu: python3-venv)" in refused.stderr
+
+
+def test_an_environment_that_is_there_is_kept_and_a_broken_one_is_made_again(task: Run, clone: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", str(clone / ".venv")], check=True)
+    assert "-m venv" not in task("install", "--dry-run").stdout
+    python = clone / ".venv" / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    python.unlink()
+    assert "-m venv" in task("install", "--dry-run").stdout
+
+
+def test_what_is_installed_is_installed_again_when_the_project_file_changes(task: Run, clone: Path) -> None:
+    subprocess.run([sys.executable, "-m", "venv", str(clone / ".venv")], check=True)
+    for stamp in (".installed-cpu", ".installed-cpu-dev"):
+        (clone / ".venv" / stamp).touch()
+    for name in ("pyproject.toml", "constraints.txt"):
+        os.utime(clone / name, (1, 1))
+    assert "pip install" not in task("install", "--dry-run").stdout
+    later = (clone / ".venv" / ".installed-cpu-dev").stat().st_mtime + 10
+    for name in ("pyproject.toml", "constraints.txt"):
+        os.utime(clone / name, (later, later))
+        assert "pip install" in task("install", "--dry-run").stdout
+        os.utime(clone / name, (1, 1))
+
+
+@pytest.mark.parametrize(("runtime", "other"), [("cpu", "onnxruntime_gpu"), ("gpu", "onnxruntime")])
+def test_the_other_runtime_is_removed_first(task: Run, clone: Path, runtime: str, other: str) -> None:
+    subprocess.run([sys.executable, "-m", "venv", str(clone / ".venv")], check=True)
+    (packages,) = (clone / ".venv").glob("Lib/site-packages" if os.name == "nt" else "lib/python*/site-packages")
+    about = packages / f"{other}-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {other.replace('_', '-')}\nVersion: 1.0\n")
+    planned = task("install", "--runtime", runtime, "--dry-run").stdout
+    assert "pip uninstall --yes -qq onnxruntime onnxruntime-gpu" in planned
+    assert planned.index("pip uninstall") < planned.index("pip install")
+
+
+@pytest.mark.parametrize("run", ["make", "task"])
+def test_an_unknown_runtime_is_refused(request: pytest.FixtureRequest, run: str) -> None:
+    words = ["RUNTIME=tpu"] if run == "make" else ["--runtime", "tpu"]
+    answer = request.getfixturevalue(run)("install", *words)
     assert answer.returncode == 2
     assert "RUNTIME=cpu or RUNTIME=gpu" in answer.stderr
 
 
 @pytest.mark.parametrize(("runtime", "extra", "other"), [("cpu", "serve", "gpu"), ("gpu", "gpu", "serve")])
-def test_one_variable_chooses_the_one_runtime(
-    make: Callable[..., subprocess.CompletedProcess[str]], runtime: str, extra: str, other: str
-) -> None:
-    planned = make("--dry-run", "install", f"RUNTIME={runtime}").stdout
+def test_one_variable_chooses_the_one_runtime(plan: Callable[..., str], runtime: str, extra: str, other: str) -> None:
+    planned = plan("install", RUNTIME=runtime)
     assert f".[train,export,{extra},gateway,ray,dev]" in planned
     assert f",{other}," not in planned
 
 
-def test_no_package_index_for_torch_is_named_unless_asked_for(
-    make: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:
-    assert "--extra-index-url" not in make("--dry-run", "install").stdout
-    asked = make("--dry-run", "install", "TORCH_INDEX=https://packages.example/cpu").stdout
-    assert "--extra-index-url 'https://packages.example/cpu'" in asked
+def test_no_package_index_for_torch_is_named_unless_asked_for(plan: Callable[..., str]) -> None:
+    assert "--extra-index-url" not in plan("install")
+    asked = plan("install", TORCH_INDEX="https://packages.example/cpu")
+    assert "--extra-index-url https://packages.example/cpu" in asked
 
 
-def test_the_demo_does_not_wait_for_the_test_tools(make: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    planned = make("--dry-run", "demo").stdout
+def test_the_demo_does_not_wait_for_the_test_tools(plan: Callable[..., str]) -> None:
+    planned = plan("demo", OUT="a folder")
     assert ".[train,export,serve,gateway]" in planned
     assert "dev]" not in planned
+    assert "demo --out 'a folder'" in planned
+
+
+def test_arguments_reach_the_program_as_they_were_written(make: Run, task: Run) -> None:
+    assert "-k 'one or two'" in make("--dry-run", "test", "ARGS=-k 'one or two'").stdout.splitlines()[-1]
+    assert "-k 'one or two'" in task("test", "--dry-run", "--", "-k", "one or two").stdout.splitlines()[-1]
+
+
+def test_the_quick_part_is_made_of_tests_that_exist(task: Run) -> None:
+    (line,) = [line for line in task("test", "--quick", "--dry-run").stdout.splitlines() if " pytest " in line]
+    named = [word for word in line.split() if word.startswith("tests/")]
+    assert named
+    for name in named:
+        assert (REPOSITORY / name).exists(), name
+
+
+def test_packages_without_a_wheel_are_installed_before_the_large_ones(task: Run, clone: Path, tmp_path: Path) -> None:
+    """On a Python of which environment.COMPILED says that a package is compiled for it."""
+    source = clone / "deploy" / "environment.py"
+    source.write_text(source.read_text().replace("COMPILED = {(3, 14)", "COMPILED = {(3, 11)"))
+    planned = task("install", "--dry-run").stdout
+    assert planned.index("constraints.txt pyjpegls") < planned.index("-e '.[train")
