@@ -24,7 +24,7 @@ tag=${tag:-localhost/semiseg-$target:latest}
 
 need_buildah
 # The page works without its viewer, with pictures.
-if command -v npm >/dev/null; then make page; else echo "npm is not here: the server's page will show pictures" >&2; fi
+[[ -e server/http/page/niivue.js ]] || python3 -m deploy.viewer || true
 scratch=$(mktemp -d)
 trap 'rm -rf -- "$scratch"' EXIT
 

@@ -98,23 +98,10 @@ class Tasks:
         self.run(PYTHON, "-m", "docs.generators", "--check")
 
     def page(self) -> None:
-        """bring the viewer of the server's page (needs npm); without it the page shows pictures"""
+        """bring the viewer of the server's page (with npm or pip); without it the page shows pictures"""
         lock = VIEWER.with_name("package-lock.json")
-        if VIEWER.exists() and VIEWER.stat().st_mtime >= lock.stat().st_mtime:
-            return
-        npm = shutil.which("npm")
-        if npm is None:
-            raise TaskError("npm is not here; it comes with Node.js (Debian and Ubuntu: apt install npm).")
-        folder = ROOT / "build" / "page"
-        self.commands.remove(folder)
-        if not self.options.dry_run:
-            folder.mkdir(parents=True)
-            for name in ("package.json", "package-lock.json"):
-                shutil.copy(VIEWER.with_name(name), folder)
-        self.run(npm, "ci", "--silent", "--ignore-scripts", "--omit=optional", folder=folder)
-        if not self.options.dry_run:
-            _keep_viewer(folder / "node_modules" / "@niivue" / "niivue" / "dist" / "index.js")
-        self.commands.remove(folder)
+        if not VIEWER.exists() or VIEWER.stat().st_mtime < lock.stat().st_mtime:
+            self.run(sys.executable, "-m", "deploy.viewer")
 
     def docs(self) -> None:
         """write the documents that are made from the code anew, and all as pages into build/docs"""
@@ -124,11 +111,11 @@ class Tasks:
         print("build/docs/docs/index.html")
 
     def wheel(self) -> None:
-        """build the wheel and the source distribution into dist, with the page's viewer where npm is"""
-        if shutil.which("npm") is None and not VIEWER.exists():
-            print("npm is not here: the page of this wheel will show pictures and no viewer.", file=sys.stderr)
-        else:
+        """build the wheel and the source distribution into dist, with the viewer of the page in them"""
+        try:
             self.page()
+        except subprocess.CalledProcessError:  # deploy.viewer has said why
+            print("The page of this wheel will show pictures and no viewer.", file=sys.stderr)
         self._need()
         self.run(PYTHON, "-m", "build", "--outdir", "dist", ".")
 
@@ -176,17 +163,6 @@ TARGETS: dict[str, Callable[[Tasks], None]] = {
     "check": Tasks.check, "page": Tasks.page, "docs": Tasks.docs, "wheel": Tasks.wheel, "audit": Tasks.audit,
     "install": Tasks.install, "clean": Tasks.clean, "help": Tasks.help,
 }  # fmt: skip
-
-
-def _keep_viewer(built: Path) -> None:
-    """Keep what the browser loads, and one line that says what it is: the file itself names no licence."""
-    title = "/*! NiiVue, BSD-2-Clause, https://github.com/niivue/niivue, from npm by package-lock.json */\n"
-    lines = built.read_text(encoding="utf-8").splitlines(keepends=True)
-    unfinished = VIEWER.with_name("niivue.js.unfinished")
-    unfinished.write_text(
-        title + "".join(line for line in lines if not line.startswith("//# sourceMappingURL")), encoding="utf-8"
-    )
-    unfinished.replace(VIEWER)
 
 
 def _default_jobs() -> int:

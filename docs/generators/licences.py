@@ -65,8 +65,8 @@ Made by `make docs` from the locks of the images and from what each package says
 Apache License 2.0 and contains nothing under the GPL or the AGPL; `make check` fails when a package comes into a lock
 whose licence is not on the list of permissive ones, or a wheel brings a compiled library that nobody has looked at.
 
-Beside the packages there is the viewer of the server's page, NiiVue (BSD-2-Clause), and the Debian system below, whose
-packages have their licences in `/usr/share/doc/*/copyright`: programs under the GPL are among them (such as bash and
+Besides the packages, the images and the wheel of semiseg contain the viewer of the server's page, NiiVue, listed at the
+end. The images also contain a Debian system, whose packages have their licences in `/usr/share/doc/*/copyright`: programs under the GPL are among them (such as bash and
 coreutils), which lie beside semiseg in the image and are no part of it. Each image has a list of all of it in SPDX at
 `/usr/share/semiseg-TARGET.spdx.json`.
 
@@ -85,7 +85,16 @@ a shared library that can be exchanged, comes unchanged from the makers of NumPy
 `libzmq` is under MPL-2.0, unchanged. FreeType is taken under its own licence (FTL), not under the GPL that it offers as
 another choice. The OpenSSL that python-gdcm brings (1.1.1) gets no more corrections from its makers; GDCM uses it to
 encrypt attributes, which semiseg never asks for, and no connection is made with it.
+
+## The viewer of the server's page
+
+`python -m deploy.viewer` (`make page`) brings it as one file, `niivue.js`. The licences' texts are in
+[niivue.licences.txt](../server/http/page/niivue.licences.txt), which the wheel has among its licence files and the server
+shows at `/page/niivue.licences.txt`.
+
 """
+VIEWER_LICENCES = REPOSITORY / "server" / "http" / "page" / "niivue.licences.txt"
+VIEWER_EXCEPTIONS = {"Apache-2.0 WITH LLVM-exception"}  # allows more than Apache-2.0 does
 
 
 def document() -> Document:
@@ -114,8 +123,27 @@ def document() -> Document:
         + table(("package", "version", "licence", "image"), packages)
         + BETWEEN.format(exceptions=", ".join(f"{name} ({why})" for name, why in FILE_COPYLEFT.items()))
         + table(("library", "licence", "in the wheel of"), libraries)
-        + AFTER,
+        + AFTER
+        + table(("component", "licence", "copyright"), viewer_components(VIEWER_LICENCES.read_text(encoding="utf-8"))),
     )
+
+
+def viewer_components(text: str) -> list[tuple[str, str, str]]:
+    """Component, licence and copyright of each part of the viewer, from the file of its licences.
+
+    Raises:
+        Unfit: a licence may not be shipped, or its text is not in the file.
+    """
+    lines = text.splitlines()
+    components = []
+    for name, licence, copyright_ in (line.split(" | ") for line in lines if line.count(" | ") == 2):
+        if licence not in VIEWER_EXCEPTIONS:
+            allowed(f"{name} of the viewer", licence)
+        for one in licence.split(" WITH "):
+            if one not in lines:
+                raise Unfit(f"{VIEWER_LICENCES.name} names the licence {one} of {name} and does not have its text.")
+        components.append((name, licence, copyright_))
+    return components
 
 
 def licence_of(about: metadata.PackageMetadata) -> str:

@@ -1,0 +1,106 @@
+"""Refuses `cli`, `server`, `trainer` and `exporter` of another origin at their import.
+
+These names are generic: other distributions bring packages of the same names, and so may the folder that a user works in.
+Python imports the first one on its path, and of two distributions in one environment the one that was installed last has
+overwritten the files of the other. Each of semiseg's packages therefore contains a mark and lies beside `semiseg`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from pathlib import Path
+from types import ModuleType
+
+from semiseg.errors import SemisegError
+
+PACKAGES = ("cli", "server", "trainer", "exporter")
+_ROOT = Path(__file__).resolve().parents[1]
+_MARK = re.compile(r'^PART_OF = "semiseg"$', re.MULTILINE)
+
+
+class ForeignPackageError(SemisegError):
+    """A package that semiseg needs is missing, or belongs to something else."""
+
+
+def guard_imports() -> None:
+    """Make every later import of one of semiseg's own packages raise :class:`ForeignPackageError` if it is another's.
+
+    For processes that are semiseg's own, such as the command line. A program that only uses `semiseg` may well import
+    another distribution's `trainer`, and is not disturbed.
+    """
+    if not any(isinstance(finder, _Guard) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Guard())
+
+
+def require(name: str) -> None:
+    """Check that the package ``name`` is semiseg's, without importing it.
+
+    Raises:
+        ForeignPackageError: it is missing or another's; the message says whose, and what to do.
+    """
+    found = _found(name)
+    if found is None:
+        raise ForeignPackageError(f"semiseg's package `{name}` is missing in {_ROOT}. {_REINSTALL}")
+    if found.parent.parent == _ROOT and found.name == "__init__.py" and _MARK.search(found.read_text(encoding="utf-8")):
+        return
+    raise ForeignPackageError(
+        f"semiseg needs its own package `{name}`, but Python finds {found}. {_remedy(name, found)}"
+    )
+
+
+_REINSTALL = "Install it again: pip install --force-reinstall --no-deps semiseg"
+
+
+class _Guard(MetaPathFinder):
+    """Finds nothing itself; the finders after it do, once the package was checked."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        del path, target
+        if fullname in PACKAGES:
+            require(fullname)
+        return None
+
+
+def _found(name: str) -> Path | None:
+    """The file that ``import name`` would run; None if there is none, or only a folder without ``__init__.py``."""
+    for finder in sys.meta_path:
+        if isinstance(finder, _Guard) or not hasattr(finder, "find_spec"):
+            continue
+        spec = finder.find_spec(name, None)
+        if spec is not None:
+            return Path(spec.origin).resolve() if spec.has_location and spec.origin else None
+    return None
+
+
+def _remedy(name: str, found: Path) -> str:
+    """A sentence on where the file comes from, and one on what to do."""
+    owners = [
+        f"{distribution} {metadata.version(distribution)}"
+        for distribution in dict.fromkeys(metadata.packages_distributions().get(name, []))
+        if distribution != "semiseg" and _owns(distribution, found)
+    ]
+    if owners:
+        names = " ".join(owner.partition(" ")[0] for owner in owners)
+        return (
+            f"It was installed by {', '.join(owners)}. Install semiseg into an environment of its own, or remove the "
+            f"other (pip uninstall {names}) and install semiseg again (pip install --force-reinstall --no-deps semiseg)."
+        )
+    if found.parent.parent == _ROOT:
+        return f"It is not the file that semiseg was installed with. {_REINSTALL}"
+    folder = found.parent.parent if found.name == "__init__.py" else found.parent
+    return (
+        f"No installed distribution brought it. Start semiseg from another folder, remove {folder} from PYTHONPATH, or "
+        f"rename {found.parent if found.name == '__init__.py' else found}."
+    )
+
+
+def _owns(distribution: str, file: Path) -> bool:
+    one = metadata.distribution(distribution)
+    return any(Path(str(one.locate_file(path))).resolve() == file for path in one.files or ())
