@@ -192,7 +192,7 @@ def _semiseg(command: list[str], device: str | None) -> str | None:
     """Run a command of semiseg in a process of its own; what it complained about, or None."""
     environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": device} if device is not None else {})}
     done = subprocess.run(
-        [sys.executable, "-m", "cli.app", *command], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "semiseg", *command], env=environment, capture_output=True, text=True, check=False
     )
     if done.returncode == 0:
         return None

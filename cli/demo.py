@@ -81,7 +81,7 @@ def _make_scans(console: Console, out: Path, data: Path, seed: int) -> None:
 def _semiseg(console: Console, *arguments: str) -> None:
     """Run a command of this program as a user would, showing it."""
     console.print(f"[bold]$ semiseg {shlex.join(arguments)}[/]")
-    finished = subprocess.run([sys.executable, "-m", "cli.app", *arguments], check=False)
+    finished = subprocess.run([sys.executable, "-m", "semiseg", *arguments], check=False)
     if finished.returncode:
         raise SemisegError(f"`semiseg {arguments[0]}` ended with exit code {finished.returncode}; see above.")
 
@@ -91,7 +91,7 @@ def _server(console: Console, bundle: Path) -> Iterator[str]:
     """`semiseg serve` in a process of its own, on a free port, until the block ends."""
     arguments = ["serve", str(bundle), "--port", "0"]
     console.print(f"[bold]$ semiseg {shlex.join(arguments)}[/]")
-    command = [sys.executable, "-u", "-m", "cli.app", *arguments]
+    command = [sys.executable, "-u", "-m", "semiseg", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield _address_when_ready(console, process)

@@ -85,9 +85,8 @@ def bring(target: Path, sources: list[str]) -> str:
                 problems.append(f"{source}: {problem}")
                 continue
         unfinished = target.with_name(target.name + ".unfinished")
-        unfinished.write_text(
-            f"/*! {origin}; licences: niivue.licences.txt */\n{module}", encoding="utf-8", newline="\n"
-        )
+        header = f"/*! {origin}; licences: niivue.licences.txt */\n"
+        unfinished.write_text(header + module, encoding="utf-8", newline="\n")
         unfinished.replace(target)
         return origin
     raise NotBrought("; ".join(problems))

@@ -28,8 +28,8 @@ def main() -> None:
 def _search_working_folder_last() -> None:
     """Move the working folder, which `python -m` puts first, behind the installed packages.
 
-    A file `server.py` or a folder `trainer` that a user happens to have there would hide semiseg's otherwise. It stays on
-    the path for networks that a recipe takes from the user's own modules.
+    A file `server.py` or a folder `trainer` that a user happens to have there would hide semiseg's otherwise. It stays
+    on the path for networks that a recipe takes from the user's own modules.
     """
     here = Path.cwd().resolve()
     is_first = bool(sys.path) and not sys.flags.safe_path and Path(sys.path[0]).resolve() == here

@@ -1,8 +1,8 @@
 """Refuses `cli`, `server`, `trainer` and `exporter` of another origin at their import.
 
-These names are generic: other distributions bring packages of the same names, and so may the folder that a user works in.
-Python imports the first one on its path, and of two distributions in one environment the one that was installed last has
-overwritten the files of the other. Each of semiseg's packages therefore contains a mark and lies beside `semiseg`.
+These names are generic: other distributions bring packages of the same names, and a user's working folder may hold one.
+Python imports the first one on its path, and of two distributions in one environment the one that was installed last
+has overwritten the files of the other. Each of semiseg's packages therefore contains a mark and lies beside `semiseg`.
 """
 
 from __future__ import annotations
@@ -48,9 +48,8 @@ def require(name: str) -> None:
         raise ForeignPackageError(f"semiseg's package `{name}` is missing in {_ROOT}. {_REINSTALL}")
     if found.parent.parent == _ROOT and found.name == "__init__.py" and _MARK.search(found.read_text(encoding="utf-8")):
         return
-    raise ForeignPackageError(
-        f"semiseg needs its own package `{name}`, but Python finds {found}. {_remedy(name, found)}"
-    )
+    problem = f"semiseg needs its own package `{name}`, but Python finds {found}."
+    raise ForeignPackageError(f"{problem} {_remedy(name, found)}")
 
 
 _REINSTALL = "Install it again: pip install --force-reinstall --no-deps semiseg"
@@ -90,7 +89,8 @@ def _remedy(name: str, found: Path) -> str:
         names = " ".join(owner.partition(" ")[0] for owner in owners)
         return (
             f"It was installed by {', '.join(owners)}. Install semiseg into an environment of its own, or remove the "
-            f"other (pip uninstall {names}) and install semiseg again (pip install --force-reinstall --no-deps semiseg)."
+            f"other (pip uninstall {names}) and then install semiseg again "
+            "(pip install --force-reinstall --no-deps semiseg)."
         )
     if found.parent.parent == _ROOT:
         return f"It is not the file that semiseg was installed with. {_REINSTALL}"

@@ -66,9 +66,9 @@ Apache License 2.0 and contains nothing under the GPL or the AGPL; `make check` 
 whose licence is not on the list of permissive ones, or a wheel brings a compiled library that nobody has looked at.
 
 Besides the packages, the images and the wheel of semiseg contain the viewer of the server's page, NiiVue, listed at the
-end. The images also contain a Debian system, whose packages have their licences in `/usr/share/doc/*/copyright`: programs under the GPL are among them (such as bash and
-coreutils), which lie beside semiseg in the image and are no part of it. Each image has a list of all of it in SPDX at
-`/usr/share/semiseg-TARGET.spdx.json`.
+end. The images also contain a Debian system, whose packages have their licences in `/usr/share/doc/*/copyright`:
+programs under the GPL are among them (such as bash and coreutils), which lie beside semiseg in the image and are no part
+of it. Each image has a list of all of it in SPDX at `/usr/share/semiseg-TARGET.spdx.json`.
 
 ## Packages
 
@@ -89,8 +89,8 @@ encrypt attributes, which semiseg never asks for, and no connection is made with
 ## The viewer of the server's page
 
 `python -m deploy.viewer` (`make page`) brings it as one file, `niivue.js`. The licences' texts are in
-[niivue.licences.txt](../server/http/page/niivue.licences.txt), which the wheel has among its licence files and the server
-shows at `/page/niivue.licences.txt`.
+[niivue.licences.txt](../server/http/page/niivue.licences.txt), which the wheel has among its licence files and the
+server shows at `/page/niivue.licences.txt`.
 
 """
 VIEWER_LICENCES = REPOSITORY / "server" / "http" / "page" / "niivue.licences.txt"
