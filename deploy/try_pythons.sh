@@ -1,0 +1,152 @@
+#!/usr/bin/env bash
+# Try this commit on the Pythons of Debian's releases: a fresh Debian for each, a clone in it, `make demo`, `make test`.
+#
+#   deploy/try_pythons.sh [--quick] [--keep] [RELEASE ...]        # trixie (Debian 13) and forky (testing) by default
+#
+# --quick  instead of the two: install without PyTorch (with it where TORCH_INDEX names an index of its CPU builds),
+#          segment a scan with `semiseg predict` and with `semiseg serve`, and run the suite's core
+# --keep   leave the roots in place and say where they are
+#
+# Needs root, debootstrap and Debian's archive. pip inside reaches packages as pip on this machine does (lend_pip.py). Of the
+# environment, JOBS, ARGS, TORCH_INDEX (see the Makefile) and SEMISEG_DATA are handed on; the roots lie in TMPDIR.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+quick='' keep='' releases=()
+while (($#)); do
+    case $1 in
+        --quick) quick=yes ;;
+        --keep) keep=yes ;;
+        -*) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
+        *) releases+=("$1") ;;
+    esac
+    shift
+done
+((${#releases[@]})) || releases=(trixie forky)
+
+if [[ $(id -u) != 0 ]] || ! command -v debootstrap >/dev/null; then
+    echo "Trying other Pythons needs root (chroot and mounts) and debootstrap; on Debian: apt-get install debootstrap." >&2
+    exit 2
+fi
+# The installed CUDA build of PyTorch and its copy in pip's cache are most of it.
+needed=$([[ -n $quick ]] && echo 4 || echo 16)
+scratch=$(mktemp -d)
+free=$(df --output=avail --block-size=1G "$scratch" | tail -n 1)
+root='' running=''
+clean_up() {
+    # `unshare --kill-child` takes all processes of its namespace and its mounts with it, so the root holds no mount here.
+    [[ -z $running ]] || { kill -KILL "$running" && wait "$running"; } 2>/dev/null || true
+    if [[ -n $root && -z $keep ]]; then
+        rm -rf --one-file-system -- "$root" 2>/dev/null || { sleep 2; rm -rf --one-file-system -- "$root"; }
+    fi
+    rm -rf -- "$scratch"
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' TERM
+if ((free < needed)); then
+    echo "$(dirname "$scratch") has $free GB free, and this needs about $needed; name another folder in TMPDIR." >&2
+    exit 2
+fi
+
+# Run a command in namespaces of its own and wait, so that this script can be interrupted meanwhile and nothing outlives it.
+alone() {
+    unshare --mount --pid --fork --kill-child --mount-proc --propagation private -- "$@" &
+    running=$!
+    local status=0
+    wait "$running" || status=$?
+    running=''
+    return "$status"
+}
+
+# Debian's archive as apt uses it here; debootstrap has its own default where there is none.
+mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Packages' 'Origin: Debian' 2>/dev/null |
+    awk '$2 !~ /-/ { print $1; exit }') || mirror=''
+
+make_root() { # RELEASE
+    local include=python3,python3-venv,ca-certificates,git,make script=()
+    [[ -e /usr/share/debootstrap/scripts/$1 ]] || script=("${mirror:-http://deb.debian.org/debian}" sid)
+    ((${#script[@]})) || script=(${mirror:+"$mirror"})
+    alone debootstrap --variant=minbase --include="$include" "$1" "$root" "${script[@]}" >"$scratch/log" 2>&1
+    cp -L /etc/resolv.conf /etc/hosts "$root/etc/"
+    python3 deploy/lend_pip.py "$scratch"
+    cp "$scratch/pip_conf" "$root/etc/pip.conf"
+    local authority
+    authority=$(<"$scratch/authority")
+    if [[ -n $authority ]]; then
+        cp -L "$authority" "$root/etc/ssl/certs/ca-certificates.crt"
+        printf 'cert = /etc/ssl/certs/ca-certificates.crt\n' >>"$root/etc/pip.conf"
+    fi
+    git clone --quiet --no-hardlinks . "$root/root/semiseg"
+}
+
+# Run a line of bash in the root's clone. What this machine lends (pip's cache and package folders, data) is mounted meanwhile.
+in_root() { # COMMAND
+    {
+        cat "$scratch/pip_env"
+        local name
+        for name in JOBS ARGS TORCH_INDEX http_proxy https_proxy no_proxy HTTP_PROXY HTTPS_PROXY NO_PROXY; do
+            [[ -z ${!name:-} ]] || printf 'export %s=%q\n' "$name" "${!name}"
+        done
+        [[ -z ${SEMISEG_DATA:-} ]] || echo 'export SEMISEG_DATA=/run/lent/data'
+        printf 'cd /root/semiseg\n%s\n' "$1"
+    } >"$root/root/command"
+    {
+        printf '%s:/root/.cache/pip:rw\n' "$cache"
+        cat "$scratch/volumes"
+        [[ -z ${SEMISEG_DATA:-} ]] || printf '%s:/run/lent/data:ro\n' "$SEMISEG_DATA"
+    } >"$scratch/mounts"
+    alone bash -euc '
+        mount -t proc proc "$1/proc"; mount -t sysfs -o ro sysfs "$1/sys"; mount --rbind /dev "$1/dev"
+        while IFS=: read -r from to mode; do
+            mkdir -p "$1$to"; mount --bind "$from" "$1$to"; mount -o "remount,bind,$mode" "$1$to"
+        done <"$2"
+        exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root LANG=C.UTF-8 chroot "$1" bash -eu /root/command
+    ' in_root "$root" "$scratch/mounts" >"$scratch/log" 2>&1
+}
+
+# Run a step of a release, say how long it took and, of a test run, what it counted; a step that fails ends the script.
+step() { # NAME COMMAND...
+    local name=$1 since=$SECONDS
+    shift
+    "$@" || {
+        tail -n 60 "$scratch/log" >&2
+        echo "$release: $name failed after $((SECONDS - since)) s; its last lines are above." >&2
+        exit 1
+    }
+    echo "$release: $name took $((SECONDS - since)) s"
+    grep -E '^(FAILED|ERROR|=+ .*(passed|failed).* =+$)' "$scratch/log" || true
+}
+
+cache=$(python3 -m pip cache dir 2>/dev/null) || cache=$HOME/.cache/pip
+mkdir -p "$cache"
+kept=$(dirname "$(printf '%s\n' tests/releases/*/about.json | sort --version-sort | tail -n 1)")
+extras=serve,gateway
+[[ -z ${TORCH_INDEX:-} ]] || extras=serve,gateway,train,export
+# What the suite's core imports of the `dev` and `export` extras.
+tools='pytest pytest-timeout pytest-xdist hypothesis onnx httpx'
+core='tests/volumes tests/bundle tests/engines tests/inference tests/outputs tests/evaluation tests/collection tests/dataset tests/predicting tests/phantoms'
+training='^ *(import|from) (torch|monai|trainer|exporter|matplotlib|tests\.(networks|runs|datasets))'
+
+for release in "${releases[@]}"; do
+    root=$(mktemp -d --tmpdir "semiseg-$release-XXXXXX")
+    chmod 755 "$root"
+    step 'making the root' make_root "$release"
+    in_root 'python3 --version'
+    echo "$release: $(<"$scratch/log")"
+    if [[ -z $quick ]]; then
+        step 'make demo' in_root 'make demo'
+        step 'make test' in_root 'make test'
+    else
+        step "installing [$extras]" in_root "python3 -m venv .venv
+            .venv/bin/python -m pip install -q -c constraints.txt ${TORCH_INDEX:+--extra-index-url '$TORCH_INDEX'} -e '.[$extras]' $tools
+            .venv/bin/python -m pip check"
+        step 'semiseg predict' in_root ".venv/bin/semiseg predict $kept/bundle $kept/scan.nii.gz --out predicted"
+        step 'semiseg serve' in_root ".venv/bin/semiseg serve $kept/bundle --port 3000 & server=\$!
+            .venv/bin/python deploy/ask_server.py http://127.0.0.1:3000 $kept/scan.nii.gz mask.nii.gz && kill \$server"
+        step "the suite's core" in_root "files=\$(grep -rLE ${TORCH_INDEX:+--exclude=* }'$training' $core --include='test_*.py')
+            OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n ${JOBS:-2} \$files"
+    fi
+    if [[ -n $keep ]]; then echo "$release: kept in $root"; else rm -rf --one-file-system -- "$root"; fi
+    root=''
+done
