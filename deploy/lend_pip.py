@@ -50,10 +50,10 @@ class LentFolders:
         self.folders: list[Path] = []
 
     def moved(self, word: str) -> str:
-        """An address as the other root sees it: the new place of a folder or file of this machine, or the word unchanged.
+        """An address as the other root sees it: a lent folder's or file's new place, or the word unchanged.
 
-        An index of files (file:///a/simple) refers to its neighbours (../files), so its parent folder is lent; so is the
-        folder of a file (constraints).
+        An index of files (file:///a/simple) refers to its neighbours (../files), so its parent folder is lent; so is
+        the folder of a file (constraints).
         """
         is_url = word.startswith("file:")
         path = Path(unquote(urlparse(word).path) if is_url else word)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import nibabel as nib
@@ -13,11 +14,8 @@ from semiseg.bundle.manifest import Manifest
 from semiseg.errors import InputError
 from semiseg.outputs.case import write_case
 from semiseg.outputs.dicom_common import Algorithm, write_dicom
-from semiseg.outputs.dicom_overlay import segmentation_to_overlays, write_overlays
 from semiseg.outputs.dicom_rtstruct import segmentation_to_rtstruct
-from semiseg.outputs.dicom_seg import NO_LABEL_MAP, Form, segmentation_to_seg
-from semiseg.outputs.dicom_sr import segmentation_to_sr
-from semiseg.outputs.kind import FORMS, KINDS, Kind
+from semiseg.outputs.kind import FORMS, KINDS, NO_LABEL_MAP, Kind, SegForm
 from semiseg.outputs.report import ModelIdentity, Report
 from semiseg.system.durable_files import replace_file
 from semiseg.volumes.dicom_series import DicomSeries
@@ -25,7 +23,8 @@ from semiseg.volumes.nifti import is_gzip, is_nifti, write_nifti, write_segmenta
 from semiseg.volumes.segmentation import Segmentation, painted_values
 from semiseg.volumes.volume import Volume
 
-_SEG_FORMS: dict[Kind, Form] = {"seg": "binary", "seg-labelmap": "labelmap", "seg-fractional": "fractional"}
+_SEG_FORMS: dict[Kind, SegForm] = {"seg": "binary", "seg-labelmap": "labelmap", "seg-fractional": "fractional"}
+_BY_HIGHDICOM = (*_SEG_FORMS, "sr", "overlay")
 
 
 def kind_of_file(path: Path, asked: str | None = None) -> Kind:
@@ -48,21 +47,31 @@ def chosen_kind(asked: str | None, series: DicomSeries | None, manifest: Manifes
     """The form asked for, or the scan's own: DICOM SEG for a DICOM series, NIfTI for a NIfTI file.
 
     Raises:
-        InputError: an unknown form, one of DICOM's for a scan that is not DICOM, or one that cannot
-            hold the model's segments.
+        InputError: an unknown form, one of DICOM's for a scan that is not DICOM, one that cannot
+            hold the model's segments, or one that needs highdicom where that is not installed.
     """
     if asked is None:
-        return "nifti" if series is None else "seg"
+        asked = "nifti" if series is None else "seg"
     kind = next((kind for kind in KINDS if asked == kind), None)
     if kind is None:
         raise _unknown(asked)
     if FORMS[kind].on_images and series is None:
         raise InputError(f"A DICOM {kind.upper()} refers to the images it was drawn on; ask for nifti, or send DICOM.")
+    _need_highdicom(kind)
     if manifest.activation == "sigmoid" and kind == "nifti-labelmap":
         painted_values(manifest.segments)
     if manifest.activation == "sigmoid" and kind == "seg-labelmap":
         raise InputError(NO_LABEL_MAP)
     return kind
+
+
+def _need_highdicom(kind: Kind) -> None:
+    """Raise :class:`InputError` where highdicom has to write ``kind`` and is not installed (see pyproject.toml)."""
+    if kind in _BY_HIGHDICOM and find_spec("highdicom") is None:
+        raise InputError(
+            f"DICOM {kind.upper()} objects are written by the package highdicom, which is not installed here: "
+            "`pip install --no-deps highdicom`, or ask for nifti or rtstruct."
+        )
 
 
 def _unknown(asked: str) -> InputError:
@@ -118,7 +127,13 @@ def _write_dicom(path: Path, kind: Kind, segmentation: Segmentation, series: Dic
     algorithm, remarks = algorithm_of(report.model), [remark.text for remark in report.remarks]
     if kind == "rtstruct":
         write_dicom(path, segmentation_to_rtstruct(segmentation, series, algorithm=algorithm))
-    elif kind == "overlay":
+        return
+    _need_highdicom(kind)
+    from semiseg.outputs.dicom_overlay import segmentation_to_overlays, write_overlays
+    from semiseg.outputs.dicom_seg import segmentation_to_seg
+    from semiseg.outputs.dicom_sr import segmentation_to_sr
+
+    if kind == "overlay":
         write_overlays(path, segmentation_to_overlays(segmentation, series, algorithm=algorithm))
     elif kind == "sr":
         write_dicom(path, segmentation_to_sr(segmentation, series, algorithm=algorithm, remarks=remarks))

@@ -7,7 +7,7 @@ source instance it was drawn on. FRACTIONAL holds probabilities in the same fram
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import highdicom as hd
 import numpy as np
@@ -33,12 +33,11 @@ from semiseg.outputs.dicom_common import (
     software_versions,
     uid_of,
 )
+from semiseg.outputs.kind import NO_LABEL_MAP, SegForm
 from semiseg.outputs.report import NOTICE
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.segmentation import PROBABILITY_LEVELS, Code, Segment, Segmentation
 
-Form = Literal["binary", "fractional", "labelmap"]
-NO_LABEL_MAP = "Regions that may overlap are no label map in DICOM; ask for seg, which has a mask for each."
 _GEOMETRY = ("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
 
 
@@ -48,7 +47,7 @@ def segmentation_to_seg(
     *,
     algorithm: Algorithm,
     remarks: Sequence[str] = (),
-    form: Form = "binary",
+    form: SegForm = "binary",
 ) -> pydicom.Dataset:
     """Make a SEG of ``segmentation``, which lies on the grid of ``series``.
 
@@ -152,7 +151,7 @@ def _source(instance: pydicom.Dataset, gap: float) -> pydicom.Dataset:
     return source
 
 
-def _pixels(segmentation: Segmentation, form: Form) -> NDArray[Any]:
+def _pixels(segmentation: Segmentation, form: SegForm) -> NDArray[Any]:
     """Segment numbers (X, Y, Z), masks (K, X, Y, Z), or probabilities float32 (K, X, Y, Z).
 
     Raises:

@@ -9,6 +9,8 @@ Kind = Literal[
     "nifti", "nifti-labelmap", "seg", "seg-labelmap", "seg-fractional", "rtstruct", "sr", "overlay", "json", "case"
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+SegForm = Literal["binary", "fractional", "labelmap"]
+NO_LABEL_MAP = "Regions that may overlap are no label map in DICOM; ask for seg, which has a mask for each."
 
 
 @dataclass(frozen=True)
