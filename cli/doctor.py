@@ -14,8 +14,10 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from semiseg.errors import SemisegError
+from semiseg.features import PYTHONS, SYSTEMS, availabilities
 from semiseg.system.memory import physical_memory
 from semiseg.system.nvidia import nvidia_driver
 from semiseg.system.processors import processor_flags, usable_processors
@@ -39,6 +41,7 @@ def doctor(
     """Say what this machine can run and, with a bundle, whether it is sound and how fast it is here."""
     console = Console(highlight=False, soft_wrap=True)
     troubles = [*_machine(console), *_packages(console)]
+    _features(console)
     if bundle is not None:
         troubles += _bundle(console, bundle)
     for trouble in troubles:
@@ -52,7 +55,10 @@ def _machine(console: Console) -> list[str]:
     """Processor, memory, disk, GPU."""
     cores = usable_processors()
     memory = (physical_memory() or 0) / 1e9
-    console.print(f"machine  Python {platform.python_version()}, {cores} cores, {memory:.0f} GB memory")
+    console.print(f"machine  {_system()}, {cores} cores, {memory:.0f} GB memory")
+    python = ".".join(platform.python_version_tuple()[:2])
+    tried = PYTHONS.get(python, "newer than those that semiseg was tried with")
+    console.print(f"         Python {platform.python_version()} ({tried})")
     flags = processor_flags()
     fast = [name for name in ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8") if name in flags]
     console.print(f"         instructions: {', '.join(fast) or 'none of AVX2, AVX-512, AMX'}")
@@ -66,6 +72,15 @@ def _machine(console: Console) -> list[str]:
     if free < LEAST_FREE_GB:
         troubles.append(f"Only {free:.1f} GB are free in {scratch}; a study and its mask need room there.")
     return troubles
+
+
+def _system() -> str:
+    """The operating system by the name that its users know, and the processor's architecture."""
+    try:
+        name = platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        name = f"{SYSTEMS.get(platform.system(), platform.system())} {platform.release()}"
+    return f"{name}, {platform.machine()}"
 
 
 def _packages(console: Console) -> list[str]:
@@ -86,6 +101,14 @@ def _packages(console: Console) -> list[str]:
             "then install the `serve` extra or the `gpu` extra."
         ]
     return []
+
+
+def _features(console: Console) -> None:
+    """What can be used on this machine: a row for each feature, as in the README's table."""
+    table = Table("feature", "here", "why not", box=None, pad_edge=False)
+    for one in availabilities():
+        table.add_row(one.feature.name, "[green]yes[/]" if one.available else "[red]no[/]", one.reason)
+    console.print(table)
 
 
 def _bundle(console: Console, folder: Path) -> list[str]:

@@ -16,7 +16,6 @@ if sys.version_info < (3, 11):  # noqa: UP036
 
 import argparse
 import os
-import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path

@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import nibabel as nib
@@ -43,6 +44,19 @@ def test_page_runs_as_it_stands(tmp_path: Path) -> None:
     }
     assert modalities == {"seg": "SEG", "labelmap": "SEG", "rtstruct": "RTSTRUCT", "report": "SR"}
     assert json.loads((tmp_path / "report.json").read_text())["segments"][0]["name"] == "liver"
+
+
+def test_the_three_lines_of_the_readme_run_as_they_stand(tmp_path: Path) -> None:
+    (block,) = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    assert len([line for line in block.splitlines() if line]) == 3
+    shutil.copytree(RELEASE / "bundle", tmp_path / "demo" / "bundle")
+    files = write_dicom_series(tmp_path / "series", semiseg.read_nifti(RELEASE / "scan.nii.gz"))
+    with zipfile.ZipFile(tmp_path / "demo" / "dicom.zip", "w") as archive:
+        for file in files:
+            archive.write(file, file.name)
+    done = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert pydicom.dcmread(tmp_path / "seg.dcm").Modality == "SEG"
 
 
 def test_page_shows_all_that_is_offered_and_nothing_else() -> None:

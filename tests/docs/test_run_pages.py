@@ -13,6 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,13 +52,14 @@ PAGES = [
     *(f"docs/{name}.md" for name in ("data", "training", "export", "serving", "gateway", "papers", "methods")),
 ]
 NOT_RUN = {
-    "docker compose": "needs Docker; deploy/try_compose.sh runs it where that is",
     "torchrun": "tests/trainer/test_parallel.py runs it",
     "accelerate launch": "tests/trainer/test_parallel.py trains in several processes",
     "docs/results/hippocampus/run.sh": "takes an hour; its figures are kept beside it",
     "semiseg export RUN --out BUNDLE --trt": "needs a GPU; tests/exporter/test_tensorrt.py",
     "semiseg train ... --out RUN --resume": "tests/trainer/test_kill_and_resume.py resumes twenty times",
+    "docker build": "needs Docker; deploy/try_images.sh builds the images where buildah is",
     "make ": "tests/packaging/test_makefile.py, tests/cli/test_demo.py",
+    "semiseg demo": "takes minutes; tests/cli/test_demo.py runs it",
 }
 SMALL = ["updates=2", "batch=2", "patch=[16,16,8]", "windows=[]", "patience=null", "validate_every=2"]
 PROGRAM = """#!{python}
@@ -231,8 +233,18 @@ def _train_and_export(folder: Path) -> None:
     )  # so small a network does not survive int8 unchanged
     train(make_plan(dataset, make_split(dataset, labelled=16), recipe), folder / "RUN", device="cpu")
     export(folder / "RUN", folder / "BUNDLE")
+    _write_demo(folder)
     make_threshold_bundle(folder / "OTHER_BUNDLE", name="other")
     (folder / "my.yaml").write_text(yaml.safe_dump({**recipe_of(), "name": "my"}))
+
+
+def _write_demo(folder: Path) -> None:
+    """What the README takes from `semiseg demo`: a bundle, and a series in a zip."""
+    shutil.copytree(folder / "BUNDLE", folder / "demo" / "bundle")
+    files = write_dicom_series(folder / "demo" / "dicom", scan(0)[0])
+    with zipfile.ZipFile(folder / "demo" / "dicom.zip", "w") as archive:
+        for file in files:
+            archive.write(file, file.name)
 
 
 def _write_scans(folder: Path) -> None:
