@@ -22,9 +22,8 @@ _THIS_PROCESS = f"process-{secrets.token_hex(16)}"
 
 def seconds() -> float:
     """The reading of the clock; only differences within one :func:`boot` mean anything."""
-    if hasattr(time, "clock_gettime") and hasattr(time, "CLOCK_BOOTTIME"):
-        return time.clock_gettime(time.CLOCK_BOOTTIME)
-    return time.monotonic()
+    clock = getattr(time, "CLOCK_BOOTTIME", None)
+    return time.monotonic() if clock is None else float(getattr(time, "clock_gettime")(clock))  # noqa: B009 - Linux only
 
 
 def boot() -> str:
