@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 START_SECONDS = 180.0  # far beyond what it takes: a machine may be busy
 STOP_SECONDS = 90.0
@@ -39,8 +39,15 @@ class RunningProcess:
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send the signal and wait; the exit code."""
+        return self._ended_by(lambda: self.process.send_signal(number))
+
+    def kill(self) -> int:
+        """End it without a chance to tidy up, and wait; the exit code."""
+        return self._ended_by(self.process.kill)
+
+    def _ended_by(self, end: Callable[[], None]) -> int:
         if self.process.poll() is None:
-            self.process.send_signal(number)
+            end()
         try:
             self.process.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:

@@ -20,6 +20,7 @@ from semiseg.system.durable_files import atomic_file
 from semiseg.volumes.segmentation import Segment, overlapping
 from semiseg.volumes.volume import spacing_of
 from trainer.errors import RecipeError
+from trainer.mapped_arrays import by_name, by_value, map_array
 
 LAYOUT = 2  # raise when what is stored, or how, changes
 PLACES = 2000  # voxels remembered per segment, to place patches on foreground
@@ -39,6 +40,12 @@ class PreparedCase:
     labels: NDArray[np.uint8] | None
     places: tuple[NDArray[np.int32], ...]
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)  # mm, of the network's grid
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: by_name(value) for name, value in vars(self).items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update({name: by_value(value) for name, value in state.items()})
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -105,11 +112,11 @@ def _prepared(
             reference = read_reference(case, next(iter(channels.values())))
             labels = preprocessing.apply_labels(reference.array, prepared)
             _save(label_file, encode_labels(labels, segments))
-    classes = None if label_file is None else np.load(label_file, mmap_mode="r")
+    classes = None if label_file is None else map_array(label_file)
     x, y, z = (float(v) for v in np.load(spacing_file))
     return PreparedCase(
         case_id=case.id,
-        image=np.load(image_file, mmap_mode="r"),
+        image=map_array(image_file),
         labels=classes,
         places=() if classes is None else places_of(np.asarray(classes), segments),
         spacing=(x, y, z),

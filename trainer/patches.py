@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from trainer.augmentation import Box, change_values, draw_symmetry, draw_turn, faces, place_cut, read_box, sample
 from trainer.cases import PreparedCase
+from trainer.mapped_arrays import by_name, by_value
 from trainer.recipe import Recipe
 
 
@@ -198,6 +199,12 @@ class PatchSource(Dataset[Any]):
         self._slice_axis = slice_axis
         self._padding = padding
         self._device = device if recipe.augment_on == "device" else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_pseudo": {name: by_name(labels) for name, labels in self._pseudo.items()}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _pseudo={name: by_value(labels) for name, labels in state["_pseudo"].items()})
 
     def __getitem__(self, request: Request) -> dict[str, Any] | Draft:
         """The patch of ``request``, or what the device makes it of."""

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from semiseg.system.durable_files import atomic_file
 from trainer.errors import RunError
+from trainer.mapped_arrays import map_array
 
 
 class PseudoLabels:
@@ -36,7 +37,7 @@ class PseudoLabels:
             RunError: one is missing.
         """
         try:
-            return {i: np.load(self._folder / str(step) / f"{i}.npy", mmap_mode="r") for i in case_ids}
+            return {i: map_array(self._folder / str(step) / f"{i}.npy") for i in case_ids}
         except (OSError, ValueError) as error:
             raise RunError(
                 f"The run's pseudo-labels of step {step} cannot be read ({error}); start the run anew."

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -113,7 +112,7 @@ def test_replicas_that_are_killed_in_turn_lose_no_study(
                     told=lambda: gateway.output,
                 )
                 time.sleep(0.5)
-                servers[k].stop(signal.SIGKILL)
+                servers[k].kill()
                 servers[k] = RunningServer(bundle, tmp_path / f"again{k}", port=str(port))
                 servers[k].wait_until_ready()
             until(lambda: delivered(gateway) == 6, 120, told=lambda: gateway.output)
@@ -197,7 +196,7 @@ def test_gateway_that_is_killed_between_acknowledging_and_delivering_delivers_on
     gateway = RunningGateway(config, tmp_path / "gateway")
     gateway.wait_until_ready()
     assert send(gateway, tmp_path / "study").returncode == 0
-    gateway.stop(signal.SIGKILL)
+    gateway.kill()
     with running_gateway(config, tmp_path / "gateway") as gateway:
         until(lambda: delivered(gateway) == 1, told=lambda: gateway.output)
         assert len(archive.instances(study, "SEG")) == 1

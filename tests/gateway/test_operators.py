@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -112,7 +111,7 @@ def test_backup_of_a_gateway_that_runs_is_gone_on_with_elsewhere(
     assert not [path for path in copy.rglob("*") if path.is_file() and path.stat().st_mode & 0o077]
     refused = stuck.try_command("backup", str(copy))
     assert refused.returncode == 2 and "exists; name a folder that does not" in refused.stderr
-    stuck.stop(signal.SIGKILL)
+    stuck.kill()
     config = configuration(tmp_path, server.url, destinations=to(archive.dicom_port), state=str(copy))
     with running_gateway(config, tmp_path / "standby") as standby:
         until(lambda: len(standby.audit("delivered")) == 2, told=lambda: standby.output)

@@ -88,6 +88,7 @@ def test_a_manifest_that_lies_about_its_channels_is_refused_when_it_is_opened(tm
 
 def test_too_little_memory_is_a_sentence_and_the_process_goes_on(tmp_path: Path) -> None:
     """INF-04. An address space that has room for the model and not for the scan."""
+    pytest.importorskip("resource", reason="only POSIX limits the memory of a process")
     bundle = make_threshold_bundle(tmp_path / "bundle")
     code = """
 import resource, sys

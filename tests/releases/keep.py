@@ -14,7 +14,6 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -86,7 +85,7 @@ def _leave_jobs(made: Path, folder: Path) -> dict[str, str]:
         states = [server.get(f"/jobs/{name}").json()["state"] for name in jobs.values()]
         assert states == ["done", "failed", "running", "running", "waiting"], states
     finally:
-        server.stop(signal.SIGKILL)
+        server.kill()
     return jobs
 
 
@@ -104,7 +103,7 @@ def _leave_study(made: Path, folder: Path) -> dict[str, str]:
         association.release()
         until(lambda: gateway.status()["held_up"])
     finally:
-        gateway.stop(signal.SIGKILL)
+        gateway.kill()
     return {"study": str(pydicom.dcmread(files[0], stop_before_pixels=True).StudyInstanceUID)}
 
 

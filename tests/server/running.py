@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -79,9 +78,9 @@ class RunningServer(RunningProcess):
         """The folders of the requests that were let in and are not answered yet."""
         return list(self.state.glob("**/scan-*"))
 
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
+    def _ended_by(self, end: Callable[[], None]) -> int:
         self.http.close()
-        return super().stop(number)
+        return super()._ended_by(end)
 
     def heard(self, line: str) -> None:
         if "listening on " in line:

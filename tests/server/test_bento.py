@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import nibabel as nib
 import numpy as np
+import psutil
 import pytest
 
 from tests.bundles import expected, make_threshold_bundle, scan_array
@@ -71,7 +72,6 @@ def test_bentoml_serves_it_and_asks_for_a_key(built, tmp_path):
             env=environment(folder, SEMISEG_API_KEYS=f"ward {KEY}", SEMISEG_STATE=str(tmp_path / "state")),
             stdout=log,
             stderr=log,
-            start_new_session=True,
         )
     try:
         url = f"http://127.0.0.1:{port}"
@@ -88,7 +88,10 @@ def test_bentoml_serves_it_and_asks_for_a_key(built, tmp_path):
         assert httpx.post(f"{url}/jobs", files=files, headers=key, timeout=60).status_code == 202
         assert "semiseg_jobs" in httpx.get(f"{url}/metrics", headers=key, timeout=60).text
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        whole = [process, *psutil.Process(process.pid).children(recursive=True)]
+        for one in whole:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.terminate()
         process.wait(60)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import subprocess
 import sys
 import threading
@@ -66,7 +65,7 @@ def test_client_goes_on_where_the_server_was_killed_and_started_again(bundle, sl
         def restart() -> None:
             while not any(one.windows_done > 3 for one in told):
                 time.sleep(0.05)
-            first.stop(signal.SIGKILL)
+            first.kill()
             time.sleep(1)
             started.append(RunningServer(bundle, tmp_path / "2", *options, port=port))
 

@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import re
-import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -235,7 +234,7 @@ def test_no_accepted_job_is_lost_when_the_server_is_killed_again_and_again(bundl
             killer.join()
             server.process.wait(30)
         finally:
-            server.stop(signal.SIGKILL)
+            server.kill()
     with running(bundle, tmp_path / "last", *options) as server:
         for name, scan in names.items():
             assert wait(server, name)["state"] == "done"
@@ -253,7 +252,7 @@ def test_killed_server_leaves_a_folder_that_the_next_one_deletes(bundle, tmp_pat
     """SRV-03."""
     first = RunningServer(bundle, tmp_path)
     first.wait_until_ready()
-    first.stop(signal.SIGKILL)
+    first.kill()
     left = [p for p in (tmp_path / "tmp").iterdir() if p.name.startswith("semiseg-serve-")]
     assert len(left) == 1
     with running(bundle, tmp_path) as server:

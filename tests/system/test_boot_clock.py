@@ -40,7 +40,7 @@ def test_on_linux_all_processes_of_a_start_of_the_machine_share_clock_and_name()
 @pytest.fixture
 def elsewhere(monkeypatch) -> None:
     """What macOS and Windows have."""
-    monkeypatch.delattr(time, "CLOCK_BOOTTIME", raising=False)
+    monkeypatch.delitem(vars(time), "CLOCK_BOOTTIME", raising=False)
 
 
 @pytest.mark.usefixtures("elsewhere")
