@@ -20,17 +20,13 @@ INPUTS = ("pyproject.toml", "constraints.txt")
 LEAST = (3, 11)
 # Each build of ONNX Runtime: the extra that brings it. The two share files, so an environment holds one of them.
 RUNTIMES = {"cpu": ("serve", "onnxruntime"), "gpu": ("gpu", "onnxruntime-gpu")}
-# Packages without a ready-made wheel from a version of Python on. They are installed first: where no compiler is, that
-# is known before gigabytes were fetched.
-COMPILED = {(3, 14): "pyjpegls"}
+# From a version of Python on, packages that are installed without what they ask for, and what of that is then left out:
+# highdicom asks for pyjpegls and never imports it, and pyjpegls has no wheel there (python-gdcm decodes JPEG-LS).
+ALONE = {(3, 14): ("highdicom", "pyjpegls")}
 
 HOW_TO_GET_PYTHON = (
     "On Debian and Ubuntu: apt install python3 python3-venv; on macOS: brew install python, or the installer of "
     "python.org; on Windows: the installer of python.org."
-)
-HOW_TO_GET_A_COMPILER = (
-    "Install one (Debian and Ubuntu: apt install g++ python3-dev; macOS: xcode-select --install; Windows: the C++ "
-    "build tools of Visual Studio), or name an older Python: make PYTHON=python3.13, or --python."
 )
 
 
@@ -138,7 +134,7 @@ def install(commands: Commands, *, runtime: str, torch_index: str, tools: bool) 
         tools: Whether the tools of tests and checks are needed, too.
 
     Raises:
-        TaskError: A package must be compiled, and that failed.
+        TaskError: What was installed does not fit together.
     """
     # Two stamps, so that the demo does not wait for the test tools and the tests do not install the rest twice.
     stamps = [FOLDER / f".installed-{runtime}", *([FOLDER / f".installed-{runtime}-dev"] if tools else [])]
@@ -152,24 +148,30 @@ def install(commands: Commands, *, runtime: str, torch_index: str, tools: bool) 
     what = f".[{','.join(extras)}]"
     print(f"Installing '{what}' into .venv (a few minutes the first time)")
     pip = [PYTHON, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-c", "constraints.txt"]
-    for version, package in COMPILED.items():
-        if (_version(PYTHON) or sys.version_info[:2]) >= version:
-            _install_compiled(commands, [*pip, package], package)
     commands.run(*pip, *(["--extra-index-url", torch_index] if torch_index else []), "-e", what)
-    commands.run(PYTHON, "-m", "pip", "check")
+    left_out = set()
+    for least, (package, unused) in ALONE.items():
+        if (_version(PYTHON) or sys.version_info[:2]) >= least:
+            commands.run(*pip, "--no-deps", package)
+            left_out.add(f"{package} requires {unused}, which is not installed")
     if not commands.dry:
+        _check(left_out)
         for stamp in stamps:
             stamp.touch()
 
 
-def _install_compiled(commands: Commands, command: list[str | Path], package: str) -> None:
-    try:
-        commands.run(*command)
-    except subprocess.CalledProcessError:
-        raise TaskError(
-            f"{package} has no ready-made wheel for this Python and this system, so it is compiled, and that failed: "
-            f"the lines above say why, mostly for want of a C++ compiler. {HOW_TO_GET_A_COMPILER}"
-        ) from None
+def _check(left_out: set[str]) -> None:
+    """Let pip say whether the packages fit together; ``left_out`` are complaints that may be."""
+    answer = subprocess.run([str(PYTHON), "-m", "pip", "check"], capture_output=True, text=True, check=False)
+    wrong = [line for line in answer.stdout.splitlines() if not _is_one_of(line, left_out)]
+    if answer.returncode and (wrong or not answer.stdout):
+        raise TaskError("\n".join(["The packages in .venv do not fit together:", *wrong, answer.stderr]))
+
+
+def _is_one_of(complaint: str, left_out: set[str]) -> bool:
+    """Whether pip's line is one of the complaints, whatever the package's version: `highdicom 0.28.2 requires ...`."""
+    name, _, rest = complaint.partition(" ")
+    return f"{name} {rest.partition(' ')[2]}".rstrip(".") in left_out
 
 
 def _is_fresh(stamp: Path) -> bool:

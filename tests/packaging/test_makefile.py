@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.environment import _is_one_of
 from deploy.tasks import TARGETS
 from tests.packaging.environments import REPOSITORY
 
@@ -243,9 +244,17 @@ def test_the_quick_part_is_made_of_tests_that_exist(task: Run) -> None:
         assert (REPOSITORY / name).exists(), name
 
 
-def test_packages_without_a_wheel_are_installed_before_the_large_ones(task: Run, clone: Path, tmp_path: Path) -> None:
-    """On a Python of which environment.COMPILED says that a package is compiled for it."""
+def test_a_package_whose_dependency_has_no_wheel_is_installed_without_it(task: Run, clone: Path) -> None:
+    """On a Python of which environment.ALONE says so; pip's complaint about it, and no other one, is passed over."""
+    assert "--no-deps" not in task("install", "--dry-run").stdout or sys.version_info >= (3, 14)
     source = clone / "deploy" / "environment.py"
-    source.write_text(source.read_text().replace("COMPILED = {(3, 14)", "COMPILED = {(3, 11)"))
+    source.write_text(source.read_text().replace("ALONE = {(3, 14)", "ALONE = {(3, 11)"))
     planned = task("install", "--dry-run").stdout
-    assert planned.index("constraints.txt pyjpegls") < planned.index("-e '.[train")
+    assert planned.index("-e '.[train") < planned.index("--no-deps highdicom")
+
+
+def test_only_the_expected_complaint_of_pip_is_passed_over() -> None:
+    expected = {"highdicom requires pyjpegls, which is not installed"}
+    assert _is_one_of("highdicom 0.28.2 requires pyjpegls, which is not installed.", expected)
+    assert not _is_one_of("highdicom 0.28.2 requires pydicom, which is not installed.", expected)
+    assert not _is_one_of("bentoml 1.4.39 has requirement cattrs<23.2.0, but you have cattrs 26.", expected)
