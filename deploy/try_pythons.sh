@@ -7,8 +7,9 @@
 #          segment a scan with `semiseg predict` and with `semiseg serve`, and run the suite's core
 # --keep   leave the roots in place and say where they are
 #
-# Needs root, debootstrap and Debian's archive. pip inside reaches packages as pip on this machine does (lend_pip.py). Of the
-# environment, JOBS, ARGS, TORCH_INDEX (see the Makefile) and SEMISEG_DATA are handed on; the roots lie in TMPDIR.
+# Needs root, debootstrap and Debian's archive, and ends with 2 and a sentence where one is missing. pip
+# inside reaches packages as pip on this machine does (lend_pip.py). Of the environment, JOBS, ARGS, TORCH_INDEX (see
+# `make help`) and SEMISEG_DATA are handed on; the roots lie in TMPDIR.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -17,7 +18,7 @@ while (($#)); do
     case $1 in
         --quick) quick=yes ;;
         --keep) keep=yes ;;
-        -*) sed -n '2,11s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
+        -*) sed -n '2,13s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; exit 2 ;;
         *) releases+=("$1") ;;
     esac
     shift
@@ -32,8 +33,12 @@ fi
 needed=$([[ -n $quick ]] && echo 4 || echo 16)
 scratch=$(mktemp -d)
 free=$(df --output=avail --block-size=1G "$scratch" | tail -n 1)
-root='' running=''
+root='' running='' doing=''
 clean_up() {
+    if [[ -n $doing ]]; then
+        tail -n 60 "$scratch/log" >&2
+        echo "$release: $doing failed; its last lines are above." >&2
+    fi
     # `unshare --kill-child` takes all processes of its namespace and its mounts with it, so the root holds no mount here.
     [[ -z $running ]] || { kill -KILL "$running" && wait "$running"; } 2>/dev/null || true
     if [[ -n $root && -z $keep ]]; then
@@ -64,10 +69,11 @@ mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Pa
     awk '$2 !~ /-/ { print $1; exit }') || mirror=''
 
 make_root() { # RELEASE
-    local include=python3,python3-venv,ca-certificates,git,make script=()
+    local include=python3,python3-venv,ca-certificates script=()
+    [[ -n $quick ]] || include+=,git,make
     [[ -e /usr/share/debootstrap/scripts/$1 ]] || script=("${mirror:-http://deb.debian.org/debian}" sid)
     ((${#script[@]})) || script=(${mirror:+"$mirror"})
-    alone debootstrap --variant=minbase --include="$include" "$1" "$root" "${script[@]}" >"$scratch/log" 2>&1
+    alone debootstrap --variant=minbase --include="$include" "$1" "$root" "${script[@]}" >"$scratch/log" 2>&1 || exit 2
     cp -L /etc/resolv.conf /etc/hosts "$root/etc/"
     python3 deploy/lend_pip.py "$scratch"
     cp "$scratch/pip_conf" "$root/etc/pip.conf"
@@ -105,22 +111,21 @@ in_root() { # COMMAND
     ' in_root "$root" "$scratch/mounts" >"$scratch/log" 2>&1
 }
 
-# Run a step of a release, say how long it took and, of a test run, what it counted; a step that fails ends the script.
+# Run a step of a release, say how long it took and, of a test run, what it counted. A step that fails ends the script.
 step() { # NAME COMMAND...
-    local name=$1 since=$SECONDS
+    local since=$SECONDS
+    doing=$1
     shift
-    "$@" || {
-        tail -n 60 "$scratch/log" >&2
-        echo "$release: $name failed after $((SECONDS - since)) s; its last lines are above." >&2
-        exit 1
-    }
-    echo "$release: $name took $((SECONDS - since)) s"
-    grep -E '^(FAILED|ERROR|=+ .*(passed|failed).* =+$)' "$scratch/log" || true
+    "$@"
+    echo "$release: $doing took $((SECONDS - since)) s"
+    doing=''
+    grep -E '^=*[^=]*[0-9]+ (passed|failed|skipped).* in [0-9.]+s' "$scratch/log" || true
 }
 
 cache=$(python3 -m pip cache dir 2>/dev/null) || cache=$HOME/.cache/pip
 mkdir -p "$cache"
 kept=$(dirname "$(printf '%s\n' tests/releases/*/about.json | sort --version-sort | tail -n 1)")
+free_port="port=\$(python3 -c 'import socket; s = socket.create_server((\"127.0.0.1\", 0)); print(s.getsockname()[1])')"
 extras=serve,gateway
 [[ -z ${TORCH_INDEX:-} ]] || extras=serve,gateway,train,export
 # What the suite's core imports of the `dev` and `export` extras.
@@ -140,10 +145,13 @@ for release in "${releases[@]}"; do
     else
         step "installing [$extras]" in_root "python3 -m venv .venv
             .venv/bin/python -m pip install -q -c constraints.txt ${TORCH_INDEX:+--extra-index-url '$TORCH_INDEX'} -e '.[$extras]' $tools
-            .venv/bin/python -m pip check"
+            .venv/bin/python -m pip check
+            .venv/bin/python -c 'import highdicom' || .venv/bin/python -m pip install -q --no-deps -c constraints.txt highdicom"
         step 'semiseg predict' in_root ".venv/bin/semiseg predict $kept/bundle $kept/scan.nii.gz --out predicted"
-        step 'semiseg serve' in_root ".venv/bin/semiseg serve $kept/bundle --port 3000 & server=\$!
-            .venv/bin/python deploy/ask_server.py http://127.0.0.1:3000 $kept/scan.nii.gz mask.nii.gz && kill \$server"
+        # What is left running at the end of a step ends with it.
+        step 'semiseg serve' in_root "$free_port
+            .venv/bin/semiseg serve $kept/bundle --port \$port &
+            .venv/bin/python deploy/ask_server.py http://127.0.0.1:\$port $kept/scan.nii.gz mask.nii.gz"
         step "the suite's core" in_root "files=\$(grep -rLE ${TORCH_INDEX:+--exclude=* }'$training' $core --include='test_*.py')
             OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n ${JOBS:-2} \$files"
     fi

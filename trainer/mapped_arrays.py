@@ -1,11 +1,13 @@
 """Arrays that stay in their files: mapped into memory, and handed to another process by the name of the file.
 
 Pickling a mapped array copies all of its values. A worker process that is started anew (multiprocessing's ``spawn``,
-the only way on Windows and the default one on macOS) would so be sent every scan of a training.
+the only way on Windows and the default one on macOS, and ``forkserver``, Linux's default from Python 3.14 on) would so
+be sent every scan of a training.
 """
 
 from __future__ import annotations
 
+import mmap
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,8 +34,8 @@ def map_array(path: Path) -> NDArray[Any]:
 
 
 def by_name(value: Any) -> Any:
-    """An array that :func:`map_array` made becomes the name of its file; anything else stays as it is."""
-    if isinstance(value, np.memmap) and value.filename is not None:
+    """An array that :func:`map_array` made becomes the name of its file; anything else, a part of one too, stays."""
+    if isinstance(value, np.memmap) and isinstance(value.base, mmap.mmap) and value.filename is not None:
         return ArrayFile(Path(value.filename))
     return value
 

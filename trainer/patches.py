@@ -6,6 +6,7 @@ that can be recomputed. That is what makes a resumed run equal to one that was n
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -256,6 +257,9 @@ def batches(
     source: PatchSource, steps: Iterable[list[Request]], first_step: int, workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
     """The batches of consecutive steps, made ahead of time by ``workers`` processes (0: in this one)."""
+    if workers and multiprocessing.get_start_method() == "forkserver":
+        # The server imports torch once, and forks each worker of every loader in no time.
+        multiprocessing.set_forkserver_preload([__name__])
     loader: DataLoader[Any] = DataLoader(
         source, batch_sampler=_Steps(steps), num_workers=workers, collate_fn=_collate, pin_memory=pin_memory
     )

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import pickle
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +17,7 @@ from hypothesis import strategies as st
 from semiseg.inference.windows import padding_for
 from tests.trainer.tiny import SEGMENTS, batch_of, case_of, method_of, recipe_of
 from trainer.cases import PreparedCase, places_of
+from trainer.mapped_arrays import by_name, by_value
 from trainer.patches import Draws, Mixture, PatchSource, Request, batches
 from trainer.recipe import Recipe
 
@@ -249,6 +256,19 @@ def test_image_labels_and_faces_are_turned_alike() -> None:
 # --- batches ------------------------------------------------------------------------------------------------------
 
 
+START_METHODS = [m for m in ("fork", "forkserver", "spawn") if m in multiprocessing.get_all_start_methods()]
+
+
+@pytest.fixture(params=START_METHODS)
+def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
+    """How worker processes start: forked up to Python 3.13 on Linux, by a server from 3.14 on, spawned elsewhere."""
+    usual = multiprocessing.get_start_method()
+    multiprocessing.set_start_method(request.param, force=True)
+    yield request.param
+    multiprocessing.set_start_method(usual, force=True)
+
+
+@pytest.mark.usefixtures("start_method")
 def test_worker_processes_make_the_same_batches() -> None:
     cases = [case_of(f"s{k}", (12, 12, 12), seed=k) for k in range(3)]
     chosen = recipe_of("supervised", {"augmentation": {"rotate": 20, "noise": 0.2, "gamma_probability": 1.0}})
@@ -261,6 +281,30 @@ def test_worker_processes_make_the_same_batches() -> None:
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.labels, b.labels)
         assert (a.labelled, a.cases, a.step) == (b.labelled, b.cases, b.step)
+
+
+def test_a_worker_that_is_not_forked_receives_file_names_and_maps_the_same_scans(tmp_path: Path) -> None:
+    """What is pickled would be a copy of all scans in every worker."""
+    case, guess = case_of("scan", (40, 40, 40)), np.ones((40, 40, 40), np.uint8)
+    for name, array in {"image": case.image, "labels": case.labels, "guess": guess}.items():
+        np.save(tmp_path / f"{name}.npy", array)
+    image, labels, mapped_guess = (np.load(tmp_path / f"{n}.npy", mmap_mode="r") for n in ("image", "labels", "guess"))
+    mapped = replace(case, image=image, labels=labels)
+    chosen = recipe_of("supervised", {})
+    sent = pickle.dumps(PatchSource(chosen, {"scan": mapped, "other": case}, 2, "edge", {"scan": mapped_guess}))
+    assert len(sent) < case.image.nbytes + labels.nbytes + 20_000, "only the scan that lies in memory is sent"
+
+    received, requests = pickle.loads(sent), [Request("scan", k % 2 == 0, (3, 3, 3), (1, k)) for k in range(4)]
+    there = PatchSource(chosen, {"scan": case}, 2, "edge", {"scan": guess})
+    for request in requests:
+        made, wanted = received[request], there[request]
+        assert torch.equal(made["image"], wanted["image"]) and torch.equal(made["labels"], wanted["labels"])
+
+
+def test_a_part_of_a_mapped_array_is_sent_as_it_is(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.arange(24).reshape(4, 6))
+    part = np.load(tmp_path / "a.npy", mmap_mode="r")[1:, ::2]
+    assert np.array_equal(by_value(by_name(part)), np.arange(24).reshape(4, 6)[1:, ::2])
 
 
 WILD = {"rotate": 20, "noise": 0.2, "gamma_probability": 1.0, "affine": 0.7, "flip": (0, 2), "contrast": 0.1}
