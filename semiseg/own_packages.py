@@ -21,6 +21,7 @@ from semiseg.errors import SemisegError
 PACKAGES = ("cli", "server", "trainer", "exporter")
 _ROOT = Path(__file__).resolve().parents[1]
 _MARK = re.compile(r'^PART_OF = "semiseg"$', re.MULTILINE)
+_REINSTALL = "Install semiseg again: pip install --force-reinstall --no-deps semiseg"
 
 
 class ForeignPackageError(SemisegError):
@@ -52,9 +53,6 @@ def require(name: str) -> None:
     raise ForeignPackageError(f"{problem} {_remedy(name, found)}")
 
 
-_REINSTALL = "Install it again: pip install --force-reinstall --no-deps semiseg"
-
-
 class _Guard(MetaPathFinder):
     """Finds nothing itself; the finders after it do, once the package was checked."""
 
@@ -80,15 +78,12 @@ def _found(name: str) -> Path | None:
 
 def _remedy(name: str, found: Path) -> str:
     """A sentence on where the file comes from, and one on what to do."""
-    owners = [
-        f"{distribution} {metadata.version(distribution)}"
-        for distribution in dict.fromkeys(metadata.packages_distributions().get(name, []))
-        if distribution != "semiseg" and _owns(distribution, found)
-    ]
+    owners = [one for one in metadata.distributions() if one.name != "semiseg" and _brought(one, name, found)]
     if owners:
-        names = " ".join(owner.partition(" ")[0] for owner in owners)
+        named = ", ".join(f"{owner.name} {owner.version}" for owner in owners)
+        names = " ".join(owner.name for owner in owners)
         return (
-            f"It was installed by {', '.join(owners)}. Install semiseg into an environment of its own, or remove the "
+            f"It was installed by {named}. Install semiseg into an environment of its own, or remove the "
             f"other (pip uninstall {names}) and then install semiseg again "
             "(pip install --force-reinstall --no-deps semiseg)."
         )
@@ -101,6 +96,6 @@ def _remedy(name: str, found: Path) -> str:
     )
 
 
-def _owns(distribution: str, file: Path) -> bool:
-    one = metadata.distribution(distribution)
-    return any(Path(str(one.locate_file(path))).resolve() == file for path in one.files or ())
+def _brought(distribution: metadata.Distribution, name: str, file: Path) -> bool:
+    paths = (path for path in distribution.files or () if path.as_posix() in (f"{name}/__init__.py", f"{name}.py"))
+    return any(Path(str(distribution.locate_file(path))).resolve() == file for path in paths)

@@ -67,8 +67,8 @@ whose licence is not on the list of permissive ones, or a wheel brings a compile
 
 Besides the packages, the images and the wheel of semiseg contain the viewer of the server's page, NiiVue, listed at the
 end. The images also contain a Debian system, whose packages have their licences in `/usr/share/doc/*/copyright`:
-programs under the GPL are among them (such as bash and coreutils), which lie beside semiseg in the image and are no part
-of it. Each image has a list of all of it in SPDX at `/usr/share/semiseg-TARGET.spdx.json`.
+programs under the GPL are among them (such as bash and coreutils), which lie beside semiseg in the image and are no
+part of it. Each image has a list of all of it in SPDX at `/usr/share/semiseg-TARGET.spdx.json`.
 
 ## Packages
 

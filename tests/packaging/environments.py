@@ -6,17 +6,21 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 SHIPPED = ("semiseg", "trainer", "exporter", "server", "cli")
-BESIDE = ("pyproject.toml", "constraints.txt", "LICENSE", "README.md")
+BESIDE = (
+    "pyproject.toml", "constraints.txt", "MANIFEST.in", "LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff",
+    "INTENDED_USE.md", "SECURITY.md", "deploy/viewer.py",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Environment:
-    """A virtual environment into which semiseg was installed as a user would: from its source, not editable."""
+    """A virtual environment into which semiseg was installed as a user would: from a wheel, not editable."""
 
     folder: Path
 
@@ -28,16 +32,23 @@ class Environment:
     def semiseg(self) -> Path:
         return self.folder / "bin" / "semiseg"
 
+    @property
+    def packages(self) -> Path:
+        (folder,) = self.folder.glob("lib/python3.*/site-packages")
+        return folder
+
     def variables(self, home: Path) -> dict[str, str]:
         """What a process of this environment starts with: nothing of the calling environment."""
         path = f"{self.folder / 'bin'}:/usr/local/bin:/usr/bin:/bin"
         return {"PATH": path, "HOME": str(home), "TMPDIR": str(home), "COLUMNS": "200", "PYTHONDONTWRITEBYTECODE": "1"}
 
-    def run(self, *command: str | Path, home: Path | None = None) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, *command: str | Path, home: Path | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
         """Run ``command`` in ``home``, outside the repository."""
         home = home or self.folder
         return subprocess.run(
-            list(map(str, command)), cwd=home, env=self.variables(home), capture_output=True, text=True, timeout=120
+            list(map(str, command)), cwd=home, env=self.variables(home), capture_output=True, text=True, timeout=timeout
         )
 
 
@@ -47,9 +58,23 @@ def copy_source(target: Path) -> Path:
     for name in SHIPPED:
         shutil.copytree(REPOSITORY / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in BESIDE:
-        if (REPOSITORY / name).exists():
-            shutil.copy(REPOSITORY / name, target / name)
+        (target / name).parent.mkdir(exist_ok=True)
+        shutil.copy(REPOSITORY / name, target / name)
     return target
+
+
+def make_thin_environment(folder: Path, packages: Iterable[Path]) -> Environment:
+    """An environment that uses the installed packages of other environments and has neither pip nor semiseg."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    environment = Environment(folder)
+    (environment.packages / "others.pth").write_text("".join(f"{one}\n" for one in packages), encoding="utf-8")
+    return environment
+
+
+def install_alone(distribution: Path, environment: Environment) -> None:
+    """Install a wheel or a source distribution, and nothing that it needs, as the last one."""
+    answer = pip("--python", environment.python, "install", "-q", "--no-deps", "--force-reinstall", distribution)
+    assert answer.returncode == 0, answer.stderr
 
 
 def pip(*arguments: str | Path, python: Path | str = sys.executable) -> subprocess.CompletedProcess[str]:
