@@ -35,9 +35,10 @@ def map_array(path: Path) -> NDArray[Any]:
 
 def by_name(value: Any) -> Any:
     """An array that :func:`map_array` made becomes the name of its file; anything else, a part of one too, stays."""
-    if isinstance(value, np.memmap) and isinstance(value.base, mmap.mmap) and value.filename is not None:
-        return ArrayFile(Path(value.filename))
-    return value
+    if not isinstance(value, np.memmap) or value.filename is None:
+        return value
+    whole: Any = value.base  # numpy's types call it an array; of a whole file it is the map itself
+    return ArrayFile(Path(value.filename)) if isinstance(whole, mmap.mmap) else value
 
 
 def by_value(value: Any) -> Any:
