@@ -1,0 +1,85 @@
+"""Other days: by libfaketime, which tells every process another time of day.
+
+Two things keep their own. The monotonic clock is left alone (`FAKETIME_DONT_FAKE_MONOTONIC`): glibc has waits that
+libfaketime 0.9.10 does not know, and with that clock changed they would last until the changed moment. And Chromium and
+its driver do not start with libfaketime in them; their day is always today.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import time
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from tests.conditions.condition import Condition, NotHereError, Start, own_interpreter, program
+
+DAY = 24 * 3600
+ZONE = "Europe/Berlin"
+SECONDS_BEFORE = 30
+"""How long before the change of the clocks the suite starts."""
+
+
+def next_change(zone: str, after: float) -> float:
+    """The next moment, in Unix seconds, at which daylight saving begins or ends in a zone.
+
+    Raises:
+        NotHereError: The machine does not know the zone, or its clocks do not change within two years.
+    """
+    try:
+        place = ZoneInfo(zone)
+    except ZoneInfoNotFoundError:
+        raise NotHereError(f"this machine has no time zone {zone} (Debian's package tzdata)") from None
+
+    def offset(moment: float) -> timedelta | None:
+        return datetime.fromtimestamp(moment, UTC).astimezone(place).utcoffset()
+
+    day = after
+    while offset(day) == offset(day + DAY):
+        day += DAY
+        if day > after + 730 * DAY:
+            raise NotHereError(f"the clocks of {zone} do not change")
+    early, late = day, day + DAY
+    while late - early > 1:
+        middle = (early + late) / 2
+        early, late = (middle, late) if offset(middle) == offset(day) else (early, middle)
+    return float(round(late))
+
+
+def at(shift: float, folder: Path, **environ: str) -> Start:
+    """Start ``shift`` seconds from now; ``folder`` gets the programs whose day stays today."""
+    path = [str(_of_today(folder / "programs")), *os.environ.get("PATH", os.defpath).split(os.pathsep)]
+    faked = own_interpreter(
+        FAKETIME_DONT_FAKE_MONOTONIC="1", SEMISEG_CONDITION_SLEEP="1", PATH=os.pathsep.join(path), **environ
+    )
+    return Start((program("faketime"), "-f", f"{round(shift):+d}"), faked)
+
+
+def _of_today(folder: Path) -> Path:
+    """Scripts that start the browser without libfaketime."""
+    folder.mkdir()
+    for name in ("chromium", "chromedriver"):
+        if (real := shutil.which(name)) is not None:
+            (folder / name).write_text(f'#!/bin/sh\nexec env -u LD_PRELOAD {shlex.quote(real)} "$@"\n')
+            (folder / name).chmod(0o755)
+    return folder
+
+
+def _in(days: int) -> Condition:
+    says = {1: "one day from now", 365: "one year from now", 3652: "ten years from now"}[days]
+    name = {1: "tomorrow", 365: "next-year", 3652: "ten-years"}[days]
+    return Condition(name, says, lambda folder: at(days * DAY, folder))
+
+
+def _across_change(folder: Path) -> Start:
+    now = time.time()
+    return at(next_change(ZONE, now) - SECONDS_BEFORE - now, folder, TZ=ZONE)
+
+
+def dates() -> list[Condition]:
+    """All conditions of this file."""
+    change = Condition("clock-change", f"across the next change of daylight saving in {ZONE}", _across_change)
+    return [*(_in(days) for days in (1, 365, 3652)), change]

@@ -1,0 +1,90 @@
+"""Run the suite, or a part of it, under one condition, and count what became of the tests."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+from tests.conditions.condition import Condition, NotHereError, python
+
+TAIL = 60
+"""Lines of pytest's output that are shown of a run that failed."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the tests under a condition.
+
+    Attributes:
+        condition: The condition.
+        passed, failed, skipped: Numbers of tests; errors count as failures.
+        seconds: Time that it took.
+        not_here: Why this machine cannot make the condition; None where it can.
+        output: pytest's last lines, where something failed.
+    """
+
+    condition: Condition
+    passed: int = 0
+    failed: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+    not_here: str | None = None
+    output: str = ""
+
+    @property
+    def is_failure(self) -> bool:
+        """Whether a test failed, or none ran although the condition could be made."""
+        return self.not_here is None and (self.failed > 0 or self.passed + self.skipped == 0)
+
+    def __str__(self) -> str:
+        if self.not_here is not None:
+            return f"{self.condition.name:<20} not here: {self.not_here}"
+        counts = f"{self.passed:5} passed {self.failed:4} failed {self.skipped:4} skipped {self.seconds:6.0f} s"
+        return f"{self.condition.name:<20} {counts}  {self.condition.says}"
+
+
+def run(condition: Condition, arguments: Sequence[str]) -> Outcome:
+    """Run pytest with ``arguments`` under a condition.
+
+    A run that ends in an error of pytest's own, such as a file of tests that cannot be imported, counts as one failure.
+    """
+    began = time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="semiseg-condition-"))
+    try:
+        folder.chmod(0o755)
+        try:
+            (folder / "condition").mkdir()
+            start = condition.make(folder / "condition")
+        except NotHereError as error:
+            return Outcome(condition, not_here=str(error))
+        report = folder / "report"
+        report.mkdir()
+        report.chmod(0o777)  # another user may have to write into it
+        file = report / "junit.xml"
+        command = [python(), "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={file}", *arguments]
+        ended = start.run(command)
+        passed, failed, skipped = counts_of(file)
+        if ended.returncode != 0 and failed == 0:
+            failed = 1
+        tail = "\n".join(ended.stdout.splitlines()[-TAIL:]) if failed else ""
+        return Outcome(condition, passed, failed, skipped, time.monotonic() - began, output=tail)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def counts_of(report: Path) -> tuple[int, int, int]:
+    """The numbers of tests that passed, failed and were skipped, of a JUnit file; none where there is no such file."""
+    if not report.is_file():
+        return 0, 0, 0
+    suites = ElementTree.parse(report).getroot().iter("testsuite")
+    tests = failed = skipped = 0
+    for suite in suites:
+        tests += int(suite.get("tests", 0))
+        failed += int(suite.get("failures", 0)) + int(suite.get("errors", 0))
+        skipped += int(suite.get("skipped", 0))
+    return max(0, tests - failed - skipped), failed, skipped

@@ -1,0 +1,141 @@
+"""Other surroundings of a process: language, time zone, umask, home folder, network, user, place of the tree."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.conditions.condition import Condition, NotHereError, Start, copied_tree, in_copy, program, python
+
+ODD = "Prüf ordner ß"
+NOBODY = "65534"
+LOOPBACK = """
+import fcntl, os, socket, struct, sys
+UP_AND_RUNNING, SET_FLAGS = 0x41, 0x8914
+with socket.socket() as any_socket:
+    fcntl.ioctl(any_socket, SET_FLAGS, struct.pack("16sh", b"lo", UP_AND_RUNNING))
+os.execvp(sys.argv[1], sys.argv[1:])
+"""
+LANGUAGE = ("LC_ALL", "LANG", "LANGUAGE", "LC_CTYPE")
+
+
+def surroundings() -> list[Condition]:
+    """All conditions of this file."""
+    return [
+        Condition("locale-c", "the locale C, with ASCII as the encoding of files", _ascii),
+        *(
+            Condition(f"locale-{name}", f"the locale {source} in {charmap}", _locale(source, charmap))
+            for name, source, charmap in (
+                ("german", "de_DE", "UTF-8"),
+                ("turkish", "tr_TR", "UTF-8"),
+                ("latin-1", "de_DE", "ISO-8859-1"),
+            )
+        ),
+        *(
+            Condition(f"zone-{name}", f"the time zone {zone}", _zone(zone))
+            for name, zone in (
+                ("kiritimati", "Pacific/Kiritimati"),
+                ("newfoundland", "America/St_Johns"),
+                ("utc", "UTC"),
+            )
+        ),
+        Condition("umask-077", "umask 077", _umask("077")),
+        Condition("umask-000", "umask 000", _umask("000")),
+        Condition("read-only-home", "a home folder that nobody can write to", _read_only_home),
+        Condition("no-network", "no network but loopback", _no_network),
+        Condition("other-user", "a user who is not root and owns only his own copy of the tree", _other_user),
+        Condition("odd-path", "a tree and temporary files under a path with blanks and umlauts", _odd_path),
+    ]
+
+
+def _language(**environ: str) -> dict[str, str | None]:
+    return {**dict.fromkeys(LANGUAGE), **environ}
+
+
+def _ascii(folder: Path) -> Start:
+    return Start(environ=_language(LC_ALL="C", PYTHONCOERCECLOCALE="0", PYTHONUTF8="0"))
+
+
+def _locale(source: str, charmap: str) -> Callable[[Path], Start]:
+    def make(folder: Path) -> Start:
+        name = f"{source}.{charmap}"
+        # With --force: a warning is none of ours, and the test below says whether there is a locale.
+        command = [program("localedef"), "--force", "-i", source, "-f", charmap, str(folder / name)]
+        made = subprocess.run(command, capture_output=True, text=True)
+        if not (folder / name / "LC_CTYPE").is_file():
+            raise NotHereError(f"localedef makes no {name}: {made.stderr.strip().splitlines()[-1:]}")
+        return Start(environ=_language(LOCPATH=str(folder), LC_ALL=name, LANG=name))
+
+    return make
+
+
+def _zone(zone: str) -> Callable[[Path], Start]:
+    def make(folder: Path) -> Start:
+        if not (Path("/usr/share/zoneinfo") / zone).is_file():
+            raise NotHereError(f"this machine has no time zone {zone} (Debian's package tzdata)")
+        return Start(environ={"TZ": zone})
+
+    return make
+
+
+def _umask(mask: str) -> Callable[[Path], Start]:
+    return lambda folder: Start(("/bin/sh", "-c", f'umask {mask}; exec "$@"', "sh"))
+
+
+def _read_only_home(folder: Path) -> Start:
+    home = folder / "home"
+    home.mkdir()
+    home.chmod(0o555)
+    environ = {"HOME": str(home), **{f"XDG_{name}_HOME": None for name in ("CACHE", "CONFIG", "DATA", "STATE")}}
+    if os.geteuid() != 0:
+        return Start(environ=environ)
+    # Permissions do not bind root; a mount that is read-only does.
+    bind = 'mount --bind "$HOME" "$HOME" && mount -o remount,bind,ro "$HOME" && exec "$@"'
+    before = (program("unshare"), "--mount", "/bin/sh", "-c", bind, "sh")
+    _try(before)
+    return Start(before, environ)
+
+
+def _no_network(folder: Path) -> Start:
+    user = () if os.geteuid() == 0 else ("--user", "--map-root-user")
+    before = (program("unshare"), *user, "--net", python(), "-c", LOOPBACK)
+    _try(before)
+    # A test that needs the network skips, also where everything else was promised to be there.
+    return Start(before, {"SEMISEG_TESTS_NEED_ALL": None})
+
+
+def _other_user(folder: Path) -> Start:
+    if os.geteuid() != 0:
+        return Start()
+    tree, home, temporary = copied_tree(folder / "tree"), folder / "home", folder / "temporary"
+    for path in (home, temporary):
+        path.mkdir()
+    for path in (tree, home, temporary, *tree.rglob("*")):
+        os.chown(path, int(NOBODY), int(NOBODY))
+    folder.chmod(0o755)
+    before = (program("setpriv"), f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
+    _try((*before, python(), "-c", ""))
+    told = {"HOME": str(home), "TMPDIR": str(temporary), "USER": "nobody", "LOGNAME": "nobody"}
+    # What only root may do (a small file system of its own) skips.
+    return Start(before, {**in_copy(tree), **told, "SEMISEG_TESTS_NEED_ALL": None}, tree)
+
+
+def _odd_path(folder: Path) -> Start:
+    odd = folder / ODD
+    temporary = odd / "temporäre Dateien"
+    temporary.mkdir(parents=True)
+    tree = copied_tree(odd / "Quell baum")
+    return Start(environ={**in_copy(tree), "TMPDIR": str(temporary)}, tree=tree)
+
+
+def _try(before: tuple[str, ...]) -> None:
+    """Whether this machine permits it, seen by doing it once.
+
+    Raises:
+        NotHereError: It does not.
+    """
+    tried = Start(before).run(["/bin/true"])
+    if tried.returncode != 0:
+        raise NotHereError(f"{before[0]} may not do it here: {tried.stdout.strip()}")
