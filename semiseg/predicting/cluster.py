@@ -35,11 +35,13 @@ def on_cluster(
         threads: processors that each worker takes.
 
     Raises:
-        InputError: there is no such cluster, or it has not a single place.
+        InputError: Ray is not installed, there is no such cluster, or it has not a single place.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # nothing is reported to Ray's makers
-    import ray
-
+    try:
+        import ray
+    except ImportError:
+        raise InputError("Predicting on a cluster needs Ray, which is missing: install the `ray` extra.") from None
     try:
         ray.init(address=address, include_dashboard=False if address is None else None, logging_level="ERROR")
     except (ConnectionError, ValueError, RuntimeError) as error:

@@ -106,13 +106,20 @@ def pixels_of(slices: Sequence[Slice]) -> list[NDArray[Any]]:
     except PARSING_ERRORS as error:
         compressed = syntax.is_transfer_syntax and syntax.is_compressed
         what = f"pixel data compressed as {syntax.name}" if compressed else "pixel data"
-        raise VolumeError(f"{path}: the {what} cannot be decoded ({one_line(error)}).") from error
+        raise VolumeError(f"{path}: the {what} cannot be decoded ({one_line(error)}{_missing(error)}).") from error
     size = (first.plane.rows, first.plane.columns)
     frames = pixels if pixels.ndim == 3 else pixels[None]
     last = max(one.frame or 0 for one in slices)
     if frames.shape[1:] != size or last >= len(frames) or pixels.dtype.kind not in "iu":
         raise VolumeError(f"{path}: pixel data of shape {pixels.shape} ({pixels.dtype}) are no grey-value slices.")
     return [frames[one.frame or 0] for one in slices]
+
+
+def _missing(error: Exception) -> str:
+    """The packages of which pydicom needs one to decode the pixels, where none is installed; else ""."""
+    lines = [line.strip().partition(" - requires ") for line in str(error).splitlines()]
+    names = [{"gdcm": "python-gdcm"}.get(plugin, plugin) for plugin, mark, _ in lines if mark]
+    return f"; install one of {', '.join(names)}" if names else ""
 
 
 def differing(slices: Sequence[Slice]) -> str:

@@ -18,6 +18,7 @@ import psutil
 import pytest
 
 from semiseg.errors import InputError
+from semiseg.predicting.cluster import on_cluster
 from semiseg.predicting.many import RESULTS, Results, read_list
 from tests.bundles import expected, make_threshold_bundle, scan_array
 
@@ -72,6 +73,12 @@ def test_each_scan_of_a_list_is_done_once_and_a_bad_one_stops_nobody(scans: list
     other = make_threshold_bundle(tmp_path / "other", at_full_intensity="nan").folder
     assert predict(other, tmp_path).returncode == 0
     assert len(lines(tmp_path)) == 12  # another model: all of them
+
+
+def test_cluster_without_ray_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(InputError, match="needs Ray, which is missing: install the `ray` extra"):
+        next(on_cluster(lambda: None, [], address=None, workers=None, threads=1))
 
 
 def test_cluster_whose_two_workers_are_killed_makes_others_that_do_the_rest(tmp_path: Path) -> None:
