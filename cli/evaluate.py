@@ -14,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from cli.models import open_model, parse_window
+from cli.run_dataset import dataset_folder
 from semiseg.bundle.manifest import Manifest
 from semiseg.dataset import Dataset, load_dataset, scans_to_judge
 from semiseg.errors import InputError
@@ -38,7 +39,9 @@ class Scans(StrEnum):
 @app.command()
 def evaluate(
     model: Annotated[Path, typer.Argument(metavar="RUN|BUNDLE", help="A training run or an exported bundle.")],
-    data: Annotated[Path, typer.Option(help="Dataset folder with the outlines to compare with.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Dataset folder with the outlines to compare with; by default the run's own.")
+    ] = None,
     on: Annotated[Scans, typer.Option(help="Which scans of the split; 'all' where there is no split.")] = Scans.test,
     split: Annotated[Path | None, typer.Option(help="Split file; DATA/split.json if there is one.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for scores.csv, scores.json and pictures.")] = None,
@@ -51,7 +54,7 @@ def evaluate(
     """Dice, Jaccard, HD95 and ASSD in mm per scan and segment: exit code 1 if a scan failed."""
     if save_masks and out is None:
         raise InputError("--save-masks needs --out, the folder that the masks go to.")
-    dataset = load_dataset(data)
+    dataset = load_dataset(dataset_folder(data, model))
     scans = scans_to_judge(dataset, split, on.value)
     settings = Settings(parse_window(window), overlap, batch)
     opened = open_model(model, settings, threads=threads)

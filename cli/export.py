@@ -40,6 +40,7 @@ def export(
 ) -> None:
     """Turn a training run into a bundle: one small network as ONNX, with proof."""
     from cli.models import variant_lines
+    from cli.run_dataset import dataset_folder
     from exporter.errors import ExportError
     from exporter.export import export as make_bundle
     from exporter.proof_scans import scans_for
@@ -47,7 +48,7 @@ def export(
 
     precisions = [p for text in precision.split(",") if text.strip() and (p := precision_named(text.strip()))]
     if distil_to is not None:
-        run = _distilled(run, distil_to, out.with_name(f"{out.name}-run"), data or _dataset_of(run), updates)
+        run = _distilled(run, distil_to, out.with_name(f"{out.name}-run"), dataset_folder(data, run), updates)
     elif updates is not None:
         raise InputError("--updates is about --distil-to.")
     exported = make_bundle(run, out, precisions=precisions, data=data, cache=cache)
@@ -73,18 +74,6 @@ def export(
         typer.echo(f"taught by {teacher.name} ({teacher.method}, {teacher.parameters:,} parameters)")
     if exported.refused:
         raise ExportError(f"{' '.join(exported.refused)} The bundle was written without what failed.")
-
-
-def _dataset_of(run: Path) -> Path:
-    """The dataset that a run was trained on, where it still is."""
-    from trainer.run_sources import read_sources
-
-    sources = read_sources(run)
-    if sources is None or not sources.data.is_dir():
-        where = "" if sources is None else f", which is no longer in {sources.data}"
-        raise InputError(f"--distil-to trains on the run's dataset{where}: name it with --data.")
-    typer.echo(f"The smaller student is trained on {sources.data}, the dataset of the run.", err=True)
-    return sources.data
 
 
 def _distilled(run: Path, to: str, into: Path, data: Path, updates: int | None) -> Path:

@@ -20,20 +20,23 @@ app = typer.Typer(add_completion=False)
 @app.command()
 def suggest(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A finished run, or several of them.")],
-    data: Annotated[Path, typer.Option(help="Dataset folder that the run was trained on.")],
     out: Annotated[Path, typer.Option(help="Folder for suggestions.csv and a picture of each of the first scans.")],
+    data: Annotated[
+        Path | None, typer.Option(help="Dataset folder that the run was trained on, where it has moved.")
+    ] = None,
     count: Annotated[int, typer.Option(min=1, help="How many scans to show.")] = 5,
     scans: Annotated[str | None, typer.Option(help="Rank these scans, separated by commas, instead.")] = None,
     split: Annotated[Path | None, typer.Option(help="Split file; DATA/split.json if there is one.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU when there is one.")] = None,
 ) -> None:
     """Rank unlabelled scans by how much trained networks disagree on them."""
+    from cli.run_dataset import dataset_folder
     from semiseg.dataset import find_split, load_dataset, read_split
     from semiseg.outputs.overlay import contact_sheet
     from semiseg.system.durable_files import atomic_file
     from trainer.suggestion import Vote, caution, committee_of, unlabelled_of, votes
 
-    dataset = load_dataset(data)
+    dataset = load_dataset(dataset_folder(data, runs[0]))
     file = find_split(dataset, split)
     closed = () if file is None else (*(lists := read_split(dataset, file)).test, *lists.development)
     asked = [name.strip() for name in scans.split(",") if name.strip()] if scans else None

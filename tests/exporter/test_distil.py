@@ -53,7 +53,7 @@ def test_the_bundle_is_of_the_smaller_student_and_names_its_teacher(
     asked = (tiny_run.folder, "--out", out, "--distil-to", student, "--updates", 3)
     assert export(*asked) == 0
     said = capsys.readouterr()
-    assert f"trained on {tiny_run.data}, the dataset of the run" in said.err
+    assert f"The scans are those of {tiny_run.data}, the dataset of the run." in said.err
     assert "distilling 3/3" in said.err and "taught by tiny (mn, " in said.out
     manifest = open_bundle(out).manifest
     origin = manifest.provenance

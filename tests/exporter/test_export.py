@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -289,13 +290,33 @@ def test_a_folder_that_is_not_a_bundle_is_not_replaced(tiny_run: TinyRun, tmp_pa
 # --- what the bundle is for ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    ("kind", "sentence"),
+    [
+        ("bundle", "is no training run, which would know its dataset: name one with --data"),
+        ("old run", "did not record where its dataset is: name it with --data"),
+        ("moved run", "is no longer in .*gone.*: name it with --data"),
+    ],
+)
+def test_a_model_that_does_not_know_its_dataset_asks_for_it(
+    tiny_bundle: Bundle, moved: Path, capsys: pytest.CaptureFixture[str], kind: str, sentence: str
+) -> None:
+    if kind == "old run":
+        (moved / SOURCES).unlink()
+    shutil.rmtree(moved.parent / "data")
+    with pytest.raises(SystemExit) as left:
+        main(["evaluate", str(tiny_bundle.folder if kind == "bundle" else moved)])
+    assert left.value.code == 2 and re.search(sentence, capsys.readouterr().err)
+
+
 def test_run_and_bundle_are_judged_alike_on_the_test_scans(
     tiny_run: TinyRun, tiny_bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """MOD-02, MOD-03."""
     scores, masks = {}, {}
     for name, model in (("run", tiny_run.folder), ("bundle", tiny_bundle.folder)):
-        arguments = ["evaluate", str(model), "--data", str(tiny_run.data), "--out", str(tmp_path / name)]
+        named = ["--data", str(tiny_run.data)] if name == "bundle" else []  # the run knows its dataset
+        arguments = ["evaluate", str(model), *named, "--out", str(tmp_path / name)]
         with pytest.raises(SystemExit) as left:
             main([*arguments, "--save-masks", "--threads", "1"])
         assert not left.value.code, capsys.readouterr().err
