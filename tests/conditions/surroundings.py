@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.conditions.condition import Condition, NotHereError, Start, copied_tree, in_copy, program, python
+from tests.conditions.other_user import other_user
 
 ODD = "Prüf ordner ß"
-NOBODY = "65534"
 LOOPBACK = """
 import fcntl, os, socket, struct, sys
 UP_AND_RUNNING, SET_FLAGS = 0x41, 0x8914
@@ -45,7 +45,7 @@ def surroundings() -> list[Condition]:
         Condition("umask-000", "umask 000", _umask("000")),
         Condition("read-only-home", "a home folder that nobody can write to", _read_only_home),
         Condition("no-network", "no network but loopback", _no_network),
-        Condition("other-user", "a user who is not root and owns only his own copy of the tree", _other_user),
+        Condition("other-user", "a user who is not root and owns only his own copy of the tree", other_user),
         Condition("odd-path", "a tree and temporary files under a path with blanks and umlauts", _odd_path),
     ]
 
@@ -104,22 +104,6 @@ def _no_network(folder: Path) -> Start:
     _try(before)
     # A test that needs the network skips, also where everything else was promised to be there.
     return Start(before, {"SEMISEG_TESTS_NEED_ALL": None})
-
-
-def _other_user(folder: Path) -> Start:
-    if os.geteuid() != 0:
-        return Start()
-    tree, home, temporary = copied_tree(folder / "tree"), folder / "home", folder / "temporary"
-    for path in (home, temporary):
-        path.mkdir()
-    for path in (tree, home, temporary, *tree.rglob("*")):
-        os.chown(path, int(NOBODY), int(NOBODY))
-    folder.chmod(0o755)
-    before = (program("setpriv"), f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups")
-    _try((*before, python(), "-c", ""))
-    told = {"HOME": str(home), "TMPDIR": str(temporary), "USER": "nobody", "LOGNAME": "nobody"}
-    # What only root may do (a small file system of its own) skips.
-    return Start(before, {**in_copy(tree), **told, "SEMISEG_TESTS_NEED_ALL": None}, tree)
 
 
 def _odd_path(folder: Path) -> Start:
