@@ -14,7 +14,6 @@ CORE = (
     "tests/bundle/test_card.py",
     "tests/cli/test_inspect.py",
     "tests/collection/test_privacy.py",
-    "tests/conditions",
     "tests/dataset/test_dataset_folder.py",
     "tests/engines/test_openvino.py",
     "tests/evaluation/test_evaluation_result.py",
