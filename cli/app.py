@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from semiseg.errors import SemisegError
+from semiseg.system.terminal import replace_what_cannot_be_shown
 
 # command -> one line of help. `semiseg --help` is made from this table alone, so that it needs neither torch nor a web
 # server; the file cli/<command>.py is imported when its command is called. Its `app` is a typer.Typer.
@@ -73,6 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     command = next((a for a in arguments if not a.startswith("-")), None)
+    replace_what_cannot_be_shown()
     try:
         build(command)(args=arguments, prog_name="semiseg")
     except SemisegError as error:

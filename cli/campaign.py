@@ -84,10 +84,10 @@ class Campaign:
                 if error is not None:
                     self.failed |= {trial.name: error for trial in mine}
                     continue
-                rows = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+                rows = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
                 seconds = max(row["elapsed"] for row in rows if "elapsed" in row)
-                kept.write_text(json.dumps({"seconds": seconds, "updates": CALIBRATION}))
-            told = json.loads(kept.read_text())
+                kept.write_text(json.dumps({"seconds": seconds, "updates": CALIBRATION}), encoding="utf-8")
+            told = json.loads(kept.read_text(encoding="utf-8"))
             self.updates[method] = max(8, int(minutes * 60 / told["seconds"] * told["updates"]) // 8 * 8)
             self.tell(f"{method}: {self.updates[method]} updates in {minutes:g} min")
 

@@ -105,7 +105,7 @@ def export(
             else:
                 variants.append(variant)
         proved = manifest.model_copy(update={"variants": tuple(variants)})
-        (folder / CARD).write_text(model_card(proved), encoding="utf-8")
+        (folder / CARD).write_text(model_card(proved), encoding="utf-8", newline="\n")
         return proved
 
     bundle = write_bundle(out, fill)

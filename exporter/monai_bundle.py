@@ -46,8 +46,8 @@ def write_monai_bundle(run: Path, out: Path) -> None:
         torch.save(network.state_dict(), folder / "models" / "model.pt")
         for name, document in (("metadata", _metadata(manifest)), ("inference", inference(manifest, section))):
             text = json.dumps(document, indent=1) + "\n"
-            (folder / "configs" / f"{name}.json").write_text(text, encoding="utf-8")
-        (folder / "docs" / "README.md").write_text(_readme(manifest), encoding="utf-8")
+            (folder / "configs" / f"{name}.json").write_text(text, encoding="utf-8", newline="\n")
+        (folder / "docs" / "README.md").write_text(_readme(manifest), encoding="utf-8", newline="\n")
 
     write_folder(out, fill, "a MONAI Bundle", lambda folder: (folder / "configs" / "metadata.json").is_file())
 

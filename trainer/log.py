@@ -22,7 +22,7 @@ class RunLog:
     def __init__(self, run: RunFolder, step: int) -> None:
         kept = [row for row in read_log(run.log) if row["step"] < step]
         replace_file(run.log, "".join(json.dumps(row) + "\n" for row in kept).encode())
-        self._file = run.log.open("a", encoding="utf-8")
+        self._file = run.log.open("a", encoding="utf-8", newline="\n")
         self._board = SummaryWriter(str(run.path / "tensorboard"), purge_step=step)
 
     def write(self, step: int, values: dict[str, Any]) -> None:

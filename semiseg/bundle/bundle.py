@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from semiseg.bundle.manifest import FORMAT, Manifest
 from semiseg.errors import BundleError, sentence_of
-from semiseg.system.durable_files import replace_file
+from semiseg.system.durable_files import rename, replace_file
 
 MANIFEST = "manifest.json"
 MODEL = "model.onnx"
@@ -162,14 +162,14 @@ def _replaceable(folder: Path) -> bool:
 def _swap(new: Path, target: Path) -> None:
     """Rename ``new`` to ``target``; what was there goes away when that has happened, and comes back when it fails."""
     if not target.exists():
-        new.replace(target)
+        rename(new, target)
         return
     old = Path(tempfile.mkdtemp(prefix=f".{target.name}-old-", dir=target.parent))
-    target.replace(old)
+    rename(target, old)
     try:
-        new.replace(target)
+        rename(new, target)
     except BaseException:
-        old.replace(target)
+        rename(old, target)
         raise
     shutil.rmtree(old)
 

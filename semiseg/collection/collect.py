@@ -27,7 +27,7 @@ from semiseg.collection.scans import Read, Scan
 from semiseg.dataset.description import read_json
 from semiseg.dataset.folder import Dataset, load_dataset
 from semiseg.errors import DatasetError, InputError, VolumeError
-from semiseg.system.durable_files import atomic_file
+from semiseg.system.durable_files import atomic_file, rename
 from semiseg.volumes.nifti import write_nifti
 from semiseg.volumes.volume import reorient
 
@@ -118,7 +118,7 @@ def collect(
         load_dataset(work)
         write_mapping(ids)
         if existing is None:
-            work.replace(out)
+            rename(work, out)
         else:
             _move_into(work, out)
     lines += _remarks(plan, ids, {*case_of.values(), *(existing.cases if existing else ())})
@@ -273,13 +273,13 @@ def _move_into(work: Path, out: Path) -> None:
     for folder in ("imagesTr", "labelsTr"):
         (out / folder).mkdir(exist_ok=True)
         for path in sorted((work / folder).iterdir()):
-            path.replace(out / folder / path.name)
+            rename(path, out / folder / path.name)
     with atomic_file(out / "dataset.json") as file:
         file.write((work / "dataset.json").read_bytes())
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 
 def _remarks(plan: Plan, ids: Pseudonyms, cases: set[str]) -> list[Line]:

@@ -108,8 +108,8 @@ def look(root: Path, progress: Callable[[int], None] | None = None) -> Found:
 
 
 def relative(path: Path, root: Path) -> str:
-    """``path`` relative to ``root`` where it lies below it."""
-    return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)
+    """``path`` relative to ``root`` where it lies below it, with "/" on every system."""
+    return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
 
 
 def is_nifti_file(path: Path) -> bool:

@@ -105,7 +105,7 @@ class Results:
 
     def add(self, outcome: dict[str, Any]) -> None:
         """Write down what became of a scan; on the disk when this returns."""
-        with self._file.open("a", encoding="utf-8") as stream:
+        with self._file.open("a", encoding="utf-8", newline="\n") as stream:
             stream.write(json.dumps(outcome) + "\n")
             stream.flush()
             os.fsync(stream.fileno())

@@ -58,10 +58,12 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename a file or folder; a file ``target`` is replaced.
+    """Rename a file or folder; a file ``target`` is replaced, and so is an empty folder by a folder.
 
     On Windows the attempt is repeated for three seconds while another program holds one of them open.
     """
+    if not _opens_folders() and source.is_dir() and target.is_dir():
+        target.rmdir()  # Windows replaces no folder; one that is not empty is refused here as there
     for pause in _PAUSES:
         try:
             source.replace(target)

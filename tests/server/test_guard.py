@@ -42,7 +42,7 @@ def keys(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def guarded(bundle: Path, keys: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    keys.write_text(f"# who may\nward {WARD}\nlab {LAB}  # the lab\n")
+    keys.write_text(f"# who may\nward {WARD}\nlab {LAB}  # the lab\n", encoding="utf-8")
     folder = tmp_path_factory.mktemp("guarded")
     options = ("--keys", str(keys), "--state", str(folder / "state"), "--per-client", "1")
     with running(bundle, folder, *options) as server:

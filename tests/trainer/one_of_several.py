@@ -20,7 +20,7 @@ def main(data: Path, jobs: Path) -> None:
     What a job is refused for is written beside its run folder.
     """
     dataset = load_dataset(data)
-    for job in json.loads(jobs.read_text()):
+    for job in json.loads(jobs.read_text(encoding="utf-8")):
         run = Path(job["run"])
 
         def report(step: int, steps: int, values: dict[str, Any], stop: int | None = job.get("stop")) -> None:

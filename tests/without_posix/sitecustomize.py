@@ -8,7 +8,7 @@ On the path (PYTHONPATH) of a process and of all that it starts, Python imports 
 - /proc, /sys and /dev cannot be opened by this code, and no folder can;
 - multiprocessing starts its processes anew (``spawn``);
 - as on Windows, a file that this process has open or mapped into memory can neither be deleted, renamed nor replaced,
-  and no folder with such a file in it be renamed.
+  and no folder with such a file in it be renamed; nothing replaces a folder.
 
 What has a reason to be exempt from the lint is exempt here: the PACS service, and the tests of it and of packaging.
 """
@@ -33,7 +33,7 @@ EXEMPT = tuple(
 )
 STANDARD = (os.path.dirname(os.__file__) + os.sep, "<frozen", "<string>")
 IN_USE = "The process cannot access the file because it is being used by another process"
-SHARING_VIOLATION = 32
+ACCESS_DENIED, SHARING_VIOLATION = 5, 32
 
 
 def is_ours(file: str | None) -> bool:
@@ -79,10 +79,9 @@ def hide_attributes(module_name: str, names: frozenset[str]) -> None:
     module.__getattr__ = found
 
 
-def caller_is_ours() -> bool:
-    """Whether our code did it, by itself or through Python's own library."""
-    frame: FrameType | None = sys._getframe(2)
-    while frame is not None and frame.f_code.co_filename.startswith((*STANDARD, __file__)):
+def is_done_by_us(frame: FrameType | None) -> bool:
+    """Whether it is our code that runs, by itself or through Python's own library."""
+    while frame is not None and frame.f_code.co_filename.startswith(STANDARD):
         frame = frame.f_back
     return frame is not None and is_ours(frame.f_code.co_filename)
 
@@ -107,17 +106,22 @@ def in_use(path: str) -> bool:
 
 def refuse_what_windows_refuses(event: str, arguments: tuple) -> None:
     """Hear of every file that is opened, renamed or deleted, before it is."""
-    if event not in ("open", "os.remove", "os.rename") or sys._getframe(1).f_code.co_filename == __file__:
+    if event not in ("open", "os.remove", "os.rename") or not isinstance(arguments[0], (str, bytes, os.PathLike)):
         return
-    if not isinstance(arguments[0], (str, bytes, os.PathLike)) or not caller_is_ours():
+    caller = sys._getframe().f_back  # None while Python reads the program that it is to run
+    if caller is None or caller.f_code.co_filename == __file__ or not is_done_by_us(caller):
         return
     if event == "open":
         path = os.fsdecode(arguments[0])
         if path.startswith(("/proc/", "/sys/", "/dev/")) and path != os.devnull:
             raise FileNotFoundError(errno.ENOENT, "No such file or directory", path)
-        if is_ours(sys._getframe(1).f_code.co_filename) and os.path.isdir(path):  # Python's library has its own ways
+        if is_ours(caller.f_code.co_filename) and os.path.isdir(path):  # Python's library has its own ways
             raise PermissionError(errno.EACCES, "Permission denied", path)
         return
+    if event == "os.rename" and os.path.isdir(arguments[1]):
+        error = PermissionError(errno.EACCES, "Access is denied", arguments[1])
+        error.winerror = ACCESS_DENIED
+        raise error
     half = len(arguments) // 2  # paths, and the folders that they start from
     for name, folder in zip(arguments[:half], arguments[half:], strict=True):
         one = os.path.join(f"/proc/self/fd/{folder}" if folder != -1 else "", os.fsdecode(name))

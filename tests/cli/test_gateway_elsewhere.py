@@ -1,0 +1,18 @@
+"""`semiseg gateway` where it cannot run."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from tests.commands import semiseg
+
+
+@pytest.mark.parametrize(("name", "system"), [("darwin", "Darwin"), ("win32", "Windows")])
+def test_gateway_says_where_it_runs(tmp_path, monkeypatch, capsys, name, system):
+    monkeypatch.setattr("cli.gateway.sys", SimpleNamespace(platform=name))
+    monkeypatch.setattr("cli.gateway.platform", SimpleNamespace(system=lambda: system))
+    assert semiseg("gateway", "--config", tmp_path / "gateway.yaml", "status") == 2
+    said = capsys.readouterr().err
+    assert f"runs on Linux, and this is {system}" in said and "container" in said

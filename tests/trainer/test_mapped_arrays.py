@@ -1,0 +1,77 @@
+"""Scans of a training on their way to worker processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.trainer.tiny import phantoms, recipe_of
+from trainer.cases import PreparedCase
+from trainer.feed import prepared
+from trainer.mapped_arrays import ArrayFile, by_name, by_value, map_array
+from trainer.patches import Draws, Mixture, PatchSource, batches
+from trainer.plan import make_plan
+
+
+@pytest.fixture
+def case(tmp_path: Path) -> PreparedCase:
+    image = np.random.default_rng(0).normal(size=(1, 60, 60, 40)).astype(np.float32)
+    np.save(tmp_path / "image.npy", image)
+    np.save(tmp_path / "labels.npy", (image[0] > 0).astype(np.uint8))
+    places = (np.array([[1, 2, 3]], np.int32),)
+    image, labels = map_array(tmp_path / "image.npy"), map_array(tmp_path / "labels.npy")
+    return PreparedCase("s1", image, labels, places, (1.0, 2.0, 3.0))
+
+
+def test_mapped_scan_travels_as_the_name_of_its_file(case: PreparedCase) -> None:
+    sent = pickle.dumps(case)
+    assert len(sent) < 2000 < case.image.nbytes
+    there = pickle.loads(sent)
+    assert isinstance(there.image, np.memmap) and there.image.filename == case.image.filename
+    np.testing.assert_array_equal(there.image, case.image)
+    np.testing.assert_array_equal(there.labels, case.labels)
+    np.testing.assert_array_equal(there.places[0], case.places[0])
+    assert (there.case_id, there.spacing, there.shape) == (case.case_id, case.spacing, case.shape)
+
+
+def test_array_in_memory_travels_as_it_is() -> None:
+    array = np.arange(3)
+    assert by_name(array) is array and by_value(array) is array
+    assert by_name(None) is None
+    assert by_value(ArrayFile) is ArrayFile
+
+
+def test_pseudo_labels_travel_as_the_names_of_their_files(case: PreparedCase, tmp_path: Path) -> None:
+    labels = map_array(tmp_path / "labels.npy")
+    source = PatchSource(recipe_of("supervised"), {"s1": case}, 2, "constant", {"s1": labels})
+    sent = pickle.dumps(source)
+    assert len(sent) < 20_000
+    np.testing.assert_array_equal(pickle.loads(sent)._pseudo["s1"], labels)
+
+
+def test_worker_that_is_started_anew_makes_the_same_patches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on Windows and macOS: bit for bit those that are made without workers."""
+    recipe = recipe_of("mean_teacher")
+    from semiseg.dataset import make_split
+
+    dataset = phantoms(tmp_path / "data")
+    plan = make_plan(dataset, make_split(dataset, labelled=2), recipe)
+    cases = prepared(plan, tmp_path / "cache", None)
+    source = PatchSource(recipe, cases, 2, "constant")
+    draws = Draws(recipe, cases, plan.split.labelled, plan.unlabelled)
+    steps = [draws.requests(step, Mixture(1, 1), Mixture(step, step)) for step in range(2)]
+    alone = list(batches(source, steps, 0, 0, False))
+    before = multiprocessing.get_start_method()
+    multiprocessing.set_start_method("spawn", force=True)
+    try:
+        beside = list(batches(source, steps, 0, 1, False))
+    finally:
+        multiprocessing.set_start_method(before, force=True)
+    for one, other in zip(alone, beside, strict=True):
+        assert torch.equal(one.images, other.images) and torch.equal(one.labels, other.labels)
+        assert one.cases == other.cases
