@@ -1,7 +1,8 @@
 """Pin what an image installs, with hashes: `python -m deploy.lock serve >deploy/serve.lock`, and the same for gateway.
 
 Asks pip, of the Python that runs this, what it would install for an extra within constraints.txt. The hashes are those
-of the files for this platform, so it is to be run where the images are built: Linux x86-64, Debian's Python 3.11.
+of the files for this platform, and the markers of pins are evaluated here, so it is to be run where the images are
+built: Linux x86-64, Debian's Python 3.11.
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ QUICK = (
     "evaluation",
     "inference",
     "outputs",
+    "packaging/test_workflows.py",
+    "system",
     "volumes",
 )
 LEFTOVERS = (

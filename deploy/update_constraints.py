@@ -1,7 +1,8 @@
 """What has changed since constraints.txt was written: `python -m deploy.update_constraints`, and with --write take it.
 
 Asks pip what it would install today for everything in pyproject.toml. A pin with a comment above it has a reason and is
-held; drop the comment to let it go. Afterwards: `make test`, and deploy/lock.py for the images.
+held; drop the comment to let it go. A pin with a marker moves only where the marker holds: run this with each Python
+that has pins of its own. Afterwards: `make test`, and deploy/lock.py for the images.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+from packaging.markers import Marker
 
 from deploy.lock import REPOSITORY, ask_pip
 
@@ -28,15 +31,25 @@ class Pin:
         name: of the package, as it is written.
         version: the pinned one.
         reason: lines of the comment; () where there is none.
+        marker: environment marker, such as ``python_version < "3.14"``; "" where the pin holds everywhere.
     """
 
     name: str
     version: str
     reason: tuple[str, ...] = ()
+    marker: str = ""
 
     @property
     def key(self) -> str:
         return re.sub(r"[-_.]+", "-", self.name).lower()
+
+    @property
+    def line(self) -> str:
+        return f"{self.name}=={self.version}" + (f"; {self.marker}" if self.marker else "")
+
+    @property
+    def holds_here(self) -> bool:
+        return not self.marker or Marker(self.marker).evaluate()
 
 
 def read(text: str) -> tuple[str, list[Pin]]:
@@ -48,8 +61,9 @@ def read(text: str) -> tuple[str, list[Pin]]:
         if line.startswith("#"):
             reason.append(line)
         elif line:
-            name, _, version = line.partition("==")
-            pins.append(Pin(name, version, tuple(reason)))
+            pin, _, marker = line.partition(";")
+            name, _, version = pin.strip().partition("==")
+            pins.append(Pin(name, version, tuple(reason), marker.strip()))
             reason = []
     return head, pins
 
@@ -62,12 +76,15 @@ def updated(pins: list[Pin], found: dict[str, str]) -> tuple[list[Pin], list[str
     told, out = [], []
     have = {pin.key for pin in pins}
     for pin in pins:
+        if not pin.holds_here:
+            out.append(pin)
+            continue
         version = pin.version if pin.reason else found.get(TOGETHER.get(pin.key, pin.key))
         if version is None:
             told.append(f"not asked for here: {pin.name} {pin.version}")
         elif version != pin.version:
             told.append(f"{pin.name}: {pin.version} -> {version}")
-        out.append(Pin(pin.name, version or pin.version, pin.reason))
+        out.append(replace(pin, version=version or pin.version))
     for name, version in found.items():
         if name not in have and not LEFT_OUT.fullmatch(name):
             told.append(f"new: {name} {version}")
@@ -76,7 +93,7 @@ def updated(pins: list[Pin], found: dict[str, str]) -> tuple[list[Pin], list[str
 
 
 def written(head: str, pins: list[Pin]) -> str:
-    lines = [line for pin in pins for line in (*pin.reason, f"{pin.name}=={pin.version}")]
+    lines = [line for pin in pins for line in (*pin.reason, pin.line)]
     return head + "\n\n" + "\n".join(lines) + "\n"
 
 
@@ -84,7 +101,7 @@ def found_within(held: list[Pin]) -> dict[str, str]:
     """What pip would install within the ``held`` pins, version by name."""
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "held.txt"
-        constraints.write_text("".join(f"{pin.name}=={pin.version}\n" for pin in held))
+        constraints.write_text("".join(f"{pin.line}\n" for pin in held))
         packages = [one["metadata"] for one in ask_pip(EXTRAS, constraints)]
     return {re.sub(r"[-_.]+", "-", one["name"]).lower(): one["version"] for one in packages}
 

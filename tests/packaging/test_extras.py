@@ -20,6 +20,7 @@ EXTRAS = {extra: [Requirement(line) for line in lines] for extra, lines in PROJE
 RUNTIMES = {"onnxruntime", "onnxruntime-gpu"}
 TRAINING_ONLY = {"torch", "monai", "transformers", "peft", "accelerate", "onnx", "onnxscript", "tensorboard"}
 OURS = "semiseg"
+PYTHONS = [line.split(" :: ")[-1] for line in PROJECT["classifiers"] if "Python :: 3." in line]
 # Why each is not pinned is said at the top of constraints.txt.
 UNPINNED = {"flatbuffers", "tensorrt"}
 
@@ -39,9 +40,12 @@ def names(requirements: list[Requirement]) -> set[str]:
     return {canonicalize_name(requirement.name) for requirement in requirements}
 
 
-def pins() -> list[Requirement]:
+def pins(python: str = "", system: str = "") -> list[Requirement]:
+    """The pins; with a version of Python and a platform, those that hold there."""
     lines = (REPOSITORY / "constraints.txt").read_text().splitlines()
-    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    there = {"python_version": python, "sys_platform": system}
+    return [pin for pin in found if not python or pin.marker is None or pin.marker.evaluate(there)]
 
 
 def test_the_extras_are_the_ones_the_documentation_speaks_of() -> None:
@@ -99,13 +103,17 @@ def test_the_constraints_pin_exactly_and_each_package_once() -> None:
         assert specifier.operator == "==", pin
         assert "+" not in specifier.version, f"{pin} would ask for one machine's build"
     sorted_names = [canonicalize_name(pin.name) for pin in pins()]
-    assert sorted_names == sorted(set(sorted_names))
+    assert sorted_names == sorted(sorted_names)
+    for python in PYTHONS:
+        for system in ("linux", "darwin", "win32"):
+            assert len(names(pins(python, system))) == len(pins(python, system)), f"two pins on {python}, {system}"
 
 
 def test_python_3_11_is_the_least_and_there_is_no_bound_above() -> None:
     supported = SpecifierSet(PROJECT["requires-python"])
     assert [minor for minor in range(8, 40) if supported.contains(f"3.{minor}.1")] == list(range(11, 40))
     assert environment.LEAST == (3, 11)
+    assert PYTHONS == ["3.11", "3.12", "3.13", "3.14"]
 
 
 def test_the_licence_is_the_whole_apache_licence() -> None:

@@ -36,6 +36,16 @@ def test_pins_move_but_for_those_with_a_reason() -> None:
     )
 
 
+def test_a_pin_of_another_python_or_system_stays_as_it_is() -> None:
+    here, elsewhere = 'python_version >= "3.11"', 'python_version < "3.11"'
+    text = f"# A head.\n\nalpha==1.0; {elsewhere}\n# Why.\nalpha==2.0; {here}\nbeta==1.0; {here}\n"
+    head, pins = update_constraints.read(text)
+    assert update_constraints.written(head, pins) == text
+    pins, told = update_constraints.updated(pins, {"alpha": "3.0", "beta": "1.1"})
+    assert told == ["beta: 1.0 -> 1.1"]
+    assert update_constraints.written(head, pins) == text.replace("beta==1.0", "beta==1.1")
+
+
 def test_the_file_is_one_that_it_can_read_and_write() -> None:
     text = (REPOSITORY / "constraints.txt").read_text()
     head, pins = update_constraints.read(text)
