@@ -58,10 +58,10 @@ fi
 alone() {
     unshare --mount --pid --fork --kill-child --mount-proc --propagation private -- "$@" &
     running=$!
-    local status=0
-    wait "$running" || status=$?
+    local failed=0
+    wait "$running" || failed=1 # whatever its own code was: 2 has a meaning here
     running=''
-    return "$status"
+    return "$failed"
 }
 
 # Debian's archive as apt uses it here; debootstrap has its own default where there is none.
