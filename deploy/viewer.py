@@ -96,7 +96,7 @@ def _run(command: list[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode != 0:
         last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-        raise NotBrought(f"{Path(command[0]).name} failed: {last}")
+        raise NotBrought(f"{'pip' if 'pip' in command else 'npm'} failed: {last}")
 
 
 def main() -> int:

@@ -11,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,8 +86,7 @@ def test_files_that_are_not_python_are_installed_too(serve_environment: Environm
         if path.is_file() and path.suffix not in (".py", ".pyc") and not path.name.startswith("package")
     }  # package.json and its lock say what `make page` brings; it is in niivue.js then
     assert Path("semiseg/py.typed") in wanted
-    (packages,) = serve_environment.folder.glob("lib/python3.*/site-packages")
-    assert {path for path in wanted if not (packages / path).is_file()} == set()
+    assert {path for path in wanted if not (serve_environment.packages / path).is_file()} == set()
 
 
 def test_only_semiseg_brings_names_of_ours_and_it_brings_no_other(serve_environment: Environment) -> None:
@@ -216,3 +216,14 @@ def test_a_scan_sent_to_the_server_comes_back_as_its_mask(address: str, data: Pa
     answer = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=120)
     assert answer.returncode == 0, answer.stderr
     assert_is_the_known_mask(tmp_path / "mask.nii.gz", scan)
+
+
+def test_the_page_of_an_installed_server_has_its_viewer_and_the_licences_of_it(
+    has_viewer: None, source: Path, address: str
+) -> None:
+    for name in ("niivue.js", "niivue.licences.txt", "viewer.js"):
+        with urllib.request.urlopen(f"{address}/page/{name}", timeout=60) as answer:
+            assert answer.read() == (source / "server" / "http" / "page" / name).read_bytes()
+    with urllib.request.urlopen(f"{address}/", timeout=60) as answer:
+        page = answer.read().decode()
+    assert "page/app.js" in page and "page/niivue.licences.txt" in page
