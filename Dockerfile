@@ -25,7 +25,7 @@ RUN apt-get update \
     && apt-get clean && rm -rf /var/lib/apt/lists/*
 WORKDIR /src
 COPY pyproject.toml constraints.txt README.md LICENSE ./
-COPY deploy/pip_install.sh deploy/pip_install.sh
+COPY deploy/pip_install.sh deploy/viewer.py deploy/
 COPY semiseg semiseg
 COPY trainer trainer
 COPY exporter exporter

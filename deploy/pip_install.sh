@@ -14,6 +14,11 @@ if [ -s "$secrets/ca_certificates" ]; then export PIP_CERT="$secrets/ca_certific
 if [ -n "${TORCH_INDEX:-}" ]; then set -- --extra-index-url "$TORCH_INDEX"; else set --; fi
 
 python3 -m venv "$environment"
+# The viewer of the server's page, where the building machine did not bring it. Without it the page shows pictures.
+case $lock in
+    *gateway.lock) ;;
+    *) [ -e server/http/page/niivue.js ] || "$environment/bin/python" -m deploy.viewer --from pypi || true ;;
+esac
 if [ -n "$lock" ]; then
     "$environment/bin/pip" install --no-cache-dir --require-hashes --no-deps -r "$lock"
     "$environment/bin/pip" install --no-cache-dir --no-deps "$requirement"
