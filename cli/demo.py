@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shlex
 import shutil
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import typer
 from rich.console import Console
 
 from semiseg.errors import InputError, SemisegError
+from semiseg.system.terminal import as_typed
 
 app = typer.Typer()
 
@@ -80,7 +80,7 @@ def _make_scans(console: Console, out: Path, data: Path, seed: int) -> None:
 
 def _semiseg(console: Console, *arguments: str) -> None:
     """Run a command of this program as a user would, showing it."""
-    console.print(f"[bold]$ semiseg {shlex.join(arguments)}[/]")
+    console.print(f"[bold]$ semiseg {as_typed(arguments)}[/]")
     finished = subprocess.run([sys.executable, "-m", "semiseg", *arguments], check=False)
     if finished.returncode:
         raise SemisegError(f"`semiseg {arguments[0]}` ended with exit code {finished.returncode}; see above.")
@@ -90,7 +90,7 @@ def _semiseg(console: Console, *arguments: str) -> None:
 def _server(console: Console, bundle: Path) -> Iterator[str]:
     """`semiseg serve` in a process of its own, on a free port, until the block ends."""
     arguments = ["serve", str(bundle), "--port", "0"]
-    console.print(f"[bold]$ semiseg {shlex.join(arguments)}[/]")
+    console.print(f"[bold]$ semiseg {as_typed(arguments)}[/]")
     command = [sys.executable, "-u", "-m", "semiseg", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:

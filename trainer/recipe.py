@@ -299,5 +299,5 @@ def find_recipe(name: str) -> Path:
     shipped = Path(__file__).parent / "recipes"
     if (shipped / f"{name}.yaml").is_file():
         return shipped / f"{name}.yaml"
-    names = ", ".join(sorted(str(p.relative_to(shipped).with_suffix("")) for p in shipped.rglob("*.yaml")))
+    names = ", ".join(sorted(p.relative_to(shipped).with_suffix("").as_posix() for p in shipped.rglob("*.yaml")))
     raise RecipeError(f"There is no recipe file {name}, and none of that name comes with semiseg (there are: {names}).")

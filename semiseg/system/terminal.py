@@ -1,9 +1,13 @@
-"""What the terminal, or the file behind a pipe, can show."""
+"""What the terminal, or the file behind a pipe, can show, and how a command is typed in it."""
 
 from __future__ import annotations
 
 import io
+import os
+import shlex
+import subprocess
 import sys
+from collections.abc import Sequence
 
 
 def replace_what_cannot_be_shown() -> None:
@@ -15,3 +19,8 @@ def replace_what_cannot_be_shown() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict" and stream.encoding.lower() != "utf-8":
             stream.reconfigure(errors="replace")
+
+
+def as_typed(arguments: Sequence[str]) -> str:
+    """A command as a person types it: with the quotes of this system's shell where an argument needs them."""
+    return subprocess.list2cmdline(arguments) if os.name == "nt" else shlex.join(arguments)

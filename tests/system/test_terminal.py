@@ -6,8 +6,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from semiseg.system import terminal
 
 PRINT = """
 from semiseg.system.terminal import replace_what_cannot_be_shown
@@ -41,3 +44,11 @@ def test_the_command_line_ends_well_when_the_encoding_lacks_a_character(tmp_path
     )
     assert run.returncode == 2, run.stderr
     assert b"Traceback" not in run.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "typed"), [("nt", 'train --out "my run" C:\\data'), ("posix", "train --out 'my run' 'C:\\data'")]
+)
+def test_command_is_shown_as_the_systems_shell_takes_it(monkeypatch: pytest.MonkeyPatch, name: str, typed: str) -> None:
+    monkeypatch.setattr(terminal, "os", SimpleNamespace(name=name))
+    assert terminal.as_typed(["train", "--out", "my run", "C:\\data"]) == typed
