@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from deploy.tasks import TARGETS, parse
+from semiseg.features import PYTHONS, SYSTEMS
 from tests.conftest import skip_because
 from tests.packaging.environments import REPOSITORY
 
@@ -98,12 +99,14 @@ def test_scripts_that_are_run_exist() -> None:
         assert (REPOSITORY / name).is_file()
 
 
-def test_the_quick_part_runs_on_the_pythons_and_systems_that_the_package_names() -> None:
+def test_the_quick_part_runs_on_the_pythons_and_systems_that_package_and_readme_name() -> None:
     matrix = read(GITHUB / "workflows" / "ci.yml")["jobs"]["quick"]["strategy"]["matrix"]
     assert matrix["python"] == [one.split(" :: ")[-1] for one in CLASSIFIERS if "Python :: 3." in one]
     named = {"ubuntu-latest": "POSIX :: Linux", "macos-latest": "MacOS", "windows-latest": "Microsoft :: Windows"}
     systems = {one.removeprefix("Operating System :: ") for one in CLASSIFIERS if one.startswith("Operating System")}
     assert {named[one] for one in matrix["system"]} == systems
+    assert matrix["python"] == list(PYTHONS)
+    assert len(systems) == len(SYSTEMS)
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.name)
