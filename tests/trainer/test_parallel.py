@@ -120,7 +120,7 @@ def test_the_command_under_torchrun_ends_well_and_writes_one_run(dataset: Datase
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(yaml.safe_dump(recipe_of("supervised", {"batch": 4, "updates": 6}).model_dump(mode="json")))
     command = ["train", "--data", str(dataset.folder), "--recipe", str(recipe), "--device", "cpu"]
-    done = launch(*launcher(2), "cli.app", *command, "--out", str(tmp_path / "run"))
+    done = launch(*launcher(2), "semiseg", *command, "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == [str(tmp_path / "run")], "one process speaks"
     assert (tmp_path / "run" / "student.safetensors").is_file()
