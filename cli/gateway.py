@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,7 +29,7 @@ def gateway(
     config: Annotated[Path, typer.Option(envvar=VARIABLE, help="The configuration, gateway.yaml.")],
 ) -> None:
     """Run until stopped; or, with one of the commands below, look after a gateway that runs."""
-    if sys.platform != "linux":
+    if platform.system() != "Linux":
         raise InputError(
             f"`semiseg gateway` runs on Linux, and this is {platform.system()}: several processes use its queue and "
             "need a clock that all of them share. Run it in a container or, on Windows, in WSL."
