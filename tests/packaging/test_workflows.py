@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 import sys
 import tomllib
@@ -15,13 +16,16 @@ import yaml
 
 from deploy.tasks import TARGETS, parse
 from semiseg.features import PYTHONS, SYSTEMS
+from tests.conditions.catalogue import catalogue
 from tests.conftest import skip_because
 from tests.packaging.environments import REPOSITORY
 
 GITHUB = REPOSITORY / ".github"
 WORKFLOWS = sorted((GITHUB / "workflows").glob("*.yml"))
 FORMS = sorted(set((GITHUB / "ISSUE_TEMPLATE").glob("*.yml")) - {GITHUB / "ISSUE_TEMPLATE" / "config.yml"})
-CLASSIFIERS: list[str] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["classifiers"]
+CLASSIFIERS: list[str] = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"][
+    "classifiers"
+]
 # What is no task, because it happens before a Python is there or needs the runner's own programs.
 OTHERS = (
     r"apt-get update -q",
@@ -84,7 +88,9 @@ def test_every_command_is_a_task_or_on_the_list() -> None:
         if command.startswith("python -m deploy.tasks "):
             assert parse(command.split()[3:]).target in TARGETS
         elif command.startswith("make "):
-            assert command.removeprefix("make ") in TARGETS
+            target, *variables = shlex.split(command.removeprefix("make "))
+            assert target in TARGETS
+            assert all(variable.startswith("ARGS=") for variable in variables)
         else:
             assert any(re.fullmatch(pattern, command) for pattern in OTHERS), f"{command} is no task"
 
@@ -92,6 +98,13 @@ def test_every_command_is_a_task_or_on_the_list() -> None:
 def test_every_entry_of_the_list_is_used() -> None:
     for pattern in OTHERS:
         assert any(re.fullmatch(pattern, command) for command in commands()), f"{pattern} is on the list for nothing"
+
+
+def test_all_conditions_are_tried_every_week() -> None:
+    """By their names, each part in a job of its own."""
+    parts = [command.partition("ARGS=")[2] for command in commands() if command.startswith("make conditions ")]
+    tried = [name for part in parts for name in part.strip("'").split() if "--rotate" not in part]
+    assert sorted(tried) == sorted(one.name for one in catalogue())
 
 
 def test_scripts_that_are_run_exist() -> None:
