@@ -6,12 +6,13 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from deploy.environment import _is_one_of
+from deploy.environment import _is_one_of, shortcoming
 from deploy.tasks import TARGETS
 from tests.packaging.environments import REPOSITORY
 
@@ -50,7 +51,7 @@ def _run(folder: Path, *command: str | Path, **variables: str) -> subprocess.Com
         env=environment | variables,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=250,
     )
 
 
@@ -168,6 +169,12 @@ def test_the_newest_python_that_works_is_taken(make: Run, clone: Path) -> None:
     assert "I am python3.12" in answer.stdout
     refused = make("install", "PYTHON=python3.13", PATH=f"{programs}:/usr/bin:/bin")
     assert "lacks the venv module (on Debian and Ubuntu: python3-venv)" in refused.stderr
+
+
+def test_a_free_threaded_python_is_taken_only_when_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sysconfig, "get_config_var", lambda name: 1 if name == "Py_GIL_DISABLED" else None)
+    assert "free-threaded" in str(shortcoming())
+    assert shortcoming(named=True) is None
 
 
 def test_an_environment_that_is_there_is_kept_and_a_broken_one_is_made_again(task: Run, environment: Path) -> None:
