@@ -1,6 +1,7 @@
 """A software bill of materials of the image that this runs in: SPDX 2.3 as JSON, on standard output.
 
-The Python packages of the environment whose Python runs this, and the Debian packages of the system.
+The Python packages of the environment whose Python runs this, the viewer of the server's page, and the system's Debian
+packages.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9.+\-]+( (AND|OR|WITH) [A-Za-z0-9.+\-]+)*")
 
 
 def main(name: str) -> None:
-    packages = sorted([*python_packages(), *debian_packages()], key=lambda one: str(one["SPDXID"]))
+    packages = sorted([*python_packages(), *viewer(), *debian_packages()], key=lambda one: str(one["SPDXID"]))
     content = json.dumps(packages, sort_keys=True).encode()
     moment = int(os.environ.get("SOURCE_DATE_EPOCH", time.time()))
     document = {
@@ -57,6 +58,18 @@ def python_packages() -> list[dict[str, Any]]:
             name, one.version, f"pkg:pypi/{name}@{one.version}", licence, said or "; ".join(classifiers)
         )
     return list(found.values())
+
+
+def viewer() -> list[dict[str, Any]]:
+    """NiiVue, which semiseg's wheel may contain as one file; its first line names the package that it is from."""
+    files = metadata.distribution("semiseg").files or []
+    for file in files:
+        if file.as_posix() == "server/http/page/niivue.js":
+            found = re.match(r"/\*! NiiVue from (pkg:\S+@(\S+));", file.read_text(encoding="utf-8"))
+            purl, version = found.groups() if found else ("pkg:npm/%40niivue/niivue", "NOASSERTION")
+            said = "BSD-2-Clause; what is bundled into it is listed in niivue.licences.txt beside it"
+            return [package("niivue", version, purl, "", said)]
+    return []
 
 
 def debian_packages() -> list[dict[str, Any]]:

@@ -32,7 +32,7 @@ class NotBrought(Exception):  # noqa: N818 - a sentence, printed as it is
 
 
 def from_npm(folder: Path) -> tuple[str, str]:
-    """The module of NiiVue's npm package, of the version and hash in package-lock.json, and where it is from.
+    """The module of NiiVue's npm package, of the version and hash in package-lock.json, and that package's URL (purl).
 
     Raises:
         NotBrought: npm is not installed, or fails.
@@ -47,11 +47,11 @@ def from_npm(folder: Path) -> tuple[str, str]:
     version = json.loads((package / "package.json").read_text(encoding="utf-8"))["version"]
     lines = (package / "dist" / "index.js").read_text(encoding="utf-8").splitlines(keepends=True)
     module = "".join(line for line in lines if not line.startswith("//# sourceMappingURL"))
-    return module, f"NiiVue {version}, from the npm package @niivue/niivue"
+    return module, f"pkg:npm/%40niivue/niivue@{version}"
 
 
 def from_pypi(folder: Path) -> tuple[str, str]:
-    """The module in ipyniivue's wheel, with NiiVue's own classes exported from it, and where it is from.
+    """The module in ipyniivue's wheel, with NiiVue's own classes exported from it, and that package's URL (purl).
 
     Raises:
         NotBrought: pip cannot download the wheel.
@@ -64,14 +64,15 @@ def from_pypi(folder: Path) -> tuple[str, str]:
         module = archive.read(MODULE).decode("utf-8")
     if module.count(EXPORTED) != 1:
         raise NotBrought(f"{MODULE} of {wheel.name} does not have the export that is expected")
-    return module.replace(EXPORTED, WANTED), f"NiiVue, from the PyPI package {WHEEL.partition(' ')[0]}"
+    name, version = WHEEL.partition(" ")[0].split("==")
+    return module.replace(EXPORTED, WANTED), f"pkg:pypi/{name}@{version}"
 
 
 SOURCES = {"npm": from_npm, "pypi": from_pypi}
 
 
 def bring(target: Path, sources: list[str]) -> str:
-    """Write the viewer to ``target`` from the first of ``sources`` that has it; returns where it is from.
+    """Write the viewer to ``target`` from the first of ``sources`` that has it; returns the URL of its package.
 
     Raises:
         NotBrought: none of the sources has it; ``target`` is as it was.
@@ -80,15 +81,15 @@ def bring(target: Path, sources: list[str]) -> str:
     for source in sources:
         with tempfile.TemporaryDirectory() as folder:
             try:
-                module, origin = SOURCES[source](Path(folder))
+                module, package = SOURCES[source](Path(folder))
             except NotBrought as problem:
                 problems.append(f"{source}: {problem}")
                 continue
         unfinished = target.with_name(target.name + ".unfinished")
-        header = f"/*! {origin}; licences: niivue.licences.txt */\n"
+        header = f"/*! NiiVue from {package}; licences: niivue.licences.txt */\n"
         unfinished.write_text(header + module, encoding="utf-8", newline="\n")
         unfinished.replace(target)
-        return origin
+        return package
     raise NotBrought("; ".join(problems))
 
 
@@ -105,11 +106,11 @@ def main() -> int:
     parser.add_argument("--into", type=Path, default=PAGE, metavar="FOLDER", help=f"the folder for {NAME}")
     asked = parser.parse_args()
     try:
-        origin = bring(asked.into / NAME, [asked.source] if asked.source else list(SOURCES))
+        package = bring(asked.into / NAME, [asked.source] if asked.source else list(SOURCES))
     except NotBrought as problem:
         print(f"The viewer was not brought ({problem}); the server's page will show pictures instead.", file=sys.stderr)
         return 1
-    print(f"{asked.into / NAME}: {origin}")
+    print(f"{asked.into / NAME}: NiiVue from {package}")
     return 0
 
 

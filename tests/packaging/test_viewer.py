@@ -41,7 +41,7 @@ def test_without_npm_pypi_brings_a_module_with_the_same_names(
     assert viewer.main() == 0, capsys.readouterr().err
     module = (tmp_path / "niivue.js").read_text(encoding="utf-8")
     assert exports(module) == {"Niivue", "NVImage"}
-    assert module.startswith("/*! NiiVue, from the PyPI package ipyniivue==")
+    assert module.startswith("/*! NiiVue from pkg:pypi/ipyniivue@")
     assert [path.name for path in tmp_path.iterdir()] == ["niivue.js"]
 
 

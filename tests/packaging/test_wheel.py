@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import tarfile
 import zipfile
 from email import message_from_bytes
@@ -14,7 +16,7 @@ import pytest
 
 from tests.bundles import expected, make_threshold_bundle, scan_array
 from tests.packaging.conftest import Distributions
-from tests.packaging.environments import SHIPPED, Environment, install_alone, make_thin_environment
+from tests.packaging.environments import REPOSITORY, SHIPPED, Environment, install_alone, make_thin_environment
 
 # The first test of a process builds the distributions and installs the environment.
 pytestmark = pytest.mark.timeout(600)
@@ -112,6 +114,17 @@ def test_python_m_semiseg_is_the_command(serve_environment: Environment, tmp_pat
     by_name = serve_environment.run(serve_environment.semiseg, "--version", home=tmp_path)
     assert by_module.returncode == by_name.returncode == 0
     assert by_module.stdout == by_name.stdout != ""
+
+
+def test_the_bill_of_materials_names_the_viewer_with_its_version(
+    has_viewer: None, serve_environment: Environment, tmp_path: Path
+) -> None:
+    answer = serve_environment.run(serve_environment.python, REPOSITORY / "deploy" / "sbom.py", home=tmp_path)
+    assert answer.returncode == 0, answer.stderr
+    packages = {one["name"]: one for one in json.loads(answer.stdout)["packages"]}
+    assert {"semiseg", "numpy", "niivue"} <= set(packages)
+    assert re.fullmatch(r"\d+\.\d+\.\d+", packages["niivue"]["versionInfo"])
+    assert packages["niivue"]["externalRefs"][0]["referenceLocator"].startswith("pkg:")
 
 
 @pytest.mark.long
