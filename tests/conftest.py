@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 from collections.abc import Callable
@@ -22,6 +23,12 @@ def skip_because(reason: str) -> NoReturn:
     if os.environ.get("SEMISEG_TESTS_NEED_ALL"):
         pytest.fail(f"SEMISEG_TESTS_NEED_ALL is set, and yet: {reason}", pytrace=False)
     pytest.skip(reason)
+
+
+def needs_package(name: str) -> None:
+    """Skip the test where a Python package is not installed that semiseg can do without."""
+    if importlib.util.find_spec(name) is None:
+        skip_because(f"the package {name} is not installed")
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 TREE = Path(__file__).resolve().parents[2]
 INTERPRETER = Path(__file__).parent / "interpreter"
@@ -33,9 +34,14 @@ class Start:
     environ: Mapping[str, str | None] = field(default_factory=dict)
     tree: Path = TREE
 
-    def run(self, command: list[str]) -> subprocess.CompletedProcess[str]:
-        """Run a command and wait for it; standard error goes into standard output."""
-        environ = dict(os.environ)
+    def run(
+        self, command: list[str], beside: Mapping[str, str] = MappingProxyType({})
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a command and wait for it; standard error goes into standard output.
+
+        ``beside`` are further environment variables, where the condition says nothing of them.
+        """
+        environ = {**os.environ, **beside}
         for name, value in self.environ.items():
             if value is None:
                 environ.pop(name, None)

@@ -1,15 +1,16 @@
 """Other days: by libfaketime, which tells every process another time of day.
 
-Two things keep their own. The monotonic clock is left alone (`FAKETIME_DONT_FAKE_MONOTONIC`): glibc has waits that
-libfaketime 0.9.10 does not know, and with that clock changed they would last until the changed moment. And Chromium and
-its driver do not start with libfaketime in them; their day is always today.
+Three things keep their own. The monotonic clock is left alone (`FAKETIME_DONT_FAKE_MONOTONIC`): glibc has waits that
+libfaketime 0.9.10 does not know, and with that clock changed they would last until the changed moment. Chromium and its
+driver do not start with libfaketime in them, and Orthanc waits without a pause, so their day is always today. And so is
+the day of files: the system writes it down.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
-import shutil
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -59,11 +60,11 @@ def at(shift: float, folder: Path, **environ: str) -> Start:
 
 
 def _of_today(folder: Path) -> Path:
-    """Scripts that start the browser without libfaketime."""
+    """Scripts that start programs without libfaketime that do not work with it, and that we only talk to."""
     folder.mkdir()
-    for name in ("chromium", "chromedriver"):
-        if (real := shutil.which(name)) is not None:
-            (folder / name).write_text(f'#!/bin/sh\nexec env -u LD_PRELOAD {shlex.quote(real)} "$@"\n')
+    for name in ("chromium", "chromedriver", "Orthanc"):
+        with contextlib.suppress(NotHereError):
+            (folder / name).write_text(f'#!/bin/sh\nexec env -u LD_PRELOAD {shlex.quote(program(name))} "$@"\n')
             (folder / name).chmod(0o755)
     return folder
 

@@ -62,12 +62,12 @@ def run(condition: Condition, arguments: Sequence[str]) -> Outcome:
             start = condition.make(folder / "condition")
         except NotHereError as error:
             return Outcome(condition, not_here=str(error))
-        report = folder / "report"
-        report.mkdir()
-        report.chmod(0o777)  # another user may have to write into it
-        file = report / "junit.xml"
+        for name in ("report", "temporary"):
+            (folder / name).mkdir()
+            (folder / name).chmod(0o777)  # another user may have to write into it
+        file = folder / "report" / "junit.xml"
         command = [python(), "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={file}", *arguments]
-        ended = start.run(command)
+        ended = start.run(command, {"TMPDIR": str(folder / "temporary")})
         passed, failed, skipped = counts_of(file)
         if ended.returncode != 0 and failed == 0:
             failed = 1

@@ -21,6 +21,7 @@ from semiseg.errors import InputError
 from semiseg.predicting.cluster import on_cluster
 from semiseg.predicting.many import RESULTS, Results, read_list
 from tests.bundles import expected, make_threshold_bundle, scan_array
+from tests.conftest import needs_package
 
 SHAPE = (24, 20, 18)
 
@@ -82,6 +83,7 @@ def test_cluster_without_ray_is_refused_in_a_sentence(monkeypatch: pytest.Monkey
 
 
 def test_cluster_whose_two_workers_are_killed_makes_others_that_do_the_rest(tmp_path: Path) -> None:
+    needs_package("ray")
     paths = [tmp_path / f"scan{k}.nii.gz" for k in range(8)]
     for k, path in enumerate(paths):  # the last two take so long that both workers are killed before the end
         shape = (48, 48, 32) if k < 6 else (96, 96, 64)

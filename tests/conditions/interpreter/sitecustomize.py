@@ -30,16 +30,16 @@ def _hide(names: set[str]) -> None:
     find_spec = PathFinder.find_spec
     find_distributions = MetadataPathFinder.find_distributions
 
-    def spec(name: str, path: object = None, target: object = None) -> object:
+    def spec(cls: type, name: str, path: object = None, target: object = None) -> object:
         return None if name.split(".")[0] in names else find_spec(name, path, target)  # type: ignore[arg-type]
 
-    def distributions(*arguments: object, **named: object) -> object:
+    def distributions(cls: type, *arguments: object, **named: object) -> object:
         for found in find_distributions(*arguments, **named):  # type: ignore[arg-type]
             if re.sub(r"[-_.]+", "_", str(found.metadata["Name"])).lower() not in names:
                 yield found
 
-    PathFinder.find_spec = staticmethod(spec)  # type: ignore[assignment,method-assign]
-    PathFinder.find_distributions = staticmethod(distributions)  # type: ignore[assignment,method-assign]
+    PathFinder.find_spec = classmethod(spec)  # type: ignore[assignment,method-assign]
+    PathFinder.find_distributions = classmethod(distributions)  # type: ignore[assignment,method-assign]
 
 
 if os.environ.get("SEMISEG_CONDITION_SLEEP"):
