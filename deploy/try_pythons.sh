@@ -149,7 +149,7 @@ for release in "${releases[@]}"; do
             .venv/bin/python -m pip install -q -c constraints.txt ${TORCH_INDEX:+--extra-index-url '$TORCH_INDEX'} -e '.[$extras]' $tools
             .venv/bin/python -m pip check
             .venv/bin/python -c 'import highdicom' || .venv/bin/python -m pip install -q --no-deps -c constraints.txt highdicom"
-        step 'semiseg predict' in_root ".venv/bin/semiseg predict $kept/bundle $kept/scan.nii.gz --out predicted"
+        step 'semiseg predict' in_root ".venv/bin/semiseg predict $kept/bundle $kept/scan.nii.gz --out predicted.nii.gz"
         # What is left running at the end of a step ends with it.
         step 'semiseg serve' in_root "$free_port
             .venv/bin/semiseg serve $kept/bundle --port \$port &
