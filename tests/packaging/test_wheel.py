@@ -142,6 +142,7 @@ def test_the_demo_runs_from_an_installed_wheel_in_a_folder_with_files_of_such_na
     (folder / "trainer").mkdir(parents=True)
     (folder / "trainer" / "__init__.py").write_text("raise SystemExit('the user\\'s own file')")
     (folder / "server.py").write_text("raise SystemExit('the user\\'s own file')")
-    answer = environment.run(environment.semiseg, "demo", "--out", "out", home=folder, timeout=1700)
+    command = [environment.semiseg, "demo", "--out", "out", "--updates", "8"]  # enough for every step of it
+    answer = environment.run(*command, home=folder, timeout=1700)
     assert answer.returncode == 0, answer.stdout + answer.stderr
     assert list((folder / "out").rglob("*.onnx"))
