@@ -7,7 +7,6 @@ OUT/00001-NAME.SUFFIX the answer to the first scan of the list, and so on
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from typing import Any
 from semiseg.errors import InputError, SemisegError
 from semiseg.outputs.kind import FORMS, Kind
 from semiseg.predicting.predictor import Predictor
+from semiseg.system.durable_files import write_through
 
 RESULTS = "results.jsonl"
 
@@ -108,7 +108,7 @@ class Results:
         with self._file.open("a", encoding="utf-8", newline="\n") as stream:
             stream.write(json.dumps(outcome) + "\n")
             stream.flush()
-            os.fsync(stream.fileno())
+            write_through(stream.fileno())
         self._last[outcome["scan"]] = outcome
 
     def to_do(self, items: Iterable[Item], sha256: str | None) -> list[Item]:

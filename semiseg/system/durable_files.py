@@ -1,7 +1,8 @@
 """Files and folders that appear under their name complete or not at all, and that last through a power cut.
 
 A rename within one volume is all or nothing on every file system that semiseg runs on, and it lasts once the folder
-above has been synced. Windows differs in three respects: a folder cannot be opened and therefore not be synced (NTFS
+above has been synced. On macOS an ordinary fsync ends in the disk's own cache, so the disk is asked to write that, too.
+Windows differs in three respects: a folder cannot be opened and therefore not be synced (NTFS
 writes its own log of renames); a file that another program holds open (a virus scanner, a search index) cannot be
 replaced for a moment; and permissions are inherited from the folder.
 """
@@ -40,7 +41,7 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            write_through(file.fileno())
         if not private:
             part.chmod(_ordinary_mode(path.parent))
         rename(part, path)
@@ -92,9 +93,21 @@ def sync(path: Path) -> None:
     # Windows syncs a file only through a handle that may write.
     descriptor = os.open(path, os.O_RDONLY if _opens_folders() else os.O_RDWR)
     try:
-        os.fsync(descriptor)
+        write_through(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_through(descriptor: int) -> None:
+    """Return when what was written to an open file is on the disk."""
+    os.fsync(descriptor)
+    try:
+        import fcntl
+    except ImportError:
+        return
+    if (full := getattr(fcntl, "F_FULLFSYNC", None)) is not None:  # macOS; not every file system has it
+        with contextlib.suppress(OSError):
+            getattr(fcntl, "fcntl")(descriptor, full)  # noqa: B009 - Windows' descriptions of the library lack it
 
 
 def link_or_copy(source: Path, target: Path) -> None:

@@ -174,3 +174,19 @@ def test_free_bytes_are_those_that_this_user_may_write(tmp_path):
     before = os.statvfs(tmp_path)
     free = free_bytes(tmp_path)
     assert abs(free - before.f_bavail * before.f_frsize) < 2**30  # others write meanwhile
+
+
+def test_disk_is_asked_to_write_its_own_cache_where_the_system_can_ask_it(tmp_path, monkeypatch):
+    """macOS' F_FULLFSYNC, against a stand-in; a file system without it is written all the same."""
+    fcntl = pytest.importorskip("fcntl", reason="only POSIX has it")
+    asked = []
+
+    def full(descriptor, command):
+        asked.append(command)
+        raise OSError(errno.ENOTSUP, "not on this file system")
+
+    monkeypatch.setattr(fcntl, "F_FULLFSYNC", 51, raising=False)
+    monkeypatch.setattr(fcntl, "fcntl", full)
+    replace_file(tmp_path / "file", b"x")
+    assert (tmp_path / "file").read_bytes() == b"x"
+    assert set(asked) == {51} or not hasattr(os, "O_DIRECTORY")
