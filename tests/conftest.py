@@ -25,6 +25,15 @@ def skip_because(reason: str) -> NoReturn:
     pytest.skip(reason)
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "package(name): needs an optional Python package; skips without it")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("package"):
+        needs_package(*mark.args)
+
+
 def needs_package(name: str) -> None:
     """Skip the test where a Python package is not installed that semiseg can do without."""
     if importlib.util.find_spec(name) is None:

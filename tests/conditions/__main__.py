@@ -35,7 +35,7 @@ def main(arguments: Sequence[str]) -> int:
     chosen = [known[name] for name in asked.names] or list(known.values())
     if asked.rotate is not None:
         chosen = of_the_day(chosen, asked.rotate, int(time.time() // 86400))
-        pytest_arguments = pytest_arguments or ["-q", *CORE]
+        pytest_arguments = pytest_arguments or ["-q", "-n", "2", "--dist", "loadfile", *CORE]
     if asked.list:
         for condition in chosen:
             print(f"{condition.name:<20} {condition.says}")

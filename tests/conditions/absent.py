@@ -93,7 +93,7 @@ def without(absent: list[str], folder: Path) -> Start:
         tree = copied_tree(folder / "tree", without=(_VIEWER_FILE,))
         environ |= in_copy(tree)
     if modules:
-        environ["SEMISEG_CONDITION_WITHOUT"] = ",".join(modules)
+        environ["TESTS_CONDITION_WITHOUT"] = ",".join(modules)
         environ["PYTHONPATH"] = os.pathsep.join([str(INTERPRETER), *filter(None, [environ.get("PYTHONPATH")])])
     return Start(environ=environ, tree=tree)
 

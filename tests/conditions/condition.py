@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,12 +35,13 @@ class Start:
     environ: Mapping[str, str | None] = field(default_factory=dict)
     tree: Path = TREE
 
-    def run(
-        self, command: list[str], beside: Mapping[str, str] = MappingProxyType({})
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command and wait for it; standard error goes into standard output.
+    def run(self, command: list[str], output: Path, beside: Mapping[str, str] = MappingProxyType({})) -> int:
+        """Run a command, wait for it, and return its exit code.
 
-        ``beside`` are further environment variables, where the condition says nothing of them.
+        Args:
+            command: Program and arguments.
+            output: File for what it prints; standard error goes there, too.
+            beside: Further environment variables, where the condition says nothing of them.
         """
         environ = {**os.environ, **beside}
         for name, value in self.environ.items():
@@ -47,17 +49,22 @@ class Start:
                 environ.pop(name, None)
             else:
                 environ[name] = value
-        return subprocess.run(
-            [*self.before, *command],
-            cwd=self.tree,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            encoding="utf-8",
-            errors="replace",
-        )
+        with output.open("wb") as file:
+            return subprocess.run(
+                [*self.before, *command],
+                cwd=self.tree,
+                env=environ,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+            ).returncode
+
+    def says(self, *command: str) -> tuple[int, str]:
+        """Run a short command; its exit code and what it prints."""
+        with tempfile.TemporaryDirectory() as folder:
+            output = Path(folder) / "output"
+            code = self.run(list(command), output)
+            return code, output.read_text(encoding="utf-8", errors="replace").strip()
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def at(shift: float, folder: Path, **environ: str) -> Start:
     """Start ``shift`` seconds from now; ``folder`` gets the programs whose day stays today."""
     path = [str(_of_today(folder / "programs")), *os.environ.get("PATH", os.defpath).split(os.pathsep)]
     faked = own_interpreter(
-        FAKETIME_DONT_FAKE_MONOTONIC="1", SEMISEG_CONDITION_SLEEP="1", PATH=os.pathsep.join(path), **environ
+        FAKETIME_DONT_FAKE_MONOTONIC="1", TESTS_CONDITION_SLEEP="1", PATH=os.pathsep.join(path), **environ
     )
     return Start((program("faketime"), "-f", f"{round(shift):+d}"), faked)
 

@@ -34,9 +34,9 @@ def other_user(folder: Path) -> Start:
     child = (
         "import subprocess, sys; sys.exit(subprocess.run([sys.executable, '-c', 'import pytest, numpy']).returncode)"
     )
-    tried = start.run([python(), "-c", child])
-    if tried.returncode != 0:
-        raise NotHereError(f"another user cannot start {python()}: {tried.stdout.strip().splitlines()[-1:]}")
+    code, words = start.says(python(), "-c", child)
+    if code != 0:
+        raise NotHereError(f"another user cannot start {python()}: {words.splitlines()[-1:]}")
     return start
 
 

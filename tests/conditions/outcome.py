@@ -67,11 +67,13 @@ def run(condition: Condition, arguments: Sequence[str]) -> Outcome:
             (folder / name).chmod(0o777)  # another user may have to write into it
         file = folder / "report" / "junit.xml"
         command = [python(), "-m", "pytest", "-p", "no:cacheprovider", f"--junitxml={file}", *arguments]
-        ended = start.run(command, {"TMPDIR": str(folder / "temporary")})
+        output = folder / "output"  # whoever cannot wait reads it there
+        code = start.run(command, output, {"TMPDIR": str(folder / "temporary")})
         passed, failed, skipped = counts_of(file)
-        if ended.returncode != 0 and failed == 0:
+        if code != 0 and failed == 0:
             failed = 1
-        tail = "\n".join(ended.stdout.splitlines()[-TAIL:]) if failed else ""
+        lines = output.read_text(encoding="utf-8", errors="replace").splitlines()
+        tail = "\n".join(lines[-TAIL:]) if failed else ""
         return Outcome(condition, passed, failed, skipped, time.monotonic() - began, output=tail)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

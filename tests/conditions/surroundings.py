@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 from tests.conditions.condition import Condition, NotHereError, Start, copied_tree, in_copy, program, python
 from tests.conditions.other_user import other_user
@@ -88,13 +89,16 @@ def _read_only_home(folder: Path) -> Start:
     home = folder / "home"
     home.mkdir()
     home.chmod(0o555)
-    environ = {"HOME": str(home), **{f"XDG_{name}_HOME": None for name in ("CACHE", "CONFIG", "DATA", "STATE")}}
+    environ: dict[str, str | None] = {
+        "HOME": str(home),
+        **{f"XDG_{name}_HOME": None for name in ("CACHE", "CONFIG", "DATA", "STATE")},
+    }
     if os.geteuid() != 0:
         return Start(environ=environ)
     # Permissions do not bind root; a mount that is read-only does.
     bind = 'mount --bind "$HOME" "$HOME" && mount -o remount,bind,ro "$HOME" && exec "$@"'
     before = (program("unshare"), "--mount", "/bin/sh", "-c", bind, "sh")
-    _try(before)
+    _try(before, environ)
     return Start(before, environ)
 
 
@@ -114,12 +118,12 @@ def _odd_path(folder: Path) -> Start:
     return Start(environ={**in_copy(tree), "TMPDIR": str(temporary)}, tree=tree)
 
 
-def _try(before: tuple[str, ...]) -> None:
+def _try(before: tuple[str, ...], environ: Mapping[str, str | None] = MappingProxyType({})) -> None:
     """Whether this machine permits it, seen by doing it once.
 
     Raises:
         NotHereError: It does not.
     """
-    tried = Start(before).run(["/bin/true"])
-    if tried.returncode != 0:
-        raise NotHereError(f"{before[0]} may not do it here: {tried.stdout.strip()}")
+    code, words = Start(before, environ).says("/bin/true")
+    if code != 0:
+        raise NotHereError(f"{before[0]} may not do it here: {words}")

@@ -38,9 +38,9 @@ def made(make: Callable[[Path], Start], folder: Path) -> Start:
 
 
 def said(start: Start, *program: str) -> str:
-    done = start.run(list(program))
-    assert done.returncode == 0, done.stdout
-    return done.stdout.strip()
+    code, words = start.says(*program)
+    assert code == 0, words
+    return words
 
 
 @pytest.fixture
@@ -125,9 +125,9 @@ except importlib.metadata.PackageNotFoundError:
     print("not installed", importlib.metadata.version("numpy") == numpy.__version__)
 import nibabel
 """
-    shown = Start(environ=own_interpreter(SEMISEG_CONDITION_WITHOUT="nibabel")).run([sys.executable, "-c", code]).stdout
+    _, shown = Start(environ=own_interpreter(TESTS_CONDITION_WITHOUT="nibabel")).says(sys.executable, "-c", code)
     assert shown.startswith("None False\nnot installed True\n")
-    assert shown.strip().endswith("ModuleNotFoundError: No module named 'nibabel'")
+    assert shown.endswith("ModuleNotFoundError: No module named 'nibabel'")
 
 
 def test_another_day_is_that_of_every_process_and_waiting_takes_no_longer(

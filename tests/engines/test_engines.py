@@ -71,7 +71,7 @@ if torch.cuda.is_available():
         MAKERS["onnx-cuda"] = lambda folder: onnx_engine(folder, "cuda")
 
 
-@pytest.fixture(params=list(MAKERS))
+@pytest.fixture(params=[pytest.param(n, marks=pytest.mark.package(n) if n == "openvino" else ()) for n in MAKERS])
 def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Engine:
     return MAKERS[request.param](tmp_path)
 

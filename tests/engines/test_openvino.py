@@ -16,6 +16,8 @@ from semiseg.engines.openvino import OpenVinoEngine
 from semiseg.errors import EngineError, InputError
 from tests.bundles import make_threshold_bundle
 
+pytestmark = pytest.mark.package("openvino")
+
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:

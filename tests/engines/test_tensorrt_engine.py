@@ -65,6 +65,7 @@ def test_windows_that_the_plan_does_not_take_are_a_sentence(machine: Callable[..
             engine.run(given)
 
 
+@pytest.mark.package("openvino")
 def test_a_plan_that_does_not_load_is_a_sentence(machine: Callable[..., StandIn], plan: Path) -> None:
     machine(loads=False)
     with pytest.raises(
@@ -99,6 +100,7 @@ def test_the_machine_that_a_plan_was_built_on_uses_it(machine: Callable[..., Sta
     assert isinstance(found.engine, TensorRtEngine) and found.taken.engine == "tensorrt"
 
 
+@pytest.mark.package("openvino")
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -120,13 +122,16 @@ def test_any_other_machine_passes_it_over_and_says_why(
     assert found.candidates[0].engine == "tensorrt" and found.candidates[0].reason.startswith(reason)
 
 
+@pytest.mark.package("openvino")
 def test_a_plan_that_does_not_load_is_passed_over_too(machine: Callable[..., StandIn], tmp_path: Path) -> None:
     machine(loads=False)
     found = choose_engine(bundle_with_plan(tmp_path / "bundle"), threads=1)
     assert isinstance(found.engine, OpenVinoEngine) and "cannot load" in found.candidates[0].reason
 
 
-def test_without_a_gpu_there_is_nothing_to_ask(tmp_path: Path) -> None:
+def test_without_a_gpu_there_is_nothing_to_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("semiseg.inference.choice.gpu", lambda: None)
+    monkeypatch.setattr("semiseg.inference.choice.cuda_is_here", lambda: False)
     found = choose_engine(bundle_with_plan(tmp_path / "bundle"), threads=1)
     assert found.candidates[0].reason == "no NVIDIA GPU on this machine"
-    assert isinstance(found.engine, OpenVinoEngine)
+    assert found.engine.device == "cpu"

@@ -20,7 +20,7 @@ from semiseg.engines.openvino import OpenVinoEngine
 from semiseg.errors import EngineError, InputError
 from tests.bundles import make_threshold_bundle
 
-ENGINES = [OnnxEngine, OpenVinoEngine]
+ENGINES = [OnnxEngine, pytest.param(OpenVinoEngine, marks=pytest.mark.package("openvino"))]
 
 
 def graph_of(folder: Path, operator: str, domain: str) -> Path:

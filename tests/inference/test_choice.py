@@ -43,6 +43,7 @@ def machine(monkeypatch: pytest.MonkeyPatch, *, flags: str = "", cuda: bool = Fa
     monkeypatch.setattr(choice, "cuda_is_here", lambda: cuda)
 
 
+@pytest.mark.package("openvino")
 @pytest.mark.parametrize(
     ("flags", "taken"),
     [
@@ -65,6 +66,7 @@ def test_a_processor_gets_the_graph_that_it_has_instructions_for(
         assert reasons[precision].startswith("this processor has no ")
 
 
+@pytest.mark.package("openvino")
 def test_a_graph_that_was_not_proved_on_an_engine_does_not_run_on_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -84,6 +86,7 @@ def test_a_machine_without_openvino_has_onnx_runtime(tmp_path: Path, monkeypatch
     assert [one.reason for one in found.candidates[:3] if one.engine == "openvino"] == ["OpenVINO is not installed"] * 2
 
 
+@pytest.mark.package("openvino")
 def test_a_gpu_that_does_not_start_is_passed_over_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """INF-05."""
     machine(monkeypatch, cuda=True)
@@ -93,6 +96,7 @@ def test_a_gpu_that_does_not_start_is_passed_over_and_told(tmp_path: Path, monke
     assert len(told) == 2 and all("has no CUDA" in reason for reason in told)
 
 
+@pytest.mark.package("openvino")
 def test_a_precision_can_be_insisted_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     machine(monkeypatch, flags="avx512_vnni")
     bundle = bundle_with(tmp_path, "int8")

@@ -1,8 +1,8 @@
 """Changes the Python of a condition (tests/conditions): read by every interpreter that has this folder on its path.
 
-SEMISEG_CONDITION_SLEEP    replaces time.sleep: libfaketime, told to leave the monotonic clock alone, fails every sleep
+TESTS_CONDITION_SLEEP      replaces time.sleep: libfaketime, told to leave the monotonic clock alone, fails every sleep
                            until a moment of that clock, and since 3.11 time.sleep is one
-SEMISEG_CONDITION_WITHOUT  top-level modules and distributions, with commas, that are not found, as if not installed
+TESTS_CONDITION_WITHOUT    top-level modules and distributions, with commas, that are not found, as if not installed
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ def _hide(names: set[str]) -> None:
     PathFinder.find_distributions = classmethod(distributions)  # type: ignore[assignment,method-assign]
 
 
-if os.environ.get("SEMISEG_CONDITION_SLEEP"):
+if os.environ.get("TESTS_CONDITION_SLEEP"):
     time.sleep = _sleep  # type: ignore[assignment]
-if hidden := {name for name in os.environ.get("SEMISEG_CONDITION_WITHOUT", "").split(",") if name}:
+if hidden := {name for name in os.environ.get("TESTS_CONDITION_WITHOUT", "").split(",") if name}:
     _hide(hidden)
     for loaded in [name for name in sys.modules if name.split(".")[0] in hidden]:  # a .pth file may have loaded one
         del sys.modules[loaded]
