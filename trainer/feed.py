@@ -65,6 +65,10 @@ class Feed:
         for batch, turn in zip(made, turns, strict=True):
             yield batch.to(self._device), turn
 
+    def release(self) -> None:
+        """Unmap the files of pseudo-labels: Windows deletes none that is mapped."""
+        self._pseudo = {}
+
     def _requests(self, step: int, turns: list[Turn], before: Mixture) -> Iterator[list[Request]]:
         """The patches of each step that this process makes: every W-th one of W processes."""
         for s, turn in enumerate(turns, start=step):

@@ -208,4 +208,5 @@ class _Training:
         write_manifest(self.folder.manifest, self.manifest)
         draw_curve(self.folder, self.folder.path / "curve.png")
         draw_preview(segmenter, self.plan, self.folder.path / "preview.png")
+        self.feed.release()
         self.pseudo_labels.clear()
