@@ -35,7 +35,8 @@ class RunningServer(RunningProcess):
         self.home.mkdir(exist_ok=True)
         self.state = Path(options[options.index("--state") + 1]) if "--state" in options else self.temporary
         environment = {k: v for k, v in os.environ.items() if not k.startswith(("BENTOML", "PROMETHEUS"))}
-        environment |= {"TMPDIR": str(self.temporary), "HOME": str(self.home)} | (environ or {})
+        environment |= dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(self.temporary))
+        environment |= dict.fromkeys(("HOME", "USERPROFILE"), str(self.home)) | (environ or {})
         self.http = httpx.Client(timeout=120, trust_env=False)
         self.url = ""
         self._listening = threading.Event()
