@@ -12,9 +12,10 @@ from typing import NoReturn
 import pytest
 from hypothesis import settings
 
-# The same examples in every run: a test that fails here fails for everybody. `make test-all` looks for new ones.
-settings.register_profile("same", derandomize=True)
-settings.register_profile("new", print_blob=True)
+# The same examples in every run: a test that fails here fails for everybody. `make test-all` looks for new ones. No
+# example has a deadline: how long it takes depends on what else the machine does.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("new", print_blob=True, deadline=None)
 settings.load_profile("same")
 
 

@@ -19,6 +19,7 @@ READ = """
 import sys
 sys.modules.update(dict.fromkeys(sys.argv[2:]))
 import numpy as np
+from io import BytesIO
 from pathlib import Path
 from semiseg.errors import SemisegError
 from semiseg.volumes.scan import open_scan
@@ -26,7 +27,9 @@ try:
     scan = open_scan(Path(sys.argv[1]))
 except SemisegError as error:
     sys.exit(str(error))
-np.save(sys.stdout.buffer, scan.grid.array)
+packed = BytesIO()
+np.save(packed, scan.grid.array)  # not into the pipe: NumPy asks a file for its position, which a pipe does not have
+sys.stdout.buffer.write(packed.getvalue())
 """
 
 
