@@ -69,11 +69,11 @@ mirror=$(apt-get indextargets --format '$(REPO_URI) $(CODENAME)' 'Created-By: Pa
     awk '$2 !~ /-/ { print $1; exit }') || mirror=''
 
 make_root() { # RELEASE
-    local include=python3,python3-venv,ca-certificates script=()
+    # debootstrap has a mirror of its own where none is named, and "sid" is its script for releases that it does not know.
+    local include=python3,python3-venv,ca-certificates source=("$mirror")
     [[ -n $quick ]] || include+=,git,make
-    [[ -e /usr/share/debootstrap/scripts/$1 ]] || script=("${mirror:-http://deb.debian.org/debian}" sid)
-    ((${#script[@]})) || script=(${mirror:+"$mirror"})
-    alone debootstrap --variant=minbase --include="$include" "$1" "$root" "${script[@]}" >"$scratch/log" 2>&1 || exit 2
+    [[ -e /usr/share/debootstrap/scripts/$1 ]] || source+=(sid)
+    alone debootstrap --variant=minbase --include="$include" "$1" "$root" "${source[@]}" >"$scratch/log" 2>&1 || exit 2
     cp -L /etc/resolv.conf /etc/hosts "$root/etc/"
     python3 deploy/lend_pip.py "$scratch"
     cp "$scratch/pip_conf" "$root/etc/pip.conf"
