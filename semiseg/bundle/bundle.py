@@ -136,13 +136,14 @@ def write_folder(folder: Path, fill: Callable[[Path], None], what: str, replacea
         raise BundleError(f"{folder} exists and is not {what}; name another folder for the result.")
     target = folder.resolve()  # a link stays a link, and "." has a name
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    beside = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     try:
-        scratch.chmod(0o755)
+        scratch = beside / target.name  # an ordinary new folder, as the umask has it; the one around it is mode 700
+        scratch.mkdir()
         fill(scratch)
         _swap(scratch, target)
     finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)
     return target
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -219,9 +220,13 @@ def test_a_new_bundle_lists_the_sums_of_its_files_and_leaves_nothing_beside_it(f
     assert sorted(p.name for p in target.iterdir()) == [MANIFEST, MODEL, "notes.txt"]
 
 
-def test_the_folder_can_be_read_by_the_servers_user(folder: Path) -> None:
-    assert folder.stat().st_mode & 0o555 == 0o555
-    assert (folder / MANIFEST).stat().st_mode & 0o044 == 0o044
+def test_the_folder_and_its_files_have_the_permissions_of_ordinary_new_ones(folder: Path, tmp_path: Path) -> None:
+    """So the server's user can read them wherever the umask lets anybody read what this user makes."""
+    (tmp_path / "ordinary").mkdir()
+    (tmp_path / "ordinary" / "file").touch()
+    assert stat.S_IMODE(folder.stat().st_mode) == stat.S_IMODE((tmp_path / "ordinary").stat().st_mode)
+    for file in folder.iterdir():
+        assert stat.S_IMODE(file.stat().st_mode) == stat.S_IMODE((tmp_path / "ordinary" / "file").stat().st_mode)
 
 
 def test_a_bundle_is_replaced_whole(folder: Path) -> None:
