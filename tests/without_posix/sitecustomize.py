@@ -29,7 +29,14 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 OURS = tuple(os.path.join(ROOT, name) + os.sep for name in ("semiseg", "trainer", "exporter", "server", "cli", "tests"))
 EXEMPT = tuple(
     os.path.join(ROOT, *name.split("/"))
-    for name in ("server/gateway/", "tests/gateway/", "tests/packaging/", "tests/releases/", "tests/without_posix/")
+    for name in (
+        "server/gateway/",
+        "tests/gateway/",
+        "tests/packaging/",
+        "tests/releases/",
+        "tests/conditions/",
+        "tests/without_posix/",
+    )
 )
 STANDARD = (os.path.dirname(os.__file__) + os.sep, "<frozen", "<string>")
 IN_USE = "The process cannot access the file because it is being used by another process"
@@ -39,6 +46,11 @@ ACCESS_DENIED, SHARING_VIOLATION = 5, 32
 def is_ours(file: str | None) -> bool:
     """Whether a file of code is of this repository and not exempt."""
     return file is not None and file.startswith(OURS) and not file.startswith(EXEMPT)
+
+
+def is_standard(file: str) -> bool:
+    """Whether a file of code is of Python's own library, in whose folder others may be installed."""
+    return file.startswith(STANDARD) and "-packages" + os.sep not in file
 
 
 def banned() -> tuple[frozenset[str], dict[str, frozenset[str]]]:
@@ -81,7 +93,7 @@ def hide_attributes(module_name: str, names: frozenset[str]) -> None:
 
 def is_done_by_us(frame: FrameType | None) -> bool:
     """Whether it is our code that runs, by itself or through Python's own library."""
-    while frame is not None and frame.f_code.co_filename.startswith(STANDARD):
+    while frame is not None and is_standard(frame.f_code.co_filename):
         frame = frame.f_back
     return frame is not None and is_ours(frame.f_code.co_filename)
 
