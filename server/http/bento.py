@@ -16,6 +16,8 @@ from importlib.metadata import requires, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from packaging.requirements import Requirement
+
 from semiseg.bundle.bundle import open_bundle
 from semiseg.errors import InputError
 
@@ -116,14 +118,14 @@ _HELD: list[contextlib.ExitStack] = []
 
 
 def _requirements() -> list[str]:
-    """What the `serve` extra brings, in the versions that are installed here and were tested together."""
-    found = []
+    """What the `serve` extra brings on this Python, in the versions that are installed and were tested together."""
+    found = set()
     for line in requires("semiseg") or []:
-        name = re.split(r"[ <>=!~;\[]", line, maxsplit=1)[0]
-        extra = re.search(r"extra == ['\"]([\w-]+)['\"]", line)
-        if name != "semiseg" and (extra is None or extra[1] in ("serve", "imaging")):
-            found.append(f"{name}=={version(name)}")
-    return sorted(set(found))
+        asked = Requirement(line)
+        applies = asked.marker is None or any(asked.marker.evaluate({"extra": e}) for e in ("serve", "imaging"))
+        if asked.name != "semiseg" and applies:
+            found.add(f"{asked.name}=={version(asked.name)}")
+    return sorted(found)
 
 
 def _bento_name(name: str) -> str:
