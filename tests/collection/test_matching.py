@@ -115,7 +115,7 @@ def test_a_nifti_file_belongs_to_the_only_series_of_its_folder(root: Path) -> No
 def test_the_csv_is_believed_and_keeps_other_labels_away(root: Path, tmp_path: Path) -> None:
     uid = next(key for key, s in look(root).series.items() if s.folder.name == "two")
     table = tmp_path / "m.csv"
-    table.write_text(f"\ufeffscan,label\n{uid},labels/seg.dcm\n\n")
+    table.write_text(f"\ufeffscan,label\n{uid},labels/seg.dcm\n\n", encoding="utf-8")
     assert match(root, table) == ({"two": {"seg.dcm"}, "one": {"rt.dcm"}}, {})
     table.write_text("scan,label\none,labels/seg.dcm\n")
     assert match(root, table) == (

@@ -25,7 +25,7 @@ def test_document_that_is_old_is_named_and_then_written(
     assert generators.main(check=True) == 1
     assert "some.md is not what the code says" in capsys.readouterr().err and not list(tmp_path.iterdir())
     assert generators.main(check=False) == 0
-    assert (tmp_path / "some.md").read_text() == "text\n"
+    assert (tmp_path / "some.md").read_text(encoding="utf-8") == "text\n"
     assert generators.main(check=True) == 0
 
 

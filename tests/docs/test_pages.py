@@ -15,4 +15,4 @@ def test_documentation_becomes_pages_without_a_warning(tmp_path: Path) -> None:
         [*map(str, command), ".", str(tmp_path / "pages")], cwd=REPOSITORY, capture_output=True, text=True, timeout=250
     )
     assert built.returncode == 0, built.stderr
-    assert "The gateway" in (tmp_path / "pages" / "docs" / "reference" / "gateway.html").read_text()
+    assert "The gateway" in (tmp_path / "pages" / "docs" / "reference" / "gateway.html").read_text(encoding="utf-8")

@@ -207,7 +207,7 @@ def _with_jobs(gateway: RunningGateway, words: str) -> str:
 def _becomes_ready_and_stops(words: str, folder: Path, environ: dict[str, str]) -> None:
     arguments = shlex.split(words, comments=True)[1:]
     if arguments[0] == "gateway":  # another one than that which runs, on a folder of its own
-        config = yaml.safe_load((folder / "gateway.yaml").read_text())
+        config = yaml.safe_load((folder / "gateway.yaml").read_text(encoding="utf-8"))
         (folder / "gateway.yaml").write_text(yaml.safe_dump({**config, "state": str(folder / "another")}))
     elif "--port" not in arguments:
         arguments += ["--port", str(free_port())]

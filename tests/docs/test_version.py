@@ -15,10 +15,10 @@ def said(file: str, pattern: str) -> list[str]:
 
 
 def test_every_place_names_the_same_version() -> None:
-    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]["version"]
+    version = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
     assert said("CHANGELOG.md", r"^## (\d+\.\d+\.\d+)")[0] == version
     assert said("Dockerfile", r"^ARG VERSION=(.+)$") == [version]
-    assert str(yaml.safe_load((REPOSITORY / "CITATION.cff").read_text())["version"]) == version
+    assert str(yaml.safe_load((REPOSITORY / "CITATION.cff").read_text(encoding="utf-8"))["version"]) == version
 
 
 def test_every_version_of_the_changelog_is_kept() -> None:
