@@ -171,5 +171,11 @@ def _key(*parts: Any) -> str:
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:
+    """Write a file of the cache. Its name is a hash of what is in it, so one that is there is the same.
+
+    Two scans of equal voxels share a file, which the first has mapped by then; Windows would not replace it.
+    """
+    if path.exists():
+        return
     with atomic_file(path) as stream:
         np.save(stream, np.ascontiguousarray(array))

@@ -145,8 +145,8 @@ def trained(
 
 
 def weights_of(run: Path) -> dict[str, Tensor]:
-    """What a finished run keeps."""
-    return load_file(run / "student.safetensors")
+    """What a finished run keeps, as copies: the tensors of safetensors keep their file mapped."""
+    return {name: tensor.clone() for name, tensor in load_file(run / "student.safetensors").items()}
 
 
 def same_weights(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> bool:
