@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tomllib
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,19 @@ def test_python_3_11_is_the_least_and_there_is_no_bound_above() -> None:
     assert [minor for minor in range(8, 40) if supported.contains(f"3.{minor}.1")] == list(range(11, 40))
     assert environment.LEAST == (3, 11)
     assert PYTHONS == ["3.11", "3.12", "3.13", "3.14"]
+
+
+def test_every_pin_takes_the_python_of_debian_12() -> None:
+    """pip passes over a version that asks for a newer patch release, and then finds that the pin cannot be had."""
+    asking = {}
+    for pin in pins():
+        try:
+            asks = metadata.metadata(pin.name).get("Requires-Python")
+        except metadata.PackageNotFoundError:
+            continue  # of another build or system
+        if asks and not SpecifierSet(asks).contains("3.11.2"):
+            asking[pin.name] = asks
+    assert asking == {}
 
 
 def test_the_licence_is_the_whole_apache_licence() -> None:
