@@ -1,6 +1,7 @@
 """The suite under other conditions: `python -m tests.conditions [NAME ...] [--list] [--rotate N] [-- PYTEST OPTIONS]`.
 
-Without names all conditions are run, one after the other. Without options for pytest the whole suite is run under each
+Without names all conditions are run, one after the other. `pairs` stands for all that are called pairs-1, pairs-2, ...:
+how many there are depends on what is installed. Without options for pytest the whole suite is run under each
 of them, and with --rotate its quick core. A line is printed for each condition. The exit code is 1 when a test failed,
 and 2 for a name that is unknown.
 """
@@ -16,6 +17,13 @@ from tests.conditions.catalogue import CORE, catalogue, of_the_day
 from tests.conditions.condition import Condition
 from tests.conditions.outcome import run
 
+PAIRS = "pairs"
+
+
+def is_pair(name: str) -> bool:
+    """Whether a condition is one of those without a part of what is optional."""
+    return name.startswith(f"{PAIRS}-")
+
 
 def main(arguments: Sequence[str]) -> int:
     """Run what the command line asks for; the exit code."""
@@ -29,10 +37,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rotate", type=int, metavar="N", help="the N conditions of today, on the core of the suite")
     asked = parser.parse_args(words)
     known = {condition.name: condition for condition in catalogue()}
-    if unknown := [name for name in asked.names if name not in known]:
-        print(f"There is no condition {unknown[0]!r}; there are {', '.join(known)}.", file=sys.stderr)
+    if unknown := [name for name in asked.names if name not in known and name != PAIRS]:
+        print(f"There is no condition {unknown[0]!r}; there are {PAIRS}, {', '.join(known)}.", file=sys.stderr)
         return 2
-    chosen = [known[name] for name in asked.names] or list(known.values())
+    names = [each for name in asked.names for each in (filter(is_pair, known) if name == PAIRS else [name])]
+    chosen = [known[name] for name in names] or list(known.values())
     if asked.rotate is not None:
         chosen = of_the_day(chosen, asked.rotate, int(time.time() // 86400))
         pytest_arguments = pytest_arguments or ["-q", "-n", "2", "--dist", "loadfile", *CORE]

@@ -125,7 +125,7 @@ except importlib.metadata.PackageNotFoundError:
     print("not installed", importlib.metadata.version("numpy") == numpy.__version__)
 import nibabel
 """
-    _, shown = Start(environ=own_interpreter(TESTS_CONDITION_WITHOUT="nibabel")).says(sys.executable, "-c", code)
+    _, shown = Start(environ=own_interpreter(TESTS_CONDITION_WITHOUT="nibabel")).says(sys.executable, "-u", "-c", code)
     assert shown.startswith("None False\nnot installed True\n")
     assert shown.endswith("ModuleNotFoundError: No module named 'nibabel'")
 
