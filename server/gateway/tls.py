@@ -35,8 +35,8 @@ def client_context(tls: Tls) -> ssl.SSLContext:
 
 def _load(context: ssl.SSLContext, tls: Tls) -> None:
     context.minimum_version = ssl.TLSVersion.TLSv1_2
-    # Python 3.13 began to refuse authorities without a key usage extension (RFC 5280 4.2.1.3), such as many a hospital's
-    # own. The operator names the authority here, so it is trusted on every Python, and no upgrade cuts a connection.
+    # Python 3.13 began to refuse authorities without a key usage extension (RFC 5280 4.2.1.3), as many hospitals' own
+    # are. The operator names the authority here, so it is trusted on every Python, and no upgrade cuts a connection.
     context.verify_flags &= ~ssl.VERIFY_X509_STRICT
     file: Path | None = None
     try:
