@@ -95,8 +95,8 @@ FEATURES = (
 PYTHONS = {
     "3.11": "Debian 12: the whole test suite, the demo, the images",
     "3.12": "not tried on a system of its own",
-    "3.13": "Debian 13: the test suite and the demo",
-    "3.14": "Debian testing: the test suite and the demo",
+    "3.13": "Debian 13: the whole test suite and the demo",
+    "3.14": "Debian testing: most of the test suite, and the demo",
 }
 """Versions of Python, and where each was tried."""
 

@@ -51,7 +51,7 @@ def test_door_with_tls_lets_in_whom_its_authority_knows(certificates: dict[str, 
 
         def echo(name: str | None) -> bool:
             context = ssl.create_default_context(cafile=str(certificates["authority"]))
-            # The authority has no key usage extension, as many have none; a scanner does not ask for it, and we must not.
+            # The authority has no key usage extension. A scanner does not ask for it, and the gateway must not either.
             context.verify_flags &= ~ssl.VERIFY_X509_STRICT
             if name:
                 context.load_cert_chain(certificates[name], certificates[f"{name} key"])
