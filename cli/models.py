@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from semiseg.bundle.bundle import RUN, Bundle, open_bundle
+from semiseg.bundle.bundle import RUN, Bundle
 from semiseg.bundle.variant import Precision
 from semiseg.errors import InputError
-from semiseg.inference.choice import choose_engine
 from semiseg.inference.segmenter import Segmenter, Settings
 from semiseg.outputs.report import ModelIdentity
 from semiseg.predicting.predictor import Predictor
@@ -34,19 +33,15 @@ def open_model(
         InputError: settings that the model does not allow.
         EngineError: the inference library cannot run the network.
     """
-    if (path / RUN).is_file():
-        if precision not in (None, "fp32"):
-            raise InputError(f"{path} is a training run and has no {precision} graph; export it first.")
-        from trainer.engine import open_run  # torch, which a serving environment does not have
+    if not (path / RUN).is_file():
+        return Predictor.load(path, settings, threads=threads, precision=precision)
+    if precision not in (None, "fp32"):
+        raise InputError(f"{path} is a training run and has no {precision} graph; export it first.")
+    from trainer.engine import open_run  # torch, which a serving environment does not have
 
-        manifest, engine = open_run(path)
-        identity = ModelIdentity.of(manifest, None, engine=f"{engine.name} ({engine.device})")
-        predictor = Predictor(Segmenter(manifest, engine, settings), identity)
-    else:
-        bundle = open_bundle(path)
-        predictor = Predictor.of_choice(
-            bundle.manifest, choose_engine(bundle, threads=threads, precision=precision), settings
-        )
+    manifest, engine = open_run(path)
+    identity = ModelIdentity.of(manifest, None, engine=f"{engine.name} ({engine.device})")
+    predictor = Predictor(Segmenter(manifest, engine, settings), identity)
     predictor.segmenter.warm_up()
     return predictor
 

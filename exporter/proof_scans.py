@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 from exporter.errors import ExportError
 from semiseg.bundle.manifest import Manifest
 from semiseg.dataset import find_split, load_dataset, read_channels, read_split
+from trainer.checkpoints import RunFolder
 from trainer.run_sources import read_sources
 
 PROOF = 8
 CALIBRATION = 32
-OWN_CACHE = "cache"  # where a run keeps its preprocessed scans by default
+IMAGES = "*-image.npy"  # in a preprocessing cache
 
 
 @dataclass(frozen=True)
@@ -59,8 +60,8 @@ def scans_for(manifest: Manifest, run: Path, *, data: Path | None, cache: Path |
     if sources is not None and sources.cached:
         scans = _evenly(sorted(sources.cached), count)
         return ProofScans.of(scans, f"Proved on the run's preprocessed scans in {sources.cache}.")
-    if (run / OWN_CACHE).is_dir() and any((run / OWN_CACHE).glob("*-image.npy")):
-        own = run / OWN_CACHE
+    own = RunFolder(run).cache
+    if any(own.glob(IMAGES)):  # a run of an earlier version, which recorded nothing
         return ProofScans.of(cached_scans(own, count, channels), f"Proved on the preprocessed scans in {own}.")
     if sources is not None and sources.data.is_dir():
         origin = f"Proved on scans of the run's dataset {sources.data}."
@@ -80,7 +81,7 @@ def cached_scans(cache: Path, count: int, channels: int) -> list[NDArray[np.floa
     Raises:
         ExportError: there is none.
     """
-    found = sorted(cache.glob("*-image.npy"))
+    found = sorted(cache.glob(IMAGES))
     files = [file for file in found if np.load(file, mmap_mode="r").shape[0] == channels]
     if not files:
         raise ExportError(

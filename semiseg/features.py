@@ -22,7 +22,6 @@ class Feature:
 
     Attributes:
         name: Name of the feature.
-        commands: Commands that belong to it.
         extra: Extra of the installation that brings its packages.
         modules: Python modules that it imports, all of them.
         one_of: Python modules of which it needs at least one.
@@ -34,7 +33,6 @@ class Feature:
     """
 
     name: str
-    commands: tuple[str, ...]
     extra: str
     modules: tuple[str, ...] = ()
     one_of: tuple[str, ...] = ()
@@ -48,32 +46,28 @@ class Feature:
 FEATURES = (
     Feature(
         "Segment scans, evaluate, collect",
-        ("predict", "evaluate", "inspect", "collect", "data"),
         "serve",
         ("nibabel", "scipy", "PIL"),
         one_of=("openvino", "onnxruntime"),
     ),
-    Feature("Write DICOM SEG and SR", ("predict", "serve"), "serve", ("highdicom",)),
-    Feature("Serve over HTTP", ("serve",), "serve", ("bentoml", "httpx", "python_multipart")),
+    Feature("Write DICOM SEG and SR", "serve", ("highdicom",)),
+    Feature("Serve over HTTP", "serve", ("bentoml", "httpx", "python_multipart")),
     Feature(
         "Train, compare, suggest",
-        ("train", "compare", "suggest"),
         "train",
         ("torch", "monai", "transformers", "peft", "accelerate", "safetensors", "matplotlib"),
     ),
-    Feature("Export", ("export",), "export", ("torch", "monai", "onnx", "onnxscript")),
+    Feature("Export", "export", ("torch", "monai", "onnx", "onnxscript")),
     Feature(
         "Connect a PACS (gateway)",
-        ("gateway",),
         "gateway",
         ("pynetdicom", "dicomweb_client", "starlette", "uvicorn", "httpx", "prometheus_client"),
         systems=("Linux",),
         elsewhere="in a container",
     ),
-    Feature("Segment lists on a Ray cluster", ("predict",), "ray", ("ray",)),
+    Feature("Segment lists on a Ray cluster", "ray", ("ray",)),
     Feature(
         "NVIDIA GPU: segment and train",
-        ("predict", "serve", "train"),
         "gpu",
         ("onnxruntime",),
         distribution="onnxruntime-gpu",
@@ -83,7 +77,6 @@ FEATURES = (
     ),
     Feature(
         "NVIDIA GPU: TensorRT",
-        ("export", "serve"),
         "trt",
         ("tensorrt",),
         nvidia=True,
@@ -96,7 +89,7 @@ PYTHONS = {
     "3.11": "Debian 12: the whole test suite, the demo, the images",
     "3.12": "not tried on a system of its own",
     "3.13": "Debian 13: the whole test suite and the demo",
-    "3.14": "Debian testing: most of the test suite, and the demo",
+    "3.14": "Debian testing: half of the test suite, and the demo with few updates",
 }
 """Versions of Python, and where each was tried."""
 

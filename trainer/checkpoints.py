@@ -25,6 +25,7 @@ STUDENT = "student.safetensors"
 RECIPE = "recipe.yaml"
 RUN = "run.json"
 LOG = "log.jsonl"
+CACHE = "cache"
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,11 @@ class RunFolder:
     def log(self) -> Path:
         """One JSON object per line: step, learning rates, loss terms; or a validation."""
         return self.path / LOG
+
+    @property
+    def cache(self) -> Path:
+        """The preprocessed scans, unless another folder is named for them."""
+        return self.path / CACHE
 
     @property
     def manifest(self) -> Path:

@@ -70,7 +70,7 @@ def train(
     if rank() == 0:
         folder.start(plan.identity, resume=resume)
     wait_for_all()
-    return _Training(plan, folder, cache or run / "cache", accelerator, report, watch).finish()
+    return _Training(plan, folder, cache or folder.cache, accelerator, report, watch).finish()
 
 
 class _Training:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from semiseg.bundle.bundle import open_bundle
 from semiseg.bundle.manifest import Manifest
-from semiseg.bundle.variant import precision_named
+from semiseg.bundle.variant import Precision, precision_named
 from semiseg.inference.choice import Choice, choose_engine
 from semiseg.inference.segmenter import Segmenter, Settings
 from semiseg.inference.sliding_window import Progress, Timing
@@ -43,6 +43,26 @@ class Predictor:
         taken = choice.taken
         identity = ModelIdentity.of(manifest, taken.sha256, precision=taken.precision, engine=taken.where)
         return cls(Segmenter(manifest, choice.engine, settings), identity)
+
+    @classmethod
+    def load(
+        cls,
+        bundle: str | Path,
+        settings: Settings | None = None,
+        *,
+        threads: int | None = None,
+        precision: Precision | None = None,
+    ) -> Predictor:
+        """Open and verify a bundle, choose the engine for it, and run a first window; see :func:`load_model`.
+
+        Raises:
+            BundleError, InputError, EngineError: see :func:`load_model`.
+        """
+        opened = open_bundle(bundle)
+        choice = choose_engine(opened, threads=threads, precision=precision)
+        predictor = cls.of_choice(opened.manifest, choice, settings)
+        predictor.segmenter.warm_up()
+        return predictor
 
     @property
     def manifest(self) -> Manifest:
@@ -193,8 +213,5 @@ def load_model(
         InputError: The model does not allow one of the options.
         EngineError: No inference engine here can run the network.
     """
-    bundle = open_bundle(path)
-    choice = choose_engine(bundle, threads=threads, precision=precision_named(precision))
-    predictor = Predictor.of_choice(bundle.manifest, choice, Settings(window, overlap, batch))
-    predictor.segmenter.warm_up()
-    return predictor
+    settings = Settings(window, overlap, batch)
+    return Predictor.load(path, settings, threads=threads, precision=precision_named(precision))
