@@ -147,17 +147,29 @@ def install(commands: Commands, *, runtime: str, torch_index: str, tools: bool) 
     extras = ["train", "export", RUNTIMES[runtime][0], "gateway", *(["ray", "dev"] if tools else [])]
     what = f".[{','.join(extras)}]"
     print(f"Installing '{what}' into .venv (a few minutes the first time)")
-    pip = [PYTHON, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-c", "constraints.txt"]
-    commands.run(*pip, *(["--extra-index-url", torch_index] if torch_index else []), "-e", what)
-    left_out = set()
-    for least, (package, unused) in ALONE.items():
-        if (_version(PYTHON) or sys.version_info[:2]) >= least:
-            commands.run(*pip, "--no-deps", package)
-            left_out.add(f"{package} requires {unused}, which is not installed")
+    left_out = pip_install(commands, PYTHON, "-e", what, torch_index=torch_index)
     if not commands.dry:
         _check(left_out)
         for stamp in stamps:
             stamp.touch()
+
+
+def pip_install(commands: Commands, python: Path, *what: str, torch_index: str, folder: Path = ROOT) -> set[str]:
+    """Install ``what`` in the tested versions, and what this Python gets without its dependencies (``ALONE``).
+
+    pip starts in ``folder``: in a clone it takes the metadata that an editable installation left there for installed.
+
+    Returns:
+        The complaints that pip has of that, and that may be.
+    """
+    pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-c", str(ROOT / "constraints.txt")]
+    commands.run(*pip, *(["--extra-index-url", torch_index] if torch_index else []), *what, folder=folder)
+    left_out = set()
+    for least, (package, unused) in ALONE.items():
+        if (_version(python) or sys.version_info[:2]) >= least:
+            commands.run(*pip, "--no-deps", package, folder=folder)
+            left_out.add(f"{package} requires {unused}, which is not installed")
+    return left_out
 
 
 def _check(left_out: set[str]) -> None:

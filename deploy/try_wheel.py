@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from deploy.environment import ALONE, PROGRAMS, PYTHON, ROOT, Commands
+from deploy.environment import PROGRAMS, PYTHON, ROOT, Commands, pip_install
 
 
 def main() -> None:
@@ -33,12 +33,9 @@ def _install(wheel: Path, folder: Path) -> Path:
     programs = folder / "environment" / PROGRAMS.name
     commands = Commands()
     commands.run(sys.executable, "-m", "venv", folder / "environment", folder=folder)
-    pip = [programs / PYTHON.name, "-m", "pip", "install", "-qq", "-c", ROOT / "constraints.txt"]
-    index = os.environ.get("TORCH_INDEX")
-    commands.run(*pip, *(["--extra-index-url", index] if index else []), f"{wheel}[train,export,serve]", folder=folder)
-    for least, (package, _) in ALONE.items():
-        if sys.version_info >= least:
-            commands.run(*pip, "--no-deps", package, folder=folder)
+    index = os.environ.get("TORCH_INDEX", "")
+    what = f"{wheel}[train,export,serve]"
+    pip_install(commands, programs / PYTHON.name, what, torch_index=index, folder=folder)
     return programs
 
 

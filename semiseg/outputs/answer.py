@@ -24,7 +24,6 @@ from semiseg.volumes.segmentation import Segmentation, painted_values
 from semiseg.volumes.volume import Volume
 
 _SEG_FORMS: dict[Kind, SegForm] = {"seg": "binary", "seg-labelmap": "labelmap", "seg-fractional": "fractional"}
-_BY_HIGHDICOM = (*_SEG_FORMS, "sr", "overlay")
 
 
 def kind_of_file(path: Path, asked: str | None = None) -> Kind:
@@ -67,7 +66,7 @@ def chosen_kind(asked: str | None, series: DicomSeries | None, manifest: Manifes
 
 def _need_highdicom(kind: Kind) -> None:
     """Raise :class:`InputError` where highdicom has to write ``kind`` and is not installed (see pyproject.toml)."""
-    if kind in _BY_HIGHDICOM and find_spec("highdicom") is None:
+    if FORMS[kind].by_highdicom and find_spec("highdicom") is None:
         raise InputError(
             f"DICOM {kind.upper()} objects are written by the package highdicom, which is not installed here: "
             "`pip install --no-deps highdicom`, or ask for nifti or rtstruct."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 Kind = Literal[
@@ -23,6 +23,7 @@ class Traits:
         suffixes: what the name of a file in this form ends with; the first is the usual one.
         on_images: whether it refers to the DICOM images it was drawn on, so that there have to be some.
         probabilities: whether it shows how probable the network found each segment.
+        by_highdicom: whether highdicom writes it, which is not installed everywhere (see pyproject.toml).
     """
 
     file_name: str
@@ -30,19 +31,20 @@ class Traits:
     suffixes: tuple[str, ...]
     on_images: bool = False
     probabilities: bool = False
+    by_highdicom: bool = False
 
 
 _NIFTI = Traits("segmentation.nii.gz", "application/gzip", (".nii.gz", ".nii"))
-_SEG = Traits("segmentation.dcm", "application/dicom", (".dcm",), on_images=True)
+_SEG = Traits("segmentation.dcm", "application/dicom", (".dcm",), on_images=True, by_highdicom=True)
 FORMS: dict[Kind, Traits] = {
     "nifti": _NIFTI,
     "nifti-labelmap": _NIFTI,
     "seg": _SEG,
     "seg-labelmap": _SEG,
-    "seg-fractional": Traits("segmentation.dcm", "application/dicom", (".dcm",), on_images=True, probabilities=True),
+    "seg-fractional": replace(_SEG, probabilities=True),
     "rtstruct": Traits("structures.dcm", "application/dicom", (".dcm",), on_images=True),
-    "sr": Traits("report.dcm", "application/dicom", (".dcm",), on_images=True),
-    "overlay": Traits("overlay.zip", "application/zip", (".zip",), on_images=True),
+    "sr": Traits("report.dcm", "application/dicom", (".dcm",), on_images=True, by_highdicom=True),
+    "overlay": Traits("overlay.zip", "application/zip", (".zip",), on_images=True, by_highdicom=True),
     "json": Traits("segmentation.json", "application/json", (".json",)),
     "case": Traits("case.zip", "application/zip", (".zip",)),
 }
