@@ -37,7 +37,8 @@ def make_accelerator(recipe: Recipe, device: str | None) -> Accelerator:
     """Accelerate's view of this process: its device, its precision, and its companions.
 
     Raises:
-        RecipeError: no such device, or a batch that the processes cannot share.
+        RecipeError: no such device, a precision that the device does not have, or a batch that the processes cannot
+            share.
         TrainingError: no GPU that torch can use.
     """
     check_device(device)
@@ -46,6 +47,9 @@ def make_accelerator(recipe: Recipe, device: str | None) -> Accelerator:
     precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[recipe.precision]
     patience = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
     accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu", kwargs_handlers=[patience])
+    if precision == "fp16" and accelerator.device.type == "cpu":
+        # Accelerate would train in fp32 without a word.
+        raise RecipeError("precision: fp16 is for a GPU. On the CPU, train with `precision: bf16` or `fp32`.")
     if recipe.batch % processes() or recipe.batch // processes() < recipe.accumulate:
         raise RecipeError(
             f"A batch of {recipe.batch} cannot be shared evenly by {processes()} processes in {recipe.accumulate} "

@@ -14,6 +14,7 @@ from semiseg.inference.segmenter import Segmenter
 from trainer.engine import TorchEngine, student_of
 from trainer.errors import TrainingError
 from trainer.methods.method import Networks, Turn
+from trainer.mixed_precision import mixed_precision
 from trainer.optimisers import make_optimiser, step_together
 from trainer.parallel import average_buffers, average_gradients, average_values, rank, same_everywhere
 from trainer.patches import Batch
@@ -74,7 +75,7 @@ class Learners:
                 group["lr"] = turn.rates[name]
         terms: dict[str, float] = {}
         for part in batch.parts(recipe.accumulate):
-            with self._accelerator.autocast():
+            with mixed_precision(self._accelerator):
                 losses = method.loss(self.networks, part, turn)
             share = len(part) / len(batch)
             _require_finite(losses["total"], batch)

@@ -172,7 +172,8 @@ class Recipe(Section):
         seed: of everything random; the same recipe, data and machine give the same weights.
         foreground: probability that a patch is placed on foreground (for unlabelled scans: on foreground predicted
             during training, once there is any).
-        precision: ``bf16`` or ``fp16`` mixed precision, or ``fp32``.
+        precision: ``bf16`` or ``fp16`` mixed precision, or ``fp32``. ``fp16`` needs a GPU, and on a CPU ``bf16`` leaves
+            convolutions in float32.
         accumulate: split each batch into this many parts, one after the other: less memory. Losses that pool over the
             batch (Dice) are then pooled over each part.
         workers: processes that make patches ahead of the training; ``auto`` is none on a CPU, and beside a GPU one for
