@@ -53,6 +53,7 @@ def pairs() -> Iterator[Any]:
     """Every method with every student; a pass through swinunetr takes seconds, so that most of its pairs are long."""
     for method, student in itertools.product(EVERY, STUDENTS):
         long = student == "swinunetr" and method not in ("supervised", "mn", "magicnet")
+        long |= (method, student) == ("magicnet", "resnet_vnet")
         yield pytest.param(method, student, marks=pytest.mark.long if long else ())
 
 
