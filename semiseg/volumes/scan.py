@@ -15,8 +15,8 @@ from pathlib import Path
 from semiseg.errors import VolumeError
 from semiseg.volumes.alignment import align
 from semiseg.volumes.dicom_file import is_dicom
-from semiseg.volumes.dicom_index import files_of_directory, is_directory
-from semiseg.volumes.dicom_series import DicomSeries, read_study
+from semiseg.volumes.dicom_index import files_of_directory, is_directory, look_at
+from semiseg.volumes.dicom_series import DicomSeries, read_looked_at
 from semiseg.volumes.nifti import is_nifti, read_nifti_channels
 from semiseg.volumes.remark import Remark
 from semiseg.volumes.series_rules import SeriesRule, Verdict
@@ -116,11 +116,12 @@ class _Door:
 
     def _open(self, files: list[Path], given: list[Path], rules: Mapping[str, SeriesRule]) -> Scan:
         niftis = [path for path in files if is_nifti(path)]
-        dicoms = [path for path in files if is_dicom(path)]
+        chosen = set(niftis)
+        objects, left_out = look_at((path for path in files if path not in chosen), keep_headers=True)
         what = given[0] if len(given) == 1 else f"The {len(given)} files"
-        if niftis and dicoms:
+        if niftis and objects:
             raise VolumeError(
-                f"{what}: holds both NIfTI ({len(niftis)}) and DICOM ({len(dicoms)}) files; send one scan."
+                f"{what}: holds both NIfTI ({len(niftis)}) and DICOM ({len(objects)}) files; send one scan."
             )
         if len(niftis) > 1:
             raise VolumeError(
@@ -133,10 +134,10 @@ class _Door:
                     f"{niftis[0]}: a NIfTI file holds no DICOM series, so no series UID can be asked of it."
                 )
             return Scan(read_nifti_channels(niftis[0], list(rules)), None, source=niftis[0])
-        if not dicoms:
+        if not objects and not any(one.damaged or one.directory for one in left_out):
             raise VolumeError(f"{what}: neither a NIfTI file (.nii, .nii.gz) nor DICOM images nor a zip of those.")
         named = _named(self.wishes.series, rules)
-        series, verdicts = read_study(dicoms, rules, named=named, strict=self.wishes.strict)
+        series, verdicts = read_looked_at(objects, left_out, rules, named=named, strict=self.wishes.strict)
         return _together(
             {name: Scan({name: one.volume}, one, remarks=one.remarks) for name, one in series.items()},
             self.wishes,

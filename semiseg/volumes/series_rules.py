@@ -118,7 +118,7 @@ class FoundSeries:
     @property
     def slices(self) -> int:
         """Frames of its images, those included that do not say where they lie."""
-        return sum(max(1, len(one.planes)) for one in self.images)
+        return sum(one.frames for one in self.images)
 
     @property
     def image_types(self) -> frozenset[str]:
@@ -143,7 +143,7 @@ class FoundSeries:
         if len(planes) < 2:
             return None
         try:
-            return float(np.median(measure(planes).gaps))
+            return measure(planes).gap
         except VolumeError:
             return None
 
