@@ -4,13 +4,14 @@ What the standard says (PS3.3 C.8.8.6.3): a hole is either cut into its contour 
 type CLOSEDPLANAR_XOR and combined by exclusive or, in whatever order. It says nothing about several contours of type
 CLOSED_PLANAR in one place. What is read here:
 
-- One CLOSED_PLANAR contour inside another is a hole, one inside that an island, and so on, also where it touches the
-  outer one or shares edges with it. Most planning systems write holes so, since the XOR type is young; rt-utils,
-  platipy, dcmrtstruct2nii and SlicerRT read them so.
-- Contours that cross or repeat each other are united: they cannot be holes. Drawing programs leave them where a reader
-  drew a structure in several strokes, and a file that was merged holds contours twice. Programs that apply exclusive
-  or to everything lose the part that both enclose.
+- A CLOSED_PLANAR contour inside another is a hole, one inside that an island, and so on, also where it touches the
+  outer one or shares edges with it. The XOR type is young, and programs write holes as plain contours: rt-utils does,
+  and rt-utils, platipy and dcmrtstruct2nii read them so.
+- Contours that cross or repeat each other are united: they cannot be holes. A structure that was drawn in several
+  strokes has contours that cross, and a file that was merged has contours twice. Programs that apply exclusive or to
+  everything lose the part that both enclose.
 - Contours that are united count as one contour for what lies inside them or around them.
+- A contour that encloses no pixel's centre (a line, a point) cuts no hole; the centres on it belong to the structure.
 - Where one contour of a slice is of type CLOSEDPLANAR_XOR, all of them are combined by exclusive or.
 """
 
@@ -46,12 +47,6 @@ class Contour:
     tolerance: float = EXACT
     exclusive: bool = False
 
-    @property
-    def area(self) -> float:
-        """Area in pixels; what it goes round twice counts twice."""
-        (x, y), (x1, y1) = self.points.T, np.roll(self.points, -1, axis=0).T
-        return abs(float((x * y1 - x1 * y).sum())) / 2
-
 
 @dataclass(frozen=True, eq=False)
 class Area:
@@ -69,30 +64,45 @@ def area_of(contours: Sequence[Contour], shape: tuple[int, int]) -> Area:
         shape: pixels along i and j.
     """
     filled = [fill_polygon(c.points, shape, c.tolerance) for c in contours]
-    relations = {
-        (a, b): relation(contours[a].points, contours[b].points, _tolerance(contours[a], contours[b]))
-        for a, b in _near_pairs(contours)
-    }
     told: set[Convention] = {"twice"} if any(one.twice.any() for one in filled) else set()
+    inside, edges = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+    for one in filled:
+        if not one.inside.any():  # a line or a point, which cuts no hole and joins nothing
+            edges[one.window] |= one.path
+    solid = [k for k, one in enumerate(filled) if one.inside.any()]
     if any(c.exclusive for c in contours):
-        groups = _grouped(len(contours), relations, ("same",))
+        groups, _ = _grouped([contours[k] for k in solid], ("same",))
         told |= {"mixed"} if not all(c.exclusive for c in contours) else set()
         told |= {"cancelled"} if any(len(group) > 1 for group in groups) else set()
         groups = [group[:1] for group in groups if len(group) % 2]
     else:
-        groups = _grouped(len(contours), relations, ("same", "crossing"))
+        groups, nested = _grouped([contours[k] for k in solid], ("same", "crossing"))
         told |= {"united"} if any(len(group) > 1 for group in groups) else set()
-        group_of = {k: number for number, group in enumerate(groups) for k in group}
-        inner = {
-            a if how == "inside" else b
-            for (a, b), how in relations.items()
-            if how in ("inside", "around") and group_of[a] != group_of[b]
-        }
-        told |= {"hole"} if any(contours[k].area > 0 for k in inner) else set()
-    inside, edges = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
+        told |= {"hole"} if nested else set()
     for group in groups:
-        _add([filled[k] for k in group], inside, edges)
+        _add([filled[solid[k]] for k in group], inside, edges)
     return Area(inside | edges, frozenset(told))
+
+
+def _grouped(contours: Sequence[Contour], joining: tuple[Relation, ...]) -> tuple[list[list[int]], bool]:
+    """The contours in groups; those of a ``joining`` relation are in one, directly or through others.
+
+    Returns:
+        The indices of the contours of each group, and whether a contour lies inside one of another group.
+    """
+    group_of = list(range(len(contours)))
+    nested: list[tuple[int, int]] = []
+    for a, b in _near_pairs(contours):
+        if group_of[a] == group_of[b]:
+            continue
+        how = relation(contours[a].points, contours[b].points, _tolerance(contours[a], contours[b]))
+        if how in joining:
+            old, new = group_of[b], group_of[a]
+            group_of = [new if group == old else group for group in group_of]
+        elif how in ("inside", "around"):
+            nested.append((a, b))
+    groups = [[k for k in range(len(contours)) if group_of[k] == group] for group in dict.fromkeys(group_of)]
+    return groups, any(group_of[a] != group_of[b] for a, b in nested)
 
 
 def _near_pairs(contours: Sequence[Contour]) -> list[tuple[int, int]]:
@@ -108,16 +118,6 @@ def _near_pairs(contours: Sequence[Contour]) -> list[tuple[int, int]]:
 
 def _tolerance(a: Contour, b: Contour) -> float:
     return max(_SAME, a.tolerance, b.tolerance)
-
-
-def _grouped(count: int, relations: dict[tuple[int, int], Relation], joining: tuple[Relation, ...]) -> list[list[int]]:
-    """The contours in groups; those of a ``joining`` relation are in one, directly or through others."""
-    group_of = list(range(count))
-    for (a, b), how in relations.items():
-        if how in joining and group_of[a] != group_of[b]:
-            old, new = group_of[b], group_of[a]
-            group_of = [new if group == old else group for group in group_of]
-    return [[k for k in range(count) if group_of[k] == group] for group in dict.fromkeys(group_of)]
 
 
 def _add(members: list[FilledPolygon], inside: NDArray[np.bool_], edges: NDArray[np.bool_]) -> None:

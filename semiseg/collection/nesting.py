@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -11,7 +13,16 @@ from semiseg.collection.polygons import distance_to_edge, ranges
 
 Relation = Literal["apart", "inside", "around", "crossing", "same"]
 
+_SLACK = 1e-9  # of an edge: it ends where the next one begins, and a crossing there must not be missed
 _AT_ONCE = 2**21  # pairs of a point and an edge that are looked at in one go: some ten megabytes an array
+
+
+@dataclass(frozen=True, eq=False)
+class _Edges:
+    """Edges that begin at ``start`` and reach as far as ``along``, both (N, 2)."""
+
+    start: NDArray[np.float64]
+    along: NDArray[np.float64]
 
 
 def relation(a: NDArray[np.float64], b: NDArray[np.float64], tolerance: float) -> Relation:
@@ -45,84 +56,90 @@ def _parts(a: NDArray[np.float64], b: NDArray[np.float64], tolerance: float) -> 
 
     The edges of ``a`` are cut where they meet ``b``, so that each piece is on one side, and its middle tells which.
     Edges that follow each other without meeting ``b`` are on one side, too, and the first of them tells it for all.
+    Nobody looks further once both were found.
     """
-    start, along = a, np.roll(a, -1, axis=0) - a
-    b_start, b_along = b, np.roll(b, -1, axis=0) - b
-    mine, other = _meeting(start, along, b_start, b_along, tolerance)
-    edge, middle = _pieces(start, along, mine, b_start[other], b_along[other])
-    meets = np.zeros(len(a), dtype=bool)
-    meets[mine] = True
-    near = np.zeros(len(middle), dtype=bool)
-    bounds = np.searchsorted(mine, [edge, edge + 1])  # the edges of b that the edge of each piece meets
-    piece, pair = ranges(bounds[0], bounds[1])
-    met = other[pair]
-    near[piece[distance_to_edge(middle[piece], b_start[met], b_along[met]) <= tolerance]] = True
-    first = ~meets[edge] & (meets[edge - 1] | (edge == 0))
-    asked = middle[(meets[edge] & ~near) | first]
-    inside = np.zeros(len(asked), dtype=bool)
+    other = _Edges(b, np.roll(b, -1, axis=0) - b)
+    inside = outside = False
     rows = max(1, _AT_ONCE // len(b))
-    for k in range(0, len(asked), rows):
-        inside[k : k + rows] = _enclosed(asked[k : k + rows, None], b_start, b_along)
-    return bool(inside.any()), bool((~inside).any())
+    for k in range(0, len(a), rows):
+        start = a[k : k + rows]
+        edges = _Edges(start, np.roll(a, -1, axis=0)[k : k + rows] - start)
+        for middle in _pieces_beside(edges, other, tolerance):
+            for m in range(0, len(middle), rows):
+                within = _enclosed(middle[m : m + rows, None], other)
+                inside, outside = inside or bool(within.any()), outside or not bool(within.all())
+                if inside and outside:
+                    return True, True
+    return inside, outside
 
 
-def _meeting(
-    start: NDArray[np.float64],
-    along: NDArray[np.float64],
-    b_start: NDArray[np.float64],
-    b_along: NDArray[np.float64],
-    tolerance: float,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _pieces_beside(edges: _Edges, other: _Edges, tolerance: float) -> Iterator[NDArray[np.float64]]:
+    """The middles of pieces of ``edges``, in portions, that do not lie on ``other``; one for each run that is far."""
+    mine, met = _meeting(edges, other, tolerance)
+    edge, middle = _pieces(edges, mine, _Edges(other.start[met], other.along[met]), tolerance)
+    meets = np.zeros(len(edges.start), dtype=bool)
+    meets[mine] = True
+    yield middle[~meets[edge] & (meets[edge - 1] | (edge == 0))]
+    edge, middle = edge[meets[edge]], middle[meets[edge]]
+    first, last = np.searchsorted(mine, edge), np.searchsorted(mine, edge + 1)  # the pairs of each piece's edge
+    portion = np.cumsum(last - first) // _AT_ONCE
+    for part in np.split(np.arange(len(edge)), np.flatnonzero(np.diff(portion)) + 1):
+        piece, pair = ranges(first[part], last[part])
+        near = np.zeros(len(part), dtype=bool)
+        away = distance_to_edge(middle[part][piece], other.start[met[pair]], other.along[met[pair]])
+        near[piece[away <= tolerance]] = True
+        yield middle[part][~near]
+
+
+def _meeting(edges: _Edges, other: _Edges, tolerance: float) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The pairs of edges whose bounding boxes meet."""
-    low, high = np.minimum(start, start + along) - tolerance, np.maximum(start, start + along) + tolerance
-    b_low, b_high = np.minimum(b_start, b_start + b_along), np.maximum(b_start, b_start + b_along)
-    found: list[NDArray[np.int64]] = []
-    rows = max(1, _AT_ONCE // len(b_start))
-    for k in range(0, len(start), rows):
-        part = slice(k, k + rows)
-        meet = np.ones((len(low[part]), len(b_start)), dtype=bool)
-        for axis in (0, 1):
-            meet &= low[part, None, axis] <= b_high[None, :, axis]
-            meet &= high[part, None, axis] >= b_low[None, :, axis]
-        found.append(np.argwhere(meet) + np.array([k, 0]))
-    pairs = np.concatenate(found)
+    ends, other_ends = edges.start + edges.along, other.start + other.along
+    low, high = np.minimum(edges.start, ends) - tolerance, np.maximum(edges.start, ends) + tolerance
+    other_low, other_high = np.minimum(other.start, other_ends), np.maximum(other.start, other_ends)
+    meet = np.ones((len(low), len(other_low)), dtype=bool)
+    for axis in (0, 1):
+        meet &= low[:, None, axis] <= other_high[None, :, axis]
+        meet &= high[:, None, axis] >= other_low[None, :, axis]
+    pairs = np.argwhere(meet)
     return pairs[:, 0], pairs[:, 1]
 
 
 def _pieces(
-    start: NDArray[np.float64],
-    along: NDArray[np.float64],
-    mine: NDArray[np.int64],
-    b_start: NDArray[np.float64],
-    b_along: NDArray[np.float64],
+    edges: _Edges, mine: NDArray[np.int64], met: _Edges, tolerance: float
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """The pieces of all edges, cut where edge ``mine`` meets the other edge of its pair: their edges and middles."""
-    a, d = start[mine], along[mine]
-    away = b_start - a
-    slope = d[:, 0] * b_along[:, 1] - d[:, 1] * b_along[:, 0]
+    """The pieces of all edges, cut where edge ``mine`` meets the edge ``met`` of its pair: their edges and middles."""
+    a, d = edges.start[mine], edges.along[mine]
+    away = met.start - a
+    slope = _cross(d, met.along)
     length = (d**2).sum(axis=1)
     with np.errstate(divide="ignore", invalid="ignore"):
-        cuts = [
-            (away[:, 0] * b_along[:, 1] - away[:, 1] * b_along[:, 0]) / slope,
-            (away * d).sum(axis=1) / length,  # where the other edge begins, should it run along this one
-            ((away + b_along) * d).sum(axis=1) / length,
-        ]
+        crossing, there = _cross(away, met.along) / slope, _cross(away, d) / slope
+        crossing[~((there >= -_SLACK) & (there <= 1 + _SLACK))] = np.nan
+        cuts = [crossing]
+        for ends in (away, away + met.along):  # where the other edge begins or ends on this one, as when along it
+            share = (ends * d).sum(axis=1) / length
+            share[distance_to_edge(a + ends, a, d) > tolerance] = np.nan
+            cuts.append(share)
     edge, share = np.concatenate([mine, mine, mine]), np.concatenate(cuts)
     kept = (share > 0) & (share < 1)
-    every = np.arange(len(start))
+    every = np.arange(len(edges.start))
     edge = np.concatenate([every, every, edge[kept]])
-    share = np.concatenate([np.zeros(len(start)), np.ones(len(start)), share[kept]])
+    share = np.concatenate([np.zeros(len(every)), np.ones(len(every)), share[kept]])
     order = np.lexsort((share, edge))
     edge, share = edge[order], share[order]
     within = edge[1:] == edge[:-1]
     half, edge = ((share[1:] + share[:-1]) / 2)[within], edge[1:][within]
-    return edge, start[edge] + half[:, None] * along[edge]
+    return edge, edges.start[edge] + half[:, None] * edges.along[edge]
 
 
-def _enclosed(points: NDArray[np.float64], start: NDArray[np.float64], along: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _enclosed(points: NDArray[np.float64], contour: _Edges) -> NDArray[np.bool_]:
     """Whether points (K, 1, 2) are inside a contour by the even-odd rule."""
-    y, low, high = points[..., 1], start[:, 1], start[:, 1] + along[:, 1]
+    y, low, high = points[..., 1], contour.start[:, 1], contour.start[:, 1] + contour.along[:, 1]
     over = (low <= y) != (high <= y)
     with np.errstate(divide="ignore", invalid="ignore"):
-        crossing = start[:, 0] + (y - low) * along[:, 0] / along[:, 1]
+        crossing = contour.start[:, 0] + (y - low) * contour.along[:, 0] / contour.along[:, 1]
     return np.asarray((over & (crossing > points[..., 0])).sum(axis=1) % 2 == 1)
+
+
+def _cross(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0])

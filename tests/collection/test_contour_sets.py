@@ -177,7 +177,13 @@ def test_a_line_in_an_area_takes_nothing_from_it_and_a_line_out_of_it_adds_its_p
     same_however_written([area, np.array([[5.0, 5.0], [9.0, 5.0]])], pixels(3, 3, 20, 20), set())
     same_however_written([area, np.array([[15.0, 5.0]])], pixels(3, 3, 20, 20), set())
     out = np.array([[15.0, 5.0], [25.0, 5.0]])
-    same_however_written([area, out], pixels(3, 3, 20, 20) | pixels(15, 5, 25, 5), {"united"})
+    same_however_written([area, out], pixels(3, 3, 20, 20) | pixels(15, 5, 25, 5), set())
+
+
+def test_a_line_across_a_hole_leaves_the_hole() -> None:
+    contours = [box(3, 3, 30, 30), box(9, 9, 20, 20), np.array([[1.0, 12.0], [26.0, 12.0], [26.0, 14.0], [26.0, 12.0]])]
+    expected = pixels(3, 3, 30, 30) & ~pixels(10, 10, 19, 19) | pixels(1, 12, 26, 12)
+    same_however_written(contours, expected, {"hole"})
 
 
 def test_contours_of_type_xor_are_combined_by_exclusive_or() -> None:
