@@ -108,3 +108,17 @@ def test_what_was_drawn_by_hand_stays_where_it_is_and_its_area_hardly_grows() ->
         assert points is drawn and tolerance == 0.02
         areas.append(int(area_of([Contour(points, tolerance)], BLOB.shape).mask.sum()))
     assert 1 < np.mean(areas) / (math.pi * 100) < 1.006
+
+
+@pytest.mark.parametrize(
+    ("points", "moved"),
+    [
+        pytest.param([[3.1, 3.1], [7.9, 3.1], [7.9, 6.9], [3.1, 6.9]], 1e-3, id="near places, and by no common offset"),
+        pytest.param([[3, 3], [8, 3], [8.28, 7], [3, 7]], 1.5, id="one point of several away, however coarse"),
+    ],
+)
+def test_a_few_points_that_happen_to_be_near_places_stay(points: list[list[float]], moved: float) -> None:
+    drawn = np.array(points, dtype=float)
+    found, tolerance = settled(drawn, np.full(2, moved))
+    np.testing.assert_array_equal(found, drawn)
+    assert 1e-3 <= tolerance <= 0.02
