@@ -35,6 +35,10 @@ _GZIP_MAGIC = b"\x1f\x8b"
 _DEFLATE_RATIO = 1032  # the most that deflate can expand (zlib's own figure)
 _MM_PER_UNIT = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
 _SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
+_ROUNDED = 0.5 * 10.0 ** (1 - int(np.finfo(np.float32).precision))
+"""What rounding may do to a label, as a share of it: half a unit in the last of the six decimal digits that float32
+holds. NIfTI-1 stores slope and intercept as float32, many programs compute in it, and print it with six digits."""
+_LARGEST_LABEL = 255  # a share of larger values would let interpolated ones pass
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,7 +107,10 @@ def read_nifti_channels(path: Path, names: Sequence[str]) -> dict[str, Volume]:
 
 
 def read_labels(path: Path) -> Volume:
-    """Read a label map as int32, whatever type holds it.
+    """Read a label map as int32, whatever type holds it, scaled or not.
+
+    A value that is an integer but for the rounding of float32 is that integer: 1.00000002, or 255 times a slope of
+    0.00392157. Interpolated values are refused.
 
     Raises:
         VolumeError: as :func:`read_nifti`, or a voxel is not an integer or does not fit 32 bits.
@@ -112,18 +119,7 @@ def read_labels(path: Path) -> Volume:
     stored = _read(path)
     if stored.array.shape[3] != 1:
         raise VolumeError(f"{path}: a label map is one volume; this file has shape {_shape_text(stored)}.")
-    values = stored.array[..., 0]
-    if stored.scaled:
-        values = values.astype(np.float64) * stored.slope + stored.intercept
-    values = _finite(path, values)
-    if values.dtype.kind == "f":
-        broken = values != np.rint(values)
-        if broken.any():
-            example = float(values[broken][0])
-            raise VolumeError(
-                f"{path}: labels are integers, but {int(broken.sum())} voxel(s) are not (for example {example:g}); "
-                f"was the label map resampled with interpolation?"
-            )
+    values = _whole(path, stored)
     low, high = values.min(), values.max()
     if low < -(2**31) or high >= 2**31:
         raise VolumeError(f"{path}: label values {low} to {high} do not fit 32 bits.")
@@ -291,6 +287,28 @@ def _scaled(stored: _Stored, index: int) -> NDArray[Any]:
         for z in range(raw.shape[2]):  # slice by slice: float64 only for one slice at a time
             out[..., z] = raw[..., z].astype(np.float64) * stored.slope + stored.intercept
     return out
+
+
+def _whole(path: Path, stored: _Stored) -> NDArray[Any]:
+    """The first volume (X, Y, Z) of labels with the header's scaling applied, as integers of whatever type."""
+    values = stored.array[..., 0]
+    size = np.abs(values) if values.dtype.kind == "f" else None
+    if stored.scaled:
+        product = values.astype(np.float64) * stored.slope
+        # What is subtracted brings its rounding along, however small the difference is.
+        values, size = product + stored.intercept, np.abs(product) + abs(stored.intercept)
+    _finite(path, values)
+    if size is None:
+        return values
+    whole: NDArray[Any] = np.rint(values)
+    broken = np.abs(values - whole) > _ROUNDED * np.clip(size, 1, _LARGEST_LABEL)
+    if broken.any():
+        example = float(values[broken][0])
+        raise VolumeError(
+            f"{path}: labels are integers, but {int(broken.sum())} voxel(s) are not (for example {example:g}); "
+            f"was the label map resampled with interpolation?"
+        )
+    return whole
 
 
 def _finite(path: Path, values: NDArray[Any]) -> NDArray[Any]:
