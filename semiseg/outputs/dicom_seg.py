@@ -101,6 +101,7 @@ def segmentation_to_seg(
         raise SemisegError(f"Series {series.uid}: no valid SEG can be made for it ({error}).") from error
     _fix_dimension_uid(seg, uid_of(identity, "dimensions"))
     repeat_patient_and_study(seg, series.instances[0])
+    seg.ContentCreatorName = ""  # type 2 (PS3.3 table 10-12), and nobody drew this
     seg.ImageComments = " ".join([f"{NOTICE}.", *remarks])[:LONG_TEXT]
     return seg
 

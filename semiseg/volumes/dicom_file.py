@@ -238,6 +238,19 @@ def text(dataset: pydicom.Dataset, keyword: str, path: Path) -> str:
     return "" if found is None else str(found).strip()
 
 
+def undecodable(dataset: pydicom.Dataset, keyword: str) -> bool:
+    """Whether the bytes of a text are none of the character set that the object declares (PS3.3 C.12.1.1.2).
+
+    pydicom reads them all the same, with replacement characters, or as Latin-1 where the object declares ASCII.
+    """
+    try:
+        said = str(dataset.get(keyword) or "")
+        declared = str(dataset.get("SpecificCharacterSet") or "") not in ("", "ISO_IR 6", "ISO 2022 IR 6")
+    except PARSING_ERRORS:
+        return True
+    return "\ufffd" in said or (not declared and not said.isascii())
+
+
 def numbers(dataset: pydicom.Dataset, keyword: str, path: Path) -> list[float] | None:
     """An attribute's values as numbers, or None where it is absent.
 

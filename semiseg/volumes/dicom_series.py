@@ -12,7 +12,7 @@ import pydicom
 from numpy.typing import NDArray
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.dicom_file import Header, require_header, text
+from semiseg.volumes.dicom_file import Header, require_header, text, undecodable
 from semiseg.volumes.dicom_geometry import (
     SAME_PLACE_MM,
     Irregularity,
@@ -34,6 +34,7 @@ from semiseg.volumes.series_rules import FoundSeries, SeriesRule, Verdict, choos
 from semiseg.volumes.volume import Volume
 
 _ONLY = "scan"  # the channel's name where there is one
+_TEXTS = ("PatientID", "PatientName", "IssuerOfPatientID", "AccessionNumber", "StudyID", "StudyDescription")
 _NOBODY = "so nobody can say whose scan it is; separate them first"
 _ORIGINS = (
     ("PatientID", "patients (by Patient ID)", _NOBODY),
@@ -179,6 +180,7 @@ def _read(sources: list[Header], *, strict: bool) -> DicomSeries:
     _require_one_origin(sources)
     _require_whole_concatenations(sources)
     sources, copies = _without_copies(sources)
+    garbled = [keyword for keyword in _TEXTS if any(undecodable(one.dataset, keyword) for one in sources)]
     stack, slices, doubles = _without_doubles([one for source in sources for one in slices_of(source)])
     refuse_mixture(slices)
     more = [f"{n} {what}" for n, what in (copies, doubles) if n]
@@ -187,6 +189,8 @@ def _read(sources: list[Header], *, strict: bool) -> DicomSeries:
             raise VolumeError(f"{more[0]}.")
         require_regular(stack)
     remarks = [Remark("copies", f"{sentence}; they were left out.") for sentence in more]
+    if garbled:
+        remarks.append(_garbled(garbled, strict=strict))
     found = irregularities(stack)
     grid = regular_grid(stack, found) if found else None
     first = slices[0]
@@ -208,6 +212,13 @@ def _read(sources: list[Header], *, strict: bool) -> DicomSeries:
         grid=grid,
         remarks=(*remarks, *(_corrected(irregularity, grid) for irregularity in found if grid)),
     )
+
+
+def _garbled(keywords: list[str], *, strict: bool) -> Remark:
+    sentence = f"{' and '.join(keywords)} cannot be decoded as the files' Specific Character Set says"
+    if strict:
+        raise VolumeError(f"{sentence}.")
+    return Remark("undecodable_text", f"{sentence}; results repeat a guess.")
 
 
 def _bits_ignored(count: int, *, strict: bool) -> Remark:
