@@ -206,6 +206,12 @@ def choose(
     if not images:
         kinds = ", ".join(sorted({str(one.not_image) for series in found for one in series.objects}))
         raise VolumeError(f"{found[0].objects[0].path}: no images among the DICOM files, only: {kinds}.")
+    if not named and len(images) > 2 and all(one.slices == 1 for one in images):
+        raise VolumeError(
+            f"Each of the {len(images)} images has a Series Instance UID of its own, so nothing says that they are "
+            "slices of one series (some anonymisers and exporters do this). Give the slices of a series one UID, and "
+            "send them again."
+        )
     if len(images) < len(rules):
         missing = [name for name, rule in rules.items() if all(rule.against(one) for one in images)]
         told = f"; nothing fits {', '.join(missing)}" if missing else ""
