@@ -1,4 +1,4 @@
-"""Structures from a NIfTI label map that has the scan's own voxels, in whatever order of axes."""
+"""Structures from a label map (NIfTI, NRRD, ...) that has the scan's own voxels, in whatever order of axes."""
 
 from __future__ import annotations
 
