@@ -13,9 +13,6 @@ from semiseg.volumes.formats.registry import formats_read, is_image, reader_name
 from semiseg.volumes.formats.stream import is_gzip, opened
 from semiseg.volumes.unpack import archive_kind
 
-NEITHER = f"neither a {formats_read()} nor DICOM images nor a zip of those"
-"""What a file that is no scan is none of."""
-
 _LOOKED_AT = 2**16
 _MAGICS = (
     (b"\x89PNG\r\n\x1a\n", "a PNG picture"),
@@ -81,7 +78,12 @@ def has_header(path: Path) -> bool:
 
 def said_of(path: Path) -> str:
     """The same as a part of a sentence that says what is read instead."""
-    return f"this is {what_is(path)}, {NEITHER}"
+    return f"this is {what_is(path)}, {neither()}"
+
+
+def neither() -> str:
+    """What a file that is no scan is none of, as a part of a sentence."""
+    return f"neither a {formats_read()} nor DICOM images nor a zip of those"
 
 
 def _in_gzip(path: Path, name: str) -> str:

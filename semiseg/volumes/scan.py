@@ -21,7 +21,7 @@ from semiseg.volumes.dicom_series import DicomSeries, read_study
 from semiseg.volumes.formats.reader import Finder, ImageFile
 from semiseg.volumes.formats.registry import formats_of, is_image, reader_named, reader_of
 from semiseg.volumes.images import channels_of, read_stored
-from semiseg.volumes.kinds import NEITHER, said_of, what_is
+from semiseg.volumes.kinds import neither, said_of, what_is
 from semiseg.volumes.remark import Remark
 from semiseg.volumes.series_rules import SeriesRule, Verdict
 from semiseg.volumes.unpack import UnpackLimits, finder_among, is_zip, unpack_named
@@ -249,7 +249,7 @@ def _nothing(what: object, files: list[Path]) -> str:
         return f"{what}: {said_of(files[0])}."
     kinds = Counter(what_is(path) for path in files)
     told = f" ({', '.join(f'{count} x {kind}' for kind, count in kinds.most_common(5))})" if kinds else ""
-    return f"{what}: of {len(files)} file(s){told} none is a scan, {NEITHER}."
+    return f"{what}: of {len(files)} file(s){told} none is a scan, {neither()}."
 
 
 def _listed(paths: Paths) -> list[Path]:

@@ -10,7 +10,7 @@ from semiseg.volumes.dicom_file import is_dicom
 from semiseg.volumes.formats.nifti import is_pair_header
 from semiseg.volumes.formats.registry import is_image
 from semiseg.volumes.formats.stream import start_of
-from semiseg.volumes.kinds import NEITHER, what_is
+from semiseg.volumes.kinds import neither, what_is
 from semiseg.volumes.scan import Scan
 from semiseg.volumes.unpack import is_zip
 from semiseg.volumes.wishes import Wishes
@@ -54,7 +54,7 @@ class Order:
             what = (
                 f"The upload is {what_is(upload.files[0])}," if count == 1 else f"Of the {count} files none is a scan,"
             )
-            raise Refusal(415, f"{what} {NEITHER}.")
+            raise Refusal(415, f"{what} {neither()}.")
         return order
 
     def open_scan(self, folder: Path) -> Scan:

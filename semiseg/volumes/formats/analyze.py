@@ -18,8 +18,6 @@ import numpy as np
 from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
-from scipy.io import loadmat
-from scipy.io.matlab import MatReadError
 
 from semiseg.errors import VolumeError
 from semiseg.volumes.formats.geometry import placed
@@ -30,17 +28,7 @@ from semiseg.volumes.formats.stream import opened, voxel_bytes
 
 _HEADER = 348
 _MAX_MATRIX_BYTES = 2**16
-_MAT_ERRORS = (
-    MatReadError,
-    NotImplementedError,
-    ValueError,
-    TypeError,
-    KeyError,
-    EOFError,
-    OSError,
-    zlib.error,
-    IndexError,
-)
+_MAT_ERRORS = (NotImplementedError, ValueError, TypeError, KeyError, EOFError, OSError, zlib.error, IndexError)
 
 
 def read(file: ImageFile) -> Stored:
@@ -87,6 +75,9 @@ def _matrix(file: ImageFile) -> NDArray[np.float64]:
     Raises:
         VolumeError: There is none, or none that says which side is left.
     """
+    from scipy.io import loadmat  # takes a while to import, for a format that few have
+    from scipy.io.matlab import MatReadError
+
     refusal = VolumeError(
         f"{file.path}: this is an Analyze pair without orientation: nothing says which side is left. Convert it to "
         "NIfTI with a program that knows how it was made."
@@ -99,7 +90,7 @@ def _matrix(file: ImageFile) -> NDArray[np.float64]:
         raise refusal
     try:
         found = np.asarray(loadmat(io.BytesIO(matrix.read_bytes()))["mat"], dtype=np.float64)
-    except _MAT_ERRORS:
+    except (MatReadError, *_MAT_ERRORS):
         raise refusal from None
     if found.ndim == 3:  # one for each volume; nibabel takes the first, too
         found = found[:, :, 0]

@@ -7,6 +7,7 @@ Codes of remarks that the readers of this folder make (DICOM's are in its own mo
 ``contradictory_orientation``  two statements about the orientation or place differ; one of them was followed
 ``contradictory_header``    other statements contradict each other or the file's length; one was followed
 ``implausible_size``        a scan of a person is not so large or so small; the unit of length may be wrong
+``uncertain_scaling``       the header scales the values, and other programs do not
 ``declared_content``        the header says that the voxels are something else than grey values
 ==========================  ==================================================================================
 """
@@ -22,7 +23,7 @@ from semiseg.errors import VolumeError
 from semiseg.volumes.remark import Remark
 from semiseg.volumes.volume import check_affine, spacing_of
 
-_SMALLEST_MM, _LARGEST_MM = 5.0, 5000.0
+_SMALLEST_MM, _LARGEST_MM = 1.0, 5000.0
 
 LPS_TO_RAS: NDArray[np.float64] = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Turns DICOM's world coordinates (left, posterior, superior) into RAS+."""
@@ -50,6 +51,12 @@ def placed(path: Path, affine: NDArray[np.float64], shape: tuple[int, ...]) -> t
     sizes = " x ".join(f"{value:.3g}" for value in spacing)
     text = f"The header gives voxels of {sizes} mm and a scan of {longest:.3g} mm: its unit of length may be wrong."
     return (Remark("implausible_size", text),)
+
+
+def longer_than_declared(file: Path) -> Remark:
+    """The remark on a file that holds more than its header says."""
+    text = f"{file.name} holds more bytes than the header declares; the rest was left out."
+    return Remark("contradictory_header", text)
 
 
 def no_orientation(why: str, followed: str) -> Remark:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.formats.geometry import LPS_TO_RAS, no_orientation, placed
+from semiseg.volumes.formats.geometry import LPS_TO_RAS, longer_than_declared, no_orientation, placed
 from semiseg.volumes.formats.nrrd import numbered_names
 from semiseg.volumes.formats.reader import ImageFile, Reader, Stored
 from semiseg.volumes.formats.stream import MAX_HEADER_BYTES, MAX_VOXEL_BYTES, Compression, voxel_bytes
@@ -96,7 +96,14 @@ def read(file: ImageFile) -> Stored:
     affine, remarks = _affine(header, dimension)
     remarks = (*remarks, *placed(path, affine, tuple(sizes)))
     slope, intercept = _scaling(header)
-    array = _values(file, header, [channels, *sizes], _dtype(header))
+    if (slope, intercept) != (1.0, 0.0):
+        text = (
+            f"The header scales the values by {slope:g} and adds {intercept:g}, which was done; ITK leaves them as "
+            "they are."
+        )
+        remarks = (*remarks, Remark("uncertain_scaling", text))
+    array, longer = _values(file, header, [channels, *sizes], _dtype(header))
+    remarks = (*remarks, *longer)
     array = np.moveaxis(array.reshape(channels, *sizes[:3], -1, order="F"), 0, -1)
     return Stored(array.reshape(*sizes[:3], -1), slope, intercept, affine, remarks)
 
@@ -155,7 +162,10 @@ def _scaling(header: _Header) -> tuple[float, float]:
     return (found[0] or 1.0, found[1])
 
 
-def _values(file: ImageFile, header: _Header, sizes: list[int], dtype: np.dtype[Any]) -> NDArray[Any]:
+def _values(
+    file: ImageFile, header: _Header, sizes: list[int], dtype: np.dtype[Any]
+) -> tuple[NDArray[Any], tuple[Remark, ...]]:
+    """All values in the order of the file, and a remark where a file holds more of them."""
     if not header.true("BinaryData", default=True):
         raise VolumeError(f"{file.path}: a MetaImage whose voxels are text (BinaryData = False) is not read.")
     wanted = math.prod(sizes) * dtype.itemsize
@@ -167,7 +177,7 @@ def _values(file: ImageFile, header: _Header, sizes: list[int], dtype: np.dtype[
         raise VolumeError(f"{file.path}: {len(sources)} data files cannot hold {sizes[-1]} slices in equal parts.")
     compression: Compression = "zlib" if header.true("CompressedData") else "none"
     skip, part = header.integer("HeaderSize", 0), wanted // len(sources)
-    data = bytearray()
+    data, longer = bytearray(), []
     for source in sources:
         offset = header.length if not names else skip
         if names and skip == -1:
@@ -176,9 +186,16 @@ def _values(file: ImageFile, header: _Header, sizes: list[int], dtype: np.dtype[
             offset = max(source.stat().st_size - part, 0)
         if offset < 0:
             raise VolumeError(f"{file.path}: MetaImage's HeaderSize is {skip}, which cannot be.")
-        data += voxel_bytes(file.path, source, offset, part, compression)[0]
+        block, more = voxel_bytes(file.path, source, offset, part, compression)
+        data += block
+        if more and header.tags["ElementType"] in ("MET_LONG", "MET_ULONG"):
+            raise VolumeError(
+                f"{file.path}: MetaImage's {header.tags['ElementType']} has 4 bytes, and {source.name} holds more; it "
+                "may have been written with 8."
+            )
+        longer += [longer_than_declared(source)] * more
     array = np.frombuffer(data, dtype=dtype)
-    return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
+    return array if dtype.isnative else array.astype(dtype.newbyteorder("=")), tuple(longer[:1])
 
 
 def _data_files(header: _Header) -> list[str]:

@@ -44,9 +44,13 @@ def read(file: ImageFile) -> Stored:
         raise VolumeError(f"{path}: voxels of MGH's type {code} are no grey values; convert to integers or float32.")
     dtype = np.dtype(_TYPES[code])
     shape = four_axes(path, dims)
+    oriented = int.from_bytes(block[_ORIENTED_AT : _ORIENTED_AT + 2], "big", signed=True) > 0
+    if not oriented:
+        # FreeSurfer's own default; nibabel's runs the other way along the second and third axis.
+        header["delta"], header["Pxyz_c"], header["Mdc"] = 1, 0, [[-1, 0, 0], [0, 0, -1], [0, 1, 0]]
     affine = np.array(header.get_affine(), dtype=np.float64)
     remarks = placed(path, affine, shape)
-    if not int.from_bytes(block[_ORIENTED_AT : _ORIENTED_AT + 2], "big", signed=True) > 0:
+    if not oriented:
         followed = "voxels of 1 mm in FreeSurfer's coronal orientation were assumed"
         remarks = (no_orientation("its goodRASFlag is 0", followed), *remarks)
     data, _ = voxel_bytes(path, path, _VOXELS_AT, math.prod(shape) * dtype.itemsize)

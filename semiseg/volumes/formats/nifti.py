@@ -11,6 +11,7 @@ from typing import IO, Literal
 import numpy as np
 
 from semiseg.errors import VolumeError
+from semiseg.volumes.formats.geometry import longer_than_declared
 from semiseg.volumes.formats.nifti_header import NiftiHeader, parse_header
 from semiseg.volumes.formats.reader import ImageFile, Reader, Stored
 from semiseg.volumes.formats.stream import is_gzip, opened, voxel_bytes
@@ -138,9 +139,7 @@ def _length_remarks(header: NiftiHeader, itemsize: int, doubt: Remark | None, mo
         text = f"bitpix says {bits} bits a voxel and datatype {8 * itemsize}; datatype was followed."
         yield Remark("contradictory_header", f"The header contradicts itself: {text}")
     if more:
-        yield Remark(
-            "contradictory_header", "The file holds more bytes than its header declares; the rest was left out."
-        )
+        yield longer_than_declared(header.path)
 
 
 def is_pair_header(start: bytes) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.formats.geometry import placed
+from semiseg.volumes.formats.geometry import longer_than_declared, placed
 from semiseg.volumes.formats.nrrd_header import NrrdHeader, is_nrrd, parse_nrrd
 from semiseg.volumes.formats.reader import ImageFile, Reader, Stored
 from semiseg.volumes.formats.stream import MAX_VOXEL_BYTES, Compression, voxel_bytes
+from semiseg.volumes.remark import Remark
 
 _COMPRESSION: dict[str, Compression] = {
     "raw": "none",
@@ -38,7 +40,12 @@ def read(file: ImageFile) -> Stored:
     Raises:
         VolumeError: Damaged, truncated, or not one to four axes of grey values in space.
     """
-    return read_with_header(file, parse_nrrd(file.path))
+    header = parse_nrrd(file.path)
+    stored = read_with_header(file, header)
+    if "Segment0_ID" not in header.pairs:
+        return stored
+    text = "The header says that the voxels are the labels of a segmentation of 3D Slicer and not grey values."
+    return replace(stored, remarks=(*stored.remarks, Remark("declared_content", text)))
 
 
 def read_with_header(file: ImageFile, header: NrrdHeader) -> Stored:
@@ -52,7 +59,8 @@ def read_with_header(file: ImageFile, header: NrrdHeader) -> Stored:
     affine, remarks = header.affine(channel_axis)
     in_space = [size for axis, size in enumerate(sizes) if axis != channel_axis]
     remarks = (*remarks, *placed(file.path, affine, tuple(in_space)))
-    array = _values(file, header, sizes, dtype)
+    array, longer = _values(file, header, sizes, dtype)
+    remarks = (*remarks, *longer)
     if channel_axis is None:
         array = array[..., np.newaxis]
     elif channel_axis != 3:
@@ -60,8 +68,10 @@ def read_with_header(file: ImageFile, header: NrrdHeader) -> Stored:
     return Stored(array, 1.0, 0.0, affine, remarks)
 
 
-def _values(file: ImageFile, header: NrrdHeader, sizes: list[int], dtype: np.dtype[Any]) -> NDArray[Any]:
-    """The array in the order of its axes, in native byte order."""
+def _values(
+    file: ImageFile, header: NrrdHeader, sizes: list[int], dtype: np.dtype[Any]
+) -> tuple[NDArray[Any], tuple[Remark, ...]]:
+    """The array in the order of its axes, in native byte order, and a remark where a file holds more."""
     names = _data_files(header)
     sources = [file.beside(name) for name in names] if names else [file.path]
     if len(sources) > 1 and sizes[-1] % len(sources) and math.prod(sizes[-2:]) % len(sources):
@@ -75,31 +85,36 @@ def _values(file: ImageFile, header: NrrdHeader, sizes: list[int], dtype: np.dty
     if encoding in _TEXT:
         if len(sources) > 1:
             raise VolumeError(f"{file.path}: text data in several files is not read.")
-        return _from_text(header, sources[0], 0 if names else header.length, math.prod(sizes), dtype).reshape(
-            sizes, order="F"
-        )
+        values = _from_text(header, sources[0], 0 if names else header.length, math.prod(sizes), dtype)
+        return values.reshape(sizes, order="F"), ()
     if encoding not in _COMPRESSION:
         known = ", ".join((*_COMPRESSION, *_TEXT))
         raise VolumeError(f"{file.path}: the NRRD encoding '{encoding[:40]}' is not read; these are: {known}.")
-    data = bytearray()
+    data, longer = bytearray(), []
     for source in sources:
-        data += _block(header, source, 0 if names else header.length, wanted // len(sources), _COMPRESSION[encoding])
+        start, part = 0 if names else header.length, wanted // len(sources)
+        block, more = _block(header, source, start, part, _COMPRESSION[encoding])
+        data += block
+        longer += [longer_than_declared(source)] * more
     array = np.frombuffer(data, dtype=dtype).reshape(sizes, order="F")
-    return array if dtype.isnative else array.astype(dtype.newbyteorder("="))
+    return array if dtype.isnative else array.astype(dtype.newbyteorder("=")), tuple(longer[:1])
 
 
-def _block(header: NrrdHeader, source: Path, offset: int, wanted: int, compression: Compression) -> bytearray:
-    """The bytes of one data file, after the lines and bytes that are to be skipped."""
+def _block(
+    header: NrrdHeader, source: Path, offset: int, wanted: int, compression: Compression
+) -> tuple[bytearray, bool]:
+    """The bytes of one data file, after the lines and bytes that are to be skipped, and whether there are more."""
     lines, skip = header.skip("line skip"), header.skip("byte skip")
     if lines < 0 or skip < -1 or (skip == -1 and compression != "none"):
         raise VolumeError(f"{header.path}: the NRRD header skips {lines} lines and {skip} bytes, which cannot be.")
     offset = _after_lines(header, source, offset, lines)
     if skip == -1:  # the data are the last bytes of the file
-        return voxel_bytes(header.path, source, max(source.stat().st_size - wanted, offset), wanted, "none")[0]
+        return voxel_bytes(header.path, source, max(source.stat().st_size - wanted, offset), wanted, "none")
     if compression == "none":
-        return voxel_bytes(header.path, source, offset + skip, wanted, "none")[0]
+        return voxel_bytes(header.path, source, offset + skip, wanted, "none")
     # Lines are skipped in the file itself, bytes in what it unpacks to.
-    return voxel_bytes(header.path, source, offset, skip + wanted, compression)[0][skip:]
+    data, more = voxel_bytes(header.path, source, offset, skip + wanted, compression)
+    return data[skip:], more
 
 
 def _after_lines(header: NrrdHeader, source: Path, offset: int, lines: int) -> int:

@@ -141,7 +141,7 @@ class NrrdHeader:
             VolumeError: Directions or origin are missing or no numbers, or the space is not of three dimensions.
         """
         count = 3 if channel_axis is None else 4
-        space = self.fields.get("space", "").lower()
+        space = self.fields.get("space", "").lower().removesuffix("-time")
         directions, remarks = self._directions(count), []
         to_ras = _SPACES.get(space)
         if space and to_ras is None and space not in _OF_THE_SCANNER:
@@ -163,9 +163,11 @@ class NrrdHeader:
             columns = [vector for axis, vector in enumerate(directions) if axis != channel_axis]
             if any(vector is None for vector in columns):
                 raise self._wrong("space directions", "each axis in space needs one")
-            affine[:3, :3] = np.array(columns).T
+            if any(vector is not None and vector[3:].any() for vector in columns):
+                raise self._wrong("space directions", "an axis in space cannot run along time")
+            affine[:3, :3] = np.array(columns)[:, :3].T
         if origin := self.fields.get("space origin"):
-            affine[:3, 3] = self._vector("space origin", origin)
+            affine[:3, 3] = self._vector("space origin", origin)[:3]
         elif directions is not None:
             remarks.append(
                 Remark("contradictory_header", "The header has directions and no origin; the origin is 0 0 0.")
@@ -211,8 +213,9 @@ class NrrdHeader:
 
     def _vector(self, name: str, text: str) -> NDArray[np.float64]:
         values = [self._number(name, word) for word in text.strip().strip("()").split(",")]
-        if len(values) != 3:
-            raise self._wrong(name, "vectors of three numbers are needed")
+        time = self.fields.get("space dimension") == "4" or self.fields.get("space", "").lower().endswith("-time")
+        if len(values) != 3 + time:
+            raise self._wrong(name, f"vectors of {3 + time} numbers are needed")
         return np.array(values)
 
     def _number(self, name: str, word: str) -> float:
