@@ -44,6 +44,7 @@ class SegNrrdOutlines:
     def __init__(self, path: Path, grid: Volume) -> None:
         self._grid = grid
         self._stored, self._segments = read_seg_nrrd(path)
+        self.file_remarks = tuple(remark.text for remark in self._stored.remarks)
         outlined = np.argwhere((self._stored.array != 0).any(axis=-1))
         if not len(outlined):
             self._placement = None
@@ -69,7 +70,6 @@ class SegNrrdOutlines:
         return out
 
     def remarks(self, name: str) -> list[str]:
-        """Remarks on the file, and whether several segments were put together."""
+        """Whether several segments were put together."""
         count = sum(segment.name == name for segment in self._segments)
-        together = [f"'{name}' is {count} segments of the file put together."] if count > 1 else []
-        return [*(remark.text for remark in self._stored.remarks), *together]
+        return [f"'{name}' is {count} segments of the file put together."] if count > 1 else []

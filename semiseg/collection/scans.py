@@ -202,7 +202,9 @@ def read_label(
         )
     for path, name, _ in sources:
         lines += [Line("note", "structure", shown(path), remark) for remark in opened[path].remarks(name)]
-    for one in opened.values():
+    for file, one in opened.items():
+        if isinstance(one, NiftiOutlines | SegNrrdOutlines):
+            lines += [Line("note", "label", shown(file), remark) for remark in one.file_remarks]
         if isinstance(one, NiftiOutlines) and one.strange:
             values = ", ".join(map(str, one.strange[:8])) + (", ..." if len(one.strange) > 8 else "")
             lines.append(Line("left out", "structure", source, f"Value(s) {values}: not in --labels."))

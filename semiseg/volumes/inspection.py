@@ -16,7 +16,7 @@ from semiseg.volumes.dicom_series import read_found
 from semiseg.volumes.formats.reader import ImageFile
 from semiseg.volumes.formats.registry import is_image, reader_of
 from semiseg.volumes.images import finite, read_stored, scaled
-from semiseg.volumes.kinds import what_is
+from semiseg.volumes.kinds import voxels_of_headers, what_is
 from semiseg.volumes.remark import Remark
 from semiseg.volumes.series_rules import FoundSeries, series_among
 from semiseg.volumes.unpack import finder_among
@@ -49,7 +49,8 @@ def inspect(paths: Mapping[Path, str]) -> tuple[Iterator[Inspected], list[LeftOu
         paths: The files, with the names that they have in their zip, from :func:`semiseg.volumes.scan.files_in`.
     """
     images = [path for path in paths if is_image(path)]
-    objects, left_out = look_at([path for path in paths if path not in set(images)])
+    taken = {*images, *voxels_of_headers(paths, images)}
+    objects, left_out = look_at([path for path in paths if path not in taken])
     found = series_among(objects)
 
     def everything() -> Iterator[Inspected]:

@@ -6,10 +6,11 @@ Only the first bytes are looked at, and the name only where the content says not
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from semiseg.volumes.dicom_file import is_dicom
-from semiseg.volumes.formats.registry import formats_read, is_image, reader_named, reader_of
+from semiseg.volumes.formats.registry import formats_read, is_image, reader_named
 from semiseg.volumes.formats.stream import is_gzip, opened
 from semiseg.volumes.unpack import archive_kind
 
@@ -41,6 +42,7 @@ _NNUNET = (
     (b'"patient_identifier"', "an nnU-Net file about cases"),
 )
 _DATA_SUFFIXES = (".img.gz", ".raw.gz", ".img", ".raw", ".zraw", ".bin")
+_HEADER_SUFFIXES = (".hdr.gz", ".hdr", ".mhd", ".nhdr")
 
 
 def what_is(path: Path, name: str = "") -> str:
@@ -68,12 +70,26 @@ def what_is(path: Path, name: str = "") -> str:
 
 def has_header(path: Path) -> bool:
     """Whether a file holds the voxels of a pair whose header lies beside it under the same name."""
-    name = path.name.lower()
-    suffix = next((suffix for suffix in _DATA_SUFFIXES if name.endswith(suffix)), None)
-    if suffix is None or reader_of(path) is not None:
-        return False
-    stem = path.name[: -len(suffix)]
-    return any(is_image(path.with_name(stem + other)) for other in (".hdr", ".hdr.gz", ".mhd", ".nhdr"))
+    stem = _stem(path.name, _DATA_SUFFIXES)
+    return stem is not None and any(is_image(path.with_name(stem + other)) for other in _HEADER_SUFFIXES)
+
+
+def voxels_of_headers(names: Mapping[Path, str], headers: Iterable[Path]) -> frozenset[Path]:
+    """The files that hold the voxels of pairs, by their names.
+
+    Args:
+        names: Files, with the names that they have in their zip ("" for their own).
+        headers: Those of them that a reader recognises.
+    """
+    called = {path: name or str(path) for path, name in names.items()}
+    stems = {_stem(called[path].lower(), _HEADER_SUFFIXES) for path in headers} - {None}
+    return frozenset(path for path, name in called.items() if _stem(name.lower(), _DATA_SUFFIXES) in stems)
+
+
+def _stem(name: str, suffixes: tuple[str, ...]) -> str | None:
+    """The name without the suffix that it has of these; None if it has none of them."""
+    suffix = next((suffix for suffix in suffixes if name.lower().endswith(suffix)), None)
+    return None if suffix is None else name[: -len(suffix)]
 
 
 def said_of(path: Path) -> str:

@@ -20,8 +20,9 @@ from semiseg.volumes.dicom_index import files_of_directory, is_directory
 from semiseg.volumes.dicom_series import DicomSeries, read_study
 from semiseg.volumes.formats.reader import Finder, ImageFile
 from semiseg.volumes.formats.registry import formats_of, is_image, reader_named, reader_of
+from semiseg.volumes.formats.stream import start_of
 from semiseg.volumes.images import channels_of, read_stored
-from semiseg.volumes.kinds import neither, said_of, what_is
+from semiseg.volumes.kinds import neither, said_of, voxels_of_headers, what_is
 from semiseg.volumes.remark import Remark
 from semiseg.volumes.series_rules import SeriesRule, Verdict
 from semiseg.volumes.unpack import UnpackLimits, finder_among, is_zip, unpack_named
@@ -126,7 +127,8 @@ class _Door:
     ) -> Scan:
         """Open the one scan in ``files``; ``names`` are those that they have in their zip."""
         images = [path for path in files if is_image(path)]
-        dicoms = [path for path in files if is_dicom(path) and path not in images]
+        voxels = _voxels(files, names, images)
+        dicoms = [path for path in files if is_dicom(path) and path not in images and path not in voxels]
         what = given[0] if len(given) == 1 else f"The {len(given)} files"
         if images and dicoms:
             raise VolumeError(
@@ -212,6 +214,15 @@ def _named(series: str | None, rules: Mapping[str, SeriesRule]) -> dict[str, str
             raise VolumeError(f"'{part[:80]}' names no series of a channel; the channels are {', '.join(rules)}.")
         table[name] = uid
     return table
+
+
+def _voxels(files: list[Path], names: Mapping[Path, str], images: list[Path]) -> frozenset[Path]:
+    """Files that hold the voxels of a header and nothing of their own, although voxels may look like DICOM."""
+    found = voxels_of_headers({path: names.get(path, "") for path in files}, images)
+    if not names and len(files) == 2 and len(images) == 1:
+        # Uploads lose their names, and what DICOM writes begins with its mark.
+        found |= {path for path in files if path not in images and start_of(path)[128:132] != b"DICM"}
+    return found
 
 
 def _finder(image: Path, files: list[Path], names: Mapping[Path, str], given: list[Path]) -> Finder | None:

@@ -145,3 +145,21 @@ def test_a_sentence_that_begins_with_a_path_keeps_its_letters(
         (found,) = inspect(files)[0]
     assert found.name == str(path)
     assert found.outcome.startswith("Refused: The header says 8 dimensions")
+
+
+@pytest.mark.parametrize("start", [b"\x08\0\x05\0\x02\0\0\0", b"\x02\0\x10\0UI\x14\0"])
+def test_voxels_that_look_like_dicom_belong_to_their_header(start: bytes, tmp_path: Path) -> None:
+    """A file without DICOM's preamble is taken for DICOM by its first element, and voxels may be anything."""
+    data = start + little()[len(start) :]
+    meta(tmp_path / "a.mhd", file="a.raw")
+    (tmp_path / "a.raw").write_bytes(data)
+    expected = np.frombuffer(data, "<i2").reshape((4, 3, 2), order="F")
+    np.testing.assert_array_equal(open_scan(tmp_path).grid.array, expected)
+    with files_in(tmp_path) as files:
+        found, left_out = inspect(files)
+        assert [one.title for one in found] == ["a.mhd"] and left_out == []
+    folder = tmp_path / "upload"
+    folder.mkdir()
+    (tmp_path / "a.mhd").rename(folder / "scan-00001")
+    (tmp_path / "a.raw").rename(folder / "scan-00002")
+    np.testing.assert_array_equal(open_scan(sorted(folder.iterdir())).grid.array, expected)
