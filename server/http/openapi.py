@@ -214,6 +214,7 @@ def _segmentation() -> dict[str, Any]:
             FORMS["nifti"].media_type: {"schema": {"type": "string", "format": "binary"}},
             FORMS["seg"].media_type: {"schema": {"type": "string", "format": "binary"}},
             FORMS["overlay"].media_type: {"schema": {"type": "string", "format": "binary"}},
+            FORMS["nrrd"].media_type: {"schema": {"type": "string", "format": "binary"}},
             FORMS["json"].media_type: {"schema": {"$ref": _REF.format(model=Report.__name__)}},
         },
     }

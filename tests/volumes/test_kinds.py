@@ -82,7 +82,7 @@ def test_each_kind_is_named_by_what_is_in_it(name: str, tmp_path: Path) -> None:
     for reader in (read_nifti, open_scan):
         with pytest.raises(VolumeError) as caught:
             reader(path)
-        assert str(caught.value).startswith(f"{path}: this is {phrase}, neither a NIfTI file (.nii.gz, .nii")
+        assert str(caught.value).startswith(f"{path}: this is {phrase}, neither a NIfTI file (.nii, .nii.gz")
     _, left_out = inspect({path: ""})
     assert [one.sentence for one in left_out] == [f"{path}: {phrase}."]
 

@@ -103,11 +103,6 @@ class Reader:
         """The name with its article: "a NIfTI file", "an MGH file"."""
         return f"{'an' if self.name.startswith(('A', 'MGH', 'NRRD')) else 'a'} {self.name}"
 
-    @property
-    def described(self) -> str:
-        """Name and suffixes, for a list of what is read: ``NRRD (.nrrd, .nhdr)``."""
-        return f"{self.name.removesuffix(' file')} ({', '.join(self.suffixes)})"
-
 
 def _ignoring_case(path: Path) -> list[Path]:
     if not path.parent.is_dir():

@@ -52,6 +52,7 @@ def suffixes() -> tuple[str, ...]:
 
 
 def formats_read() -> str:
-    """The formats, for a sentence: ``NIfTI file (.nii.gz, .nii) nor MGH (.mgz, .mgh) nor NRRD (.nrrd, .nhdr)``."""
+    """The formats, for a sentence: ``NIfTI file (.nii, .nii.gz) nor another volume that is read (MGH, NRRD)``."""
     first, *others = readers()
-    return " nor ".join([f"{first.name} ({', '.join(first.suffixes)})", *(one.described for one in others)])
+    names = ", ".join(one.name.removesuffix(" file") for one in others)
+    return f"{first.name} ({', '.join(first.suffixes)}) nor another volume that is read ({names})"
