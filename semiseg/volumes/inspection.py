@@ -14,7 +14,7 @@ from semiseg.volumes.dicom_file import is_dicom, read_dicom, text
 from semiseg.volumes.dicom_index import LeftOut, look_at
 from semiseg.volumes.dicom_series import read_found
 from semiseg.volumes.formats.reader import ImageFile
-from semiseg.volumes.formats.registry import is_image, reader_of
+from semiseg.volumes.formats.registry import is_image, reader_named, reader_of
 from semiseg.volumes.images import finite, read_stored, scaled
 from semiseg.volumes.kinds import voxels_of_headers, what_is
 from semiseg.volumes.remark import Remark
@@ -63,8 +63,9 @@ def inspect(paths: Mapping[Path, str]) -> tuple[Iterator[Inspected], list[LeftOu
 
 
 def _named(one: LeftOut, name: str) -> LeftOut:
-    """The same with what the file is."""
-    return replace(one, sentence=f"{name or one.path}: {what_is(one.path, name)}.")
+    """The same with what the file is; one that is named like a scan is damaged."""
+    sentence = f"{name or one.path}: {what_is(one.path, name)}."
+    return replace(one, sentence=sentence, damaged=reader_named(name or one.path.name) is not None)
 
 
 def _image(file: ImageFile, name: str) -> Inspected:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from semiseg.volumes.dicom_file import is_dicom
-from semiseg.volumes.formats.registry import formats_read, is_image, reader_named
+from semiseg.volumes.formats.registry import formats_read, is_image, reader_for, reader_named
 from semiseg.volumes.formats.stream import is_gzip, opened
 from semiseg.volumes.unpack import archive_kind
 
@@ -110,6 +110,9 @@ def _in_gzip(path: Path, name: str) -> str:
         return _by_name(name, "its gzip stream is damaged") or "a damaged gzip file"
     if start[128:132] == b"DICM":
         return "a gzip of a DICOM file; unpack it"
+    reader = reader_for(start)
+    if reader is not None:
+        return f"a gzip of {reader.with_article}; unpack it"
     inside = _by_content(start)
     if inside is not None and not inside.startswith("an nnU-Net"):
         return f"a gzip of {inside}"

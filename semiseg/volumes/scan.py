@@ -24,6 +24,7 @@ from semiseg.volumes.formats.stream import start_of
 from semiseg.volumes.images import channels_of, read_stored
 from semiseg.volumes.kinds import neither, said_of, voxels_of_headers, what_is
 from semiseg.volumes.remark import Remark
+from semiseg.volumes.seg_nrrd import is_seg_nrrd
 from semiseg.volumes.series_rules import SeriesRule, Verdict
 from semiseg.volumes.unpack import UnpackLimits, finder_among, is_zip, unpack_named
 from semiseg.volumes.volume import Volume
@@ -68,7 +69,7 @@ def open_scan(
     The file's content decides its type, never its name; :mod:`semiseg.volumes.formats` has the formats of volumes.
     Files of other kinds beside the scan are ignored, unless their names say that they should be scans: those are
     remarked on, and refused when ``wishes.strict``. Of a DICOM study each channel gets the one series that its rule
-    lets through.
+    lets through. Segmentations of 3D Slicer beside the scan are left alone.
 
     Args:
         paths: one file or folder, or several files; or those of each channel, by its name.
@@ -126,9 +127,13 @@ class _Door:
         self, files: list[Path], names: Mapping[Path, str], given: list[Path], rules: Mapping[str, SeriesRule]
     ) -> Scan:
         """Open the one scan in ``files``; ``names`` are those that they have in their zip."""
-        images = [path for path in files if is_image(path)]
+        volumes = [path for path in files if is_image(path)]
+        # Slicer leaves its segmentations beside the scan; one that is alone is told what it is.
+        images = [path for path in volumes if not is_seg_nrrd(path)] or volumes
         voxels = _voxels(files, names, images)
         dicoms = [path for path in files if is_dicom(path) and path not in images and path not in voxels]
+        if dicoms and all(is_seg_nrrd(path) for path in images):
+            images = []
         what = given[0] if len(given) == 1 else f"The {len(given)} files"
         if images and dicoms:
             raise VolumeError(

@@ -46,6 +46,11 @@ KINDS = {
     "scan.tar": (tarred(), "a tar archive"),
     "scan.tar.gz": (gzip.compress(tarred()), "a gzip of a tar archive"),
     "slice.dcm.gz": (gzip.compress(bytes(128) + b"DICM" + bytes(300)), "a gzip of a DICOM file; unpack it"),
+    "scan.nrrd.gz": (gzip.compress(b"NRRD0004\n" * 9), "a gzip of an NRRD file; unpack it"),
+    "scan.mha.gz": (
+        gzip.compress(b"ObjectType = Image\nNDims = 3\nDimSize = 1 1 1\n"),
+        "a gzip of a MetaImage file; unpack it",
+    ),
     "something.gz": (gzip.compress(bytes(range(256)) * 4), "a gzip of something else"),
     "cut.gz": (gzip.compress(b"x" * 3000)[:15], "a damaged gzip file"),
     "scan.7z": (b"7z\xbc\xaf\x27\x1c" + bytes(60), "a 7z archive"),

@@ -107,4 +107,4 @@ def _recognises(start: bytes) -> bool:
     return start[344:347] not in (b"n+1", b"ni1")
 
 
-READER = Reader("Analyze file", (".hdr",), _recognises, read)
+READER = Reader("Analyze file", (".hdr",), _recognises, read, packed=True)

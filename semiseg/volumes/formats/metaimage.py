@@ -87,9 +87,15 @@ def read(file: ImageFile) -> Stored:
         raise VolumeError(f"{path}: a MetaImage of the type {header.tags['ObjectType'][:40]} is no image.")
     if dimension not in (3, 4):
         raise VolumeError(f"{path}: a 3D or 4D image is needed, but MetaImage's NDims is {dimension}.")
-    sizes = [int(n) for n in header.numbers("DimSize", header.tags.get("DimSize", ""), dimension)]
+    declared = header.numbers("DimSize", header.tags.get("DimSize", ""), dimension)
+    sizes = [int(n) for n in declared]
     channels = header.integer("ElementNumberOfChannels", 1)
-    if any(n < 1 for n in sizes) or channels < 1 or (channels > 1 and math.prod(sizes[3:]) > 1):
+    if (
+        any(n < 1 for n in sizes)
+        or sizes != declared.tolist()
+        or channels < 1
+        or (channels > 1 and math.prod(sizes[3:]) > 1)
+    ):
         raise VolumeError(
             f"{path}: a MetaImage of the sizes {sizes} with {channels} channel(s) is no 3D image with channels."
         )
@@ -241,10 +247,7 @@ def _parse(path: Path) -> _Header:
 
 
 def _recognises(start: bytes) -> bool:
-    match = _TAG.match(start)
-    if match is None or match[1] not in (b"ObjectType", b"NDims", b"ObjectSubType", b"Comment"):
-        return False
-    return b"NDims" in start and b"=" in start
+    return _TAG.match(start) is not None and b"NDims" in start and (b"DimSize" in start or b"ElementDataFile" in start)
 
 
 READER = Reader("MetaImage file", (".mha", ".mhd"), _recognises, read)

@@ -66,4 +66,4 @@ def _recognises(start: bytes) -> bool:
     return bool((fields[:4] > 0).all()) and 0 <= int(fields[4]) <= 10
 
 
-READER = Reader("MGH file", (".mgz", ".mgh"), _recognises, read)
+READER = Reader("MGH file", (".mgz", ".mgh"), _recognises, read, packed=True)

@@ -151,4 +151,4 @@ def _recognises(start: bytes) -> bool:
     return is_single_nifti(start) or is_pair_header(start)
 
 
-READER = Reader("NIfTI file", (".nii", ".nii.gz", ".hdr"), _recognises, read)
+READER = Reader("NIfTI file", (".nii", ".nii.gz", ".hdr"), _recognises, read, packed=True)

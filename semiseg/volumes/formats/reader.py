@@ -91,12 +91,14 @@ class Reader:
         suffixes: What the names of such files end with.
         recognises: Whether a file that begins with these (unpacked) bytes is one; at most 1024 bytes are given.
         read: Reads one.
+        packed: Whether the whole file may be a gzip stream.
     """
 
     name: str
     suffixes: tuple[str, ...]
     recognises: Callable[[bytes], bool]
     read: Callable[[ImageFile], Stored]
+    packed: bool = False
 
     @property
     def with_article(self) -> str:

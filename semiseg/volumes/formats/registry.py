@@ -10,7 +10,7 @@ from pathlib import Path
 
 from semiseg.volumes import formats
 from semiseg.volumes.formats.reader import Reader
-from semiseg.volumes.formats.stream import start_of
+from semiseg.volumes.formats.stream import is_gzip, start_of
 
 
 @cache
@@ -25,7 +25,12 @@ def readers() -> tuple[Reader, ...]:
 
 def reader_of(path: Path) -> Reader | None:
     """The reader of a file by its content, whatever its name; None where no format is recognised. Never raises."""
-    start = start_of(path)
+    reader = reader_for(start_of(path))
+    return None if reader is not None and not reader.packed and is_gzip(path) else reader
+
+
+def reader_for(start: bytes) -> Reader | None:
+    """The reader of a file that begins with these (unpacked) bytes; None where no format is recognised."""
     return next((reader for reader in readers() if reader.recognises(start)), None)
 
 
