@@ -110,7 +110,7 @@ class _Door:
     stack: ExitStack
 
     def open(self, given: list[Path], rules: Mapping[str, SeriesRule]) -> Scan:
-        zips = [path for path in given if path.is_file() and is_zip(path)]
+        zips = [path for path in given if path.is_file() and is_zip(path) and not is_image(path)]
         if not zips:
             return self._open(_files(given), {}, given, rules)
         if len(given) > 1:
@@ -183,7 +183,7 @@ def files_in(path: Path) -> Iterator[dict[Path, str]]:
     Raises:
         VolumeError: there is no such file or folder, or the archive is refused.
     """
-    if path.is_file() and is_zip(path):
+    if path.is_file() and is_zip(path) and not is_image(path):
         with tempfile.TemporaryDirectory(prefix="semiseg-") as folder:
             yield unpack_named(path, Path(folder), UnpackLimits())
     else:
