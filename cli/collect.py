@@ -40,7 +40,7 @@ def command(
     ] = None,
     matches: Annotated[
         Path | None,
-        typer.Option(help="CSV with the columns scan,label: a series UID, folder or NIfTI file; a label file."),
+        typer.Option(help="CSV with the columns scan,label: a series UID, folder or volume; a label file."),
     ] = None,
     mapping: Annotated[Path | None, typer.Option(help="Whose scan a case is; DATA-mapping.csv beside DATA.")] = None,
     overlap: Annotated[

@@ -10,13 +10,13 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from semiseg.collection.lattice import TOLERANCE
 from semiseg.collection.polygons import EXACT
+from semiseg.volumes.volume import GRID_TOLERANCE
 
 _MOST_DECIMALS = 6
-_NEAR = 2 * TOLERANCE
+_NEAR = 2 * GRID_TOLERANCE
 """Pixels: a point further away from a centre, a corner or the middle of an edge was not drawn there: a place may be
-TOLERANCE off, and rounding may do as much again (one decimal of a mm, pixels of half a mm)."""
+GRID_TOLERANCE off, and rounding may do as much again (one decimal of a mm, pixels of half a mm)."""
 _LEAST, _MOST = 1e-3, 0.02
 """Pixels: tolerance for a contour drawn anywhere. A centre this near to it belongs to it, so that its area grows by as
 much on all sides: by 0.4 % for a circle of 10 pixels at most."""

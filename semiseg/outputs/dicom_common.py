@@ -73,7 +73,7 @@ def require_drawn_on(segmentation: Segmentation, series: DicomSeries, what: str)
         VolumeError: the grids differ, or an image lacks a UID; the sentence says so of a ``what``, such as "SEG".
     """
     if segmentation.shape != series.volume.shape or not same_grid(
-        segmentation.affine, series.volume.affine, tolerance_mm=1e-2
+        segmentation.affine, series.volume.affine, series.volume.shape
     ):
         raise VolumeError(
             f"A DICOM {what} lies on its series' own grid, and the segmentation lies on another one: its shape is "

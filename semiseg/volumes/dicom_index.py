@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -89,12 +89,14 @@ class LeftOut:
         path: the file.
         sentence: what it is instead.
         damaged: whether it starts like DICOM, or is empty; then it may be a slice that is missed.
+        like_dicom: whether it starts like DICOM.
         directory: whether it is a DICOMDIR.
     """
 
     path: Path
     sentence: str
     damaged: bool = False
+    like_dicom: bool = False
     directory: bool = False
 
 
@@ -128,7 +130,7 @@ def glance(path: Path, *, keep_header: bool = False) -> DicomObject | LeftOut:
             return LeftOut(path, f"{path}: {what}.", damaged=empty and path.suffix.lower() not in _MARKS)
         return _glance(header, keep_header)
     except VolumeError as error:
-        return LeftOut(path, str(error), damaged=True)
+        return LeftOut(path, str(error), damaged=True, like_dicom=True)
 
 
 def files_of_directory(path: Path) -> list[Path]:
@@ -152,24 +154,35 @@ def files_of_directory(path: Path) -> list[Path]:
     return found
 
 
-def missed(left_out: Sequence[LeftOut], objects: Sequence[DicomObject]) -> list[LeftOut]:
+def missed(
+    left_out: Sequence[LeftOut], objects: Sequence[DicomObject], names: Mapping[Path, str] | None = None
+) -> list[LeftOut]:
     """The files among those left out that may be slices: damaged, empty, or named as the DICOM objects beside them are.
 
     Named alike are files with an ending such as .dcm, and those whose name differs in its numbers only (IM0001).
+
+    Args:
+        left_out, objects: what :func:`look_at` returned.
+        names: the files' names where they came from, if those are other ones.
     """
-    shapes = {(one.path.parent, _shape(one.path)) for one in objects} - {(one.path.parent, "#") for one in objects}
+
+    def called(path: Path) -> Path:
+        return Path((names or {}).get(path) or path)
+
+    shapes = {_shape(called(one.path)) for one in objects}
     return [
         one
         for one in left_out
         if one.damaged
-        or (not one.directory and one.path.suffix.lower() in _IMAGE_NAMES)
-        or (one.path.parent, _shape(one.path)) in shapes
+        or (not one.directory and called(one.path).suffix.lower() in _IMAGE_NAMES)
+        or _shape(called(one.path)) in shapes
     ]
 
 
-def _shape(path: Path) -> str:
-    """A file's name with every number, or several with points between them, as "#"."""
-    return re.sub(r"\d+(\.\d+)*", "#", path.name)
+def _shape(path: Path) -> tuple[str, str]:
+    """A file's folder, and its name with every number, or several with points between them, as "#"."""
+    shape = re.sub(r"\d+(\.\d+)*", "#", path.name)
+    return str(path.parent), path.name if shape == "#" else shape  # numbers alone say nothing
 
 
 def is_directory(path: Path) -> bool:
@@ -186,7 +199,7 @@ def _glance(whole: Header, keep_header: bool) -> DicomObject | LeftOut:
 
     sop_class = said("SOPClassUID") or text(header.file_meta, "MediaStorageSOPClassUID", path)
     if sop_class == _MEDIA_DIRECTORY:
-        return LeftOut(path, f"{path}: a DICOMDIR, not an image.", directory=True)
+        return LeftOut(path, f"{path}: a DICOMDIR, not an image.", like_dicom=True, directory=True)
     uid, modality = said("SeriesInstanceUID"), said("Modality")
     image = whole.has_pixels and value(header, "Rows", path) is not None
     if not sop_class or not (uid or image):

@@ -136,13 +136,20 @@ def read_looked_at(
     *,
     named: Mapping[str, str] | None = None,
     strict: bool = False,
+    names: Mapping[Path, str] | None = None,
 ) -> tuple[dict[str, DicomSeries], tuple[Verdict, ...]]:
-    """As :func:`read_study`, of files that :func:`semiseg.volumes.dicom_index.look_at` has looked at."""
+    """As :func:`read_study`, of files that :func:`semiseg.volumes.dicom_index.look_at` has looked at.
+
+    Args:
+        objects, left_out: what it returned.
+        rules, named, strict: see :func:`read_study`.
+        names: the files' names where they came from, if those are other ones (in a zip).
+    """
     if not objects:
         if len(left_out) < 2:
             raise VolumeError(left_out[0].sentence if left_out else "There are no files to read.")
         raise VolumeError(f"None of the {len(left_out)} files is a DICOM image; the first: {left_out[0].sentence}")
-    lost = missed(left_out, objects)
+    lost = missed(left_out, objects, names or {})
     if lost and strict:
         raise VolumeError(f"{lost[0].sentence} It may be a slice of the series.")
     chosen, verdicts = choose(series_among(objects), rules, named)
