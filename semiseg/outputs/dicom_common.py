@@ -15,7 +15,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pydicom
+from pydicom.config import RAISE
+from pydicom.multival import MultiValue
 from pydicom.tag import Tag
+from pydicom.valuerep import validate_value
 
 from semiseg.errors import VolumeError
 from semiseg.outputs.report import NOTICE
@@ -93,9 +96,27 @@ def repeat_patient_and_study(made: pydicom.Dataset, instance: pydicom.Dataset) -
     for keyword in PATIENT_AND_STUDY:
         setattr(made, keyword, "")
     trial = [tag for tag in map(Tag, instance.keys()) if tag.group == _TRIAL_GROUP]
-    for tag in [*map(Tag, PATIENT_AND_STUDY), *map(Tag, _ALSO_REPEATED), *trial]:
+    for tag in map(Tag, PATIENT_AND_STUDY):
         if tag in instance:
             made[tag] = _decoded(instance[tag])
+    for tag in [*map(Tag, _ALSO_REPEATED), *trial]:
+        if tag in instance and _worth_repeating(instance[tag]):
+            made[tag] = _decoded(instance[tag])
+    methods = ("DeidentificationMethod", "DeidentificationMethodCodeSequence")
+    if made.get("PatientIdentityRemoved") == "YES" and not any(method in made for method in methods):
+        made.DeidentificationMethod = "Not stated in the source images"  # type 1C (PS3.3 C.7.1.1)
+
+
+def _worth_repeating(element: pydicom.DataElement) -> bool:
+    """Whether what need not be there says something, in the form of its kind: an age of "42" is none (PS3.5 6.2)."""
+    if element.is_empty or element.VR not in ("AS", "CS", "DA", "DS", "TM"):
+        return not element.is_empty
+    try:
+        for one in element.value if isinstance(element.value, MultiValue) else [element.value]:
+            validate_value(element.VR, str(one), RAISE)
+    except ValueError:
+        return False
+    return True
 
 
 def _decoded(element: pydicom.DataElement) -> pydicom.DataElement:

@@ -96,6 +96,14 @@ def test_what_the_source_does_not_say_is_not_said(form: str, tmp_path: Path) -> 
     assert "AccessionNumber" in made and "ReferringPhysicianName" in made
 
 
+def test_what_need_not_be_there_is_repeated_where_it_is_in_order(tmp_path: Path) -> None:
+    def odd(dataset: pydicom.Dataset) -> None:
+        dataset.PatientAge, dataset.PatientWeight, dataset.DeidentificationMethod = "42", "72", ""
+
+    made = written("segmentation", read_series(edited(tmp_path, odd)), tmp_path / "made.dcm")
+    assert "PatientAge" not in made and "DeidentificationMethod" not in made and made.PatientWeight == 72
+
+
 @pytest.mark.parametrize("form", MADE)
 def test_every_attribute_that_must_be_there_is_there(form: str, tmp_path: Path) -> None:
     """By the tables of PS3.3 that highdicom brings: types 1 and 2 of the mandatory modules, on the first level."""
