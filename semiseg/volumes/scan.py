@@ -146,7 +146,7 @@ class _Door:
                 "4D file or each under its own name."
             )
         if images:
-            image = ImageFile(images[0], _finder(images[0], files, names, given))
+            image = ImageFile(images[0], _finder(images[0], files, names, given), names.get(images[0], ""))
             return self._image(image, _unreadable(files, names), rules)
         if not dicoms:
             raise VolumeError(_nothing(what, files))

@@ -17,8 +17,9 @@ from scipy.io import savemat
 from semiseg.errors import VolumeError
 from semiseg.volumes.formats.registry import is_image, reader_of, readers, suffixes
 from semiseg.volumes.images import read_stored, scaled
+from semiseg.volumes.inspection import inspect
 from semiseg.volumes.nifti import read_labels, read_nifti, read_nifti_channels
-from semiseg.volumes.scan import open_scan
+from semiseg.volumes.scan import files_in, open_scan
 from semiseg.volumes.series_rules import SeriesRule
 from semiseg.volumes.wishes import Wishes
 from tests.volumes.volume_files import IN_RAS, META, NRRD, VALUES, big, little, meta, mgh, nifti, nrrd, packed
@@ -489,6 +490,20 @@ def test_a_header_finds_its_data_in_its_own_zip_and_nowhere_else(tmp_path: Path)
         archive.writestr("x.raw", little())
     with pytest.raises(VolumeError, match=r"^b\.zip, member 00001: .*only a file in the header's own folder"):
         open_scan(tmp_path / "b.zip", rules())
+
+
+def test_a_pair_is_one_by_its_names_in_a_zip(tmp_path: Path) -> None:
+    content = bytes(nifti(magic=b"ni1\0", vox_offset=0.0))
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("study/other.img", bytes(48))
+        archive.writestr("study/scan.img", content[352:])
+        archive.writestr("study/scan.hdr", content[:348])
+        archive.writestr("scan.img", bytes(48))
+    np.testing.assert_array_equal(open_scan(tmp_path / "a.zip", rules()).grid.array, VALUES)
+    with files_in(tmp_path / "a.zip") as files:
+        things, left_out = inspect(files)
+        assert [one.outcome for one in things] == ["Read as it is."]
+        assert [one.sentence.partition(":")[0] for one in left_out] == ["study/other.img", "scan.img"]
 
 
 def test_a_header_and_its_data_are_one_scan_without_their_names(tmp_path: Path) -> None:

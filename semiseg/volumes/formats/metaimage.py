@@ -250,4 +250,9 @@ def _recognises(start: bytes) -> bool:
     return _TAG.match(start) is not None and b"NDims" in start and (b"DimSize" in start or b"ElementDataFile" in start)
 
 
-READER = Reader("MetaImage file", (".mha", ".mhd"), _recognises, read)
+def _parts(file: ImageFile) -> dict[str, Path]:
+    names = _data_files(_parse(file.path))
+    return {"scan.mhd": file.path, **{name: file.beside(name) for name in names}} if names else {}
+
+
+READER = Reader("MetaImage file", (".mha", ".mhd"), _recognises, read, parts=_parts)

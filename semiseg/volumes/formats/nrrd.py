@@ -178,4 +178,9 @@ def numbered_names(path: Path, text: str) -> list[str]:
     return [pattern % number for number in range(first, first + count * step, step)]
 
 
-READER = Reader("NRRD file", (".seg.nrrd", ".nrrd", ".nhdr"), is_nrrd, read)
+def _parts(file: ImageFile) -> dict[str, Path]:
+    names = _data_files(parse_nrrd(file.path))
+    return {"scan.nhdr": file.path, **{name: file.beside(name) for name in names}} if names else {}
+
+
+READER = Reader("NRRD file", (".seg.nrrd", ".nrrd", ".nhdr"), is_nrrd, read, parts=_parts)

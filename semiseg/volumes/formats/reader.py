@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -48,10 +48,17 @@ class ImageFile:
     Attributes:
         path: The file, which for a format of several files is the one with the header.
         find: Finder of the other files; by default they are looked for in the file's own folder.
+        member: Name of the file in the archive that it came in; "" for its own name.
     """
 
     path: Path
     find: Finder | None = None
+    member: str = ""
+
+    @property
+    def name(self) -> str:
+        """The file's name without its folder, by which a pair is one."""
+        return PurePosixPath(self.member.replace("\\", "/")).name or self.path.name
 
     def beside(self, name: str) -> Path:
         """The file that the header calls ``name``, in the header's own folder or below it.
@@ -92,6 +99,8 @@ class Reader:
         recognises: Whether a file that begins with these (unpacked) bytes is one; at most 1024 bytes are given.
         read: Reads one.
         packed: Whether the whole file may be a gzip stream.
+        parts: For formats of several files: all files of a scan by names under which its header finds them in one
+            archive, the header first; none for a scan in one file.
     """
 
     name: str
@@ -99,6 +108,7 @@ class Reader:
     recognises: Callable[[bytes], bool]
     read: Callable[[ImageFile], Stored]
     packed: bool = False
+    parts: Callable[[ImageFile], Mapping[str, Path]] | None = None
 
     @property
     def with_article(self) -> str:
