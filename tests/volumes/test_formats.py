@@ -426,7 +426,7 @@ def test_a_link_out_of_the_headers_folder_is_not_followed(tmp_path: Path) -> Non
 
 def test_a_data_file_that_is_missing_cut_short_or_longer_is_told(tmp_path: Path) -> None:
     path = meta(tmp_path / "a.mhd", file="a.raw")
-    with pytest.raises(VolumeError, match=r"a\.mhd: the data file 'a\.raw' that the header names is not there"):
+    with pytest.raises(VolumeError, match=r"a\.mhd: the data file that the header names is not there"):
         read_nifti(path)
     (tmp_path / "a.raw").write_bytes(little()[:-1])
     with pytest.raises(VolumeError, match="cut short"):

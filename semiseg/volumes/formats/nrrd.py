@@ -94,7 +94,7 @@ def _values(
     for source in sources:
         start, part = 0 if names else header.length, wanted // len(sources)
         block, more = _block(header, source, start, part, _COMPRESSION[encoding])
-        data += block
+        data = data + block if data else block
         longer += [longer_than_declared(source)] * more
     array = np.frombuffer(data, dtype=dtype).reshape(sizes, order="F")
     return array if dtype.isnative else array.astype(dtype.newbyteorder("=")), tuple(longer[:1])

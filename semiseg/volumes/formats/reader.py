@@ -67,14 +67,14 @@ class ImageFile:
             VolumeError: There is none, or the name leads out of the folder.
         """
         parts = PurePosixPath(name.strip().replace("\\", "/"))
+        # The name is not told: it is part of what was sent, and may say who the patient is.
         if not name.strip() or parts.is_absolute() or ".." in parts.parts or re.match("[A-Za-z]:", str(parts)):
             raise VolumeError(
-                f"{self.path}: the header names the data file '{name[:100]}', and only a file in the header's own "
-                "folder is read."
+                f"{self.path}: the header names a data file elsewhere, and only a file in the header's own folder is read."
             )
         found = (self.find or self._in_own_folder)(str(parts))
         if found is None:
-            raise VolumeError(f"{self.path}: the data file '{name[:100]}' that the header names is not there.")
+            raise VolumeError(f"{self.path}: the data file that the header names is not there.")
         return found
 
     def _in_own_folder(self, name: str) -> Path | None:
@@ -85,7 +85,7 @@ class ImageFile:
         if len(tried) != 1:
             return None
         if not tried[0].resolve().is_relative_to(folder):
-            raise VolumeError(f"{self.path}: the data file '{name}' is a link out of the header's own folder.")
+            raise VolumeError(f"{self.path}: the data file is a link out of the header's own folder.")
         return tried[0]
 
 
