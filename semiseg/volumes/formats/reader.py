@@ -70,7 +70,8 @@ class ImageFile:
         # The name is not told: it is part of what was sent, and may say who the patient is.
         if not name.strip() or parts.is_absolute() or ".." in parts.parts or re.match("[A-Za-z]:", str(parts)):
             raise VolumeError(
-                f"{self.path}: the header names a data file elsewhere, and only a file in the header's own folder is read."
+                f"{self.path}: the header names a data file elsewhere, and only a file in the header's own folder is "
+                "read."
             )
         found = (self.find or self._in_own_folder)(str(parts))
         if found is None:
