@@ -37,7 +37,7 @@ __all__ = [
 ]
 
 _SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
-_read, _finite, _shape_text = read_stored, finite, shape_text
+_read, _finite, _scaled, _shape_text = read_stored, finite, scaled, shape_text
 
 
 def is_nifti(path: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import zlib
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from semiseg.volumes.formats.reader import ImageFile, Reader, Stored
 from semiseg.volumes.formats.stream import opened, voxel_bytes
 
 _HEADER = 348
+_TYPES = (1, 2, 4, 8, 16, 32, 64, 128, 130, 132, 136)  # Analyze's, and those that SPM added
 _MAX_MATRIX_BYTES = 2**16
 _MAT_ERRORS = (NotImplementedError, ValueError, TypeError, KeyError, EOFError, OSError, zlib.error, IndexError)
 
@@ -110,9 +112,15 @@ def _matrix_name(file: ImageFile) -> str:
 
 
 def _recognises(start: bytes) -> bool:
-    if len(start) < _HEADER or start[:4] not in (_HEADER.to_bytes(4, "little"), _HEADER.to_bytes(4, "big")):
+    if len(start) < _HEADER or start[344:347] in (b"n+1", b"ni1"):
         return False
-    return start[344:347] not in (b"n+1", b"ni1")
+    orders = [order for order in "<>" if struct.unpack_from(f"{order}i", start)[0] == _HEADER]
+    if not orders:
+        return False
+    # Voxels may begin with these four bytes, too: dimensions and type have to be plausible.
+    count, *sizes = struct.unpack_from(f"{orders[0]}8h", start, 40)
+    (kind,) = struct.unpack_from(f"{orders[0]}h", start, 70)
+    return 1 <= count <= 7 and all(size > 0 for size in sizes[:count]) and kind in _TYPES
 
 
 READER = Reader("Analyze file", (".hdr",), _recognises, read, True, _parts)
