@@ -143,6 +143,8 @@ def stored_values(
             if looked_up:
                 values = np.asarray(apply_modality_lut(values, dataset))
             frames.append(values)
+        if len(frames) != len(slices):
+            raise ValueError(f"there are {len(frames)} frames where {len(slices)} are expected")
     except PARSING_ERRORS as error:
         what = f"pixel data compressed as {syntax.name}" if compressed else "pixel data"
         raise VolumeError(f"{path}: the {what} cannot be decoded ({one_line(error)}{_missing(error)}).") from error

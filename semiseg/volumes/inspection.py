@@ -55,7 +55,7 @@ def inspect(paths: Mapping[Path, str]) -> tuple[Iterator[Inspected], list[LeftOu
 
     def everything() -> Iterator[Inspected]:
         for path in images:
-            file = ImageFile(path, finder_among(path, paths) if paths[path] else None)
+            file = ImageFile(path, finder_among(path, paths) if paths[path] else None, paths[path])
             yield _image(file, paths[path] or str(path))
         yield from map(_series, found)
 

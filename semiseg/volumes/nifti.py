@@ -43,7 +43,7 @@ _ROUNDED = 0.5 * 10.0 ** (1 - int(np.finfo(np.float32).precision))
 holds. NIfTI-1 stores slope and intercept as float32, many programs compute in it, and print it with six digits."""
 _LARGEST_LABEL = 255  # a share of larger values would let interpolated ones pass
 
-_read, _finite, _shape_text = read_stored, finite, shape_text
+_read, _finite, _scaled, _shape_text = read_stored, finite, scaled, shape_text
 
 
 def is_nifti(path: Path) -> bool:

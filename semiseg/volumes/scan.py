@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from semiseg.errors import VolumeError
 from semiseg.volumes.alignment import align
@@ -146,7 +146,7 @@ class _Door:
                 "4D file or each under its own name."
             )
         if images:
-            image = ImageFile(images[0], _finder(images[0], files, names, given))
+            image = ImageFile(images[0], _finder(images[0], files, names, given), names.get(images[0], ""))
             return self._image(image, _unreadable(files, names), rules)
         if not dicoms:
             raise VolumeError(_nothing(what, files))
@@ -245,7 +245,7 @@ def _finder(image: Path, files: list[Path], names: Mapping[Path, str], given: li
 def _unreadable(files: list[Path], names: Mapping[Path, str]) -> tuple[Remark, ...]:
     """A remark on files that are named like scans and are none."""
     broken = [
-        f"{PurePosixPath(name).name}: {what_is(path, name)}"
+        f"{f'member {path.name}' if names else name}: {what_is(path, name)}"
         for path, name in ((path, names.get(path, path.name)) for path in files)
         if reader_named(name) is not None and reader_of(path) is None
     ]

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from semiseg.errors import InputError
+from semiseg.errors import InputError, VolumeError
 from semiseg.outputs.answer import kind_of_file
 from semiseg.outputs.nrrd import write_nrrd, write_seg_nrrd
 from semiseg.volumes.formats.nrrd_header import parse_nrrd
@@ -22,6 +22,7 @@ from semiseg.volumes.images import read_stored
 from semiseg.volumes.nifti import read_labels
 from semiseg.volumes.seg_nrrd import is_seg_nrrd, read_seg_nrrd
 from semiseg.volumes.segmentation import Code, Segment, Segmentation
+from tests.volumes.volume_files import nrrd
 
 AFFINE = np.array([[0, 0, -4.0, 10], [2, 0, 0, 20], [0, 3, 0, 30], [0, 0, 0, 1]])
 STRUCTURE = Code(value="123037004", scheme="SCT", meaning="Anatomical Structure")
@@ -188,3 +189,41 @@ def test_the_suffix_says_which_of_both_is_meant(name: str, asked: str | None, ki
     assert kind_of_file(Path(name), asked) == kind
     with pytest.raises(InputError, match=r"named \.seg\.nrrd"):
         kind_of_file(Path("a.nrrd"), "seg-nrrd")
+
+
+def test_a_segmentation_of_an_older_slicer_has_a_component_for_each_segment(tmp_path: Path) -> None:
+    """Without layers and values: the component is the segment's number, and any value but 0 is the segment."""
+    masks = np.zeros((2, 4, 3, 2), np.uint8)
+    masks[0, 1] = 1
+    masks[1, 1:3, 2] = 255
+    fields = {
+        "type": "unsigned char",
+        "dimension": "4",
+        "sizes": "2 4 3 2",
+        "kinds": "list domain domain domain",
+        "space directions": "none (0,2,0) (0,0,3) (-4,0,0)",
+    }
+    pairs = "Segment0_ID:=a\nSegment0_Name:=left\nSegment1_ID:=b\nSegment1_Name:=right\n"
+    nrrd(tmp_path / "old.seg.nrrd", fields, masks.tobytes(order="F"), more=pairs)
+    stored, segments = read_seg_nrrd(tmp_path / "old.seg.nrrd")
+    assert [(one.name, one.layer, one.value) for one in segments] == [("left", 0, None), ("right", 1, None)]
+    for k, one in enumerate(segments):
+        np.testing.assert_array_equal(one.mask(stored), masks[k] != 0)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "sentence"),
+    [
+        ("Segment0_ID:=a\nSegment0_Layer:=1\n", "in a layer that the file does not have"),
+        ("Segment0_ID:=a\nSegment0_Layer:=-1\n", "a layer below 0"),
+        ("Segment0_ID:=a\nSegment0_LabelValue:=one\n", "a whole number is needed"),
+        (
+            "Segment0_ID:=a\nSegmentation_MasterRepresentation:=Fractional labelmap\n",
+            "'Fractional labelmap' is not read",
+        ),
+        ("Segment0_ID:= \n", "has no name"),
+    ],
+)
+def test_a_segmentation_that_contradicts_itself_is_refused(pairs: str, sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(VolumeError, match=sentence):
+        read_seg_nrrd(nrrd(tmp_path / "a.seg.nrrd", more=pairs))

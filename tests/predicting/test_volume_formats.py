@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 import semiseg
 from cli.app import main
+from semiseg.client import Client
 from semiseg.errors import VolumeError
+from semiseg.volumes.formats.registry import parts_of
 from semiseg.volumes.nifti import read_labels
 from semiseg.volumes.seg_nrrd import read_seg_nrrd
 from tests.bundles import SEGMENTS, expected, make_threshold_bundle, scan_array
@@ -114,7 +116,7 @@ def test_a_header_alone_is_refused_and_says_what_is_missing(
     server: RunningServer, scans: dict[str, list[Path]]
 ) -> None:
     answer = server.segment(scans["mhd"][0])
-    assert answer.status_code == 422 and "the data file 'm.raw' that the header names is not there" in answer.text
+    assert answer.status_code == 422 and "the data file that the header names is not there" in answer.text
     answer = server.segment(scans["pair"][0])
     assert answer.status_code == 415 and "one half of a .hdr/.img pair" in answer.text
     answer = server.segment(scans["pair"][1])
@@ -176,3 +178,25 @@ def test_a_dataset_of_another_format_is_evaluated_and_its_masks_kept(model: semi
     evaluation = semiseg.evaluate(model.segmenter.segment, dataset, ["s"], keep=tmp_path / "masks")
     assert "1.000" in evaluation.table().markdown()
     np.testing.assert_array_equal(read_labels(tmp_path / "masks/s.nii.gz").array, expected(ARRAY))
+
+
+def test_the_client_takes_the_data_files_of_a_header_along_and_no_name_of_a_pair(
+    server: RunningServer, scans: dict[str, list[Path]], tmp_path: Path
+) -> None:
+    slices = tmp_path / "slices"
+    slices.mkdir()
+    for z in range(11):
+        (slices / f"z{z:02d}.raw").write_bytes(data(ARRAY[:, :, z]))
+    detached = {
+        "one file": scans["mhd"][0],
+        "nrrd": scans["nhdr"][0],
+        "a pair": scans["pair"][0],
+        "a file each slice": nrrd(slices / "a.nhdr", {**IN_LPS, "data file": "z%02d.raw 0 10 1"}),
+        "a folder": slices,
+    }
+    with Client(server.url) as client:
+        for what, path in detached.items():
+            (tmp_path / "mask.nii.gz").write_bytes(client.ask(path, "nifti").body)
+            np.testing.assert_array_equal(read_labels(tmp_path / "mask.nii.gz").array, expected(ARRAY), err_msg=what)
+    assert set(parts_of(scans["pair"][0])) == {"scan.hdr", "scan.img"}
+    assert parts_of(scans["mha"][0]) == {} and parts_of(slices / "z00.raw") == {}

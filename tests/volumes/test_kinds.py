@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -168,3 +169,23 @@ def test_voxels_that_look_like_dicom_belong_to_their_header(start: bytes, tmp_pa
     (tmp_path / "a.mhd").rename(folder / "scan-00001")
     (tmp_path / "a.raw").rename(folder / "scan-00002")
     np.testing.assert_array_equal(open_scan(sorted(folder.iterdir())).grid.array, expected)
+
+
+def test_names_that_were_sent_are_not_told(tmp_path: Path) -> None:
+    """VOL-08: a file's name may say who the patient is; members of a zip are told by their numbers."""
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.write(nrrd(tmp_path / "SMITH.nrrd"), "SMITH.nrrd")
+        archive.writestr("SMITH_JOHN.nii", b"")
+    (remark,) = open_scan(tmp_path / "a.zip").remarks
+    assert "(member 00002: an empty file" in remark.text and "SMITH" not in remark.text
+    with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
+        archive.write(meta(tmp_path / "x.mhd", {"Comment": "SMITH JOHN"}, file="SMITH.raw"), "SMITH.mhd")
+    with pytest.raises(VolumeError, match="the data file that the header names is not there") as caught:
+        open_scan(tmp_path / "b.zip")
+    assert "SMITH" not in str(caught.value)
+    for path in (nrrd(tmp_path / "c.nrrd", more="SMITH JOHN\n"), tmp_path / "d.mha"):
+        if path.suffix == ".mha":
+            path.write_bytes(b"ObjectType = Image\nNDims = 3\nSMITH JOHN\nDimSize = 4 3 2\nElementDataFile = LOCAL\n")
+        with pytest.raises(VolumeError, match="header is damaged") as caught:
+            open_scan(path)
+        assert "SMITH" not in str(caught.value)

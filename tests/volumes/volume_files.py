@@ -11,9 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from semiseg.volumes.images import read_stored
+from semiseg.volumes.nifti import read_nifti
+
 SHAPE = (4, 3, 2)
 VALUES = np.arange(24, dtype=np.int16).reshape(SHAPE, order="F")
 """Numbered in the order of the file: the first axis is the fastest."""
+
+CHANNELS = np.stack([VALUES, VALUES + 100], axis=-1)
+"""Two channels (X, Y, Z, K)."""
 
 IN_RAS = np.array([[0, 0, -4.0, 10], [2, 0, 0, 20], [0, 3, 0, 30], [0, 0, 0, 1]])
 """First axis to anterior by 2 mm, second to superior by 3 mm, third to the left by 4 mm."""
@@ -122,3 +128,15 @@ def nifti(**fields: Any) -> bytearray:
 
 def packed(data: bytes) -> bytes:
     return zlib.compress(data)
+
+
+def codes(path: Path) -> list[str]:
+    return [remark.code for remark in read_stored(path).remarks]
+
+
+def assert_as_written(path: Path, remarks: tuple[str, ...] = ()) -> None:
+    volume = read_nifti(path)
+    assert volume.array.dtype.isnative
+    np.testing.assert_array_equal(volume.array, VALUES)
+    np.testing.assert_allclose(volume.affine, IN_RAS, atol=1e-5)
+    assert codes(path) == list(remarks)

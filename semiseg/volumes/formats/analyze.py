@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 import zlib
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,13 @@ from numpy.typing import NDArray
 
 from semiseg.errors import VolumeError
 from semiseg.volumes.formats.geometry import placed
-from semiseg.volumes.formats.nifti import image_of_pair
+from semiseg.volumes.formats.nifti import image_of_pair, parts_of_pair
 from semiseg.volumes.formats.nifti_header import four_axes
 from semiseg.volumes.formats.reader import ImageFile, Reader, Stored
 from semiseg.volumes.formats.stream import opened, voxel_bytes
 
 _HEADER = 348
+_TYPES = (1, 2, 4, 8, 16, 32, 64, 128, 130, 132, 136)  # Analyze's, and those that SPM added
 _MAX_MATRIX_BYTES = 2**16
 _MAT_ERRORS = (NotImplementedError, ValueError, TypeError, KeyError, EOFError, OSError, zlib.error, IndexError)
 
@@ -38,7 +40,7 @@ def read(file: ImageFile) -> Stored:
         VolumeError: A pair without orientation, damaged, or truncated.
     """
     path = file.path
-    if path.name.lower().endswith((".nii", ".nii.gz")):
+    if file.name.lower().endswith((".nii", ".nii.gz")):
         raise VolumeError(f'{path}: this is a broken NIfTI file (its mark, "n+1" at byte 344, is missing).')
     try:
         with opened(path) as stream:
@@ -83,7 +85,7 @@ def _matrix(file: ImageFile) -> NDArray[np.float64]:
         "NIfTI with a program that knows how it was made."
     )
     try:
-        matrix = file.beside(f"{Path(file.path.name.removesuffix('.gz')).stem}.mat")
+        matrix = file.beside(_matrix_name(file))
     except VolumeError:
         raise refusal from None
     if matrix.stat().st_size > _MAX_MATRIX_BYTES:
@@ -101,10 +103,24 @@ def _matrix(file: ImageFile) -> NDArray[np.float64]:
     return found @ from_one
 
 
+def _parts(file: ImageFile) -> dict[str, Path]:
+    return {**parts_of_pair(file), "scan.mat": file.beside(_matrix_name(file))}
+
+
+def _matrix_name(file: ImageFile) -> str:
+    return f"{Path(file.name.removesuffix('.gz')).stem}.mat"
+
+
 def _recognises(start: bytes) -> bool:
-    if len(start) < _HEADER or start[:4] not in (_HEADER.to_bytes(4, "little"), _HEADER.to_bytes(4, "big")):
+    if len(start) < _HEADER or start[344:347] in (b"n+1", b"ni1"):
         return False
-    return start[344:347] not in (b"n+1", b"ni1")
+    orders = [order for order in "<>" if struct.unpack_from(f"{order}i", start)[0] == _HEADER]
+    if not orders:
+        return False
+    # Voxels may begin with these four bytes, too: dimensions and type have to be plausible.
+    count, *sizes = struct.unpack_from(f"{orders[0]}8h", start, 40)
+    (kind,) = struct.unpack_from(f"{orders[0]}h", start, 70)
+    return 1 <= count <= 7 and all(size > 0 for size in sizes[:count]) and kind in _TYPES
 
 
-READER = Reader("Analyze file", (".hdr",), _recognises, read, packed=True)
+READER = Reader("Analyze file", (".hdr",), _recognises, read, True, _parts)

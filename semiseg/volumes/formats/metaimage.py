@@ -193,7 +193,7 @@ def _values(
         if offset < 0:
             raise VolumeError(f"{file.path}: MetaImage's HeaderSize is {skip}, which cannot be.")
         block, more = voxel_bytes(file.path, source, offset, part, compression)
-        data += block
+        data = data + block if data else block
         if more and header.tags["ElementType"] in ("MET_LONG", "MET_ULONG"):
             raise VolumeError(
                 f"{file.path}: MetaImage's {header.tags['ElementType']} has 4 bytes, and {source.name} holds more; it "
@@ -231,7 +231,7 @@ def _parse(path: Path) -> _Header:
         name, separator, value = line.decode("utf-8", "replace").partition("=")
         if line.strip():
             if not separator:
-                raise VolumeError(f"{path}: the MetaImage header is damaged (line '{name.strip()[:60]}').")
+                raise VolumeError(f"{path}: the MetaImage header is damaged (line {len(tags) + 1} is no tag).")
             if name.strip() in tags:
                 raise VolumeError(f"{path}: the MetaImage header has the tag '{name.strip()[:60]}' twice.")
             tags[name.strip()] = value.strip()
@@ -250,4 +250,9 @@ def _recognises(start: bytes) -> bool:
     return _TAG.match(start) is not None and b"NDims" in start and (b"DimSize" in start or b"ElementDataFile" in start)
 
 
-READER = Reader("MetaImage file", (".mha", ".mhd"), _recognises, read)
+def _parts(file: ImageFile) -> dict[str, Path]:
+    names = _data_files(_parse(file.path))
+    return {"scan.mhd": file.path, **{name: file.beside(name) for name in names}} if names else {}
+
+
+READER = Reader("MetaImage file", (".mha", ".mhd"), _recognises, read, parts=_parts)

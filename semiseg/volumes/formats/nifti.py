@@ -14,7 +14,7 @@ from semiseg.errors import VolumeError
 from semiseg.volumes.formats.geometry import longer_than_declared
 from semiseg.volumes.formats.nifti_header import NiftiHeader, parse_header
 from semiseg.volumes.formats.reader import ImageFile, Reader, Stored
-from semiseg.volumes.formats.stream import is_gzip, opened, voxel_bytes
+from semiseg.volumes.formats.stream import is_gzip, opened, start_of, voxel_bytes
 from semiseg.volumes.remark import Remark
 
 
@@ -60,7 +60,7 @@ def image_of_pair(file: ImageFile) -> Path:
     Raises:
         VolumeError: It is not there.
     """
-    name = file.path.name
+    name = file.name
     packed = name.lower().endswith(".gz")
     stem = Path(name[:-3] if packed else name).stem
     for suffix in (".img.gz", ".img") if packed else (".img", ".img.gz"):
@@ -147,8 +147,23 @@ def is_pair_header(start: bytes) -> bool:
     return start[344:348] == b"ni1\0" or start[4:8] == b"ni2\0"
 
 
+def parts_of_pair(file: ImageFile) -> dict[str, Path]:
+    """Header and voxels of a pair, under names that say nothing of where they come from.
+
+    Raises:
+        VolumeError: The voxels are not there.
+    """
+    voxels = image_of_pair(file)
+    ends = [".gz" if is_gzip(path) else "" for path in (file.path, voxels)]
+    return {f"scan.hdr{ends[0]}": file.path, f"scan.img{ends[1]}": voxels}
+
+
+def _parts(file: ImageFile) -> dict[str, Path]:
+    return parts_of_pair(file) if is_pair_header(start_of(file.path)) else {}
+
+
 def _recognises(start: bytes) -> bool:
     return is_single_nifti(start) or is_pair_header(start)
 
 
-READER = Reader("NIfTI file", (".nii", ".nii.gz", ".hdr"), _recognises, read, packed=True)
+READER = Reader("NIfTI file", (".nii", ".nii.gz", ".hdr"), _recognises, read, True, _parts)

@@ -94,7 +94,7 @@ def _values(
     for source in sources:
         start, part = 0 if names else header.length, wanted // len(sources)
         block, more = _block(header, source, start, part, _COMPRESSION[encoding])
-        data += block
+        data = data + block if data else block
         longer += [longer_than_declared(source)] * more
     array = np.frombuffer(data, dtype=dtype).reshape(sizes, order="F")
     return array if dtype.isnative else array.astype(dtype.newbyteorder("=")), tuple(longer[:1])
@@ -178,4 +178,9 @@ def numbered_names(path: Path, text: str) -> list[str]:
     return [pattern % number for number in range(first, first + count * step, step)]
 
 
-READER = Reader("NRRD file", (".seg.nrrd", ".nrrd", ".nhdr"), is_nrrd, read)
+def _parts(file: ImageFile) -> dict[str, Path]:
+    names = _data_files(parse_nrrd(file.path))
+    return {"scan.nhdr": file.path, **{name: file.beside(name) for name in names}} if names else {}
+
+
+READER = Reader("NRRD file", (".seg.nrrd", ".nrrd", ".nhdr"), is_nrrd, read, parts=_parts)

@@ -262,20 +262,20 @@ def parse_nrrd(path: Path) -> NrrdHeader:
     fields: dict[str, str] = {}
     pairs: dict[str, str] = {}
     listed: list[str] = []
-    for line in text.decode("utf-8", "replace").splitlines()[1:]:
+    for number, line in enumerate(text.decode("utf-8", "replace").splitlines()[1:], start=2):
         if line.startswith("#"):
             continue
         if fields.get("data file", "").upper().startswith("LIST"):
             listed.append(line.strip())
             continue
-        _add_line(path, line.rstrip(), fields, pairs)
+        _add_line(path, number, line.rstrip(), fields, pairs)
     return NrrdHeader(path, fields, pairs, tuple(listed), len(start) if end is None else end.end())
 
 
-def _add_line(path: Path, line: str, fields: dict[str, str], pairs: dict[str, str]) -> None:
+def _add_line(path: Path, number: int, line: str, fields: dict[str, str], pairs: dict[str, str]) -> None:
     name, separator, value = line.partition(":")
     if not separator or not name.strip():
-        raise VolumeError(f"{path}: the NRRD header is damaged (line '{line[:60]}').")
+        raise VolumeError(f"{path}: the NRRD header is damaged (line {number} is no field).")
     if value.startswith("="):
         pairs[_unescaped(name)] = _unescaped(value[1:])
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -48,10 +48,17 @@ class ImageFile:
     Attributes:
         path: The file, which for a format of several files is the one with the header.
         find: Finder of the other files; by default they are looked for in the file's own folder.
+        member: Name of the file in the archive that it came in; "" for its own name.
     """
 
     path: Path
     find: Finder | None = None
+    member: str = ""
+
+    @property
+    def name(self) -> str:
+        """The file's name without its folder, by which a pair is one."""
+        return PurePosixPath(self.member.replace("\\", "/")).name or self.path.name
 
     def beside(self, name: str) -> Path:
         """The file that the header calls ``name``, in the header's own folder or below it.
@@ -60,14 +67,15 @@ class ImageFile:
             VolumeError: There is none, or the name leads out of the folder.
         """
         parts = PurePosixPath(name.strip().replace("\\", "/"))
+        # The name is not told: it is part of what was sent, and may say who the patient is.
         if not name.strip() or parts.is_absolute() or ".." in parts.parts or re.match("[A-Za-z]:", str(parts)):
             raise VolumeError(
-                f"{self.path}: the header names the data file '{name[:100]}', and only a file in the header's own "
-                "folder is read."
+                f"{self.path}: the header names a data file elsewhere, and only a file in the header's own folder is "
+                "read."
             )
         found = (self.find or self._in_own_folder)(str(parts))
         if found is None:
-            raise VolumeError(f"{self.path}: the data file '{name[:100]}' that the header names is not there.")
+            raise VolumeError(f"{self.path}: the data file that the header names is not there.")
         return found
 
     def _in_own_folder(self, name: str) -> Path | None:
@@ -78,7 +86,7 @@ class ImageFile:
         if len(tried) != 1:
             return None
         if not tried[0].resolve().is_relative_to(folder):
-            raise VolumeError(f"{self.path}: the data file '{name}' is a link out of the header's own folder.")
+            raise VolumeError(f"{self.path}: the data file is a link out of the header's own folder.")
         return tried[0]
 
 
@@ -92,6 +100,8 @@ class Reader:
         recognises: Whether a file that begins with these (unpacked) bytes is one; at most 1024 bytes are given.
         read: Reads one.
         packed: Whether the whole file may be a gzip stream.
+        parts: For formats of several files: all files of a scan by names under which its header finds them in one
+            archive, the header first; none for a scan in one file.
     """
 
     name: str
@@ -99,6 +109,7 @@ class Reader:
     recognises: Callable[[bytes], bool]
     read: Callable[[ImageFile], Stored]
     packed: bool = False
+    parts: Callable[[ImageFile], Mapping[str, Path]] | None = None
 
     @property
     def with_article(self) -> str:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
 
+from semiseg.errors import VolumeError
 from semiseg.volumes import formats
-from semiseg.volumes.formats.reader import Reader
+from semiseg.volumes.formats.reader import ImageFile, Reader
 from semiseg.volumes.formats.stream import is_gzip, start_of
 
 
@@ -32,6 +33,19 @@ def reader_of(path: Path) -> Reader | None:
 def reader_for(start: bytes) -> Reader | None:
     """The reader of a file that begins with these (unpacked) bytes; None where no format is recognised."""
     return next((reader for reader in readers() if reader.recognises(start)), None)
+
+
+def parts_of(path: Path) -> Mapping[str, Path]:
+    """The header ``path`` and its data files, by names under which it finds them in one archive.
+
+    Returns:
+        The files, the header first; none where the scan is in one file, or its header cannot be read.
+    """
+    reader = reader_of(path)
+    try:
+        return {} if reader is None or reader.parts is None else reader.parts(ImageFile(path))
+    except VolumeError:
+        return {}
 
 
 def is_image(path: Path) -> bool:
