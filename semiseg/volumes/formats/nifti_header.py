@@ -25,6 +25,7 @@ from semiseg.volumes.remark import Remark
 from semiseg.volumes.volume import corner_distance
 
 _LOG = logging.getLogger(__name__)
+_LOG.addHandler(logging.NullHandler())  # nibabel's words about a header are for the programmer; remarks are for users
 _MM_PER_UNIT = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
 _SUBJECT_SPACES = (1, 2)  # scanner and aligned anatomical coordinates; beyond are atlases, where the place differs
 _HALF_VOXEL = 0.5
