@@ -89,12 +89,12 @@ class Comparison:
     def of_tree(self, tree: Path) -> Iterator[Row]:
         """The rows of one tree; series that lie in several folders are read folder by folder where they are refused."""
         files = sorted(path for path in tree.rglob("*") if path.is_file())
-        for read in self.product.everything(files):
+        for read in self.product.everything(files, firsts=True):
             folders = sorted({path.parent for path in read.paths})
             if read.grid is None and len(folders) > 1:
                 for folder in folders:
                     here = [path for path in read.paths if path.parent == folder]
-                    for part in self.product.everything(here):
+                    for part in self.product.everything(here, firsts=True):
                         yield self.row(tree, part)
             else:
                 yield self.row(tree, read)
@@ -178,8 +178,8 @@ def _found_in(grid: Grid, image: Image, tolerance: float) -> str:
 
 def _compared(ours: Grid, theirs: Reading, *, place: bool = True, tolerance: float = 0.0) -> str:
     """ "same" if one of the other reader's volumes is ours; else what differs from the most similar one."""
-    if theirs.sentence.startswith("series of volumes"):
-        return theirs.sentence
+    if theirs.sentence.startswith(("series of volumes", "Unable to equalize")):
+        return theirs.sentence  # it sees several volumes, or slices that are not in the order of one
     if not theirs.grids:
         return f"-: {theirs.sentence}"
     said = [differences(ours, grid, place=place, tolerance=tolerance) for grid in theirs.grids]

@@ -79,8 +79,9 @@ def main() -> int:
 
 
 def _short(text: str) -> str:
-    """A cell without addresses in memory, and not endless."""
-    return re.sub(r"0x[0-9a-f]{8,}", "0x", text)[:400]
+    """A cell without addresses in memory and folders of one machine, and not endless."""
+    text = re.sub(r"0x[0-9a-f]{8,}", "0x", text)
+    return re.sub(r"(?<![\w.+)])/(?:[^/\s:]+/)+", "", text)[:400]
 
 
 if __name__ == "__main__":

@@ -293,6 +293,20 @@ def _enhanced() -> None:
 
     odd("enhanced_real_world_values", "read", "PS3.3 C.7.6.16.2.11", case, each(real_world))
 
+    def other_place_at_root(dataset: Dataset, z: int) -> None:
+        dataset.ImagePositionPatient, dataset.PixelSpacing = ["1", "2", "3"], ["9", "9"]
+        dataset.ImageOrientationPatient = ["1", "0", "0", "0", "0", "-1"]
+
+    def rescaled_in_part(dataset: Dataset, z: int) -> None:
+        for frame in frames(dataset)[:2]:
+            frame.PixelValueTransformationSequence = [
+                item(RescaleSlope="1", RescaleIntercept="-1024", RescaleType="HU")
+            ]
+
+    odd("enhanced_other_place_at_root", "read", why, case, other_place_at_root)
+    odd("enhanced_rescaled_in_part", "refuse", "PS3.3 C.7.6.16.1.1: a group stands in every frame or in none", case,
+        rescaled_in_part, volume=False)  # fmt: skip
+
     def as_root(dataset: Dataset, z: int) -> None:
         shared = dataset.SharedFunctionalGroupsSequence[0]
         dataset.PixelSpacing = shared.PixelMeasuresSequence[0].PixelSpacing
@@ -301,23 +315,38 @@ def _enhanced() -> None:
 
     odd("enhanced_planes_at_root", "either", "PS3.3 C.7.6.16: belong into functional groups", case, as_root)
 
-    def parts(folder: Path, rng: np.random.Generator) -> Truth:
-        truth = make(case, folder, rng)
-        path = folder / "object.dcm"
-        for part in range(2):
-            dataset = pydicom.dcmread(path)
-            size = len(dataset.PixelData) // 2
-            dataset.PixelData = dataset.PixelData[part * size : (part + 1) * size]
-            dataset.PerFrameFunctionalGroupsSequence = frames(dataset)[2 * part : 2 * part + 2]
-            dataset.NumberOfFrames = 2
-            dataset.ConcatenationUID, dataset.InConcatenationNumber = "2.25.1", part + 1
-            dataset.ConcatenationFrameOffsetNumber = 2 * part
-            dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
-            dataset.save_as(folder / f"part{part}.dcm")
-        path.unlink()
-        return truth
+    for name, must, frames_of, sizes in (
+        ("concatenation", "read", 2, (0, 1)),
+        ("enhanced_of_one_frame_each", "read", 1, (0, 1, 2, 3)),
+        ("concatenation_half", "refuse", 2, (0,)),
+    ):
 
-    HEADER_ODDITIES.append(Oddity("odd-concatenation", "read", "PS3.3 C.7.6.16.2.2.4", parts))
+        def parts(
+            folder: Path, rng: np.random.Generator, count: int = frames_of, kept: tuple[int, ...] = sizes
+        ) -> Truth | None:
+            truth = make(case, folder, rng)
+            for part in kept:
+                _part_of(folder / "object.dcm", folder / f"part{part}.dcm", part, count)
+            (folder / "object.dcm").unlink()
+            return truth if len(kept) > 1 else None
+
+        why = "PS3.3 C.7.6.16.2.2.4: In-concatenation Total Number"
+        HEADER_ODDITIES.append(Oddity(f"odd-{name}", must, why, parts))  # type: ignore[arg-type]
+
+
+def _part_of(whole: Path, path: Path, part: int, count: int) -> None:
+    """Write ``count`` frames of an enhanced object as a part of a concatenation."""
+    dataset = pydicom.dcmread(whole)
+    size = len(dataset.PixelData) // int(dataset.NumberOfFrames) * count
+    dataset.PixelData = dataset.PixelData[part * size : (part + 1) * size]
+    dataset.PerFrameFunctionalGroupsSequence = frames(dataset)[count * part : count * (part + 1)]
+    if count > 1:
+        dataset.ConcatenationUID, dataset.InConcatenationNumber = "2.25.1", part + 1
+        dataset.InConcatenationTotalNumber = int(dataset.NumberOfFrames) // count
+        dataset.ConcatenationFrameOffsetNumber = count * part
+    dataset.NumberOfFrames = count
+    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    dataset.save_as(path)
 
 
 _no_effect()

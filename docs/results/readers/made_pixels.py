@@ -142,13 +142,21 @@ def _converted(path: Path, syntax: str, cells: NDArray[Any]) -> NDArray[Any] | N
     if done.returncode or not out.exists():
         raise RuntimeError((done.stderr.strip().splitlines() or ["no output"])[-1])
     out.replace(path)
-    if syntax not in LOSSY:
+    if syntax not in LOSSY and syntax != "jpegls80_cooked":
         return None
     # JPEG-LS near-lossless: what another decoder (CharLS in imagecodecs) gets.
     dataset = pydicom.dcmread(path)
     count = int(dataset.get("NumberOfFrames", 1))
     frames = pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=count)
-    decoded = np.stack([np.asarray(imagecodecs.jpegls_decode(frame)) for frame in frames])
+    try:
+        decoded = np.stack([np.asarray(imagecodecs.jpegls_decode(frame)) for frame in frames])
+    except imagecodecs.JpeglsError as error:
+        raise RuntimeError(f"DCMTK 3.6.7 wrote a damaged stream: {error}") from error
+    if syntax not in LOSSY:
+        mask = 2 ** int(dataset.BitsStored) - 1
+        if ((decoded.astype(np.int64) ^ cells.astype(np.int64)) & mask).any():
+            raise RuntimeError("DCMTK 3.6.7 wrote a damaged stream.")
+        return None
     return decoded.astype(np.uint16).view(cells.dtype) if cells.dtype.itemsize == 2 else decoded.view(cells.dtype)
 
 

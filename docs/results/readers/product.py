@@ -60,8 +60,11 @@ class Product:
 
     _pool: ProcessPoolExecutor = field(default_factory=lambda: ProcessPoolExecutor(1))
 
-    def everything(self, files: Sequence[Path]) -> Iterator[Read]:
-        """Read each NIfTI file and each series among some files."""
+    def everything(self, files: Sequence[Path], *, firsts: bool = False) -> Iterator[Read]:
+        """Read each NIfTI file and each series among some files.
+
+        With ``firsts``, a series that is refused and has several images of each place is read again, the first of each.
+        """
         niftis = [path for path in files if is_nifti(path)]
         for path in niftis:
             yield self._done(read_one_nifti, path, (path,), "NIfTI")
@@ -75,7 +78,8 @@ class Product:
                 paths = tuple(one.path for one in found.images)
                 read = self._done(read_one, found, paths, f"{found.modality} {found.description}".strip())
                 yield read
-                first = first_of_each_place(found)
+                together = len({path.parent for path in paths}) == 1
+                first = first_of_each_place(found) if firsts and together else []
                 if read.grid is None and 1 < len(first) < len(paths):
                     yield from (replace(part, label=f"{part.label} {FIRST}".strip()) for part in self.everything(first))
 
