@@ -1,4 +1,4 @@
-"""The proof in docs/results/readers: its comparison sees what it has to see, and its tables leave nothing unexplained."""
+"""The proof in docs/results/readers: its comparison sees differences, and its tables leave none unexplained."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from docs.results.readers.explain import AGREED
-from docs.results.readers.grids import Grid, differences
-from docs.results.readers.independent import Image, stacked
+from docs.readers.explain import AGREED
+from docs.readers.grids import Grid, differences
+from docs.readers.independent import Image, stacked
 
 FOLDER = Path(__file__).parents[2] / "docs" / "results" / "readers"
 AFFINE = np.array([[-1.5, 0.0, 0.2, 30.0], [0.0, 0.75, 0.0, -10.0], [0.0, 0.1, 3.0, 4.0], [0.0, 0.0, 0.0, 1.0]])

@@ -12,8 +12,8 @@ import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
-from docs.results.readers.made_objects import GAP, Case, Layout, Rescale, Truth, make
-from docs.results.readers.made_pixels import Format
+from docs.readers.made_objects import GAP, Case, Layout, Rescale, Truth, make
+from docs.readers.made_pixels import Format
 
 Must = Literal["read", "refuse", "either"]
 Maker = Callable[[Path, np.random.Generator], Truth | None]

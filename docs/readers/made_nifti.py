@@ -1,6 +1,6 @@
 """Generated NIfTI files whose volume is known by construction, packed as nifti1.h and nifti2.h lay them out.
 
-    python -m docs.results.readers.made_nifti FOLDER
+    python -m docs.readers.made_nifti FOLDER
 
 It needs numpy alone. The folder gets what ``generate`` writes: a folder a case, and ``cases.jsonl``.
 """

@@ -1,6 +1,6 @@
 """Generate DICOM series whose volumes are known by construction: the grid of what objects may look like.
 
-    python -m docs.results.readers.generate FOLDER
+    python -m docs.readers.generate FOLDER
 
 It needs numpy, pydicom, imagecodecs and DCMTK's programs, and nothing of semiseg. Each case gets a folder with its
 files, ``truth.npz`` (array, affine) and a line in ``cases.jsonl``: what it is, and whether a reader has to read it.
@@ -18,10 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from docs.results.readers.made_objects import ORIENTATIONS, Case, Layout, Rescale, make
-from docs.results.readers.made_oddities import HEADER_ODDITIES
-from docs.results.readers.made_pixel_oddities import PIXEL_ODDITIES
-from docs.results.readers.made_pixels import DCMTK, LOSSY, SYNTAXES, Format
+from docs.readers.made_objects import ORIENTATIONS, Case, Layout, Rescale, make
+from docs.readers.made_oddities import HEADER_ODDITIES
+from docs.readers.made_pixel_oddities import PIXEL_ODDITIES
+from docs.readers.made_pixels import DCMTK, LOSSY, SYNTAXES, Format
 
 LAYOUTS: tuple[Layout, ...] = ("classic", "enhanced", "enhanced_shuffled", "enhanced_own_planes")
 COMPRESSED = (Format(8, 8, False), Format(16, 12, False), Format(16, 12, True), Format(16, 16, False),

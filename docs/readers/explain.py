@@ -1,6 +1,6 @@
 """Put an explanation beside every row on which readers disagree; fail where one has none.
 
-    python -m docs.results.readers.explain RAW.csv... --out TABLE.csv
+    python -m docs.readers.explain RAW.csv... --out TABLE.csv
 
 A rule of explanations.yaml names which rows it explains, who is right, and the paragraph that says so. `fault` rules
 are faults of this product, open at the commit that the README names; with `other` ones this product is right.

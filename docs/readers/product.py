@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from docs.results.readers.grids import Grid
+from docs.readers.grids import Grid
 from semiseg.errors import VolumeError
 from semiseg.volumes.dicom_file import numbers, read_dicom, text
 from semiseg.volumes.dicom_geometry import affine_of, measure

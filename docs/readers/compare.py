@@ -1,6 +1,6 @@
 """Compare how this product reads scans with how independent readers do, voxel by voxel.
 
-    python -m docs.results.readers.compare TREE... --itk PYTHON --dcm2niix PROGRAM --out table.csv
+    python -m docs.readers.compare TREE... --itk PYTHON --dcm2niix PROGRAM --out table.csv
 
 PYTHON is the interpreter of an environment with SimpleITK; DCMTK's programs are found on the path. Every series and
 NIfTI file below each TREE becomes a row: `agree`, `refused` with the product's sentence, or `DISAGREE` with what
@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from docs.results.readers.grids import Grid, differences, value_differences
-from docs.results.readers.independent import (
+from docs.readers.grids import Grid, differences, value_differences
+from docs.readers.independent import (
     DCMTK_DECODERS,
     Image,
     Itk,
@@ -30,8 +30,8 @@ from docs.results.readers.independent import (
     nibabel_reading,
     stacked,
 )
-from docs.results.readers.product import Product, Read
-from docs.results.readers.resampling import expected_on
+from docs.readers.product import Product, Read
+from docs.readers.resampling import expected_on
 
 SAME = "same"
 LOSSY = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in ("50", "51", "81", "91", "203"))

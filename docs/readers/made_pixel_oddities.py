@@ -14,9 +14,9 @@ from pydicom.dataset import Dataset
 from pydicom.encaps import encapsulate, encapsulate_extended, generate_frames
 from pydicom.uid import UID, HTJ2KLossless, JPEG2000Lossless, JPEGExtended12Bit, JPEGLosslessSV1, JPEGLSLossless
 
-from docs.results.readers.made_objects import COLUMNS, ROWS, SLICES, Truth, make
-from docs.results.readers.made_oddities import S12, U12, Change, Oddity, changed, files_of, item, odd, plain
-from docs.results.readers.made_pixels import Format
+from docs.readers.made_objects import COLUMNS, ROWS, SLICES, Truth, make
+from docs.readers.made_oddities import S12, U12, Change, Oddity, changed, files_of, item, odd, plain
+from docs.readers.made_pixels import Format
 
 PIXEL_ODDITIES: list[Oddity] = []
 

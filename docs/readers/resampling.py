@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
-from docs.results.readers.grids import Grid
-from docs.results.readers.independent import LPS_TO_RAS, Image
+from docs.readers.grids import Grid
+from docs.readers.independent import LPS_TO_RAS, Image
 
 TOLERATED_PIXELS = 0.25
 """semiseg.volumes.dicom_geometry.TILT_TOLERANCE_PIXELS: cosines are written with few decimals."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import generate_uid
 
-from docs.results.readers.made_pixels import LOSSY, Format, encode
+from docs.readers.made_pixels import LOSSY, Format, encode
 
 ROOT = "2.25.{}"
 ROWS, COLUMNS, SLICES = 11, 13, 4

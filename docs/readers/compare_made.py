@@ -1,8 +1,8 @@
 """Compare what this product and the independent readers make of generated series with what is true by construction.
 
-    python -m docs.results.readers.compare_made FOLDER --itk PYTHON --dcm2niix PROGRAM --out table.csv
+    python -m docs.readers.compare_made FOLDER --itk PYTHON --dcm2niix PROGRAM --out table.csv
 
-FOLDER is what ``docs.results.readers.generate`` wrote. Outcomes: `agree` (read and true, or refused where it may be),
+FOLDER is what ``docs.readers.generate`` wrote. Outcomes: `agree` (read and true, or refused where it may be),
 `REFUSED` (with the sentence, where the standard allows the object), `DISAGREE` (read, and not true).
 """
 
@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from docs.results.readers.grids import Grid, differences
-from docs.results.readers.independent import Itk, Reading, dcm2niix, nibabel_reading, stacked
-from docs.results.readers.product import Product, Read
+from docs.readers.grids import Grid, differences
+from docs.readers.independent import Itk, Reading, dcm2niix, nibabel_reading, stacked
+from docs.readers.product import Product, Read
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """Make series of single images, so that a reader of volumes decodes them: most test files are single images.
 
-    python -m docs.results.readers.lift TREE... --into FOLDER
+    python -m docs.readers.lift TREE... --into FOLDER
 
 Each grey-value image below a TREE that is no volume by itself becomes a folder of its own. A single image is written
 three times, at three places; the frames of a multi-frame object are given functional groups that place them. Pixel data

@@ -1,6 +1,6 @@
 """Take the DICOM and NIfTI files out of clones of public repositories, as far as their objects are there.
 
-    python -m docs.results.readers.sources CLONE... --into FOLDER --list sources.csv
+    python -m docs.readers.sources CLONE... --into FOLDER --list sources.csv
 
 A CLONE may lack large objects (a partial clone). Zip and tar.gz archives are unpacked, gzipped DICOM files gunzipped;
 references made by another converter (NIfTI files in folders named Ref) are left out. The list names each repository's

@@ -21,7 +21,7 @@ from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError
 from numpy.typing import NDArray
 
-from docs.results.readers.grids import Grid
+from docs.readers.grids import Grid
 
 LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 DCMTK_DECODERS = {

@@ -1,6 +1,6 @@
 """Damage compressed pixel data, and see whether the product refuses it or its process is ended by a decoder.
 
-    python -m docs.results.readers.damage FOLDER... --rounds 50 --keep KEPT
+    python -m docs.readers.damage FOLDER... --rounds 50 --keep KEPT
 
 Each FOLDER holds one small series. A round changes bytes of one frame's stream, cuts it, or changes Rows, Columns, Bits
 Allocated or Samples per Pixel beside it. Series that end the process, hold it for a minute or raise what is no refusal
@@ -23,7 +23,7 @@ import numpy as np
 import pydicom
 from pydicom.encaps import encapsulate, generate_frames
 
-from docs.results.readers.product import read_one
+from docs.readers.product import read_one
 from semiseg.volumes.dicom_index import look_at
 from semiseg.volumes.series_rules import series_among
 
