@@ -17,7 +17,8 @@ from semiseg.errors import VolumeError
 from semiseg.volumes.dicom_file import numbers, read_dicom, text
 from semiseg.volumes.dicom_geometry import affine_of, measure
 from semiseg.volumes.dicom_index import look_at
-from semiseg.volumes.dicom_series import DicomSeries, read_found, values_of
+from semiseg.volumes.dicom_pixels import values_of
+from semiseg.volumes.dicom_series import DicomSeries, read_found
 from semiseg.volumes.nifti import is_nifti, read_nifti
 from semiseg.volumes.series_rules import FoundSeries, series_among
 
@@ -135,7 +136,7 @@ def read_one_nifti(path: Path) -> Read:
 def _as_it_lies(series: DicomSeries) -> Grid:
     slices = list(series.slices)
     affine: NDArray[np.float64] = affine_of(measure([one.plane for one in slices]))
-    return Grid(values_of(slices), affine)
+    return Grid(values_of(slices)[0], affine)
 
 
 def _syntax(path: Path) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 
 from pydicom.uid import UID
 
@@ -17,6 +18,7 @@ from semiseg.volumes.dicom_file import PARSING_ERRORS
 def main() -> None:
     """Answer until the input ends: a list of frames, or a sentence where they cannot be decoded."""
     answers = os.fdopen(os.dup(1), "wb")
+    warnings.filterwarnings("error", message=".*non-conformant padding")  # an RLE segment that is too long
     os.dup2(2, 1)  # what a decoder prints must not get between the answers
     while (task := receive(sys.stdin.buffer)) is not None:
         dataset, syntax, indices = task

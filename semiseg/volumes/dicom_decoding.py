@@ -2,7 +2,8 @@
 
 GDCM ends the process that it runs in when a stream is damaged in ways that it did not foresee, and a server must not
 end with one upload. Other decoders hold Python's lock while they work, so that threads do not make them faster. So GDCM
-always works in another process, and the others do where there is much to decode.
+always works in another process, the others do where there is much to decode, and RLE does because pydicom only warns of
+frames that hold more than they should, which a process of its own can make an error.
 """
 
 from __future__ import annotations
@@ -81,7 +82,8 @@ class Decoders:
         if not syntax.is_transfer_syntax or not syntax.is_compressed:
             return decoded(dataset, syntax, indices)
         require_size(dataset, syntax, indices)
-        if _plugin(syntax) != "gdcm" and self._pixels < ELSEWHERE_FROM:
+        always = _plugin(syntax) == "gdcm" or syntax in RLETransferSyntaxes
+        if not always and self._pixels < ELSEWHERE_FROM:
             return decoded(dataset, syntax, indices)
         needed = pydicom.Dataset()
         for keyword in _PIXEL_MODULE:

@@ -129,6 +129,8 @@ def stored_values(
     frames: list[NDArray[Any]] = []
     beyond = 0
     try:
+        if not dataset.get("PixelData"):
+            raise ValueError("there are none, or none of integers")
         bits = _Bits.of(dataset)
         looked_up = bool(dataset.get("ModalityLUTSequence"))
         if looked_up and (first.slope, first.intercept) != (1.0, 0.0):

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from openjpeg.utils import encode_array
 from pydicom.data import get_testdata_file
-from pydicom.encaps import encapsulate
+from pydicom.encaps import encapsulate, generate_frames
 from pydicom.uid import (
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -274,6 +274,30 @@ def stream(shape: tuple[int, ...]) -> bytes:
     grey = len(shape) == 2
     pixels = np.arange(np.prod(shape), dtype=np.uint16).reshape(shape)
     return bytes(encode_array(pixels, bits_stored=12, photometric_interpretation=2 if grey else 1, use_mct=False))
+
+
+def test_an_rle_frame_that_holds_more_than_its_pixels_is_refused(tmp_path: Path) -> None:
+    files = stored_as(tmp_path, np.ones((COUNT, ROWS, COLUMNS)), stored=12, syntax=RLELossless)
+    dataset = pydicom.dcmread(files[0])
+    whole = next(generate_frames(dataset.PixelData, number_of_frames=1))
+    dataset.PixelData = encapsulate([whole + b"\x05abcdef" * 20])  # five literal bytes and one, twenty times
+    dataset.save_as(files[0])
+    with pytest.raises(VolumeError, match="RLE Lossless cannot be decoded"):
+        read_series(files)
+
+
+@pytest.mark.parametrize("pixels", [b"", None])
+def test_an_image_without_pixels_is_refused(tmp_path: Path, pixels: bytes | None) -> None:
+    files = stored_as(tmp_path, np.ones((COUNT, ROWS, COLUMNS)), stored=12)
+    dataset = pydicom.dcmread(files[1])
+    if pixels is None:
+        dataset.FloatPixelData = np.ones((ROWS, COLUMNS), np.float32).tobytes()
+        del dataset.PixelData
+    else:
+        dataset.PixelData = pixels
+    dataset.save_as(files[1])
+    with pytest.raises(VolumeError, match="there are none, or none of integers"):
+        read_series(files)
 
 
 @pytest.mark.parametrize(
