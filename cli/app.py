@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import importlib
+import logging
+import os
 import sys
+import traceback
+import warnings
 from importlib import metadata
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -75,6 +80,8 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     command = next((a for a in arguments if not a.startswith("-")), None)
     replace_what_cannot_be_shown()
+    if not debug:
+        _keep_libraries_quiet()
     try:
         build(command)(args=arguments, prog_name="semiseg")
     except SemisegError as error:
@@ -82,6 +89,16 @@ def main(arguments: list[str] | None = None) -> None:
             raise
         sys.stderr.write(f"semiseg: {error}\n")
         sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # Whoever read the output has seen enough (`semiseg inspect FOLDER | head`); Python must not try to flush it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except OSError as error:
+        if debug:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"semiseg: {where}{error.strerror or error}. --debug shows where this happened.\n")
+        sys.exit(1)
     except ModuleNotFoundError as error:
         extra = extra_with(error.name)
         if debug or extra is None:
@@ -90,6 +107,26 @@ def main(arguments: list[str] | None = None) -> None:
             f"semiseg: this command needs {error.name}, which is not installed; install the `{extra}` extra.\n"
         )
         sys.exit(2)
+    except Exception as error:
+        if debug:
+            raise
+        last = traceback.extract_tb(error.__traceback__)[-1]
+        told = str(error).strip().partition("\n")[0]
+        sys.stderr.write(
+            f"semiseg: this should not have happened ({type(error).__name__} in {Path(last.filename).name}, line "
+            f"{last.lineno}{f': {told}' if told else ''}). Please report it with what --debug shows.\n"
+        )
+        sys.exit(1)
+
+
+def _keep_libraries_quiet() -> None:
+    """Leave out what libraries warn of: it is for their programmers, and may quote a patient.
+
+    What a person has to know of a scan is a remark. ``-W``, ``PYTHONWARNINGS`` and ``--debug`` still show warnings.
+    """
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+    logging.lastResort = None
 
 
 def extra_with(module: str | None) -> str | None:

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from semiseg.collection import Collected, Line, Wishes, collect, counts, parse_labels
-from semiseg.errors import InputError
+from semiseg.errors import InputError, SemisegError
 
 app = typer.Typer(add_completion=False)
 _SHOWN = 10  # lines of one kind on the terminal; the report has them all
@@ -40,7 +40,7 @@ def command(
     ] = None,
     matches: Annotated[
         Path | None,
-        typer.Option(help="CSV with the columns scan,label: a series UID, folder or NIfTI file; a label file."),
+        typer.Option(help="CSV with the columns scan,label: a series UID, folder or volume; a label file."),
     ] = None,
     mapping: Annotated[Path | None, typer.Option(help="Whose scan a case is; DATA-mapping.csv beside DATA.")] = None,
     overlap: Annotated[
@@ -80,6 +80,10 @@ def command(
             progress=lambda what, done, of: bar.update(task, description=what, completed=done, total=of),
         )
     _show(collected, out, Console())
+    found = counts(collected.lines)
+    refused = sum(found.get(f"refused {what}", 0) for what in ("label", "structure"))
+    if refused and not any(found.get(f"{status} scan", 0) for status in ("labelled", "already there")):
+        raise SemisegError(f"Labels were found, and none could be used: {refused} were refused, for the reasons above.")
 
 
 def _channels(text: str) -> dict[str, str]:

@@ -18,7 +18,7 @@ _SHOWN = 12  # files that are nothing to read, and rows of the picture
 
 @app.command()
 def inspect(
-    path: Annotated[Path, typer.Argument(help="A folder, a DICOM or NIfTI file, a zip of them.")],
+    path: Annotated[Path, typer.Argument(help="A folder, a DICOM, NIfTI or other file of a scan, a zip.")],
     model: Annotated[Path | None, typer.Option(help="A bundle or run: which series would be its channels.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Write a contact sheet of what can be read: a .png.")] = None,
 ) -> None:

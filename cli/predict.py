@@ -30,14 +30,16 @@ def predict(
         list[Path] | None,
         typer.Argument(
             metavar="[BUNDLE_OR_RUN] [SCAN]",
-            help="The model (left out with --server) and the scan: a NIfTI file, a folder or zip of a DICOM study "
-            "(left out with --channel).",
+            help="The model (left out with --server) and the scan: a NIfTI, NRRD, MetaImage or MGH file, a folder or "
+            "zip of a DICOM study (left out with --channel).",
         ),
     ] = None,
     *,
     out: Annotated[
         Path,
-        typer.Option(help="Where the mask goes: .nii.gz, .nii, .dcm, .zip or .json; a folder for --input-list."),
+        typer.Option(
+            help="Where the mask goes: .nii.gz, .nii, .seg.nrrd, .nrrd, .dcm, .zip or .json; a folder for --input-list."
+        ),
     ],
     input_list: Annotated[
         Path | None,
@@ -61,8 +63,8 @@ def predict(
     answer: Annotated[
         str | None,
         typer.Option(
-            help="nifti, nifti-labelmap, seg, seg-labelmap, seg-fractional, rtstruct, sr, overlay or json; by default "
-            "what the suffix of --out says."
+            help="nifti, nifti-labelmap, seg, seg-labelmap, seg-fractional, rtstruct, sr, overlay, json, seg-nrrd or "
+            "nrrd; by default what the suffix of --out says."
         ),
     ] = None,
     series: Annotated[
@@ -70,7 +72,10 @@ def predict(
         typer.Option(help="Series Instance UID, where the files hold several series; NAME=UID,... for channels."),
     ] = None,
     strict: Annotated[
-        bool, typer.Option(help="Refuse a DICOM series that would have to be corrected (tilt, uneven slices, copies).")
+        bool,
+        typer.Option(
+            help="Refuse a scan that would have to be corrected (tilt, uneven slices, a contradictory header)."
+        ),
     ] = False,
     aligned: Annotated[
         bool, typer.Option(help="The channels lie in one space although their files do not say so.")

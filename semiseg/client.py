@@ -12,7 +12,7 @@ import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import IO, Any, TypeVar
 
@@ -168,8 +168,8 @@ class Client:
         """Segment one scan while the connection is held.
 
         Args:
-            paths: a NIfTI file, a zip, a folder of DICOM files (sent as one zip without names), or DICOM files; or
-                such for each channel, by its name.
+            paths: a NIfTI file or another volume (a header takes its data files along), a zip, a folder of DICOM
+                files (sent as one zip without names), or DICOM files; or such for each channel, by its name.
             answer: the form of the answer; None lets the server choose by the scan.
             wishes: which series to take, and what to refuse or to trust.
             model: which of the server's models, where it has several.
@@ -360,7 +360,8 @@ def _parts(name: str, paths: Paths, stack: contextlib.ExitStack) -> list[tuple[s
     missing = [path for path in given if not path.exists()]
     if missing or not given:
         raise InputError(f"There is no file or folder {missing[0]}." if missing else "There is no file to segment.")
-    if len(given) > _OPEN_FILES or any(path.is_dir() for path in given):
+    detached = len(given) == 1 and bool(_parts_of_header(given[0]))
+    if len(given) > _OPEN_FILES or detached or any(path.is_dir() for path in given):
         archive = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack is the context
         _zip_into(archive, given)
         streams: list[IO[bytes]] = [archive]
@@ -370,18 +371,38 @@ def _parts(name: str, paths: Paths, stack: contextlib.ExitStack) -> list[tuple[s
 
 
 def _zip_into(stream: IO[bytes], given: Sequence[Path]) -> None:
-    """Pack files and the files in folders, stored without compression, under numbers."""
+    """Pack files and the files in folders, stored without compression, under numbers.
+
+    A header that has its voxels in other files takes these along, under the names by which it finds them.
+    """
     files: list[Path] = []
     for path in given:
         inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
         files += [p for p in inside if not p.name.startswith(".")]
     if not files:
         raise InputError(f"The folder {given[0]} holds no files.")
+    members: dict[Path, str] = {}
+    for number, file in enumerate(files, start=1):
+        for name, part in _parts_of_header(file).items():
+            members.setdefault(part.resolve(), f"{number:05d}/{PurePosixPath(name)}")
+    for number, file in enumerate(files, start=1):
+        members.setdefault(file.resolve(), f"{number:05d}")
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-        for number, file in enumerate(files, start=1):
+        for file, name in members.items():
             # The year that zip begins with: a file older than that could not be packed otherwise.
-            info = zipfile.ZipInfo(f"{number:05d}")
+            info = zipfile.ZipInfo(name)
             with file.open("rb") as source, archive.open(info, "w", force_zip64=True) as target:
                 while chunk := source.read(2**20):
                     target.write(chunk)
     stream.seek(0)
+
+
+def _parts_of_header(path: Path) -> Mapping[str, Path]:
+    """The files of a scan whose header has its voxels in other files, by names under which it finds them."""
+    if path.suffix.lower() not in (".hdr", ".mhd", ".nhdr") and not path.name.lower().endswith(".hdr.gz"):
+        return {}
+    try:
+        from semiseg.volumes.formats.registry import parts_of
+    except ImportError:  # the gateway has a client, and sends DICOM
+        return {}
+    return parts_of(path)

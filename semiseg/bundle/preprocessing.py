@@ -173,7 +173,7 @@ class Preprocessing(BaseModel):
             raise InputError(f"This model takes {len(self.intensity)} channel(s); {len(volumes)} were given.")
         first = volumes[0]
         for name, volume in channels.items():
-            if volume.shape != first.shape or not same_grid(volume.affine, first.affine):
+            if volume.shape != first.shape or not same_grid(volume.affine, first.affine, first.shape):
                 raise VolumeError(
                     f"Channel {name!r} is not on the grid of the first channel "
                     f"(shape {volume.shape} against {first.shape}); resample it onto that grid first."

@@ -12,12 +12,13 @@ from semiseg.collection.matching import Matches, match_labels
 from semiseg.collection.plan import Plan, Wishes
 from semiseg.collection.pseudonyms import Origin
 from semiseg.collection.report import Line
-from semiseg.collection.scans import NiftiScan, Scan, SeriesScan
+from semiseg.collection.scans import FileScan, Scan, SeriesScan
 from semiseg.collection.sources import Found, ImageSeries, look
 from semiseg.collection.structures import Structures, continued, number_names
 from semiseg.dataset.description import some
 from semiseg.dataset.folder import Dataset
 from semiseg.errors import InputError
+from semiseg.volumes.formats.registry import formats_of
 
 _TELLING, _TELLING_WITHIN = 3, 5  # characters: shorter parts of a name are words, or in words, of their own
 
@@ -57,10 +58,10 @@ def plan_dicom(
         _scan(found, matches, group, labels, structures) for group, labels in zip(groups, labels_of, strict=True)
     ]
     if matches.images and len(channels) > 1:
-        raise InputError("A NIfTI image of the CSV is one channel; --channels is for DICOM series.")
+        raise InputError("A volume in a file that the CSV names is one channel; --channels is for DICOM series.")
     for path, labels in matches.images.items():
         origin = Origin(key=str(path), folder=str(path))
-        scans.append(NiftiScan(origin, found.name(path), tuple(labels), structures, found.name, path))
+        scans.append(FileScan(origin, found.name(path), tuple(labels), structures, found.name, path))
     return Plan(
         channels=channels,
         scans=tuple(scans),
@@ -137,15 +138,15 @@ def _structures(found: Found, labels: Iterable[LabelFile], wishes: Wishes, exten
         structures = Structures(wishes.labels, wishes.overlap)
         named = {structures.value(name) for label in files for name in (*label.names, *label.unusable)}
         unknown = [name for value, name in structures.names.items() if value not in named]
-        if files and unknown and all(label.kind != "NIfTI" for label in files):
+        if files and unknown and all(label.kind != "label map" for label in files):
             raise InputError(
                 f"No label holds {some(unknown)}; the structures that there are: {some(sorted(names), 40)}."
             )
         return structures
-    niftis = [label for label in files if label.kind == "NIfTI"]
-    if niftis:
+    unnamed = [label for label in files if label.kind == "label map"]
+    if unnamed:
         raise InputError(
-            f"{niftis[0].path} is a label of numbers without names: say what they mean with --labels NAME=1,OTHER=2."
+            f"{unnamed[0].path} is a label of numbers without names: say what they mean with --labels NAME=1,OTHER=2."
         )
     if not names:
         raise InputError(
@@ -204,9 +205,9 @@ def _matches(description: str, pattern: str) -> bool:
 def _nothing(found: Found, left_out: list[Line]) -> str:
     if left_out:
         return f"None of the {len(left_out)} image series in {found.root} is of the modality and description asked for."
-    if found.niftis:
+    if found.volumes:
         return (
-            f"{found.root} holds {len(found.niftis)} NIfTI file(s) and no DICOM images. Name images and labels in the "
-            "CSV of --matches, or give a folder with imagesTr/ and dataset.json."
+            f"{found.root} holds {len(found.volumes)} {formats_of(found.volumes)} file(s) and no DICOM images. Name "
+            "images and labels in the CSV of --matches, or give a folder with imagesTr/ and dataset.json."
         )
     return f"{found.root} holds no DICOM images."

@@ -1,4 +1,4 @@
-"""Structures from a NIfTI label map that has the scan's own voxels, in whatever order of axes."""
+"""Structures from a label map (NIfTI, NRRD, ...) that has the scan's own voxels, in whatever order of axes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from semiseg.collection.lattice import onto
 from semiseg.errors import VolumeError
+from semiseg.volumes.images import read_stored
 from semiseg.volumes.nifti import read_labels
 from semiseg.volumes.volume import Volume
 
@@ -30,6 +31,7 @@ class NiftiOutlines:
     def __init__(self, path: Path, grid: Volume, value_of: Mapping[str, int], *, strict: bool) -> None:
         self._value_of = value_of
         label = read_labels(path)
+        self.file_remarks = tuple(remark.text for remark in read_stored(path).remarks)
         try:
             self._array = onto(grid, label)
         except VolumeError as error:

@@ -1,28 +1,43 @@
 """Structures from a radiotherapy structure set (RTSTRUCT, PS3.3 A.19), filled on the slices they were drawn on.
 
 Contours are polygons in patient coordinates (ROI Contour Module, PS3.3 C.8.8.6). They are filled where they lie: a
-contour belongs to the slice within half a slice distance, and voxels whose centres it encloses are inside. Nothing is
-interpolated between slices.
+contour belongs to the slice within half a slice distance, and voxels whose centres it encloses or runs through are
+inside (PS3.3 C.8.8.6.3). Several contours on one slice are combined as :mod:`semiseg.collection.contour_sets` says, and
+the report is told where that is a matter of convention. Nothing is interpolated between slices.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
+from semiseg.collection.contour_sets import Contour, Convention, area_of
 from semiseg.collection.label_file import LabelFile, items, texts
-from semiseg.collection.polygons import fill_even_odd
+from semiseg.collection.rounding import rounded_by, settled
 from semiseg.errors import VolumeError
 from semiseg.volumes.dicom_file import numbers, read_dicom, text
 from semiseg.volumes.dicom_geometry import lps_to_ras
 from semiseg.volumes.volume import Volume
 
-SOLID = ("CLOSED_PLANAR", "CLOSEDPLANAR_XOR")
-"""Contours that enclose an area; the second says by its name that contours within each other cut holes."""
+_XOR = "CLOSEDPLANAR_XOR"
+SOLID = ("CLOSED_PLANAR", _XOR)
+"""Contours that enclose an area; those of the second type are combined by exclusive or (PS3.3 C.8.8.6.3)."""
+_POINT = "POINT"
+_TOLD: dict[Convention, str] = {
+    "hole": "'{name}' has contours inside others on {n} slice(s); they were read as holes, and contours in holes as "
+    "islands.",
+    "united": "'{name}' has contours that cross or repeat each other on {n} slice(s); they were united.",
+    "cancelled": "'{name}' repeats contours of type CLOSEDPLANAR_XOR on {n} slice(s); pairs of them cancel each other.",
+    "mixed": "'{name}' has contours of type CLOSED_PLANAR beside CLOSEDPLANAR_XOR on {n} slice(s); all were combined "
+    "by exclusive or.",
+    "twice": "'{name}' has a contour on {n} slice(s) that goes round a part of itself twice; that part was left out, "
+    "as what a keyhole cuts out.",
+}
 _HALF = 0.499  # a contour midway between two slices belongs to neither
 _ONE_PLANE = 0.1  # slices: contours closer than this lie in one plane
 
@@ -50,7 +65,7 @@ def describe_rtstruct(path: Path) -> LabelFile:
         for contour in contours:
             instances |= set(texts(items(contour, "ContourImageSequence", path), "ReferencedSOPInstanceUID", path))
         kinds = {text(contour, "ContourGeometricType", path) or "no type" for contour in contours}
-        if called.count(name) > 1:  # even-odd filling would take one from the other
+        if called.count(name) > 1:  # two drawings, of which nobody says which one counts
             unusable[name] = f"{called.count(name)} structures are called '{name}'."
         elif contours and not kinds & set(SOLID):
             unusable[name] = f"'{name}' has contours of type {', '.join(sorted(kinds))} only, which enclose nothing."
@@ -85,7 +100,9 @@ class RtstructOutlines:
         self._remarks: dict[str, list[str]] = defaultdict(list)
 
     def mask(self, name: str) -> NDArray[np.bool_]:
-        """The voxels (X, Y, Z) whose centres the contours of ``name`` enclose by the even-odd rule.
+        """The voxels (X, Y, Z) whose centres the contours of ``name`` enclose or run through.
+
+        Contours of type POINT beside closed ones are left out and told: they enclose nothing.
 
         Raises:
             VolumeError: a contour that is not closed and planar, lies on no slice, or was drawn in another frame of
@@ -96,42 +113,53 @@ class RtstructOutlines:
             raise VolumeError(
                 f"{self._path}: structure '{name}' was drawn in another frame of reference than the scan's."
             )
-        slices: dict[int, list[NDArray[np.float64]]] = defaultdict(list)
-        for contour in self._contours[name]:
-            points = self._in_voxels(contour, name)
-            slices[round(float(points[:, 2].mean()))].append(points)
+        solid, points = self._solid(name)
+        slices: dict[int, list[tuple[float, Contour]]] = defaultdict(list)
+        for contour in solid:
+            height, outline = self._on_slice(contour, name)
+            slices[round(height)].append((height, outline))
         out = np.zeros(self._grid.shape, dtype=bool)
-        for k, polygons in slices.items():
-            heights = [float(points[:, 2].mean()) for points in polygons]
+        told: Counter[Convention] = Counter()
+        for k, outlines in slices.items():
+            heights = [height for height, _ in outlines]
             if max(heights) - min(heights) > _ONE_PLANE:
                 apart = (max(heights) - min(heights)) * self._grid.spacing[2]
                 raise VolumeError(
                     f"{self._path}: structure '{name}' has contours in planes {apart:.2f} mm apart that fall on one "
                     f"slice ({k + 1} of {self._grid.shape[2]}); it was drawn on thinner slices than the scan's."
                 )
-            out[:, :, k] = fill_even_odd([points[:, :2] for points in polygons], self._grid.shape[:2])
-        drawn = sorted(slices)
-        between = drawn[-1] - drawn[0] + 1 - len(drawn) if drawn else 0
-        if between:
-            self._remarks[name].append(f"'{name}' has no contour on {between} slice(s) between others that have one.")
+            area = area_of([outline for _, outline in outlines], self._grid.shape[:2])
+            out[:, :, k] = area.mask
+            told.update(area.conventions)
+        self._remarks[name] = _remarks(name, slices, out, points, told)
         return out
 
     def remarks(self, name: str) -> list[str]:
-        """Slices that were skipped in drawing."""
+        """What was skipped in drawing, was left out, or is a matter of convention; once the mask was asked for."""
         return self._remarks[name]
 
-    def _in_voxels(self, contour: pydicom.Dataset, name: str) -> NDArray[np.float64]:
-        """The points (N, 3) of a contour as voxel indices."""
-        kind = text(contour, "ContourGeometricType", self._path) or "no type"
-        if kind not in SOLID:
-            raise VolumeError(f"{self._path}: structure '{name}' has a contour of type {kind}; CLOSED_PLANAR is read.")
+    def _solid(self, name: str) -> tuple[list[pydicom.Dataset], int]:
+        """The closed contours of a structure, and how many single points it has beside them."""
+        kinds = [text(contour, "ContourGeometricType", self._path) or "no type" for contour in self._contours[name]]
+        closed = any(kind in SOLID for kind in kinds)
+        for kind in kinds:
+            if kind not in SOLID and not (kind == _POINT and closed):
+                raise VolumeError(
+                    f"{self._path}: structure '{name}' has a contour of type {kind}; CLOSED_PLANAR is read."
+                )
+        solid = [contour for contour, kind in zip(self._contours[name], kinds, strict=True) if kind in SOLID]
+        return solid, kinds.count(_POINT)
+
+    def _on_slice(self, contour: pydicom.Dataset, name: str) -> tuple[float, Contour]:
+        """Where a contour lies along the slices, as a slice's index, and the contour in pixels."""
         found = numbers(contour, "ContourData", self._path)
-        if found is None or len(found) % 3 or not np.isfinite(found).all():
+        if not found or len(found) % 3 or not np.isfinite(found).all():
             raise VolumeError(f"{self._path}: a contour of structure '{name}' has no points or a broken list of them.")
         points = np.array(found).reshape(-1, 3)
-        to_index = np.linalg.inv(lps_to_ras(self._grid.affine))
-        indices: NDArray[np.float64] = points @ to_index[:3, :3].T + to_index[:3, 3]
-        k = round(float(indices[:, 2].mean()))
+        to_index = np.asarray(np.linalg.inv(lps_to_ras(self._grid.affine)), dtype=np.float64)
+        indices = points @ to_index[:3, :3].T + to_index[:3, 3]
+        height = float(indices[:, 2].mean())
+        k = round(height)
         aside = float(np.abs(indices[:, 2] - k).max())
         if aside > _HALF or not 0 <= k < self._grid.shape[2]:
             low, high = indices[:, 2].min() + 1, indices[:, 2].max() + 1
@@ -140,7 +168,37 @@ class RtstructOutlines:
                 f"{self._path}: structure '{name}' has a contour on no slice of the scan (at slice {where} of "
                 f"{self._grid.shape[2]})."
             )
-        return indices
+        corners, tolerance = settled(indices[:, :2], rounded_by(points, to_index))
+        exclusive = text(contour, "ContourGeometricType", self._path) == _XOR
+        return height, Contour(_once(corners), tolerance, exclusive)
+
+
+def _once(points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A contour without points that repeat the one before; its first is often repeated at the end, or the whole of it.
+
+    The standard forbids the former (PS3.3 C.8.8.6.1). The latter would enclose everything twice.
+    """
+    moved = (points != np.roll(points, 1, axis=0)).any(axis=1)
+    points = points[moved] if moved.any() else points[:1]
+    half = len(points) // 2
+    return points[:half] if len(points) % 2 == 0 and np.array_equal(points[:half], points[half:]) else points
+
+
+def _remarks(
+    name: str, slices: Collection[int], mask: NDArray[np.bool_], points: int, told: Counter[Convention]
+) -> list[str]:
+    """What the report says of a structure that was read from contours on ``slices``."""
+    out = []
+    drawn = sorted(slices)
+    between = drawn[-1] - drawn[0] + 1 - len(drawn) if drawn else 0
+    if between:
+        out.append(f"'{name}' has no contour on {between} slice(s) between others that have one.")
+    empty = sum(not mask[:, :, k].any() for k in drawn)
+    if empty:
+        out.append(f"'{name}' has contours on {empty} slice(s) that reach no pixel's centre.")
+    if points:
+        out.append(f"'{name}' has {points} contour(s) of type POINT, which enclose nothing; they were left out.")
+    return out + [sentence.format(name=name, n=told[kind]) for kind, sentence in _TOLD.items() if told[kind]]
 
 
 def _contours(struct: pydicom.Dataset, path: Path) -> dict[str, list[pydicom.Dataset]]:

@@ -14,10 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.volume import Volume
-
-TOLERANCE = 0.1
-"""Centres that lie this share of a voxel apart are one place: positions are written with few decimals."""
+from semiseg.volumes.volume import GRID_TOLERANCE, Volume
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +54,8 @@ def place(grid: Volume, affine: NDArray[np.float64], shape: tuple[int, ...]) -> 
     last = np.array([n - 1 for n in shape])
     corners = np.stack(np.meshgrid(*([0, n] for n in last), indexing="ij")).reshape(len(shape), -1)
     aside = np.abs(origin[:, None] + exact @ corners - start[:, None] - steps @ corners).max()
-    if aside > TOLERANCE:
-        if np.abs(origin - start).max() > TOLERANCE:
+    if aside > GRID_TOLERANCE:
+        if np.abs(origin - start).max() > GRID_TOLERANCE:
             raise VolumeError(f"its voxels lie up to {aside:.2f} of a voxel beside the scan's.")
         raise VolumeError(_why(grid, affine))
     reached = start[:, None] + steps @ corners

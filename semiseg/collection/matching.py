@@ -5,7 +5,8 @@ In this order:
 1. A row of the CSV is believed, whatever the label file refers to.
 2. A SEG or RTSTRUCT belongs to the series that holds the images it refers to; where it names no images, to the series
    it names; where it names neither, to the only series of its frame of reference.
-3. A NIfTI label belongs to the only series in its own folder (and the folders below) if no other NIfTI file is there.
+3. A label map in a file (NIfTI, NRRD, ...) belongs to the only series in its own folder (and the folders below) if no
+   other such file is there.
 
 What fits two scans, or none, is refused with a sentence, and the scan counts as one that nobody outlined.
 """
@@ -19,11 +20,15 @@ from pathlib import Path
 from semiseg.collection.label_file import LabelFile
 from semiseg.collection.labels_rtstruct import describe_rtstruct
 from semiseg.collection.labels_seg import describe_seg
+from semiseg.collection.labels_seg_nrrd import describe_seg_nrrd
 from semiseg.collection.report import Line
-from semiseg.collection.sources import RTSTRUCT_CLASS, SEG_CLASSES, Found, is_nifti_file
+from semiseg.collection.sources import RTSTRUCT_CLASS, SEG_CLASSES, Found
 from semiseg.errors import InputError, VolumeError
 from semiseg.volumes.dicom_file import is_dicom, read_dicom, text
 from semiseg.volumes.dicom_index import DicomObject
+from semiseg.volumes.formats.registry import formats_of, is_image
+from semiseg.volumes.kinds import what_is
+from semiseg.volumes.seg_nrrd import is_seg_nrrd
 
 
 @dataclass(frozen=True)
@@ -32,7 +37,7 @@ class Matches:
 
     Attributes:
         of_series: by the series' key.
-        images: NIfTI images that the CSV names as scans, with their label files.
+        images: files with volumes that the CSV names as scans, with their label files.
         chosen: label files that the CSV names.
         lines: what was refused.
     """
@@ -56,7 +61,7 @@ def match_labels(found: Found, table: Path | None) -> Matches:
     for outline in found.outlines:
         if outline.path.resolve() not in matches.chosen:
             _by_reference(found, matches, outline)
-    for path in found.niftis:
+    for path in found.volumes:
         if path.resolve() not in matches.chosen and path.resolve() not in matches.images:
             _by_folder(found, matches, path)
     return matches
@@ -66,12 +71,13 @@ def describe(path: Path) -> LabelFile:
     """A label file of whatever kind, from its header.
 
     Raises:
-        VolumeError: not readable, or neither NIfTI nor SEG nor RTSTRUCT.
+        VolumeError: not readable, or neither a volume nor SEG nor RTSTRUCT.
     """
-    if is_nifti_file(path):
-        return LabelFile(path, "NIfTI")
+    if is_image(path):
+        return describe_seg_nrrd(path) if is_seg_nrrd(path) else LabelFile(path, "label map")
     if not (path.is_file() and is_dicom(path)):
-        raise VolumeError(f"{path} is no label file: neither NIfTI nor DICOM.")
+        what = f"; it is {what_is(path)}" if path.is_file() else ""
+        raise VolumeError(f"{path} is no label file: neither NIfTI nor DICOM nor another volume that is read{what}.")
     sop_class = text(read_dicom(path, pixels=False, tags=["SOPClassUID"]), "SOPClassUID", path)
     if sop_class in SEG_CLASSES:
         return describe_seg(path)
@@ -125,7 +131,7 @@ def _by_row(found: Found, matches: Matches, where: str, beside: Path, scan: str,
 
 
 def _scan_named(found: Found, where: str, beside: Path, scan: str) -> str | Path:
-    """The key of the series that a row names, or the path of a NIfTI image."""
+    """The key of the series that a row names, or the path of a volume in a file."""
     if scan in found.series:
         return scan
     path = _path(found, beside, scan)
@@ -136,8 +142,8 @@ def _scan_named(found: Found, where: str, beside: Path, scan: str) -> str | Path
         if len(inside) != 1:
             raise InputError(f"{where}: folder '{scan}' holds {len(inside)} image series; give the UID of one.")
         return inside[0]
-    if not is_nifti_file(path):
-        raise InputError(f"{where}: '{scan}' is a file, but no NIfTI image.")
+    if not is_image(path):
+        raise InputError(f"{where}: '{scan}' is a file, but no NIfTI image or other volume: it is {what_is(path)}.")
     return path.resolve()
 
 
@@ -177,13 +183,17 @@ def _by_reference(found: Found, matches: Matches, outline: DicomObject) -> None:
 
 def _by_folder(found: Found, matches: Matches, path: Path) -> None:
     beside = [s.key for s in found.series.values() if s.folder.is_relative_to(path.parent)]
-    rivals = [other for other in found.niftis if other.is_relative_to(path.parent)]
+    rivals = [other for other in found.volumes if other.is_relative_to(path.parent)]
     if len(beside) == 1 and len(rivals) == 1:
-        _give(found, matches, beside[0], LabelFile(path, "NIfTI"))
+        try:
+            _give(found, matches, beside[0], describe(path))
+        except VolumeError as error:
+            reason = str(error).removeprefix(f"{path}: ")
+            matches.lines.append(Line("refused", "label", found.name(path), reason))
         return
     reason = (
-        f"Its folder holds {len(beside)} image series and {len(rivals)} NIfTI file(s), so whose label it is is not "
-        "known; name it in the CSV of --matches."
+        f"Its folder holds {len(beside)} image series and {len(rivals)} {formats_of(rivals)} file(s), so whose label "
+        "it is is not known; name it in the CSV of --matches."
     )
     matches.lines.append(Line("refused", "label", found.name(path), reason))
 
@@ -205,8 +215,11 @@ def ambiguous(files: list[LabelFile], wanted: dict[str, list[str]]) -> str | Non
         files: the label files of one scan.
         wanted: for each structure, the files (as the report names them) that hold it.
     """
-    if sum(label.kind == "NIfTI" for label in files) and len(files) > 1:
-        return f"The scan has {len(files)} label files, at least one of them NIfTI; --matches can name the one to take."
+    if sum(label.kind == "label map" for label in files) and len(files) > 1:
+        return (
+            f"The scan has {len(files)} label files, at least one of them a label map (such as NIfTI) without names; "
+            "--matches can name the one to take."
+        )
     for name, holders in wanted.items():
         if len(holders) > 1:
             listed = ", ".join(holders)

@@ -21,11 +21,15 @@ from semiseg.collection.plan import Plan, Wishes
 from semiseg.collection.pseudonyms import Origin
 from semiseg.collection.report import Line
 from semiseg.collection.scans import Read
-from semiseg.collection.sources import is_nifti_file, relative
-from semiseg.dataset.description import channels_of, read_json, segments_of
+from semiseg.collection.sources import relative
+from semiseg.dataset.description import channels_of, file_ending_of, read_json, segments_of
 from semiseg.dataset.folder import Dataset, case_id_of, grid_difference
 from semiseg.errors import DatasetError, InputError, VolumeError
-from semiseg.volumes.nifti import read_labels, read_nifti_channels
+from semiseg.volumes.formats.registry import is_image, suffixes
+from semiseg.volumes.images import channels_of as volumes_of
+from semiseg.volumes.images import read_stored
+from semiseg.volumes.kinds import has_header, what_is
+from semiseg.volumes.nifti import read_labels
 from semiseg.volumes.segmentation import Segment, overlapping
 from semiseg.volumes.volume import Volume
 
@@ -100,23 +104,26 @@ class NnunetScan:
     def read(self) -> Read:
         """Read the channels, then the label on their grid."""
         volumes: list[Volume] = []
-        if len(self.images) == len(self.channels):
-            for path, name in zip(self.images, self.channels, strict=True):
-                volumes += read_nifti_channels(path, (name,)).values()
-        else:
-            volumes += read_nifti_channels(self.images[0], self.channels).values()
+        notes: list[Line] = []
+        one_each = len(self.images) == len(self.channels)
+        for path, names in zip(
+            self.images, [(c,) for c in self.channels] if one_each else [self.channels], strict=True
+        ):
+            stored = read_stored(path)
+            volumes += volumes_of(path, stored, names).values()
+            notes += [Line("note", "scan", relative(path, self.root), remark.text) for remark in stored.remarks]
         for path, volume in zip(self.images, volumes, strict=False):
             problem = grid_difference(volumes[0], volume)
             if problem:
                 raise VolumeError(f"{path} lies on another grid than {self.images[0].name}: {problem}.")
         try:
-            return Read(tuple(volumes), self._label(volumes[0]), ())
+            return Read(tuple(volumes), self._label(volumes[0]), tuple(notes))
         except VolumeError as error:
             assert self.label is not None
             line = Line(
                 "refused", "label", relative(self.label, self.root), f"{error} The scan is taken as unlabelled."
             )
-            return Read(tuple(volumes), None, (line,))
+            return Read(tuple(volumes), None, (*notes, line))
 
     def _label(self, grid: Volume) -> NDArray[np.uint8] | None:
         if self.label is None:
@@ -154,10 +161,12 @@ def _cases(root: Path, document: dict[str, Any], lines: list[Line]) -> list[tupl
     """(case, image files in the order of the channels, label file) of every case; lines for what is none."""
     if "dataset" in document:
         return _cases_of_table(root, document["dataset"])
-    images = {case_id_of(path) or "": path for path in _files(root / "imagesTr", lines, root)}
-    labels = {case_id_of(path) or "": path for path in _files(root / "labelsTr", lines, root)}
+    ending = file_ending_of(document, root / "dataset.json")
+    images = _by_id(root, "imagesTr", lines, ending)
+    labels = _by_id(root, "labelsTr", lines, ending)
     if not images:
-        raise InputError(f"{root}/imagesTr holds no NIfTI files.")
+        wanted = "NIfTI files or other volumes that are read" if ending is None else f"volumes named {ending}"
+        raise InputError(f"{root}/imagesTr holds no {wanted}.")
     # A Decathlon case may end in four digits too: then its label has that very name, or dataset.json lists the file.
     plain = bool(set(labels) & set(images)) or _listed(root, document)
     grouped = {case: [path] for case, path in images.items()} if plain else _grouped(images, lines)
@@ -210,13 +219,23 @@ def _cases_of_table(root: Path, table: Any) -> list[tuple[str, list[Path], Path 
     return out
 
 
-def _files(folder: Path, lines: list[Line], root: Path) -> list[Path]:
-    out = []
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if path.name.startswith(".") or not path.is_file():
+def _by_id(root: Path, folder: str, lines: list[Line], ending: str | None) -> dict[str, Path]:
+    """The volumes of a folder by the ids in their names; lines for all other files but the voxels of pairs.
+
+    Raises:
+        InputError: two files of one id.
+    """
+    out: dict[str, Path] = {}
+    for path in sorted((root / folder).iterdir()) if (root / folder).is_dir() else ():
+        if path.name.startswith(".") or not path.is_file() or has_header(path):
             continue
-        if case_id_of(path) is not None and is_nifti_file(path):
-            out.append(path)
+        name, case_id = relative(path, root), case_id_of(path, ending)
+        if case_id is None or not is_image(path):
+            known = ", ".join(suffixes()) if ending is None else ending
+            reason = f"Not a NIfTI file or another volume named {known}: it is {what_is(path)}."
+            lines.append(Line("refused", "file", name, reason))
+        elif case_id in out:
+            raise InputError(f"{root / folder} holds '{case_id}' twice: {out[case_id].name} and {path.name}.")
         else:
-            lines.append(Line("refused", "file", relative(path, root), "Not a NIfTI file (.nii, .nii.gz)."))
+            out[case_id] = path
     return out

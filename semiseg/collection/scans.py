@@ -14,6 +14,7 @@ from semiseg.collection.label_file import LabelFile, Outlines
 from semiseg.collection.labels_nifti import NiftiOutlines
 from semiseg.collection.labels_rtstruct import RtstructOutlines
 from semiseg.collection.labels_seg import SegOutlines
+from semiseg.collection.labels_seg_nrrd import SegNrrdOutlines
 from semiseg.collection.matching import ambiguous
 from semiseg.collection.pseudonyms import Origin
 from semiseg.collection.report import Line
@@ -22,7 +23,7 @@ from semiseg.collection.structures import Structures
 from semiseg.dataset.folder import grid_difference
 from semiseg.errors import VolumeError
 from semiseg.volumes.dicom_series import DicomSeries, read_series
-from semiseg.volumes.nifti import read_nifti
+from semiseg.volumes.images import channels_of, read_stored
 from semiseg.volumes.volume import Volume
 
 
@@ -130,17 +131,19 @@ class SeriesScan(_Labelled):
 
 
 @dataclass(frozen=True)
-class NiftiScan(_Labelled):
-    """A NIfTI image that the CSV names as a scan."""
+class FileScan(_Labelled):
+    """A volume in a file (NIfTI, NRRD, ...) that the CSV names as a scan."""
 
     path: Path
 
     def read(self) -> Read:
         """Read the one volume of the file, then the label on its grid."""
-        image = read_nifti(self.path)
+        stored = read_stored(self.path)
+        image = channels_of(self.path, stored, ["image"])["image"]
+        notes = tuple(Line("note", "scan", self.name, remark.text) for remark in stored.remarks)
         chosen = frozenset(label.path for label in self.labels)
         label, lines = read_label(self.labels, image, "", self.structures, chosen, self.shown)
-        return Read((image,), label, lines)
+        return Read((image,), label, (*notes, *lines))
 
 
 def _series(series: ImageSeries) -> DicomSeries:
@@ -199,7 +202,9 @@ def read_label(
         )
     for path, name, _ in sources:
         lines += [Line("note", "structure", shown(path), remark) for remark in opened[path].remarks(name)]
-    for one in opened.values():
+    for file, one in opened.items():
+        if isinstance(one, NiftiOutlines | SegNrrdOutlines):
+            lines += [Line("note", "label", shown(file), remark) for remark in one.file_remarks]
         if isinstance(one, NiftiOutlines) and one.strange:
             values = ", ".join(map(str, one.strange[:8])) + (", ..." if len(one.strange) > 8 else "")
             lines.append(Line("left out", "structure", source, f"Value(s) {values}: not in --labels."))
@@ -231,7 +236,7 @@ def _sources(
     holders: dict[str, list[str]] = {}
     for label in files:
         names: Mapping[str, int | None]
-        if label.kind == "NIfTI":
+        if label.kind == "label map":
             names = {name: value for value, name in structures.names.items()}
         else:
             names = {name: structures.value(name) for name in (*label.names, *label.unusable)}
@@ -259,5 +264,7 @@ def _opened(label: LabelFile, grid: Volume, frame: str, structures: Structures, 
         return SegOutlines(label.path, grid)
     if label.kind == "RTSTRUCT":
         return RtstructOutlines(label.path, grid, frame)
+    if label.kind == "seg.nrrd":
+        return SegNrrdOutlines(label.path, grid)
     value_of = {name: value for value, name in structures.names.items()}
     return NiftiOutlines(label.path, grid, value_of, strict=not chosen)

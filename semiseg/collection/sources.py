@@ -1,4 +1,4 @@
-"""What lies in a folder: image series, the DICOM objects that outline them, NIfTI files, and litter.
+"""What lies in a folder: image series, the DICOM objects that outline them, volumes in files, and litter.
 
 What a file is decides its content; folders may be nested in any way and a series may be spread over several of them.
 """
@@ -13,7 +13,8 @@ from pathlib import Path
 from semiseg.collection.report import Line
 from semiseg.errors import InputError
 from semiseg.volumes.dicom_index import DicomObject, glance
-from semiseg.volumes.nifti import is_nifti
+from semiseg.volumes.formats.registry import is_image
+from semiseg.volumes.kinds import has_header, what_is
 
 SEG_CLASSES = ("1.2.840.10008.5.1.4.1.1.66.4", "1.2.840.10008.5.1.4.1.1.66.7")
 RTSTRUCT_CLASS = "1.2.840.10008.5.1.4.1.1.481.3"
@@ -56,7 +57,7 @@ class Found:
     root: Path
     series: dict[str, ImageSeries]
     outlines: tuple[DicomObject, ...]  # SEG and RTSTRUCT objects, each once
-    niftis: tuple[Path, ...]
+    volumes: tuple[Path, ...]  # NIfTI files, NRRD files, and the other formats of volumes
     lines: tuple[Line, ...]
 
     def name(self, path: Path) -> str:
@@ -73,14 +74,16 @@ def look(root: Path, progress: Callable[[int], None] | None = None) -> Found:
     if not root.is_dir():
         raise InputError(f"{root} is not a folder, so there is nothing to collect in it.")
     objects: list[DicomObject] = []
-    niftis: list[Path] = []
+    volumes: list[Path] = []
     lines: list[Line] = []
     for number, path in enumerate(_files(root), start=1):
         if progress:
             progress(number)
         name = relative(path, root)
-        if is_nifti_file(path):
-            niftis.append(path)
+        if is_image(path):
+            volumes.append(path)
+            continue
+        if has_header(path):
             continue
         found = glance(path)
         if isinstance(found, DicomObject):
@@ -90,7 +93,7 @@ def look(root: Path, progress: Callable[[int], None] | None = None) -> Found:
         elif found.directory:
             lines.append(Line("left out", "file", name, "A DICOMDIR; the files themselves are looked at."))
         else:
-            lines.append(Line("left out", "file", name, "Neither DICOM nor NIfTI."))
+            lines.append(Line("left out", "file", name, f"Neither DICOM nor a volume that is read: {what_is(path)}."))
     images: dict[str, list[DicomObject]] = {}
     outlines: dict[str, DicomObject] = {}
     for found in objects:
@@ -104,17 +107,12 @@ def look(root: Path, progress: Callable[[int], None] | None = None) -> Found:
         else:
             lines.append(Line("left out", "file", name, f"A DICOM object that is no scan ({found.modality})."))
     series = {key: ImageSeries(key, tuple(members), _common(members)) for key, members in images.items()}
-    return Found(root, series, tuple(outlines.values()), tuple(niftis), tuple(lines))
+    return Found(root, series, tuple(outlines.values()), tuple(volumes), tuple(lines))
 
 
 def relative(path: Path, root: Path) -> str:
     """``path`` relative to ``root`` where it lies below it, with "/" on every system."""
     return path.relative_to(root).as_posix() if path.is_relative_to(root) else str(path)
-
-
-def is_nifti_file(path: Path) -> bool:
-    """Whether a file of whatever name is NIfTI; a folder or a missing file is not."""
-    return path.is_file() and is_nifti(path)
 
 
 def _files(root: Path) -> Iterator[Path]:

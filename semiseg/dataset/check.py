@@ -19,9 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiseg.dataset.description import some
-from semiseg.dataset.folder import Case, Dataset, grid_difference, read_channels
+from semiseg.dataset.folder import Case, Dataset, grid_difference
 from semiseg.dataset.split import Split
 from semiseg.errors import VolumeError
+from semiseg.volumes.images import channels_of, read_stored
 from semiseg.volumes.nifti import read_labels
 from semiseg.volumes.volume import Volume, reorient
 
@@ -64,8 +65,9 @@ def check_dataset(
 
     Found per scan: files that are missing, unreadable, hold NaN or another number of channels; an image and label of
     unequal shape or affine; labels that are not integers or not in ``dataset.json``; a constant image; an empty label.
-    Found over all scans: the same voxels under two ids; a segment that no labelled scan holds; a spacing far from the
-    rest. ``progress`` is called with (scans done, scans in all).
+    A header that contradicts itself or does not tell left from right is a warning. Found over all scans: the same
+    voxels under two ids; a segment that no labelled scan holds; a spacing far from the rest. ``progress`` is called
+    with (scans done, scans in all).
 
     Returns:
         Errors first, then warnings; in the order of the scans within each.
@@ -94,13 +96,15 @@ def _read(dataset: Dataset, case: Case, open_label: bool) -> _Facts:
     if not case.image.is_file():
         return _Facts(case.id, (Finding("error", "file", case.id, f"The image {case.image} does not exist."),))
     try:
-        channels = read_channels(case, dataset.channels)
+        stored = read_stored(case.image)
+        channels = channels_of(case.image, stored, dataset.channels)
     except VolumeError as error:
         return _Facts(case.id, (Finding("error", "file", case.id, str(error)),))
     image = next(iter(channels.values()))
     findings = [*_constant_channels(case, channels)]
     # Two constant images of one size hold the same voxels without being the same scan.
     digest = None if findings else _digest(channels)
+    findings += [Finding("warning", "file", case.id, f"{case.image}: {remark.text}") for remark in stored.remarks]
     spacing = _spacing_ras(image)
     if case.label is None or not open_label:
         return _Facts(case.id, tuple(findings), digest, spacing)

@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from semiseg.errors import DatasetError
+from semiseg.volumes.formats.registry import reader_named, suffixes
 from semiseg.volumes.segmentation import Segment
 
 
@@ -57,6 +58,22 @@ def channels_of(document: dict[str, Any], path: Path) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise DatasetError(f"{path}: two channels have the same name ({', '.join(names)}).")
     return names
+
+
+def file_ending_of(document: dict[str, Any], path: Path) -> str | None:
+    """What the names of scans and labels end with, from nnU-Net's ``file_ending``; None where it is not given.
+
+    Raises:
+        DatasetError: it is that of no format of volumes that is read.
+    """
+    ending = document.get("file_ending")
+    if ending is None:
+        return None
+    if not isinstance(ending, str) or reader_named(ending) is None:
+        raise DatasetError(
+            f"{path}: files that end in {ending!r} (file_ending) are not read; {', '.join(suffixes())} are."
+        )
+    return ending.lower()
 
 
 def segments_of(document: dict[str, Any], path: Path) -> tuple[Segment, ...]:

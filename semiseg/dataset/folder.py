@@ -1,9 +1,10 @@
 """A dataset folder in the form of the Medical Segmentation Decathlon.
 
-``imagesTr/`` and ``labelsTr/`` hold one NIfTI file a scan, and ``dataset.json`` says what the channels and the label
-values are called (Antonelli et al. 2022, "The Medical Segmentation Decathlon"; nnU-Net v2 turned the two tables round:
-``channel_names`` and ``{"liver": 1}``; both are read). Nothing here opens an image: a scan's voxels are read when
-someone asks for them, and a label only for a scan that the split allows to be opened.
+``imagesTr/`` and ``labelsTr/`` hold one file a scan (NIfTI, or another format of volumes that is read), and
+``dataset.json`` says what the channels and the label values are called (Antonelli et al. 2022, "The Medical
+Segmentation Decathlon"; nnU-Net v2 turned the two tables round: ``channel_names`` and ``{"liver": 1}``; both are read).
+Nothing here opens an image: a scan's voxels are read when someone asks for them, and a label only for a scan that the
+split allows to be opened.
 """
 
 from __future__ import annotations
@@ -13,13 +14,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from semiseg.dataset.description import channels_of, check_distinct, read_json, segments_of, some
+from semiseg.dataset.description import channels_of, check_distinct, file_ending_of, read_json, segments_of, some
 from semiseg.errors import DatasetError, VolumeError
+from semiseg.volumes.formats.registry import suffixes
 from semiseg.volumes.nifti import read_labels, read_nifti_channels
 from semiseg.volumes.segmentation import Segment
 from semiseg.volumes.volume import Volume, by_sides, same_grid
-
-SUFFIXES = (".nii.gz", ".nii")
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,8 @@ def load_dataset(folder: str | Path) -> Dataset:
     channels = channels_of(document, described)
     segments = segments_of(document, described)
     listed = document.get("training")
-    cases = _cases_by_name(folder) if listed is None else _cases_listed(folder, listed, described)
+    ending = file_ending_of(document, described)
+    cases = _cases_by_name(folder, ending) if listed is None else _cases_listed(folder, listed, described)
     name = document.get("name")
     return Dataset(folder, name if isinstance(name, str) and name else folder.resolve().name, channels, segments, cases)
 
@@ -130,10 +131,13 @@ def read_reference(case: Case, image: Volume) -> Volume:
 
 
 def grid_difference(image: Volume, label: Volume) -> str | None:
-    """What differs between two grids, with the numbers; None when shape and affine agree (to 1 micrometre)."""
+    """What differs between two grids, with the numbers; None when their voxels lie at the same points.
+
+    The tolerance is a share of a voxel, :data:`semiseg.volumes.volume.GRID_TOLERANCE`, at the corners of the grid.
+    """
     if image.shape != label.shape:
         return f"the image has {by_sides(image.shape)} voxels and the label {by_sides(label.shape)}"
-    if not same_grid(image.affine, label.affine):
+    if not same_grid(label.affine, image.affine, image.shape):
         row, column = divmod(int(abs(image.affine - label.affine).argmax()), 4)
         return (
             f"the affines differ by up to {abs(image.affine - label.affine).max():.6g} mm (row {row}, column {column}: "
@@ -142,9 +146,14 @@ def grid_difference(image: Volume, label: Volume) -> str | None:
     return None
 
 
-def case_id_of(path: Path) -> str | None:
-    """The id that a NIfTI file's name gives its scan; None for any other file."""
-    for suffix in SUFFIXES:
+def case_id_of(path: Path, ending: str | None = None) -> str | None:
+    """The id that the name of a volume's file gives its scan; None for any other file.
+
+    Args:
+        path: The file.
+        ending: What the names of all scans end with, where the dataset says so (nnU-Net's ``file_ending``).
+    """
+    for suffix in suffixes() if ending is None else (ending,):
         if path.name.lower().endswith(suffix) and not path.name.startswith("."):
             return path.name[: -len(suffix)]
     return None
@@ -158,7 +167,10 @@ def _cases_listed(folder: Path, listed: Any, path: Path) -> dict[str, Case]:
         image, label = (entry, None) if isinstance(entry, str) else _image_and_label(entry, number, path)
         case_id = case_id_of(Path(image))
         if case_id is None:
-            raise DatasetError(f"{path}: training entry {number} is '{image}', which is not a .nii or .nii.gz file.")
+            raise DatasetError(
+                f"{path}: training entry {number} is '{image}', which is not a .nii or .nii.gz file, nor in another "
+                "format of volumes that is read."
+            )
         if case_id in cases:
             raise DatasetError(f"{path}: two training entries have the scan id '{case_id}'.")
         cases[case_id] = Case(case_id, folder / image, None if label is None else folder / label)
@@ -175,14 +187,14 @@ def _image_and_label(entry: Any, number: int, path: Path) -> tuple[str, str | No
     return image, label
 
 
-def _cases_by_name(folder: Path) -> dict[str, Case]:
-    images = _files_by_id(folder / "imagesTr")
+def _cases_by_name(folder: Path, ending: str | None = None) -> dict[str, Case]:
+    images = _files_by_id(folder / "imagesTr", ending)
     if not images:
         raise DatasetError(
-            f"{folder} has neither a dataset.json that lists scans nor NIfTI files in imagesTr/; give the folder of a "
-            "dataset in Medical Segmentation Decathlon form."
+            f"{folder} has neither a dataset.json that lists scans nor NIfTI files (or other volumes that are read) in "
+            "imagesTr/; give the folder of a dataset in Medical Segmentation Decathlon form."
         )
-    labels = _files_by_id(folder / "labelsTr")
+    labels = _files_by_id(folder / "labelsTr", ending)
     if _named_by_channel(set(images), set(labels)):
         if any(not i.endswith("_0000") for i in images):
             raise DatasetError(
@@ -202,10 +214,10 @@ def _named_by_channel(images: set[str], labels: set[str]) -> bool:
     return bool(labels) and not labels & images and labels <= without_number
 
 
-def _files_by_id(folder: Path) -> dict[str, Path]:
+def _files_by_id(folder: Path, ending: str | None) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        case_id = case_id_of(path)
+        case_id = case_id_of(path, ending)
         if case_id is None:
             continue
         if case_id in found:

@@ -144,7 +144,7 @@ def _answer(segment: Segmenting, dataset: Dataset, case: Case, keep: Path | None
     started = time.perf_counter()
     prediction = segment(channels)
     seconds = time.perf_counter() - started
-    if prediction.shape != image.shape or not same_grid(prediction.affine, image.affine):
+    if prediction.shape != image.shape or not same_grid(prediction.affine, image.affine, image.shape):
         raise VolumeError(
             f"The segmentation of '{case.id}' has shape {prediction.shape} and does not lie on the scan's own grid "
             f"{image.shape}."

@@ -16,6 +16,7 @@ from semiseg.outputs.case import write_case
 from semiseg.outputs.dicom_common import Algorithm, write_dicom
 from semiseg.outputs.dicom_rtstruct import segmentation_to_rtstruct
 from semiseg.outputs.kind import FORMS, KINDS, NO_LABEL_MAP, Kind, SegForm
+from semiseg.outputs.nrrd import write_nrrd, write_seg_nrrd
 from semiseg.outputs.report import ModelIdentity, Report
 from semiseg.system.durable_files import replace_file
 from semiseg.volumes.dicom_series import DicomSeries
@@ -39,7 +40,10 @@ def kind_of_file(path: Path, asked: str | None = None) -> Kind:
             return kind
     if asked is not None:
         raise InputError(f"{path}: an answer of the form {asked} is named {' or '.join(FORMS[asked].suffixes)}.")
-    raise InputError(f"{path}: name the answer .nii.gz or .nii (NIfTI), .dcm (DICOM SEG), .zip (overlay) or .json.")
+    raise InputError(
+        f"{path}: name the answer .nii.gz or .nii (NIfTI), .seg.nrrd (3D Slicer), .nrrd, .dcm (DICOM SEG), .zip "
+        "(overlay) or .json."
+    )
 
 
 def chosen_kind(asked: str | None, series: DicomSeries | None, manifest: Manifest) -> Kind:
@@ -108,6 +112,10 @@ def write_answer(
         if image is None:
             raise InputError("A case shows the scan; it needs its volume.")
         write_case(path, segmentation, report, image)
+    elif kind == "seg-nrrd":
+        write_seg_nrrd(path, segmentation)
+    elif kind == "nrrd":
+        write_nrrd(path, segmentation)
     elif FORMS[kind].on_images:
         if series is None:
             raise InputError(f"A DICOM {kind.upper()} needs the DICOM series it was drawn on.")

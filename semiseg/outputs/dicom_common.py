@@ -6,6 +6,7 @@ and not a second one.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import uuid
 from collections.abc import Sequence
@@ -14,6 +15,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import pydicom
+from pydicom.config import RAISE
+from pydicom.multival import MultiValue
+from pydicom.tag import Tag
+from pydicom.valuerep import validate_value
 
 from semiseg.errors import VolumeError
 from semiseg.outputs.report import NOTICE
@@ -30,6 +35,22 @@ PATIENT_AND_STUDY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex",
     "AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName",
 )  # fmt: skip
+"""Attributes of the Patient and General Study modules that have to be there, if only empty (PS3.3 C.7.1.1, C.7.2.1)."""
+_ALSO_REPEATED = (
+    "IssuerOfPatientID", "TypeOfPatientID", "IssuerOfPatientIDQualifiersSequence", "PatientBirthTime",
+    "OtherPatientIDsSequence", "OtherPatientNames", "ReferencedPatientSequence", "PatientSpeciesDescription",
+    "PatientSpeciesCodeSequence", "PatientBreedDescription", "PatientBreedCodeSequence", "BreedRegistrationSequence",
+    "ResponsiblePerson", "ResponsiblePersonRole", "ResponsibleOrganization", "StrainDescription",
+    "PatientAge", "PatientSize", "PatientWeight", "PatientSexNeutered",
+    "StudyDescription", "IssuerOfAccessionNumberSequence", "ReferencedStudySequence", "ProcedureCodeSequence",
+    "LongitudinalTemporalInformationModified",
+)  # fmt: skip
+"""Attributes of these modules and of the Patient Study module (C.7.2.2) that are repeated where the source has them.
+
+Without the issuer a Patient ID is another patient's in a hospital with two registries; without the species an animal's
+scan is a person's; the group 0012 says that a scan was de-identified, and for which trial.
+"""
+_TRIAL_GROUP = 0x0012
 _NAMESPACE = uuid.UUID("0d5a6d9e-1f0b-5b8e-9a35-6c1f5b3c7e21")
 
 
@@ -55,7 +76,7 @@ def require_drawn_on(segmentation: Segmentation, series: DicomSeries, what: str)
         VolumeError: the grids differ, or an image lacks a UID; the sentence says so of a ``what``, such as "SEG".
     """
     if segmentation.shape != series.volume.shape or not same_grid(
-        segmentation.affine, series.volume.affine, tolerance_mm=1e-2
+        segmentation.affine, series.volume.affine, series.volume.shape
     ):
         raise VolumeError(
             f"A DICOM {what} lies on its series' own grid, and the segmentation lies on another one: its shape is "
@@ -73,10 +94,39 @@ def require_drawn_on(segmentation: Segmentation, series: DicomSeries, what: str)
 def repeat_patient_and_study(made: pydicom.Dataset, instance: pydicom.Dataset) -> None:
     """Give an object the source's patient and study, letter for letter, so that an archive files them together."""
     for keyword in PATIENT_AND_STUDY:
-        # As text: the object is in UTF-8, whatever character set the source was in.
-        setattr(made, keyword, str(instance.get(keyword) or ""))
-    if instance.get("StudyDescription"):
-        made.StudyDescription = str(instance.StudyDescription)
+        setattr(made, keyword, "")
+    trial = [tag for tag in map(Tag, instance.keys()) if tag.group == _TRIAL_GROUP]
+    for tag in map(Tag, PATIENT_AND_STUDY):
+        if tag in instance:
+            made[tag] = _decoded(instance[tag])
+    for tag in [*map(Tag, _ALSO_REPEATED), *trial]:
+        if tag in instance and _worth_repeating(instance[tag]):
+            made[tag] = _decoded(instance[tag])
+    methods = ("DeidentificationMethod", "DeidentificationMethodCodeSequence")
+    if made.get("PatientIdentityRemoved") == "YES" and not any(method in made for method in methods):
+        made.DeidentificationMethod = "Not stated in the source images"  # type 1C (PS3.3 C.7.1.1)
+
+
+def _worth_repeating(element: pydicom.DataElement) -> bool:
+    """Whether what need not be there says something, in the form of its kind: an age of "42" is none (PS3.5 6.2)."""
+    if element.is_empty or element.VR not in ("AS", "CS", "DA", "DS", "TM"):
+        return not element.is_empty
+    try:
+        for one in element.value if isinstance(element.value, MultiValue) else [element.value]:
+            validate_value(element.VR, str(one), RAISE)
+    except ValueError:
+        return False
+    return True
+
+
+def _decoded(element: pydicom.DataElement) -> pydicom.DataElement:
+    """A copy whose text is decoded: the object is in UTF-8, whatever character set the source was in."""
+    repeated = copy.deepcopy(element)
+    if repeated.VR == "SQ":
+        for item in repeated.value:
+            for _ in item.iterall():  # pydicom decodes what is looked at
+                pass
+    return repeated
 
 
 def series_description(algorithm: Algorithm) -> str:

@@ -34,7 +34,8 @@ from semiseg.outputs.dicom_common import (
 from semiseg.outputs.overlay import windowed
 from semiseg.outputs.report import NOTICE
 from semiseg.system.durable_files import atomic_file
-from semiseg.volumes.dicom_series import DicomSeries, values_of
+from semiseg.volumes.dicom_pixels import values_of
+from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.segmentation import Segmentation
 
 
@@ -49,7 +50,7 @@ def segmentation_to_overlays(
     """
     require_drawn_on(segmentation, series, "overlay")
     identity = identity_of(series, algorithm, segmentation.segments)
-    grey = windowed(series.volume.array if series.grid is None else values_of(list(series.slices)))
+    grey = windowed(series.volume.array if series.grid is None else values_of(series.slices)[0])
     masks = series.on_slices(np.stack([segmentation.mask(k) for k in range(len(segmentation.segments))]))
     for number, one in enumerate(series.slices, start=1):
         rgb = np.repeat(grey[:, :, number - 1].T[..., None], 3, axis=2)

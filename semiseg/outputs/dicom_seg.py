@@ -35,7 +35,9 @@ from semiseg.outputs.dicom_common import (
 )
 from semiseg.outputs.kind import NO_LABEL_MAP, SegForm
 from semiseg.outputs.report import NOTICE
+from semiseg.volumes.dicom_geometry import Plane
 from semiseg.volumes.dicom_series import DicomSeries
+from semiseg.volumes.dicom_slices import Slice
 from semiseg.volumes.segmentation import PROBABILITY_LEVELS, Code, Segment, Segmentation
 
 _GEOMETRY = ("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
@@ -99,6 +101,7 @@ def segmentation_to_seg(
         raise SemisegError(f"Series {series.uid}: no valid SEG can be made for it ({error}).") from error
     _fix_dimension_uid(seg, uid_of(identity, "dimensions"))
     repeat_patient_and_study(seg, series.instances[0])
+    seg.ContentCreatorName = ""  # type 2 (PS3.3 table 10-12), and nobody drew this
     seg.ImageComments = " ".join([f"{NOTICE}.", *remarks])[:LONG_TEXT]
     return seg
 
@@ -123,12 +126,34 @@ def _sources(series: DicomSeries) -> tuple[list[pydicom.Dataset], list[int | Non
             "The series is of several multi-frame objects, and a SEG refers to one; ask for NIfTI instead."
         )
     source = _source(first.header, gap)
-    for keyword in ("NumberOfFrames", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"):
-        source.add(first.header[keyword])
-    order: list[int | None] = [None] * int(first.header.NumberOfFrames)
+    count = int(first.header.get("NumberOfFrames") or 1)
+    order: list[int | None] = [None] * count
     for z, one in enumerate(series.slices):
         order[one.frame or 0] = z
+    # highdicom looks for these groups among those of all frames only; they were read from wherever they are.
+    source.NumberOfFrames = count
+    source.SharedFunctionalGroupsSequence = [_shared_groups(first, gap)]
+    source.PerFrameFunctionalGroupsSequence = [_position(series.slices[z or 0].plane) for z in order]
     return [source], order
+
+
+def _shared_groups(first: Slice, gap: float) -> pydicom.Dataset:
+    """Pixel Measures and Plane Orientation of all frames (PS3.3 C.7.6.16.2.1, C.7.6.16.2.4)."""
+    plane = first.plane
+    shared, measures, orientation = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+    measures.SliceThickness = _thickness(first, gap)
+    measures.PixelSpacing = [format_number_as_ds(v) for v in (plane.row_spacing, plane.column_spacing)]
+    orientation.ImageOrientationPatient = [format_number_as_ds(v) for v in (*plane.along_row, *plane.along_column)]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    return shared
+
+
+def _position(plane: Plane) -> pydicom.Dataset:
+    """Plane Position of a frame (PS3.3 C.7.6.16.2.3)."""
+    own, position = pydicom.Dataset(), pydicom.Dataset()
+    position.ImagePositionPatient = [format_number_as_ds(v) for v in plane.position]
+    own.PlanePositionSequence = [position]
+    return own
 
 
 def _source(instance: pydicom.Dataset, gap: float) -> pydicom.Dataset:
@@ -215,12 +240,16 @@ def concept_of(code: Code) -> hd.sr.CodedConcept:
 
 def _pixel_measures(series: DicomSeries) -> hd.PixelMeasuresSequence:
     plane, gap = series.slices[0].plane, series.volume.spacing[2]
-    thickness = series.instances[0].get("SliceThickness")  # what the scanner measured, which is not the distance
     return hd.PixelMeasuresSequence(
         pixel_spacing=(plane.row_spacing, plane.column_spacing),
-        slice_thickness=float(thickness) if thickness else gap,
+        slice_thickness=float(_thickness(series.slices[0], gap)),
         spacing_between_slices=gap if series.grid is None else None,  # the source's own slices may lie unevenly
     )
+
+
+def _thickness(one: Slice, gap: float) -> str:
+    """What the scanner measured, which is not the distance of slices; the distance where it says nothing."""
+    return one.value("SliceThickness", "PixelMeasuresSequence", "SliceThickness") or format_number_as_ds(gap)
 
 
 def _fix_dimension_uid(seg: pydicom.Dataset, uid: str) -> None:

@@ -6,7 +6,18 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 Kind = Literal[
-    "nifti", "nifti-labelmap", "seg", "seg-labelmap", "seg-fractional", "rtstruct", "sr", "overlay", "json", "case"
+    "nifti",
+    "nifti-labelmap",
+    "seg",
+    "seg-labelmap",
+    "seg-fractional",
+    "rtstruct",
+    "sr",
+    "overlay",
+    "json",
+    "case",
+    "seg-nrrd",
+    "nrrd",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 SegForm = Literal["binary", "fractional", "labelmap"]
@@ -47,4 +58,7 @@ FORMS: dict[Kind, Traits] = {
     "overlay": Traits("overlay.zip", "application/zip", (".zip",), on_images=True, by_highdicom=True),
     "json": Traits("segmentation.json", "application/json", (".json",)),
     "case": Traits("case.zip", "application/zip", (".zip",)),
+    # Before nrrd, whose suffix its own ends with.
+    "seg-nrrd": Traits("segmentation.seg.nrrd", "application/x-nrrd", (".seg.nrrd",)),
+    "nrrd": Traits("segmentation.nrrd", "application/x-nrrd", (".nrrd",)),
 }

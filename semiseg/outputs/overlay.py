@@ -79,7 +79,7 @@ def contact_sheet(
         VolumeError: a segmentation on another grid than the image.
     """
     for title, segmentation in masks:
-        if segmentation.shape != image.shape or not same_grid(segmentation.affine, image.affine, tolerance_mm=1e-2):
+        if segmentation.shape != image.shape or not same_grid(segmentation.affine, image.affine, image.shape):
             raise VolumeError(f"The {title} lies on another grid than the image, so it cannot be drawn on it.")
     array, affine = reorient(image.array, image.affine, "RAS")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)

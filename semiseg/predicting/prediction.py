@@ -73,8 +73,9 @@ class Prediction:
         """Write the prediction to a file.
 
         Args:
-            path: Path of the file; its folder exists. The suffix selects NIfTI (``.nii.gz``, ``.nii``), DICOM SEG
-                (``.dcm``), overlay (``.zip``) or the JSON report (``.json``).
+            path: Path of the file; its folder exists. The suffix selects NIfTI (``.nii.gz``, ``.nii``), a
+                segmentation of 3D Slicer (``.seg.nrrd``), NRRD (``.nrrd``), DICOM SEG (``.dcm``), overlay (``.zip``)
+                or the JSON report (``.json``).
             format: Name of the output format, where the suffix alone does not say it: one of
                 :data:`semiseg.outputs.kind.KINDS`, such as ``rtstruct`` or ``sr``.
 

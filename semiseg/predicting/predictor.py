@@ -92,11 +92,13 @@ class Predictor:
         """Segment one scan.
 
         Args:
-            scan: Path of a NIfTI file, or of a folder or zip of a DICOM study; a list of DICOM files; a mapping from
-                channel names to these for a model with several channels; or a scan that :meth:`open` returned.
+            scan: Path of a NIfTI file or another volume, or of a folder or zip of a DICOM study; a list of DICOM
+                files; a mapping from channel names to these for a model with several channels; or a scan that
+                :meth:`open` returned.
             series: Series Instance UID of the DICOM series to segment, where the study holds several that suit;
                 ``NAME=UID,NAME=UID`` for several channels.
-            strict: Refuse a DICOM series whose slices would have to be corrected, or files that would be left out.
+            strict: Refuse a DICOM series whose slices would have to be corrected, files that would be left out, and a
+                volume whose header contradicts itself or does not tell left from right.
             aligned: Treat the channels as registered, although their files do not say so.
             probabilities: Keep the network's probabilities, which the format ``seg-fractional`` writes.
             progress: Called with (windows done, windows in total) after each batch of windows.

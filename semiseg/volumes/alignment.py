@@ -34,7 +34,7 @@ def align(
     for name, volume in others:
         comparable = bool(frames[first]) and frames[first] == frames[name]
         apart = bool(frames[first] and frames[name]) and not comparable
-        one_grid = volume.shape == reference.shape and same_grid(volume.affine, reference.affine)
+        one_grid = volume.shape == reference.shape and same_grid(volume.affine, reference.affine, reference.shape)
         if not comparable and not aligned and (apart or not one_grid):
             why = "are in different frames of reference" if apart else "lie on different grids"
             raise VolumeError(

@@ -38,6 +38,10 @@ SAME_PLACE_MM = GAP_TOLERANCE_MM / 2
 """Slices closer than this are at one place."""
 ANGLE_TOLERANCE = 1e-3
 """Direction cosines that differ by less than this are equal."""
+EXACT = 6
+"""Positions with as many decimals, or more, are not rounded as far as scans are concerned."""
+AMBIGUOUS = 0.34
+"""Where positions are rounded by more than this share of the gap, rounding and a missing slice look alike."""
 _LPS_TO_RAS = np.diag([-1.0, -1.0, 1.0, 1.0])
 
 
@@ -53,6 +57,7 @@ class Plane:
         row_spacing: mm between rows (first value of Pixel Spacing).
         rows: pixels along a column.
         columns: pixels along a row.
+        decimals: digits behind the point with which x, y and z of the position are written.
     """
 
     position: tuple[float, float, float]
@@ -62,6 +67,7 @@ class Plane:
     row_spacing: float
     rows: int
     columns: int
+    decimals: tuple[int, int, int] = (EXACT, EXACT, EXACT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,6 +81,7 @@ class SliceStack:
         distances: (N,) mm of each slice along the normal.
         shifts: (N, 2) mm that each slice lies aside of the first one's normal, along its rows and columns; a tilted
             gantry makes them grow with the distance.
+        rounding: mm by which a distance may be off because positions are written with few decimals.
     """
 
     order: tuple[int, ...]
@@ -82,11 +89,19 @@ class SliceStack:
     normal: NDArray[np.float64]
     distances: NDArray[np.float64]
     shifts: NDArray[np.float64]
+    rounding: float = 0.0
 
     @property
     def gaps(self) -> NDArray[np.float64]:
         """(N-1,) mm between neighbouring slices along the normal."""
         return np.diff(self.distances)
+
+    @property
+    def gap(self) -> float:
+        """Distance in mm of neighbouring slices: the median, or of rounded positions the step of the stack."""
+        if _even_but_rounded(self):
+            return float(np.polyfit(np.arange(len(self.order)), self.distances, 1)[0])
+        return float(np.median(self.gaps))
 
     @property
     def tilt_degrees(self) -> float:
@@ -111,7 +126,11 @@ class Irregularity:
 
 
 def plane_of(
-    position: Sequence[float], orientation: Sequence[float], spacing: Sequence[float], size: tuple[int, int]
+    position: Sequence[float],
+    orientation: Sequence[float],
+    spacing: Sequence[float],
+    size: tuple[int, int],
+    decimals: Sequence[int] = (EXACT, EXACT, EXACT),
 ) -> Plane:
     """Make a :class:`Plane` of the four attributes' values.
 
@@ -120,6 +139,7 @@ def plane_of(
         orientation: Image Orientation (Patient), 6 values.
         spacing: Pixel Spacing, row spacing first.
         size: (Rows, Columns).
+        decimals: digits behind the point with which the three values of the position are written.
 
     Raises:
         VolumeError: cosines that are not two perpendicular unit vectors, a spacing that is not positive, no pixels.
@@ -143,6 +163,7 @@ def plane_of(
         row_spacing=float(spacing[0]),
         rows=int(size[0]),
         columns=int(size[1]),
+        decimals=(decimals[0], decimals[1], decimals[2]),
     )
 
 
@@ -166,7 +187,18 @@ def measure(planes: Sequence[Plane]) -> SliceStack:
         normal=normal,
         distances=positions @ normal,
         shifts=np.stack([aside @ row, aside @ column], axis=1),
+        rounding=_rounding(planes, normal),
     )
+
+
+def _rounding(planes: Sequence[Plane], normal: NDArray[np.float64]) -> float:
+    """Half a unit of the last decimal of each coordinate, as far as it counts along the normal.
+
+    Zeros at the end are often not written, so the slice with most decimals tells.
+    """
+    most = np.array([plane.decimals for plane in planes]).max(axis=0)
+    halves = np.where(most >= EXACT, 0.0, 0.5 * 10.0 ** -np.minimum(most, EXACT))
+    return float(np.abs(normal) @ halves)
 
 
 def irregularities(stack: SliceStack) -> tuple[Irregularity, ...]:
@@ -204,7 +236,8 @@ def affine_of(stack: SliceStack) -> NDArray[np.float64]:
     """Affine (4, 4) of the array (columns, rows, slices), voxel indices to RAS+ mm.
 
     DICOM's patient coordinates are LPS+ (PS3.3 C.7.6.2.1.1): the first two world axes change sign. The slice step is
-    the mean one, from the first slice's position to the last one's.
+    the mean one, from the first slice's position to the last one's; of rounded positions it is that of the straight
+    line that fits all of them best, which is more exact than any two are.
     """
     first, last = stack.planes[0], stack.planes[-1]
     affine = np.eye(4)
@@ -212,6 +245,11 @@ def affine_of(stack: SliceStack) -> NDArray[np.float64]:
     affine[:3, 1] = np.array(first.along_column) * first.row_spacing
     affine[:3, 2] = (np.array(last.position) - np.array(first.position)) / (len(stack.planes) - 1)
     affine[:3, 3] = first.position
+    if 2 * stack.rounding > GAP_TOLERANCE_MM:
+        index = np.arange(len(stack.planes)) - (len(stack.planes) - 1) / 2
+        positions = np.array([plane.position for plane in stack.planes])
+        affine[:3, 2] = index @ positions / (index @ index)
+        affine[:3, 3] = positions.mean(axis=0) + index[0] * affine[:3, 2]
     return lps_to_ras(affine)
 
 
@@ -257,7 +295,7 @@ def _lean(stack: SliceStack) -> Irregularity | None:
     # Leaning evenly is a tilted gantry; jumping aside is something else (a moved table, two acquisitions).
     even = np.outer((stack.distances - stack.distances[0]) / np.ptp(stack.distances), stack.shifts[-1])
     jump = float(np.abs(stack.shifts - even).max())
-    if jump > max(JUMP_TOLERANCE_MM, GAP_TOLERANCE * float(np.linalg.norm(stack.shifts[-1]))):
+    if jump > max(JUMP_TOLERANCE_MM, 2 * stack.rounding, GAP_TOLERANCE * float(np.linalg.norm(stack.shifts[-1]))):
         raise VolumeError(
             f"The slices are not stacked along their normal: some lie up to {lean:.1f} mm aside; they are no volume."
         )
@@ -273,7 +311,11 @@ def _lean(stack: SliceStack) -> Irregularity | None:
 def _odd_gaps(stack: SliceStack) -> Irregularity | None:
     gaps = stack.gaps
     gap = float(np.median(gaps))
+    if _even_but_rounded(stack):
+        return None
     tolerance = max(GAP_TOLERANCE_MM, GAP_TOLERANCE * gap)
+    if stack.rounding < AMBIGUOUS * gap:
+        tolerance = max(tolerance, 2 * stack.rounding + 1e-6)
     odd = np.flatnonzero(np.abs(gaps - gap) > tolerance)
     if not odd.size:
         regular = np.linspace(stack.distances[0], stack.distances[-1], len(stack.order))
@@ -303,6 +345,15 @@ def _odd_gaps(stack: SliceStack) -> Irregularity | None:
             f"{sentence} A hole of {gaps.max():.1f} mm is too wide to be bridged (the limit is {MAX_BRIDGED_MM:g} mm)."
         )
     return found
+
+
+def _even_but_rounded(stack: SliceStack) -> bool:
+    """Whether the distances are those of an even stack, rounded to the decimals that positions are written with."""
+    index = np.arange(len(stack.order))
+    step, start = np.polyfit(index, stack.distances, 1)
+    off = float(np.abs(stack.distances - (start + step * index)).max())
+    # The line is fitted to rounded values and may itself be off, by less than they are.
+    return stack.rounding < AMBIGUOUS * step and off <= 1.5 * stack.rounding
 
 
 def _three(vector: NDArray[np.float64]) -> tuple[float, float, float]:

@@ -3,24 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from pydicom.uid import UID
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.dicom_file import is_dicom, read_dicom, text, value
+from semiseg.volumes.dicom_file import Header, numbers, read_dicom, read_header, text, value
 from semiseg.volumes.dicom_geometry import Plane
 from semiseg.volumes.dicom_slices import slices_of
 
 _LOG = logging.getLogger(__name__)
-_TAGS = [
-    "SOPClassUID", "SOPInstanceUID", "SeriesInstanceUID", "StudyInstanceUID", "FrameOfReferenceUID", "Modality",
-    "SeriesDescription", "BodyPartExamined", "ImageType", "PatientID", "PatientName", "Rows", "Columns",
-    "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "ImagePositionPatient", "ImageOrientationPatient",
-    "PixelSpacing", "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence",
-]  # fmt: skip
 _NOT_IMAGES = {
     "SEG": "segmentation",
     "SR": "structured report",
@@ -39,7 +34,11 @@ _NOT_IMAGE_CLASSES = {
     "1.2.840.10008.5.1.4.1.1.66.7": "segmentation",
     "1.2.840.10008.5.1.4.1.1.66.5": "surface segmentation",
     "1.2.840.10008.5.1.4.1.1.30": "parametric map",
+    "1.2.840.10008.5.1.4.1.1.66": "raw data",
 }
+_MARKS = (".done", ".ini", ".json", ".lock", ".log", ".md", ".txt", ".xml")
+"""Names of files that may be empty without anything having been lost."""
+_IMAGE_NAMES = (".dcm", ".dicom", ".ima")
 _MEDIA_DIRECTORY = "1.2.840.10008.1.3.10"
 
 
@@ -57,7 +56,10 @@ class DicomObject:
         image_type: Image Type, as text.
         patient, patient_name: Patient ID and name.
         not_image: what it is if it is no image, such as "segmentation".
+        companion: whether it is no image but something that scanners and readers put beside images in their series.
+        frames: how many frames it has.
         planes: where its frames lie; none where it does not say so, or is no grey-value image.
+        header: its whole header, where it was kept.
     """
 
     path: Path
@@ -73,7 +75,10 @@ class DicomObject:
     patient: str
     patient_name: str
     not_image: str | None
+    companion: bool
+    frames: int
     planes: tuple[Plane, ...]
+    header: Header | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -83,22 +88,29 @@ class LeftOut:
     Attributes:
         path: the file.
         sentence: what it is instead.
-        damaged: whether it starts like DICOM; then it may be a slice that is missed.
+        damaged: whether it starts like DICOM, or is empty; then it may be a slice that is missed.
+        like_dicom: whether it starts like DICOM.
         directory: whether it is a DICOMDIR.
     """
 
     path: Path
     sentence: str
     damaged: bool = False
+    like_dicom: bool = False
     directory: bool = False
 
 
-def look_at(paths: Iterable[Path]) -> tuple[list[DicomObject], list[LeftOut]]:
-    """The DICOM objects among ``paths``, and the files that are none."""
+def look_at(paths: Iterable[Path], *, keep_headers: bool = False) -> tuple[list[DicomObject], list[LeftOut]]:
+    """The DICOM objects among ``paths``, and the files that are none.
+
+    Args:
+        paths: files.
+        keep_headers: whether the objects hold their headers, several kilobytes each, for a reader that follows.
+    """
     objects: list[DicomObject] = []
     left_out: list[LeftOut] = []
     for path in map(Path, paths):
-        found = glance(path)
+        found = glance(path, keep_header=keep_headers)
         if isinstance(found, DicomObject):
             objects.append(found)
         else:
@@ -108,14 +120,17 @@ def look_at(paths: Iterable[Path]) -> tuple[list[DicomObject], list[LeftOut]]:
     return objects, left_out
 
 
-def glance(path: Path) -> DicomObject | LeftOut:
-    """What one file is."""
-    if not is_dicom(path):
-        return LeftOut(path, f"{path}: not a DICOM file.")
+def glance(path: Path, *, keep_header: bool = False) -> DicomObject | LeftOut:
+    """What one file is; it is opened and parsed once."""
     try:
-        return _glance(path)
+        header = read_header(path)
+        if header is None:
+            empty = path.stat().st_size == 0
+            what = "the file is empty" if empty else "not a DICOM file"
+            return LeftOut(path, f"{path}: {what}.", damaged=empty and path.suffix.lower() not in _MARKS)
+        return _glance(header, keep_header)
     except VolumeError as error:
-        return LeftOut(path, str(error), damaged=True)
+        return LeftOut(path, str(error), damaged=True, like_dicom=True)
 
 
 def files_of_directory(path: Path) -> list[Path]:
@@ -139,32 +154,64 @@ def files_of_directory(path: Path) -> list[Path]:
     return found
 
 
+def missed(
+    left_out: Sequence[LeftOut], objects: Sequence[DicomObject], names: Mapping[Path, str] | None = None
+) -> list[LeftOut]:
+    """The files among those left out that may be slices: damaged, empty, or named as the DICOM objects beside them are.
+
+    Named alike are files with an ending such as .dcm, and those whose name differs in its numbers only (IM0001).
+
+    Args:
+        left_out, objects: what :func:`look_at` returned.
+        names: the files' names where they came from, if those are other ones.
+    """
+
+    def called(path: Path) -> Path:
+        return Path((names or {}).get(path) or path)
+
+    shapes = {_shape(called(one.path)) for one in objects}
+    return [
+        one
+        for one in left_out
+        if one.damaged
+        or (not one.directory and called(one.path).suffix.lower() in _IMAGE_NAMES)
+        or _shape(called(one.path)) in shapes
+    ]
+
+
+def _shape(path: Path) -> tuple[str, str]:
+    """A file's folder, and its name with every number, or several with points between them, as "#"."""
+    shape = re.sub(r"\d+(\.\d+)*", "#", path.name)
+    return str(path.parent), path.name if shape == "#" else shape  # numbers alone say nothing
+
+
 def is_directory(path: Path) -> bool:
     """Whether a file is a DICOMDIR."""
     found = glance(path)
     return isinstance(found, LeftOut) and found.directory
 
 
-def _glance(path: Path) -> DicomObject | LeftOut:
-    header = read_dicom(path, pixels=False, tags=_TAGS)
+def _glance(whole: Header, keep_header: bool) -> DicomObject | LeftOut:
+    path, header = whole.path, whole.dataset
 
     def said(keyword: str) -> str:
         return text(header, keyword, path)
 
     sop_class = said("SOPClassUID") or text(header.file_meta, "MediaStorageSOPClassUID", path)
     if sop_class == _MEDIA_DIRECTORY:
-        return LeftOut(path, f"{path}: a DICOMDIR, not an image.", directory=True)
+        return LeftOut(path, f"{path}: a DICOMDIR, not an image.", like_dicom=True, directory=True)
     uid, modality = said("SeriesInstanceUID"), said("Modality")
-    image = value(header, "Rows", path) is not None
+    image = whole.has_pixels and value(header, "Rows", path) is not None
     if not sop_class or not (uid or image):
         raise VolumeError(f"{path}: the DICOM file lacks a SOP Class UID or Series Instance UID.")
     not_image = _NOT_IMAGE_CLASSES.get(sop_class) or _NOT_IMAGES.get(modality)
     if not_image is None and not image:
-        not_image = f"{UID(sop_class).name} without an image"
+        known = UID(sop_class).name
+        not_image = f"{'private object' if known == sop_class else known} without an image"
     planes: tuple[Plane, ...] = ()
     if not_image is None:
         try:
-            planes = tuple(one.plane for one in slices_of(path, header))
+            planes = tuple(one.plane for one in slices_of(whole))
         except VolumeError:
             planes = ()  # whoever wants the image is told what is wrong with it
     return DicomObject(
@@ -181,5 +228,8 @@ def _glance(path: Path) -> DicomObject | LeftOut:
         patient=said("PatientID"),
         patient_name=said("PatientName"),
         not_image=not_image,
+        companion=not_image is not None and (not image or not_image == "raw data"),
+        frames=len(planes) or max(1, round((numbers(header, "NumberOfFrames", path) or [1.0])[0])),
         planes=planes,
+        header=whole if keep_header else None,
     )

@@ -12,7 +12,7 @@ import pydicom
 from numpy.typing import NDArray
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.dicom_file import numbers, read_dicom, text
+from semiseg.volumes.dicom_file import Header, require_header, text, undecodable
 from semiseg.volumes.dicom_geometry import (
     SAME_PLACE_MM,
     Irregularity,
@@ -23,15 +23,29 @@ from semiseg.volumes.dicom_geometry import (
     measure,
     require_regular,
 )
-from semiseg.volumes.dicom_index import look_at
+from semiseg.volumes.dicom_index import DicomObject, LeftOut, look_at, missed
+from semiseg.volumes.dicom_mixtures import differing, refuse_mixture
+from semiseg.volumes.dicom_pixels import rescaled, stored_values, values_of
 from semiseg.volumes.dicom_regular import RegularGrid, regular_grid
-from semiseg.volumes.dicom_slices import Slice, differing, pixels_of, slices_of
+from semiseg.volumes.dicom_slices import Slice, slices_of
 from semiseg.volumes.nifti import MAX_VOXEL_BYTES
 from semiseg.volumes.remark import Remark
 from semiseg.volumes.series_rules import FoundSeries, SeriesRule, Verdict, choose, series_among
 from semiseg.volumes.volume import Volume
 
 _ONLY = "scan"  # the channel's name where there is one
+_TEXTS = ("PatientID", "PatientName", "IssuerOfPatientID", "AccessionNumber", "StudyID", "StudyDescription")
+_NOBODY = "so nobody can say whose scan it is; separate them first"
+_ORIGINS = (
+    ("PatientID", "patients (by Patient ID)", _NOBODY),
+    ("IssuerOfPatientID", "patients (by the issuer of the Patient ID)", _NOBODY),
+    ("PatientName", "patients (by name)", _NOBODY),
+    ("PatientBirthDate", "patients (by date of birth)", _NOBODY),
+    ("PatientSex", "patients (by sex)", _NOBODY),
+    ("StudyInstanceUID", "studies", "and a series is of one study"),
+    ("FrameOfReferenceUID", "frames of reference", "so their positions cannot be compared"),
+)
+"""Attributes in which all slices of a series agree, and what it means if they do not."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,20 +126,41 @@ def read_study(
     Returns:
         The series by channel, and what was decided of each image series among the files.
     """
-    objects, left_out = look_at(paths)
+    return read_looked_at(*look_at(paths, keep_headers=True), rules, named=named, strict=strict)
+
+
+def read_looked_at(
+    objects: Sequence[DicomObject],
+    left_out: Sequence[LeftOut],
+    rules: Mapping[str, SeriesRule],
+    *,
+    named: Mapping[str, str] | None = None,
+    strict: bool = False,
+    names: Mapping[Path, str] | None = None,
+) -> tuple[dict[str, DicomSeries], tuple[Verdict, ...]]:
+    """As :func:`read_study`, of files that :func:`semiseg.volumes.dicom_index.look_at` has looked at.
+
+    Args:
+        objects, left_out: what it returned.
+        rules, named, strict: see :func:`read_study`.
+        names: the files' names where they came from, if those are other ones (in a zip).
+    """
     if not objects:
         if len(left_out) < 2:
             raise VolumeError(left_out[0].sentence if left_out else "There are no files to read.")
         raise VolumeError(f"None of the {len(left_out)} files is a DICOM image; the first: {left_out[0].sentence}")
-    damaged = [one for one in left_out if one.damaged]
-    if damaged and strict:
-        raise VolumeError(f"{damaged[0].sentence} It may be a slice of the series.")
+    lost = missed(left_out, objects, names or {})
+    if lost and strict:
+        raise VolumeError(f"{lost[0].sentence} It may be a slice of the series.")
     chosen, verdicts = choose(series_among(objects), rules, named)
     out = {}
     for channel, found in chosen.items():
         series = read_found(found, strict=strict)
-        if damaged:
-            sentence = f"{len(damaged)} damaged DICOM file(s) were left out; they may be slices of the series."
+        if lost:
+            sentence = (
+                f"{len(lost)} file(s) that are damaged, empty or no DICOM in spite of their names were left out; they "
+                "may be slices of the series."
+            )
             series = replace(series, remarks=(Remark("damaged_files", sentence), *series.remarks))
         out[channel] = series
     return out, verdicts
@@ -133,35 +168,45 @@ def read_study(
 
 def read_found(found: FoundSeries, *, strict: bool = False) -> DicomSeries:
     """Read a series that was found among some files; see :func:`read_series`."""
-    others = len(found.objects) - len(found.images)
-    if others:
-        kinds = ", ".join(sorted({str(one.not_image) for one in found.objects if one.not_image}))
-        raise VolumeError(f"{found.name} mixes images with {others} {kinds} object(s).")
+    others = [one for one in found.objects if one.not_image]
+    kinds = ", ".join(sorted({str(one.not_image) for one in others}))
+    if others and (strict or not all(one.companion for one in others)):
+        raise VolumeError(f"{found.name} mixes images with {len(others)} {kinds} object(s).")
     try:
-        return _read([one.path for one in found.images], strict=strict)
+        series = _read([one.header or require_header(one.path) for one in found.images], strict=strict)
     except VolumeError as error:
         raise VolumeError(f"{found.name}: {error}") from error
+    if others:
+        told = Remark("companions", f"{len(others)} object(s) of the series are no images and were left out: {kinds}.")
+        series = replace(series, remarks=(told, *series.remarks))
+    return series
 
 
-def _read(chosen: list[Path], *, strict: bool) -> DicomSeries:
+def _read(sources: list[Header], *, strict: bool) -> DicomSeries:
     """Headers, geometry, then pixels: nothing is decoded of a series whose slices make no volume."""
-    headers, copies = _without_copies([(path, read_dicom(path, pixels=False)) for path in chosen])
-    _require_one_origin(headers)
-    slices = [one for path, header in headers for one in slices_of(path, header)]
-    stack, slices, doubles = _without_doubles(slices)
+    _require_one_origin(sources)
+    _require_whole_concatenations(sources)
+    sources, copies = _without_copies(sources)
+    garbled = [keyword for keyword in _TEXTS if any(undecodable(one.dataset, keyword) for one in sources)]
+    stack, slices, doubles = _without_doubles([one for source in sources for one in slices_of(source)])
+    refuse_mixture(slices)
     more = [f"{n} {what}" for n, what in (copies, doubles) if n]
     if strict:
         if more:
             raise VolumeError(f"{more[0]}.")
         require_regular(stack)
     remarks = [Remark("copies", f"{sentence}; they were left out.") for sentence in more]
+    if garbled:
+        remarks.append(_garbled(garbled, strict=strict))
     found = irregularities(stack)
     grid = regular_grid(stack, found) if found else None
     first = slices[0]
     shape = grid.shape if grid else (first.plane.columns, first.plane.rows, len(slices))
     if 4 * np.prod(shape, dtype=object) > MAX_VOXEL_BYTES:
         raise VolumeError(f"A volume of {shape[0]} x {shape[1]} x {shape[2]} voxels is beyond the limit.")
-    array = values_of(slices)
+    array, beyond = values_of(slices)
+    if beyond:
+        remarks.append(_bits_ignored(beyond, strict=strict))
     volume = Volume(array, affine_of(stack)) if grid is None else Volume(grid.image(array), grid.affine)
     return DicomSeries(
         uid=text(first.header, "SeriesInstanceUID", first.path),
@@ -176,6 +221,22 @@ def _read(chosen: list[Path], *, strict: bool) -> DicomSeries:
     )
 
 
+def _garbled(keywords: list[str], *, strict: bool) -> Remark:
+    sentence = f"{' and '.join(keywords)} cannot be decoded as the files' Specific Character Set says"
+    if strict:
+        raise VolumeError(f"{sentence}.")
+    return Remark("undecodable_text", f"{sentence}; results repeat a guess.")
+
+
+def _bits_ignored(count: int, *, strict: bool) -> Remark:
+    sentence = (
+        f"{count} pixel(s) have bits set above Bits Stored that no overlay explains, so header and pixel data disagree"
+    )
+    if strict:
+        raise VolumeError(f"{sentence}.")
+    return Remark("unused_bits", f"{sentence}. These bits were ignored (PS3.5 section 8.1.1).")
+
+
 def _corrected(found: Irregularity, grid: RegularGrid) -> Remark:
     """What was done about an irregularity."""
     planes = f"{grid.shape[2]} planes {np.linalg.norm(grid.affine[:3, 2]):.3g} mm apart"
@@ -187,22 +248,25 @@ def _corrected(found: Irregularity, grid: RegularGrid) -> Remark:
     return Remark(found.code, f"{found.sentence} {done[found.code]}")
 
 
-def _without_copies(
-    headers: list[tuple[Path, pydicom.Dataset]],
-) -> tuple[list[tuple[Path, pydicom.Dataset]], tuple[int, str]]:
-    """Drop files that are the same object twice; and how many those were."""
-    kept: dict[str, tuple[Path, pydicom.Dataset]] = {}
-    for path, header in headers:
+def _without_copies(sources: list[Header]) -> tuple[list[Header], tuple[int, str]]:
+    """Drop files that are the same object twice; and how many those were. Copies are equal in place and values."""
+    kept: dict[str, Header] = {}
+    for source in sources:
         # Without any UID (anonymised away) nothing says that two files are one object.
+        header, path = source.dataset, source.path
         uid = text(header, "SOPInstanceUID", path) or text(header.file_meta, "MediaStorageSOPInstanceUID", path)
-        uid = uid or str(path)
-        if uid not in kept:
-            kept[uid] = (path, header)
-            continue
-        places = [numbers(h, "ImagePositionPatient", p) for p, h in (kept[uid], (path, header))]
-        if places[0] != places[1]:
-            raise VolumeError(f"{path} and {kept[uid][0]} claim to be one object (SOP Instance UID) but differ.")
-    return list(kept.values()), (len(headers) - len(kept), "file(s) hold an object that another file holds too")
+        first = kept.setdefault(uid or str(path), source)
+        if first is not source and not _show_the_same(slices_of(first), slices_of(source)):
+            raise VolumeError(f"{path} and {first.path} claim to be one object (SOP Instance UID) but differ.")
+    return list(kept.values()), (len(sources) - len(kept), "file(s) hold an object that another file holds too")
+
+
+def _show_the_same(one: list[Slice], other: list[Slice]) -> bool:
+    """Whether two objects have the same planes with the same values on them."""
+    if [a.plane for a in one] != [b.plane for b in other]:
+        return False
+    pairs = zip(one, stored_values(one).frames, other, stored_values(other).frames, strict=True)
+    return all(np.array_equal(rescaled(a, x), rescaled(b, y)) for a, x, b, y in pairs)
 
 
 def _without_doubles(slices: list[Slice]) -> tuple[SliceStack, list[Slice], tuple[int, str]]:
@@ -229,7 +293,7 @@ def _without_doubles(slices: list[Slice]) -> tuple[SliceStack, list[Slice], tupl
 
 def _all_equal(place: list[Slice]) -> bool:
     """Whether slices of one place show the same."""
-    first, *others = ((one.plane, _rescaled(one, pixels_of([one])[0])) for one in place)
+    first, *others = ((one.plane, rescaled(one, stored_values([one]).frames[0])) for one in place)
     return all(_aside(plane, first[0]) < SAME_PLACE_MM and np.array_equal(values, first[1]) for plane, values in others)
 
 
@@ -237,41 +301,34 @@ def _aside(a: Plane, b: Plane) -> float:
     return float(np.linalg.norm(np.subtract(a.position, b.position)))
 
 
-def _require_one_origin(headers: list[tuple[Path, pydicom.Dataset]]) -> None:
-    for keyword, words in (("FrameOfReferenceUID", "frames of reference"), ("StudyInstanceUID", "studies")):
-        found = {text(header, keyword, path) for path, header in headers}
+def _require_one_origin(sources: list[Header]) -> None:
+    """Refuse slices of several patients, studies or frames of reference; the sentence quotes none of them."""
+    for keyword, words, so in _ORIGINS:
+        found = {_plain(text(one.dataset, keyword, one.path)) for one in sources}
+        if keyword.startswith("Patient") or keyword.startswith("Issuer"):
+            found.discard("")  # what an anonymiser emptied in some files contradicts nothing
         if len(found) > 1:
-            raise VolumeError(f"The slices belong to {len(found)} {words}, so their positions cannot be compared.")
-    localisers = sum("LOCALIZER" in text(header, "ImageType", path).upper() for path, header in headers)
-    if 0 < localisers < len(headers):
-        raise VolumeError(f"The series mixes {localisers} localiser image(s) with {len(headers) - localisers} others.")
+            raise VolumeError(f"The slices belong to {len(found)} {words}, {so}.")
+    localisers = sum("LOCALIZER" in text(one.dataset, "ImageType", one.path).upper() for one in sources)
+    if 0 < localisers < len(sources):
+        raise VolumeError(f"The series mixes {localisers} localiser image(s) with {len(sources) - localisers} others.")
 
 
-def values_of(slices: list[Slice]) -> NDArray[Any]:
-    """Decode and rescale the slices into one array (columns, rows, slices); one object at a time is in memory."""
-    plane = slices[0].plane
-    whole = all(_is_whole(one) for one in slices)
-    shape = (plane.columns, plane.rows, len(slices))
-    array = np.empty(shape, dtype=np.int32 if whole else np.float32, order="F")
-    objects: dict[Path, list[int]] = {}
-    for z, one in enumerate(slices):
-        objects.setdefault(one.path, []).append(z)
-    for members in objects.values():
-        for z, pixels in zip(members, pixels_of([slices[z] for z in members]), strict=True):
-            array[:, :, z] = _rescaled(slices[z], pixels).T
-    if whole and array.min() >= -(2**15) and array.max() < 2**15:
-        array = array.astype(np.int16)
-    return array
+def _require_whole_concatenations(sources: list[Header]) -> None:
+    """Refuse some parts of an object that was divided into several (PS3.3 C.7.6.16.2.2.4)."""
+    parts: dict[str, tuple[set[str], str]] = {}
+    for one in sources:
+        uid = text(one.dataset, "ConcatenationUID", one.path)
+        if uid:
+            seen = parts.setdefault(uid, (set(), text(one.dataset, "InConcatenationTotalNumber", one.path)))[0]
+            seen.add(text(one.dataset, "InConcatenationNumber", one.path))
+    for seen, total in parts.values():
+        highest = max((int(number) for number in seen if number.isdecimal()), default=0)
+        count = int(total) if total.isdecimal() else highest
+        if len(seen) < max(count, highest):
+            raise VolumeError(f"The files hold {len(seen)} of {count} parts of a concatenation; send all of them.")
 
 
-def _is_whole(one: Slice) -> bool:
-    return one.slope == 1 and one.intercept == int(one.intercept)
-
-
-def _rescaled(one: Slice, pixels: NDArray[Any]) -> NDArray[Any]:
-    """Stored values (rows, columns) as what they mean."""
-    if not _is_whole(one):
-        return np.asarray(pixels * one.slope + one.intercept)
-    if pixels.dtype.itemsize > 2 and (pixels.min() < -(2**30) or pixels.max() > 2**30):
-        raise VolumeError(f"{one.path}: pixel values beyond 30 bits are not read.")
-    return pixels.astype(np.int32) + int(one.intercept)
+def _plain(said: str) -> str:
+    """Without what does not count: the empty components at the end of a name (PS3.5 6.2.1), and upper case."""
+    return said.rstrip("^= ").casefold()

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 
 from pydicom.uid import UID
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.dicom_file import read_dicom, text
+from semiseg.volumes.dicom_file import is_dicom, read_dicom, text
 from semiseg.volumes.dicom_index import LeftOut, look_at
 from semiseg.volumes.dicom_series import read_found
-from semiseg.volumes.nifti import is_nifti, read_nifti
+from semiseg.volumes.formats.reader import ImageFile
+from semiseg.volumes.formats.registry import is_image, reader_named, reader_of
+from semiseg.volumes.images import finite, read_stored, scaled
+from semiseg.volumes.kinds import voxels_of_headers, what_is
+from semiseg.volumes.remark import Remark
 from semiseg.volumes.series_rules import FoundSeries, series_among
+from semiseg.volumes.unpack import finder_among
 from semiseg.volumes.volume import Volume
 
 
 @dataclass(frozen=True, eq=False)
 class Inspected:
-    """One series or NIfTI file.
+    """One series, or one volume in a file.
 
     Attributes:
         name: what it is called.
@@ -37,27 +42,58 @@ class Inspected:
     volume: Volume | None
 
 
-def inspect(paths: Sequence[Path]) -> tuple[Iterator[Inspected], list[LeftOut]]:
-    """Read everything in ``paths``, one thing at a time; and the files that are neither DICOM objects nor NIfTI."""
-    niftis = [path for path in paths if is_nifti(path)]
-    objects, left_out = look_at([path for path in paths if path not in set(niftis)])
+def inspect(paths: Mapping[Path, str]) -> tuple[Iterator[Inspected], list[LeftOut]]:
+    """Read everything in ``paths``, one thing at a time; and the files that are neither DICOM objects nor volumes.
+
+    Args:
+        paths: The files, with the names that they have in their zip, from :func:`semiseg.volumes.scan.files_in`.
+    """
+    images = [path for path in paths if is_image(path)]
+    taken = {*images, *voxels_of_headers(paths, images)}
+    objects, left_out = look_at([path for path in paths if path not in taken])
     found = series_among(objects)
 
     def everything() -> Iterator[Inspected]:
-        yield from map(_nifti, niftis)
+        for path in images:
+            file = ImageFile(path, finder_among(path, paths) if paths[path] else None, paths[path])
+            yield _image(file, paths[path] or str(path))
         yield from map(_series, found)
 
-    return everything(), left_out
+    return everything(), [one if is_dicom(one.path) else _named(one, paths[one.path]) for one in left_out]
 
 
-def _nifti(path: Path) -> Inspected:
+def _named(one: LeftOut, name: str) -> LeftOut:
+    """The same with what the file is; one that is named like a scan is damaged."""
+    sentence = f"{name or one.path}: {what_is(one.path, name)}."
+    return replace(one, sentence=sentence, damaged=reader_named(name or one.path.name) is not None)
+
+
+def _image(file: ImageFile, name: str) -> Inspected:
+    reader, title = reader_of(file.path), PurePath(name).name
+    assert reader is not None
     try:
-        volume = read_nifti(path)
+        stored = read_stored(file)
+        volume = Volume(finite(file.path, scaled(stored, 0)), stored.affine)
     except VolumeError as error:
-        return Inspected(
-            str(path), path.name, ("NIfTI file",), f"Refused: {str(error).removeprefix(f'{path}: ')}", None
-        )
-    return Inspected(str(path), path.name, ("NIfTI file", *_grid(volume)), "Read as it is.", volume)
+        return Inspected(name, title, (reader.name,), f"Refused: {_sentence(error, [file.path])}", None)
+    count = stored.array.shape[3]
+    facts = (reader.name, *([f"{count} volumes or channels"] if count > 1 else []), *_grid(volume))
+    return Inspected(name, title, facts, _outcome(stored.remarks), volume)
+
+
+def _outcome(remarks: Sequence[Remark]) -> str:
+    done = " ".join(remark.text for remark in remarks)
+    return f"Read with a remark: {done}" if done else "Read as it is."
+
+
+def _sentence(error: VolumeError, files: Sequence[Path], name: str = "") -> str:
+    """An error as a sentence of its own: without what it is about, and with a capital, unless it begins with a path."""
+    text = str(error)
+    if name:
+        text = text.removeprefix(f"{name}: ")
+    if len(files) == 1:
+        text = text.removeprefix(f"{files[0]}: ")
+    return text if any(text.startswith(str(file)) for file in files) else f"{text[:1].upper()}{text[1:]}"
 
 
 def _series(found: FoundSeries) -> Inspected:
@@ -70,8 +106,8 @@ def _series(found: FoundSeries) -> Inspected:
     try:
         series = read_found(found)
     except VolumeError as error:
-        sentence = str(error).removeprefix(f"{found.name}: ")
-        return Inspected(found.name, title, facts, f"Refused: {sentence[:1].upper()}{sentence[1:]}", None)
+        sentence = _sentence(error, [one.path for one in found.images], found.name)
+        return Inspected(found.name, title, facts, f"Refused: {sentence}", None)
     done = " ".join(remark.text for remark in series.remarks)
     outcome = f"Read with a correction: {done}" if done else "Read as it is."
     return Inspected(found.name, title, (*facts, *_grid(series.volume)), outcome, series.volume)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -15,12 +16,17 @@ from pathlib import Path
 from semiseg.errors import VolumeError
 from semiseg.volumes.alignment import align
 from semiseg.volumes.dicom_file import is_dicom
-from semiseg.volumes.dicom_index import files_of_directory, is_directory
-from semiseg.volumes.dicom_series import DicomSeries, read_study
-from semiseg.volumes.nifti import is_nifti, read_nifti_channels
+from semiseg.volumes.dicom_index import files_of_directory, is_directory, look_at
+from semiseg.volumes.dicom_series import DicomSeries, read_looked_at
+from semiseg.volumes.formats.reader import Finder, ImageFile
+from semiseg.volumes.formats.registry import formats_of, is_image, reader_named, reader_of
+from semiseg.volumes.formats.stream import start_of
+from semiseg.volumes.images import channels_of, read_stored
+from semiseg.volumes.kinds import neither, said_of, voxels_of_headers, what_is
 from semiseg.volumes.remark import Remark
+from semiseg.volumes.seg_nrrd import is_seg_nrrd
 from semiseg.volumes.series_rules import SeriesRule, Verdict
-from semiseg.volumes.unpack import UnpackLimits, is_zip, unpack_zip
+from semiseg.volumes.unpack import UnpackLimits, finder_among, is_zip, unpack_named
 from semiseg.volumes.volume import Volume
 from semiseg.volumes.wishes import Paths, Wishes
 
@@ -31,10 +37,11 @@ class Scan:
 
     Attributes:
         channels: a volume for each channel name, in the model's order; all on one grid.
-        series: the DICOM series of the first channel, whose grid it is; None for NIfTI.
+        series: the DICOM series of the first channel, whose grid it is; None for a volume in one file.
         verdicts: for DICOM: what was decided of each image series among the files.
         remarks: what was left out, corrected or resampled.
-        source: the NIfTI file whose grid it is; None for DICOM. One that came in a zip is gone once the scan is open.
+        source: the file (NIfTI, NRRD, ...) whose grid it is; None for DICOM. One that came in a zip is gone once the
+            scan is open.
     """
 
     channels: dict[str, Volume]
@@ -57,10 +64,12 @@ def open_scan(
     scratch: Path | None = None,
     limits: UnpackLimits | None = None,
 ) -> Scan:
-    """Open a NIfTI file, DICOM files (a folder, a list, a zip of them) or a zip of one NIfTI file.
+    """Open a volume in one file, DICOM files (a folder, a list, a zip of them), or a zip of one such volume.
 
-    What a file is decides its content, never its name. Files of other kinds beside the scan are ignored. Of a DICOM
-    study each channel gets the one series that its rule lets through.
+    The file's content decides its type, never its name; :mod:`semiseg.volumes.formats` has the formats of volumes.
+    Files of other kinds beside the scan are ignored, unless their names say that they should be scans: those are
+    remarked on, and refused when ``wishes.strict``. Of a DICOM study each channel gets the one series that its rule
+    lets through. Segmentations of 3D Slicer beside the scan are left alone.
 
     Args:
         paths: one file or folder, or several files; or those of each channel, by its name.
@@ -101,61 +110,84 @@ class _Door:
     stack: ExitStack
 
     def open(self, given: list[Path], rules: Mapping[str, SeriesRule]) -> Scan:
-        zips = [path for path in given if path.is_file() and is_zip(path)]
+        zips = [path for path in given if path.is_file() and is_zip(path) and not is_image(path)]
         if not zips:
-            return self._open(_files(given), given, rules)
+            return self._open(_files(given), {}, given, rules)
         if len(given) > 1:
             raise VolumeError(f"{zips[0]}: a zip archive is a whole scan; send it alone.")
         folder = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="semiseg-", dir=self.scratch))
-        members = unpack_zip(zips[0], Path(folder), self.limits)
+        members = unpack_named(zips[0], Path(folder), self.limits)
         try:
-            return self._open(members, given, rules)
+            return self._open(list(members), members, given, rules)
         except VolumeError as error:
             # The numbered file is gone by the time anyone reads this.
             raise VolumeError(str(error).replace(f"{folder}{os.sep}", f"{zips[0].name}, member ")) from error
 
-    def _open(self, files: list[Path], given: list[Path], rules: Mapping[str, SeriesRule]) -> Scan:
-        niftis = [path for path in files if is_nifti(path)]
-        dicoms = [path for path in files if is_dicom(path)]
+    def _open(
+        self, files: list[Path], names: Mapping[Path, str], given: list[Path], rules: Mapping[str, SeriesRule]
+    ) -> Scan:
+        """Open the one scan in ``files``; ``names`` are those that they have in their zip."""
+        volumes = [path for path in files if is_image(path)]
+        # Slicer leaves its segmentations beside the scan; one that is alone is told what it is.
+        images = [path for path in volumes if not is_seg_nrrd(path)] or volumes
+        passed = {*images, *_voxels(files, names, images)}
+        objects, left_out = look_at((path for path in files if path not in passed), keep_headers=True)
+        dicoms = len(objects) + sum(one.like_dicom for one in left_out)
+        if dicoms and all(is_seg_nrrd(path) for path in images):
+            images = []
         what = given[0] if len(given) == 1 else f"The {len(given)} files"
-        if niftis and dicoms:
+        if images and dicoms:
             raise VolumeError(
-                f"{what}: holds both NIfTI ({len(niftis)}) and DICOM ({len(dicoms)}) files; send one scan."
+                f"{what}: holds both {formats_of(images)} ({len(images)}) and DICOM ({dicoms}) files; send one scan."
             )
-        if len(niftis) > 1:
+        if len(images) > 1:
             raise VolumeError(
-                f"{what}: holds {len(niftis)} NIfTI files; send one scan, with several channels as one 4D file or each "
-                "under its own name."
+                f"{what}: holds {len(images)} {formats_of(images)} files; send one scan, with several channels as one "
+                "4D file or each under its own name."
             )
-        if niftis:
-            if self.wishes.series is not None:
-                raise VolumeError(
-                    f"{niftis[0]}: a NIfTI file holds no DICOM series, so no series UID can be asked of it."
-                )
-            return Scan(read_nifti_channels(niftis[0], list(rules)), None, source=niftis[0])
+        if images:
+            image = ImageFile(images[0], _finder(images[0], files, names, given), names.get(images[0], ""))
+            return self._image(image, _unreadable(files, names), rules)
         if not dicoms:
-            raise VolumeError(f"{what}: neither a NIfTI file (.nii, .nii.gz) nor DICOM images nor a zip of those.")
+            raise VolumeError(_nothing(what, files))
         named = _named(self.wishes.series, rules)
-        series, verdicts = read_study(dicoms, rules, named=named, strict=self.wishes.strict)
+        series, verdicts = read_looked_at(objects, left_out, rules, named=named, strict=self.wishes.strict, names=names)
         return _together(
             {name: Scan({name: one.volume}, one, remarks=one.remarks) for name, one in series.items()},
             self.wishes,
             verdicts,
         )
 
+    def _image(self, image: ImageFile, unreadable: tuple[Remark, ...], rules: Mapping[str, SeriesRule]) -> Scan:
+        """Open a volume in one file; what is remarkable about it is refused when the wishes are strict."""
+        if self.wishes.series is not None:
+            raise VolumeError(
+                f"{image.path}: this is a {formats_of([image.path])} file and holds no DICOM series, so no series UID "
+                "can be asked of it."
+            )
+        stored = read_stored(image)
+        remarks = (*unreadable, *stored.remarks)
+        if remarks and self.wishes.strict:
+            raise VolumeError(
+                f"{image.path}: {' '.join(remark.text for remark in remarks)} Without `strict` it is read."
+            )
+        return Scan(channels_of(image.path, stored, list(rules)), None, (), remarks, image.path)
+
 
 @contextmanager
-def files_in(path: Path) -> Iterator[list[Path]]:
+def files_in(path: Path) -> Iterator[dict[Path, str]]:
     """The files of a folder, of a zip (unpacked while they are looked at), or of a DICOMDIR; or the file itself.
+
+    Those of a zip come with the names that they have in it, others with none ("").
 
     Raises:
         VolumeError: there is no such file or folder, or the archive is refused.
     """
-    if path.is_file() and is_zip(path):
+    if path.is_file() and is_zip(path) and not is_image(path):
         with tempfile.TemporaryDirectory(prefix="semiseg-") as folder:
-            yield unpack_zip(path, Path(folder), UnpackLimits())
+            yield unpack_named(path, Path(folder), UnpackLimits())
     else:
-        yield _files([path])
+        yield dict.fromkeys(_files([path]), "")
 
 
 def _together(scans: dict[str, Scan], wishes: Wishes, verdicts: tuple[Verdict, ...] = ()) -> Scan:
@@ -187,6 +219,53 @@ def _named(series: str | None, rules: Mapping[str, SeriesRule]) -> dict[str, str
             raise VolumeError(f"'{part[:80]}' names no series of a channel; the channels are {', '.join(rules)}.")
         table[name] = uid
     return table
+
+
+def _voxels(files: list[Path], names: Mapping[Path, str], images: list[Path]) -> frozenset[Path]:
+    """Files that hold the voxels of a header and nothing of their own, although voxels may look like DICOM."""
+    found = voxels_of_headers({path: names.get(path, "") for path in files}, images)
+    if not names and len(files) == 2 and len(images) == 1:
+        # Uploads lose their names, and what DICOM writes begins with its mark.
+        found |= {path for path in files if path not in images and start_of(path)[128:132] != b"DICM"}
+    return found
+
+
+def _finder(image: Path, files: list[Path], names: Mapping[Path, str], given: list[Path]) -> Finder | None:
+    """How the data files of a header are found that came in a zip, or alone with it in an upload."""
+    if names:
+        return finder_among(image, names)
+    others = [path for path in files if path != image]
+    if len(given) == 2 and len(others) == 1:
+        # Uploads lose their names: the file that came with the header alone is the one that it means.
+        beside = image.parent
+        return lambda name: found if (found := beside / name).is_file() else others[0]
+    return None
+
+
+def _unreadable(files: list[Path], names: Mapping[Path, str]) -> tuple[Remark, ...]:
+    """A remark on files that are named like scans and are none."""
+    broken = [
+        f"{f'member {path.name}' if names else name}: {what_is(path, name)}"
+        for path, name in ((path, names.get(path, path.name)) for path in files)
+        if reader_named(name) is not None and reader_of(path) is None
+    ]
+    if not broken:
+        return ()
+    more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
+    text = (
+        f"{len(broken)} file(s) are named like scans and cannot be read ({'; '.join(broken[:3])}{more}); they were "
+        "left out."
+    )
+    return (Remark("damaged_files", text),)
+
+
+def _nothing(what: object, files: list[Path]) -> str:
+    """The sentence for files of which none is a scan."""
+    if len(files) == 1:
+        return f"{what}: {said_of(files[0])}."
+    kinds = Counter(what_is(path) for path in files)
+    told = f" ({', '.join(f'{count} x {kind}' for kind, count in kinds.most_common(5))})" if kinds else ""
+    return f"{what}: of {len(files)} file(s){told} none is a scan, {neither()}."
 
 
 def _listed(paths: Paths) -> list[Path]:

@@ -118,7 +118,7 @@ class FoundSeries:
     @property
     def slices(self) -> int:
         """Frames of its images, those included that do not say where they lie."""
-        return sum(max(1, len(one.planes)) for one in self.images)
+        return sum(one.frames for one in self.images)
 
     @property
     def image_types(self) -> frozenset[str]:
@@ -143,7 +143,7 @@ class FoundSeries:
         if len(planes) < 2:
             return None
         try:
-            return float(np.median(measure(planes).gaps))
+            return measure(planes).gap
         except VolumeError:
             return None
 
@@ -206,6 +206,12 @@ def choose(
     if not images:
         kinds = ", ".join(sorted({str(one.not_image) for series in found for one in series.objects}))
         raise VolumeError(f"{found[0].objects[0].path}: no images among the DICOM files, only: {kinds}.")
+    if not named and len(images) > 2 and all(one.slices == 1 for one in images):
+        raise VolumeError(
+            f"Each of the {len(images)} images has a Series Instance UID of its own, so nothing says that they are "
+            "slices of one series (some anonymisers and exporters do this). Give the slices of a series one UID, and "
+            "send them again."
+        )
     if len(images) < len(rules):
         missing = [name for name, rule in rules.items() if all(rule.against(one) for one in images)]
         told = f"; nothing fits {', '.join(missing)}" if missing else ""

@@ -10,8 +10,9 @@ import errno
 import stat
 import zipfile
 import zlib
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from semiseg.errors import VolumeError
 
@@ -57,17 +58,43 @@ def unpack_zip(path: Path, into: Path, limits: UnpackLimits) -> list[Path]:
     """Unpack a zip's files into the existing folder ``into`` as 00001, 00002, ... in the archive's order.
 
     Raises:
+        VolumeError: see :func:`unpack_named`.
+    """
+    return list(unpack_named(path, into, limits))
+
+
+def finder_among(image: Path, names: Mapping[Path, str]) -> Callable[[str], Path | None]:
+    """How the header ``image`` finds its data files among the members of an archive: by their names there.
+
+    Args:
+        image: One of the files that :func:`unpack_named` wrote.
+        names: What it returned.
+    """
+    by_name = {PurePosixPath(name.replace("\\", "/")): path for path, name in names.items()}
+    ignoring_case = {str(name).lower(): path for name, path in by_name.items()}
+    folder = PurePosixPath(names[image].replace("\\", "/")).parent
+    return lambda name: by_name.get(folder / name) or ignoring_case.get(str(folder / name).lower())
+
+
+def unpack_named(path: Path, into: Path, limits: UnpackLimits) -> dict[Path, str]:
+    """Unpack a zip's files into the existing folder ``into`` as 00001, 00002, ... in the archive's order.
+
+    Returns:
+        The files, each with the name that it has in the archive. A header finds its data files by these names; they
+        never become paths.
+
+    Raises:
         VolumeError: no zip, damaged, more than the limits allow, or with members that are encrypted, links, special
             files or archives themselves. What was written by then is removed.
     """
-    written: list[Path] = []
+    written: dict[Path, str] = {}
     try:
         with zipfile.ZipFile(path) as archive:
             members = _accepted(path, archive, limits)
             allowed = _allowed_bytes(path, limits)
             for number, member in enumerate(members, start=1):
                 target = into / f"{number:05d}"
-                written.append(target)
+                written[target] = member.filename
                 allowed -= _extract(path, archive, member, target, allowed, limits)
     except VolumeError:
         _remove(written)
@@ -129,16 +156,20 @@ def _extract(
     return size
 
 
+def archive_kind(start: bytes) -> str | None:
+    """Which archive a file that begins so is, such as "7z"; None where it is none."""
+    kind = next((name for magic, name in _ARCHIVES.items() if start.startswith(magic)), None)
+    return "tar" if kind is None and start[257:262] == b"ustar" else kind
+
+
 def _refuse_archive(path: Path, start: bytes) -> None:
     if start[128:132] == b"DICM":
         return
-    kind = next((name for magic, name in _ARCHIVES.items() if start.startswith(magic)), None)
-    if kind is None and start[257:262] == b"ustar":
-        kind = "tar"
+    kind = archive_kind(start)
     if kind is not None:
         raise VolumeError(f"{path}: the zip archive holds another archive ({kind}); send the files themselves.")
 
 
-def _remove(files: list[Path]) -> None:
+def _remove(files: Iterable[Path]) -> None:
     for file in files:
         file.unlink(missing_ok=True)

@@ -12,6 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from semiseg.errors import VolumeError
 
+GRID_TOLERANCE = 0.1
+"""Share of a voxel by which centres may lie apart and still be one place: positions are written with few decimals."""
+
 
 def by_sides(shape: Sequence[int]) -> str:
     """As a person writes it: ``96x96x64``."""
@@ -122,6 +125,23 @@ def reorient(
     return out, affine @ nio.inv_ornt_aff(transform, shape)
 
 
-def same_grid(a: ArrayLike, b: ArrayLike, *, tolerance_mm: float = 1e-3) -> bool:
-    """Whether two affines place voxels at the same points, to ``tolerance_mm`` per element."""
-    return bool(np.allclose(np.asarray(a), np.asarray(b), rtol=0, atol=tolerance_mm))
+def corner_distance(a: ArrayLike, b: ArrayLike, shape: Sequence[int]) -> float:
+    """How far apart two affines (4, 4) place the corners of a grid of ``shape``, in voxels of ``b``.
+
+    Infinite where an affine is singular or not finite.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    if not (np.isfinite(first).all() and np.isfinite(second).all()) or np.linalg.det(second) == 0:
+        return float("inf")
+    corners = np.stack(np.meshgrid(*([0, n - 1] for n in shape[:3]), [1], indexing="ij")).reshape(4, -1)
+    return float(np.abs(np.linalg.solve(second, (first - second) @ corners)).max())
+
+
+def same_grid(a: ArrayLike, b: ArrayLike, shape: Sequence[int] | None = None) -> bool:
+    """Whether two affines place the voxels of a grid at the same points, to :data:`GRID_TOLERANCE`.
+
+    Args:
+        a, b: (4, 4).
+        shape: Voxels along each axis; 512 each where it is not given.
+    """
+    return corner_distance(a, b, shape or (512, 512, 512)) <= GRID_TOLERANCE

@@ -15,7 +15,8 @@ class Wishes:
 
     Attributes:
         series: which DICOM series to take: a Series Instance UID, or ``NAME=UID,NAME=UID`` for several channels.
-        strict: refuse a series whose slices would have to be corrected, or files that would be left out.
+        strict: refuse a series whose slices would have to be corrected, files that would be left out, and a volume
+            whose header contradicts itself or does not tell left from right.
         aligned: the channels lie in one space although nothing in them says so.
     """
 

@@ -23,7 +23,8 @@ ERRORS = {
     403: "A page of another server sent it, which this server was not told to allow.",
     408: "The upload stood still for too long.",
     413: "The upload is larger, or has more files, than the server accepts.",
-    415: "The upload is not a multipart form, or what it holds is neither NIfTI nor DICOM nor a zip.",
+    415: "The upload is not a multipart form, or what it holds is neither NIfTI (or another volume that is read) nor "
+    "DICOM nor a zip.",
     422: "The upload is a scan that cannot be segmented: damaged, several series, slices that make no volume, another "
     "number of channels than the model takes, an archive that unpacks to too much.",
     429: "This client has as many requests here as it may; `Retry-After` says when to try again.",
@@ -97,9 +98,10 @@ def _segment(form: dict[str, Any]) -> dict[str, Any]:
     return {
         "operationId": "segment",
         "summary": "Segment one scan",
-        "description": "Send a NIfTI file (.nii, .nii.gz), a zip of a DICOM series or of one NIfTI file, or several "
-        "DICOM files, each as a part named `scan`. What a file is decides its content, not its name. The answer lies "
-        "on the scan's own grid. The server keeps nothing of it.",
+        "description": "Send a volume in one file (NIfTI, NRRD, MetaImage, MGH), a zip of a DICOM series or of "
+        "one such volume, or several DICOM files, each as a part named `scan`. A header and its data file (.hdr and "
+        ".img, .mhd and .raw, .nhdr) are sent together or as a zip. The file's content decides its type, not its "
+        "name. The answer lies on the scan's own grid. The server keeps nothing of it.",
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
         "responses": {"200": _segmentation(), **_errors(*ERRORS)},
     }
@@ -212,6 +214,7 @@ def _segmentation() -> dict[str, Any]:
             FORMS["nifti"].media_type: {"schema": {"type": "string", "format": "binary"}},
             FORMS["seg"].media_type: {"schema": {"type": "string", "format": "binary"}},
             FORMS["overlay"].media_type: {"schema": {"type": "string", "format": "binary"}},
+            FORMS["nrrd"].media_type: {"schema": {"type": "string", "format": "binary"}},
             FORMS["json"].media_type: {"schema": {"$ref": _REF.format(model=Report.__name__)}},
         },
     }
@@ -237,8 +240,8 @@ def _form(models: Models, limits: Limits) -> dict[str, Any]:
                 "maxItems": limits.files,
                 "items": {"type": "string", "format": "binary"},
                 "description": f"The file or files of one scan, {limits.upload_bytes / MEGABYTE:g} MB in all at "
-                f"most: one NIfTI file (4D for several channels), DICOM files or a zip of them, of which each channel "
-                "gets the one series that its rule lets through.",
+                "most: one NIfTI file or other volume (4D for several channels), DICOM files or a zip of them, of "
+                "which each channel gets the one series that its rule lets through.",
             },
             **{CHANNEL_FIELDS + name: _channel_field(name) for name in channels},
             "model": {
@@ -252,8 +255,8 @@ def _form(models: Models, limits: Limits) -> dict[str, Any]:
                     {"type": "string", "pattern": f"^({one})(,({one}))+$"},
                 ],
                 "description": f"The form of the answer: {files}. Several with commas come as one zip with a folder "
-                "for each, named as the form. Left out, the Accept header decides if it names one "
-                "of these media types; else a NIfTI file is answered with `nifti` and DICOM with `seg`.",
+                "for each, named as the form. Left out, the Accept header decides if it names one of these media "
+                "types; else a volume in one file is answered with `nifti` and DICOM with `seg`.",
             },
             "series": {
                 "type": "string",

@@ -7,7 +7,10 @@ from pathlib import Path
 
 from semiseg.outputs.kind import Kind
 from semiseg.volumes.dicom_file import is_dicom
-from semiseg.volumes.nifti import is_nifti
+from semiseg.volumes.formats.nifti import is_pair_header
+from semiseg.volumes.formats.registry import is_image
+from semiseg.volumes.formats.stream import start_of
+from semiseg.volumes.kinds import neither, what_is
 from semiseg.volumes.scan import Scan
 from semiseg.volumes.unpack import is_zip
 from semiseg.volumes.wishes import Wishes
@@ -44,9 +47,14 @@ class Order:
         model = models.chosen(upload.fields.get("model"))
         forms = forms_asked(upload.fields.get("answer", ""), accept)
         order = cls(upload, model, forms, _wishes(upload))
-        if not any(is_nifti(file) or is_dicom(file) or is_zip(file) for file in upload.files):
-            what = "The upload is" if len(upload.files) == 1 else f"None of the {len(upload.files)} files is"
-            raise Refusal(415, f"{what} neither a NIfTI file (.nii, .nii.gz) nor DICOM nor a zip of those.")
+        count = len(upload.files)
+        if count == 1 and is_pair_header(start_of(upload.files[0])):
+            raise Refusal(415, "The upload is one half of a .hdr/.img pair; send both, or a zip of them.")
+        if not any(is_image(file) or is_dicom(file) or is_zip(file) for file in upload.files):
+            what = (
+                f"The upload is {what_is(upload.files[0])}," if count == 1 else f"Of the {count} files none is a scan,"
+            )
+            raise Refusal(415, f"{what} {neither()}.")
         return order
 
     def open_scan(self, folder: Path) -> Scan:

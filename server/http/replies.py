@@ -50,10 +50,21 @@ def refusal_of(error: Exception) -> Refusal:
             headers={"Retry-After": str(LATER)},
         )
     reference = secrets.token_hex(4)
-    told = str(error) if isinstance(error, EngineError) else ""
     frames = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in traceback.extract_tb(error.__traceback__)]
-    _LOG.error(
-        "A scan failed",
-        extra={"told": {"reference": reference, "kind": type(error).__name__, "detail": told, "frames": frames}},
-    )
+    told = {"reference": reference, "kind": type(error).__name__, "detail": _detail(error), "frames": frames}
+    _LOG.error("A scan failed", extra={"told": {name: value for name, value in told.items() if value}})
     return Refusal(500, f"The server failed on this scan; its log says where, under reference {reference}.")
+
+
+def _detail(error: Exception) -> str:
+    """What can be said of an error without quoting a scan: our own sentences, and the names that programs have."""
+    if isinstance(error, EngineError):
+        return str(error)
+    if isinstance(error, AttributeError) and error.name:
+        return f"{type(error.obj).__name__} has no attribute {error.name}"
+    if isinstance(error, ImportError) and error.name:
+        return f"no module {error.name}"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    caused = error.__cause__ or error.__context__
+    return f"while handling {type(caused).__name__}" if caused else ""

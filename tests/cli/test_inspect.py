@@ -38,7 +38,7 @@ def test_each_thing_in_a_folder_is_told(tmp_path: Path, capsys: pytest.CaptureFi
     assert "NIfTI file, 24 x 20 x 10 voxels of 4 x 4.5 x 5 mm, RAS" in out
     assert "(MR, AX T1)" in out and "9 slice(s) in 9 file(s), axial, slices 5 mm apart, pixels 4.5 mm" in out
     assert "Read with a correction: 1 slice(s) are missing" in out
-    assert "left out  " in out and "notes.txt: not a DICOM file." in out
+    assert "left out  " in out and "notes.txt: a text file." in out
     assert "damaged  " in out
     assert "As one scan it would be refused: " in out and "holds both NIfTI (1) and DICOM (10) files" in out
 

@@ -12,6 +12,7 @@ import pytest
 from semiseg.collection import Wishes, collect
 from semiseg.dataset import load_dataset
 from semiseg.errors import InputError
+from semiseg.volumes.dicom_geometry import lps_to_ras
 from semiseg.volumes.dicom_series import read_series
 from semiseg.volumes.nifti import read_labels, read_nifti, write_nifti
 from tests.collection.clinic import (
@@ -19,6 +20,7 @@ from tests.collection.clinic import (
     case_of,
     errors_in,
     lines,
+    rtstruct,
     scan,
     write_labels_as_rtstruct,
     write_labels_as_seg,
@@ -62,6 +64,25 @@ def test_the_labels_of_the_dataset_are_those_that_were_drawn(tmp_path: Path) -> 
         assert case.label is not None
         np.testing.assert_array_equal(read_labels(case.label).array, labels)
     assert [s.name for s in dataset.segments] == ["Liver", "SPLEEN", "kidneys"]
+
+
+def test_the_report_says_where_reading_contours_was_a_matter_of_convention(tmp_path: Path) -> None:
+    series, _ = write_scan(tmp_path / "src/scan", 1)
+    to_lps = lps_to_ras(series.volume.affine)
+    strokes = [
+        np.array([[left, 4, 5], [left + 6, 4, 5], [left + 6, 9, 5], [left, 9, 5]]) @ to_lps[:3, :3].T + to_lps[:3, 3]
+        for left in (4, 8)
+    ]
+    rtstruct(series, {"lesion": strokes}).save_as(tmp_path / "src/rt.dcm", enforce_file_format=True)
+    collected = collect(tmp_path / "src", tmp_path / "data")
+    (case,) = load_dataset(tmp_path / "data").cases.values()
+    assert case.label is not None
+    expected = np.zeros(series.volume.shape)
+    expected[4:15, 4:10, 5] = 1
+    np.testing.assert_array_equal(read_labels(case.label).array, expected)
+    (note,) = lines(collected, "note", "structure")
+    assert note.source == "rt.dcm"
+    assert note.reason == "'lesion' has contours that cross or repeat each other on 1 slice(s); they were united."
 
 
 def test_copies_of_files_and_scans_are_taken_once(clinic: Path, tmp_path: Path) -> None:

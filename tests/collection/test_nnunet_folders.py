@@ -67,6 +67,18 @@ def test_channels_are_stacked_and_labels_kept(document: dict[str, Any], tmp_path
     assert [line.source for line in lines(collected, "left out", "file")] == ["imagesTs"]
 
 
+def test_labels_that_are_stored_scaled_are_labels_and_interpolated_ones_are_not(tmp_path: Path) -> None:
+    root = write(tmp_path / "src", V2)
+    write_nifti(root / "labelsTr/smith_000.nii.gz", label_of(0) * np.float32(1.00000012), AFFINE)
+    write_nifti(root / "labelsTr/smith_001.nii.gz", label_of(1) * np.float32(0.37), AFFINE)
+    collected = collect(root, tmp_path / "data")
+    (case,) = [c for c in load_dataset(tmp_path / "data").cases.values() if c.label is not None]
+    assert case.label is not None
+    np.testing.assert_array_equal(read_labels(case.label).array, label_of(0))
+    (refused,) = lines(collected, "refused", "label")
+    assert refused.source == "labelsTr/smith_001.nii.gz" and "was the label map resampled" in refused.reason
+
+
 def test_regions_stay_regions(tmp_path: Path) -> None:
     labels = {"background": 0, "whole": [1, 2], "core": [2]}
     collect(write(tmp_path / "src", {**V2, "labels": labels, "regions_class_order": [1, 2]}), tmp_path / "data")

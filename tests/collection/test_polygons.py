@@ -1,4 +1,4 @@
-"""Contours enclose the pixels whose centres lie in them: areas of shapes that are known, holes, and no gaps."""
+"""A contour encloses the pixels whose centres lie in it or on it: areas of known shapes, edges, and no gaps."""
 
 from __future__ import annotations
 
@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from semiseg.collection.polygons import fill_even_odd
+from semiseg.collection.contour_sets import Contour, area_of
+from semiseg.collection.polygons import EXACT, FilledPolygon, fill_polygon
 
 SIZE = (61, 47)
 
@@ -24,81 +25,129 @@ def square(left: float, top: float, side: float) -> NDArray[np.float64]:
     return np.array([[left, top], [left + side, top], [left + side, top + side], [left, top + side]])
 
 
+def box(i: slice, j: slice) -> NDArray[np.bool_]:
+    out = np.zeros(SIZE, dtype=bool)
+    out[i, j] = True
+    return out
+
+
+def filled(*contours: NDArray[np.float64]) -> NDArray[np.bool_]:
+    return area_of([Contour(points) for points in contours], SIZE).mask
+
+
+def whole(polygon: FilledPolygon, part: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    out = np.zeros(SIZE, dtype=bool)
+    out[polygon.window] = part
+    return out
+
+
 @pytest.mark.parametrize("radius", [3.3, 9.7, 17.2])
 def test_a_circle_encloses_the_centres_that_are_nearer_than_its_radius(radius: float) -> None:
-    inside = fill_even_odd([circle((30.2, 22.7), radius, 5000)], SIZE)
     i, j = np.indices(SIZE)
-    np.testing.assert_array_equal(inside, np.hypot(i - 30.2, j - 22.7) < radius)
+    np.testing.assert_array_equal(filled(circle((30.2, 22.7), radius, 5000)), np.hypot(i - 30.2, j - 22.7) < radius)
 
 
 def test_areas_of_circles_come_out_right_on_average() -> None:
     rng = np.random.default_rng(4)
     centres = rng.uniform(18, 27, (200, 2))
-    areas = [int(fill_even_odd([circle((x, y), 11.5)], SIZE).sum()) for x, y in centres]
+    areas = [int(filled(circle((x, y), 11.5)).sum()) for x, y in centres]
     assert np.mean(areas) == pytest.approx(math.pi * 11.5**2, rel=2e-3)
 
 
-def test_a_contour_within_another_is_a_hole_and_one_within_that_is_an_island() -> None:
-    rings = [circle((30, 23), r, 3000) for r in (18.1, 12.3, 5.2)]
-    inside = fill_even_odd(rings, SIZE)
-    i, j = np.indices(SIZE)
-    distance = np.hypot(i - 30, j - 23)
-    np.testing.assert_array_equal(inside, ((distance < 18.1) & (distance >= 12.3)) | (distance < 5.2))
-
-
-def test_a_keyhole_cuts_its_hole_and_its_channel_takes_nothing() -> None:
-    outer, inner = square(4.5, 4.5, 30), square(14.5, 14.5, 6)[::-1]
+@pytest.mark.parametrize("way", [1, -1])
+def test_a_keyhole_cuts_its_hole_whichever_way_it_goes_round(way: int) -> None:
+    outer, inner = square(4.5, 4.5, 30), square(14.5, 14.5, 6)[::way]
     keyhole = np.concatenate([outer, outer[:1], inner, inner[:1]])
-    expected = np.zeros(SIZE, dtype=bool)
-    expected[5:35, 5:35] = True
-    expected[15:21, 15:21] = False
-    np.testing.assert_array_equal(fill_even_odd([keyhole], SIZE), expected)
+    np.testing.assert_array_equal(filled(keyhole), box(slice(5, 35), slice(5, 35)) & ~box(slice(15, 21), slice(15, 21)))
+    assert fill_polygon(keyhole, SIZE).twice.any() == (way == 1)
 
 
-def test_a_contour_through_pixel_centres_keeps_its_left_and_upper_edge() -> None:
-    inside = fill_even_odd([square(10, 12, 5)], SIZE)
-    expected = np.zeros(SIZE, dtype=bool)
-    expected[10:15, 12:17] = True
-    np.testing.assert_array_equal(inside, expected)
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("start", [0, 1, 3])
+def test_a_contour_through_pixel_centres_keeps_all_of_them(start: int, turned: bool) -> None:
+    points = np.roll(square(10, 12, 5), start, axis=0)[:: -1 if turned else 1]
+    np.testing.assert_array_equal(filled(points), box(slice(10, 16), slice(12, 18)))
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_contour_along_pixel_edges_encloses_the_pixels_between_them(turned: bool) -> None:
+    points = square(9.5, 11.5, 5)[:: -1 if turned else 1]
+    np.testing.assert_array_equal(filled(points), box(slice(10, 15), slice(12, 17)))
+
+
+def test_a_keyhole_through_pixel_centres_keeps_the_pixels_along_its_whole_way() -> None:
+    outer, inner = square(4, 4, 30), square(14, 14, 6)[::-1]
+    keyhole = np.concatenate([outer, outer[:1], inner, inner[:1]])
+    np.testing.assert_array_equal(filled(keyhole), box(slice(4, 35), slice(4, 35)) & ~box(slice(15, 20), slice(15, 20)))
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([[10, 12]], [(10, 12)]),
+        ([[10.5, 12]], []),
+        ([[10, 12], [10, 12]], [(10, 12)]),
+        ([[10, 12], [13, 12]], [(10, 12), (11, 12), (12, 12), (13, 12)]),
+        ([[10, 12], [10, 9], [10, 11]], [(10, 9), (10, 10), (10, 11), (10, 12)]),
+        ([[10, 12], [13, 9]], [(10, 12), (11, 11), (12, 10), (13, 9)]),
+        ([[10, 12], [16, 15]], [(10, 12), (12, 13), (14, 14), (16, 15)]),
+        ([[9.5, 12.5], [14.5, 12.5]], []),
+    ],
+)
+def test_contours_without_an_area_are_the_centres_that_they_run_through(
+    points: list[list[float]], expected: list[tuple[int, int]]
+) -> None:
+    for turned in (np.array(points), np.array(points)[::-1]):
+        assert [tuple(p) for p in np.argwhere(filled(turned)).tolist()] == expected
+
+
+def test_no_contours_are_no_pixels() -> None:
+    assert not filled().any()
 
 
 def test_rounding_does_not_decide_about_centres_on_a_contour() -> None:
     rng = np.random.default_rng(0)
-    expected = fill_even_odd([square(10, 12, 5)], SIZE)
     for _ in range(20):
-        shaken = square(10, 12, 5) + rng.uniform(-2e-5, 2e-5, (4, 2))
-        np.testing.assert_array_equal(fill_even_odd([shaken], SIZE), expected)
+        shaken = square(10, 12, 5) + rng.uniform(-4e-5, 4e-5, (4, 2))
+        np.testing.assert_array_equal(filled(shaken), box(slice(10, 16), slice(12, 18)))
 
 
 def test_what_lies_beyond_the_picture_is_cut_off() -> None:
-    inside = fill_even_odd([square(-100, -100, 1000)], SIZE)
-    assert inside.all()
-    half = fill_even_odd([square(30.5, -50.5, 500)], SIZE)
-    np.testing.assert_array_equal(half, np.indices(SIZE)[0] > 30)
-    assert not fill_even_odd([square(-40, -40, 30), square(90, 3, 5)], SIZE).any()
+    assert filled(square(-100, -100, 1000)).all()
+    assert filled(square(-1e9, -1e9, 2e9)).all()
+    np.testing.assert_array_equal(filled(square(30.5, -50.5, 500)), np.indices(SIZE)[0] > 30)
+    assert not filled(square(-40, -40, 30), square(90, 3, 5)).any()
+    np.testing.assert_array_equal(filled(np.array([[-9, 20], [99, 20]])), box(slice(None), slice(20, 21)))
 
 
-@pytest.mark.parametrize("points", [0, 1, 2])
-def test_fewer_than_three_points_enclose_nothing(points: int) -> None:
-    assert not fill_even_odd([square(3, 4, 9)[[0, 2]][:points]], SIZE).any()
-    assert not fill_even_odd([], SIZE).any()
+polygons = st.lists(st.tuples(st.floats(-5, 66), st.floats(-5, 52)), min_size=1, max_size=12).map(np.array)
+on_centres = st.lists(st.tuples(st.integers(0, 20), st.integers(0, 20)), min_size=1, max_size=9).map(
+    lambda drawn: np.array(drawn, dtype=float)
+)
 
 
-polygons = st.lists(st.tuples(st.floats(-5, 66), st.floats(-5, 52)), min_size=3, max_size=12).map(np.array)
-
-
-@settings(max_examples=60, deadline=None)
-@given(polygons)
-def test_the_rule_agrees_with_counting_crossings_pixel_by_pixel(points: NDArray[np.float64]) -> None:
-    snapped = np.round(points, 4)
-    inside = fill_even_odd([points], SIZE)
-    for i, j in np.random.default_rng(1).integers(0, SIZE, (60, 2)).tolist():
-        crossings = 0
-        for (x0, y0), (x1, y1) in zip(snapped, np.roll(snapped, -1, axis=0), strict=True):
+@settings(max_examples=100, deadline=None)
+@given(st.one_of(polygons, on_centres), st.sampled_from([EXACT, 0.01, 0.2]))
+@example(np.array([[10.0, 12], [16, 15], [10, 12]]), EXACT)
+def test_the_rule_agrees_with_counting_crossings_and_distances_pixel_by_pixel(
+    points: NDArray[np.float64], tolerance: float
+) -> None:
+    polygon = fill_polygon(points, SIZE, tolerance)
+    inside, path, twice = (whole(polygon, part) for part in (polygon.inside, polygon.path, polygon.twice))
+    corners = np.round(points, 4)
+    for i, j in np.random.default_rng(1).integers(0, (21, 21) if points.max() <= 20 else SIZE, (60, 2)).tolist():
+        turns, away = 0, math.inf
+        for (x0, y0), (x1, y1) in zip(corners, np.roll(corners, -1, axis=0), strict=True):
             if (y0 <= j) != (y1 <= j):
-                (xa, ya), (xb, yb) = ((x0, y0), (x1, y1)) if y0 < y1 else ((x1, y1), (x0, y0))
-                crossings += xa + (j - ya) * (xb - xa) / (yb - ya) <= i
-        assert inside[i, j] == bool(crossings % 2)
+                turns += (x0 + (j - y0) * (x1 - x0) / (y1 - y0) <= i) * (1 if y0 < y1 else -1)
+            length = (x1 - x0) ** 2 + (y1 - y0) ** 2
+            share = min(max(((i - x0) * (x1 - x0) + (j - y0) * (y1 - y0)) / length, 0), 1) if length else 0
+            away = min(away, math.hypot(i - x0 - share * (x1 - x0), j - y0 - share * (y1 - y0)))
+        if abs(away - tolerance) < 1e-9:
+            continue
+        assert path[i, j] == (away < tolerance)
+        assert inside[i, j] == (turns % 2 == 1 and away > tolerance)
+        assert twice[i, j] == (turns % 2 == 0 and turns != 0 and away > tolerance)
 
 
 @settings(max_examples=60, deadline=None)
@@ -109,7 +158,7 @@ def test_polygons_that_share_an_edge_neither_overlap_nor_leave_a_gap(x: float, y
     left = np.concatenate([hull[[3, 0]], middle])
     right = np.concatenate([middle[::-1], hull[[1, 2]]])
     rest = [np.array([hull[0], hull[1], middle[0]]), np.array([hull[2], hull[3], middle[1]])]
-    counts = sum(fill_even_odd([part], SIZE).astype(int) for part in (left, right, *rest))
-    together = fill_even_odd([left, right, *rest], SIZE)
-    np.testing.assert_array_equal(counts % 2 == 1, together)
-    assert together.all()
+    parts = [fill_polygon(part, SIZE) for part in (left, right, *rest)]
+    odd = sum(whole(part, part.inside).astype(int) for part in parts) % 2 == 1
+    on = np.logical_or.reduce([whole(part, part.path) for part in parts])
+    assert (odd | on).all()

@@ -110,7 +110,7 @@ def test_channels_of_a_4d_image_come_by_name(tmp_path: Path) -> None:
         ({"modality": {"0": "T1", "1": "T1"}}, "two channels have the same name"),
         ({"training": []}, "at least one scan"),
         ({"training": [{"image": ["a.nii.gz", "b.nii.gz"]}]}, "training entry 1 must be a path"),
-        ({"training": ["imagesTr/s0.mha"]}, r"not a \.nii or \.nii\.gz file"),
+        ({"training": ["imagesTr/s0.png"]}, r"not a \.nii or \.nii\.gz file"),
         ({"training": ["imagesTr/s0.nii.gz", "other/s0.nii"]}, "two training entries have the scan id 's0'"),
     ],
 )

@@ -18,6 +18,7 @@ PROOFS = {
     "student": ["tests/trainer/test_students.py"],
     "engine": ["tests/engines/test_engines.py", "tests/inference/test_choice.py"],
     "output": ["tests/outputs/test_report.py"],
+    "reader": ["tests/volumes/test_npz.py", "tests/volumes/test_formats.py"],
 }
 NAMES = {"method": "entropy and (unet or written or certain)", "student": "attention", "engine": "reference or loads"}
 

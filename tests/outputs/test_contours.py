@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from matplotlib.path import Path as Polygon
 from numpy.typing import NDArray
 
-from semiseg.collection.polygons import fill_even_odd
+from semiseg.collection.contour_sets import Contour, area_of
 from semiseg.outputs.contours import outlines
 
 CENTRES = np.stack(np.meshgrid(np.arange(9), np.arange(7), indexing="ij"), axis=-1).reshape(-1, 2)
@@ -25,7 +25,7 @@ def masks() -> st.SearchStrategy[NDArray[np.bool_]]:
 @given(mask=masks())
 def test_filling_the_polygons_gives_the_mask_back(mask: NDArray[np.bool_]) -> None:
     polygons = outlines(mask)
-    np.testing.assert_array_equal(fill_even_odd(polygons, (9, 7)) if polygons else np.zeros((9, 7), bool), mask)
+    np.testing.assert_array_equal(area_of([Contour(p) for p in polygons], (9, 7)).mask, mask)
     for polygon in polygons:
         assert len(polygon) >= 4
         assert (np.abs(polygon % 1 - 0.5) < 1e-9).all(), "corners lie between pixels"

@@ -61,6 +61,7 @@ def test_every_structure_comes_back_voxel_for_voxel(case: tuple[DicomSeries, Seg
     read = RtstructOutlines(tmp_path / "rt.dcm", series.volume, series.frame_of_reference)
     for k, segment in enumerate(segmentation.segments[:-1]):
         np.testing.assert_array_equal(read.mask(segment.name), segmentation.mask(k), segment.name)
+        assert all("has no contour on" in remark for remark in read.remarks(segment.name)), "no matter of convention"
     assert [r.ROIName for r in struct.StructureSetROISequence] == [s.name for s in segmentation.segments]
     assert "ContourSequence" not in struct.ROIContourSequence[-1]
 

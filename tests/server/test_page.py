@@ -229,7 +229,7 @@ def test_forms_that_a_nifti_file_cannot_have_are_not_offered(browser, server, tm
     upload(browser, server, a_scan(tmp_path))
     drawn(browser)
     kinds = {b.get_attribute("data-kind") for b in browser.find_elements("css selector", "#downloads button")}
-    assert kinds == {"nifti", "nifti-labelmap", "json", "case"}
+    assert kinds == {"nifti", "nifti-labelmap", "json", "case", "seg-nrrd", "nrrd"}
 
 
 def test_progress_is_shown_and_a_scan_can_be_stopped(browser, server, tmp_path):
@@ -258,7 +258,7 @@ def test_file_that_is_no_scan_is_refused_with_the_servers_sentence(browser, serv
     (tmp_path / "holiday.jpg").write_bytes(b"\xff\xd8\xff not a scan")
     upload(browser, server, tmp_path / "holiday.jpg")
     (alert,) = wait_for(browser, "#error[role=alert]")
-    assert alert.text == "The upload is neither a NIfTI file (.nii, .nii.gz) nor DICOM nor a zip of those."
+    assert alert.text.startswith("The upload is a JPEG picture, neither a NIfTI file (.nii, .nii.gz, .hdr) nor another")
     damaged = tmp_path / "damaged.nii.gz"
     damaged.write_bytes(a_scan(tmp_path).read_bytes()[:-20])
     upload(browser, server, damaged)

@@ -55,7 +55,7 @@ def read(folder: Path, *missing: str) -> subprocess.CompletedProcess[bytes]:
     [
         pytest.param("MR_small_jpeg_ls_lossless.dcm", ("jpeg_ls",), id="JPEG-LS without pyjpegls"),
         pytest.param("MR_small_jp2klossless.dcm", ("gdcm",), id="JPEG 2000 without python-gdcm"),
-        pytest.param("MR_small_RLE.dcm", ("gdcm", "rle"), id="RLE without python-gdcm and pylibjpeg-rle"),
+        pytest.param("MR_small_RLE.dcm", ("gdcm", "pylibjpeg"), id="RLE without python-gdcm and pylibjpeg"),
     ],
 )
 def test_a_decoder_that_is_missing_is_replaced_by_another(tmp_path: Path, name: str, missing: tuple[str, ...]) -> None:
@@ -70,4 +70,4 @@ def test_a_scan_that_no_installed_decoder_reads_is_refused_with_the_packages_tha
     answer = read(series_of(tmp_path / "series", "MR_small_jpeg_ls_lossless.dcm"), "jpeg_ls", "gdcm")
     assert answer.returncode == 1
     told = answer.stderr.decode()
-    assert "cannot be decoded" in told and "; install one of python-gdcm, pylibjpeg, pyjpegls)" in told, told
+    assert "cannot be decoded" in told and "; install one of python-gdcm, pylibjpeg-libjpeg, pyjpegls)" in told, told

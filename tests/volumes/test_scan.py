@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from semiseg.errors import VolumeError
+from semiseg.outputs.nrrd import write_seg_nrrd
 from semiseg.phantoms.anatomy import make_phantom
 from semiseg.phantoms.write import write_dicom_series
 from semiseg.volumes.nifti import write_nifti
 from semiseg.volumes.scan import open_scan
+from semiseg.volumes.segmentation import Segment, Segmentation
 from semiseg.volumes.series_rules import SeriesRule
 from semiseg.volumes.unpack import UnpackLimits
 from semiseg.volumes.volume import Volume, reorient
@@ -148,3 +150,19 @@ def test_limits_hold_for_the_zip(series: list[Path], tmp_path: Path) -> None:
 def test_a_dangling_link_in_a_folder_does_no_harm(series: list[Path], tmp_path: Path) -> None:
     (series[0].parent / "dangling").symlink_to(tmp_path / "gone")
     assert open_scan(series[0].parent, rules("MR")).grid.shape[2] == len(series)
+
+
+def test_a_segmentation_of_slicer_beside_the_scan_is_left_alone(
+    series: list[Path], nifti: Path, tmp_path: Path
+) -> None:
+    image = open_scan(series, rules("MR")).grid
+    mask = Segmentation((Segment(name="liver", label=1),), np.ones(image.shape, np.uint8), image.affine)
+    write_seg_nrrd(series[0].parent / "Segmentation.seg.nrrd", mask)
+    assert open_scan(series[0].parent, rules("MR")).series is not None
+    both = tmp_path / "both"
+    both.mkdir()
+    nifti.rename(both / "scan.nii.gz")
+    write_seg_nrrd(both / "Segmentation.seg.nrrd", mask)
+    np.testing.assert_array_equal(in_ras(open_scan(both, rules("MR")).grid), in_ras(image))
+    (remark,) = open_scan(series[0].parent / "Segmentation.seg.nrrd", rules("MR")).remarks
+    assert remark.code == "declared_content" and "3D Slicer" in remark.text

@@ -19,5 +19,7 @@ export const FORMS = {
   overlay: "DICOM pictures",
   json: "JSON",
   case: "All of this page",
+  "seg-nrrd": "3D Slicer segmentation",
+  nrrd: "NRRD mask",
 };
 export const DICOM = ["seg", "seg-labelmap", "seg-fractional", "rtstruct", "sr", "overlay"];

@@ -1,0 +1,125 @@
+"""Series that hold several images of one body: echoes, b-values, phases, before and after contrast.
+
+Where two images lie at one place the geometry shows it. Where their positions interleave it does not, and only the
+headers tell a mixture from one acquisition that was made in several passes.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from semiseg.errors import VolumeError
+from semiseg.volumes.dicom_file import text
+from semiseg.volumes.dicom_slices import Slice
+
+
+@dataclass(frozen=True)
+class _Contrast:
+    """An attribute that says which image of a body a slice belongs to.
+
+    Attributes:
+        words: its name in a sentence.
+        keyword: the attribute of a single-frame image.
+        group, inner: the functional group of a frame (PS3.3 C.7.6.16, C.8.13.5, C.8.15.3), and the attribute in it.
+        per_slice: whether one acquisition may have another value for each slice; then only values that several slices
+            share tell a mixture.
+        blocks: whether a CT, or any scan, may change it from one part of the body to the next, as between thin slices
+            through the base of the skull and thick ones above; then only values that alternate tell a mixture.
+    """
+
+    words: str
+    keyword: str
+    group: str
+    inner: str
+    per_slice: bool = False
+    blocks: Literal["", "CT", "any"] = ""
+
+
+_DECISIVE = (
+    _Contrast("Echo Time", "EchoTime", "MREchoSequence", "EffectiveEchoTime"),
+    _Contrast("echo number", "EchoNumbers", "MREchoSequence", "EchoNumbers"),
+    _Contrast("temporal position", "TemporalPositionIdentifier", "FrameContentSequence", "TemporalPositionIndex"),
+    _Contrast("b-value", "DiffusionBValue", "MRDiffusionSequence", "DiffusionBValue"),
+    _Contrast("diffusion directionality", "DiffusionDirectionality", "MRDiffusionSequence", "DiffusionDirectionality"),
+    _Contrast(
+        "gradient direction", "DiffusionGradientOrientation", "DiffusionGradientDirectionSequence",
+        "DiffusionGradientOrientation",
+    ),
+    _Contrast("Inversion Time", "InversionTime", "MRModifierSequence", "InversionTimes", per_slice=True),
+    _Contrast("Flip Angle", "FlipAngle", "MRTimingAndRelatedParametersSequence", "FlipAngle", per_slice=True),
+    _Contrast(
+        "cardiac phase", "TriggerTime", "CardiacSynchronizationSequence", "NominalCardiacTriggerDelayTime",
+        per_slice=True,
+    ),
+    _Contrast(
+        "cardiac phase", "NominalPercentageOfCardiacPhase", "CardiacSynchronizationSequence",
+        "NominalPercentageOfCardiacPhase",
+    ),
+    _Contrast(
+        "respiratory phase", "NominalPercentageOfRespiratoryPhase", "RespiratorySynchronizationSequence",
+        "NominalPercentageOfRespiratoryPhase",
+    ),
+    _Contrast("Image Type", "ImageType", "MRImageFrameTypeSequence", "FrameType", blocks="CT"),
+    _Contrast("Image Type", "ImageType", "CTImageFrameTypeSequence", "FrameType", blocks="CT"),
+    _Contrast("complex part", "ComplexImageComponent", "MRImageFrameTypeSequence", "ComplexImageComponent"),
+    _Contrast("contrast agent", "ContrastBolusAgent", "ContrastBolusUsageSequence", "ContrastBolusAgentAdministered"),
+    _Contrast("sequence name", "SequenceName", "MRPulseSequenceSequence", "PulseSequenceName"),
+    _Contrast("scanning sequence", "ScanningSequence", "MRPulseSequenceSequence", "ScanningSequence"),
+    _Contrast("tube voltage", "KVP", "CTXRayDetailsSequence", "KVP", blocks="CT"),
+    _Contrast("kernel", "ConvolutionKernel", "CTReconstructionSequence", "ConvolutionKernel", blocks="CT"),
+    _Contrast("Repetition Time", "RepetitionTime", "MRTimingAndRelatedParametersSequence", "RepetitionTime", True),
+    _Contrast("stack", "StackID", "FrameContentSequence", "StackID", blocks="any"),
+    _Contrast("energy window", "EnergyWindowNumber", "EnergyWindowInformationSequence", "EnergyWindowNumber"),
+)  # fmt: skip
+_TELLING = (
+    *_DECISIVE,
+    _Contrast("Acquisition Number", "AcquisitionNumber", "FrameContentSequence", "FrameAcquisitionNumber"),
+    _Contrast("acquisition time", "AcquisitionTime", "FrameContentSequence", "FrameAcquisitionDateTime"),
+)
+"""Also what several passes of one acquisition differ in; of images of one place these tell which is which."""
+
+
+def differing(slices: Sequence[Slice]) -> str:
+    """In what slices of one place differ, in words; "" where nothing is found."""
+    return ", ".join(dict.fromkeys(one.words for one in _TELLING if len(set(_values(one, slices))) > 1))
+
+
+def refuse_mixture(slices: Sequence[Slice]) -> None:
+    """Refuse slices, in their order along the normal, that are of several images although no two lie at one place.
+
+    Raises:
+        VolumeError: the attributes in which they differ, with how many slices have each value of the first.
+    """
+    found: dict[str, Counter[str]] = {}
+    allowed = ("any", text(slices[0].header, "Modality", slices[0].path))
+    for one in _DECISIVE:
+        said = _values(one, slices)
+        values = Counter(said)
+        each = one.per_slice and 2 * len(values) > len(slices)
+        parts = one.blocks in allowed and sum(a != b for a, b in pairwise(said)) == len(values) - 1
+        if len(values) > 1 and not each and not parts:
+            found.setdefault(one.words, values)
+    if found:
+        words, values = next(iter(found.items()))
+        shown = ", ".join(f"{n} with {v}" if v else f"{n} without one" for v, n in values.most_common(4))
+        also = f" They differ in {', '.join(list(found)[1:])}, too." if len(found) > 1 else ""
+        raise VolumeError(
+            f"The slices are of several images, which differ in {words} ({shown}).{also} Send one of them as a series "
+            "of its own."
+        )
+
+
+def _values(contrast: _Contrast, slices: Sequence[Slice]) -> list[str]:
+    """What each slice says. Numbers count as equal to four digits: some are measured, or rounded."""
+    return [_plain(one.value(contrast.keyword, contrast.group, contrast.inner)) for one in slices]
+
+
+def _plain(written: str) -> str:
+    try:
+        return f"{float(written):.4g}"
+    except ValueError:
+        return written[:64]

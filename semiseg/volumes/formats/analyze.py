@@ -1,0 +1,126 @@
+"""Analyze 7.5 pairs (``.hdr`` and ``.img`` without NIfTI's mark).
+
+An Analyze header does not say which side is left: programs followed two opposite conventions, and its field ``orient``
+is 0 in nearly all files, meant or not. A pair is therefore read only where SPM left the matrix ``mat`` beside it
+(``.mat``), which places the voxels in RAS+ mm with indices from 1. SPM's other matrix, ``M``, leaves the flip open.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import struct
+import zlib
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+from numpy.typing import NDArray
+
+from semiseg.errors import VolumeError
+from semiseg.volumes.formats.geometry import placed
+from semiseg.volumes.formats.nifti import image_of_pair, parts_of_pair
+from semiseg.volumes.formats.nifti_header import four_axes
+from semiseg.volumes.formats.reader import ImageFile, Reader, Stored
+from semiseg.volumes.formats.stream import opened, voxel_bytes
+
+_HEADER = 348
+_TYPES = (1, 2, 4, 8, 16, 32, 64, 128, 130, 132, 136)  # Analyze's, and those that SPM added
+_MAX_MATRIX_BYTES = 2**16
+_MAT_ERRORS = (NotImplementedError, ValueError, TypeError, KeyError, EOFError, OSError, zlib.error, IndexError)
+
+
+def read(file: ImageFile) -> Stored:
+    """Read a pair whose orientation SPM wrote down.
+
+    Raises:
+        VolumeError: A pair without orientation, damaged, or truncated.
+    """
+    path = file.path
+    if file.name.lower().endswith((".nii", ".nii.gz")):
+        raise VolumeError(f'{path}: this is a broken NIfTI file (its mark, "n+1" at byte 344, is missing).')
+    try:
+        with opened(path) as stream:
+            block = stream.read(_HEADER)
+    except (OSError, EOFError, zlib.error) as error:
+        raise VolumeError(f"{path}: cannot be read ({error}).") from error
+    order = "<" if block[:4] == _HEADER.to_bytes(4, "little") else ">"
+    try:
+        header = nib.Spm99AnalyzeHeader(block, endianness=order, check=False)
+        dtype: np.dtype[Any] = header.get_data_dtype()
+    except (HeaderDataError, WrapStructError, ValueError, KeyError) as error:
+        raise VolumeError(f"{path}: the Analyze header is damaged ({error}).") from error
+    count = int(header["dim"][0])
+    if not 1 <= count <= 7:
+        raise VolumeError(f"{path}: the Analyze header says {count} dimensions (dim[0]).")
+    shape = four_axes(path, [int(n) for n in header["dim"][1 : count + 1]])
+    if dtype.kind not in "iuf":
+        raise VolumeError(f"{path}: voxels of type {dtype} are no grey values; convert to integers or float32.")
+    affine = _matrix(file)
+    offset = float(header["vox_offset"])
+    if not np.isfinite(offset) or offset < 0:
+        raise VolumeError(f"{path}: the header's vox_offset is {offset:g}, so the file is damaged.")
+    data, _ = voxel_bytes(path, image_of_pair(file), int(offset), math.prod(shape) * dtype.itemsize)
+    array = np.frombuffer(data, dtype=dtype).reshape(shape, order="F")
+    slope = float(header["scl_slope"])  # SPM's field funused1
+    remarks = placed(path, affine, shape)
+    scale = slope if np.isfinite(slope) and slope != 0 else 1.0
+    return Stored(array.astype(dtype.newbyteorder("="), copy=False), scale, 0.0, affine, remarks)
+
+
+def _matrix(file: ImageFile) -> NDArray[np.float64]:
+    """The affine to RAS+ mm, with indices from 0.
+
+    Raises:
+        VolumeError: There is none, or none that says which side is left.
+    """
+    from scipy.io import loadmat  # takes a while to import, for a format that few have
+    from scipy.io.matlab import MatReadError
+
+    refusal = VolumeError(
+        f"{file.path}: this is an Analyze pair without orientation: nothing says which side is left. Convert it to "
+        "NIfTI with a program that knows how it was made."
+    )
+    try:
+        matrix = file.beside(_matrix_name(file))
+    except VolumeError:
+        raise refusal from None
+    if matrix.stat().st_size > _MAX_MATRIX_BYTES:
+        raise refusal
+    try:
+        found = np.asarray(loadmat(io.BytesIO(matrix.read_bytes()))["mat"], dtype=np.float64)
+    except (MatReadError, *_MAT_ERRORS):
+        raise refusal from None
+    if found.ndim == 3:  # one for each volume; nibabel takes the first, too
+        found = found[:, :, 0]
+    if found.shape != (4, 4):
+        raise refusal
+    from_one = np.eye(4)
+    from_one[:3, 3] = 1
+    return found @ from_one
+
+
+def _parts(file: ImageFile) -> dict[str, Path]:
+    return {**parts_of_pair(file), "scan.mat": file.beside(_matrix_name(file))}
+
+
+def _matrix_name(file: ImageFile) -> str:
+    return f"{Path(file.name.removesuffix('.gz')).stem}.mat"
+
+
+def _recognises(start: bytes) -> bool:
+    if len(start) < _HEADER or start[344:347] in (b"n+1", b"ni1"):
+        return False
+    orders = [order for order in "<>" if struct.unpack_from(f"{order}i", start)[0] == _HEADER]
+    if not orders:
+        return False
+    # Voxels may begin with these four bytes, too: dimensions and type have to be plausible.
+    count, *sizes = struct.unpack_from(f"{orders[0]}8h", start, 40)
+    (kind,) = struct.unpack_from(f"{orders[0]}h", start, 70)
+    return 1 <= count <= 7 and all(size > 0 for size in sizes[:count]) and kind in _TYPES
+
+
+READER = Reader("Analyze file", (".hdr",), _recognises, read, True, _parts)

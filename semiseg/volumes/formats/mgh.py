@@ -1,0 +1,69 @@
+"""FreeSurfer's MGH and MGZ: a big-endian header of 284 bytes, then the voxels.
+
+nibabel interprets the header (https://surfer.nmr.mgh.harvard.edu/fswiki/FsTutorial/MghFormat).
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+
+import numpy as np
+from nibabel.freesurfer.mghformat import MGHError, MGHHeader
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+
+from semiseg.errors import VolumeError
+from semiseg.volumes.formats.geometry import no_orientation, placed
+from semiseg.volumes.formats.nifti_header import four_axes
+from semiseg.volumes.formats.reader import ImageFile, Reader, Stored
+from semiseg.volumes.formats.stream import opened, voxel_bytes
+
+_ORIENTED_AT, _HEADER, _VOXELS_AT = 28, 90, 284  # bytes; the first is goodRASFlag's place
+_TYPES = {0: "u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
+
+
+def read(file: ImageFile) -> Stored:
+    """Read an MGH or MGZ file.
+
+    Raises:
+        VolumeError: Damaged, truncated, or of voxels that are no grey values.
+    """
+    path = file.path
+    try:
+        with opened(path) as stream:
+            block = stream.read(_VOXELS_AT)
+    except (OSError, EOFError, zlib.error) as error:
+        raise VolumeError(f"{path}: cannot be read ({error}).") from error
+    try:
+        header = MGHHeader(block[:_HEADER], check=False)
+        dims, code = [int(n) for n in header["dims"]], int(header["type"])
+    except (MGHError, HeaderDataError, WrapStructError, ValueError) as error:
+        raise VolumeError(f"{path}: the MGH header is damaged ({error}).") from error
+    if code not in _TYPES:
+        raise VolumeError(f"{path}: voxels of MGH's type {code} are no grey values; convert to integers or float32.")
+    dtype = np.dtype(_TYPES[code])
+    shape = four_axes(path, dims)
+    oriented = int.from_bytes(block[_ORIENTED_AT : _ORIENTED_AT + 2], "big", signed=True) > 0
+    if not oriented:
+        # FreeSurfer's own default; nibabel's runs the other way along the second and third axis.
+        header["delta"], header["Pxyz_c"], header["Mdc"] = 1, 0, [[-1, 0, 0], [0, 0, -1], [0, 1, 0]]
+    affine = np.array(header.get_affine(), dtype=np.float64)
+    remarks = placed(path, affine, shape)
+    if not oriented:
+        followed = "voxels of 1 mm in FreeSurfer's coronal orientation were assumed"
+        remarks = (no_orientation("its goodRASFlag is 0", followed), *remarks)
+    data, _ = voxel_bytes(path, path, _VOXELS_AT, math.prod(shape) * dtype.itemsize)
+    array = np.frombuffer(data, dtype=dtype).reshape(shape, order="F").astype(dtype.newbyteorder("="), copy=False)
+    return Stored(array, 1.0, 0.0, affine, remarks)
+
+
+def _recognises(start: bytes) -> bool:
+    # Version 1, then plausible sizes and a type: MGH has no mark of its own.
+    if len(start) < _VOXELS_AT or start[:4] != b"\0\0\0\x01":
+        return False
+    fields = np.frombuffer(start[4:28], dtype=">i4")
+    return bool((fields[:4] > 0).all()) and 0 <= int(fields[4]) <= 10
+
+
+READER = Reader("MGH file", (".mgz", ".mgh"), _recognises, read, packed=True)

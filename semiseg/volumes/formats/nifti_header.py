@@ -1,0 +1,275 @@
+"""The header of a NIfTI file, and where it contradicts itself.
+
+nibabel interprets the fields; what it would mend in silence is compared here before, and becomes a remark or a refusal.
+The fields are those of nifti1.h (https://nifti.nimh.nih.gov/pub/dist/src/niftilib/nifti1.h).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import nibabel as nib
+import numpy as np
+from nibabel.orientations import io_orientation
+from nibabel.spatialimages import HeaderDataError
+from nibabel.wrapstruct import WrapStructError
+from numpy.typing import NDArray
+
+from semiseg.errors import VolumeError
+from semiseg.volumes.formats.geometry import no_orientation, placed
+from semiseg.volumes.remark import Remark
+from semiseg.volumes.volume import corner_distance
+
+_LOG = logging.getLogger(__name__)
+_LOG.addHandler(logging.NullHandler())  # nibabel's words about a header are for the programmer; remarks are for users
+_MM_PER_UNIT = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
+_SUBJECT_SPACES = (1, 2)  # scanner and aligned anatomical coordinates; beyond are atlases, where the place differs
+_HALF_VOXEL = 0.5
+_ONE_PERCENT = 0.01
+_INTENTS = {
+    1002: "labels",
+    1003: "names of structures",
+    1004: "matrices",
+    1005: "symmetric matrices",
+    1006: "displacements",
+    1008: "points",
+    1009: "triangles",
+    1010: "quaternions",
+    2005: "shapes",
+} | dict.fromkeys(range(2, 25), "statistics")
+
+
+@dataclass(frozen=True, eq=False)
+class NiftiHeader:
+    """A parsed header.
+
+    Attributes:
+        path: The file.
+        raw: The fields as stored, in nibabel's class.
+        fixed: The same after nibabel's repairs.
+        single: Whether the voxels are in the same file (magic ``n+1``), and not in an ``.img`` beside it (``ni1``).
+    """
+
+    path: Path
+    raw: Any
+    fixed: Any
+    single: bool
+
+    @property
+    def size(self) -> int:
+        """Bytes of the header itself: 348, or 540 in NIfTI-2."""
+        return int(self.raw.sizeof_hdr)
+
+    def shape(self) -> tuple[int, int, int, int]:
+        """(X, Y, Z, K); axes of length one behind the third are dropped.
+
+        Raises:
+            VolumeError: The image is empty, flat, or has more than four axes.
+        """
+        count = int(self.raw["dim"][0])
+        if not 1 <= count <= 7:
+            raise VolumeError(f"{self.path}: the header says {count} dimensions (dim[0]), and NIfTI has 1 to 7.")
+        return four_axes(self.path, [int(n) for n in self.raw["dim"][1 : count + 1]])
+
+    def dtype(self) -> np.dtype[Any]:
+        """The stored type.
+
+        Raises:
+            VolumeError: Unknown to NIfTI, or of no grey values.
+        """
+        try:
+            dtype: np.dtype[Any] = self.fixed.get_data_dtype()
+        except HeaderDataError as error:
+            raise VolumeError(f"{self.path}: the NIfTI header is damaged ({error}).") from error
+        if dtype.kind not in "iuf" or dtype.itemsize > 8:
+            raise VolumeError(
+                f"{self.path}: voxels of type {dtype} are no grey values; convert to integers or float32."
+            )
+        return dtype
+
+    def affine(self) -> NDArray[np.float64]:
+        """The affine that nibabel chooses (sform, else qform, else the voxel sizes), in mm.
+
+        Raises:
+            VolumeError: It places the voxels nowhere, or its unit is not known.
+        """
+        if not self._coded("sform"):
+            zooms = self.raw["pixdim"][1:4]
+            if not np.isfinite(zooms).all() or (zooms == 0).any():
+                raise VolumeError(f"{self.path}: a voxel has no size (pixdim {_listed(zooms)}).")
+        try:
+            affine = np.array(self.fixed.get_best_affine(), dtype=np.float64)
+        except (HeaderDataError, ValueError) as error:
+            raise VolumeError(f"{self.path}: sform and qform place the voxels nowhere ({error}).") from error
+        affine[:3] *= self._mm_per_unit()
+        return affine
+
+    def scaling(self) -> tuple[float, float]:
+        """(slope, intercept) of the stored values; (1, 0) where the header gives none.
+
+        Raises:
+            VolumeError: It is infinite, or a slope goes with an intercept that is no number.
+        """
+        if np.isinf(self.raw["scl_slope"]):
+            raise VolumeError(f"{self.path}: the header's scaling is not a number (scl_slope is infinite).")
+        try:
+            slope, intercept = self.fixed.get_slope_inter()
+        except HeaderDataError as error:
+            raise VolumeError(f"{self.path}: the header's scaling is not a number ({error}).") from error
+        return (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
+
+    def remarks(self, shape: tuple[int, int, int, int]) -> tuple[Remark, ...]:
+        """What the header's fields contradict among each other, or do not say."""
+        found = [
+            *self._scaling_remarks(),
+            *self._voxel_size_remarks(),
+            *self._orientation_remarks(shape[:3]),
+            *placed(self.path, self.affine(), shape),
+            *self._intent_remarks(),
+        ]
+        return tuple(found)
+
+    def _scaling_remarks(self) -> Iterator[Remark]:
+        slope, intercept = float(self.raw["scl_slope"]), float(self.raw["scl_inter"])
+        if np.isnan(slope) or (slope == 0 and not np.isnan(intercept) and intercept != 0):
+            yield _contradiction(f"scl_slope is {slope:g} and scl_inter {intercept:g}; the values were not scaled.")
+
+    def _voxel_size_remarks(self) -> Iterator[Remark]:
+        zooms = np.array(self.raw["pixdim"][1:4], dtype=np.float64)
+        sizes = _listed(zooms)
+        if not np.isfinite(zooms).all() or (zooms <= 0).any():
+            followed = "sform was followed" if self._coded("sform") else "the sign was dropped"
+            yield _contradiction(f"pixdim gives voxel sizes of {sizes}; {followed}.")
+        elif self._coded("sform"):
+            steps = np.linalg.norm(self.fixed.get_sform()[:3, :3], axis=0)
+            if (np.abs(steps - zooms) > _ONE_PERCENT * zooms).any():
+                yield _contradiction(
+                    f"pixdim gives voxel sizes of {sizes} and sform {_listed(steps)}; sform was followed."
+                )
+
+    def _orientation_remarks(self, shape: tuple[int, ...]) -> Iterator[Remark]:
+        sform, qform = self._coded("sform"), self._coded("qform")
+        if not sform and not qform:
+            yield no_orientation("the codes of sform and qform are 0", "the first axis was taken to run to the left")
+            return
+        if not qform:
+            return
+        qfac = float(self.raw["pixdim"][0])
+        if qfac not in (1.0, -1.0) and not sform:
+            text = f"pixdim[0], which decides about left and right, is {qfac:g} and not 1 or -1; it was taken as 1."
+            yield Remark("contradictory_orientation", f"The header contradicts itself: {text}")
+        if not sform:
+            return
+        try:
+            other = np.array(self.fixed.get_qform(), dtype=np.float64)
+        except (HeaderDataError, ValueError):
+            yield _contradiction("the quaternion of qform is not normalised; sform was followed.")
+            return
+        yield from self._compared(np.array(self.fixed.get_sform(), dtype=np.float64), other, shape)
+
+    def _compared(
+        self, sform: NDArray[np.float64], qform: NDArray[np.float64], shape: tuple[int, ...]
+    ) -> Iterator[Remark]:
+        """What sform, which is followed, and qform say differently."""
+        lengths = [np.linalg.norm(one[:3, :3], axis=0) for one in (sform, qform)]
+        if any((one == 0).any() or not np.isfinite(one).all() for one in lengths):
+            return  # whoever follows it refuses it, and a qform without extent has had its remark about pixdim
+        ways = [io_orientation(one) for one in (sform, qform)]
+        codes = [int(self.fixed[f"{form}_code"]) for form in ("sform", "qform")]
+        if not np.array_equal(ways[0], ways[1], equal_nan=True):
+            along = [way[way[:, 0] == 0] for way in ways]
+            axes = [int(np.flatnonzero(way[:, 0] == 0)[0]) if (way[:, 0] == 0).any() else -1 for way in ways]
+            sideways = axes[0] != axes[1] or not np.array_equal(along[0], along[1])
+            about = "left and right" if sideways else "the directions of the axes"
+        elif (codes[0] in _SUBJECT_SPACES) != (codes[1] in _SUBJECT_SPACES):
+            return  # one is of an atlas: another place is meant
+        else:
+            apart = corner_distance(sform, qform, shape)
+            if apart <= _HALF_VOXEL:
+                return
+            about = f"the place of the voxels (up to {apart:.3g} voxels)"
+        text = f"The header contradicts itself: sform and qform differ about {about}; sform was followed."
+        yield Remark("contradictory_orientation", text)
+
+    def _intent_remarks(self) -> Iterator[Remark]:
+        meant = _INTENTS.get(int(self.raw["intent_code"]))
+        if meant:
+            text = (
+                f"The header says that the voxels are {meant} and not grey values (intent code "
+                f"{self.raw['intent_code']})."
+            )
+            yield Remark("declared_content", text)
+
+    def _coded(self, form: str) -> bool:
+        # A code that NIfTI does not know is 0 after nibabel's repairs.
+        return int(self.fixed[f"{form}_code"]) > 0
+
+    def _mm_per_unit(self) -> float:
+        try:
+            return _MM_PER_UNIT[self.fixed.get_xyzt_units()[0]]
+        except KeyError as error:
+            raise VolumeError(f"{self.path}: the header names a unit of length that NIfTI does not know.") from error
+
+
+def parse_header(path: Path, file: IO[bytes]) -> NiftiHeader:
+    """Parse the header and leave ``file`` right behind it.
+
+    Raises:
+        VolumeError: No NIfTI header, or a damaged one.
+    """
+    start = file.read(4)
+    found = [
+        (kind, order) for kind in (nib.Nifti1Header, nib.Nifti2Header) for order in "<>" if start == _mark(kind, order)
+    ]
+    if not found:
+        raise VolumeError(f"{path}: not a NIfTI file (its first bytes are not a NIfTI header).")
+    kind, order = found[0]
+    block = start + file.read(kind.sizeof_hdr - 4)
+    try:
+        raw = kind(block, endianness=order, check=False)
+        magic = raw["magic"].item()[:3]
+        if magic not in (b"n+1", b"n+2", b"ni1", b"ni2"):
+            raise VolumeError(f"{path}: not a NIfTI file (an ANALYZE header, or one without NIfTI's mark).")
+        offset = float(raw["vox_offset"])
+        if not np.isfinite(offset) or offset != int(offset):
+            raise VolumeError(f"{path}: the header's vox_offset is not a whole number, so the file is damaged.")
+        fixed = raw.copy()
+        # Where the voxels begin is decided by our own reader, and nibabel refuses what it can mend.
+        fixed["vox_offset"] = 0 if magic[1:2] == b"i" else kind.single_vox_offset
+        fixed.check_fix(logger=_LOG, error_level=40)
+    except (HeaderDataError, WrapStructError, ValueError, KeyError) as error:
+        raise VolumeError(f"{path}: the NIfTI header is damaged ({error}).") from error
+    return NiftiHeader(path, raw, fixed, single=magic[1:2] == b"+")
+
+
+def four_axes(path: Path, shape: list[int]) -> tuple[int, int, int, int]:
+    """(X, Y, Z, K) of a declared shape; axes of length one behind the third are dropped.
+
+    Raises:
+        VolumeError: The image is empty, flat, or has more than four axes.
+    """
+    if any(n < 1 for n in shape):
+        raise VolumeError(f"{path}: the header declares an empty image (shape {tuple(shape)}).")
+    if len(shape) < 3:
+        raise VolumeError(f"{path}: a 3D image is needed, but this file has shape {tuple(shape)}.")
+    counts = [n for n in shape[3:] if n != 1]
+    if len(counts) > 1:
+        raise VolumeError(f"{path}: a 3D or 4D image is needed, but this file has shape {tuple(shape)}.")
+    x, y, z = shape[:3]
+    return (x, y, z, counts[0] if counts else 1)
+
+
+def _mark(kind: Any, order: str) -> bytes:
+    return int(kind.sizeof_hdr).to_bytes(4, "little" if order == "<" else "big")
+
+
+def _contradiction(text: str) -> Remark:
+    return Remark("contradictory_header", f"The header contradicts itself: {text}")
+
+
+def _listed(values: NDArray[Any]) -> str:
+    return " x ".join(f"{float(value):.4g}" for value in values)

@@ -1,0 +1,77 @@
+"""The formats that are read: every module beside this one that has a ``READER``."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+
+from semiseg.errors import VolumeError
+from semiseg.volumes import formats
+from semiseg.volumes.formats.reader import ImageFile, Reader
+from semiseg.volumes.formats.stream import is_gzip, start_of
+
+
+@cache
+def readers() -> tuple[Reader, ...]:
+    """All readers, NIfTI's first."""
+    modules = [
+        importlib.import_module(f"{formats.__name__}.{one.name}") for one in pkgutil.iter_modules(formats.__path__)
+    ]
+    found = [reader for module in modules if isinstance(reader := getattr(module, "READER", None), Reader)]
+    return tuple(sorted(found, key=lambda reader: (not reader.name.startswith("NIfTI"), reader.name)))
+
+
+def reader_of(path: Path) -> Reader | None:
+    """The reader of a file by its content, whatever its name; None where no format is recognised. Never raises."""
+    reader = reader_for(start_of(path))
+    return None if reader is not None and not reader.packed and is_gzip(path) else reader
+
+
+def reader_for(start: bytes) -> Reader | None:
+    """The reader of a file that begins with these (unpacked) bytes; None where no format is recognised."""
+    return next((reader for reader in readers() if reader.recognises(start)), None)
+
+
+def parts_of(path: Path) -> Mapping[str, Path]:
+    """The header ``path`` and its data files, by names under which it finds them in one archive.
+
+    Returns:
+        The files, the header first; none where the scan is in one file, or its header cannot be read.
+    """
+    reader = reader_of(path)
+    try:
+        return {} if reader is None or reader.parts is None else reader.parts(ImageFile(path))
+    except VolumeError:
+        return {}
+
+
+def is_image(path: Path) -> bool:
+    """Whether a file is in a format that is read; a folder or a missing file is not."""
+    return path.is_file() and reader_of(path) is not None
+
+
+def reader_named(name: str) -> Reader | None:
+    """The reader whose suffix a file's name ends with; None for names of other kinds."""
+    return next((one for one in readers() if name.lower().endswith(one.suffixes)), None)
+
+
+def formats_of(paths: Iterable[Path]) -> str:
+    """The formats of some files, for a sentence: ``NIfTI``, ``NIfTI and NRRD``."""
+    names = {reader.name.removesuffix(" file") for path in paths if (reader := reader_of(path))}
+    return " and ".join(sorted(names))
+
+
+@cache
+def suffixes() -> tuple[str, ...]:
+    """What names of files in these formats end with, the longest first (``.nii.gz`` before ``.gz``)."""
+    return tuple(sorted({suffix for one in readers() for suffix in one.suffixes}, key=lambda s: (-len(s), s)))
+
+
+def formats_read() -> str:
+    """The formats, for a sentence: ``NIfTI file (.nii, .nii.gz) nor another volume that is read (MGH, NRRD)``."""
+    first, *others = readers()
+    names = ", ".join(one.name.removesuffix(" file") for one in others)
+    return f"{first.name} ({', '.join(first.suffixes)}) nor another volume that is read ({names})"

@@ -1,0 +1,131 @@
+"""Bytes of voxels out of files whose headers may lie about their number.
+
+What a header declares is compared with what the file can hold before any memory is asked for, and memory then grows
+with the bytes that come, never with those that are declared.
+"""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import zlib
+from pathlib import Path
+from typing import IO, Literal, Protocol, cast
+
+from semiseg.errors import VolumeError
+
+MAX_VOXEL_BYTES = 2**34
+"""Refuse volumes of more than 16 GiB of voxels: no scan that a network segments is near that."""
+
+Compression = Literal["none", "gzip", "zlib", "bzip2"]
+MAX_HEADER_BYTES = 2**20
+"""Longest text header that is read; Slicer's segmentations with hundreds of segments stay below a third of it."""
+
+_RATIOS = {"none": 1, "gzip": 1032, "zlib": 1032, "bzip2": 2**20}  # the most that each can expand (deflate: zlib's own)
+_CHUNK = 2**24
+_START = 1024
+
+
+class Readable(Protocol):
+    """Something that gives its bytes piece by piece."""
+
+    def read(self, size: int, /) -> bytes:
+        """At most ``size`` bytes; none at the end."""
+
+
+def is_gzip(path: Path) -> bool:
+    """Whether the file's first bytes are those of a gzip stream."""
+    with path.open("rb") as file:
+        return file.read(2) == b"\x1f\x8b"
+
+
+def opened(path: Path) -> IO[bytes]:
+    """The file, unpacked while it is read if it is a gzip stream."""
+    return cast(IO[bytes], gzip.open(path, "rb")) if is_gzip(path) else path.open("rb")
+
+
+def start_of(path: Path) -> bytes:
+    """The first 1024 bytes of a file, unpacked if it is a gzip stream; none where it cannot be read."""
+    try:
+        with opened(path) as file:
+            return file.read(_START)
+    except (OSError, EOFError, zlib.error):
+        return b""
+
+
+def voxel_bytes(
+    header: Path, source: Path, offset: int, wanted: int, compression: Compression | None = None
+) -> tuple[bytearray, bool]:
+    """Read exactly ``wanted`` bytes.
+
+    Args:
+        header: File that declares them, for sentences.
+        source: File that holds them.
+        offset: Where they begin: in the unpacked stream for ``compression=None``, else in the file itself.
+        wanted: How many there have to be.
+        compression: How the bytes from ``offset`` on are packed; None: the whole file may be a gzip stream.
+
+    Returns:
+        The bytes, and whether the file holds more of them.
+
+    Raises:
+        VolumeError: The file cannot hold so many, ends before, or is damaged.
+    """
+    if wanted > MAX_VOXEL_BYTES:
+        raise VolumeError(f"{header}: the header declares {wanted} bytes of voxels; the limit is {MAX_VOXEL_BYTES}.")
+    try:
+        size = source.stat().st_size
+        whole = compression is None
+        kind: Compression = compression or ("gzip" if is_gzip(source) else "none")
+        most = size * _RATIOS[kind] if whole else max(size - offset, 0) * _RATIOS[kind]
+        needed = offset + wanted if whole or kind == "none" else wanted
+        if (offset + wanted if whole else wanted) > most:
+            raise VolumeError(
+                f"{header}: the header declares {needed} bytes, but a file of {size} bytes cannot hold them; it is cut "
+                "short or damaged."
+            )
+        with opened(source) if whole else source.open("rb") as file:
+            file.seek(offset)
+            return _taken(header, file if whole else _unpacked(file, kind), wanted)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise VolumeError(f"{source}: the compressed stream is damaged or cut short ({error}).") from error
+    except OSError as error:
+        raise VolumeError(f"{source}: cannot be read ({error.strerror or error}).") from error
+
+
+def _taken(header: Path, stream: Readable, wanted: int) -> tuple[bytearray, bool]:
+    data = bytearray()
+    while len(data) < wanted:
+        chunk = stream.read(min(wanted - len(data), _CHUNK))
+        if not chunk:
+            raise VolumeError(
+                f"{header}: the file ends after {len(data)} of {wanted} bytes of voxels; it is cut short."
+            )
+        data += chunk
+    return data, bool(stream.read(1))  # lets gzip reach the end and compare its checksum
+
+
+def _unpacked(file: IO[bytes], compression: Compression) -> Readable:
+    if compression == "gzip":
+        return gzip.GzipFile(fileobj=file, mode="rb")
+    if compression == "bzip2":
+        return bz2.BZ2File(file)
+    return _Inflated(file) if compression == "zlib" else file
+
+
+class _Inflated:
+    """A zlib stream (or gzip, as MetaIO accepts both), unpacked piece by piece."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._inflater = zlib.decompressobj(zlib.MAX_WBITS | 32)
+
+    def read(self, size: int, /) -> bytes:
+        """At most ``size`` bytes of the unpacked stream."""
+        while not self._inflater.eof:
+            packed = self._inflater.unconsumed_tail or self._file.read(2**16)
+            if not packed:
+                raise EOFError("its end is missing")
+            if out := self._inflater.decompress(packed, size):
+                return out
+        return b""

@@ -1,0 +1,98 @@
+"""Segmentations of 3D Slicer (``.seg.nrrd``): NRRD with the segments' names, values and layers as key/value pairs.
+
+The keys are those of https://slicer.readthedocs.io/en/latest/developer_guide/modules/segmentations.html.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semiseg.errors import VolumeError
+from semiseg.volumes.formats.nrrd import read_with_header
+from semiseg.volumes.formats.nrrd_header import NrrdHeader, is_nrrd, parse_nrrd
+from semiseg.volumes.formats.reader import ImageFile, Stored
+from semiseg.volumes.formats.stream import start_of
+
+_MAX_SEGMENTS = 10_000
+
+
+@dataclass(frozen=True)
+class StoredSegment:
+    """One segment, as the header describes it.
+
+    Attributes:
+        name: Its name; its ID where it has none.
+        layer: Index of the volume that holds it.
+        value: Its value there; None where any value but 0 is meant (files of older versions of Slicer).
+    """
+
+    name: str
+    layer: int
+    value: int | None
+
+    def mask(self, stored: Stored) -> NDArray[np.bool_]:
+        """Its voxels (X, Y, Z) in the file's own grid."""
+        layer: NDArray[Any] = stored.array[..., self.layer]
+        return np.asarray(layer != 0 if self.value is None else layer == self.value)
+
+
+def is_seg_nrrd(path: Path) -> bool:
+    """Whether a file is NRRD and describes segments, whatever its name; never raises on content."""
+    if not is_nrrd(start_of(path)):
+        return False
+    try:
+        return "Segment0_ID" in parse_nrrd(path).pairs
+    except VolumeError:
+        return False
+
+
+def segments_of(header: NrrdHeader) -> tuple[StoredSegment, ...]:
+    """The segments that a header describes, in its order.
+
+    Raises:
+        VolumeError: A layer or value is no number, or the file holds surfaces or fractions.
+    """
+    pairs = header.pairs
+    kind = pairs.get("Segmentation_SourceRepresentation", pairs.get("Segmentation_MasterRepresentation", "")).strip()
+    if kind not in ("", "Binary labelmap"):
+        raise VolumeError(f"{header.path}: a Slicer segmentation of the representation '{kind[:40]}' is not read.")
+    out: list[StoredSegment] = []
+    while f"Segment{len(out)}_ID" in pairs and len(out) < _MAX_SEGMENTS:
+        number = len(out)
+        name = pairs.get(f"Segment{number}_Name", "").strip() or pairs[f"Segment{number}_ID"].strip()
+        layer = _integer(header, f"Segment{number}_Layer", number)
+        value = _integer(header, f"Segment{number}_LabelValue", None)
+        if not name or layer is None or layer < 0:
+            raise VolumeError(f"{header.path}: segment {number} has no name, or a layer below 0.")
+        out.append(StoredSegment(name, layer, value))
+    return tuple(out)
+
+
+def read_seg_nrrd(path: Path) -> tuple[Stored, tuple[StoredSegment, ...]]:
+    """The layers of a Slicer segmentation, and its segments.
+
+    Raises:
+        VolumeError: see :func:`semiseg.volumes.formats.nrrd.read` and :func:`segments_of`; or a layer is missing.
+    """
+    header = parse_nrrd(path)
+    segments = segments_of(header)
+    stored = read_with_header(ImageFile(path), header)
+    missing = [segment.name for segment in segments if segment.layer >= stored.array.shape[3]]
+    if missing:
+        raise VolumeError(f"{path}: the segment '{missing[0]}' is in a layer that the file does not have.")
+    return stored, segments
+
+
+def _integer(header: NrrdHeader, key: str, default: int | None) -> int | None:
+    text = header.pairs.get(key)
+    if text is None:
+        return default
+    if not re.fullmatch(r"\s*-?[0-9]{1,9}\s*", text):
+        raise VolumeError(f"{header.path}: {key} is '{text[:40]}'; a whole number is needed.")
+    return int(text)

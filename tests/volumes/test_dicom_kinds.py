@@ -1,0 +1,429 @@
+"""Series that look like one volume and are none, or are none at first sight and are one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import generate_uid
+
+from semiseg.errors import VolumeError
+from semiseg.phantoms.anatomy import make_phantom
+from semiseg.phantoms.write import write_dicom_series
+from semiseg.volumes.dicom_series import read_series
+from semiseg.volumes.scan import open_scan
+from semiseg.volumes.volume import Volume
+from semiseg.volumes.wishes import Wishes
+from tests.volumes.enhanced import write_enhanced
+
+COUNT = 12
+Change = Callable[[pydicom.Dataset, int], Any]
+
+
+@pytest.fixture(scope="module")
+def phantom() -> Volume:
+    return make_phantom(7, (26, 22, COUNT), (3.6, 4.2, 5.0)).image
+
+
+@pytest.fixture
+def files(phantom: Volume, tmp_path: Path) -> list[Path]:
+    return write_dicom_series(tmp_path / "series", phantom)
+
+
+def edit(files: list[Path], change: Change) -> None:
+    """Change each slice, given its number along the normal."""
+    for k, path in enumerate(sorted(files, key=lambda p: pydicom.dcmread(p).ImagePositionPatient[2])):
+        dataset = pydicom.dcmread(path)
+        change(dataset, k)
+        dataset.save_as(path)
+
+
+def setting(keyword: str, *values: Any) -> Change:
+    """Gives the slices in turn one of ``values``; None removes the attribute."""
+
+    def change(dataset: pydicom.Dataset, k: int) -> None:
+        value = values[k % len(values)]
+        if value is None:
+            dataset.pop(keyword, None)
+        else:
+            setattr(dataset, keyword, value)
+
+    return change
+
+
+# --- mixtures whose positions do not coincide ---------------------------------------------------------------------
+
+MIXTURES = [
+    ("DiffusionBValue", (0.0, 2000.0), "b-value"),
+    ("DiffusionBValue", (None, 800.0), "b-value"),
+    ("EchoTime", (4.6, 9.2), "Echo Time"),
+    ("EchoTime", (2.0, 4.0, 6.0), "Echo Time"),
+    ("EchoNumbers", (1, 2), "echo number"),
+    ("TemporalPositionIdentifier", (1, 2), "temporal position"),
+    ("TriggerTime", (0.0, 400.0), "cardiac phase"),
+    ("InversionTime", (100.0, 900.0), "Inversion Time"),
+    ("RepetitionTime", (500.0, 3000.0), "Repetition Time"),
+    ("FlipAngle", (5.0, 25.0), "Flip Angle"),
+    ("ImageType", (["ORIGINAL", "PRIMARY", "M"], ["ORIGINAL", "PRIMARY", "P"]), "Image Type"),
+    ("ContrastBolusAgent", (None, "Gd"), "contrast agent"),
+    ("SequenceName", ("ep_b0", "ep_b1000"), "sequence name"),
+]
+
+
+@pytest.mark.parametrize(("keyword", "values", "words"), MIXTURES)
+def test_images_of_two_kinds_in_turn_are_no_volume(
+    files: list[Path], keyword: str, values: tuple[Any, ...], words: str
+) -> None:
+    edit(files, setting(keyword, *values))
+    with pytest.raises(VolumeError, match=f"several images, which differ in {words}"):
+        read_series(files)
+
+
+def test_half_a_volume_of_each_of_two_echoes_is_no_volume(files: list[Path]) -> None:
+    edit(files, lambda dataset, k: setattr(dataset, "EchoTime", 5 if k < COUNT // 2 else 10))
+    with pytest.raises(VolumeError, match="6 with 5, 6 with 10"):
+        read_series(files)
+
+
+ONE_VOLUME = {
+    "two passes": setting("AcquisitionNumber", 1, 2),
+    "two passes at two times": setting("AcquisitionTime", "101500", "101512"),
+    "a time for each slice": lambda dataset, k: setattr(dataset, "AcquisitionTime", f"1015{k:02d}"),
+    "a trigger time for each slice": lambda dataset, k: setattr(dataset, "TriggerTime", 31.5 * k),
+    "an echo time that is measured": setting("EchoTime", 4.6, 4.6000002),
+    "a tube current for each slice": lambda dataset, k: setattr(dataset, "XRayTubeCurrent", 100 + 7 * k),
+    "instance numbers by the file": lambda dataset, k: setattr(dataset, "InstanceNumber", (5 * k) % COUNT + 1),
+}
+
+
+@pytest.mark.parametrize("what", ONE_VOLUME)
+def test_an_acquisition_in_several_passes_is_one_volume(files: list[Path], phantom: Volume, what: str) -> None:
+    before = read_series(files).volume
+    edit(files, ONE_VOLUME[what])
+    found = read_series(files)
+    np.testing.assert_array_equal(found.volume.array, before.array)
+    assert found.remarks == ()
+
+
+@pytest.mark.parametrize(("keyword", "values"), [("KVP", (80, 140)), ("ConvolutionKernel", ("B30f", "B70f"))])
+def test_a_ct_may_change_its_technique_from_one_part_to_the_next_but_not_in_turn(
+    tmp_path: Path, keyword: str, values: tuple[Any, Any]
+) -> None:
+    made = make_phantom(7, (26, 22, COUNT), (3.6, 4.2, 5.0), modality="CT").image
+    files = write_dicom_series(tmp_path / "series", made, modality="CT")
+    edit(files, lambda dataset, k: setattr(dataset, keyword, values[k >= 4]))
+    assert read_series(files).remarks == ()
+    edit(files, setting(keyword, *values))
+    with pytest.raises(VolumeError, match="several images, which differ in"):
+        read_series(files)
+
+
+@pytest.mark.parametrize(
+    ("group", "keyword", "values", "words"),
+    [
+        ("MREchoSequence", "EffectiveEchoTime", (3.1, 9.8), "Echo Time"),
+        ("MRDiffusionSequence", "DiffusionBValue", (0.0, 1000.0), "b-value"),
+        ("MRImageFrameTypeSequence", "ComplexImageComponent", ("MAGNITUDE", "PHASE"), "complex part"),
+        ("FrameContentSequence", "TemporalPositionIndex", (1, 2), "temporal position"),
+        ("FrameContentSequence", "StackID", ("1", "2"), "stack"),
+    ],
+)
+def test_frames_of_two_kinds_in_turn_are_no_volume(
+    files: list[Path], tmp_path: Path, group: str, keyword: str, values: tuple[Any, Any], words: str
+) -> None:
+    frames = [{group: {keyword: values[k % 2]}} for k in range(COUNT)]
+    made = write_enhanced(tmp_path / "object.dcm", sorted(files), frames=frames)
+    with pytest.raises(VolumeError, match=f"several images, which differ in {words}"):
+        read_series([made])
+
+
+# --- images that hold many slices ---------------------------------------------------------------------------------
+
+
+def siemens(dataset: pydicom.Dataset, _: int) -> None:
+    dataset.private_block(0x0019, "SIEMENS MR HEADER", create=True).add_new(0x0A, "US", 35)
+
+
+def united(dataset: pydicom.Dataset, _: int) -> None:
+    dataset.private_block(0x0065, "Image Private Header", create=True).add_new(0x50, "DS", "36")
+
+
+MOSAICS: dict[str, Change] = {
+    "the word": setting("ImageType", ["ORIGINAL", "PRIMARY", "M", "ND", "MOSAIC"]),
+    "Siemens' number of images": siemens,
+    "United Imaging's number of slices": united,
+}
+
+
+@pytest.mark.parametrize("what", MOSAICS)
+def test_an_image_of_several_slices_is_refused(files: list[Path], what: str) -> None:
+    edit(files, MOSAICS[what])
+    with pytest.raises(VolumeError, match="a mosaic: the image holds several slices side by side"):
+        read_series(files)
+
+
+def test_an_mr_image_wider_than_a_magnet_is_refused(files: list[Path]) -> None:
+    edit(files, setting("PixelSpacing", [33.0, 33.0]))
+    with pytest.raises(VolumeError, match="wider than any magnet"):
+        read_series(files)
+
+
+def test_a_whole_spine_may_be_longer_than_a_magnet_is_wide(files: list[Path]) -> None:
+    edit(files, setting("PixelSpacing", [45.0, 15.0]))
+    assert read_series(files).volume.spacing[:2] == (15, 45)
+
+
+def test_an_enhanced_object_may_keep_the_word_mosaic(files: list[Path], tmp_path: Path) -> None:
+    expected = read_series(files).volume
+    edit(files, MOSAICS["the word"])
+    found = read_series([write_enhanced(tmp_path / "object.dcm", sorted(files))])
+    np.testing.assert_array_equal(found.volume.array, expected.array)
+
+
+# --- copies -------------------------------------------------------------------------------------------------------
+
+
+def copy_of(path: Path, change: Change) -> Path:
+    dataset = pydicom.dcmread(path)
+    change(dataset, 0)
+    copy = path.with_name(f"copy_of_{path.name}")
+    dataset.save_as(copy)
+    return copy
+
+
+def brighter(dataset: pydicom.Dataset, _: int) -> None:
+    dataset.PixelData = (dataset.pixel_array + 1).astype(dataset.pixel_array.dtype).tobytes()
+
+
+@pytest.mark.parametrize("which", [0, 5])
+def test_two_images_of_one_uid_with_other_pixels_are_no_copies(files: list[Path], which: int) -> None:
+    files = [*files, copy_of(files[which], brighter)]
+    for order in (files, files[::-1]):
+        with pytest.raises(VolumeError, match=r"claim to be one object \(SOP Instance UID\) but differ"):
+            read_series(order)
+
+
+@pytest.mark.parametrize("keyword", ["InstitutionName", "SOPInstanceUID"])
+def test_a_copy_with_another_institution_or_uid_is_left_out(files: list[Path], keyword: str) -> None:
+    copy = copy_of(files[3], setting(keyword, generate_uid()))
+    found = read_series([*files, copy])
+    assert found.volume.shape[2] == COUNT
+    assert [remark.code for remark in found.remarks] == ["copies"]
+
+
+# --- files that cannot be DICOM but are named or placed as if ---------------------------------------------------------
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>404 Not Found</html>"])
+@pytest.mark.parametrize("name", ["slice_99.dcm", "SLICE99.IMA"])
+def test_a_file_that_is_named_like_an_image_and_is_none_is_told(files: list[Path], name: str, content: bytes) -> None:
+    (files[0].parent / name).write_bytes(content)
+    scan = open_scan(files[0].parent)
+    assert [remark.code for remark in scan.remarks] == ["damaged_files"]
+    assert "may be slices of the series" in scan.remarks[0].text
+    with pytest.raises(VolumeError, match="may be a slice of the series"):
+        open_scan(files[0].parent, wishes=Wishes(strict=True))
+
+
+def test_files_without_an_ending_are_compared_by_their_names(files: list[Path]) -> None:
+    folder = files[0].parent
+    for k, path in enumerate(files):
+        path.rename(folder / f"IM{k:04d}")
+    (folder / "README").write_text("A phantom.")
+    (folder / "VERSION").write_bytes(b"1")
+    assert open_scan(folder, wishes=Wishes(strict=True)).remarks == ()
+    (folder / f"IM{COUNT:04d}").write_text("not an image")
+    assert [remark.code for remark in open_scan(folder).remarks] == ["damaged_files"]
+
+
+def test_an_empty_file_of_another_kind_is_nothing_lost(files: list[Path]) -> None:
+    for name in ("sent.done", "study.lock", "notes.txt"):
+        (files[0].parent / name).touch()
+    assert open_scan(files[0].parent, wishes=Wishes(strict=True)).remarks == ()
+
+
+def test_what_scanners_put_beside_images_is_left_out_and_told(files: list[Path]) -> None:
+    raw = pydicom.dcmread(files[0])
+    raw.SOPClassUID = raw.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.66"
+    raw.SOPInstanceUID = raw.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+    for kept in (True, False):
+        if not kept:
+            del raw.PixelData
+        raw.save_as(files[0].with_name("raw.dcm"))
+        scan = open_scan(files[0].parent)
+        assert scan.grid.shape[2] == COUNT
+        assert [remark.code for remark in scan.remarks] == ["companions"]
+        assert "1 object(s) of the series are no images" in scan.remarks[0].text
+        with pytest.raises(VolumeError, match="mixes images with 1 raw data"):
+            open_scan(files[0].parent, wishes=Wishes(strict=True))
+
+
+# --- positions that are rounded -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gap", "decimals"), [(0.625, 1), (0.625, 2), (1.25, 1), (1.6667, 2), (3.3333, 1), (3.3333, 0), (2.5, 0)]
+)
+@pytest.mark.parametrize("start", [0.0, -113.4, 57.31])
+def test_positions_with_few_decimals_are_an_even_stack(
+    files: list[Path], gap: float, decimals: int, start: float
+) -> None:
+    def rounded(dataset: pydicom.Dataset, k: int) -> None:
+        x, y, _ = dataset.ImagePositionPatient
+        dataset.ImagePositionPatient = [x, y, f"{start + gap * k:.{decimals}f}"]
+
+    edit(files, rounded)
+    found = read_series(files, strict=True)
+    assert found.volume.shape[2] == COUNT
+    assert abs(found.volume.spacing[2] - gap) < 10.0**-decimals / COUNT
+    middle = found.volume.affine @ [0, 0, (COUNT - 1) / 2, 1]
+    assert abs(middle[2] - (start + gap * (COUNT - 1) / 2)) < 0.5 * 10.0**-decimals
+
+
+@pytest.mark.parametrize("decimals", [1, 2])
+def test_a_slice_that_is_missing_is_noticed_although_positions_are_rounded(files: list[Path], decimals: int) -> None:
+    def rounded(dataset: pydicom.Dataset, k: int) -> None:
+        x, y, _ = dataset.ImagePositionPatient
+        dataset.ImagePositionPatient = [x, y, f"{0.625 * (k + (k > 6)):.{decimals}f}"]
+
+    edit(files, rounded)
+    with pytest.raises(VolumeError, match=r"1 slice\(s\) are missing"):
+        read_series(files, strict=True)
+
+
+def test_positions_in_whole_millimetres_may_hide_a_missing_slice_and_are_not_taken_for_even(files: list[Path]) -> None:
+    def whole(dataset: pydicom.Dataset, k: int) -> None:
+        x, y, _ = dataset.ImagePositionPatient
+        dataset.ImagePositionPatient = [x, y, str(k + (k > 6))]
+
+    edit(files, whole)
+    with pytest.raises(VolumeError, match=r"1 slice\(s\) are missing"):
+        read_series(files, strict=True)
+
+
+# --- whose scan it is ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "words"),
+    [
+        ("PatientID", "MRN-0815", "patients (by Patient ID)"),
+        ("PatientName", "SMITH^JOHN", "patients (by name)"),
+        ("PatientBirthDate", "19611103", "patients (by date of birth)"),
+        ("IssuerOfPatientID", "ELSEWHERE", "patients (by the issuer"),
+        ("StudyInstanceUID", "1.2.3", "studies"),
+    ],
+)
+def test_slices_of_two_patients_or_studies_are_refused_without_a_name(
+    files: list[Path], keyword: str, value: str, words: str
+) -> None:
+    for said, everywhere in (("IssuerOfPatientID", "HERE"), ("PatientBirthDate", "19500101")):
+        edit(files, setting(said, everywhere))
+    edit(files[:1], lambda dataset, _: setattr(dataset, keyword, value))
+    with pytest.raises(VolumeError) as caught:
+        read_series(files)
+    assert f"The slices belong to 2 {words}" in str(caught.value)
+    assert keyword == "StudyInstanceUID" or value not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["DOE^JANE^^^", "doe^jane", ""])
+def test_one_name_written_in_several_ways_is_one_patient(files: list[Path], name: str) -> None:
+    edit(files, setting("PatientName", "DOE^JANE"))
+    edit(files[:1], setting("PatientName", name))
+    assert read_series(files).remarks == ()
+
+
+# --- functional groups wherever they stand ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("measures", ["shared", "frame", "object"])
+@pytest.mark.parametrize("orientation", ["shared", "frame", "object"])
+@pytest.mark.parametrize("rescale", ["shared", "frame", "object", "absent"])
+def test_an_enhanced_object_is_read_wherever_its_groups_stand(
+    files: list[Path], tmp_path: Path, measures: Any, orientation: Any, rescale: Any
+) -> None:
+    classic = read_series(files).volume
+    made = write_enhanced(
+        tmp_path / "object.dcm",
+        sorted(files),
+        measures=measures,
+        orientation=orientation,
+        rescale=rescale,
+        intercept=-1024,
+    )
+    found = read_series([made]).volume
+    np.testing.assert_array_equal(found.array, classic.array - (0 if rescale == "absent" else 1024))
+    np.testing.assert_allclose(found.affine, classic.affine)
+
+
+def test_a_frames_own_group_counts_before_that_of_all_and_that_before_the_objects(
+    files: list[Path], tmp_path: Path
+) -> None:
+    frames = [{"PixelValueTransformationSequence": {"RescaleSlope": 1, "RescaleIntercept": 7}}] * COUNT
+    made = write_enhanced(tmp_path / "object.dcm", sorted(files), rescale="shared", intercept=50, frames=frames)
+    dataset = pydicom.dcmread(made)
+    dataset.RescaleSlope, dataset.RescaleIntercept = 1, 900
+    dataset.save_as(made)
+    classic = read_series(files).volume.array
+    np.testing.assert_array_equal(read_series([made]).volume.array, classic + 7)
+    for frame in dataset.PerFrameFunctionalGroupsSequence:
+        del frame.PixelValueTransformationSequence
+    dataset.save_as(made)
+    np.testing.assert_array_equal(read_series([made]).volume.array, classic + 50)
+
+
+def test_a_position_of_the_object_is_none_of_its_frames(files: list[Path], tmp_path: Path) -> None:
+    made = write_enhanced(tmp_path / "object.dcm", sorted(files))
+    dataset = pydicom.dcmread(made)
+    dataset.ImagePositionPatient = [0, 0, 0]
+    for frame in dataset.PerFrameFunctionalGroupsSequence:
+        del frame.PlanePositionSequence
+    dataset.save_as(made)
+    with pytest.raises(VolumeError, match="lacks ImagePositionPatient"):
+        read_series([made])
+
+
+def test_frames_of_which_only_some_say_how_they_are_rescaled_are_refused(files: list[Path], tmp_path: Path) -> None:
+    group = {"PixelValueTransformationSequence": {"RescaleSlope": 1, "RescaleIntercept": -1024}}
+    frames: list[dict[str, Any]] = [group if k < COUNT // 2 else {} for k in range(COUNT)]
+    with pytest.raises(VolumeError, match="6 of 12 frames do not say how their values are rescaled"):
+        read_series([write_enhanced(tmp_path / "object.dcm", sorted(files), frames=frames)])
+
+
+# --- objects in parts, rows in reverse ----------------------------------------------------------------------------
+
+
+def test_a_concatenation_is_read_whole_or_not_at_all(files: list[Path], phantom: Volume, tmp_path: Path) -> None:
+    ordered = sorted(files, key=lambda p: pydicom.dcmread(p).ImagePositionPatient[2])
+    parts = []
+    for number, members in enumerate((ordered[:5], ordered[5:]), start=1):
+        path = write_enhanced(tmp_path / f"part{number}.dcm", members)
+        dataset = pydicom.dcmread(path)
+        dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = generate_uid()
+        dataset.ConcatenationUID, dataset.InConcatenationNumber = "1.2.3.4", number
+        dataset.InConcatenationTotalNumber = 2
+        dataset.save_as(path)
+        parts.append(path)
+    np.testing.assert_array_equal(read_series(parts).volume.array, read_series(files).volume.array)
+    for part in parts:
+        with pytest.raises(VolumeError, match="1 of 2 parts of a concatenation"):
+            read_series([part])
+
+
+@pytest.mark.parametrize(("polarity", "refused"), [("0", False), ("1", True), ("3", True)])
+def test_rows_that_a_sequence_stores_in_reverse_are_refused(files: list[Path], polarity: str, refused: bool) -> None:
+    def research(dataset: pydicom.Dataset, _: int) -> None:
+        block = dataset.private_block(0x0019, "GEMS_ACQU_01", create=True)
+        block.add_new(0x9C, "LO", "research/epi_pepolar")
+        block.add_new(0xB3, "DS", polarity)
+
+    edit(files, research)
+    if refused:
+        with pytest.raises(VolumeError, match="epi_pepolar"):
+            read_series(files)
+    else:
+        assert read_series(files).remarks == ()
