@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import platform
 import time
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -73,14 +74,16 @@ def explain(
     objects, left_out = look_at(sorted(path for path in folder.rglob("*") if path.is_file()))
     if not objects:
         raise InputError(f"{folder} holds no DICOM file.")
+    pairs = Counter(uid for uid, _ in {(one.series, one.study) for one in objects})
     for study in dict.fromkeys(one.study for one in objects):
         typer.echo(f"Study {study}")
-        decisions = decide([one for one in objects if one.study == study], sender or [], context.obj.rules)
+        mine = [one for one in objects if one.study == study]
+        decisions = decide(mine, sender or [], context.obj.rules, lambda series: pairs[series] > 1)
         for uid in dict.fromkeys(one.series.uid for one in decisions):
-            mine = [one for one in decisions if one.series.uid == uid]
-            series = mine[0].series
+            told = [one for one in decisions if one.series.uid == uid]
+            series = told[0].series
             typer.echo(f"  {series.name}: {len(series.objects)} files")
-            for one in mine:
+            for one in told:
                 typer.echo(f"    {'+' if one.fits else '-'} rule {one.rule}: {one.reason}")
         for order in orders(decisions, context.obj):
             to = "; ".join(f"{', '.join(forms)} to {name}" for name, forms in order.to.items())

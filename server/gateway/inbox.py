@@ -3,6 +3,7 @@
     incoming/                   what is still arriving
     studies/STUDY/INSTANCE.dcm  STUDY and INSTANCE are keyed hashes of their UIDs
     studies/STUDY/from-NAME     an empty file for each sender of the study
+    studies/STUDY/series-SERIES an empty file for each of its series, under a keyed hash of its UID
 
 The folder is the only record of what has arrived: nothing else has to be kept in step with it.
 """
@@ -28,7 +29,7 @@ from server.jobs.files import empty
 LAST = 0x00201208  # Number of Study Related Instances
 _TAGS = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "NumberOfStudyRelatedInstances"]
 STUDIES = "studies"
-_SUFFIX, _SENDER = ".dcm", "from-"
+_SUFFIX, _SENDER, _SERIES = ".dcm", "from-", "series-"
 
 
 class DiskFull(SemisegError):  # noqa: N818 - it passes
@@ -46,6 +47,7 @@ class Identity:
     sop_class: str
     instance: str
     study: str
+    series: str
     announced: int | None
 
 
@@ -115,7 +117,7 @@ class Inbox:
             identity = identity or self.identify(file)
             study, name = self._names.of(identity.study), self._names.of(identity.instance)
             sync(file)
-            new = self._place(file, study, name, sender, identity.announced)
+            new = self._place(file, study, name, sender, identity)
             differs = not new and not filecmp.cmp(file, self.studies / study / f"{name}{_SUFFIX}", shallow=False)
             return Arrival(study, name, new, differs)
         finally:
@@ -141,18 +143,20 @@ class Inbox:
             uids["SOPClassUID"],
             uids["SOPInstanceUID"],
             uids["StudyInstanceUID"],
+            uids["SeriesInstanceUID"],
             int(announced) if announced.isdecimal() else None,
         )
 
-    def _place(self, file: Path, study: str, name: str, sender: str, announced: int | None) -> bool:
+    def _place(self, file: Path, study: str, name: str, sender: str, identity: Identity) -> bool:
         folder = self.studies / study
-        mark = folder / f"{_SENDER}{quote(sender, safe='')}"
+        marks = (f"{_SENDER}{quote(sender, safe='')}", f"{_SERIES}{self._names.of(identity.series)}")
         with self._lock:  # so that retention sees the study arriving, or deletes it before and not with this in it
-            self._arriving(study, announced)
+            self._arriving(study, identity.announced)
             if not folder.exists():
                 folder.mkdir()
                 sync(self.studies)
-            mark.touch()
+            for mark in marks:
+                (folder / mark).touch()
             try:
                 os.link(file, folder / f"{name}{_SUFFIX}")  # unlike a rename, this replaces nothing
                 new = True
@@ -177,6 +181,11 @@ class Inbox:
             found = [path.name for path in (self.studies / study).iterdir() if path.name.startswith(_SENDER)]
             return sorted(unquote(name.removeprefix(_SENDER)) for name in found)
         return []
+
+    def elsewhere(self, study: str, series: str) -> bool:
+        """Whether another study that is here has a series of the same Series Instance UID."""
+        mark = f"{_SERIES}{self._names.of(series)}"
+        return any((other / mark).exists() for other in self.studies.iterdir() if other.name != study)
 
     def has(self, uid: str) -> bool:
         """Whether an instance is here, by its SOP Instance UID."""

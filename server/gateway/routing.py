@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,12 +22,14 @@ class Decision:
         series: the series.
         fits: whether it is taken.
         reason: why, as a sentence.
+        elsewhere: whether a part of it is in another study, so that it is sent by no rule.
     """
 
     rule: str
     series: FoundSeries
     fits: bool
     reason: str
+    elsewhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,21 @@ class Order:
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
 
-def decide(objects: Sequence[DicomObject], senders: Sequence[str], rules: Sequence[Rule]) -> list[Decision]:
+def decide(
+    objects: Sequence[DicomObject],
+    senders: Sequence[str],
+    rules: Sequence[Rule],
+    elsewhere: Callable[[str], bool] = lambda series: False,
+) -> list[Decision]:
     """What each rule says of each series.
 
     Args:
         objects: the instances of one study.
         senders: AE titles of who has sent it.
         rules: of the configuration.
+        elsewhere: whether a series of this UID is in another study, too.
     """
-    return list(_decisions(series_among(objects), senders, rules))
+    return list(_decisions(series_among(objects), senders, rules, elsewhere))
 
 
 def orders(decisions: Sequence[Decision], config: GatewayConfig) -> list[Order]:
@@ -75,7 +83,8 @@ def orders(decisions: Sequence[Decision], config: GatewayConfig) -> list[Order]:
         to = {name: forms_for(rule, config.destinations[name]) for name in rule.to}
         forms = tuple(form for form in rule.forms if any(form in taken for taken in to.values()))
         if rule.whole_study:
-            images = [one.series for one in decisions if one.rule == rule.name and one.series.images]
+            mine = [one for one in decisions if one.rule == rule.name and not one.elsewhere]
+            images = [one.series for one in mine if one.series.images]
             objects = [one for series in images for one in series.images]
             found.append(Order(rule, _names(one.path for one in objects), objects[0].study, forms, to))
         else:
@@ -84,10 +93,15 @@ def orders(decisions: Sequence[Decision], config: GatewayConfig) -> list[Order]:
     return found
 
 
-def _decisions(found: Sequence[FoundSeries], senders: Sequence[str], rules: Sequence[Rule]) -> Iterator[Decision]:
+def _decisions(
+    found: Sequence[FoundSeries], senders: Sequence[str], rules: Sequence[Rule], elsewhere: Callable[[str], bool]
+) -> Iterator[Decision]:
     for rule in rules:
         for series in found:
-            if against := _against(rule, series, senders):
+            if elsewhere(series.uid):
+                told = "Left alone: its Series Instance UID is in another study, too, and a series is of one study."
+                yield Decision(rule.name, series, False, told, elsewhere=True)
+            elif against := _against(rule, series, senders):
                 yield Decision(rule.name, series, False, f"Left alone: {against}.")
             else:
                 what = "the whole study is sent" if rule.whole_study else "it is sent"

@@ -16,6 +16,7 @@ import logging
 import random
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from semiseg.errors import Cancelled, InputError
@@ -110,7 +111,7 @@ class Work:
         """Apply the rules to a study that is complete."""
         name = task.job.payload["study"]
         objects, _ = look_at(self._inbox.instances(name))
-        decisions = decide(objects, self._inbox.senders(name), self._config.rules)
+        decisions = decide(objects, self._inbox.senders(name), self._config.rules, partial(self._inbox.elsewhere, name))
         put = []
         for order in orders(decisions, self._config):
             payload = {

@@ -47,6 +47,20 @@ def test_instance_is_kept_as_it_came_under_names_that_say_nothing(inbox: Inbox, 
     assert list(inbox.incoming.iterdir()) == []
 
 
+def test_a_series_of_which_another_study_holds_a_part_is_known(inbox: Inbox, files: list[Path]) -> None:
+    first = inbox.take(coming(inbox, files[0]), "A")
+    series = pydicom.dcmread(files[0]).SeriesInstanceUID
+    assert not inbox.elsewhere(first.study, series)
+    other = pydicom.dcmread(files[1])
+    other.StudyInstanceUID = "1.2.3.4"
+    other.save_as(inbox.incoming / "other")
+    second = inbox.take(inbox.incoming / "other", "A")
+    assert inbox.elsewhere(first.study, series) and inbox.elsewhere(second.study, series)
+    assert not inbox.elsewhere(first.study, "1.2.3")
+    assert inbox.senders(second.study) == ["A"] and len(inbox.instances(second.study)) == 1
+    assert series not in "".join(path.name for path in (inbox.studies / second.study).iterdir())
+
+
 def test_instance_that_comes_twice_is_there_once_and_the_first_one_stays(inbox: Inbox, files: list[Path]) -> None:
     first = inbox.take(coming(inbox, files[0]), "A")
     again = inbox.take(coming(inbox, files[0]), "B")

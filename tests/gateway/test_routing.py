@@ -68,6 +68,17 @@ def test_rule_takes_what_fits_and_says_why_not_the_rest(
     assert len(decisions) == 2
 
 
+@pytest.mark.parametrize("whole_study", [False, True])
+def test_a_series_that_is_in_two_studies_is_sent_by_no_rule(study: Path, tmp_path: Path, whole_study: bool) -> None:
+    config = made(tmp_path, {"name": "rule", "to": ["pacs"], "not_image_type": [], "whole_study": whole_study})
+    objects, _ = look_at(sorted(study.iterdir()))
+    torn = objects[0].series
+    decisions = decide(objects, [], config.rules, lambda series: series == torn)
+    (sent,) = orders(decisions, config)
+    assert len(sent.files) == sum(one.series != torn for one in objects) > 0
+    assert any("its Series Instance UID is in another study" in one.reason for one in decisions if not one.fits)
+
+
 def test_each_destination_gets_the_forms_that_it_takes(study: Path, tmp_path: Path) -> None:
     rule = {"name": "rule", "to": ["pacs", "viewer"], "forms": ["seg", "rtstruct"], "model": "liver"}
     config = made(tmp_path, rule)
