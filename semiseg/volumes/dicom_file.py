@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -284,11 +284,11 @@ def _decimals(written: str) -> int:
     return len(mantissa.partition(".")[2]) - int(exponent or 0)
 
 
-def items(dataset: pydicom.Dataset, keyword: str, path: Path) -> list[pydicom.Dataset]:
-    """The items of a sequence, none where it is absent."""
+def items(dataset: pydicom.Dataset, keyword: str, path: Path) -> Sequence[pydicom.Dataset]:
+    """The items of a sequence, none where it is absent. They are not copied: there may be thousands, asked for singly."""
     try:
         found = dataset.get(keyword)
-        return [] if found is None else list(found)
+        return found if isinstance(found, pydicom.Sequence) else []
     except PARSING_ERRORS as error:
         raise VolumeError(f"{path}: the DICOM attribute {keyword} is damaged ({one_line(error)}).") from error
 
