@@ -285,7 +285,7 @@ def _decimals(written: str) -> int:
 
 
 def items(dataset: pydicom.Dataset, keyword: str, path: Path) -> Sequence[pydicom.Dataset]:
-    """The items of a sequence, none where it is absent. They are not copied: there may be thousands, asked for singly."""
+    """The items of a sequence, none where it is absent. They are not copied: there may be thousands of them."""
     try:
         found = dataset.get(keyword)
         return found if isinstance(found, pydicom.Sequence) else []
