@@ -126,7 +126,7 @@ def _keep_libraries_quiet() -> None:
     """
     if not sys.warnoptions:
         warnings.simplefilter("ignore")
-    logging.lastResort = None
+    logging.lastResort = logging.NullHandler()  # None would print that there is no handler
 
 
 def extra_with(module: str | None) -> str | None:
