@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pydicom
 from pydicom.tag import Tag
+from pydicom.valuerep import validate_value
 
 from semiseg.errors import VolumeError
 from semiseg.outputs.report import NOTICE
@@ -47,6 +48,8 @@ _ALSO_REPEATED = (
 Without the issuer a Patient ID is another patient's in a hospital with two registries; without the species an animal's
 scan is a person's; the group 0012 says that a scan was de-identified, and for which trial.
 """
+_MEASURED = ("PatientAge", "PatientSize", "PatientWeight", "PatientBirthTime")
+_METHOD_UNKNOWN = "not stated by the source images"
 _TRIAL_GROUP = 0x0012
 _NAMESPACE = uuid.UUID("0d5a6d9e-1f0b-5b8e-9a35-6c1f5b3c7e21")
 
@@ -89,13 +92,30 @@ def require_drawn_on(segmentation: Segmentation, series: DicomSeries, what: str)
 
 
 def repeat_patient_and_study(made: pydicom.Dataset, instance: pydicom.Dataset) -> None:
-    """Give an object the source's patient and study, letter for letter, so that an archive files them together."""
+    """Give an object the source's patient and study, letter for letter, so that an archive files them together.
+
+    An age, size, weight or time of birth whose value its representation does not allow, such as the age "42" for "042Y"
+    (PS3.5 table 6.2-1), is left out: it identifies nobody, is optional, and would make the object invalid.
+    """
     for keyword in PATIENT_AND_STUDY:
         setattr(made, keyword, "")
     trial = [tag for tag in map(Tag, instance.keys()) if tag.group == _TRIAL_GROUP]
+    measured = set(map(Tag, _MEASURED))
     for tag in [*map(Tag, PATIENT_AND_STUDY), *map(Tag, _ALSO_REPEATED), *trial]:
-        if tag in instance:
+        if tag in instance and (tag not in measured or _is_valid(instance[tag])):
             made[tag] = _decoded(instance[tag])
+    removed = made.get("PatientIdentityRemoved") == "YES"
+    if removed and not (made.get("DeidentificationMethod") or made.get("DeidentificationMethodCodeSequence")):
+        made.DeidentificationMethod = _METHOD_UNKNOWN  # type 1C (PS3.3 C.7.1.1), and some scans leave it empty
+
+
+def _is_valid(element: pydicom.DataElement) -> bool:
+    """Whether an element's value is one that its value representation allows."""
+    try:
+        validate_value(element.VR, str(element.value), pydicom.config.RAISE)
+    except ValueError:
+        return False
+    return True
 
 
 def _decoded(element: pydicom.DataElement) -> pydicom.DataElement:
