@@ -209,9 +209,10 @@ def _frames(pixels: NDArray[Any], order: Sequence[int | None]) -> NDArray[Any]:
 
 
 def _omits_empty_frames(frames: NDArray[Any], segments: int, form: SegForm) -> bool:
-    """Whether frames without content are left out; highdicom cannot omit every frame, and says so in the log if asked to.
+    """Whether frames without content are left out.
 
-    Frames of single bits that fill no whole bytes are kept where cornerstone3D unpacks all of them and not the rest.
+    highdicom cannot omit every frame, and says so in the log when asked to. Frames of single bits that fill no
+    whole bytes are kept where cornerstone3D unpacks all of them, and not those with content alone.
     """
     if not frames.any():
         return False
@@ -227,7 +228,8 @@ def _omits_empty_frames(frames: NDArray[Any], segments: int, form: SegForm) -> b
 def _unpacked_by_cornerstone(pixels: int, frames: int) -> bool:
     """Whether cornerstone3D 5.14 unpacks frames of single bits that follow each other within a byte (PS3.5 8.1.1).
 
-    It refuses a length that needs a byte of padding, and takes a length that frames of whole bytes would have for those.
+    It refuses a length that needs a byte of padding, and takes frames for such of whole bytes where these would have the
+    same length.
     """
     length, of_whole_bytes = -(-pixels * frames // 8), frames * -(-pixels // 8)
     return length % 2 == 0 and (frames == 1 or length != of_whole_bytes)

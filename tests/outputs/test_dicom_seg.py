@@ -93,7 +93,7 @@ def test_only_frames_with_content_are_stored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("columns", "rows", "slices"), [(13, 9, 1), (13, 9, 2), (13, 9, 4), (15, 9, 2), (15, 9, 3)])
 def test_frames_within_bytes_are_as_many_as_ohif_unpacks(columns: int, rows: int, slices: int, tmp_path: Path) -> None:
-    """cornerstone3D refuses Pixel Data with a byte of padding, and misplaces voxels where frames of whole bytes fit, too."""
+    """cornerstone3D refuses Pixel Data with a byte of padding, and misplaces voxels where frames of whole bytes fit."""
     image = make_phantom(5, (columns, rows, 6), (4.0, 4.0, 10.0)).image
     series = read_series(write_dicom_series(tmp_path / "series", image))
     labels = np.zeros(series.volume.shape, dtype=np.uint8)
