@@ -5,8 +5,6 @@ Every sentence rests on a comparison, voxel by voxel, with the programs themselv
 
 from __future__ import annotations
 
-import numpy as np
-
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.remark import Remark
 
@@ -42,9 +40,10 @@ def _packed_bits(series: DicomSeries) -> tuple[Remark, ...]:
 
 
 def _irregular_planes(series: DicomSeries) -> tuple[Remark, ...]:
-    if series.grid is None:
+    codes = {remark.code for remark in series.remarks}
+    leans = "gantry_tilt" in codes
+    if not leans and "uneven_slices" not in codes:  # where slices are missing alone, frames leave planes out
         return ()
-    leans = bool(np.ptp(series.grid.offsets, axis=0).max() > 0)
     dcmqi = "refuses a DICOM SEG of them" if leans else "puts the frames of a DICOM SEG at even distances"
     text = (
         f"The images {'lean' if leans else 'lie at uneven distances'}, and DICOM results lie on them as they are. "

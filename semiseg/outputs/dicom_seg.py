@@ -228,8 +228,8 @@ def _omits_empty_frames(frames: NDArray[Any], segments: int, form: SegForm) -> b
 def _unpacked_by_cornerstone(pixels: int, frames: int) -> bool:
     """Whether cornerstone3D 5.14 unpacks frames of single bits that follow each other within a byte (PS3.5 8.1.1).
 
-    It refuses a length that needs a byte of padding, and takes frames for such of whole bytes where these would have the
-    same length.
+    It refuses a length that needs a byte of padding, and takes frames for such of whole bytes where these would be as
+    long.
     """
     length, of_whole_bytes = -(-pixels * frames // 8), frames * -(-pixels // 8)
     return length % 2 == 0 and (frames == 1 or length != of_whole_bytes)
