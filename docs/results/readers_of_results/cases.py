@@ -58,10 +58,12 @@ def phantoms(folder: Path) -> Sources:
         yield name, write_dicom_series(folder / name, volume, patient_id=name)
     square = make_phantom(5, (40, 40, 12), (2.5, 2.5, 7.0)).image
     yield "square", write_dicom_series(folder / "square", square, patient_id="square")
+    close = make_phantom(5, (40, 40, 12), (2.5, 2.5, 5.0)).image
+    files = write_dicom_series(folder / "missing-slice", close, patient_id="missing-slice")
+    yield "missing-slice", [*files[:6], *files[7:]]
     for name, moved in (
         ("tilted", lambda z: np.array([0.0, 7.0 * z * np.tan(np.radians(15)), 0.0])),
         ("uneven", lambda z: np.array([0.0, 0.0, 2.0 * (z % 2)])),
-        ("missing-slice", lambda z: np.array([0.0, 0.0, 7.0 * (z > 5)])),
     ):
         files = write_dicom_series(folder / name, square, patient_id=name)
         _move(files, moved)

@@ -38,8 +38,11 @@ def by_rt_utils(case: Path, struct: Path, truth: Truth) -> Masks:
     out = {}
     for name in truth.names:
         if has_contours(struct, name):
-            out[name] = np.zeros(truth.masks.shape[1:], dtype=bool)
-            out[name][order] = read.get_roi_mask_by_name(name).transpose(2, 0, 1)
+            found = read.get_roi_mask_by_name(name).transpose(2, 0, 1)
+            if found.shape != truth.masks.shape[1:]:
+                raise ValueError(f"masks of {found.shape[1:]} for images of {truth.masks.shape[2:]} rows and columns")
+            out[name] = np.zeros(found.shape, dtype=bool)
+            out[name][order] = found
     return out
 
 
