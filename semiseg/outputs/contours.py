@@ -106,9 +106,13 @@ def _moved_inside(loop: Loop) -> Loop:
     moved = []
     for (x, y), before, after in zip(loop, (loop[-1], *loop[:-1]), (*loop[1:], loop[0]), strict=True):
         came, goes = (x - before[0], y - before[1]), (after[0] - x, after[1] - y)
-        across = [(-np.sign(along[1]), np.sign(along[0])) for along in (came, goes)]
-        moved.append((PARTS * x + int(sum(a for a, _ in across)), PARTS * y + int(sum(b for _, b in across))))
+        across = [(-_sign(dy), _sign(dx)) for dx, dy in (came, goes)]
+        moved.append((PARTS * x + sum(a for a, _ in across), PARTS * y + sum(b for _, b in across)))
     return moved
+
+
+def _sign(value: int) -> int:
+    return (value > 0) - (value < 0)
 
 
 def _area(loop: Loop) -> float:
