@@ -1,4 +1,9 @@
-"""Polygons around the pixels of a mask, along their edges: filled again they give the same pixels.
+"""Polygons around the pixels of a mask, a hair's breadth inside their edges: filled again they give the same pixels.
+
+Readers fill a polygon in one of two ways. Some take the pixels whose centres lie inside. Others round every corner to a
+whole pixel and take the boundary in, too; a corner exactly between two pixels would be rounded to either of them, and
+the structure would grow by up to a pixel at each side. A corner that lies ``INSET`` inside is rounded to the pixel that
+belongs to the structure, so both ways give the same mask (figures: docs/results/readers_of_results).
 
 A hole is joined to the polygon around it by a channel of no width that is walked there and back (the keyhole of PS3.3
 C.8.8.6.3), so that every region is one closed curve for readers that know no holes.
@@ -15,20 +20,26 @@ from scipy import ndimage
 Corner = tuple[int, int]
 Loop = list[Corner]
 
+PARTS = 200
+"""Corners are whole numbers of this many parts of a pixel once they were moved inside."""
+INSET = 1 / PARTS
+"""Distance of a polygon from the pixels' edges, in pixels: far above the rounding of coordinates, far below a pixel."""
+
 
 def outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     """Closed polygons (N, 2) around the regions of a mask (X, Y), in pixel indices: centres are whole numbers.
 
-    Regions are 4-connected; the last point joins the first, which is not repeated.
+    Every corner lies ``INSET`` inside the edges of the region's pixels along both axes. Regions are 4-connected; the
+    last point joins the first, which is not repeated.
     """
     regions, count = ndimage.label(mask)
     out = []
     for number, (x, y) in enumerate(ndimage.find_objects(regions), start=1):
-        loops = _loops(regions[x, y] == number)
+        loops = [_moved_inside(loop) for loop in _loops(regions[x, y] == number)]
         outer, *holes = sorted(loops, key=_area, reverse=True)
         for hole in sorted(holes, key=min):  # so that what lies before a hole is joined already
             outer = _joined(outer, hole)
-        out.append(np.array(outer, dtype=np.float64) - 0.5 + (x.start, y.start))
+        out.append(np.array(outer, dtype=np.float64) / PARTS - 0.5 + (x.start, y.start))
     assert len(out) == count
     return out
 
@@ -87,6 +98,23 @@ def _straightened(loop: Loop) -> Loop:
     ]
 
 
+def _moved_inside(loop: Loop) -> Loop:
+    """The corners in parts of a pixel, each moved by one part across both edges that meet there.
+
+    The region lies at the left of the way (x to the right, y upwards), also round a hole.
+    """
+    moved = []
+    for (x, y), before, after in zip(loop, (loop[-1], *loop[:-1]), (*loop[1:], loop[0]), strict=True):
+        came, goes = (x - before[0], y - before[1]), (after[0] - x, after[1] - y)
+        across = [(-_sign(dy), _sign(dx)) for dx, dy in (came, goes)]
+        moved.append((PARTS * x + sum(a for a, _ in across), PARTS * y + sum(b for _, b in across)))
+    return moved
+
+
+def _sign(value: int) -> int:
+    return (value > 0) - (value < 0)
+
+
 def _area(loop: Loop) -> float:
     """Signed: positive around a region, negative around a hole."""
     points = np.array(loop, dtype=np.float64)
@@ -97,8 +125,8 @@ def _area(loop: Loop) -> float:
 def _joined(outer: Loop, hole: Loop) -> Loop:
     """One curve: along the outer one, straight across to the hole's first corner, round it, and back.
 
-    The channel runs between pixels, along x: one that passed through a pixel's centre would leave it to the reader on
-    which side that pixel lies.
+    The channel runs close to the edge of a row of pixels, along x: one that passed through a pixel's centre would leave
+    it to the reader on which side that pixel lies.
     """
     x, y = first = min(hole)
     start = np.array(outer)

@@ -50,6 +50,7 @@ _ALSO_REPEATED = (
 Without the issuer a Patient ID is another patient's in a hospital with two registries; without the species an animal's
 scan is a person's; the group 0012 says that a scan was de-identified, and for which trial.
 """
+_METHOD_UNKNOWN = "not stated by the source images"
 _TRIAL_GROUP = 0x0012
 _NAMESPACE = uuid.UUID("0d5a6d9e-1f0b-5b8e-9a35-6c1f5b3c7e21")
 
@@ -92,7 +93,11 @@ def require_drawn_on(segmentation: Segmentation, series: DicomSeries, what: str)
 
 
 def repeat_patient_and_study(made: pydicom.Dataset, instance: pydicom.Dataset) -> None:
-    """Give an object the source's patient and study, letter for letter, so that an archive files them together."""
+    """Give an object the source's patient and study, letter for letter, so that an archive files them together.
+
+    An age, size, weight or time of birth whose value its representation does not allow, such as the age "42" for "042Y"
+    (PS3.5 table 6.2-1), is left out: it identifies nobody, is optional, and would make the object invalid.
+    """
     for keyword in PATIENT_AND_STUDY:
         setattr(made, keyword, "")
     trial = [tag for tag in map(Tag, instance.keys()) if tag.group == _TRIAL_GROUP]
@@ -104,7 +109,7 @@ def repeat_patient_and_study(made: pydicom.Dataset, instance: pydicom.Dataset) -
             made[tag] = _decoded(instance[tag])
     methods = ("DeidentificationMethod", "DeidentificationMethodCodeSequence")
     if made.get("PatientIdentityRemoved") == "YES" and not any(method in made for method in methods):
-        made.DeidentificationMethod = "Not stated in the source images"  # type 1C (PS3.3 C.7.1.1)
+        made.DeidentificationMethod = _METHOD_UNKNOWN  # type 1C (PS3.3 C.7.1.1), and some scans leave it empty
 
 
 def _worth_repeating(element: pydicom.DataElement) -> bool:

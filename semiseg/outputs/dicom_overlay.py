@@ -16,6 +16,7 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 from pydicom.uid import ExplicitVRLittleEndian
+from pydicom.valuerep import format_number_as_ds
 from scipy import ndimage
 
 from semiseg.errors import SemisegError
@@ -34,8 +35,10 @@ from semiseg.outputs.dicom_common import (
 from semiseg.outputs.overlay import windowed
 from semiseg.outputs.report import NOTICE
 from semiseg.system.durable_files import atomic_file
+from semiseg.volumes.dicom_geometry import Plane
 from semiseg.volumes.dicom_pixels import values_of
 from semiseg.volumes.dicom_series import DicomSeries
+from semiseg.volumes.dicom_slices import Slice
 from semiseg.volumes.segmentation import Segmentation
 
 
@@ -56,7 +59,7 @@ def segmentation_to_overlays(
         rgb = np.repeat(grey[:, :, number - 1].T[..., None], 3, axis=2)
         for segment, mask in zip(segmentation.segments, masks[..., number - 1], strict=True):
             rgb[_border(mask.T)] = segment.colour
-        yield _image(rgb, one.header, number, identity, algorithm)
+        yield _image(rgb, one, number, identity, algorithm)
 
 
 def write_overlays(path: Path, images: Iterator[pydicom.Dataset]) -> None:
@@ -76,11 +79,12 @@ def _border(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def _image(
     rgb: NDArray[np.uint8],
-    source: pydicom.Dataset,
+    one: Slice,
     number: int,
     identity: str,
     algorithm: Algorithm,
 ) -> pydicom.Dataset:
+    source, plane = one.header, one.plane
     try:
         image: pydicom.Dataset = hd.sc.SCImage(
             pixel_array=np.ascontiguousarray(rgb),
@@ -93,8 +97,8 @@ def _image(
             sop_instance_uid=uid_of(identity, f"overlay {number}"),
             instance_number=number,
             manufacturer=MANUFACTURER,
-            patient_orientation=_letters(source),
-            pixel_spacing=tuple(map(float, source.PixelSpacing)) if source.get("PixelSpacing") else None,
+            patient_orientation=_letters(plane),
+            pixel_spacing=(plane.row_spacing, plane.column_spacing),
             series_description=series_description(algorithm),
             manufacturer_model_name=algorithm.name[:LONG_STRING],
             software_versions=software_versions(algorithm),
@@ -109,19 +113,22 @@ def _image(
     image.Laterality = str(source.get("Laterality") or "")  # empty where nobody said, and it has to be there
     image.ImageComments = f"{NOTICE}."
     image.FrameOfReferenceUID = source.FrameOfReferenceUID
-    for keyword in ("ImagePositionPatient", "ImageOrientationPatient", "SliceThickness"):
-        if source.get(keyword) is not None:
-            image.add(source[keyword])
+    # Written anew and not copied: of an enhanced object the functional groups have them, and scanners write decimal
+    # strings of more than the 16 characters that there may be.
+    image.ImagePositionPatient = [format_number_as_ds(v) for v in plane.position]
+    image.ImageOrientationPatient = [format_number_as_ds(v) for v in (*plane.along_row, *plane.along_column)]
+    thickness = one.value("SliceThickness", "PixelMeasuresSequence", "SliceThickness")
+    if thickness:
+        image.SliceThickness = format_number_as_ds(float(thickness))
     return image
 
 
-def _letters(source: pydicom.Dataset) -> tuple[str, str]:
+def _letters(plane: Plane) -> tuple[str, str]:
     """Patient Orientation (PS3.3 C.7.6.1.1.1): the nearest direction of rows and of columns."""
-    orientation = source.get("ImageOrientationPatient") or (1, 0, 0, 0, 1, 0)
     pairs = (("L", "R"), ("P", "A"), ("H", "F"))
     found = []
-    for k in (0, 3):
-        vector = np.array(orientation[k : k + 3], dtype=float)
+    for along in (plane.along_row, plane.along_column):
+        vector = np.array(along)
         axis = int(np.abs(vector).argmax())
         found.append(pairs[axis][0 if vector[axis] > 0 else 1])
     return (found[0], found[1])

@@ -1,4 +1,4 @@
-"""A segmentation as a radiotherapy structure set (RTSTRUCT, PS3.3 A.19): closed contours along the voxels' edges.
+"""A segmentation as a radiotherapy structure set (RTSTRUCT, PS3.3 A.19): closed contours just inside the voxels' edges.
 
 For planning systems and archives that know no SEG. Each contour lies in the plane of the image that it refers to.
 """

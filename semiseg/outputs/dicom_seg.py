@@ -94,8 +94,7 @@ def segmentation_to_seg(
             transfer_syntax_uid=ExplicitVRLittleEndian,
             specific_character_set="ISO_IR 192",
             pixel_measures=_pixel_measures(series),
-            # highdicom cannot omit every frame, and says so in the log when asked to.
-            omit_empty_frames=bool(frames.any()),
+            omit_empty_frames=_omits_empty_frames(frames, len(segmentation.segments), form),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SemisegError(f"Series {series.uid}: no valid SEG can be made for it ({error}).") from error
@@ -207,6 +206,33 @@ def _frames(pixels: NDArray[Any], order: Sequence[int | None]) -> NDArray[Any]:
         if z is not None:
             frames[frame] = slices[z]
     return frames
+
+
+def _omits_empty_frames(frames: NDArray[Any], segments: int, form: SegForm) -> bool:
+    """Whether frames without content are left out.
+
+    highdicom cannot omit every frame, and says so in the log when asked to. Frames of single bits that fill no
+    whole bytes are kept where cornerstone3D unpacks all of them, and not those with content alone.
+    """
+    if not frames.any():
+        return False
+    pixels = frames.shape[1] * frames.shape[2]
+    if form != "binary" or pixels % 8 == 0:
+        return True
+    numbers = range(1, segments + 1)
+    shown = frames if frames.ndim == 4 else np.stack([frames == number for number in numbers], axis=-1)
+    filled = int(np.count_nonzero(shown.any(axis=(1, 2))))
+    return _unpacked_by_cornerstone(pixels, filled) or not _unpacked_by_cornerstone(pixels, len(frames) * segments)
+
+
+def _unpacked_by_cornerstone(pixels: int, frames: int) -> bool:
+    """Whether cornerstone3D 5.14 unpacks frames of single bits that follow each other within a byte (PS3.5 8.1.1).
+
+    It refuses a length that needs a byte of padding, and takes frames for such of whole bytes where these would be as
+    long.
+    """
+    length, of_whole_bytes = -(-pixels * frames // 8), frames * -(-pixels // 8)
+    return length % 2 == 0 and (frames == 1 or length != of_whole_bytes)
 
 
 def _descriptions(segments: Sequence[Segment], algorithm: Algorithm, identity: str) -> list[hd.seg.SegmentDescription]:

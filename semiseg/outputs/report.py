@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from semiseg.bundle.manifest import Manifest
 from semiseg.bundle.variant import Precision
+from semiseg.outputs.dicom_readers import reader_remarks
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.remark import Remark
 from semiseg.volumes.scan import Scan
@@ -190,7 +191,7 @@ class Report(_Part):
             selection=tuple(SeriesVerdict(**asdict(verdict)) for verdict in scan.verdicts),
             remarks=tuple(
                 RemarkReport(code=remark.code, text=remark.text)
-                for remark in (*scan.remarks, *remarks, *_uncoded(segmentation, scan))
+                for remark in (*scan.remarks, *remarks, *_uncoded(segmentation, scan), *reader_remarks(scan.series))
             ),
             windows=windows,
             seconds={stage: round(value, 6) for stage, value in seconds.items()},

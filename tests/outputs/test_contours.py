@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.path import Path as Polygon
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw
 
 from semiseg.collection.contour_sets import Contour, area_of
-from semiseg.outputs.contours import outlines
+from semiseg.outputs.contours import INSET, outlines
 
 CENTRES = np.stack(np.meshgrid(np.arange(9), np.arange(7), indexing="ij"), axis=-1).reshape(-1, 2)
 
@@ -28,7 +29,30 @@ def test_filling_the_polygons_gives_the_mask_back(mask: NDArray[np.bool_]) -> No
     np.testing.assert_array_equal(area_of([Contour(p) for p in polygons], (9, 7)).mask, mask)
     for polygon in polygons:
         assert len(polygon) >= 4
-        assert (np.abs(polygon % 1 - 0.5) < 1e-9).all(), "corners lie between pixels"
+        assert np.allclose(np.abs(polygon % 1 - 0.5), INSET), "corners lie between pixels, and not exactly between"
+
+
+@settings(max_examples=200)
+@given(mask=masks())
+def test_a_filler_that_rounds_corners_to_pixels_and_paints_the_boundary_gives_the_mask_too(
+    mask: NDArray[np.bool_],
+) -> None:
+    """As rt-utils does with OpenCV; a corner exactly between two pixels would go to either of them."""
+    painted = np.zeros((9, 7), dtype=bool)
+    for polygon in outlines(mask):
+        canvas = Image.new("1", (9, 7))
+        corners = [(int(x), int(y)) for x, y in np.rint(polygon)]
+        ImageDraw.Draw(canvas).polygon(corners, fill=1, outline=1)
+        painted |= np.asarray(canvas).T
+    np.testing.assert_array_equal(painted, mask)
+
+
+def test_a_polygon_is_as_large_as_its_pixels_less_a_hair() -> None:
+    (curve,) = outlines(np.ones((30, 20), dtype=bool))
+    x, y = curve.T
+    area = (x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2
+    assert area == pytest.approx((30 - 2 * INSET) * (20 - 2 * INSET))
+    assert area > 0.999 * 600
 
 
 @settings(max_examples=200)

@@ -82,11 +82,30 @@ def test_every_voxel_comes_back_from_a_written_seg(
         np.testing.assert_array_equal(np.transpose(pixels[..., k], (2, 1, 0)), segmentation.mask(k))
 
 
-def test_only_frames_with_content_are_stored(case: tuple[DicomSeries, Segmentation]) -> None:
-    series, segmentation = case
+def test_only_frames_with_content_are_stored(tmp_path: Path) -> None:
+    phantom = make_phantom(21, (32, 26, 12), (3.2, 3.6, 8.0))  # frames of whole bytes
+    series = read_series(write_dicom_series(tmp_path, phantom.image))
+    segmentation = Segmentation(SEGMENTS, phantom.labels.array, series.volume.affine)
     seg = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM)
     filled = sum(int(segmentation.mask(k).any(axis=(0, 1)).sum()) for k in range(3))
     assert seg.NumberOfFrames == filled < 3 * segmentation.shape[2]
+
+
+@pytest.mark.parametrize(("columns", "rows", "slices"), [(13, 9, 1), (13, 9, 2), (13, 9, 4), (15, 9, 2), (15, 9, 3)])
+def test_frames_within_bytes_are_as_many_as_ohif_unpacks(columns: int, rows: int, slices: int, tmp_path: Path) -> None:
+    """cornerstone3D refuses Pixel Data with a byte of padding, and misplaces voxels where frames of whole bytes fit."""
+    image = make_phantom(5, (columns, rows, 6), (4.0, 4.0, 10.0)).image
+    series = read_series(write_dicom_series(tmp_path / "series", image))
+    labels = np.zeros(series.volume.shape, dtype=np.uint8)
+    labels[2:7, 3:8, :slices] = 1
+    segmentation = Segmentation(SEGMENTS, labels, series.volume.affine)
+    write_dicom(tmp_path / "seg.dcm", segmentation_to_seg(segmentation, series, algorithm=ALGORITHM))
+    seg = hd.seg.segread(tmp_path / "seg.dcm")
+    length = int(np.ceil(columns * rows * seg.NumberOfFrames / 8))
+    assert len(seg.PixelData) == length != seg.NumberOfFrames * int(np.ceil(columns * rows / 8))
+    uids = [instance.SOPInstanceUID for instance in series.instances]
+    pixels = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True, combine_segments=True)
+    np.testing.assert_array_equal(np.transpose(pixels, (2, 1, 0)), labels)
 
 
 def test_a_seg_lies_where_its_series_lies(case: tuple[DicomSeries, Segmentation]) -> None:

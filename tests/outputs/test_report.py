@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 
 from semiseg.outputs.report import ModelIdentity, Report
@@ -50,3 +51,21 @@ def test_remarks_of_scan_and_segmenter_are_told_and_private_codes_of_dicom(scans
     assert [r.code for r in told] == ["unfamiliar_spacing", "uncoded_segments"]
     assert "No code of a standard terminology is known for liver; DICOM answers" in told[1].text
     assert [r.code for r in report(scans["nifti"], plain).remarks] == []
+
+
+def test_an_answer_says_what_other_programs_misread_of_a_dicom_result(tmp_path: Path) -> None:
+    def codes(shape: tuple[int, int, int], lean: float = 0.0, gap: float = 0.0, missing: int = 0) -> list[str]:
+        folder = tmp_path / f"{shape} {lean} {gap} {missing}"
+        files = write_dicom_series(folder, make_phantom(3, shape, (4.0, 4.5, 5.0)).image)
+        for z, file in enumerate(files):
+            image = pydicom.dcmread(file)
+            x, y, place = map(float, image.ImagePositionPatient)
+            image.ImagePositionPatient = [x, y + lean * z, place + gap * (z % 2)]
+            image.save_as(file)
+        told = report(open_scan([*files[:4], *files[4 + missing :]]), SEGMENTS).remarks
+        return [remark.code for remark in told if remark.code.startswith("seg_")]
+
+    assert codes((24, 20, 10)) == codes((24, 20, 10), missing=1) == []
+    assert codes((23, 21, 10)) == ["seg_packed_bits"]
+    assert codes((24, 20, 10), lean=1.2) == codes((24, 20, 10), gap=1.5) == ["seg_irregular_planes"]
+    assert codes((23, 21, 10), lean=1.2) == ["seg_packed_bits", "seg_irregular_planes"]

@@ -90,6 +90,26 @@ def test_patient_and_study_are_the_sources_letter_for_letter(form: str, tmp_path
 
 
 @pytest.mark.parametrize("form", MADE)
+def test_an_age_that_no_reader_may_rely_on_is_left_out(form: str, tmp_path: Path) -> None:
+    def change(dataset: pydicom.Dataset) -> None:
+        dataset.add_new("PatientAge", "AS", "42")  # years, months?
+        dataset.add_new("PatientWeight", "DS", "71.5")
+
+    made = written(form, read_series(edited(tmp_path, change)), tmp_path / "made.dcm")
+    assert "PatientAge" not in made
+    assert made.PatientWeight == 71.5
+
+
+@pytest.mark.parametrize("form", MADE)
+def test_a_scan_that_was_deidentified_somehow_says_that_the_method_is_not_known(form: str, tmp_path: Path) -> None:
+    def change(dataset: pydicom.Dataset) -> None:
+        dataset.PatientIdentityRemoved, dataset.DeidentificationMethod = "YES", ""
+
+    made = written(form, read_series(edited(tmp_path, change)), tmp_path / "made.dcm")
+    assert (made.PatientIdentityRemoved, made.DeidentificationMethod) == ("YES", "not stated by the source images")
+
+
+@pytest.mark.parametrize("form", MADE)
 def test_what_the_source_does_not_say_is_not_said(form: str, tmp_path: Path) -> None:
     made = written(form, read_series(edited(tmp_path, lambda dataset: None)), tmp_path / "made.dcm")
     assert "IssuerOfPatientID" not in made and "PatientIdentityRemoved" not in made and "PatientAge" not in made
