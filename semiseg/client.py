@@ -7,24 +7,22 @@ import dataclasses
 import io
 import json
 import secrets
-import tempfile
 import time
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import IO, Any, TypeVar
+from typing import Any, TypeVar
 
 import httpx
 
 from semiseg.errors import InputError, SemisegError
 from semiseg.outputs.kind import Kind
+from semiseg.upload_parts import form_parts
 from semiseg.volumes.wishes import Paths, Wishes
 
 Files = Paths | Mapping[str, Paths]
 _CONNECT_SECONDS = 10.0
-_OPEN_FILES = 100  # more are sent as one zip: a process may hold about a thousand files open
 _Found = TypeVar("_Found")
 
 
@@ -255,7 +253,7 @@ class Client:
     ) -> httpx.Response:
         named = {f"channel:{name}": of for name, of in paths.items()} if isinstance(paths, Mapping) else {"scan": paths}
         with contextlib.ExitStack() as stack:
-            files = [part for name, of in named.items() for part in _parts(name, of, stack)]
+            files = [part for name, of in named.items() for part in form_parts(name, of, stack)]
             return self._asked("POST", path, data=fields, files=files, headers=headers)
 
     def _asked(self, method: str, path: str, **options: Any) -> httpx.Response:
@@ -352,57 +350,3 @@ def _refused(url: str, response: httpx.Response) -> SemisegError:
         again = response.headers.get("retry-after", "")
         return Busy(sentence, float(again) if again.isdigit() else 1.0)
     return InputError(sentence) if 400 <= response.status_code < 500 else SemisegError(sentence)
-
-
-def _parts(name: str, paths: Paths, stack: contextlib.ExitStack) -> list[tuple[str, tuple[str, IO[bytes]]]]:
-    """The parts of the form. Names on this machine may tell who the patient is: the server gets numbers instead."""
-    given = [Path(paths)] if isinstance(paths, (str, Path)) else [Path(path) for path in paths]
-    missing = [path for path in given if not path.exists()]
-    if missing or not given:
-        raise InputError(f"There is no file or folder {missing[0]}." if missing else "There is no file to segment.")
-    detached = len(given) == 1 and bool(_parts_of_header(given[0]))
-    if len(given) > _OPEN_FILES or detached or any(path.is_dir() for path in given):
-        archive = stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115 - the stack is the context
-        _zip_into(archive, given)
-        streams: list[IO[bytes]] = [archive]
-    else:
-        streams = [stack.enter_context(path.open("rb")) for path in given]
-    return [(name, (f"{number:05d}", stream)) for number, stream in enumerate(streams, start=1)]
-
-
-def _zip_into(stream: IO[bytes], given: Sequence[Path]) -> None:
-    """Pack files and the files in folders, stored without compression, under numbers.
-
-    A header that has its voxels in other files takes these along, under the names by which it finds them.
-    """
-    files: list[Path] = []
-    for path in given:
-        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        files += [p for p in inside if not p.name.startswith(".")]
-    if not files:
-        raise InputError(f"The folder {given[0]} holds no files.")
-    members: dict[Path, str] = {}
-    for number, file in enumerate(files, start=1):
-        for name, part in _parts_of_header(file).items():
-            members.setdefault(part.resolve(), f"{number:05d}/{PurePosixPath(name)}")
-    for number, file in enumerate(files, start=1):
-        members.setdefault(file.resolve(), f"{number:05d}")
-    with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED) as archive:
-        for file, name in members.items():
-            # The year that zip begins with: a file older than that could not be packed otherwise.
-            info = zipfile.ZipInfo(name)
-            with file.open("rb") as source, archive.open(info, "w", force_zip64=True) as target:
-                while chunk := source.read(2**20):
-                    target.write(chunk)
-    stream.seek(0)
-
-
-def _parts_of_header(path: Path) -> Mapping[str, Path]:
-    """The files of a scan whose header has its voxels in other files, by names under which it finds them."""
-    if path.suffix.lower() not in (".hdr", ".mhd", ".nhdr") and not path.name.lower().endswith(".hdr.gz"):
-        return {}
-    try:
-        from semiseg.volumes.formats.registry import parts_of
-    except ImportError:  # the gateway has a client, and sends DICOM
-        return {}
-    return parts_of(path)

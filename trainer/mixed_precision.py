@@ -27,7 +27,7 @@ CONVOLUTIONS: frozenset[Callable[..., Any]] = frozenset(
 def mixed_precision(accelerator: Accelerator) -> Iterator[None]:
     """Compute in the accelerator's precision; on a CPU convolutions stay in float32.
 
-    On processors with AVX-512 the oneDNN of PyTorch 2.13 and 2.14 computes the gradient of the weights of a bfloat16
+    On a processor with AVX-512 the oneDNN of PyTorch 2.13 computes the gradient of the weights of a bfloat16
     convolution wrongly when the input is narrow: a kernel of 3 on 2 x 8 x 7 voxels, or of 7 with stride 4 on 3 x 3
     pixels. It reads beyond the input, so that the gradient depends on what the memory held before, and sometimes writes
     beyond the result, which ends the process. Everything else that autocast does in bfloat16 was right.

@@ -43,13 +43,13 @@ class Row:
 
     Attributes:
         tree: the folder that was given.
-        folder: where the first file is, from there.
+        folder: folder of the first file, relative to the root.
         series: modality and description.
-        files, slices: how many.
+        files, slices: numbers of files and slices.
         syntax: transfer syntax UID.
         outcome: agree, refused, DISAGREE, unconfirmed (no other reader reads it) or FAULT (an error, no refusal).
         sentence: the product's sentence.
-        shape: of the product's volume.
+        shape: shape (X, Y, Z) of the product's volume.
         gdcm, dcm2niix, dcmtk, nibabel: "same", what differs, or "-: " and why the reader has nothing to compare.
     """
 

@@ -29,14 +29,14 @@ class Row:
     """One generated series in the table.
 
     Attributes:
-        case: its name.
-        files: how many.
+        case: name of the case.
+        files: number of files.
         must: read, refuse or either.
         outcome: agree, REFUSED, DISAGREE or FAULT.
-        said: what differs from the truth, or the product's sentence.
-        itk: what ITK (GDCM, or its NIfTI library) makes of it: "true", what differs, or "-: " and why nothing.
-        other: the same of dcm2niix, for NIfTI of nibabel.
-        why: what the standard says of it.
+        said: difference from the truth, or the product's sentence.
+        itk: result of ITK (GDCM, or its NIfTI library): "true", the difference, or "-: " and the reason for none.
+        other: result of dcm2niix, or of nibabel for NIfTI.
+        why: paragraph of the standard that decides.
     """
 
     case: str

@@ -39,8 +39,8 @@ def differences(ours: Grid, theirs: Grid, *, place: bool = True, tolerance: floa
     Args:
         ours: the product's volume.
         theirs: another reader's.
-        place: whether the places of the voxels count, or only the values.
-        tolerance: by how much values may differ besides rounding; lossy decoders may round differently.
+        place: True if the places of the voxels count besides their values.
+        tolerance: largest difference of values besides rounding; lossy decoders may round differently.
     """
     a, b = ours.canonical(), theirs.canonical()
     if a.array.shape != b.array.shape:

@@ -41,7 +41,7 @@ class Reading:
 
     Attributes:
         grids: the volumes, one or several; none if it reads none.
-        sentence: why there is none, or what the reader says besides.
+        sentence: reason for the absence of a volume, or the reader's remark.
     """
 
     grids: tuple[Grid, ...]

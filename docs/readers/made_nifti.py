@@ -35,7 +35,7 @@ class Nifti:
     Attributes:
         name: the case.
         must: read, refuse or either.
-        why: what nifti1.h says.
+        why: statement of nifti1.h.
         affine: the truth; "sform", "qform" or "pixdim" (methods 3, 2 and 1 of nifti1.h).
     """
 

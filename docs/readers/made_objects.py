@@ -49,7 +49,7 @@ class Rescale:
     """Rescale Slope and Intercept of each slice, and where they stand.
 
     Attributes:
-        name: for the table.
+        name: name in the table.
         pairs: slope and intercept of each slice, or one pair of all; none for absent.
         where: ``own`` (the object's, or the frame's functional group), ``shared`` (functional group), or ``root`` (an
             enhanced object's own attributes beside absent functional groups).

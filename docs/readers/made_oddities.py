@@ -26,7 +26,7 @@ class Oddity:
 
     Attributes:
         name: the case.
-        must: whether a reader has to read it, has to refuse it, or may do either (but not read it wrongly).
+        must: duty of a reader: to read it, to refuse it, or either (but not read it wrongly).
         why: the paragraph of the standard.
         make: writes it and returns the truth; None where there is no volume.
     """

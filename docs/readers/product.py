@@ -31,10 +31,10 @@ class Read:
 
     Attributes:
         paths: the files of its images.
-        label: what it is, without anything of a patient.
+        label: short description, without anything of a patient.
         slices: slices of its images, those included that have no place.
         syntax: transfer syntax UID of the first file; "" for NIfTI.
-        sentence: why it is refused, or what was corrected.
+        sentence: reason for the refusal, or the correction.
         grid: the volume; None where it is refused.
         uncorrected: the slices as they lie in the files, where the product corrected how they lie; else the volume.
         fault: an exception that is no refusal.

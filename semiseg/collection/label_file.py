@@ -22,8 +22,8 @@ class LabelFile:
 
     Attributes:
         path: the file.
-        kind: how to read it; a label map (NIfTI, NRRD, ...) has values and no names.
-        names: its structures in the file's order, each name once; a label map has none.
+        kind: way of reading it; a label map (NIfTI, NRRD, ...) has values and no names.
+        names: names of the structures in the file's order, each name once; a label map has none.
         unusable: structures that are no solid bodies (a point, an open line), and why.
         instances, series, frames: SOP Instance, Series Instance and Frame of Reference UIDs that it refers to.
     """

@@ -53,7 +53,7 @@ def settled(points: NDArray[np.float64], moved: NDArray[np.float64]) -> tuple[ND
     are put there. A contour that was drawn by hand has no such offset and stays as it is.
 
     Args:
-        points: as they were read.
+        points: points as read from the file.
         moved: (2,), the most by which rounding may have moved them; see :func:`rounded_by`.
     """
     places = np.rint(points * 2) / 2

@@ -95,8 +95,8 @@ def require_drawn_on(segmentation: Segmentation, series: DicomSeries, what: str)
 def repeat_patient_and_study(made: pydicom.Dataset, instance: pydicom.Dataset) -> None:
     """Give an object the source's patient and study, letter for letter, so that an archive files them together.
 
-    An age, size, weight or time of birth whose value its representation does not allow, such as the age "42" for "042Y"
-    (PS3.5 table 6.2-1), is left out: it identifies nobody, is optional, and would make the object invalid.
+    An optional age, number, date, time or code whose value its representation does not allow, such as the age "42" for
+    "042Y" (PS3.5 table 6.2-1), is left out: it would make the object invalid.
     """
     for keyword in PATIENT_AND_STUDY:
         setattr(made, keyword, "")

@@ -48,7 +48,7 @@ class Decoders:
     """Decoders for one series; processes are started when they are needed, and end with the context.
 
     Args:
-        pixels: how many pixels there are to decode in all.
+        pixels: number of pixels to decode in all.
     """
 
     def __init__(self, pixels: int) -> None:
@@ -73,7 +73,7 @@ class Decoders:
 
         Args:
             dataset: the object with its pixel data.
-            indices: which frames, from 0.
+            indices: numbers of the frames, from 0.
 
         Raises:
             Exception: what pydicom and its decoders raise; see :data:`semiseg.volumes.dicom_file.PARSING_ERRORS`.

@@ -79,7 +79,7 @@ class Header:
         path: the file.
         dataset: the attributes, without pixel data.
         pixels_at: the byte at which the pixel data element begins, or would; None where the data set is deflated.
-        has_pixels: whether there are pixel data; True for a deflated data set, of which it is not known.
+        has_pixels: True if there are pixel data, and for a deflated data set, of which it is not known.
     """
 
     path: Path

@@ -56,10 +56,10 @@ class DicomObject:
         image_type: Image Type, as text.
         patient, patient_name: Patient ID and name.
         not_image: what it is if it is no image, such as "segmentation".
-        companion: whether it is no image but something that scanners and readers put beside images in their series.
-        frames: how many frames it has.
+        companion: True for an object without an image that scanners and readers put beside the images of a series.
+        frames: number of frames.
         planes: where its frames lie; none where it does not say so, or is no grey-value image.
-        header: its whole header, where it was kept.
+        header: the whole header, if it was kept.
     """
 
     path: Path
@@ -88,8 +88,8 @@ class LeftOut:
     Attributes:
         path: the file.
         sentence: what it is instead.
-        damaged: whether it starts like DICOM, or is empty; then it may be a slice that is missed.
-        like_dicom: whether it starts like DICOM.
+        damaged: True if it starts like DICOM, or is empty; it may be a missing slice.
+        like_dicom: True if it starts like DICOM.
         directory: whether it is a DICOMDIR.
     """
 
@@ -105,7 +105,7 @@ def look_at(paths: Iterable[Path], *, keep_headers: bool = False) -> tuple[list[
 
     Args:
         paths: files.
-        keep_headers: whether the objects hold their headers, several kilobytes each, for a reader that follows.
+        keep_headers: True to keep the objects' headers, several kilobytes each, for a reader that follows.
     """
     objects: list[DicomObject] = []
     left_out: list[LeftOut] = []
@@ -162,7 +162,7 @@ def missed(
     Named alike are files with an ending such as .dcm, and those whose name differs in its numbers only (IM0001).
 
     Args:
-        left_out, objects: what :func:`look_at` returned.
+        left_out, objects: results of :func:`look_at`.
         names: the files' names where they came from, if those are other ones.
     """
 

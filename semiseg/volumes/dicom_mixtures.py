@@ -22,12 +22,12 @@ class _Contrast:
     """An attribute that says which image of a body a slice belongs to.
 
     Attributes:
-        words: its name in a sentence.
+        words: name of the attribute in a sentence.
         keyword: the attribute of a single-frame image.
         group, inner: the functional group of a frame (PS3.3 C.7.6.16, C.8.13.5, C.8.15.3), and the attribute in it.
-        per_slice: whether one acquisition may have another value for each slice; then only values that several slices
+        per_slice: True if one acquisition may have another value for each slice; then only values that several slices
             share tell a mixture.
-        blocks: whether a CT, or any scan, may change it from one part of the body to the next, as between thin slices
+        blocks: scans that may change it from one part of the body to the next (CT, any, none), as between thin slices
             through the base of the skull and thick ones above; then only values that alternate tell a mixture.
     """
 

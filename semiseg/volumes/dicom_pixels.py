@@ -113,7 +113,7 @@ def stored_values(
     Args:
         slices: some slices of the object.
         dataset: the object with its pixel data, if it was read already.
-        decoders: what decodes; by default one for this object.
+        decoders: decoders of the series; by default one for this object.
 
     Raises:
         VolumeError: the pixel data cannot be decoded, or are no grey values of the promised size.

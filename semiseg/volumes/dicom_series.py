@@ -141,8 +141,8 @@ def read_looked_at(
     """As :func:`read_study`, of files that :func:`semiseg.volumes.dicom_index.look_at` has looked at.
 
     Args:
-        objects, left_out: what it returned.
-        rules, named, strict: see :func:`read_study`.
+        objects, left_out: results of that function.
+        rules, named, strict: arguments of :func:`read_study`.
         names: the files' names where they came from, if those are other ones (in a zip).
     """
     if not objects:
@@ -304,7 +304,9 @@ def _aside(a: Plane, b: Plane) -> float:
 def _require_one_origin(sources: list[Header]) -> None:
     """Refuse slices of several patients, studies or frames of reference; the sentence quotes none of them."""
     for keyword, words, so in _ORIGINS:
-        found = {_plain(text(one.dataset, keyword, one.path)) for one in sources}
+        found = {text(one.dataset, keyword, one.path) for one in sources}
+        if keyword == "PatientName":
+            found = {_plain(name) for name in found}
         if keyword.startswith("Patient") or keyword.startswith("Issuer"):
             found.discard("")  # what an anonymiser emptied in some files contradicts nothing
         if len(found) > 1:
@@ -329,6 +331,6 @@ def _require_whole_concatenations(sources: list[Header]) -> None:
             raise VolumeError(f"The files hold {len(seen)} of {count} parts of a concatenation; send all of them.")
 
 
-def _plain(said: str) -> str:
-    """Without what does not count: the empty components at the end of a name (PS3.5 6.2.1), and upper case."""
-    return said.rstrip("^= ").casefold()
+def _plain(name: str) -> str:
+    """A person's name without empty components at its end (PS3.5 6.2.1) and without upper case."""
+    return name.rstrip("^= ").casefold()

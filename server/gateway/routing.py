@@ -22,7 +22,7 @@ class Decision:
         series: the series.
         fits: whether it is taken.
         reason: why, as a sentence.
-        elsewhere: whether a part of it is in another study, so that it is sent by no rule.
+        elsewhere: True if another study holds a part of it, so that no rule sends it.
     """
 
     rule: str
@@ -68,7 +68,7 @@ def decide(
         objects: the instances of one study.
         senders: AE titles of who has sent it.
         rules: of the configuration.
-        elsewhere: whether a series of this UID is in another study, too.
+        elsewhere: predicate: does another study hold a series of this UID, too?
     """
     return list(_decisions(series_among(objects), senders, rules, elsewhere))
 

@@ -50,9 +50,9 @@ def test_libraries_do_not_warn_on_the_terminal(tmp_path: Path) -> None:
     files = write_dicom_series(tmp_path / "series", make_phantom(7, (12, 10, 4), (8.0, 8.0, 24.0)).image)
     for path in files:
         dataset = pydicom.dcmread(path)
-        dataset.SpecificCharacterSet, dataset.PatientName = "ISO_IR 192", "XXXX"
+        dataset.SpecificCharacterSet, dataset.PatientName = "ISO_IR 192", "JANE"
         dataset.save_as(path)
-        path.write_bytes(path.read_bytes().replace(b"XXXX", b"M\xfcl "))
+        path.write_bytes(path.read_bytes().replace(b"JANE", b"M\xfcl "))
     done = subprocess.run(
         [sys.executable, "-m", "semiseg", "inspect", str(tmp_path)], capture_output=True, text=True, timeout=120
     )

@@ -29,9 +29,9 @@ def write_enhanced(
     Args:
         path: the file.
         files: a classic series.
-        measures: where Pixel Measures stand.
-        orientation: where Plane Orientation stands.
-        rescale: where the rescale slope 1 and ``intercept`` stand.
+        measures: place of Pixel Measures.
+        orientation: place of Plane Orientation.
+        rescale: place of the rescale slope 1 and ``intercept``.
         intercept: Rescale Intercept.
         frames: further groups of each frame: attributes by the keyword of the group.
     """
