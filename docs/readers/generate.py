@@ -136,6 +136,7 @@ def main() -> int:
     parser.add_argument("--only", default="", help="only cases whose names contain this")
     options = parser.parse_args()
     made, left_out = Counter[str](), Counter[str]()
+    options.folder.mkdir(parents=True, exist_ok=True)
     with (options.folder / "cases.jsonl").open("w", encoding="utf-8") as file:
         for number, case in enumerate(every_case()):
             if options.only not in case.name:

@@ -223,6 +223,7 @@ def main() -> int:
     parser.add_argument("folder", type=Path)
     options = parser.parse_args()
     count = 0
+    options.folder.mkdir(parents=True, exist_ok=True)
     with (options.folder / "cases.jsonl").open("w", encoding="utf-8") as file:
         for number, case in enumerate(every_case()):
             folder = options.folder / case.name

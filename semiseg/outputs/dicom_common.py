@@ -141,8 +141,11 @@ def series_description(algorithm: Algorithm) -> str:
 
 
 def identity_of(series: DicomSeries, algorithm: Algorithm, segments: Sequence[Segment]) -> str:
-    """One hash of everything an object is made of: source instances, model, segments."""
-    parts = [series.uid, algorithm.name, algorithm.version, algorithm.model_sha256]
+    """One hash of everything an object is made of: source instances, model, segments, and the version that makes it.
+
+    An object says which version made it, so another version makes another object, with other UIDs.
+    """
+    parts = [_package_version(), series.uid, algorithm.name, algorithm.version, algorithm.model_sha256]
     parts += [segment.model_dump_json() for segment in segments]
     parts += [str(instance.get("SOPInstanceUID")) for instance in series.instances]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -15,16 +15,13 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.sr.codedict import codes
 from pydicom.uid import ExplicitVRLittleEndian
-from pydicom.valuerep import format_number_as_ds
 
 from semiseg.errors import SemisegError, VolumeError
 from semiseg.outputs.dicom_common import (
     LONG_STRING,
     LONG_TEXT,
     MANUFACTURER,
-    PATIENT_AND_STUDY,
     SERIES_NUMBERS,
-    TYPE_1,
     Algorithm,
     identity_of,
     repeat_patient_and_study,
@@ -35,13 +32,9 @@ from semiseg.outputs.dicom_common import (
 )
 from semiseg.outputs.kind import NO_LABEL_MAP, SegForm
 from semiseg.outputs.report import NOTICE
-from semiseg.volumes.dicom_geometry import Plane
+from semiseg.outputs.seg_sources import Sources, slice_thickness
 from semiseg.volumes.dicom_series import DicomSeries
-from semiseg.volumes.dicom_slices import Slice
 from semiseg.volumes.segmentation import PROBABILITY_LEVELS, Code, Segment, Segmentation
-
-_GEOMETRY = ("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
-
 
 def segmentation_to_seg(
     segmentation: Segmentation,
@@ -69,12 +62,12 @@ def segmentation_to_seg(
     require_drawn_on(segmentation, series, "SEG")
     if form == "labelmap" and not segmentation.exclusive:
         raise VolumeError(NO_LABEL_MAP)
-    sources, order = _sources(series)
-    frames = _frames(series.on_slices(_pixels(segmentation, form)), order)
+    sources = Sources.of(series)
+    frames = _frames(series.on_slices(_pixels(segmentation, form)), sources.order)
     identity = identity_of(series, algorithm, segmentation.segments) + ("" if form == "binary" else f" {form}")
     try:
         seg: pydicom.Dataset = hd.seg.Segmentation(
-            source_images=sources,
+            source_images=sources.images,
             pixel_array=frames,
             segmentation_type=form.upper(),
             fractional_type="PROBABILITY",
@@ -99,80 +92,11 @@ def segmentation_to_seg(
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SemisegError(f"Series {series.uid}: no valid SEG can be made for it ({error}).") from error
     _fix_dimension_uid(seg, uid_of(identity, "dimensions"))
+    sources.name_real_objects(seg)
     repeat_patient_and_study(seg, series.instances[0])
     seg.ContentCreatorName = ""  # type 2 (PS3.3 table 10-12), and nobody drew this
     seg.ImageComments = " ".join([f"{NOTICE}.", *remarks])[:LONG_TEXT]
     return seg
-
-
-def source_images(series: DicomSeries) -> list[pydicom.Dataset]:
-    """What an object made from a series repeats of its images.
-
-    Raises:
-        VolumeError: they lack a UID that an object must refer to, or are of several multi-frame objects.
-    """
-    return _sources(series)[0]
-
-
-def _sources(series: DicomSeries) -> tuple[list[pydicom.Dataset], list[int | None]]:
-    """The source images, and for each of their frames which slice of the series shows it."""
-    gap = series.volume.spacing[2]
-    first = series.slices[0]
-    if first.frame is None:
-        return [_source(instance, gap) for instance in series.instances], list(range(len(series.slices)))
-    if len({one.path for one in series.slices}) > 1:
-        raise VolumeError(
-            "The series is of several multi-frame objects, and a SEG refers to one; ask for NIfTI instead."
-        )
-    source = _source(first.header, gap)
-    count = int(first.header.get("NumberOfFrames") or 1)
-    order: list[int | None] = [None] * count
-    for z, one in enumerate(series.slices):
-        order[one.frame or 0] = z
-    # highdicom looks for these groups among those of all frames only; they were read from wherever they are.
-    source.NumberOfFrames = count
-    source.SharedFunctionalGroupsSequence = [_shared_groups(first, gap)]
-    source.PerFrameFunctionalGroupsSequence = [_position(series.slices[z or 0].plane) for z in order]
-    return [source], order
-
-
-def _shared_groups(first: Slice, gap: float) -> pydicom.Dataset:
-    """Pixel Measures and Plane Orientation of all frames (PS3.3 C.7.6.16.2.1, C.7.6.16.2.4)."""
-    plane = first.plane
-    shared, measures, orientation = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
-    measures.SliceThickness = _thickness(first, gap)
-    measures.PixelSpacing = [format_number_as_ds(v) for v in (plane.row_spacing, plane.column_spacing)]
-    orientation.ImageOrientationPatient = [format_number_as_ds(v) for v in (*plane.along_row, *plane.along_column)]
-    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
-    return shared
-
-
-def _position(plane: Plane) -> pydicom.Dataset:
-    """Plane Position of a frame (PS3.3 C.7.6.16.2.3)."""
-    own, position = pydicom.Dataset(), pydicom.Dataset()
-    position.ImagePositionPatient = [format_number_as_ds(v) for v in plane.position]
-    own.PlanePositionSequence = [position]
-    return own
-
-
-def _source(instance: pydicom.Dataset, gap: float) -> pydicom.Dataset:
-    """What a SEG repeats of a source instance; what must be there is, what may be empty is at least empty."""
-    source = pydicom.Dataset()
-    for keyword in TYPE_1:
-        setattr(source, keyword, instance.get(keyword))
-    for keyword in _GEOMETRY:
-        if keyword in instance:  # of a multi-frame object the functional groups have it
-            source.add(instance[keyword])
-    for keyword in PATIENT_AND_STUDY:
-        # highdicom checks these and quotes what it does not like, in warnings: no patient's data may get there.
-        setattr(source, keyword, "")
-    for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
-        if instance.get(keyword):
-            source.add(instance[keyword])
-    source.PositionReferenceIndicator = str(instance.get("PositionReferenceIndicator") or "")
-    source.SliceThickness = instance.get("SliceThickness") or format_number_as_ds(gap)
-    source.Modality = instance.get("Modality") or "OT"
-    return source
 
 
 def _pixels(segmentation: Segmentation, form: SegForm) -> NDArray[Any]:
@@ -268,14 +192,9 @@ def _pixel_measures(series: DicomSeries) -> hd.PixelMeasuresSequence:
     plane, gap = series.slices[0].plane, series.volume.spacing[2]
     return hd.PixelMeasuresSequence(
         pixel_spacing=(plane.row_spacing, plane.column_spacing),
-        slice_thickness=float(_thickness(series.slices[0], gap)),
+        slice_thickness=float(slice_thickness(series.slices[0], gap)),
         spacing_between_slices=gap if series.grid is None else None,  # the source's own slices may lie unevenly
     )
-
-
-def _thickness(one: Slice, gap: float) -> str:
-    """What the scanner measured, which is not the distance of slices; the distance where it says nothing."""
-    return one.value("SliceThickness", "PixelMeasuresSequence", "SliceThickness") or format_number_as_ds(gap)
 
 
 def _fix_dimension_uid(seg: pydicom.Dataset, uid: str) -> None:

@@ -26,8 +26,9 @@ from semiseg.outputs.dicom_common import (
     software_versions,
     uid_of,
 )
-from semiseg.outputs.dicom_seg import concept_of, segmentation_to_seg, source_images
+from semiseg.outputs.dicom_seg import concept_of, segmentation_to_seg
 from semiseg.outputs.report import NOTICE
+from semiseg.outputs.seg_sources import source_images
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.segmentation import Segment, Segmentation
 

@@ -1,0 +1,148 @@
+"""The source images of a SEG as highdicom takes them, and the references to them in the finished object.
+
+highdicom takes a series of single-frame images or one multi-frame object. A series of several multi-frame objects (such
+as a concatenation) is given to it as single-frame images with UIDs of their own, which are replaced afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pydicom
+from pydicom.uid import CTImageStorage
+from pydicom.valuerep import format_number_as_ds
+
+from semiseg.outputs.dicom_common import PATIENT_AND_STUDY, TYPE_1, uid_of
+from semiseg.volumes.dicom_geometry import Plane
+from semiseg.volumes.dicom_series import DicomSeries
+from semiseg.volumes.dicom_slices import Slice
+
+_GEOMETRY = ("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The source images of a SEG.
+
+    Attributes:
+        images: Datasets for highdicom, one for each image of the series.
+        order: For each frame of the images the index of the slice that shows it; None for a frame that is no slice.
+        frames: For each stand-in's SOP Instance UID the slice it stands for; empty unless the series consists of
+            several multi-frame objects.
+    """
+
+    images: list[pydicom.Dataset]
+    order: list[int | None]
+    frames: dict[str, Slice] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, series: DicomSeries) -> Sources:
+        """The sources of a series."""
+        gap = series.volume.spacing[2]
+        first = series.slices[0]
+        if first.frame is None:
+            return cls([_repeated(header, gap) for header in series.instances], list(range(len(series.slices))))
+        if len({one.path for one in series.slices}) > 1:
+            return cls._several(series, gap)
+        source = _repeated(first.header, gap)
+        count = int(first.header.get("NumberOfFrames") or 1)
+        order: list[int | None] = [None] * count
+        for z, one in enumerate(series.slices):
+            order[one.frame or 0] = z
+        # highdicom looks for these groups among those of all frames only; they were read from wherever they are.
+        source.NumberOfFrames = count
+        source.SharedFunctionalGroupsSequence = [_shared_groups(first, gap)]
+        source.PerFrameFunctionalGroupsSequence = [_position(series.slices[z or 0].plane) for z in order]
+        return cls([source], order)
+
+    @classmethod
+    def _several(cls, series: DicomSeries, gap: float) -> Sources:
+        frames: dict[str, Slice] = {}
+        images = []
+        for z, one in enumerate(series.slices):
+            image = _repeated(one.header, gap)
+            plane = one.plane
+            image.SOPClassUID = CTImageStorage  # highdicom asks it only whether there can be several frames
+            image.SOPInstanceUID = uid_of(series.uid, f"stand-in {z}")
+            image.ImagePositionPatient = [format_number_as_ds(v) for v in plane.position]
+            image.ImageOrientationPatient = [format_number_as_ds(v) for v in (*plane.along_row, *plane.along_column)]
+            image.PixelSpacing = [format_number_as_ds(v) for v in (plane.row_spacing, plane.column_spacing)]
+            image.SliceThickness = slice_thickness(one, gap)
+            frames[image.SOPInstanceUID] = one
+            images.append(image)
+        return cls(images, list(range(len(images))), frames)
+
+    def name_real_objects(self, seg: pydicom.Dataset) -> None:
+        """Refer to the objects of the series, and to their frames, instead of to stand-ins for them."""
+        if not self.frames:
+            return
+        for group in seg.PerFrameFunctionalGroupsSequence:
+            for derivation in group.get("DerivationImageSequence", ()):
+                for item in derivation.SourceImageSequence:
+                    one = self.frames[item.ReferencedSOPInstanceUID]
+                    _refer(item, one)
+                    item.ReferencedFrameNumber = (one.frame or 0) + 1  # from 1 (PS3.3 table 10-3)
+        for series in seg.ReferencedSeriesSequence:
+            objects: dict[str, pydicom.Dataset] = {}
+            for item in series.ReferencedInstanceSequence:
+                _refer(item, self.frames[item.ReferencedSOPInstanceUID])
+                objects.setdefault(item.ReferencedSOPInstanceUID, item)
+            series.ReferencedInstanceSequence = list(objects.values())
+
+
+def source_images(series: DicomSeries) -> list[pydicom.Dataset]:
+    """The objects of a series, each once, for an object that refers to them as its evidence."""
+    objects = {str(header.get("SOPInstanceUID")): header for header in series.instances}
+    return [_repeated(header, series.volume.spacing[2]) for header in objects.values()]
+
+
+def slice_thickness(one: Slice, gap: float) -> str:
+    """The slice thickness in mm, a decimal string.
+
+    It is what the scanner measured, which is not the distance of slices; the distance where the scanner does not say.
+    """
+    return one.value("SliceThickness", "PixelMeasuresSequence", "SliceThickness") or format_number_as_ds(gap)
+
+
+def _refer(item: pydicom.Dataset, one: Slice) -> None:
+    item.ReferencedSOPClassUID = one.header.SOPClassUID
+    item.ReferencedSOPInstanceUID = one.header.SOPInstanceUID
+
+
+def _shared_groups(first: Slice, gap: float) -> pydicom.Dataset:
+    """Pixel Measures and Plane Orientation of all frames (PS3.3 C.7.6.16.2.1, C.7.6.16.2.4)."""
+    plane = first.plane
+    shared, measures, orientation = pydicom.Dataset(), pydicom.Dataset(), pydicom.Dataset()
+    measures.SliceThickness = slice_thickness(first, gap)
+    measures.PixelSpacing = [format_number_as_ds(v) for v in (plane.row_spacing, plane.column_spacing)]
+    orientation.ImageOrientationPatient = [format_number_as_ds(v) for v in (*plane.along_row, *plane.along_column)]
+    shared.PixelMeasuresSequence, shared.PlaneOrientationSequence = [measures], [orientation]
+    return shared
+
+
+def _position(plane: Plane) -> pydicom.Dataset:
+    """Plane Position of a frame (PS3.3 C.7.6.16.2.3)."""
+    own, position = pydicom.Dataset(), pydicom.Dataset()
+    position.ImagePositionPatient = [format_number_as_ds(v) for v in plane.position]
+    own.PlanePositionSequence = [position]
+    return own
+
+
+def _repeated(instance: pydicom.Dataset, gap: float) -> pydicom.Dataset:
+    """The part of an image that results repeat; attributes that may be empty are there, empty or not."""
+    source = pydicom.Dataset()
+    for keyword in TYPE_1:
+        setattr(source, keyword, instance.get(keyword))
+    for keyword in _GEOMETRY:
+        if keyword in instance:  # of a multi-frame object the functional groups have it
+            source.add(instance[keyword])
+    for keyword in PATIENT_AND_STUDY:
+        # highdicom checks these and quotes what it does not like, in warnings: no patient's data may get there.
+        setattr(source, keyword, "")
+    for keyword in ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"):
+        if instance.get(keyword):
+            source.add(instance[keyword])
+    source.PositionReferenceIndicator = str(instance.get("PositionReferenceIndicator") or "")
+    source.SliceThickness = instance.get("SliceThickness") or format_number_as_ds(gap)
+    source.Modality = instance.get("Modality") or "OT"
+    return source
