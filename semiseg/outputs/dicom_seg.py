@@ -36,6 +36,7 @@ from semiseg.outputs.seg_sources import Sources, slice_thickness
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.segmentation import PROBABILITY_LEVELS, Code, Segment, Segmentation
 
+
 def segmentation_to_seg(
     segmentation: Segmentation,
     series: DicomSeries,

@@ -75,7 +75,8 @@ def test_a_report_refers_to_each_object_once(tmp_path: Path) -> None:
     series, objects = in_parts(tmp_path)
     report = segmentation_to_sr(drawn_on(series), series, algorithm=ALGORITHM)
     (study,) = report.CurrentRequestedProcedureEvidenceSequence
-    uids = [item.ReferencedSOPInstanceUID for one in study.ReferencedSeriesSequence for item in one.ReferencedSOPSequence]
+    items = [item for one in study.ReferencedSeriesSequence for item in one.ReferencedSOPSequence]
+    uids = [item.ReferencedSOPInstanceUID for item in items]
     for one in objects:
         assert uids.count(one.SOPInstanceUID) == 1
 
