@@ -3,7 +3,8 @@
     python -m docs.readers.compare_made FOLDER --itk PYTHON --dcm2niix PROGRAM --out table.csv
 
 FOLDER is what ``docs.readers.generate`` wrote. Outcomes: `agree` (read and true, or refused where it may be),
-`REFUSED` (with the sentence, where the standard allows the object), `DISAGREE` (read, and not true).
+`REFUSED` (with the sentence, where the standard allows the object), `warned` (read with a warning, which `--strict` makes a
+refusal, and not as it was written), `DISAGREE` (likewise, in silence).
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class Row:
         case: name of the case.
         files: number of files.
         must: read, refuse or either.
-        outcome: agree, REFUSED, DISAGREE or FAULT.
+        outcome: agree, REFUSED, warned, DISAGREE or FAULT.
         said: difference from the truth, or the product's sentence.
         itk: result of ITK (GDCM, or its NIfTI library): "true", the difference, or "-: " and the reason for none.
         other: result of dcm2niix, or of nibabel for NIfTI.
@@ -64,9 +65,13 @@ def outcome_of(reads: list[Read], truth: Grid | None, must: str, slack: float) -
     assert grid is not None
     if truth is None or must == "refuse":
         values = f"{grid.array.min():g}..{grid.array.max():g}"
-        return "DISAGREE", f"read as {grid.array.shape}, values {values}, though it is no volume. {volumes[0].sentence}"
-    said = differences(grid, truth, tolerance=slack)
-    return ("DISAGREE", f"{said}. {volumes[0].sentence}") if said else ("agree", volumes[0].sentence)
+        said = f"read as {grid.array.shape}, values {values}, though it is no volume"
+    else:
+        said = differences(grid, truth, tolerance=slack)
+    warning = volumes[0].sentence
+    if not said:
+        return "agree", warning
+    return ("warned" if warning else "DISAGREE"), f"{said}. {warning}"
 
 
 def told(reading: Reading, truth: Grid | None, slack: float) -> str:

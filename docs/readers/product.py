@@ -19,6 +19,7 @@ from semiseg.volumes.dicom_geometry import affine_of, measure
 from semiseg.volumes.dicom_index import look_at
 from semiseg.volumes.dicom_pixels import values_of
 from semiseg.volumes.dicom_series import DicomSeries, read_found
+from semiseg.volumes.images import read_stored
 from semiseg.volumes.nifti import is_nifti, read_nifti
 from semiseg.volumes.series_rules import FoundSeries, series_among
 
@@ -125,12 +126,13 @@ def read_one_nifti(path: Path) -> Read:
     """Read one NIfTI file."""
     try:
         volume = read_nifti(path)
+        said = " ".join(remark.text for remark in read_stored(path).remarks)
     except VolumeError as error:
         return Read((path,), "NIfTI", 0, "", str(error).removeprefix(f"{path}: "))
     except Exception as error:  # noqa: BLE001
         return Read((path,), "NIfTI", 0, "", "", fault=f"{type(error).__name__}: {error}")
     grid = Grid(volume.array, volume.affine)
-    return Read((path,), "NIfTI", volume.shape[2], "", "", grid, grid)
+    return Read((path,), "NIfTI", volume.shape[2], "", said, grid, grid)
 
 
 def _as_it_lies(series: DicomSeries) -> Grid:

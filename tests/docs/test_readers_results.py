@@ -70,3 +70,11 @@ def test_the_tables_hold_as_many_series_as_they_are_to_prove() -> None:
     real = [row for row in rows_of("real.csv") if row["series"] != "NIfTI" and int(row["slices"]) > 1]
     assert len(real) >= 250
     assert len(rows_of("made.csv")) >= 2000
+
+
+@pytest.mark.parametrize("table", ["real.csv", "lifted.csv", "made.csv", "nifti.csv"])
+def test_no_disagreement_is_a_fault_and_none_with_a_known_volume_is_silent(table: str) -> None:
+    rows = rows_of(table)
+    assert [row for row in rows if row["outcome"] == "FAULT" or row["explanation"].startswith("fault")] == []
+    if table in ("made.csv", "nifti.csv"):
+        assert [row for row in rows if row["outcome"] == "DISAGREE"] == []
