@@ -3,8 +3,8 @@
     python -m docs.readers.compare_made FOLDER --itk PYTHON --dcm2niix PROGRAM --out table.csv
 
 FOLDER is what ``docs.readers.generate`` wrote. Outcomes: `agree` (read and true, or refused where it may be),
-`REFUSED` (with the sentence, where the standard allows the object), `warned` (read with a warning, which `--strict` makes a
-refusal, and not as it was written), `DISAGREE` (likewise, in silence).
+`REFUSED` (with the sentence, where the standard allows the object), `warned` (not read as it was written, with a
+warning that `--strict` makes a refusal), `DISAGREE` (likewise, in silence).
 """
 
 from __future__ import annotations
