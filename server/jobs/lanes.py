@@ -27,6 +27,8 @@ class Lane:
         """The SQL condition on a row of jobs, and the values of its parameters."""
         values = {f"lane{number}": name for number, name in enumerate(self.names)}
         listed = ", ".join(f":{name}" for name in values)
+        if not values:
+            return ("1" if self.others else "0"), {}
         found = f"COALESCE(json_extract(payload, '$.{self.field}'), '')"
         return f"{found} {'NOT IN' if self.others else 'IN'} ({listed})", values
 
@@ -63,6 +65,7 @@ class OwnerShares:
             self._served.pop(next(iter(self._served)))
 
 
-def lanes_of(field: str, names: Sequence[str]) -> dict[str, Lane]:
-    """A lane for each name, and one under "" for the jobs with none of them."""
-    return {name: Lane(field, (name,)) for name in names} | {"": Lane(field, tuple(names), others=True)}
+def lanes_of(field: str, names: Sequence[str]) -> list[tuple[str | None, Lane]]:
+    """A lane for each name, and at the end, under None, one for the jobs with none of them."""
+    different = tuple(dict.fromkeys(names))
+    return [*((name, Lane(field, (name,))) for name in different), (None, Lane(field, different, others=True))]
