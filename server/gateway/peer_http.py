@@ -11,6 +11,7 @@ _ADVICE = {
     405: "the address does not take this kind of request; check `url`",
     407: "a proxy wants to be asked with a password; the gateway needs a direct way",
     408: "the request took too long on the way; look at the network and at the time-outs in between",
+    409: "it is in conflict with what is there, and the answer does not say what; its log may",
     413: "the request is larger than is allowed there; raise the limit (of nginx `client_max_body_size`, of "
     "`semiseg serve` the upload limit)",
     421: "the host name is not one that it answers for; check `url` and the proxy's host names",

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
+from urllib.parse import urljoin, urlsplit
 
 import requests
 from pydicom.uid import UID
@@ -25,6 +26,7 @@ from server.gateway.syntaxes import header_of, in_syntax, offered
 
 ANSWER_BYTES = 4 * 2**20
 BLOCK = 2**20
+REDIRECTS = 3
 
 _LOG = logging.getLogger("semiseg.gateway")
 
@@ -84,22 +86,33 @@ class _Sending:
                     files, f"it cannot be converted to {syntax.name if syntax else ''} ({type(error).__name__})"
                 )
                 return []
-            body.seek(0)
-            media_type = f'multipart/related; type="application/dicom"; boundary={boundary}'
             try:
-                with self._session.post(
-                    f"{self._url}/studies",
-                    data=body,
-                    headers={"Content-Type": media_type},
-                    timeout=self._times,
-                    allow_redirects=False,  # results go to the configured host only
-                    stream=True,
-                ) as answer:
-                    content = _bounded(answer, self._times[1])
+                answer, content = self._posted(body, boundary)
             except requests.RequestException as error:
                 self.outcome.trouble = f"{self._url} {_why(error)}."
                 return []
         return self._understand(files, syntax, answer, content)
+
+    def _posted(self, body: IO[bytes], boundary: str) -> tuple[requests.Response, bytes]:
+        """The answer and its body; a redirect is followed on the configured host only, where it keeps the method."""
+        url = f"{self._url}/studies"
+        media_type = f'multipart/related; type="application/dicom"; boundary={boundary}'
+        for _ in range(REDIRECTS + 1):
+            body.seek(0)
+            with self._session.post(
+                url,
+                data=body,
+                headers={"Content-Type": media_type},
+                timeout=self._times,
+                allow_redirects=False,
+                stream=True,
+            ) as answer:
+                content = _bounded(answer, self._times[1])
+            there = urljoin(url, answer.headers.get("Location", ""))
+            if answer.status_code not in (307, 308) or _origin(there) != _origin(url):
+                break
+            url = there
+        return answer, content
 
     def _understand(
         self, files: Sequence[Path], syntax: UID | None, answer: requests.Response, content: bytes
@@ -122,7 +135,7 @@ class _Sending:
                 self._refuse([file], f"it refused it with reason {statuses.told(found.failed[uid])}")
                 if found.failed[uid] == statuses.SYNTAX_NOT_SUPPORTED:
                     again.append(file)
-            elif _says_all_is_stored(code, found, content) or self._has(file):
+            elif _says_all_is_stored(code, found, content) or ((200 <= code < 300 or code == 409) and self._has(file)):
                 self._take(file, 0)
             elif 200 <= code < 300 and not found.known and content.strip():
                 self.outcome.trouble = (
@@ -167,6 +180,12 @@ class _Sending:
     def _refuse(self, files: Sequence[Path], why: str) -> None:
         for file in files:
             self.outcome.refuse(file, f"{self._url} did not take a {UID(header_of(file).SOPClassUID).name}: {why}.")
+
+
+def _origin(url: str) -> tuple[str, str | None, int | None]:
+    """Scheme, host and port; the port that the scheme implies where none is written."""
+    parts = urlsplit(url)
+    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def _says_all_is_stored(code: int, found: StowAnswer, content: bytes) -> bool:

@@ -146,7 +146,7 @@ def test_conflict_without_a_word_is_success_where_the_archive_has_the_instance(f
 
 
 @pytest.mark.parametrize("status", [301, 302, 307, 308])
-def test_redirect_is_not_followed(files: list[Path], status: int) -> None:
+def test_redirect_to_another_host_is_not_followed(files: list[Path], status: int) -> None:
     with (
         http_peer(lambda e: e.reply(200, stow_answer_of(e.objects), JSON)) as (other, elsewhere),
         http_peer(lambda e: e.reply(status, Location=f"{other}/dicom-web/studies")) as (url, _),
@@ -154,6 +154,20 @@ def test_redirect_is_not_followed(files: list[Path], status: int) -> None:
         outcome = send(files, url)
     assert not outcome.taken and elsewhere == []
     assert f"HTTP {status}" in outcome.trouble and "final address" in outcome.trouble
+
+
+@pytest.mark.parametrize("status", [307, 308])
+def test_redirect_on_the_same_host_that_keeps_the_method_is_followed(files: list[Path], status: int) -> None:
+    def answer(exchange: Exchange) -> None:
+        if exchange.path == "/elsewhere/studies":
+            exchange.reply(200, stow_answer_of(exchange.objects), JSON)
+        else:
+            exchange.reply(status, Location="/elsewhere/studies")
+
+    with http_peer(answer) as (url, seen):
+        assert len(send(files, url).taken) == 3 and len(seen) == 2
+    with http_peer(lambda e: e.reply(status, Location=e.path)) as (url, seen):
+        assert f"HTTP {status}" in send(files, url).trouble and len(seen) == 4, "not for ever"
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 405, 408, 421, 429, 502, 503, 504, 507])
