@@ -17,7 +17,7 @@ from pynetdicom.sop_class import StorageCommitmentPushModel  # type: ignore[attr
 
 from semiseg.errors import Cancelled
 from server.gateway import statuses
-from server.gateway.commitment import Commitments, not_committed
+from server.gateway.commitment_request import Commitments, not_committed
 from server.gateway.config import Destination, DimseDestination
 from server.gateway.entity import NotAssociated, NothingAccepted, associate, entity
 from server.gateway.outcome import Outcome

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from semiseg.errors import SemisegError
 from server.gateway import c_store
-from server.gateway.commitment import REQUEST_COMMITMENT as REQUEST_COMMITMENT
-from server.gateway.commitment import Commitments as Commitments
+from server.gateway.commitment_request import REQUEST_COMMITMENT as REQUEST_COMMITMENT
+from server.gateway.commitment_request import Commitments as Commitments
 from server.gateway.config import Destination
 from server.gateway.outcome import Outcome
 

@@ -123,6 +123,9 @@ class Work:
         objects, _ = look_at(self._inbox.instances(name))
         decisions = decide(objects, self._inbox.senders(name), self._config.rules, partial(self._inbox.elsewhere, name))
         put = []
+        before: dict[tuple[str, str], list[Job]] = {}  # looked up once: a study may have thousands of series
+        for job in self._queue.jobs("waiting", queue=SEGMENT, owner=name):
+            before.setdefault((job.payload["rule"], job.payload["series"]), []).append(job)
         for order in orders(decisions, self._config):
             payload = {
                 "study": name,
@@ -135,7 +138,7 @@ class Work:
             }
             job = self._queue.put(SEGMENT, payload, key=order.key(name), owner=name)
             put.append(job.id)
-            self._supersede(job)
+            self._supersede(job, before.get((payload["rule"], payload["series"]), ()))
             if again and job.state in ("failed", "cancelled"):
                 self._queue.retry(job.id, tidied(job.payload))
         if again:
@@ -251,11 +254,10 @@ class Work:
             self._queue.forget(job.id)
         return True
 
-    def _supersede(self, newest: Job) -> None:
+    def _supersede(self, newest: Job, before: Sequence[Job]) -> None:
         """Stop older orders of the same rule and series that nobody has begun: they lack what came late."""
-        for job in self._queue.jobs("waiting", queue=SEGMENT, owner=newest.owner):
-            same = all(job.payload[field] == newest.payload[field] for field in ("rule", "series"))
-            if same and job.id != newest.id and job.created < newest.created:
+        for job in before:
+            if job.id != newest.id and job.created < newest.created:
                 self._queue.stop(job.id)
                 self._audit.tell("superseded", study=newest.owner, job=job.id, by=newest.id)
 
