@@ -48,13 +48,13 @@ def gateway(
 
 @app.command()
 def check(context: typer.Context) -> None:
-    """Ask every server and every destination whether it is there; exit code 1 when one is not."""
+    """Ask whether every server and destination is there and takes what will be sent; exit code 1 when one does not."""
     from server.gateway.check import findings
 
     failed = False
-    for what, trouble in findings(context.obj):
-        typer.echo(f"{what}: {trouble or 'answers'}")
-        failed = failed or bool(trouble)
+    for found in findings(context.obj):
+        typer.echo(f"{found.what}: {found.trouble or found.good}")
+        failed = failed or bool(found.trouble)
     if failed:
         raise typer.Exit(1)
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
+import email.utils
 import io
 import json
 import secrets
@@ -141,6 +143,14 @@ class Client:
         except httpx.TransportError:
             return False
 
+    def lives(self, seconds: float = _CONNECT_SECONDS) -> bool:
+        """Whether anything answers there within ``seconds``, whatever its answer is."""
+        try:
+            self._http.get(f"{self.url}/livez", timeout=seconds)
+        except httpx.TransportError:
+            return False
+        return True
+
     def models(self) -> list[dict[str, Any]]:
         """The server's models: identity, channels, segments and card of each."""
         found: list[dict[str, Any]] = self._asked("GET", "/models").json()
@@ -265,8 +275,10 @@ class Client:
         except httpx.ConnectError as error:
             raise NoAnswer(f"No server answers at {self.url} ({error}); is `semiseg serve` running?") from None
         except httpx.TransportError as error:
+            # A protocol error quotes what the other side sent.
+            told = type(error).__name__ if isinstance(error, httpx.ProtocolError) else error
             raise NoAnswer(
-                f"The connection to {self.url} broke off ({error}); is the upload larger than the server accepts?"
+                f"The connection to {self.url} broke off ({told}); is the upload larger than the server accepts?"
             ) from None
         if not response.is_success:
             raise _refused(self.url, response)
@@ -293,11 +305,33 @@ class NoAnswer(SemisegError):  # noqa: N818 - it may come yet
 
 
 class Busy(SemisegError):  # noqa: N818 - it passes
-    """The server has no room at present; it said after how many ``seconds`` to ask again."""
+    """The server has no room at present; it said after how many ``seconds`` to ask again, with the HTTP ``status``."""
 
-    def __init__(self, sentence: str, seconds: float) -> None:
+    def __init__(self, sentence: str, seconds: float, status: int = 503) -> None:
         super().__init__(sentence)
-        self.seconds = seconds
+        self.seconds, self.status = seconds, status
+
+
+class Refused(InputError):  # noqa: N818 - as above
+    """HTTP 4xx.
+
+    Attributes:
+        status: The HTTP status.
+        own_words: Whether the sentence is a semiseg server's own, in its JSON form, and not made up here for an answer
+            of a proxy or another program.
+    """
+
+    def __init__(self, sentence: str, status: int, *, own_words: bool) -> None:
+        super().__init__(sentence)
+        self.status, self.own_words = status, own_words
+
+
+class Failed(SemisegError):  # noqa: N818 - as above
+    """Another HTTP ``status`` that is no success: 3xx or 5xx."""
+
+    def __init__(self, sentence: str, status: int) -> None:
+        super().__init__(sentence)
+        self.status = status
 
 
 def _fields(answer: Kind | None, wishes: Wishes | None, model: str | None) -> dict[str, str]:
@@ -341,12 +375,33 @@ def _stages(header: str) -> dict[str, float]:
     return {stage: float(milliseconds) / 1000.0 for stage, milliseconds in pairs}
 
 
-def _refused(url: str, response: httpx.Response) -> SemisegError:
+def retry_after(value: str | None) -> float | None:
+    """Seconds of a Retry-After header (RFC 9110 10.2.3), which may be a date; None where there is none or no sense."""
+    text = (value or "").strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
     try:
-        sentence = f"{url}: {response.json()['error']}"
+        moment = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=datetime.UTC)
+    return max(0.0, (moment - datetime.datetime.now(datetime.UTC)).total_seconds())
+
+
+def _refused(url: str, response: httpx.Response) -> SemisegError:
+    status, own_words = response.status_code, False
+    sentence = f"{url}: What answers there is not a semiseg server (HTTP {status})."
+    try:
+        told = response.json()["error"]
+        own_words = isinstance(told, str) and bool(told.strip())
     except (ValueError, KeyError, TypeError):
-        sentence = f"{url}: What answers there is not a semiseg server (HTTP {response.status_code})."
-    if response.status_code in (429, 502, 503, 507):  # 502 and a bare 503 are a proxy's, while the server starts anew
-        again = response.headers.get("retry-after", "")
-        return Busy(sentence, float(again) if again.isdigit() else 1.0)
-    return InputError(sentence) if 400 <= response.status_code < 500 else SemisegError(sentence)
+        pass
+    if own_words:
+        sentence = f"{url}: {told}"
+    if status in (429, 502, 503, 507):  # 502 and a bare 503 are a proxy's, while the server starts anew
+        seconds = retry_after(response.headers.get("retry-after"))
+        return Busy(sentence, 1.0 if seconds is None else seconds, status)
+    if 400 <= status < 500:
+        return Refused(sentence, status, own_words=own_words)
+    return Failed(sentence, status)

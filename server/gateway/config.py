@@ -224,25 +224,6 @@ class WebDestination(_Part):
     token: File | None = None
 
 
-class Destination(_Part):
-    """Where results go: exactly one of the two kinds.
-
-    Attributes:
-        dimse, web: how they are sent.
-        forms: the only forms that it is sent; all of a rule's when none is given.
-    """
-
-    dimse: DimseDestination | None = None
-    web: WebDestination | None = None
-    forms: tuple[Form, ...] = ()
-
-    @model_validator(mode="after")
-    def _one_kind(self) -> Self:
-        if (self.dimse is None) == (self.web is None):
-            raise ValueError("say `dimse` or `web`, one of the two")
-        return self
-
-
 class Retry(_Part):
     """How often something is tried that others do not let happen.
 
@@ -257,6 +238,36 @@ class Retry(_Part):
     hours: Seconds = 72.0
 
 
+class Destination(_Part):
+    """Where results go: exactly one of the two kinds.
+
+    Each destination has a queue, workers and a delay after failures of its own, so that one that hangs holds up nothing
+    that goes to another.
+
+    Attributes:
+        dimse, web: how they are sent.
+        forms: the only forms that it is sent; all of a rule's when none is given.
+        parallel: Number of results that are sent at the same time.
+        connect_seconds: Time-out of a connection.
+        answer_seconds: Time-out of an answer, to an association, a C-STORE or a STOW-RS request.
+        retry: Delays after failures of this destination; those of the whole file when none are given.
+    """
+
+    dimse: DimseDestination | None = None
+    web: WebDestination | None = None
+    forms: tuple[Form, ...] = ()
+    parallel: Annotated[int, Field(ge=1, le=16)] = 2
+    connect_seconds: Seconds = 10.0
+    answer_seconds: Seconds = 120.0
+    retry: Retry | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> Self:
+        if (self.dimse is None) == (self.web is None):
+            raise ValueError("say `dimse` or `web`, one of the two")
+        return self
+
+
 class Servers(_Part):
     """The servers that segment.
 
@@ -265,12 +276,15 @@ class Servers(_Part):
         key: a file with the API key.
         parallel: scans that one server is given at the same time.
         timeout_seconds: for one scan.
+        silence_seconds: A server that answers nothing at all for so long, not even whether it lives, is taken to hang:
+            its scans go to others.
     """
 
     urls: Annotated[tuple[Url, ...], Field(min_length=1)]
     key: File | None = None
     parallel: Count = 2
     timeout_seconds: Seconds = 3600.0
+    silence_seconds: Annotated[float, Field(ge=1)] = 60.0
 
 
 class Keep(_Part):

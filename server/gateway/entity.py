@@ -10,6 +10,7 @@ from pynetdicom import AE, evt
 from pynetdicom.association import Association
 from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RJ
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
+from pynetdicom.presentation import PresentationContext
 
 from semiseg.errors import SemisegError
 from server.gateway.config import DimseDestination
@@ -21,6 +22,10 @@ IMPLEMENTATION_CLASS = "2.25.279520917705210394514673571246121522162"
 
 class NotAssociated(SemisegError):  # noqa: N818 - it is tried again
     """There is no association; the message is the end of a sentence that begins with the other side's name."""
+
+
+class NothingAccepted(NotAssociated):
+    """The other side accepted the association and none of its presentation contexts."""
 
 
 def entity(title: str, *, seconds: float = 30.0) -> AE:
@@ -37,14 +42,18 @@ def associate(
     to: DimseDestination,
     handlers: Sequence[evt.EventHandlerType] = (),
     roles: Sequence[SCP_SCU_RoleSelectionNegotiation] = (),
+    contexts: Sequence[PresentationContext] = (),
 ) -> Association:
     """An association with an archive, for what was asked of ``ours``, in the ``roles`` that are not the usual ones.
+
+    With ``contexts`` these are asked for instead: ``ours`` would merge several of one abstract syntax into one.
 
     What came over the line is kept here: pynetdicom calls an association aborted, without a reason, when there was no
     connection, and also when the archive rejected it and hung up before its own thread had looked.
 
     Raises:
         NotAssociated: the archive does not answer, or says no.
+        NothingAccepted: it takes none of the presentation contexts.
         InputError: our certificate cannot be used.
     """
     heard: list[object] = []
@@ -56,14 +65,18 @@ def associate(
     def hear(event: evt.Event) -> None:
         heard.append(event.pdu)
 
-    association = ours.associate(
-        to.host,
-        to.port,
-        ae_title=to.ae_title,
-        ext_neg=list(roles),
-        evt_handlers=[*handlers, (evt.EVT_CONN_OPEN, connect), (evt.EVT_PDU_RECV, hear)],
-        tls_args=None if to.tls is None else (client_context(to.tls), to.host),
-    )
+    try:
+        association = ours.associate(
+            to.host,
+            to.port,
+            ae_title=to.ae_title,
+            contexts=list(contexts) or None,
+            ext_neg=list(roles),
+            evt_handlers=[*handlers, (evt.EVT_CONN_OPEN, connect), (evt.EVT_PDU_RECV, hear)],
+            tls_args=None if to.tls is None else (client_context(to.tls), to.host),
+        )
+    except OSError:  # pynetdicom looks the name up before it opens its connection
+        raise NotAssociated("does not answer: nobody knows its name; check `host`, and the name service") from None
     if association.is_established:
         association.unbind(evt.EVT_PDU_RECV, hear)
         return association
@@ -75,5 +88,5 @@ def associate(
     if isinstance(heard[0], A_ASSOCIATE_RJ):
         raise NotAssociated(f"rejected the association ({heard[0].reason_str})")
     if isinstance(heard[0], A_ASSOCIATE_AC):
-        raise NotAssociated("takes nothing of what is meant for it")
+        raise NothingAccepted("takes nothing of what is meant for it")
     raise NotAssociated("broke the association off")

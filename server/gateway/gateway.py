@@ -14,13 +14,13 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from semiseg.errors import InputError, SemisegError
 from semiseg.system.file_locks import held
 from server.gateway.audit import Audit
 from server.gateway.config import GatewayConfig, Poll, WebDoor
 from server.gateway.delivery import Commitments
-from server.gateway.dicomweb import secret_in
 from server.gateway.inbox import Inbox, delete
 from server.gateway.names import Names
 from server.gateway.node import Node
@@ -30,13 +30,16 @@ from server.gateway.replicas import Capacity, Replicas
 from server.gateway.segmenting import Segmenting
 from server.gateway.studies import Studies
 from server.gateway.work import DELIVER, FETCH, PURGE, SEGMENT, STUDY, Work
+from server.jobs.lanes import Lane, lanes_of
 from server.jobs.queue import Job, Queue, State
 from server.jobs.turns import Turns
-from server.jobs.worker import Worker
+from server.jobs.worker import Task, Worker
 from server.keys import VARIABLE, Keys
 from server.listening import bound, is_loopback, url_of, uvicorn_of
 
-THREADS = {FETCH: 1, STUDY: 1, SEGMENT: 16, DELIVER: 4, PURGE: 1}  # at most
+# At most, of each lane: each polled archive, each model and each destination has workers of its own, so that none that
+# hangs holds up another. A destination says how many of its own there are (`parallel`).
+THREADS = {FETCH: 1, STUDY: 2, SEGMENT: 16, PURGE: 1}
 STOP_SECONDS = 10.0
 TIDYING = 60.0  # seconds between two looks for what is too old
 AFTER_FAILURE = 1.0
@@ -61,6 +64,7 @@ class Gateway:
         """
         self._config = config
         self._stop = threading.Event()
+        self._workers: dict[str, list[Worker]] = {}
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             self._start(stack, announce)
@@ -82,41 +86,29 @@ class Gateway:
         self.overview = Overview(
             self.queue, state, config.keep.free_bytes, lambda: len(self.inbox.known()), self.studies.open_count
         )
-        key = secret_in(config.servers.key) if config.servers.key else None
         commitments, replicas = Commitments(), Replicas(config.servers)
+        self.overview.watch_servers(replicas.troubles)
         self.work = Work(
             config,
             self.queue,
             self.inbox,
             names,
-            Segmenting(config.servers, key, replicas),
+            Segmenting(config.servers, replicas),
             commitments,
             self.audit,
             is_open=self.studies.is_open,
             complete=self.studies.end,
-            wake=lambda kind: self._workers[kind].wake(),
+            wake=self._wake,
+            ended=self._ended,
         )
+        self.overview.watch_destinations({name: one.told for name, one in self.work.backoffs.items()})
+        # What waited for others when the gateway ended is tried at once: they may be well since.
+        for kind in (SEGMENT, DELIVER):
+            self.work.release_held(kind)
         self.audit.tell("started", version=version("semiseg"), rules=[rule.name for rule in config.rules])
         stack.callback(self.audit.tell, "stopped")
-        self._workers: dict[str, Worker] = {}
         stack.callback(self._close_workers)
-        works = {
-            FETCH: self.work.fetch,
-            STUDY: self.work.study,
-            SEGMENT: self.work.segment,
-            DELIVER: self.work.deliver,
-            PURGE: self.work.purge,
-        }
-        for kind, work in works.items():
-            turns = Capacity(replicas) if kind == SEGMENT else Turns(THREADS[kind])
-            self._workers[kind] = Worker(
-                self.queue,
-                kind,
-                self.work.steadily(work),
-                threads=THREADS[kind],
-                turns=turns,
-                ended=self._ended,
-            )
+        self._start_workers(replicas)
         for name, look in (("studies", self._look_at_studies), ("retention", self._tidy)):
             thread = threading.Thread(target=self._loop, args=(name, look), name=name, daemon=True)
             thread.start()
@@ -143,9 +135,55 @@ class Gateway:
         """Shut the doors, give back what is being worked on, and stop."""
         self._stack.close()
 
+    def _start_workers(self, replicas: Replicas) -> None:
+        config, work = self._config, self.work
+        self._worker(STUDY, work.study, fair=True)
+        self._worker(PURGE, work.purge)
+        for _, lane in lanes_of("url", [poll.url for poll in config.polls]):
+            self._worker(FETCH, work.fetch, lane=lane)
+        for _, lane in lanes_of("model", [rule.model or "" for rule in config.rules]):
+            self._worker(SEGMENT, work.segment, lane=lane, turns=Capacity(replicas), fair=True)
+        for name, lane in lanes_of("to", list(config.destinations)):
+            # Without a name: what a destination was to get that the configuration does not have any more.
+            threads = 1 if name is None else config.destinations[name].parallel
+            ready = work.backoffs[name].ready if name is not None else lambda: True
+            self._worker(DELIVER, work.deliver, lane=lane, threads=threads, ready=ready, fair=True)
+
+    def _worker(
+        self,
+        kind: str,
+        work: Callable[[Task], dict[str, Any]],
+        *,
+        threads: int | None = None,
+        turns: Turns | None = None,
+        ready: Callable[[], bool] = lambda: True,
+        lane: Lane | None = None,
+        fair: bool = False,
+    ) -> None:
+        count = threads or THREADS[kind]
+        worker = Worker(
+            self.queue,
+            kind,
+            self.work.steadily(work),
+            threads=count,
+            turns=turns or Turns(count),
+            ready=ready,
+            ended=self._ended,
+            lane=lane,
+            fair=fair,
+        )
+        self._workers.setdefault(kind, []).append(worker)
+
+    def _wake(self, kind: str) -> None:
+        for worker in self._workers.get(kind, ()):
+            worker.wake()
+
     def _close_workers(self) -> None:
+        workers = [worker for kind in self._workers.values() for worker in kind]
+        for worker in workers:
+            worker.close(0.0)  # they all hear of it before the first one is waited for
         until = time.monotonic() + STOP_SECONDS
-        for worker in self._workers.values():
+        for worker in workers:
             worker.close(max(0.1, until - time.monotonic()))
 
     def _loop(self, name: str, look: Callable[[], float]) -> None:
@@ -172,12 +210,12 @@ class Gateway:
             self.audit.tell(
                 "complete", study=name, job=job.id, instances=len(files), senders=self.inbox.senders(name), why=why
             )
-            self._workers[STUDY].wake()
+            self._wake(STUDY)
 
     def _found(self, names: Names, poll: Poll, uid: str, count: int) -> None:
         payload = {"study": names.of(uid), "url": poll.url, "uid": uid}
         self.queue.put(FETCH, payload, key=f"{poll.url} {uid} {count}", owner=names.of(uid))
-        self._workers[FETCH].wake()
+        self._wake(FETCH)
 
     def _ended(self, job: Job, state: State) -> None:
         if state == "failed":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +35,16 @@ class Overview:
         self._queue, self._folder, self._keep_free = queue, folder, keep_free
         self._studies, self._opened = studies, opened
         self._broken: dict[str, str] = {}
+        self._servers: Callable[[], Mapping[str, str]] = dict
+        self._destinations: Mapping[str, Callable[[], str]] = {}
+
+    def watch_servers(self, troubles: Callable[[], Mapping[str, str]]) -> None:
+        """Tell of servers; ``troubles`` returns what is wrong with each, "" where nothing is."""
+        self._servers = troubles
+
+    def watch_destinations(self, troubles: Mapping[str, Callable[[], str]]) -> None:
+        """Tell of destinations; each of ``troubles`` returns what is wrong with one, "" where nothing is."""
+        self._destinations = troubles
 
     def broke(self, what: str, why: str | None) -> None:
         """A part of the gateway does not work, and why; None when it works again."""
@@ -56,6 +66,8 @@ class Overview:
             "open_studies": self._opened(),
             "studies": self._studies(),
             "free_bytes": free_bytes(self._folder),
+            "servers": [{"url": url, "trouble": why} for url, why in self._servers().items()],
+            "destinations": [{"name": name, "trouble": told()} for name, told in self._destinations.items()],
             **jobs_of(self._queue, SHOWN),
         }
 
@@ -117,5 +129,6 @@ def described(job: Job) -> dict[str, Any]:
         "changed": job.changed,
         "attempts": job.attempts,
         "tries": told.get("tries", 0),
+        "delivered": len(told.get("taken", ())),
         "error": job.result.get("error") or told.get("trouble", ""),
     }

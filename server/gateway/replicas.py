@@ -3,25 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from urllib.parse import urlsplit, urlunsplit
 
 from semiseg.errors import Cancelled
 from server.gateway.config import Servers
+from server.gateway.resolver import Resolver
 from server.jobs.turns import Turns
 
-LOOK = 10.0  # seconds after which a name is looked up again: servers come and go behind it
-REST = 10.0  # seconds in which a server that did not answer is asked last
+REST = 10.0  # seconds in which a server that did not answer is asked last; twice as long after each further failure
+LONGEST_REST = 300.0
+
+
+_NO_NAME = "{}: nobody knows the name; check `servers.urls`, and that the name service answers"
 
 
 @dataclass
 class _Server:
     busy: int = 0
     resting_until: float = 0.0
+    failures: int = 0
+    trouble: str = ""
 
 
 class Replicas:
@@ -29,9 +33,8 @@ class Replicas:
 
     def __init__(self, servers: Servers) -> None:
         """Look nobody up yet."""
-        self._urls, self._parallel = servers.urls, servers.parallel
+        self._resolver, self._parallel = Resolver(servers.urls), servers.parallel
         self._servers: dict[str, _Server] = {}
-        self._looked_up = float("-inf")
         self._changed = threading.Condition()
 
     @contextlib.contextmanager
@@ -43,7 +46,7 @@ class Replicas:
             stopped: asked now and then; True ends the wait.
 
         Yields:
-            None when all there are have been asked.
+            None when all there are have been asked, or those left do not answer at present.
 
         Raises:
             Cancelled: it was stopped.
@@ -58,21 +61,46 @@ class Replicas:
                         self._servers[url].busy -= 1
                     self._changed.notify_all()
 
-    def rest(self, url: str, seconds: float = REST) -> None:
-        """A server did not answer, or is busy: ask others first for a while."""
+    def rest(self, url: str, sentence: str, seconds: float | None = None) -> None:
+        """A server is not well, or is busy: ask others first for a while.
+
+        Args:
+            url: The server.
+            sentence: What is wrong with it, and what is to be done.
+            seconds: How long it asked to be left alone; None for a time that grows with each failure.
+        """
         with self._changed:
-            if url in self._servers:
-                self._servers[url].resting_until = time.monotonic() + seconds
+            if (one := self._servers.get(url)) is None:
+                return
+            one.trouble = sentence
+            if seconds is None:
+                one.failures += 1
+                seconds = REST * 2.0 ** min(one.failures - 1, 10)
+            one.resting_until = time.monotonic() + min(seconds, LONGEST_REST)
+
+    def well(self, url: str) -> None:
+        """A server did what it was asked for."""
+        with self._changed:
+            if one := self._servers.get(url):
+                one.failures, one.resting_until, one.trouble = 0, 0.0, ""
+
+    def troubles(self) -> dict[str, str]:
+        """What is wrong with each server: "" where nothing is known to be."""
+        unknown = {url: _NO_NAME.format(url) for url in self._resolver.unknown()}
+        with self._changed:
+            return {url: one.trouble for url, one in sorted(self._servers.items())} | unknown
 
     def places(self) -> int:
-        """How many scans the servers known at present may be given in all."""
-        return len(self.urls()) * self._parallel
-
-    def urls(self) -> list[str]:
-        """Those known at present."""
+        """How many scans the servers known at present may be given in all; 1 where none is, so that this is noticed."""
         self._look_up()
         with self._changed:
-            return sorted(self._servers)
+            return max(1, len(self._servers) * self._parallel)
+
+    def urls(self) -> list[str]:
+        """Those known at present, and those whose name nobody knows."""
+        self._look_up()
+        with self._changed:
+            return sorted([*self._servers, *self._resolver.unknown()])
 
     def _taken(self, besides: set[str], stopped: Callable[[], bool]) -> str | None:
         while True:
@@ -82,11 +110,14 @@ class Replicas:
                 if not wanted:
                     return None
                 now = time.monotonic()
-                free = [url for url, one in wanted.items() if one.busy < self._parallel]
-                awake = [url for url in free if wanted[url].resting_until <= now]
-                # One that rests is asked only when no other could have the scan: it may be back.
-                if awake or (free and len(free) == len(wanted)):
-                    url = min(awake or free, key=lambda name: (wanted[name].resting_until > now, wanted[name].busy))
+                well = [url for url, one in wanted.items() if one.resting_until <= now]
+                # One that rests is asked only when no other could have the scan: it may be back. Where another was
+                # asked already, the scan comes again later instead of waiting for one that hangs.
+                if not well and besides:
+                    return None
+                free = [url for url in well or wanted if wanted[url].busy < self._parallel]
+                if free:
+                    url = min(free, key=lambda name: (wanted[name].resting_until if not well else 0, wanted[name].busy))
                     wanted[url].busy += 1
                     return url
                 self._changed.wait(0.5)
@@ -94,15 +125,13 @@ class Replicas:
                 raise Cancelled("It was stopped before a server had a place.")
 
     def _look_up(self) -> None:
+        self._resolver.look()
+        found = self._resolver.known()
         with self._changed:
-            if time.monotonic() - self._looked_up < LOOK and self._servers:
-                return
-            self._looked_up = time.monotonic()
-        found = [url for name in self._urls for url in _addresses_of(name)]  # may take seconds: not under the lock
-        with self._changed:
-            kept = {url: one for url, one in self._servers.items() if url in found or one.busy}
-            self._servers = kept | {url: _Server() for url in found if url not in kept}
-            self._changed.notify_all()
+            if set(found) != set(self._servers):
+                kept = {url: one for url, one in self._servers.items() if url in found or one.busy}
+                self._servers = kept | {url: _Server() for url in found if url not in kept}
+                self._changed.notify_all()
 
 
 class Capacity(Turns):
@@ -126,17 +155,3 @@ class Capacity(Turns):
         with self._changed:
             self._held -= 1
             self._changed.notify_all()
-
-
-def _addresses_of(url: str) -> list[str]:
-    """A URL for each address of a name; the name itself where a certificate is for it, or nobody knows it."""
-    parts = urlsplit(url)
-    if parts.scheme == "https" or parts.hostname is None:
-        return [url]
-    try:
-        found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
-    except OSError:
-        return [url]
-    addresses = dict.fromkeys(str(one[4][0]) for one in found)
-    hosts = [f"[{address}]" if ":" in address else address for address in addresses]
-    return [urlunsplit((parts.scheme, f"{host}:{parts.port or 80}", parts.path, "", "")) for host in hosts]

@@ -2,27 +2,56 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from semiseg.client import Busy, Client, Forms, NoAnswer
+from semiseg.client import Busy, Client, Failed, Forms, NoAnswer, Refused
 from semiseg.errors import Cancelled, InputError, SemisegError
 from semiseg.system.durable_files import replace_file
+from server.gateway import peer_http
 from server.gateway.config import Form, Servers
+from server.gateway.dicomweb import secret_in
 from server.gateway.replicas import Replicas
+
+LOOK_SECONDS = 10.0  # for the answer to a small question
+GLANCE = 0.2
+OF_THE_SCAN = frozenset({400, 415, 422})  # with the server's own sentence
+SCAN_PERHAPS = frozenset({408, 413, 500})  # the server is well, and cannot have this scan at present
 
 _LOG = logging.getLogger("semiseg.gateway")
 
 
 class NotNow(SemisegError):  # noqa: N818 - it passes
-    """No server could do it at present; ``seconds`` is how long one of them asks to wait, 0 where none says."""
+    """No server could do it at present.
 
-    def __init__(self, sentence: str, seconds: float = 0.0) -> None:
+    Attributes:
+        seconds: How long one of them asks to wait, 0 where none says.
+        of_servers: Whether the servers are the reason, so that other scans fail as well, and not perhaps the scan.
+    """
+
+    def __init__(self, sentence: str, seconds: float = 0.0, *, of_servers: bool = False) -> None:
         super().__init__(sentence)
-        self.seconds = seconds
+        self.seconds, self.of_servers = seconds, of_servers
+
+
+class _Unable(SemisegError):  # noqa: N818 - as above
+    """One server could not do it.
+
+    Attributes:
+        rest: Whether it is asked last for a while.
+        seconds: For how long it asked that; None where it did not.
+        of_server: Whether other scans would fail there as well.
+    """
+
+    def __init__(self, sentence: str, *, rest: bool, seconds: float | None = None, of_server: bool = True) -> None:
+        super().__init__(sentence)
+        self.rest, self.seconds, self.of_server = rest, seconds, of_server
 
 
 @dataclass(frozen=True)
@@ -43,9 +72,14 @@ class Made:
 class Segmenting:
     """Asks the servers."""
 
-    def __init__(self, servers: Servers, key: str | None, replicas: Replicas) -> None:
-        """Ask ``replicas`` with an API ``key``."""
-        self._servers, self._key, self._replicas = servers, key, replicas
+    def __init__(self, servers: Servers, replicas: Replicas) -> None:
+        """Ask ``replicas``; the API key is read from its file for each scan.
+
+        Raises:
+            InputError: the key cannot be read.
+        """
+        self._servers, self._replicas = servers, replicas
+        self._key()
 
     def segment(
         self,
@@ -65,40 +99,155 @@ class Segmenting:
             stopped: asked now and then.
 
         Raises:
-            InputError: the servers will not have this scan; again would not help.
-            NotNow: nobody answered, or nobody has room, or a server failed on it.
+            InputError: a server will not have this scan; again would not help.
+            NotNow: nobody answered, or nobody has room or the model, or each server failed on it.
             Cancelled: it was stopped.
         """
-        asked: list[str] = []
-        why, pause = "no server is known", 0.0
+        try:
+            key = self._key()
+        except InputError as error:
+            raise NotNow(str(error), of_servers=True) from None
+        asked: dict[str, _Unable] = {}
         while True:
-            with self._replicas.one(asked, stopped) as url:
+            with self._replicas.one(list(asked), stopped) as url:
                 if url is None:
-                    raise NotNow(f"No server could segment it: {why}", pause)
-                asked.append(url)
+                    raise self._not_now(asked)
                 try:
-                    answer = self._ask(url, files, forms, model)
-                except NoAnswer as error:
-                    why = str(error)
-                    self._replicas.rest(url)
-                except Busy as error:
-                    why, pause = str(error), error.seconds
-                    self._replicas.rest(url, error.seconds)
-                except InputError:
-                    raise
-                except SemisegError as error:
-                    why = str(error)
+                    answer = self._ask(url, key, files, forms, model, stopped)
+                except _Unable as error:
+                    asked[url] = error
                     _LOG.warning("%s", error)
+                    if error.rest:
+                        self._replicas.rest(url, str(error), error.seconds)
                 else:
+                    self._replicas.well(url)
                     break
             if stopped():
                 raise Cancelled("It was stopped between two servers.")
         told = {"model": answer.model, "millilitres": answer.millilitres, "remarks": answer.remarks}
         return Made(_kept(answer.files, folder), url, told)
 
-    def _ask(self, url: str, files: Sequence[Path], forms: Sequence[Form], model: str | None) -> Forms:
-        with Client(url, key=self._key, timeout=self._servers.timeout_seconds) as client:
-            return client.ask_forms(files, forms, model=model)
+    def _key(self) -> str | None:
+        return secret_in(self._servers.key) if self._servers.key else None
+
+    def _not_now(self, asked: Mapping[str, _Unable]) -> NotNow:
+        others = {url: why for url, why in self._replicas.troubles().items() if url not in asked and why}
+        why = [*(str(error) for error in asked.values()), *others.values()]
+        waits = [error.seconds for error in asked.values() if error.seconds]
+        sentence = " ".join(["No server could segment it.", *(one.rstrip(".") + "." for one in dict.fromkeys(why))])
+        of_servers = all(error.of_server for error in asked.values())
+        return NotNow(sentence, min(waits, default=0.0), of_servers=of_servers)
+
+    def _ask(
+        self,
+        url: str,
+        key: str | None,
+        files: Sequence[Path],
+        forms: Sequence[Form],
+        model: str | None,
+        stopped: Callable[[], bool],
+    ) -> Forms:
+        """What the server makes of the scan.
+
+        Raises:
+            InputError: its verdict on the scan.
+            _Unable: anything else.
+            Cancelled: it was stopped.
+        """
+        if trouble := self._lacks(url, key, model):
+            raise _Unable(trouble, rest=False)
+        try:
+            return self._watched(url, key, files, forms, model, stopped)
+        except NoAnswer as error:
+            alive = self._lives(url)  # a scan that breaks the connection is not the other scans' affair
+            raise _Unable(str(error), rest=not alive, of_server=not alive) from None
+        except Busy as error:
+            raise _Unable(f"{url} answered {peer_http.told(error.status)}", rest=True, seconds=error.seconds) from None
+        except (Refused, Failed) as error:
+            if isinstance(error, Refused) and error.own_words and error.status in OF_THE_SCAN:
+                # A model may have been taken away since it was looked for.
+                if error.status == 400 and (trouble := self._lacks(url, key, model)):
+                    raise _Unable(trouble, rest=False) from None
+                raise
+            perhaps = error.status in SCAN_PERHAPS
+            told = f"{url} answered {peer_http.told(error.status)}"
+            raise _Unable(told, rest=not perhaps, of_server=not perhaps) from None
+        except InputError as error:  # a file of ours cannot be read
+            raise _Unable(str(error), rest=False, of_server=False) from None
+        except SemisegError as error:
+            raise _Unable(str(error), rest=True) from None
+
+    def _watched(
+        self,
+        url: str,
+        key: str | None,
+        files: Sequence[Path],
+        forms: Sequence[Form],
+        model: str | None,
+        stopped: Callable[[], bool],
+    ) -> Forms:
+        """The request, given up when the server hangs or the job is stopped.
+
+        It runs in a thread of its own, which is left behind when it is given up: a socket that waits for an answer
+        cannot be woken. Its connection ends at the time-out at the latest.
+        """
+        outcome: list[Forms | BaseException] = []
+        ended = threading.Event()
+
+        def ask() -> None:
+            try:
+                with Client(url, key=key, timeout=self._servers.timeout_seconds) as client:
+                    outcome.append(client.ask_forms(files, forms, model=model))
+            except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
+                outcome.append(error)
+            finally:
+                ended.set()
+
+        threading.Thread(target=ask, name="segment-request", daemon=True).start()
+        silence = self._servers.silence_seconds
+        heard = looked = time.monotonic()
+        while not ended.wait(GLANCE):
+            if stopped():
+                raise Cancelled("It was stopped while a server worked on it.")
+            if time.monotonic() - looked < min(silence / 4, LOOK_SECONDS):
+                continue
+            if self._lives(url, min(silence / 2, LOOK_SECONDS)) or ended.is_set():
+                heard = time.monotonic()
+            elif time.monotonic() - heard >= silence:
+                raise _Unable(
+                    f"{url} has answered nothing for {silence:g} s, not even whether it lives: it hangs, start it anew",
+                    rest=True,
+                )
+            looked = time.monotonic()
+        found = outcome[0]
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def _lacks(self, url: str, key: str | None, model: str | None) -> str:
+        """Why a server cannot be asked for a model; "" where it can, or does not say.
+
+        Raises:
+            _Unable: it does not answer.
+        """
+        try:
+            with Client(url, key=key, timeout=LOOK_SECONDS) as client:
+                names = sorted(str(one["identity"]["name"]) for one in client.models())
+        except NoAnswer as error:
+            raise _Unable(str(error), rest=True) from None
+        except (SemisegError, ValueError, KeyError, TypeError, AttributeError):
+            return ""  # the request itself gets an answer that is understood
+        if model is not None and model not in names:
+            return f"{url} has no model {model}, only {', '.join(names)}; load it there, or name another in the rule"
+        if model is None and len(names) > 1:
+            return f"{url} has several models ({', '.join(names)}), and the rule names none; name one in the rule"
+        return ""
+
+    def _lives(self, url: str, seconds: float = LOOK_SECONDS) -> bool:
+        """Whether anything answers there, whatever it is."""
+        with contextlib.suppress(SemisegError), Client(url, timeout=seconds) as client:
+            return client.lives(seconds)
+        return False
 
 
 def _kept(files: Mapping[str, Sequence[bytes]], folder: Path) -> dict[str, list[str]]:

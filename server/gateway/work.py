@@ -13,30 +13,34 @@ half-way and begins again finds what it has put in already.
 from __future__ import annotations
 
 import logging
-import random
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 from semiseg.errors import Cancelled, InputError
 from semiseg.volumes.dicom_index import look_at
 from server.gateway.audit import Audit
-from server.gateway.config import GatewayConfig
+from server.gateway.backoff import Backoff, delay_after
+from server.gateway.config import GatewayConfig, Retry
 from server.gateway.delivery import Commitments, NotDelivered, deliver
 from server.gateway.inbox import Inbox, delete
 from server.gateway.names import Names
+from server.gateway.outcome import Outcome
 from server.gateway.polling import fetch
 from server.gateway.routing import decide, orders
 from server.gateway.segmenting import NotNow, Segmenting
 from server.jobs.database import QueueError
-from server.jobs.queue import Job, Queue
+from server.jobs.lanes import Lane
+from server.jobs.queue import Job, Queue, State
 from server.jobs.worker import JobFailed, Postponed, Task
 
 RESULTS = "results"  # a folder for each job of the kind `segment`
 FETCH, STUDY, SEGMENT, DELIVER, PURGE = KINDS = ("fetch", "study", "segment", "deliver", "purge")
 _LOG = logging.getLogger("semiseg.gateway")
-TROUBLE = ("tries", "waited", "trouble")  # what a job's payload holds of its failures
+# What a job's payload holds of its failures; `held` where others of its kind fail for the same reason.
+TROUBLE = ("tries", "waited", "trouble", "held")
+A_MOMENT = 1.5  # seconds by which the job that found a destination dead lets others go first
 
 
 class Work:
@@ -55,6 +59,7 @@ class Work:
         is_open: Callable[[str], bool],
         complete: Callable[[str, str], None],
         wake: Callable[[str], None],
+        ended: Callable[[Job, State], None],
     ) -> None:
         """Do nothing yet.
 
@@ -69,10 +74,13 @@ class Work:
             is_open: whether something of a study is arriving.
             complete: told that a study is complete, and why.
             wake: told of the kind of each new job.
+            ended: told of each job that ended while nobody worked on it.
         """
         self._config, self._queue, self._inbox, self._names = config, queue, inbox, names
         self._segmenting, self._commitments, self._audit = segmenting, commitments, audit
-        self._is_open, self._complete, self._wake = is_open, complete, wake
+        self._is_open, self._complete, self._wake, self._ended = is_open, complete, wake, ended
+        self.backoffs = {name: Backoff(one.retry or config.retry) for name, one in config.destinations.items()}
+        self._no_server = False
         self.results = config.state / RESULTS
         self.results.mkdir(exist_ok=True)
 
@@ -109,10 +117,15 @@ class Work:
 
     def study(self, task: Task) -> dict[str, Any]:
         """Apply the rules to a study that is complete."""
-        name = task.job.payload["study"]
+        name, again = task.job.payload["study"], task.job.payload.get("again")
+        if again and self._is_open(name):
+            raise Postponed("Something of the study is arriving.", after=2.0)
         objects, _ = look_at(self._inbox.instances(name))
         decisions = decide(objects, self._inbox.senders(name), self._config.rules, partial(self._inbox.elsewhere, name))
         put = []
+        before: dict[tuple[str, str], list[Job]] = {}  # looked up once: a study may have thousands of series
+        for job in self._queue.jobs("waiting", queue=SEGMENT, owner=name):
+            before.setdefault((job.payload["rule"], job.payload["series"]), []).append(job)
         for order in orders(decisions, self._config):
             payload = {
                 "study": name,
@@ -125,7 +138,11 @@ class Work:
             }
             job = self._queue.put(SEGMENT, payload, key=order.key(name), owner=name)
             put.append(job.id)
-            self._supersede(job)
+            self._supersede(job, before.get((payload["rule"], payload["series"]), ()))
+            if again and job.state in ("failed", "cancelled"):
+                self._queue.retry(job.id, tidied(job.payload))
+        if again:
+            self._stop_others(name, put)
         self._wake(SEGMENT)
         told = [
             {"rule": one.rule, "series": self._said(one.series.uid), "fits": one.fits, "reason": one.reason}
@@ -133,7 +150,9 @@ class Work:
         ]
         # Reasons quote Series Descriptions, which have no business in a log; the job's result keeps them.
         quiet = [one | {"reason": re.sub("'.*'", "'...'", str(one["reason"]), flags=re.DOTALL)} for one in told]
-        self._audit.tell("decided", study=name, instances=len(objects), decisions=quiet, jobs=put)
+        self._audit.tell(
+            "decided", study=name, instances=len(objects), decisions=quiet, jobs=put, **_again_of(task.job)
+        )
         return {"instances": len(objects), "decisions": told, "jobs": put}
 
     def segment(self, task: Task) -> dict[str, Any]:
@@ -147,9 +166,12 @@ class Work:
         try:
             made = self._segmenting.segment(files, told["forms"], told["model"], folder, task.cancelled)
         except NotNow as error:
-            raise self._again(job, str(error), error.seconds) from None
+            self._no_server = self._no_server or error.of_servers
+            raise self._again(job, str(error), error.seconds, held=error.of_servers) from None
         except InputError as error:
+            self._servers_answer()
             raise JobFailed(str(error)) from None
+        self._servers_answer()
         if task.cancelled():
             raise Cancelled("The job was stopped.")
         put = []
@@ -161,10 +183,19 @@ class Work:
                 "files": [file for form in forms for file in made.files[form]],
                 "to": destination,
             }
-            put.append(self._queue.put(DELIVER, payload, key=f"{job.key} {destination}", owner=told["study"]).id)
+            # A series that an operator had segmented again is delivered again, whatever became of the first delivery.
+            key = f"{job.key} {destination}" + (f" again {told['again']}" if told.get("again") else "")
+            put.append(self._queue.put(DELIVER, payload, key=key, owner=told["study"]).id)
         self._wake(DELIVER)
         self._audit.tell(
-            "segmented", study=told["study"], job=job.id, rule=told["rule"], server=made.server, jobs=put, **made.told
+            "segmented",
+            study=told["study"],
+            job=job.id,
+            rule=told["rule"],
+            server=made.server,
+            jobs=put,
+            **made.told,
+            **_again_of(job),
         )
         return {"server": made.server, "files": made.files, "jobs": put, **made.told}
 
@@ -174,15 +205,31 @@ class Work:
         destination = self._config.destinations.get(told["to"])
         if destination is None:
             raise self._again(job, f"The configuration has no destination {told['to']} any more.")
-        files = [self.results / told["of"] / name for name in told["files"]]
+        # What it has is not sent again, and what it refused the last time goes last.
+        taken, refused = list(told.get("taken", ())), told.get("refused", ())
+        names = sorted((name for name in told["files"] if name not in taken), key=lambda name: name in refused)
+        files = [self.results / told["of"] / name for name in names]
         if not all(file.exists() for file in files):
-            raise JobFailed("The results are not here any more.")
+            raise JobFailed("The results are not here any more; have the series segmented again.")
         try:
-            count = deliver(files, destination, self._config.ae_title, self._commitments)
-        except (NotDelivered, InputError) as error:
-            raise self._again(job, str(error)) from None
-        self._audit.tell("delivered", study=told["study"], job=job.id, to=told["to"], instances=count)
-        return {"instances": count}
+            outcome = deliver(files, destination, self._config.ae_title, self._commitments, task.cancelled)
+        except InputError as error:
+            outcome = Outcome(trouble=str(error))
+        taken += outcome.taken
+        payload = told | {"taken": taken, "refused": list(outcome.refused)}
+        told_of = {"study": told["study"], "job": job.id, "to": told["to"], **_again_of(job)}
+        if outcome.remarks:
+            told_of["remarks"] = outcome.remarks
+        missing = len(told["files"]) - len(taken)
+        if outcome.taken and missing:
+            self._audit.tell("delivered in part", **told_of, instances=len(outcome.taken), missing=missing)
+        if outcome.trouble:
+            raise self._held_up(job, told["to"], payload, outcome)
+        self._destination_answers(told["to"])
+        if missing:
+            raise self._again(job, outcome.sentence(), payload=payload)
+        self._audit.tell("delivered", **told_of, instances=len(taken))
+        return {"instances": len(taken)}
 
     def purge(self, task: Task) -> dict[str, Any]:
         """Delete a study, its results and its jobs, unless something of it is arriving or being worked on."""
@@ -207,33 +254,123 @@ class Work:
             self._queue.forget(job.id)
         return True
 
-    def _supersede(self, newest: Job) -> None:
+    def _supersede(self, newest: Job, before: Sequence[Job]) -> None:
         """Stop older orders of the same rule and series that nobody has begun: they lack what came late."""
-        for job in self._queue.jobs("waiting", queue=SEGMENT, owner=newest.owner):
-            same = all(job.payload[field] == newest.payload[field] for field in ("rule", "series"))
-            if same and job.id != newest.id and job.created < newest.created:
+        for job in before:
+            if job.id != newest.id and job.created < newest.created:
                 self._queue.stop(job.id)
                 self._audit.tell("superseded", study=newest.owner, job=job.id, by=newest.id)
 
-    def _again(self, job: Job, sentence: str, at_least: float = 0.0) -> Postponed | JobFailed:
+    def _stop_others(self, study: str, wanted: Sequence[str]) -> None:
+        """Stop orders of a study that wait, and that the rules do not make any more."""
+        for job in self._queue.jobs("waiting", queue=SEGMENT, owner=study):
+            if job.id not in wanted:
+                self._queue.stop(job.id)
+                self._audit.tell("superseded", study=study, job=job.id, why="the rules do not ask for it any more")
+
+    def _again(
+        self,
+        job: Job,
+        sentence: str,
+        at_least: float = 0.0,
+        *,
+        payload: dict[str, Any] | None = None,
+        held: bool = False,
+    ) -> Postponed | JobFailed:
         """The next try of a job that others do not let be done: later each time, and not for ever."""
-        retry, study = self._config.retry, job.payload.get("study", "")
-        tries, waited = job.payload.get("tries", 0) + 1, job.payload.get("waited", 0.0)
+        retry = self._retry_of(job)
+        tries = job.payload.get("tries", 0) + 1
+        delay = delay_after(tries, retry, at_least)
+        return self._postponed(job, sentence, delay, (payload or job.payload) | {"held": held})
+
+    def _postponed(self, job: Job, sentence: str, delay: float, payload: dict[str, Any]) -> Postponed | JobFailed:
+        tries, waited = payload.get("tries", 0) + 1, payload.get("waited", 0.0)
+        retry = self._retry_of(job)
         if waited > retry.hours * 3600:
-            return JobFailed(f"Given up after {tries} tries in {retry.hours:g} hours. {sentence}")
-        delay = min(retry.first_seconds * 2 ** min(tries - 1, 30), retry.longest_seconds) * random.uniform(0.75, 1.25)
-        delay = max(delay, at_least)
+            return JobFailed(_given_up(tries, retry.hours, sentence))
+        to = {"to": payload["to"]} if job.queue == DELIVER else {}
         self._audit.tell(
-            "failed", study=study, job=job.id, kind=job.queue, tries=tries, why=sentence, again_in=round(delay, 1)
+            "failed",
+            study=payload.get("study", ""),
+            job=job.id,
+            kind=job.queue,
+            **to,
+            tries=tries,
+            why=sentence,
+            again_in=round(delay, 1),
         )
         # What it waited is added up: the time of day may be set, and a gateway that is stopped does not try.
-        payload = job.payload | {"tries": tries, "waited": waited + delay, "trouble": sentence}
+        payload = payload | {"tries": tries, "waited": waited + delay, "trouble": sentence}
         return Postponed(sentence, after=delay, payload=payload)
+
+    def _held_up(self, job: Job, name: str, payload: dict[str, Any], outcome: Outcome) -> Postponed | JobFailed:
+        """The next try of a delivery to a destination that is not well; all that waits for it is told."""
+        sentence, retry = outcome.sentence(), self._retry_of(job)
+        was_ready = self.backoffs[name].ready()
+        delay = self.backoffs[name].failed(outcome.trouble, outcome.wait_seconds)
+        if was_ready:  # once, however many find out at the same time
+            self._queue.change_waiting(
+                DELIVER,
+                lambda one: (
+                    one.payload
+                    | {
+                        "tries": one.payload.get("tries", 0) + 1,
+                        "waited": one.payload.get("waited", 0.0) + delay,
+                        "trouble": outcome.trouble,
+                        "held": True,
+                    }
+                ),
+                lane=Lane("to", (name,)),
+            )
+            for one in self._queue.jobs("waiting", queue=DELIVER):
+                if one.payload["to"] == name and one.payload.get("waited", 0.0) > retry.hours * 3600:
+                    told = _given_up(one.payload["tries"], retry.hours, outcome.trouble)
+                    if self._queue.fail_waiting(one.id, {"error": told}):
+                        self._ended(one, "failed")
+        # Where one result is what the destination stumbles over, another one is tried first after the delay.
+        return self._postponed(job, sentence, delay + min(delay, A_MOMENT), payload | {"held": True})
+
+    def _destination_answers(self, name: str) -> None:
+        if self.backoffs[name].worked():
+            self.release_held(DELIVER, Lane("to", (name,)))
+            self._audit.tell("destination answers again", to=name)
+
+    def _servers_answer(self) -> None:
+        if self._no_server:
+            self._no_server = False
+            self.release_held(SEGMENT)
+
+    def release_held(self, kind: str, lane: Lane | None = None) -> None:
+        """Let everything be tried at once that waited for a destination, or for the servers, to be well again."""
+        self._queue.change_waiting(
+            kind,
+            lambda job: (
+                {k: v for k, v in job.payload.items() if k not in ("tries", "trouble", "held")}
+                if job.payload.get("held")
+                else None
+            ),
+            lane=lane,
+            at_once=True,
+        )
+        self._wake(kind)
+
+    def _retry_of(self, job: Job) -> Retry:
+        backoff = self.backoffs.get(job.payload["to"]) if job.queue == DELIVER else None
+        return self._config.retry if backoff is None else backoff.retry
 
     def _said(self, uid: str) -> str:
         return uid if self._config.reveal_uids else self._names.of(uid)
 
 
+def _again_of(job: Job) -> dict[str, Any]:
+    """For the audit log, how often an operator had the job's work done again."""
+    return {"again": job.payload["again"]} if job.payload.get("again") else {}
+
+
+def _given_up(tries: int, hours: float, sentence: str) -> str:
+    return f"Given up after {tries} tries in {hours:g} hours. {sentence}"
+
+
 def tidied(payload: dict[str, Any]) -> dict[str, Any]:
     """The payload of a job that begins anew, without what it had failed of."""
-    return {name: value for name, value in payload.items() if name not in TROUBLE}
+    return {name: value for name, value in payload.items() if name not in (*TROUBLE, "refused")}

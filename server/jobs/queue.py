@@ -16,7 +16,7 @@ import json
 import secrets
 import sqlite3
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -24,6 +24,7 @@ from typing import Any, Literal, get_args
 from semiseg.errors import SemisegError
 from semiseg.system import boot_clock
 from server.jobs.database import Database, Run
+from server.jobs.lanes import Lane, OwnerShares
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
 STATES: tuple[State, ...] = get_args(State)
@@ -124,6 +125,7 @@ class Queue:
         """
         self._attempts = attempts
         self._boot = boot_clock.boot()
+        self._shares = OwnerShares()
         self._database = Database(file, _SCHEMA, VERSION, _STEPS)
 
     def copy_to(self, file: Path) -> None:
@@ -173,23 +175,53 @@ class Queue:
             names = "id, queue, key, owner, state, payload, created, changed"
             return _job(run(f"INSERT INTO jobs ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING *", row)[0])
 
-    def lease(self, queue: str, seconds: float, ended: Callable[[Job, State], None] = lambda *_: None) -> Job | None:
+    def lease(
+        self,
+        queue: str,
+        seconds: float,
+        ended: Callable[[Job, State], None] = lambda *_: None,
+        *,
+        lane: Lane | None = None,
+        fair: bool = False,
+    ) -> Job | None:
         """Take the next free job for ``seconds``; None when there is none.
 
         Jobs that were begun less often go first, so that one that kills the process does not keep the others waiting.
         Free jobs that are not to be begun again end here, and ``ended`` is told of each.
+
+        Args:
+            queue: Kind of work.
+            seconds: Length of the lease.
+            ended: Called with each job that ended here.
+            lane: Only the jobs of this lane; all of the kind when it is None.
+            fair: Whether owners take turns; otherwise jobs begin in the order in which they came.
         """
         over: list[tuple[Job, State]] = []
-        job = self._lease(queue, seconds, over)
+        job = self._lease(queue, seconds, over, lane, fair)
         for one, state in over:
             ended(one, state)
         return job
 
-    def _lease(self, queue: str, seconds: float, over: list[tuple[Job, State]]) -> Job | None:
+    def _next(self, run: Run, queue: str, lane: Lane | None, fair: bool) -> list[sqlite3.Row]:
+        """The row of the job that is to begin next, in a list; an empty list when there is none."""
+        condition, values = ("1", {}) if lane is None else lane.condition()
+        free, values = f"{_FREE} AND {condition}", values | {"queue": queue} | self._now()
+        if not fair:
+            return run(f"SELECT * FROM jobs WHERE {free} ORDER BY attempts, number LIMIT 1", values)
+        found = run(
+            f"SELECT owner, attempts, MIN(number) AS first FROM jobs WHERE {free} GROUP BY owner, attempts", values
+        )
+        if not found:
+            return []
+        fewest = min(row["attempts"] for row in found)
+        firsts = {row["owner"]: row["first"] for row in found if row["attempts"] == fewest}
+        return run("SELECT * FROM jobs WHERE number = ?", (self._shares.next_of(queue, firsts),))
+
+    def _lease(
+        self, queue: str, seconds: float, over: list[tuple[Job, State]], lane: Lane | None, fair: bool
+    ) -> Job | None:
         with self._database.transaction() as run:
-            while found := run(
-                f"SELECT * FROM jobs WHERE {_FREE} ORDER BY attempts, number LIMIT 1", {"queue": queue, **self._now()}
-            ):
+            while found := self._next(run, queue, lane, fair):
                 job = _job(found[0])
                 if job.stop:
                     _end(run, job.id, "cancelled", {})
@@ -199,6 +231,8 @@ class Queue:
                     _end(run, job.id, "failed", {"error": sentence})
                     over.append((job, "failed"))
                 else:
+                    if fair:
+                        self._shares.had_turn(queue, job.owner, run("SELECT MAX(number) FROM jobs")[0][0])
                     return _job(
                         run(
                             "UPDATE jobs SET state = 'running', attempts = attempts + 1, lease = :lease, boot = :boot, "
@@ -273,16 +307,65 @@ class Queue:
                 return "cancelled"
             return "waiting"
 
-    def retry(self, id: str, payload: dict[str, Any] | None = None) -> bool:  # noqa: A002 - the field's name
-        """Let a job be done after all that has failed or was cancelled, with ``payload`` if one is given."""
+    def retry(
+        self,
+        id: str,  # noqa: A002 - the field's name
+        payload: dict[str, Any] | None = None,
+        *,
+        states: Sequence[State] = ("failed", "cancelled"),
+    ) -> bool:
+        """Let a job be done once more that has ended in one of ``states``, with ``payload`` if one is given."""
         with self._database.transaction() as run:
             return bool(
                 run(
                     "UPDATE jobs SET state = 'waiting', attempts = 0, due = 0, stop = 0, result = '{}', changed = ?, "
-                    "payload = COALESCE(?, payload) WHERE id = ? AND state IN ('failed', 'cancelled') RETURNING 1",
-                    (time.time(), None if payload is None else json.dumps(payload), id),
+                    f"payload = COALESCE(?, payload) WHERE id = ? AND state IN ({', '.join('?' * len(states))}) "
+                    "RETURNING 1",
+                    (time.time(), None if payload is None else json.dumps(payload), id, *states),
                 )
             )
+
+    def change_waiting(
+        self,
+        queue: str,
+        change: Callable[[Job], dict[str, Any] | None],
+        *,
+        lane: Lane | None = None,
+        at_once: bool = False,
+    ) -> int:
+        """Give jobs that wait another payload: what happened to one job concerns all of its lane.
+
+        Args:
+            queue: Kind of work.
+            change: Returns the new payload of a job, or None for a job that stays as it is.
+            lane: Only the jobs of this lane; all of the kind when it is None.
+            at_once: Whether the changed jobs may begin now, whatever delay they had.
+
+        Returns:
+            The number of jobs changed.
+        """
+        condition, values = ("1", {}) if lane is None else lane.condition()
+        changed = 0
+        with self._database.transaction() as run:
+            rows = run(
+                f"SELECT * FROM jobs WHERE queue = :queue AND state = 'waiting' AND {condition}",
+                values | {"queue": queue},
+            )
+            for row in rows:
+                payload = change(_job(row))
+                if payload is not None:
+                    due = 0.0 if at_once else row["due"]
+                    run("UPDATE jobs SET payload = ?, due = ? WHERE id = ?", (json.dumps(payload), due, row["id"]))
+                    changed += 1
+        return changed
+
+    def fail_waiting(self, id: str, result: dict[str, Any]) -> bool:  # noqa: A002 - the field's name
+        """End a job as failed that nobody works on; False when somebody does, or it has ended."""
+        with self._database.transaction() as run:
+            if not run("SELECT 1 FROM jobs WHERE id = ? AND state = 'waiting'", (id,)):
+                return False
+            _end(run, id, "failed", result)
+            return True
 
     def free_all(self) -> None:
         """Take back every lease; only for one who knows that nobody else works on this file."""

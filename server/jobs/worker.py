@@ -11,6 +11,7 @@ from typing import Any
 
 from semiseg.errors import Cancelled, SemisegError
 from server.jobs.database import QueueError
+from server.jobs.lanes import Lane
 from server.jobs.queue import Job, Queue, State
 from server.jobs.turns import Turns
 
@@ -83,6 +84,8 @@ class Worker:
         turns: Turns,
         ready: Callable[[], bool] = lambda: True,
         ended: Callable[[Job, State], None] = lambda *_: None,
+        lane: Lane | None = None,
+        fair: bool = False,
     ) -> None:
         """Start.
 
@@ -95,9 +98,11 @@ class Worker:
             turns: a turn is taken before a job is leased, so that no lease runs while others work.
             ready: whether work can begin; no job is taken before.
             ended: told of every job that ended here, and how.
+            lane: Only the jobs of this lane are taken; all of the kind when it is None.
+            fair: Whether the owners of jobs take turns.
         """
         self._queue, self._name, self._work, self._turns = queue, name, work, turns
-        self._ready, self._ended = ready, ended
+        self._ready, self._ended, self._lane, self._fair = ready, ended, lane, fair
         self._closing = threading.Event()
         self._news = threading.Semaphore(0)
         self._tasks: dict[str, Task] = {}
@@ -155,7 +160,7 @@ class Worker:
         """Work on the next job; False when there is none."""
         if self._closing.is_set() or not self._ready():
             return False
-        job = self._queue.lease(self._name, LEASE, self._ended)
+        job = self._queue.lease(self._name, LEASE, self._ended, lane=self._lane, fair=self._fair)
         if job is None:
             return False
         # By lease: after a standstill longer than a lease, two threads may have the same job for a moment.

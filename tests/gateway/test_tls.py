@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydicom.dataset import Dataset
 from pynetdicom import AE, evt
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
@@ -128,6 +129,14 @@ def test_study_goes_out_over_tls_to_an_archive_that_commits_itself(
             program = dcmtk(needs_program, "storescu")
             assert storescu(program, gateway.dicom_port, tmp_path / "study").returncode == 0
             until(lambda: gateway.audit("delivered"), told=lambda: gateway.output)
+            told = gateway.command("check")
+            assert "destination archive, seg: is taken as" in told and "commitment: is offered" in told
+            parts["destinations"]["archive"]["dimse"] = archive | {
+                "tls": tls | {"authority": str(certificates["nobody"])}
+            }
+            gateway.file.write_text(yaml.safe_dump(parts))
+            refused = gateway.try_command("check")
+            assert refused.returncode == 1 and "has a certificate that is not trusted" in refused.stdout
         assert len(kept) == 1
     finally:
         running.shutdown()

@@ -1,0 +1,44 @@
+"""What became of a delivery: instance by instance, and of the destination as a whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass
+class Outcome:
+    """What a destination did with the files that it was sent.
+
+    Attributes:
+        taken: Names of the files that it has confirmed.
+        refused: For the other files that it has seen, a sentence without anything of a patient.
+        trouble: A sentence where the destination as a whole is not well (it does not answer, rejects the association,
+            does not know the key); "" otherwise. Nothing is said of the files that it has not seen.
+        wait_seconds: Time after which the destination asked to be tried again; 0 where it did not.
+        remarks: Warnings of the destination about instances that it took.
+    """
+
+    taken: list[str] = field(default_factory=list)
+    refused: dict[str, str] = field(default_factory=dict)
+    trouble: str = ""
+    wait_seconds: float = 0.0
+    remarks: list[str] = field(default_factory=list)
+
+    def take(self, file: Path, remark: str = "") -> None:
+        """A file was confirmed."""
+        self.refused.pop(file.name, None)
+        if file.name not in self.taken:
+            self.taken.append(file.name)
+        if remark and remark not in self.remarks:
+            self.remarks.append(remark)
+
+    def refuse(self, file: Path, sentence: str) -> None:
+        """A file was not taken."""
+        self.refused[file.name] = sentence
+
+    def sentence(self) -> str:
+        """Why not everything was delivered; "" where nothing is missing."""
+        return " ".join(
+            dict.fromkeys([self.trouble, *self.refused.values()] if self.trouble else self.refused.values())
+        )

@@ -1,0 +1,86 @@
+"""Names of servers and their addresses, looked up aside: a name server that hangs holds up nobody."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import socket
+import threading
+import time
+from collections.abc import Sequence
+from urllib.parse import urlsplit, urlunsplit
+
+LOOK = 10.0  # seconds after which a name is looked up again: servers come and go behind it
+PATIENCE = 3.0  # seconds that the first look-up of all names is waited for
+
+
+class Resolver:
+    """The addresses behind URLs; to be used from any thread."""
+
+    def __init__(self, urls: Sequence[str]) -> None:
+        """Look nothing up yet."""
+        self._urls = list(urls)
+        self._found: dict[str, list[str]] = {}
+        self._since: dict[str, float] = {}
+        self._pending: set[str] = set()
+        self._changed = threading.Condition()
+
+    def look(self) -> None:
+        """Look up what is old; only the very first time of a name is waited for, and not for long."""
+        now = time.monotonic()
+        with self._changed:
+            first = any(url not in self._since for url in self._urls)
+            due = [
+                url
+                for url in self._urls
+                if url not in self._pending and now - self._since.get(url, float("-inf")) >= LOOK
+            ]
+            self._pending |= set(due)
+            self._since |= dict.fromkeys(due, now)
+        for url in due:
+            if _is_address(url):
+                self._look_up(url)
+            else:
+                threading.Thread(target=self._look_up, args=(url,), name="resolver", daemon=True).start()
+        if first:
+            with self._changed:
+                self._changed.wait_for(lambda: not self._pending, PATIENCE)
+
+    def known(self) -> list[str]:
+        """A URL for each address that was found, the last time or an earlier one."""
+        with self._changed:
+            return list(dict.fromkeys(one for url in self._urls for one in self._found.get(url, ())))
+
+    def unknown(self) -> list[str]:
+        """URLs whose name nobody knows at present, and no address of which is known from before."""
+        with self._changed:
+            return [url for url in self._urls if not self._found.get(url)]
+
+    def _look_up(self, url: str) -> None:
+        found: list[str] = []
+        with contextlib.suppress(OSError, UnicodeError):
+            found = _addresses_of(url)
+        with self._changed:
+            if found:
+                self._found[url] = found
+            self._pending.discard(url)
+            self._changed.notify_all()
+
+
+def _is_address(url: str) -> bool:
+    try:
+        ipaddress.ip_address(urlsplit(url).hostname or "")
+    except ValueError:
+        return False
+    return True
+
+
+def _addresses_of(url: str) -> list[str]:
+    """A URL for each address of a name; the name itself where a certificate is for it."""
+    parts = urlsplit(url)
+    found = socket.getaddrinfo(parts.hostname, parts.port or 80, type=socket.SOCK_STREAM)
+    if parts.scheme == "https":
+        return [url]
+    addresses = dict.fromkeys(str(one[4][0]) for one in found)
+    hosts = [f"[{address}]" if ":" in address else address for address in addresses]
+    return [urlunsplit((parts.scheme, f"{host}:{parts.port or 80}", parts.path, "", "")) for host in hosts]

@@ -1,0 +1,71 @@
+"""Which of a kind's jobs a worker takes, and whose turn it is among their owners."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+MOST_OWNERS = 10_000  # whose last turn is remembered
+
+
+@dataclass(frozen=True)
+class Lane:
+    """The jobs of one kind that concern one thing, such as one archive: a worker of their own takes them.
+
+    Attributes:
+        field: Name of the payload's field that names the thing.
+        names: Values of the field.
+        others: True for the jobs whose field has none of these values.
+    """
+
+    field: str
+    names: tuple[str, ...]
+    others: bool = False
+
+    def condition(self) -> tuple[str, dict[str, Any]]:
+        """The SQL condition on a row of jobs, and the values of its parameters."""
+        values = {f"lane{number}": name for number, name in enumerate(self.names)}
+        listed = ", ".join(f":{name}" for name in values)
+        if not values:
+            return ("1" if self.others else "0"), {}
+        found = f"COALESCE(json_extract(payload, '$.{self.field}'), '')"
+        return f"{found} {'NOT IN' if self.others else 'IN'} ({listed})", values
+
+
+class OwnerShares:
+    """Start-time fair queueing of owners: one with many jobs gives way to another after each job.
+
+    Time is counted in numbers of jobs: it is the newest number in the queue, and goes on by one with each turn. An
+    owner's key is the number of its first free job, or the time of its last turn if that is later; the owner with the
+    smallest key is next. A newcomer therefore waits for at most about one job of each owner that waits already, and no
+    stream of newcomers keeps an earlier owner waiting for ever, since their numbers grow and its key does not.
+    """
+
+    def __init__(self) -> None:
+        self._served: dict[tuple[str, str], int] = {}
+        self._time: dict[str, int] = {}
+
+    def next_of(self, queue: str, firsts: Mapping[str, int]) -> int:
+        """The number of the job to begin.
+
+        Args:
+            queue: Kind of work.
+            firsts: For each owner the number of its first free job.
+        """
+        keys = {owner: max(number, self._served.get((queue, owner), 0)) for owner, number in firsts.items()}
+        return firsts[min(keys, key=lambda owner: (keys[owner], firsts[owner]))]
+
+    def had_turn(self, queue: str, owner: str, newest: int) -> None:
+        """Remember that a job of an owner began when ``newest`` was the largest number in the queue."""
+        self._time[queue] = max(newest, self._time.get(queue, 0)) + 1
+        self._served.pop((queue, owner), None)
+        self._served[queue, owner] = self._time[queue]
+        while len(self._served) > MOST_OWNERS:
+            self._served.pop(next(iter(self._served)))
+
+
+def lanes_of(field: str, names: Sequence[str]) -> list[tuple[str | None, Lane]]:
+    """A lane for each name, and at the end, under None, one for the jobs with none of them."""
+    different = tuple(dict.fromkeys(names))
+    return [*((name, Lane(field, (name,))) for name in different), (None, Lane(field, different, others=True))]
