@@ -29,9 +29,9 @@ from server.http.reception import Received, Reception, client_of, owner_of
 from server.http.replies import refusal_of, refused
 from server.http.schemas import JobAnswer
 from server.http.state import JOBS, JobFiles
+from server.jobs.fair_limiter import FairLimiter
 from server.jobs.files import remove
 from server.jobs.queue import Job, State
-from server.jobs.turns import Turns
 from server.jobs.worker import JobFailed, Postponed, Task, Worker
 
 TIDYING = 60.0  # seconds between two looks for results that are too old
@@ -44,7 +44,7 @@ LATER = 30.0  # seconds until a job is tried again that met a full disk
 class Jobs:
     """The routes below /jobs, and the worker behind them."""
 
-    def __init__(self, reception: Reception, files: JobFiles, turns: Turns) -> None:
+    def __init__(self, reception: Reception, files: JobFiles, turns: FairLimiter) -> None:
         """Begin working on what is in the queue as soon as :meth:`lifespan` is entered."""
         self._reception = reception
         self._files = files
@@ -190,13 +190,13 @@ class Jobs:
                     400, "Only a job that was sent with `answer` = case is answered in other forms afterwards."
                 )
             with self._reception.admission.one(client_of(request)):
-                again = await anyio.to_thread.run_sync(self._again, job, asked, limiter=self._writers)
+                again = await anyio.to_thread.run_sync(self._again, job, asked, client_of(request), limiter=self._writers)
             return Response(again.body, media_type=again.media_type, headers=again.headers)
         told = job.result
         return FileResponse(self._files.results / job.id, media_type=told["media_type"], headers=told["headers"])
 
-    def _again(self, job: Job, asked: str) -> Answer:
-        with self._turns.one():
+    def _again(self, job: Job, asked: str, client: str) -> Answer:
+        with self._turns.one(client):
             upload, folder = self._files.upload_of(job)
             try:
                 order = replace(Order.of(upload, "", self._reception.models), forms=forms_named(asked))
