@@ -59,7 +59,7 @@ class SegmentEndpoint:
         try:
             answer = answer_order(order, received.folder, received.timing, stopped)
         finally:
-            self._turns.release()
+            self._turns.release(client)
         self._reception.metrics.scan(answer.model, received.timing)
         return answer
 

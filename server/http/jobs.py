@@ -23,6 +23,7 @@ from semiseg.inference.sliding_window import Timing
 from semiseg.system.memory import trim
 from server.http.answers import Answer, answer_again, answer_order
 from server.http.forms import forms_named
+from server.http.idempotency import checked_key, request_digest
 from server.http.limits import RETRY_SECONDS, Refusal
 from server.http.order import Order
 from server.http.reception import Received, Reception, client_of, owner_of
@@ -131,9 +132,7 @@ class Jobs:
 
     async def _accept(self, request: Request, received: Received) -> Response:
         owner = owner_of(request)
-        wish = request.headers.get("idempotency-key")
-        if wish is not None and not 0 < len(wish) <= 200:
-            raise Refusal(400, "The header Idempotency-Key has 1 to 200 characters.")
+        wish = checked_key(request.headers.get("idempotency-key"))
         key = None if wish is None else json.dumps([owner, wish])
 
         def accept() -> Job:
@@ -141,6 +140,9 @@ class Jobs:
             accept = request.headers.get("accept", "")[:1000]
             order = Order.of(received.upload, accept, self._reception.models)
             told = {"accept": accept, "model": order.model.identity.name}
+            if key is not None:
+                sent = received.upload
+                told["digest"] = request_digest(sent.files, sent.channels, sent.fields, accept)
             return self._files.accept(
                 received.upload,
                 received.folder,

@@ -121,7 +121,8 @@ def _jobs(form: dict[str, Any]) -> dict[str, Any]:
     again = {
         "name": "Idempotency-Key",
         "in": "header",
-        "description": "Two uploads of one client with one such key are one job: send it again when an answer is lost.",
+        "description": "Two uploads of one client with one such key are one job, for as long as the job is kept, also after its "
+        "end: send it again when an answer is lost. With another scan or other options the key is refused (422).",
         "schema": {"type": "string", "minLength": 1, "maxLength": 200},
     }
     only = {
@@ -153,7 +154,11 @@ def _jobs(form: dict[str, Any]) -> dict[str, Any]:
                 "summary": "Let a scan be segmented, and ask for the answer later",
                 "parameters": [again],
                 "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
-                "responses": {"202": accepted, **_errors(*(set(ERRORS) - {422}))},
+                "responses": {
+                    "202": accepted,
+                    **_errors(*(set(ERRORS) - {422})),
+                    "422": _error("The Idempotency-Key was sent before with another scan or with other options."),
+                },
             }
         },
         "/jobs/{id}": {

@@ -21,6 +21,7 @@ from typing import Any
 
 from semiseg.system.durable_files import link_or_copy, move_durably, replace_file
 from server.http.answers import Answer
+from server.http.idempotency import key_reused, request_digest
 from server.http.uploads import Upload
 from server.jobs.files import empty, remove
 from server.jobs.queue import ENDED, Job, Queue, State
@@ -78,6 +79,7 @@ class JobFiles:
 
         Raises:
             QueueFull, QueueError: see there.
+            Refusal: 422, the key is that of a job with another ``digest`` in what is ``told``.
         """
         payload = {
             "files": [file.name for file in upload.files],
@@ -95,7 +97,21 @@ class JobFiles:
             raise
         if job.id != name:
             remove(self.uploads / name)
+            if self._digest_of(job) != told.get("digest"):
+                raise key_reused()
         return job
+
+    def _digest_of(self, job: Job) -> str | None:
+        """The digest of the request of a job; None where a version before 0.2 accepted it and its upload is gone."""
+        told, folder = job.payload, self.uploads / job.id
+        if "digest" in told:
+            return str(told["digest"])
+        files = [folder / name for name in told["files"]]
+        channels = {name: [folder / file for file in inside] for name, inside in told["channels"].items()}
+        try:
+            return request_digest(files, channels, told["fields"], told["accept"])
+        except OSError:
+            return None
 
     def upload_of(self, job: Job) -> tuple[Upload, Path]:
         """The files of a job in a new folder, which the work may fill and has to delete."""

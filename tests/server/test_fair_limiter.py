@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 
@@ -17,25 +18,26 @@ class Caller(threading.Thread):
     def __init__(self, limiter: FairLimiter, line: str, told: list[str], *, every: float = 0.01) -> None:
         super().__init__(daemon=True)
         self.limiter, self.line, self.told, self.every = limiter, line, told, every
-        self.stop, self.done = threading.Event(), threading.Event()
+        self.asked, self.stop, self.done = threading.Event(), threading.Event(), threading.Event()
         self.start()
-        until(lambda: self in told or self._waits())
+        until(lambda: self.asked.is_set() or line in told)
 
-    def _waits(self) -> bool:
-        return not self.is_alive() or self.line in self.told or self.line in self.limiter._lines
+    def _stopped(self) -> bool:
+        self.asked.set()
+        return self.stop.is_set()
 
     def run(self) -> None:
-        if self.limiter.acquire_unless(self.stop.is_set, self.every, self.line):
+        if self.limiter.acquire_unless(self._stopped, self.every, self.line):
             self.told.append(self.line)
             self.done.wait(60)
-            self.limiter.release()
+            self.limiter.release(self.line)
 
 
 def test_waiting_caller_keeps_its_place_however_often_it_asks_whether_to_go_on():
     limiter, told = FairLimiter(1), list[str]()
     holder = Caller(limiter, "holder", told)
-    first = Caller(limiter, "first", told, every=0.01)  # asks a hundred times while the second one asks once
-    second = Caller(limiter, "second", told, every=10)
+    first = Caller(limiter, "first", told, every=0.01)  # asks thirty times while the second one asks once
+    second = Caller(limiter, "second", told, every=0.3)
     time.sleep(0.5)
     holder.done.set()
     until(lambda: len(told) == 2)
@@ -45,16 +47,55 @@ def test_waiting_caller_keeps_its_place_however_often_it_asks_whether_to_go_on()
     until(lambda: told == ["holder", "first", "second"])
 
 
-def test_line_of_many_lets_another_caller_have_the_next_turn():
+def test_caller_that_used_little_is_served_before_a_line_of_long_turns():
     limiter, told = FairLimiter(1), list[str]()
-    many = [Caller(limiter, "many", told) for _ in range(4)]
-    time.sleep(0.2)
-    one = Caller(limiter, "one", told)
-    for caller in (*many, one):
+    long = [Caller(limiter, "long", told) for _ in range(3)]
+    time.sleep(0.3)  # that long it has the place by now
+    short = [Caller(limiter, "short", told) for _ in range(4)]
+    for caller in short:
         caller.done.set()
-        time.sleep(0.1)
-    until(lambda: len(told) == 5)
-    assert told[:2] == ["many", "one"]
+    long[0].done.set()
+    until(lambda: len(told) >= 6)
+    assert told == ["long", *["short"] * 4, "long"]
+    for caller in long:
+        caller.done.set()
+
+
+def test_long_turn_is_not_put_off_for_ever_by_short_ones_of_others():
+    limiter, told = FairLimiter(1), list[str]()
+    with limiter.one("long"):
+        time.sleep(1)
+    ending, callers = threading.Event(), itertools.count()
+
+    def restless() -> None:  # each time as somebody who was never here
+        while not ending.is_set():
+            with limiter.one(f"new {next(callers)}"):
+                time.sleep(0.02)
+
+    threads = [threading.Thread(target=restless) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    try:
+        assert limiter.acquire(20, "long")
+        limiter.release("long")
+    finally:
+        ending.set()
+        for thread in threads:
+            thread.join()
+
+
+def test_what_was_used_while_nobody_else_was_there_is_not_held_against_a_caller():
+    limiter, told = FairLimiter(1), list[str]()
+    with limiter.one("before"):
+        time.sleep(0.5)
+    holder = Caller(limiter, "holder", told)
+    before = Caller(limiter, "before", told)
+    time.sleep(0.1)
+    new = Caller(limiter, "new", told)
+    for caller in (holder, before, new):
+        caller.done.set()
+    until(lambda: len(told) == 3)
+    assert told == ["holder", "before", "new"]
 
 
 def test_two_callers_that_come_back_at_once_do_not_starve_a_third():
@@ -86,8 +127,8 @@ def test_caller_that_goes_away_while_waiting_leaves_no_place_taken():
     holder.done.set()
     holder.join(60)
     assert limiter.acquire(60, "next")
-    limiter.release()
-    assert not limiter._lines and limiter._free == 1 and told == ["holder"]
+    limiter.release("next")
+    assert limiter._free == 1 and told == ["holder"]
 
 
 def test_error_while_waiting_gives_the_place_up():
@@ -108,4 +149,4 @@ def test_callers_that_are_remembered_are_bounded():
     for number in range(2 * REMEMBERED):
         with limiter.one(str(number)):
             pass
-    assert len(limiter._last_turn) == REMEMBERED
+    assert len(limiter._lines) <= REMEMBERED
