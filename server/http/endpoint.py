@@ -17,6 +17,7 @@ from starlette.responses import Response
 
 from semiseg.errors import Cancelled
 from server.http.answers import Answer, answer_order
+from server.http.forms import wants_report
 from server.http.order import Order
 from server.http.reception import Received, Reception, client_of
 from server.jobs.fair_limiter import FairLimiter
@@ -53,14 +54,14 @@ class SegmentEndpoint:
         return await self._reception.take(request, segment)
 
     def _segment(self, received: Received, accept: str, client: str, stopped: Callable[[], bool]) -> Answer:
-        order = Order.of(received.upload, accept, self._reception.models)
+        order = Order.of(received.upload, accept, self._reception.models, with_report=wants_report(accept))
         if not self._turns.acquire_unless(stopped, GLANCE, client):
             raise Cancelled("The client went away before its turn came.")
         try:
             answer = answer_order(order, received.folder, received.timing, stopped)
         finally:
             self._turns.release(client)
-        self._reception.metrics.scan(answer.model, received.timing)
+        self._reception.metrics.scan(answer.report.model.name, received.timing)
         return answer
 
     async def _run(self, request: Request, work: Callable[[Callable[[], bool]], Answer]) -> Answer:

@@ -21,6 +21,7 @@ from starlette.routing import Route
 from semiseg.errors import Cancelled
 from semiseg.inference.sliding_window import Timing
 from semiseg.system.memory import trim
+from server.http.answer_headers import MILLILITRES, REMARKS, bounded
 from server.http.answers import Answer, answer_again, answer_order
 from server.http.forms import forms_named
 from server.http.idempotency import checked_key, request_digest
@@ -113,7 +114,7 @@ class Jobs:
             if folder is not None:
                 remove(folder)
             trim()
-        self._reception.metrics.scan(answer.model, timing)
+        self._reception.metrics.scan(answer.report.model.name, timing)
         return result
 
     def _ended(self, job: Job, state: State) -> None:
@@ -192,10 +193,14 @@ class Jobs:
                     400, "Only a job that was sent with `answer` = case is answered in other forms afterwards."
                 )
             with self._reception.admission.one(client_of(request)):
-                again = await anyio.to_thread.run_sync(self._again, job, asked, client_of(request), limiter=self._writers)
+                again = await anyio.to_thread.run_sync(
+                    self._again, job, asked, client_of(request), limiter=self._writers
+                )
             return Response(again.body, media_type=again.media_type, headers=again.headers)
         told = job.result
-        return FileResponse(self._files.results / job.id, media_type=told["media_type"], headers=told["headers"])
+        return FileResponse(
+            self._files.results / job.id, media_type=told["media_type"], headers=bounded(told["headers"])
+        )
 
     def _again(self, job: Job, asked: str, client: str) -> Answer:
         with self._turns.one(client):
@@ -275,6 +280,8 @@ class Jobs:
             windows_done=progress.get("done", 0) if windows is None else windows,
             windows_total=progress.get("total", 0) if windows is None else windows,
             seconds_left=progress.get("seconds_left") if job.state == "running" else None,
+            millilitres=_fact(job, "millilitres", MILLILITRES),
+            remarks=_fact(job, "remarks", REMARKS),
             error=job.result.get("error"),
             status=job.result.get("status"),
         )
@@ -288,6 +295,13 @@ class Jobs:
             return response
 
         return answer
+
+
+def _fact(job: Job, name: str, header: str) -> Any:
+    """What is known of the result of a job; the answers of version 0.1 have it in their headers alone."""
+    if job.state != "done":
+        return None
+    return job.result[name] if name in job.result else json.loads(job.result["headers"][header])
 
 
 class _Pace:

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
-from semiseg.outputs.kind import FORMS, KINDS
+from semiseg.outputs.kind import ANSWERS, FORMS, KINDS
 from semiseg.outputs.report import NOTICE, Report
 from server.http.limits import MEGABYTE, Limits
 from server.http.model import ServedModel
@@ -40,9 +40,11 @@ HEADERS = {
     "deciding, restoring, comparing, writing.",
     "X-Semiseg-Notice": NOTICE,
     "X-Semiseg-Model": "Identity of the model as JSON: name, sha256, method, version, precision, engine.",
-    "X-Semiseg-Millilitres": "Volume of each segment in ml, by name, as JSON.",
+    "X-Semiseg-Millilitres": "Volume of each segment in ml, by name, as JSON; if that is long, `{}`.",
     "X-Semiseg-Remarks": "What was noticed about the scan or done to it (a tilt corrected, slices missing), as JSON: a "
-    "list of pairs of a code and a sentence.",
+    "list of pairs of a code and a sentence; if that is long, of codes and empty sentences.",
+    "X-Semiseg-Shortened": "The names of the headers that are in their short form, as JSON. Everything is in the "
+    "body: in the form `json`, in the SEG and SR, in the document of a job.",
     "X-Semiseg-Windows": "Windows that the network ran.",
     "Content-Disposition": "A file name for the answer.",
 }
@@ -101,7 +103,8 @@ def _segment(form: dict[str, Any]) -> dict[str, Any]:
         "description": "Send a volume in one file (NIfTI, NRRD, MetaImage, MGH), a zip of a DICOM series or of "
         "one such volume, or several DICOM files, each as a part named `scan`. A header and its data file (.hdr and "
         ".img, .mhd and .raw, .nhdr) are sent together or as a zip. The file's content decides its type, not its "
-        "name. The answer lies on the scan's own grid. The server keeps nothing of it.",
+        "name. The answer lies on the scan's own grid. The server keeps nothing of it. With the header "
+        f"`Accept: {ANSWERS}` any answer comes as a zip with a folder for each form, and the report in its folder `json`.",
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
         "responses": {"200": _segmentation(), **_errors(*ERRORS)},
     }

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from semiseg.system.durable_files import link_or_copy, move_durably, replace_file
+from server.http.answer_headers import millilitres_of, remarks_of
 from server.http.answers import Answer
 from server.http.idempotency import key_reused, request_digest
 from server.http.uploads import Upload
@@ -132,7 +133,13 @@ class JobFiles:
     def keep(self, job: Job, answer: Answer) -> dict[str, Any]:
         """Write a result, and say what the queue is to know of it."""
         replace_file(self.results / job.id, answer.body)
-        return {"media_type": answer.media_type, "headers": answer.headers, "windows": answer.windows}
+        return {
+            "media_type": answer.media_type,
+            "headers": answer.headers,
+            "windows": answer.report.windows,
+            "millilitres": millilitres_of(answer.report),
+            "remarks": remarks_of(answer.report),
+        }
 
     def ended(self, job: Job) -> None:
         """Delete what a job that has ended does not need any more."""
