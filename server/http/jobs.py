@@ -21,6 +21,7 @@ from starlette.routing import Route
 from semiseg.errors import Cancelled
 from semiseg.inference.sliding_window import Timing
 from semiseg.system.memory import trim
+from server.forwarded import prefix_of
 from server.http.answer_headers import MILLILITRES, REMARKS, bounded
 from server.http.answers import Answer, answer_again, answer_order
 from server.http.forms import forms_named
@@ -157,7 +158,7 @@ class Jobs:
         job = await anyio.to_thread.run_sync(accept)
         if self._worker is not None:
             self._worker.wake()
-        return await self._described(job, 202)
+        return await self._described(job, 202, prefix_of(request.scope))
 
     async def _get(self, request: Request) -> Response:
         return await self._described(await self._job(request), 200)
@@ -175,7 +176,7 @@ class Jobs:
             await anyio.to_thread.run_sync(self._ended, stopped, "cancelled")
         elif self._worker is not None:
             self._worker.stop(job.id)
-        return await self._described(stopped, 202 if stopped.state == "running" else 200)
+        return await self._described(stopped, 202 if stopped.state == "running" else 200, prefix_of(request.scope))
 
     async def _result(self, request: Request) -> Response:
         job = await self._job(request)
@@ -192,15 +193,13 @@ class Jobs:
                 raise Refusal(
                     400, "Only a job that was sent with `answer` = case is answered in other forms afterwards."
                 )
-            with self._reception.admission.one(client_of(request)):
-                again = await anyio.to_thread.run_sync(
-                    self._again, job, asked, client_of(request), limiter=self._writers
-                )
+            client = client_of(request)
+            with self._reception.admission.one(client):
+                again = await anyio.to_thread.run_sync(self._again, job, asked, client, limiter=self._writers)
             return Response(again.body, media_type=again.media_type, headers=again.headers)
         told = job.result
-        return FileResponse(
-            self._files.results / job.id, media_type=told["media_type"], headers=bounded(told["headers"])
-        )
+        headers = bounded(told["headers"])  # version 0.1 kept them as long as they were
+        return FileResponse(self._files.results / job.id, media_type=told["media_type"], headers=headers)
 
     def _again(self, job: Job, asked: str, client: str) -> Answer:
         with self._turns.one(client):
@@ -258,8 +257,8 @@ class Jobs:
             raise Refusal(404, f"There is no such job; what has ended is kept for {hours:g} hours.")
         return job
 
-    async def _described(self, job: Job, status: int) -> Response:
-        headers = {"Location": f"/jobs/{job.id}"} if status == 202 else {}
+    async def _described(self, job: Job, status: int, prefix: str = "") -> Response:
+        headers = {"Location": f"{prefix}/jobs/{job.id}"} if status == 202 else {}
         if not job.ended:
             headers["Retry-After"] = "1"
         answer = await anyio.to_thread.run_sync(self._answer, job)

@@ -104,7 +104,8 @@ def _segment(form: dict[str, Any]) -> dict[str, Any]:
         "one such volume, or several DICOM files, each as a part named `scan`. A header and its data file (.hdr and "
         ".img, .mhd and .raw, .nhdr) are sent together or as a zip. The file's content decides its type, not its "
         "name. The answer lies on the scan's own grid. The server keeps nothing of it. With the header "
-        f"`Accept: {ANSWERS}` any answer comes as a zip with a folder for each form, and the report in its folder `json`.",
+        f"`Accept: {ANSWERS}` any answer comes as a zip with a folder for each form, and the report in its "
+        "folder `json`.",
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
         "responses": {"200": _segmentation(), **_errors(*ERRORS)},
     }
@@ -124,8 +125,9 @@ def _jobs(form: dict[str, Any]) -> dict[str, Any]:
     again = {
         "name": "Idempotency-Key",
         "in": "header",
-        "description": "Two uploads of one client with one such key are one job, for as long as the job is kept, also after its "
-        "end: send it again when an answer is lost. With another scan or other options the key is refused (422).",
+        "description": "Two uploads of one client with one such key are one job, for as long as the job is kept, also "
+        "after its end: send it again when an answer is lost. With another scan or other options the key is refused "
+        "(422).",
         "schema": {"type": "string", "minLength": 1, "maxLength": 200},
     }
     only = {

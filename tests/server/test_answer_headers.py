@@ -54,9 +54,8 @@ def _wide_graph(model: bytes, more: int) -> bytes:
     for node in graph.graph.node:
         node.output[:] = [inner if one == name else one for one in node.output]
         node.input[:] = [inner if one == name else one for one in node.input]
-    graph.graph.initializer.append(
-        numpy_helper.from_array(np.array([0, 0, 0, 0, 0, 0, more, 0, 0, 0][:10]), "wide_pads")
-    )
+    pads = np.array([0, 0, 0, 0, 0, 0, more, 0, 0, 0])  # behind the last channel
+    graph.graph.initializer.append(numpy_helper.from_array(pads, "wide_pads"))
     graph.graph.initializer.append(numpy_helper.from_array(np.array(-1e4, np.float32), "wide_value"))
     graph.graph.node.append(helper.make_node("Pad", [inner, "wide_pads", "wide_value"], [name]))
     out.type.tensor_type.shape.dim[1].dim_value += more

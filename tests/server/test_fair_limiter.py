@@ -62,7 +62,7 @@ def test_caller_that_used_little_is_served_before_a_line_of_long_turns():
 
 
 def test_long_turn_is_not_put_off_for_ever_by_short_ones_of_others():
-    limiter, told = FairLimiter(1), list[str]()
+    limiter = FairLimiter(1)
     with limiter.one("long"):
         time.sleep(1)
     ending, callers = threading.Event(), itertools.count()
