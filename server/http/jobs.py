@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -34,13 +35,14 @@ from server.http.schemas import JobAnswer
 from server.http.state import JOBS, JobFiles
 from server.jobs.fair_limiter import FairLimiter
 from server.jobs.files import remove
-from server.jobs.queue import Job, State
+from server.jobs.queue import Job, QueueFull, State
 from server.jobs.worker import JobFailed, Postponed, Task, Worker
 
 TIDYING = 60.0  # seconds between two looks for results that are too old
 EVENTS = 0.5  # seconds between two looks at a job that somebody watches
 WATCHED = 64  # jobs that one client may watch at once
 SILENCE = 15.0  # seconds after which a stream says that it is alive, for proxies that cut silent ones
+SHARE = 0.9  # of the waiting jobs that an address may have where there are no keys
 LATER = 30.0  # seconds until a job is tried again that met a full disk
 
 
@@ -136,12 +138,16 @@ class Jobs:
         owner = owner_of(request)
         wish = checked_key(request.headers.get("idempotency-key"))
         key = None if wish is None else json.dumps([owner, wish])
+        address = "" if owner else client_of(request)
 
         def accept() -> Job:
             limits = self._reception.limits
             accept = request.headers.get("accept", "")[:1000]
             order = Order.of(received.upload, accept, self._reception.models)
             told = {"accept": accept, "model": order.model.identity.name}
+            if address:
+                self._require_room(address)
+                told["address"] = address
             if key is not None:
                 sent = received.upload
                 told["digest"] = request_digest(sent.files, sent.channels, sent.fields, accept)
@@ -159,6 +165,14 @@ class Jobs:
         if self._worker is not None:
             self._worker.wake()
         return await self._described(job, 202, prefix_of(request.scope))
+
+    def _require_room(self, address: str) -> None:
+        """Without keys an address is a client, whose jobs leave a place for those of others."""
+        limits = self._reception.limits
+        most = min(limits.queued_per_client, math.ceil(limits.queued * SHARE))
+        waiting = self._files.queue.jobs("waiting", queue=JOBS)
+        if sum(job.payload.get("address") == address for job in waiting) >= most:
+            raise QueueFull(most, address)
 
     async def _get(self, request: Request) -> Response:
         return await self._described(await self._job(request), 200)
