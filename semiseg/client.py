@@ -16,18 +16,18 @@ from typing import Any, TypeVar
 import httpx
 
 from semiseg.client_answers import Answer, Forms, answer_in, forms_in, is_shortened, no_server
+from semiseg.client_errors import Busy, Failed, NoAnswer, Refused, refused, retry_after
 from semiseg.errors import InputError, SemisegError
 from semiseg.outputs.kind import ANSWERS, Kind
 from semiseg.upload_parts import form_parts
 from semiseg.volumes.wishes import Paths, Wishes
 
-__all__ = ["Answer", "Busy", "Client", "Forms", "Job", "NoAnswer", "Refused"]
+__all__ = ["Answer", "Busy", "Client", "Failed", "Forms", "Job", "NoAnswer", "Refused", "retry_after"]
 
 Files = Paths | Mapping[str, Paths]
 _CONNECT_SECONDS = 10.0
 _Found = TypeVar("_Found")
 _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
-_LATER = (429, 502, 503, 507)  # 502 and a bare 503 are a proxy's, while the server starts anew
 
 
 @dataclass(frozen=True)
@@ -109,6 +109,14 @@ class Client:
             return self._http.get(f"{self.url}/readyz", timeout=_CONNECT_SECONDS).status_code == 200
         except httpx.TransportError:
             return False
+
+    def lives(self, seconds: float = _CONNECT_SECONDS) -> bool:
+        """Whether anything answers there within ``seconds``, whatever its answer is."""
+        try:
+            self._http.get(f"{self.url}/livez", timeout=seconds)
+        except httpx.TransportError:
+            return False
+        return True
 
     def models(self) -> list[dict[str, Any]]:
         """The server's models: identity, channels, segments and card of each."""
@@ -236,11 +244,13 @@ class Client:
         except httpx.ConnectError as error:
             raise NoAnswer(f"No server answers at {self.url} ({error}); is `semiseg serve` running?") from None
         except httpx.TransportError as error:
+            # A protocol error quotes what the other side sent.
+            told = type(error).__name__ if isinstance(error, httpx.ProtocolError) else error
             raise NoAnswer(
-                f"The connection to {self.url} broke off ({error}); is the upload larger than the server accepts?"
+                f"The connection to {self.url} broke off ({told}); is the upload larger than the server accepts?"
             ) from None
         if not response.is_success:
-            raise _refused(self.url, response)
+            raise refused(self.url, response)
         if where := response.headers.get("location"):
             self._require_here(response.url.join(where))
         return response
@@ -269,33 +279,6 @@ class Client:
             time.sleep(pause)
 
 
-class NoAnswer(SemisegError):  # noqa: N818 - it may come yet
-    """Nobody answered; the same question may be answered later."""
-
-    seconds = 1.0
-
-
-class Refused(InputError):  # noqa: N818 - an answer like others
-    """The server will not do what was asked (HTTP 4xx).
-
-    Attributes:
-        status: The HTTP status.
-        spoken: Whether the sentence is a semiseg server's own; otherwise something in between answered.
-    """
-
-    def __init__(self, sentence: str, status: int, *, spoken: bool) -> None:
-        super().__init__(sentence)
-        self.status, self.spoken = status, spoken
-
-
-class Busy(SemisegError):  # noqa: N818 - it passes
-    """The server has no room at present; it said after how many ``seconds`` to ask again."""
-
-    def __init__(self, sentence: str, seconds: float) -> None:
-        super().__init__(sentence)
-        self.seconds = seconds
-
-
 def _fields(answer: Kind | None, wishes: Wishes | None, model: str | None) -> dict[str, str]:
     wishes = wishes or Wishes()
     asked = {"model": model, "answer": answer, "series": wishes.series}
@@ -316,29 +299,3 @@ def _path(job: str, rest: str = "") -> str:
     if not _JOB_ID.fullmatch(job):
         raise InputError("The name of a job has letters, digits, _ and - only.")
     return f"/jobs/{job}{rest}"
-
-
-def _refused(url: str, response: httpx.Response) -> SemisegError:
-    status = response.status_code
-    if response.has_redirect_location:
-        return SemisegError(_redirected(url, response))
-    try:
-        sentence, spoken = f"{url}: {response.json()['error']}", True
-    except (ValueError, KeyError, TypeError):
-        sentence, spoken = f"{url}: What answers there is not a semiseg server (HTTP {status}).", False
-    if status in _LATER:
-        again = response.headers.get("retry-after", "")
-        return Busy(sentence, float(again) if again.isdigit() else 1.0)
-    return Refused(sentence, status, spoken=spoken) if 400 <= status < 500 else SemisegError(sentence)
-
-
-def _redirected(url: str, response: httpx.Response) -> str:
-    """A scan goes to the address that was named, and nowhere else, whatever that address says."""
-    try:
-        target = response.url.join(response.headers["location"])
-        where = f"{target.scheme}://{target.netloc.decode('ascii', 'replace')}"
-    except (httpx.InvalidURL, ValueError):
-        where = "an address that is none"
-    return (
-        f"{url} redirects to {where} (HTTP {response.status_code}); no scan is sent on. Name the server's own address."
-    )

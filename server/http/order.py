@@ -49,6 +49,8 @@ class Order:
         model = models.chosen(upload.fields.get("model"))
         forms = forms_asked(upload.fields.get("answer", ""), accept)
         order = cls(upload, model, forms, _wishes(upload), with_report)
+        if upload.dicom:  # seen as it came in: its files are opened where they are read, and once
+            return order
         count = len(upload.files)
         if count == 1 and is_pair_header(start_of(upload.files[0])):
             raise Refusal(415, "The upload is one half of a .hdr/.img pair; send both, or a zip of them.")

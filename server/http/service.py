@@ -19,13 +19,14 @@ def make_service(
 ) -> bentoml.Service[object]:
     """A service that answers with the models of ``house``; it warms them up once it runs and then calls ``warm``.
 
-    ``front`` says by which names it may be called, which pages of others may use it, and which proxies are believed.
+    ``front`` says by which names it may be called, which pages of others may use it, and which proxies are believed;
+    without it every name is good, since nobody said where the service listens.
 
     The service has no BentoML API method: BentoML would read an upload of any size before our code sees it, and answer
     errors in its own words. Its metrics and its access log are off: they keep every path that a client makes up.
     """
 
-    front = front or Front()
+    front = front or Front(hosts=("*",))
     guard, proxies = front.guard(keys=keys.required), front.trusted()
 
     class Segmentation:

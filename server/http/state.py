@@ -87,6 +87,7 @@ class JobFiles:
             "channels": {name: [file.name for file in files] for name, files in upload.channels.items()},
             "fields": upload.fields,
             "received": upload.received,
+            "dicom": upload.dicom,
             **told,
         }
         name = secrets.token_hex(16)
@@ -128,7 +129,7 @@ class JobFiles:
         files = tuple(folder / name for name in told["files"])
         # The model that was meant when it was accepted, also where the server has others since.
         fields = {**told["fields"], "model": told["model"]}
-        return Upload(files, channels, fields, told["received"]), folder
+        return Upload(files, channels, fields, told["received"], told.get("dicom", False)), folder
 
     def keep(self, job: Job, answer: Answer) -> dict[str, Any]:
         """Write a result, and say what the queue is to know of it."""

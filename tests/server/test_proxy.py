@@ -175,7 +175,7 @@ def test_upload_that_the_proxy_will_not_take_is_said_to_be_no_fault_of_the_scan(
     scan.write_bytes(nifti())
     with Client(url) as client, pytest.raises(InputError, match="HTTP 413") as caught:
         client.ask(scan)
-    assert (caught.value.status, caught.value.spoken) == (413, False)
+    assert (caught.value.status, caught.value.own_words) == (413, False)
 
 
 def test_client_behind_the_proxy_is_known_by_its_own_address(below, server):
