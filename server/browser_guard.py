@@ -17,7 +17,7 @@ from typing import Any
 from semiseg.errors import InputError
 
 READING = ("GET", "HEAD", "OPTIONS")
-MISDIRECTED = 421  # RFC 9110 15.5.20: not the server for this authority
+FORBIDDEN = 403  # and not 421, after which a browser may try again over another connection
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 _DEFAULT_PORTS = (":80", ":443")
 
@@ -48,7 +48,7 @@ class BrowserGuard:
         Raises:
             InputError: one of the names is none.
         """
-        self._names = {"localhost", _name_in(bound).lower(), socket.gethostname().lower()}
+        self._names = {"localhost", _name_in(bound).lower(), socket.gethostname().lower()} - {""}
         self._below: list[str] = [".localhost"]
         self._origins = {_origin_of(origin) for origin in origins}
         self._option = option
@@ -72,11 +72,11 @@ class BrowserGuard:
         if host and not self._is_ours(host):
             name = _name_in(host).lower()
             which = f"the name {name}" if _NAME.fullmatch(name) and len(name) < 254 else "such a name"
-            return MISDIRECTED, (
+            return FORBIDDEN, (
                 f"Nobody said that this server may be called by {which}; its operator does so with `{self._option}`."
             )
         if scope["method"] not in READING and not self._same_site(headers, host):
-            return 403, "A page of another server may not send anything to this one."
+            return FORBIDDEN, "A page of another server may not send anything to this one."
         return None
 
     def _is_ours(self, host: str) -> bool:

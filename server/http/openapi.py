@@ -20,7 +20,8 @@ ERRORS = {
     400: "The request is not a usable form: no file in `scan`, an unknown field, an unknown `answer` or `model`, a "
     "form that ends early, or a DICOM SEG asked for a NIfTI file.",
     401: "The server asks for an API key, and the request has none or not a good one.",
-    403: "A page of another server sent it, which this server was not told to allow.",
+    403: "A page of another server sent it, or it calls the server by a name that is not its own, and the "
+    "server was not told to allow that.",
     408: "The upload stood still for too long.",
     413: "The upload is larger, or has more files, than the server accepts.",
     415: "The upload is not a multipart form, or what it holds is neither NIfTI (or another volume that is read) nor "
