@@ -222,7 +222,7 @@ class Client:
             return answer
         told = self._asked("GET", _path(name)).json()
         try:
-            remarks = tuple((str(code), str(text)) for code, text in told["remarks"])
+            remarks = tuple((str(one["code"]), str(one["text"])) for one in told["remarks"])
             return dataclasses.replace(answer, millilitres=told["millilitres"], remarks=remarks)
         except (KeyError, TypeError, ValueError):
             raise no_server(self.url) from None

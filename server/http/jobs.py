@@ -21,6 +21,7 @@ from starlette.routing import Route
 
 from semiseg.errors import Cancelled
 from semiseg.inference.sliding_window import Timing
+from semiseg.outputs.report import RemarkReport
 from semiseg.system.memory import trim
 from server.forwarded import prefix_of
 from server.http.answer_headers import MILLILITRES, REMARKS, bounded
@@ -294,7 +295,7 @@ class Jobs:
             windows_total=progress.get("total", 0) if windows is None else windows,
             seconds_left=progress.get("seconds_left") if job.state == "running" else None,
             millilitres=_fact(job, "millilitres", MILLILITRES),
-            remarks=_fact(job, "remarks", REMARKS),
+            remarks=_remarks(job),
             error=job.result.get("error"),
             status=job.result.get("status"),
         )
@@ -315,6 +316,11 @@ def _fact(job: Job, name: str, header: str) -> Any:
     if job.state != "done":
         return None
     return job.result[name] if name in job.result else json.loads(job.result["headers"][header])
+
+
+def _remarks(job: Job) -> list[RemarkReport] | None:
+    pairs = _fact(job, "remarks", REMARKS)
+    return None if pairs is None else [RemarkReport(code=code, text=text) for code, text in pairs]
 
 
 class _Pace:

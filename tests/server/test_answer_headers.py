@@ -113,7 +113,7 @@ def test_client_reads_from_the_body_what_the_headers_leave_out(server, series):
         assert (result.millilitres, result.remarks) == (millilitres, remarks)
         assert result.media_type == "application/dicom"
         document = server.get(f"/jobs/{job.id}").json()
-        assert document["millilitres"] == millilitres and tuple(map(tuple, document["remarks"])) == remarks
+        assert (document["millilitres"], document["remarks"]) == (millilitres, report["remarks"])
 
 
 def test_report_comes_beside_any_form_to_whoever_asks_for_it(server):
