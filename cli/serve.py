@@ -33,6 +33,25 @@ def serve(
     origin: Annotated[
         list[str] | None, typer.Option(help="A page's origin, such as https://viewer.example, that may use the server.")
     ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="SEMISEG_ALLOWED_HOSTS",
+            help="Name by which the server may be called besides its addresses, localhost and --host, such as "
+            "scans.example.org; *.example.org for all below one, * for every name.",
+        ),
+    ] = None,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="SEMISEG_PROXIES",
+            help="Address or network of a proxy in front, whose X-Forwarded-For, -Host and -Prefix are believed.",
+        ),
+    ] = None,
+    path_prefix: Annotated[
+        str, typer.Option(envvar="SEMISEG_PATH_PREFIX", help="Path below which a proxy shows the server: /semiseg.")
+    ] = "",
+    per_address: Annotated[int, typer.Option(min=1, help="Open connections of one address that is no proxy's.")] = 500,
     state: Annotated[
         Path | None, typer.Option(help="Folder for /jobs: their queue, uploads and results. Without it they are off.")
     ] = None,
@@ -55,6 +74,7 @@ def serve(
     """Segment scans over HTTP until told to stop. The page / takes scans and describes the interface."""
     from cli.models import parse_window
     from semiseg.bundle.variant import precision_named
+    from server.http.front import Front
     from server.http.limits import MEGABYTE, Limits
     from server.http.model import ModelSettings
     from server.http.start import Place
@@ -79,11 +99,15 @@ def serve(
         parallel=parallel,
         waiting=waiting,
         per_client=per_client,
+        connections_per_address=per_address,
         queued=queued,
         disk_bytes=int(min_free_mb * MEGABYTE),
         keep_seconds=keep_hours * 3600,
         idle_seconds=idle_timeout,
         request_seconds=timeout,
     )
-    place = Place(host, port, state, scratch, tuple(origin or ()), open_to_all=no_keys)
+    front = Front(
+        hosts=tuple(allowed_host or ()), origins=tuple(origin or ()), proxies=tuple(proxy or ()), prefix=path_prefix
+    )
+    place = Place(host, port, state, scratch, front, open_to_all=no_keys)
     run(settings, limits, Keys(keys), place, announce=lambda sentence: typer.echo(f"semiseg {sentence}"))

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
-import email.utils
-import io
 import json
+import re
 import secrets
 import time
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,50 +15,19 @@ from typing import Any, TypeVar
 
 import httpx
 
+from semiseg.client_answers import Answer, Forms, answer_in, forms_in, is_shortened, no_server
+from semiseg.client_errors import Busy, Failed, NoAnswer, Refused, refused, retry_after
 from semiseg.errors import InputError, SemisegError
-from semiseg.outputs.kind import Kind
+from semiseg.outputs.kind import ANSWERS, Kind
 from semiseg.upload_parts import form_parts
 from semiseg.volumes.wishes import Paths, Wishes
+
+__all__ = ["Answer", "Busy", "Client", "Failed", "Forms", "Job", "NoAnswer", "Refused", "retry_after"]
 
 Files = Paths | Mapping[str, Paths]
 _CONNECT_SECONDS = 10.0
 _Found = TypeVar("_Found")
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What the server sent back.
-
-    Attributes:
-        body: the file: .nii.gz, DICOM, or JSON text.
-        media_type: ``application/gzip``, ``application/dicom`` or ``application/json``.
-        millilitres: volume of each segment by name.
-        seconds: time per stage on the server.
-        model: identity of the model: name, sha256, method, version.
-        remarks: what was noticed about the scan or done to it: pairs of a code and a sentence.
-    """
-
-    body: bytes
-    media_type: str
-    millilitres: dict[str, float]
-    seconds: dict[str, float]
-    model: dict[str, Any]
-    remarks: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True)
-class Forms:
-    """An answer in several forms.
-
-    Attributes:
-        files: of each form, in the order in which they were asked for; several only of ``overlay``.
-        model, millilitres, remarks: as of :class:`Answer`.
-    """
-
-    files: dict[str, tuple[bytes, ...]]
-    model: dict[str, Any]
-    millilitres: dict[str, float]
-    remarks: tuple[tuple[str, str], ...]
+_JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 @dataclass(frozen=True)
@@ -122,6 +88,7 @@ class Client:
             timeout=httpx.Timeout(timeout, connect=_CONNECT_SECONDS),
             trust_env=False,
             headers={"Authorization": f"Bearer {key}"} if key else None,
+            follow_redirects=False,  # a scan and a key are for the server that was named
         )
 
     def __enter__(self) -> Client:
@@ -186,24 +153,14 @@ class Client:
             InputError: there is no such file, or the server refused the scan (HTTP 4xx); the sentence is the server's.
             SemisegError: nobody answers at the address, the server failed (5xx), or what answers is no semiseg server.
         """
-        return _understood(self.url, self._posted("/segment", paths, _fields(answer, wishes, model)))
+        # The report comes in the body: headers are bounded. A server of version 0.1 does not know this media type.
+        response = self._posted("/segment", paths, _fields(answer, wishes, model), {"Accept": ANSWERS})
+        return answer_in(self.url, response)
 
     def ask_forms(self, paths: Files, forms: Sequence[Kind], *, model: str | None = None) -> Forms:
         """Segment one scan once, and have the answer in several forms; otherwise as :meth:`ask`."""
         fields = _fields(None, None, model) | {"answer": ",".join(forms)}
-        reply = _understood(self.url, self._posted("/segment", paths, fields))
-        files: dict[str, tuple[bytes, ...]] = {}
-        try:
-            if len(forms) == 1:
-                whole: dict[str, bytes] = {forms[0]: reply.body}
-            else:
-                with zipfile.ZipFile(io.BytesIO(reply.body)) as archive:
-                    whole = {name.partition("/")[0]: archive.read(name) for name in archive.namelist()}
-            for form in forms:
-                files[form] = _members(whole[form]) if form == "overlay" else (whole[form],)
-        except (KeyError, zipfile.BadZipFile):
-            raise SemisegError(f"What answers at {self.url} is not a semiseg server.") from None
-        return Forms(files, reply.model, reply.millilitres, reply.remarks)
+        return forms_in(self.url, self._posted("/segment", paths, fields, {"Accept": ANSWERS}), forms)
 
     def submit(
         self, paths: Files, answer: Kind | None = None, *, wishes: Wishes | None = None, model: str | None = None
@@ -225,7 +182,7 @@ class Client:
             InputError: the server knows no such job (any more).
             SemisegError: nobody answers.
         """
-        return self._patiently(lambda: _job(self.url, self._asked("GET", f"/jobs/{name}")))
+        return self._patiently(lambda: _job(self.url, self._asked("GET", _path(name))))
 
     def wait(self, name: str, told: Callable[[Job], None] = lambda _: None, *, every: float = 0.5) -> Job:
         """Ask for a job ``every`` so many seconds until it ends, tell each answer, and return the last."""
@@ -247,16 +204,28 @@ class Client:
             InputError: it failed, or was cancelled, or is not done yet, or does not have this form.
             SemisegError: as :meth:`ask`.
         """
-        path = f"/jobs/{name}/result" + (f"?answer={answer}" if answer else "")
-        return self._patiently(lambda: _understood(self.url, self._asked("GET", path)))
+        path = _path(name, "/result") + (f"?answer={answer}" if answer else "")
+        return self._patiently(lambda: self._result(name, path))
 
     def stop(self, name: str) -> Job:
         """Stop a job; one that has ended stays as it is."""
-        return self._patiently(lambda: _job(self.url, self._asked("DELETE", f"/jobs/{name}?only=stop")))
+        return self._patiently(lambda: _job(self.url, self._asked("DELETE", _path(name, "?only=stop"))))
 
     def forget(self, name: str) -> Job:
         """Delete a job that has ended, with its result; stop one that has not."""
-        return _job(self.url, self._asked("DELETE", f"/jobs/{name}"))
+        return _job(self.url, self._asked("DELETE", _path(name)))
+
+    def _result(self, name: str, path: str) -> Answer:
+        response = self._asked("GET", path)
+        answer = answer_in(self.url, response)
+        if not is_shortened(response):
+            return answer
+        told = self._asked("GET", _path(name)).json()
+        try:
+            remarks = tuple((str(one["code"]), str(one["text"])) for one in told["remarks"])
+            return dataclasses.replace(answer, millilitres=told["millilitres"], remarks=remarks)
+        except (KeyError, TypeError, ValueError):
+            raise no_server(self.url) from None
 
     def _posted(
         self, path: str, paths: Files, fields: dict[str, str], headers: dict[str, str] | None = None
@@ -281,8 +250,20 @@ class Client:
                 f"The connection to {self.url} broke off ({told}); is the upload larger than the server accepts?"
             ) from None
         if not response.is_success:
-            raise _refused(self.url, response)
+            raise refused(self.url, response)
+        if where := response.headers.get("location"):
+            self._require_here(response.url.join(where))
         return response
+
+    def _require_here(self, address: httpx.URL) -> None:
+        """Refuse an address that a server names and that lies elsewhere: a key and a scan were meant for this one."""
+        here = httpx.URL(self.url)
+        if (address.scheme, address.host, address.port) != (here.scheme, here.host, here.port):
+            raise SemisegError(
+                f"{self.url} names {address.scheme}://{address.netloc.decode('ascii', 'replace')} for what comes next, "
+                "which is another server; semiseg does not follow it. A proxy in front has to keep Host or send "
+                "X-Forwarded-Host."
+            )
 
     def _patiently(self, attempt: Callable[[], _Found]) -> _Found:
         """What ``attempt`` finds; again after a while as long as nobody answers, or the server has no room."""
@@ -298,42 +279,6 @@ class Client:
             time.sleep(pause)
 
 
-class NoAnswer(SemisegError):  # noqa: N818 - it may come yet
-    """Nobody answered; the same question may be answered later."""
-
-    seconds = 1.0
-
-
-class Busy(SemisegError):  # noqa: N818 - it passes
-    """The server has no room at present; it said after how many ``seconds`` to ask again, with the HTTP ``status``."""
-
-    def __init__(self, sentence: str, seconds: float, status: int = 503) -> None:
-        super().__init__(sentence)
-        self.seconds, self.status = seconds, status
-
-
-class Refused(InputError):  # noqa: N818 - as above
-    """HTTP 4xx.
-
-    Attributes:
-        status: The HTTP status.
-        own_words: Whether the sentence is a semiseg server's own, in its JSON form, and not made up here for an answer
-            of a proxy or another program.
-    """
-
-    def __init__(self, sentence: str, status: int, *, own_words: bool) -> None:
-        super().__init__(sentence)
-        self.status, self.own_words = status, own_words
-
-
-class Failed(SemisegError):  # noqa: N818 - as above
-    """Another HTTP ``status`` that is no success: 3xx or 5xx."""
-
-    def __init__(self, sentence: str, status: int) -> None:
-        super().__init__(sentence)
-        self.status = status
-
-
 def _fields(answer: Kind | None, wishes: Wishes | None, model: str | None) -> dict[str, str]:
     wishes = wishes or Wishes()
     asked = {"model": model, "answer": answer, "series": wishes.series}
@@ -341,67 +286,16 @@ def _fields(answer: Kind | None, wishes: Wishes | None, model: str | None) -> di
     return fields | {name: "true" for name in ("strict", "aligned") if getattr(wishes, name)}
 
 
-def _members(body: bytes) -> tuple[bytes, ...]:
-    with zipfile.ZipFile(io.BytesIO(body)) as archive:
-        return tuple(archive.read(name) for name in archive.namelist())
-
-
 def _job(url: str, response: httpx.Response) -> Job:
     try:
         told = response.json()
         return Job(**{field.name: told[field.name] for field in dataclasses.fields(Job)})
     except (KeyError, TypeError, ValueError):
-        raise SemisegError(f"What answers at {url} is not a semiseg server.") from None
+        raise no_server(url) from None
 
 
-def _understood(url: str, response: httpx.Response) -> Answer:
-    headers = response.headers
-    try:
-        return Answer(
-            body=response.content,
-            media_type=headers["content-type"].split(";")[0],
-            millilitres=json.loads(headers["x-semiseg-millilitres"]),
-            seconds=_stages(headers["server-timing"]),
-            model=json.loads(headers["x-semiseg-model"]),
-            remarks=tuple((str(code), str(text)) for code, text in json.loads(headers["x-semiseg-remarks"])),
-        )
-    except (KeyError, ValueError):
-        raise SemisegError(f"What answers at {url} is not a semiseg server.") from None
-
-
-def _stages(header: str) -> dict[str, float]:
-    """Seconds per stage of a Server-Timing header."""
-    pairs = (part.strip().split(";dur=") for part in header.split(",") if part.strip())
-    return {stage: float(milliseconds) / 1000.0 for stage, milliseconds in pairs}
-
-
-def retry_after(value: str | None) -> float | None:
-    """Seconds of a Retry-After header (RFC 9110 10.2.3), which may be a date; None where there is none or no sense."""
-    text = (value or "").strip()
-    if text.isascii() and text.isdigit():
-        return float(text[:9])
-    try:
-        moment = email.utils.parsedate_to_datetime(text)
-    except ValueError:
-        return None
-    if moment.tzinfo is None:
-        moment = moment.replace(tzinfo=datetime.UTC)
-    return max(0.0, (moment - datetime.datetime.now(datetime.UTC)).total_seconds())
-
-
-def _refused(url: str, response: httpx.Response) -> SemisegError:
-    status, own_words = response.status_code, False
-    sentence = f"{url}: What answers there is not a semiseg server (HTTP {status})."
-    try:
-        told = response.json()["error"]
-        own_words = isinstance(told, str) and bool(told.strip())
-    except (ValueError, KeyError, TypeError):
-        pass
-    if own_words:
-        sentence = f"{url}: {told}"
-    if status in (429, 502, 503, 507):  # 502 and a bare 503 are a proxy's, while the server starts anew
-        seconds = retry_after(response.headers.get("retry-after"))
-        return Busy(sentence, 1.0 if seconds is None else seconds, status)
-    if 400 <= status < 500:
-        return Refused(sentence, status, own_words=own_words)
-    return Failed(sentence, status)
+def _path(job: str, rest: str = "") -> str:
+    """The path of a job, whose name a server made up."""
+    if not _JOB_ID.fullmatch(job):
+        raise InputError("The name of a job has letters, digits, _ and - only.")
+    return f"/jobs/{job}{rest}"

@@ -7,9 +7,13 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any
 
 from semiseg.errors import InputError
+from server.forwarded import Proxies
 
 if TYPE_CHECKING:
     import uvicorn
+
+
+PER_ADDRESS = 500  # connections of one address, half of all
 
 
 def is_loopback(host: str) -> bool:
@@ -47,18 +51,31 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def uvicorn_of(application: Any, *, stop_seconds: int, **more: Any) -> uvicorn.Server:
-    """A uvicorn server of an ASGI application, without its logs; ``more`` are further settings of uvicorn's.
+def uvicorn_of(
+    application: Any,
+    *,
+    stop_seconds: int,
+    per_address: int = PER_ADDRESS,
+    proxies: Proxies | None = None,
+    **more: Any,
+) -> uvicorn.Server:
+    """A uvicorn server of an ASGI application, without its logs.
 
-    Running requests may go on for ``stop_seconds`` after it was told to stop.
+    Args:
+        application: The application.
+        stop_seconds: Time in which running requests may end after the server was told to stop.
+        per_address: Most open connections of one address.
+        proxies: Proxies that may have more of them; what they say of a request is the application's to believe.
+        more: Further settings of uvicorn's.
     """
     import uvicorn
 
-    from server.protocol import CONNECTIONS, ImpatientProtocol
+    from server.protocol import CONNECTIONS, protocol_of
 
     config = uvicorn.Config(
         application,
-        http=ImpatientProtocol,
+        http=protocol_of(per_address, proxies or Proxies()),
+        proxy_headers=False,  # uvicorn believes every process of this machine
         limit_concurrency=CONNECTIONS,
         log_config=None,
         access_log=False,  # it holds whole paths

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import sys
 import time
 import traceback
+from pathlib import Path
 
 OURS = "semiseg"
 TRUSTED = (OURS, "uvicorn", "asyncio")  # whose sentences do not quote what is read from a file
+
+_WARNING = re.compile(r"([^\n:]*(?::[\\/][^\n:]*)?):(\d+): (\w+): ")
 
 
 def utc(moment: float) -> str:
@@ -20,14 +24,15 @@ def utc(moment: float) -> str:
 class JsonLines(logging.Formatter):
     """A record as JSON; ``extra={"told": {...}}`` becomes fields of its own.
 
-    Other packages' messages are left out unless their logger is trusted, and of exceptions only kind and place are
-    kept: pydicom, for one, quotes the attribute that it dislikes.
+    Of other packages' messages only the event is kept unless their logger is trusted: who said it, how grave it is, and
+    the place in the code that stands for its words. Of exceptions kind and place are kept. pydicom, for one, quotes the
+    attribute that it dislikes.
     """
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
         trusted = record.name.split(".")[0] in TRUSTED
-        message = record.getMessage().partition("\n")[0] if trusted else "not shown: may quote a scan"
+        message = record.getMessage().partition("\n")[0] if trusted else _without_its_words(record)
         line: dict[str, object] = {
             "time": utc(record.created),
             "level": record.levelname.lower(),
@@ -40,6 +45,23 @@ class JsonLines(logging.Formatter):
             frames = traceback.extract_tb(record.exc_info[2])
             line["frames"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
         return json.dumps(line)
+
+
+def _without_its_words(record: logging.LogRecord) -> str:
+    """What happened, by the place in a package's code that said so: its sentence may quote a scan."""
+    package, level = record.name.split(".")[0], record.levelname.lower()
+    place = f"{_module(record.pathname)}:{record.lineno} {record.funcName}"
+    if record.name == "py.warnings":
+        # The module `warnings` formats "FILE:LINE: CATEGORY: WORDS".
+        found = _WARNING.match(record.getMessage())
+        file, line, category = found.groups() if found else ("an unknown place", "0", "Warning")
+        package, place = f"Python ({category})", f"{_module(file)}:{line}"
+    return f"A message of level {level} of {package}, from {place}; its words may quote a scan and are left out."
+
+
+def _module(file: str) -> str:
+    """The end of a source file's path, from its package on."""
+    return "/".join(Path(file).parts[-3:])
 
 
 def keep_logs() -> None:

@@ -20,6 +20,8 @@ Kind = Literal[
     "nrrd",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
+ANSWERS = "application/vnd.semiseg.answers+zip"
+"""Media type of an answer that is asked for with its report: a zip with a folder for each form, among them `json`."""
 SegForm = Literal["binary", "fractional", "labelmap"]
 NO_LABEL_MAP = "Regions that may overlap are no label map in DICOM; ask for seg, which has a mask for each."
 

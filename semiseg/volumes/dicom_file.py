@@ -66,7 +66,7 @@ def is_dicom(path: Path) -> bool:
     """
     try:
         with path.open("rb") as file:
-            return _starts_like_dicom(file.read(132))
+            return starts_like_dicom(file.read(132))
     except OSError:
         return False
 
@@ -118,7 +118,7 @@ def read_header(path: Path) -> Header | None:
     """
     try:
         with path.open("rb") as file:
-            if not _starts_like_dicom(file.read(132)):
+            if not starts_like_dicom(file.read(132)):
                 return None
             return _header(path, file, None, _at_pixels)
     except OSError as error:
@@ -151,7 +151,7 @@ def read_dicom(path: Path, *, pixels: bool, tags: list[str] | None = None, last:
     """
     try:
         with path.open("rb") as file:
-            if _starts_like_dicom(file.read(132)):
+            if starts_like_dicom(file.read(132)):
                 stop = (lambda tag, *_: tag > last) if last is not None else None if pixels else _at_pixels
                 return _header(path, file, tags, stop).dataset
     except OSError as error:
@@ -293,7 +293,8 @@ def items(dataset: pydicom.Dataset, keyword: str, path: Path) -> Sequence[pydico
         raise VolumeError(f"{path}: the DICOM attribute {keyword} is damaged ({one_line(error)}).") from error
 
 
-def _starts_like_dicom(start: bytes) -> bool:
+def starts_like_dicom(start: bytes) -> bool:
+    """Whether a file that begins with these (132) bytes may be DICOM; see :func:`is_dicom`."""
     return start[128:132] == b"DICM" or _starts_with_an_element(start)
 
 

@@ -131,12 +131,16 @@ class WebDoor(_Part):
     Attributes:
         host, port: where it listens; port 0 takes a free one.
         keys: a file of API keys, as of `semiseg serve --keys`; needed on other addresses than loopback.
+        hosts: Further names by which it may be called, as of `semiseg serve --allowed-host`.
+        proxies: Addresses and networks of proxies in front, as of `semiseg serve --proxy`.
         upload_bytes: the largest request body.
     """
 
     host: str = "127.0.0.1"
     port: Port = 8080
     keys: File | None = None
+    hosts: tuple[str, ...] = ()
+    proxies: tuple[str, ...] = ()
     upload_bytes: Count = 2**32
 
 

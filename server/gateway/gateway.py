@@ -18,6 +18,8 @@ from typing import Any
 
 from semiseg.errors import InputError, SemisegError
 from semiseg.system.file_locks import held
+from server.browser_guard import BrowserGuard
+from server.forwarded import Proxies
 from server.gateway.audit import Audit
 from server.gateway.config import GatewayConfig, Poll, WebDoor
 from server.gateway.delivery import Commitments
@@ -273,7 +275,10 @@ class Gateway:
         listener = bound(
             door.host, door.port, other_host="give `web` another host", other_port="give `web` another port"
         )
-        server = uvicorn_of(web.app(keys), stop_seconds=5, lifespan="off")
+        proxies = Proxies(door.proxies)
+        guard = BrowserGuard(bound=door.host, hosts=door.hosts, keys=keys.required, option="web: hosts: [NAME]")
+        app = web.app(keys, guard, proxies)
+        server = uvicorn_of(app, stop_seconds=5, proxies=proxies, lifespan="off")
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="web", daemon=True)
         thread.start()
         try:

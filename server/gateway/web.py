@@ -18,6 +18,8 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from semiseg.errors import InputError
+from server.browser_guard import BrowserGuard
+from server.forwarded import Proxies
 from server.gateway.stow import Stow, StowRefused
 from server.keys import Keys, key_in
 
@@ -51,8 +53,8 @@ class Web:
         """
         self._stow, self._overview, self._complete = stow, overview, complete
 
-    def app(self, keys: Keys) -> Starlette:
-        """The ASGI application, for whoever has one of ``keys``."""
+    def app(self, keys: Keys, guard: BrowserGuard, proxies: Proxies) -> Starlette:
+        """The ASGI application, for whoever has one of ``keys`` and passes ``guard``; ``proxies`` are believed."""
         routes = [
             Route("/dicom-web/studies", self._store, methods=["POST"]),
             Route("/dicom-web/studies/{study}", self._store, methods=["POST"]),
@@ -63,7 +65,7 @@ class Web:
             Route("/readyz", self._ready, methods=["GET"]),
             Route("/", self._page, methods=["GET"]),
         ]
-        return Starlette(routes=routes, middleware=[Middleware(_Guard, keys=keys)])
+        return Starlette(routes=routes, middleware=[Middleware(_Guard, keys=keys, guard=guard, proxies=proxies)])
 
     async def _store(self, request: Request) -> Response:
         study = request.path_params.get("study")
@@ -110,10 +112,10 @@ def _owner(request: Request) -> str:
 
 
 class _Guard:
-    """Keys and headers around every request."""
+    """Keys, names, origins and headers around every request."""
 
-    def __init__(self, app: ASGIApp, keys: Keys) -> None:
-        self._app, self._keys = app, keys
+    def __init__(self, app: ASGIApp, keys: Keys, guard: BrowserGuard, proxies: Proxies) -> None:
+        self._app, self._keys, self._guard, self._proxies = app, keys, guard, proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -126,6 +128,12 @@ class _Guard:
                 message["headers"] = [*message["headers"], *headers]
             await send(message)
 
+        scope = dict(scope)
+        self._proxies.apply(scope)
+        if scope["path"] not in OPEN and (found := self._guard.refusal(scope)) is not None:
+            status, sentence = found
+            await JSONResponse({"error": sentence}, status)(scope, receive, sealed)
+            return
         if self._keys.required and scope["path"] not in OPEN:
             key, owner = key_in(scope["headers"]), None
             with contextlib.suppress(InputError):

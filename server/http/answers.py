@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import re
 import time
@@ -15,8 +14,9 @@ from semiseg.errors import InputError
 from semiseg.inference.sliding_window import Progress, Timing
 from semiseg.outputs.case import read_report, read_segmentation
 from semiseg.outputs.kind import FORMS, Kind
-from semiseg.outputs.report import NOTICE, Report
+from semiseg.outputs.report import Report
 from semiseg.predicting.prediction import Prediction
+from server.http.answer_headers import headers_of
 from server.http.forms import forms_for, packed
 from server.http.limits import Refusal
 from server.http.order import Order
@@ -26,10 +26,16 @@ _STORED_NAME = re.compile(r"scan-(\d{5})(?:, member (\d+))?")
 
 @dataclass(frozen=True)
 class Answer:
-    """The body of a successful answer and its headers; ``model`` is the name of the one that segmented, in windows."""
+    """A successful answer.
 
-    model: str
-    windows: int
+    Attributes:
+        report: What was found, and by which model.
+        body: The file, or a zip of several.
+        media_type: Type of the body.
+        headers: Further headers, bounded in size.
+    """
+
+    report: Report
     body: bytes
     media_type: str
     headers: dict[str, str]
@@ -64,7 +70,7 @@ def answer_order(
             cancelled=cancelled,
             timing=timing,
         )
-        return _written(kinds, prediction, folder)
+        return _written(kinds, prediction, folder, with_report=order.with_report)
 
 
 def answer_again(order: Order, case: Path, folder: Path) -> Answer:
@@ -93,20 +99,20 @@ def answer_again(order: Order, case: Path, folder: Path) -> Answer:
         exclusive = manifest.activation == "softmax"
         segmentation = read_segmentation(case, manifest.segments, exclusive=exclusive, scratch=folder)
         timing.add("reading", clock)
-        return _written(kinds, Prediction(scan, segmentation, report, timing), folder)
+        return _written(kinds, Prediction(scan, segmentation, report, timing), folder, with_report=order.with_report)
 
 
-def _written(kinds: Sequence[Kind], prediction: Prediction, folder: Path) -> Answer:
+def _written(kinds: Sequence[Kind], prediction: Prediction, folder: Path, *, with_report: bool) -> Answer:
     report = prediction.report
-    files = {}
-    for kind in kinds:
+    files: dict[Kind, Path] = {}
+    for kind in dict.fromkeys((*kinds, "json") if with_report else kinds):
         (folder / kind).mkdir()
         files[kind] = folder / kind / FORMS[kind].file_name
         prediction.write(files[kind], kind)
     clock = time.perf_counter()
-    body, media_type, name = packed(files)
+    body, media_type, name = packed(files, with_report=with_report)
     prediction.timing.add("writing", clock)
-    return Answer(report.model.name, report.windows, body, media_type, _headers(report, name, prediction.timing))
+    return Answer(report, body, media_type, headers_of(report, name, prediction.timing))
 
 
 @contextlib.contextmanager
@@ -127,16 +133,3 @@ def _public_sentence(message: str, folder: Path, files: int) -> str:
 
     sentence = _STORED_NAME.sub(spoken, message.replace(f"{folder}{os.sep}", "")).replace(str(folder), "the upload")
     return sentence[:1].upper() + sentence[1:]
-
-
-def _headers(report: Report, name: str, timing: Timing) -> dict[str, str]:
-    stages = ", ".join(f"{stage};dur={seconds * 1000:.1f}" for stage, seconds in timing.seconds.items())
-    return {
-        "Content-Disposition": f'attachment; filename="{name}"',
-        "Server-Timing": stages,
-        "X-Semiseg-Notice": NOTICE,
-        "X-Semiseg-Model": json.dumps(report.model.model_dump()),
-        "X-Semiseg-Millilitres": json.dumps({segment.name: segment.ml for segment in report.segments}),
-        "X-Semiseg-Remarks": json.dumps([[remark.code, remark.text] for remark in report.remarks]),
-        "X-Semiseg-Windows": str(report.windows),
-    }

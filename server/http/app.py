@@ -23,7 +23,7 @@ from server.http.openapi import openapi_document
 from server.http.reception import Reception
 from server.http.replies import error_response
 from server.http.state import JobFiles
-from server.jobs.turns import Turns
+from server.jobs.fair_limiter import FairLimiter
 
 _PAGE = Path(__file__).with_name("page")
 
@@ -58,7 +58,7 @@ def make_app(house: House) -> Starlette:
         house.models, house.limits, Admission(house.limits, house.scratch), house.metrics, house.scratch
     )
     # Jobs and requests take turns: together they hold as many volumes in memory as one of them alone.
-    turns = Turns(house.limits.parallel)
+    turns = FairLimiter(house.limits.parallel)
     segment = SegmentEndpoint(reception, turns)
     jobs = Jobs(reception, house.files, turns) if house.files else None
     document = openapi_document(house.models, house.limits, jobs=jobs is not None)

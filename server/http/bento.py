@@ -1,7 +1,8 @@
 """A Bento: the server with its bundle inside, which BentoML's own tools start and pack into an image.
 
 It is told by the environment what `semiseg serve` is told by options: SEMISEG_API_KEYS or SEMISEG_KEYS_FILE (who may
-use it), SEMISEG_NO_KEYS=1 (everybody may), SEMISEG_STATE (the folder of /jobs), SEMISEG_THREADS.
+use it), SEMISEG_NO_KEYS=1 (everybody may), SEMISEG_STATE (the folder of /jobs), SEMISEG_THREADS, and
+SEMISEG_ALLOWED_HOSTS, SEMISEG_PROXIES and SEMISEG_PATH_PREFIX (how it is reached).
 """
 
 from __future__ import annotations
@@ -95,6 +96,7 @@ def service_of(bundle: Path) -> bentoml.Service[Any]:
     if server_context.worker_index is None:  # BentoML looks at the service before it starts the process that serves
         return bentoml.service(name="semiseg")(type("Segmentation", (), {}))
     from server.http.app import House
+    from server.http.front import Front
     from server.http.limits import Limits
     from server.http.model import ModelSettings
     from server.http.models import Models
@@ -108,7 +110,7 @@ def service_of(bundle: Path) -> bentoml.Service[Any]:
     stack = contextlib.ExitStack()
     folder, files = stack.enter_context(prepared(Path(state) if state else None, None))
     models = Models.open([ModelSettings(bundle=bundle, threads=int(threads) if threads else None)])
-    service = make_service(House.of(models, Limits(), folder, files), keys)
+    service = make_service(House.of(models, Limits(), folder, files), keys, front=Front.of_environment())
     keep_logs()
     _HELD.append(stack)
     return service

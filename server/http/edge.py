@@ -9,6 +9,8 @@ import time
 from typing import TYPE_CHECKING
 
 from semiseg.errors import InputError
+from server.browser_guard import BrowserGuard
+from server.forwarded import Proxies
 from server.http.limits import Refusal
 from server.http.metrics import Metrics
 from server.http.replies import LATER, refusal_of, refused
@@ -25,7 +27,8 @@ ROUTES = (
     (re.compile(r"/jobs/[^/]+/events"), "/jobs/{id}/events"),
     (re.compile(r"/page/[A-Za-z0-9_.-]+"), "/page"),
 )
-OPEN = ("/", "/page", "/livez", "/readyz", "/healthz")  # what is answered without a key: nothing in it is anybody's
+PROBES = ("/livez", "/readyz", "/healthz")  # asked by whatever name an orchestrator has
+OPEN = ("/", "/page", *PROBES)  # what is answered without a key: nothing in it is anybody's
 QUIET = ("/livez", "/readyz", "/healthz", "/metrics", "/page")  # what is asked for all the time
 
 HEADERS = {
@@ -48,12 +51,13 @@ _LOG = logging.getLogger("semiseg.requests")
 class Edge:
     """ASGI middleware around the whole application."""
 
-    def __init__(self, app: ASGIApp, *, keys: Keys, metrics: Metrics, origins: tuple[str, ...] = ()) -> None:
-        """Let ``app`` answer what gets through; pages of ``origins`` may send it something."""
+    def __init__(self, app: ASGIApp, *, keys: Keys, metrics: Metrics, guard: BrowserGuard, proxies: Proxies) -> None:
+        """Let ``app`` answer what gets through."""
         self._app = app
         self._keys = keys
         self._metrics = metrics
-        self._origins = origins
+        self._guard = guard
+        self._proxies = proxies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -61,6 +65,8 @@ class Edge:
             await self._app(scope, receive, send)
             return
         since = time.monotonic()
+        scope = dict(scope)
+        self._proxies.apply(scope)
         route = route_of(scope["path"])
         status = 0
 
@@ -82,7 +88,8 @@ class Edge:
             try:
                 if route is None:
                     raise Refusal(404, "There is nothing at this address; the page / describes what there is.")
-                self._require_own_page(scope)
+                if route not in PROBES and (found := self._guard.refusal(scope)) is not None:
+                    raise Refusal(*found)
                 if self._keys.required and route not in OPEN:
                     scope["semiseg.owner"] = self._owner(scope)
                 await self._app(scope, receive, sealed)
@@ -104,14 +111,6 @@ class Edge:
                     "client": scope.get("semiseg.owner") or (scope["client"][0] if scope.get("client") else ""),
                 }
                 _LOG.info("Request", extra={"told": told})
-
-    def _require_own_page(self, scope: Scope) -> None:
-        """A page of another server may make a browser send a form without asking first; its scans stay out."""
-        headers = dict(scope["headers"])
-        foreign = headers.get(b"sec-fetch-site", b"none") in (b"cross-site", b"same-site")
-        named = headers.get(b"origin", b"").decode("latin-1") in self._origins
-        if foreign and not named and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
-            raise Refusal(403, "A page of another server may not send anything to this one.")
 
     def _owner(self, scope: Scope) -> str:
         key = key_in(scope["headers"])

@@ -17,9 +17,10 @@ from starlette.responses import Response
 
 from semiseg.errors import Cancelled
 from server.http.answers import Answer, answer_order
+from server.http.forms import wants_report
 from server.http.order import Order
-from server.http.reception import Received, Reception
-from server.jobs.turns import Turns
+from server.http.reception import Received, Reception, client_of
+from server.jobs.fair_limiter import FairLimiter
 
 GLANCE = 0.2  # seconds between two questions whether the client is still there
 
@@ -27,12 +28,13 @@ GLANCE = 0.2  # seconds between two questions whether the client is still there
 class SegmentEndpoint:
     """Answers each request while its client waits."""
 
-    def __init__(self, reception: Reception, turns: Turns) -> None:
+    def __init__(self, reception: Reception, turns: FairLimiter) -> None:
         """Share ``turns`` with whoever else segments here."""
         self._reception = reception
         self._turns = turns
-        # Its size is what bounds the scans segmented at the same time; the others wait in its queue.
-        self._pool = ThreadPoolExecutor(reception.limits.parallel, thread_name_prefix="segment")
+        # A thread for everybody who was let in: who waits does so for a turn, in the line of its caller.
+        most = reception.limits.parallel + reception.limits.waiting
+        self._pool = ThreadPoolExecutor(most, thread_name_prefix="segment")
 
     @contextlib.asynccontextmanager
     async def lifespan(self) -> AsyncIterator[None]:
@@ -45,21 +47,21 @@ class SegmentEndpoint:
 
         async def segment(received: Received) -> Response:
             accept = request.headers.get("accept", "")
-            answer = await self._run(request, lambda stopped: self._segment(received, accept, stopped))
+            client = client_of(request)
+            answer = await self._run(request, lambda stopped: self._segment(received, accept, client, stopped))
             return Response(answer.body, media_type=answer.media_type, headers=answer.headers)
 
         return await self._reception.take(request, segment)
 
-    def _segment(self, received: Received, accept: str, stopped: Callable[[], bool]) -> Answer:
-        order = Order.of(received.upload, accept, self._reception.models)
-        while not self._turns.acquire(timeout=GLANCE):
-            if stopped():
-                raise Cancelled("The client went away before its turn came.")
+    def _segment(self, received: Received, accept: str, client: str, stopped: Callable[[], bool]) -> Answer:
+        order = Order.of(received.upload, accept, self._reception.models, with_report=wants_report(accept))
+        if not self._turns.acquire_unless(stopped, GLANCE, client):
+            raise Cancelled("The client went away before its turn came.")
         try:
             answer = answer_order(order, received.folder, received.timing, stopped)
         finally:
-            self._turns.release()
-        self._reception.metrics.scan(answer.model, received.timing)
+            self._turns.release(client)
+        self._reception.metrics.scan(answer.report.model.name, received.timing)
         return answer
 
     async def _run(self, request: Request, work: Callable[[Callable[[], bool]], Answer]) -> Answer:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from semiseg.errors import InputError
 from semiseg.outputs.answer import chosen_kind
-from semiseg.outputs.kind import FORMS, KINDS, Kind
+from semiseg.outputs.kind import ANSWERS, FORMS, KINDS, Kind
 from semiseg.volumes.scan import Scan
 from server.http.limits import Refusal
 from server.http.model import ServedModel
@@ -25,9 +25,18 @@ def forms_asked(field: str, accept: str) -> tuple[Kind, ...]:
     """
     if field:
         return forms_named(field)
-    types = [part.split(";")[0].strip().lower() for part in accept.split(",")]
+    types = _accepted(accept)
     # Wildcards and foreign types name none.
     return tuple(kind for wanted in types for kind, form in FORMS.items() if form.media_type == wanted)[:1]
+
+
+def wants_report(accept: str) -> bool:
+    """Whether an Accept header asks for a zip of the answer and of the report, whose size no header bounds."""
+    return ANSWERS in _accepted(accept)
+
+
+def _accepted(accept: str) -> list[str]:
+    return [part.split(";")[0].strip().lower() for part in accept.split(",")]
 
 
 def forms_named(field: str) -> tuple[Kind, ...]:
@@ -55,13 +64,13 @@ def forms_for(asked: Sequence[Kind], scan: Scan, model: ServedModel) -> tuple[Ki
         raise Refusal(400, str(error)) from error
 
 
-def packed(files: Mapping[Kind, Path]) -> tuple[bytes, str, str]:
-    """The body, the media type and the file name of an answer in these forms."""
-    if len(files) == 1:
+def packed(files: Mapping[Kind, Path], *, with_report: bool = False) -> tuple[bytes, str, str]:
+    """The body, the media type and the file name of an answer in these forms; a zip if the report was asked for."""
+    if len(files) == 1 and not with_report:
         ((kind, path),) = files.items()
         return path.read_bytes(), FORMS[kind].media_type, FORMS[kind].file_name
     body = io.BytesIO()
     with zipfile.ZipFile(body, "w") as archive:
         for kind, path in files.items():
             archive.writestr(zipfile.ZipInfo(f"{kind}/{FORMS[kind].file_name}"), path.read_bytes())
-    return body.getvalue(), SEVERAL, "answers.zip"
+    return body.getvalue(), ANSWERS if with_report else SEVERAL, "answers.zip"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
@@ -20,31 +21,36 @@ from starlette.routing import Route
 
 from semiseg.errors import Cancelled
 from semiseg.inference.sliding_window import Timing
+from semiseg.outputs.report import RemarkReport
 from semiseg.system.memory import trim
+from server.forwarded import prefix_of
+from server.http.answer_headers import MILLILITRES, REMARKS, bounded
 from server.http.answers import Answer, answer_again, answer_order
 from server.http.forms import forms_named
+from server.http.idempotency import checked_key, request_digest
 from server.http.limits import RETRY_SECONDS, Refusal
 from server.http.order import Order
 from server.http.reception import Received, Reception, client_of, owner_of
 from server.http.replies import refusal_of, refused
 from server.http.schemas import JobAnswer
 from server.http.state import JOBS, JobFiles
+from server.jobs.fair_limiter import FairLimiter
 from server.jobs.files import remove
-from server.jobs.queue import Job, State
-from server.jobs.turns import Turns
+from server.jobs.queue import Job, QueueFull, State
 from server.jobs.worker import JobFailed, Postponed, Task, Worker
 
 TIDYING = 60.0  # seconds between two looks for results that are too old
 EVENTS = 0.5  # seconds between two looks at a job that somebody watches
 WATCHED = 64  # jobs that one client may watch at once
 SILENCE = 15.0  # seconds after which a stream says that it is alive, for proxies that cut silent ones
+SHARE = 0.9  # of the waiting jobs that an address may have where there are no keys
 LATER = 30.0  # seconds until a job is tried again that met a full disk
 
 
 class Jobs:
     """The routes below /jobs, and the worker behind them."""
 
-    def __init__(self, reception: Reception, files: JobFiles, turns: Turns) -> None:
+    def __init__(self, reception: Reception, files: JobFiles, turns: FairLimiter) -> None:
         """Begin working on what is in the queue as soon as :meth:`lifespan` is entered."""
         self._reception = reception
         self._files = files
@@ -112,7 +118,7 @@ class Jobs:
             if folder is not None:
                 remove(folder)
             trim()
-        self._reception.metrics.scan(answer.model, timing)
+        self._reception.metrics.scan(answer.report.model.name, timing)
         return result
 
     def _ended(self, job: Job, state: State) -> None:
@@ -131,16 +137,21 @@ class Jobs:
 
     async def _accept(self, request: Request, received: Received) -> Response:
         owner = owner_of(request)
-        wish = request.headers.get("idempotency-key")
-        if wish is not None and not 0 < len(wish) <= 200:
-            raise Refusal(400, "The header Idempotency-Key has 1 to 200 characters.")
+        wish = checked_key(request.headers.get("idempotency-key"))
         key = None if wish is None else json.dumps([owner, wish])
+        address = "" if owner else client_of(request)
 
         def accept() -> Job:
             limits = self._reception.limits
             accept = request.headers.get("accept", "")[:1000]
             order = Order.of(received.upload, accept, self._reception.models)
             told = {"accept": accept, "model": order.model.identity.name}
+            if address:
+                self._require_room(address)
+                told["address"] = address
+            if key is not None:
+                sent = received.upload
+                told["digest"] = request_digest(sent.files, sent.channels, sent.fields, accept)
             return self._files.accept(
                 received.upload,
                 received.folder,
@@ -154,7 +165,15 @@ class Jobs:
         job = await anyio.to_thread.run_sync(accept)
         if self._worker is not None:
             self._worker.wake()
-        return await self._described(job, 202)
+        return await self._described(job, 202, prefix_of(request.scope))
+
+    def _require_room(self, address: str) -> None:
+        """Without keys an address is a client, whose jobs leave a place for those of others."""
+        limits = self._reception.limits
+        most = min(limits.queued_per_client, math.ceil(limits.queued * SHARE))
+        waiting = self._files.queue.jobs("waiting", queue=JOBS)
+        if sum(job.payload.get("address") == address for job in waiting) >= most:
+            raise QueueFull(most, address)
 
     async def _get(self, request: Request) -> Response:
         return await self._described(await self._job(request), 200)
@@ -172,7 +191,7 @@ class Jobs:
             await anyio.to_thread.run_sync(self._ended, stopped, "cancelled")
         elif self._worker is not None:
             self._worker.stop(job.id)
-        return await self._described(stopped, 202 if stopped.state == "running" else 200)
+        return await self._described(stopped, 202 if stopped.state == "running" else 200, prefix_of(request.scope))
 
     async def _result(self, request: Request) -> Response:
         job = await self._job(request)
@@ -189,14 +208,16 @@ class Jobs:
                 raise Refusal(
                     400, "Only a job that was sent with `answer` = case is answered in other forms afterwards."
                 )
-            with self._reception.admission.one(client_of(request)):
-                again = await anyio.to_thread.run_sync(self._again, job, asked, limiter=self._writers)
+            client = client_of(request)
+            with self._reception.admission.one(client):
+                again = await anyio.to_thread.run_sync(self._again, job, asked, client, limiter=self._writers)
             return Response(again.body, media_type=again.media_type, headers=again.headers)
         told = job.result
-        return FileResponse(self._files.results / job.id, media_type=told["media_type"], headers=told["headers"])
+        headers = bounded(told["headers"])  # version 0.1 kept them as long as they were
+        return FileResponse(self._files.results / job.id, media_type=told["media_type"], headers=headers)
 
-    def _again(self, job: Job, asked: str) -> Answer:
-        with self._turns.one():
+    def _again(self, job: Job, asked: str, client: str) -> Answer:
+        with self._turns.one(client):
             upload, folder = self._files.upload_of(job)
             try:
                 order = replace(Order.of(upload, "", self._reception.models), forms=forms_named(asked))
@@ -251,8 +272,8 @@ class Jobs:
             raise Refusal(404, f"There is no such job; what has ended is kept for {hours:g} hours.")
         return job
 
-    async def _described(self, job: Job, status: int) -> Response:
-        headers = {"Location": f"/jobs/{job.id}"} if status == 202 else {}
+    async def _described(self, job: Job, status: int, prefix: str = "") -> Response:
+        headers = {"Location": f"{prefix}/jobs/{job.id}"} if status == 202 else {}
         if not job.ended:
             headers["Retry-After"] = "1"
         answer = await anyio.to_thread.run_sync(self._answer, job)
@@ -273,6 +294,8 @@ class Jobs:
             windows_done=progress.get("done", 0) if windows is None else windows,
             windows_total=progress.get("total", 0) if windows is None else windows,
             seconds_left=progress.get("seconds_left") if job.state == "running" else None,
+            millilitres=_fact(job, "millilitres", MILLILITRES),
+            remarks=_remarks(job),
             error=job.result.get("error"),
             status=job.result.get("status"),
         )
@@ -286,6 +309,18 @@ class Jobs:
             return response
 
         return answer
+
+
+def _fact(job: Job, name: str, header: str) -> Any:
+    """What is known of the result of a job; the answers of version 0.1 have it in their headers alone."""
+    if job.state != "done":
+        return None
+    return job.result[name] if name in job.result else json.loads(job.result["headers"][header])
+
+
+def _remarks(job: Job) -> list[RemarkReport] | None:
+    pairs = _fact(job, "remarks", REMARKS)
+    return None if pairs is None else [RemarkReport(code=code, text=text) for code, text in pairs]
 
 
 class _Pace:

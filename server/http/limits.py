@@ -35,9 +35,10 @@ class Limits(BaseModel):
         parallel: scans segmented at the same time; each holds its volume in memory.
         waiting: further requests that may be uploading or waiting their turn.
         per_client: requests that one client may have in the house at once; a client is who owns an API key, or an
-            address where there are no keys.
+            address where there are no keys. Where requests may wait, the last place is never the same client's.
+        connections_per_address: open connections of one address that is no configured proxy's.
         queued: jobs that may wait.
-        queued_per_client: jobs of one key that may wait.
+        queued_per_client: jobs of one client that may wait.
         disk_bytes: what an upload must leave free on the volume where it is written.
         idle_seconds: how long an upload may stand still.
         request_seconds: how long a request may take from its first byte to the answer.
@@ -52,6 +53,7 @@ class Limits(BaseModel):
     parallel: Annotated[int, Field(ge=1)] = 2
     waiting: Annotated[int, Field(ge=0)] = 16
     per_client: Annotated[int, Field(ge=1)] = 16
+    connections_per_address: Annotated[int, Field(ge=1)] = 500
     queued: Annotated[int, Field(ge=1)] = 100
     queued_per_client: Annotated[int, Field(ge=1)] = 50
     disk_bytes: Annotated[int, Field(ge=0)] = 1024 * MEGABYTE
@@ -67,6 +69,7 @@ class Admission:
     def __init__(self, limits: Limits, folder: Path) -> None:
         """Count none; ``folder`` is where uploads go."""
         self._most = limits.parallel + limits.waiting
+        self._most_of_client = min(limits.per_client, max(1, self._most - 1) if limits.waiting else limits.per_client)
         self._limits = limits
         self._folder = folder
         self._inside: Counter[str] = Counter()
@@ -79,7 +82,7 @@ class Admission:
             Refusal: 429, the client has enough of them; 503, all places are taken; 507, the disk is nearly full.
         """
         again = {"Retry-After": str(RETRY_SECONDS)}
-        if self._inside[client] >= self._limits.per_client:
+        if self._inside[client] >= self._most_of_client:
             raise Refusal(
                 429,
                 f"You have {self._inside[client]} requests here already, as many as one client may; wait for one of "

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
-from semiseg.outputs.kind import FORMS, KINDS
+from semiseg.outputs.kind import ANSWERS, FORMS, KINDS
 from semiseg.outputs.report import NOTICE, Report
 from server.http.limits import MEGABYTE, Limits
 from server.http.model import ServedModel
@@ -20,7 +20,8 @@ ERRORS = {
     400: "The request is not a usable form: no file in `scan`, an unknown field, an unknown `answer` or `model`, a "
     "form that ends early, or a DICOM SEG asked for a NIfTI file.",
     401: "The server asks for an API key, and the request has none or not a good one.",
-    403: "A page of another server sent it, which this server was not told to allow.",
+    403: "A page of another server sent it, or it calls the server by a name that is not its own, and the "
+    "server was not told to allow that.",
     408: "The upload stood still for too long.",
     413: "The upload is larger, or has more files, than the server accepts.",
     415: "The upload is not a multipart form, or what it holds is neither NIfTI (or another volume that is read) nor "
@@ -40,9 +41,11 @@ HEADERS = {
     "deciding, restoring, comparing, writing.",
     "X-Semiseg-Notice": NOTICE,
     "X-Semiseg-Model": "Identity of the model as JSON: name, sha256, method, version, precision, engine.",
-    "X-Semiseg-Millilitres": "Volume of each segment in ml, by name, as JSON.",
+    "X-Semiseg-Millilitres": "Volume of each segment in ml, by name, as JSON; if that is long, `{}`.",
     "X-Semiseg-Remarks": "What was noticed about the scan or done to it (a tilt corrected, slices missing), as JSON: a "
-    "list of pairs of a code and a sentence.",
+    "list of pairs of a code and a sentence; if that is long, of codes and empty sentences.",
+    "X-Semiseg-Shortened": "The names of the headers that are in their short form, as JSON. Everything is in the "
+    "body: in the form `json`, in the SEG and SR, in the document of a job.",
     "X-Semiseg-Windows": "Windows that the network ran.",
     "Content-Disposition": "A file name for the answer.",
 }
@@ -101,7 +104,9 @@ def _segment(form: dict[str, Any]) -> dict[str, Any]:
         "description": "Send a volume in one file (NIfTI, NRRD, MetaImage, MGH), a zip of a DICOM series or of "
         "one such volume, or several DICOM files, each as a part named `scan`. A header and its data file (.hdr and "
         ".img, .mhd and .raw, .nhdr) are sent together or as a zip. The file's content decides its type, not its "
-        "name. The answer lies on the scan's own grid. The server keeps nothing of it.",
+        "name. The answer lies on the scan's own grid. The server keeps nothing of it. With the header "
+        f"`Accept: {ANSWERS}` any answer comes as a zip with a folder for each form, and the report in its "
+        "folder `json`.",
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
         "responses": {"200": _segmentation(), **_errors(*ERRORS)},
     }
@@ -121,7 +126,9 @@ def _jobs(form: dict[str, Any]) -> dict[str, Any]:
     again = {
         "name": "Idempotency-Key",
         "in": "header",
-        "description": "Two uploads of one client with one such key are one job: send it again when an answer is lost.",
+        "description": "Two uploads of one client with one such key are one job, for as long as the job is kept, also "
+        "after its end: send it again when an answer is lost. With another scan or other options the key is refused "
+        "(422).",
         "schema": {"type": "string", "minLength": 1, "maxLength": 200},
     }
     only = {
@@ -153,7 +160,11 @@ def _jobs(form: dict[str, Any]) -> dict[str, Any]:
                 "summary": "Let a scan be segmented, and ask for the answer later",
                 "parameters": [again],
                 "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
-                "responses": {"202": accepted, **_errors(*(set(ERRORS) - {422}))},
+                "responses": {
+                    "202": accepted,
+                    **_errors(*(set(ERRORS) - {422})),
+                    "422": _error("The Idempotency-Key was sent before with another scan or with other options."),
+                },
             }
         },
         "/jobs/{id}": {

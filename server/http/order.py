@@ -30,15 +30,17 @@ class Order:
         model: the one that is meant.
         forms: of the answer; none where the scan's own is wanted.
         wishes: what is said of the scan besides.
+        with_report: Whether the answer is a zip that holds the report beside the forms.
     """
 
     upload: Upload
     model: ServedModel
     forms: tuple[Kind, ...]
     wishes: Wishes
+    with_report: bool = False
 
     @classmethod
-    def of(cls, upload: Upload, accept: str, models: Models) -> Order:
+    def of(cls, upload: Upload, accept: str, models: Models, *, with_report: bool = False) -> Order:
         """Read the form; the request's Accept header counts where the form does not name the answer.
 
         Raises:
@@ -46,7 +48,9 @@ class Order:
         """
         model = models.chosen(upload.fields.get("model"))
         forms = forms_asked(upload.fields.get("answer", ""), accept)
-        order = cls(upload, model, forms, _wishes(upload))
+        order = cls(upload, model, forms, _wishes(upload), with_report)
+        if upload.dicom:  # seen as it came in: its files are opened where they are read, and once
+            return order
         count = len(upload.files)
         if count == 1 and is_pair_header(start_of(upload.files[0])):
             raise Refusal(415, "The upload is one half of a .hdr/.img pair; send both, or a zip of them.")

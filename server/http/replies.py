@@ -13,7 +13,7 @@ from starlette.responses import JSONResponse, Response
 from semiseg.errors import EngineError
 from server.http.limits import Refusal, disk_full
 from server.http.schemas import ErrorAnswer
-from server.jobs.database import QueueError
+from server.jobs.database import QueueDiskFullError, QueueError
 from server.jobs.queue import QueueFull
 
 LATER = 30  # seconds until it is worth asking again
@@ -39,6 +39,9 @@ def refusal_of(error: Exception) -> Refusal:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return disk_full()
+    if isinstance(error, QueueDiskFullError):
+        _LOG.error("%s", error)
         return disk_full()
     if isinstance(error, QueueFull):
         return Refusal(503, str(error), headers={"Retry-After": str(LATER)})

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from semiseg.outputs.report import ModelIdentity
+from semiseg.outputs.report import ModelIdentity, RemarkReport
 from semiseg.volumes.segmentation import Segment
 from server.jobs.queue import State
 
@@ -37,6 +37,8 @@ class JobAnswer(_Document):
         attempts: how often it was begun; more than once when the server stopped in between.
         windows_done, windows_total: of the sliding window; both 0 until it begins.
         seconds_left: for the windows that are left, at the speed of those that are done; None before and after.
+        millilitres: Volume of each segment in ml, by name, once it is done.
+        remarks: What was noticed about the scan or done to it, once it is done.
         error: why it failed.
         status: of an answer of POST /segment that would have failed so.
     """
@@ -50,6 +52,8 @@ class JobAnswer(_Document):
     windows_done: int
     windows_total: int
     seconds_left: float | None
+    millilitres: dict[str, float] | None
+    remarks: list[RemarkReport] | None
     error: str | None
     status: int | None
 

@@ -10,12 +10,13 @@ from __future__ import annotations
 import signal
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from semiseg.errors import InputError
 from semiseg.system.signals import STOP_SIGNALS
 from server.http.app import House
+from server.http.front import Front
 from server.http.limits import Limits
 from server.http.model import ModelSettings
 from server.http.models import Models
@@ -38,7 +39,7 @@ class Place:
         state: the folder of /jobs; None turns them off.
         scratch: where uploads go, in a folder of its own; the system's temporary folder by default. With ``state`` they
             go there.
-        origins: pages of other servers that may use it from a browser.
+        front: The way to it: further names, pages of other servers, proxies.
         open_to_all: answer everybody who reaches ``host``, although there are no keys.
     """
 
@@ -46,7 +47,7 @@ class Place:
     port: int
     state: Path | None = None
     scratch: Path | None = None
-    origins: tuple[str, ...] = ()
+    front: Front = field(default_factory=Front)
     open_to_all: bool = False
 
 
@@ -69,16 +70,19 @@ def serve(settings: Sequence[ModelSettings], limits: Limits, keys: Keys, place: 
             f"Whoever reaches {place.host} could use this server: give it keys (--keys FILE, or {VARIABLE} in the "
             "environment), listen on 127.0.0.1, or say --no-keys."
         )
+    front = replace(place.front, bound=place.host)
+    front.guard(keys=keys.required)  # what is wrong with the names is said before models are opened
+    front.trusted()
     with prepared(place.state, place.scratch) as (folder, files):
         models = Models.open(settings)
         with bound(place.host, place.port, **REMEDIES) as listener:
             announce(f"listening on {url_of(listener)}, warming up {', '.join(models.by_name)}")
-            _run(House.of(models, limits, folder, files), keys, place.origins, listener, announce)
+            _run(House.of(models, limits, folder, files), keys, front, listener, announce)
         if models.failure is not None:
             raise models.failure
 
 
-def _run(house: House, keys: Keys, origins: Sequence[str], listener: socket.socket, announce: Announce) -> None:
+def _run(house: House, keys: Keys, front: Front, listener: socket.socket, announce: Announce) -> None:
     from server.http.service import make_service
 
     def warm() -> None:
@@ -87,9 +91,14 @@ def _run(house: House, keys: Keys, origins: Sequence[str], listener: socket.sock
         else:
             server.should_exit = True
 
-    application = make_service(house, keys, warm, origins=origins).to_asgi()
+    application = make_service(house, keys, warm, front=front).to_asgi()
     keep_logs()  # after BentoML has made its loggers
-    server = uvicorn_of(application, stop_seconds=house.limits.stop_seconds)
+    server = uvicorn_of(
+        application,
+        stop_seconds=house.limits.stop_seconds,
+        per_address=house.limits.connections_per_address,
+        proxies=front.trusted(),
+    )
     # uvicorn takes these signals while it runs and raises them again afterwards, when our own tidying is still to come.
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: setattr(server, "should_exit", True))

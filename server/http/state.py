@@ -20,7 +20,9 @@ from pathlib import Path
 from typing import Any
 
 from semiseg.system.durable_files import link_or_copy, move_durably, replace_file
+from server.http.answer_headers import millilitres_of, remarks_of
 from server.http.answers import Answer
+from server.http.idempotency import key_reused, request_digest
 from server.http.uploads import Upload
 from server.jobs.files import empty, remove
 from server.jobs.queue import ENDED, Job, Queue, State
@@ -78,12 +80,14 @@ class JobFiles:
 
         Raises:
             QueueFull, QueueError: see there.
+            Refusal: 422, the key is that of a job with another ``digest`` in what is ``told``.
         """
         payload = {
             "files": [file.name for file in upload.files],
             "channels": {name: [file.name for file in files] for name, files in upload.channels.items()},
             "fields": upload.fields,
             "received": upload.received,
+            "dicom": upload.dicom,
             **told,
         }
         name = secrets.token_hex(16)
@@ -95,7 +99,21 @@ class JobFiles:
             raise
         if job.id != name:
             remove(self.uploads / name)
+            if self._digest_of(job) != told.get("digest"):
+                raise key_reused()
         return job
+
+    def _digest_of(self, job: Job) -> str | None:
+        """The digest of the request of a job; None where a version before 0.2 accepted it and its upload is gone."""
+        told, folder = job.payload, self.uploads / job.id
+        if "digest" in told:
+            return str(told["digest"])
+        files = [folder / name for name in told["files"]]
+        channels = {name: [folder / file for file in inside] for name, inside in told["channels"].items()}
+        try:
+            return request_digest(files, channels, told["fields"], told["accept"])
+        except OSError:
+            return None
 
     def upload_of(self, job: Job) -> tuple[Upload, Path]:
         """The files of a job in a new folder, which the work may fill and has to delete."""
@@ -111,12 +129,18 @@ class JobFiles:
         files = tuple(folder / name for name in told["files"])
         # The model that was meant when it was accepted, also where the server has others since.
         fields = {**told["fields"], "model": told["model"]}
-        return Upload(files, channels, fields, told["received"]), folder
+        return Upload(files, channels, fields, told["received"], told.get("dicom", False)), folder
 
     def keep(self, job: Job, answer: Answer) -> dict[str, Any]:
         """Write a result, and say what the queue is to know of it."""
         replace_file(self.results / job.id, answer.body)
-        return {"media_type": answer.media_type, "headers": answer.headers, "windows": answer.windows}
+        return {
+            "media_type": answer.media_type,
+            "headers": answer.headers,
+            "windows": answer.report.windows,
+            "millilitres": millilitres_of(answer.report),
+            "remarks": remarks_of(answer.report),
+        }
 
     def ended(self, job: Job) -> None:
         """Delete what a job that has ended does not need any more."""

@@ -18,6 +18,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import ClientDisconnect, Request
 
+from semiseg.volumes.dicom_file import starts_like_dicom
 from server.http.limits import MEGABYTE, Limits, Refusal, require_disk
 
 FILES_FIELD = "scan"
@@ -25,6 +26,7 @@ CHANNEL_FIELDS = "channel:"  # and the channel's name
 TEXT_FIELDS = ("model", "answer", "series", "strict", "aligned")
 TEXT_BYTES = 4096
 FLUSH_BYTES = MEGABYTE
+START_BYTES = 132  # a preamble and "DICM" (PS3.10 7.1)
 DRAIN_BYTES = 64 * MEGABYTE
 DRAIN_SECONDS = 5.0
 
@@ -38,12 +40,14 @@ class Upload:
         channels: the same by channel, where they came under channels' names.
         fields: the values of the text fields that were given.
         received: bytes.
+        dicom: Whether a file of it was seen to begin like DICOM while it came in.
     """
 
     files: tuple[Path, ...]
     channels: dict[str, tuple[Path, ...]]
     fields: dict[str, str]
     received: int
+    dicom: bool = False
 
 
 class Body:
@@ -131,7 +135,7 @@ async def receive_upload(request: Request, body: Body, folder: Path, limits: Lim
         raise Refusal(400, "The upload ended before its form was complete; send it again.")
     if not form.files:
         raise Refusal(400, f"The form has no file in its field `{FILES_FIELD}`.")
-    return Upload(tuple(form.files), form.by_channel(), form.texts(), body.received)
+    return Upload(tuple(form.files), form.by_channel(), form.texts(), body.received, form.dicom)
 
 
 @dataclass
@@ -143,6 +147,7 @@ class _Form:
     files: list[Path] = field(default_factory=list)
     parts: list[str] = field(default_factory=list)  # which field each file came in
     complete: bool = False
+    dicom: bool = False
     pending_bytes: int = 0
     _pending: list[tuple[int, bytes]] = field(default_factory=list)
     _values: dict[str, bytearray] = field(default_factory=dict)
@@ -151,6 +156,7 @@ class _Form:
     _disposition: bytes = b""
     _part: str = ""
     _is_file: bool = False
+    _start: bytearray = field(default_factory=bytearray)  # of the present file, until one is known for DICOM
     _open: IO[bytes] | None = None
     _open_number: int = -1
 
@@ -229,6 +235,7 @@ class _Form:
                 raise Refusal(413, f"The upload has more than {self.limits.files} files; send a zip of one series.")
             self.files.append(self.folder / f"scan-{len(self.files) + 1:05d}")
             self.parts.append(self._part)
+            self._start.clear()
             self._pending.append((len(self.files) - 1, b""))  # an empty file is a file too
         elif self._part in TEXT_FIELDS and not self._is_file:
             if self._part in self._values:
@@ -243,6 +250,7 @@ class _Form:
     def _part_data(self, data: bytes, start: int, end: int) -> None:
         if self._is_file:
             self._pending.append((len(self.files) - 1, data[start:end]))
+            self._look(data[start:end])
             self.pending_bytes += end - start
             return
         text = self._values.get(self._part)
@@ -251,6 +259,12 @@ class _Form:
         text += data[start:end]
         if len(text) > TEXT_BYTES:
             raise Refusal(400, f"The field `{self._part}` is longer than {TEXT_BYTES} bytes.")
+
+    def _look(self, data: bytes) -> None:
+        """Notice a DICOM file by its first bytes, so that nobody has to open it for that."""
+        if not self.dicom and len(self._start) < START_BYTES:
+            self._start += data[: START_BYTES - len(self._start)]
+            self.dicom = len(self._start) == START_BYTES and starts_like_dicom(bytes(self._start))
 
     def _form_ends(self) -> None:
         self.complete = True

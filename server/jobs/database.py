@@ -13,11 +13,16 @@ from semiseg.errors import InputError, SemisegError
 from semiseg.system.durable_files import atomic_file
 
 PATIENCE = 30.0  # seconds that one process waits for another's write
+_FULL = ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_SHMSIZE", "SQLITE_IOERR_TRUNCATE")
 Run = Callable[..., list[sqlite3.Row]]
 
 
 class QueueError(SemisegError):
     """The job database cannot be written: the disk is full or not ours to write."""
+
+
+class QueueDiskFullError(QueueError):
+    """The job database cannot be written because its disk is full."""
 
 
 class Database:
@@ -134,4 +139,5 @@ def _told() -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
-        raise QueueError(f"The job database cannot be used ({error}).") from error
+        full = getattr(error, "sqlite_errorname", "") in _FULL
+        raise (QueueDiskFullError if full else QueueError)(f"The job database cannot be used ({error}).") from error

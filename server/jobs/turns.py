@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 class Turns:
@@ -43,6 +43,16 @@ class Turns:
                 return True
             self._waiting.remove(mine)
             return False
+
+    def acquire_unless(self, stopped: Callable[[], bool], every: float) -> bool:
+        """Wait for a turn until ``stopped`` says so; it is asked ``every`` seconds, and each time the place is lost.
+
+        :class:`server.jobs.fair_limiter.FairLimiter` keeps the place.
+        """
+        while not self.acquire(every):
+            if stopped():
+                return False
+        return True
 
     def release(self) -> None:
         """Give the turn to whoever has waited longest."""

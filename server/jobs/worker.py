@@ -143,8 +143,8 @@ class Worker:
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            if not self._turns.acquire(timeout=GLANCE):
-                continue
+            if not self._turns.acquire_unless(self._closing.is_set, GLANCE):
+                return
             busy = False
             try:
                 busy = self._one()

@@ -109,7 +109,7 @@ def raw(server: RunningServer, head: str, *pieces: bytes) -> socket.socket:
     """A connection over which a request with these header lines and these pieces of a body was sent."""
     address = urlsplit(server.url)
     connection = socket.create_connection((address.hostname, address.port), timeout=120)
-    connection.sendall(f"POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: {FORM}\r\n{head}\r\n\r\n".encode())
+    connection.sendall(f"POST /segment HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: {FORM}\r\n{head}\r\n\r\n".encode())
     for piece in pieces:
         connection.sendall(piece)
     return connection

@@ -8,8 +8,10 @@ import hashlib
 import json
 import os
 import re
+import sqlite3
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -148,6 +150,53 @@ def test_same_idempotency_key_is_the_same_job(server):
     assert post(server, nifti(), {"Idempotency-Key": "x" * 201}).status_code == 400
     for name in (first["id"], other["id"]):
         wait(server, name)
+
+
+def test_idempotency_key_belongs_to_its_scan_and_options(server):
+    key = {"Idempotency-Key": "mine"}
+    first = post(server, nifti(1), key, answer="nifti").json()["id"]
+    for scan, fields in ((nifti(2), {"answer": "nifti"}), (nifti(1), {"answer": "json"}), (nifti(1), {})):
+        refused = post(server, scan, key, **fields)
+        assert refused.status_code == 422 and "Idempotency-Key" in refused.json()["error"]
+    wait(server, first)
+    assert post(server, nifti(2), key, answer="nifti").status_code == 422  # also after the end
+    # What is said with other words is the same request.
+    again = post(server, nifti(1), key, answer="nifti", strict="false").json()
+    named = post(server, nifti(1), key | {"Accept": "application/dicom"}, answer="nifti").json()
+    assert (again["id"], again["state"], named["id"]) == (first, "done", first)
+    assert server.http.delete(f"{server.url}/jobs/{first}").json()["state"] == "done"
+    other = post(server, nifti(2), key, answer="nifti")  # with the job its key is forgotten
+    assert other.status_code == 202 and other.json()["id"] != first
+    wait(server, other.json()["id"])
+    until(lambda: not list(server.state.glob("uploads/*")))  # nothing is kept of what was refused
+
+
+def test_uploads_with_one_key_at_the_same_time_make_one_job(server):
+    scans = [nifti(seed, (40, 36, 20)) for seed in (1, 1, 1, 2, 2, 2)]
+    with ThreadPoolExecutor(len(scans)) as pool:
+        answers = list(pool.map(lambda scan: post(server, scan, {"Idempotency-Key": "race"}), scans))
+    accepted = {(answer.json()["id"], scan) for answer, scan in zip(answers, scans, strict=True) if answer.is_success}
+    assert len(accepted) == 1
+    assert sorted(answer.status_code for answer in answers) == [202] * 3 + [422] * 3
+    wait(server, accepted.pop()[0])
+
+
+def test_key_of_a_job_that_an_earlier_version_accepted_is_compared_too(bundle, tmp_path):
+    options, key = ("--state", str(tmp_path / "s"), "--parallel", "1"), {"Idempotency-Key": "old"}
+    with running(bundle, tmp_path / "1", *options) as server:
+        slow = post(server, slow_scan(96)).json()["id"]
+        old = post(server, nifti(1), key).json()["id"]
+        wait(server, slow, "running")
+    with contextlib.closing(sqlite3.connect(tmp_path / "s" / "jobs.sqlite3")) as database, database:
+        # The payload as version 0.1 wrote it.
+        database.execute("UPDATE jobs SET payload = json_remove(payload, '$.digest')")
+    with running(bundle, tmp_path / "2", *options) as server:
+        wait(server, slow, "running")
+        assert post(server, nifti(2), key).status_code == 422
+        assert post(server, nifti(1), key).json()["id"] == old
+        wait(server, old)
+        # Its upload is gone: that it is the same cannot be shown any more, and another patient's is never handed out.
+        assert post(server, nifti(1), key).status_code == 422
 
 
 def test_job_that_nobody_made_is_not_found(server):

@@ -192,7 +192,7 @@ def test_connection_that_sends_no_whole_head_is_closed(monkeypatch):
         thread.start()
         try:
             with socket.create_connection(listener.getsockname()[:2], timeout=60) as connection:
-                connection.sendall(b"POST / HTTP/1.1\r\nHost: x\r\n")
+                connection.sendall(b"POST / HTTP/1.1\r\nHost: 127.0.0.1\r\n")
                 assert connection.recv(100) == b""  # and no timeout of this side
             assert httpx.get(url_of(listener), trust_env=False).text == "hello"
         finally:

@@ -203,7 +203,9 @@ def forms() -> Iterator[tuple[str, bytes]]:
 
     def request(head: str, body: bytes = b"", length: int | None = None) -> tuple[str, bytes]:
         length = len(body) if length is None else length
-        head = f"POST /segment HTTP/1.1\r\nHost: x\r\nConnection: close\r\n{head}Content-Length: {length}\r\n\r\n"
+        head = (
+            f"POST /segment HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n{head}Content-Length: {length}\r\n\r\n"
+        )
         return "form", head.encode("latin-1") + body
 
     yield request("")

@@ -108,7 +108,8 @@ def form(files: list[bytes]) -> bytes:
 def post(url: str, body: bytes) -> tuple[float, dict[str, float]]:
     """Seconds from the last byte sent to the first received, and the server's own seconds per stage."""
     address = urlsplit(url)
-    head = "POST /segment HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\nConnection: close\r\n"
+    head = "POST /segment HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: close\r\n"
+    head += "Content-Type: multipart/form-data; boundary=b\r\n"
     with socket.create_connection((address.hostname, address.port), timeout=3600) as connection:
         connection.sendall(f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body)
         since = time.perf_counter()

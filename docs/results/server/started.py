@@ -32,8 +32,10 @@ def bundle_in(where: Path, *, window: tuple[int, int, int] = (32, 32, 32), work:
     return make_threshold_bundle(where / "bundle", window=window, work=work).folder
 
 
-def start(bundle: Path, where: Path, *options: str, port: str = "0") -> RunningServer:
-    server = RunningServer(bundle, where, *options, port=port)
+def start(
+    bundle: Path, where: Path, *options: str, port: str = "0", environ: dict[str, str] | None = None
+) -> RunningServer:
+    server = RunningServer(bundle, where, *options, port=port, environ=environ)
     server.wait_until_ready()
     return server
 

@@ -1,0 +1,110 @@
+"""The log says what happened, of whom and with what status, and quotes nothing that a scan or its sender wrote."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from server.logs import JsonLines
+from tests.bundles import make_threshold_bundle, scan_array
+from tests.server.running import FORM, running
+from tests.waiting import until
+
+MARK = "QZMARKQZ"
+
+
+@pytest.fixture
+def lines() -> list[dict]:
+    """What a handler with our formatter wrote."""
+    found: list[dict] = []
+
+    class Keep(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            found.append(json.loads(JsonLines().format(record)))
+
+    handler = Keep()
+    logging.getLogger().addHandler(handler)
+    logging.captureWarnings(True)
+    yield found
+    logging.captureWarnings(False)
+    logging.getLogger().removeHandler(handler)
+
+
+def test_message_of_another_package_says_where_it_comes_from_and_not_what_it_quotes(lines):
+    logging.getLogger("pydicom.made_up").warning(f"The value {MARK} is no date")
+    logging.getLogger("pynetdicom").error("Refused by %s", MARK)
+    try:
+        raise ValueError(MARK)
+    except ValueError:
+        logging.getLogger("highdicom").exception(MARK)
+    assert MARK not in json.dumps(lines)
+    for line, package, level in zip(
+        lines, ("pydicom", "pynetdicom", "highdicom"), ("warning", "error", "error"), strict=True
+    ):
+        assert f"level {level} of {package}, from tests/server/test_logs.py:" in line["message"].replace("\\", "/")
+        assert (line["level"], line["logger"].split(".")[0]) == (level, package)
+    assert lines[2]["kind"] == "ValueError" and "test_logs.py" in lines[2]["frames"][0]
+    places = {line["message"] for line in lines}
+    assert len(places) == 3  # two events are two lines that differ
+
+
+def test_warning_of_python_says_its_category_and_place(lines):
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        logging.captureWarnings(False)
+        logging.captureWarnings(True)
+        warnings.warn(f"{MARK}: 1: UserWarning: {MARK}", RuntimeWarning, stacklevel=1)
+    (line,) = lines
+    assert MARK not in json.dumps(line)
+    assert "RuntimeWarning" in line["message"] and "test_logs.py:" in line["message"]
+
+
+def test_our_own_sentences_are_kept(lines):
+    logging.getLogger("semiseg.server").warning("The disk is full")
+    logging.getLogger("uvicorn.error").error("Exception in ASGI application\nValueError: QZ")
+    assert [line["message"] for line in lines] == ["The disk is full", "Exception in ASGI application"]
+
+
+def test_nothing_that_a_request_says_of_itself_is_in_the_log(tmp_path: Path):
+    bundle = make_threshold_bundle(tmp_path / "bundle").folder
+    scan = nib.Nifti1Image(scan_array((12, 10, 8)), np.eye(4)).to_bytes()
+    options = ("--state", str(tmp_path / "s"), "--proxy", "127.0.0.1")
+    with running(bundle, tmp_path / "p", *options) as server:
+        marked = dict.fromkeys(
+            ("Accept", "User-Agent", "Referer", "Idempotency-Key", "X-Request-ID", "Cookie", "Authorization"),
+            f"{MARK}/1",
+        ) | {"X-Forwarded-For": MARK, "X-Forwarded-Prefix": f"/{MARK}", f"X-{MARK}": MARK}
+        answers = []
+        for name in ("scan", f"channel:{MARK}", f"field{MARK}", f'series"; filename="{MARK}'):
+            for path in ("segment", "jobs", f"segment?patient={MARK}", f"jobs?{MARK}"):
+                parts = {name: (f"{MARK}^{MARK}.dcm", scan, f"image/{MARK}")}
+                answers.append(server.http.post(f"{server.url}/{path}", files=parts, headers=marked))
+        body = f'--b\r\nContent-Disposition: {MARK}; name="{MARK}"\r\n{MARK}\r\n\r\n--b{MARK}'.encode()
+        answers.append(server.http.post(f"{server.url}/segment", content=body, headers=marked | {"Content-Type": FORM}))
+        for path in (
+            f"jobs/{MARK}",
+            f"jobs/{MARK}/result?answer={MARK}",
+            f"models?{MARK}",
+            f"page/{MARK}",
+            f"{MARK}?{MARK}",
+        ):
+            answers.append(server.http.get(f"{server.url}/{path}", headers=marked))
+        answers.append(server.http.request("GET", f"{server.url}/", headers={"Host": f"{MARK}.example"}))
+        answers.append(server.http.request(MARK, f"{server.url}/segment"))
+        assert {answer.status_code for answer in answers} >= {200, 202, 400, 404, 403}
+        assert all(answer.status_code < 500 for answer in answers), [a.text for a in answers if a.status_code >= 500]
+        until(lambda: server.output.count('"Request"') >= len([a for a in answers if "/page/" not in str(a.url)]))
+        metrics = server.get("/metrics").text
+    assert MARK not in server.output.replace(str(tmp_path), "") and MARK not in metrics
+    requests = [json.loads(line) for line in server.lines if '"Request"' in line]
+    for line in requests:
+        assert line["status"] >= 200 and line["route"] and line["client"] == "127.0.0.1"
+    stream = io.StringIO(server.output)
+    assert "not shown" not in stream.getvalue()
