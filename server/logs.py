@@ -27,7 +27,7 @@ class JsonLines(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
         trusted = record.name.split(".")[0] in TRUSTED
-        message = record.getMessage().partition("\n")[0] if trusted else "not shown: may quote a scan"
+        message = record.getMessage().partition("\n")[0] if trusted else _place_of(record)
         line: dict[str, object] = {
             "time": utc(record.created),
             "level": record.levelname.lower(),
@@ -35,11 +35,18 @@ class JsonLines(logging.Formatter):
             "message": message,
             **getattr(record, "told", {}),
         }
+        if not trusted and "@" in (record.threadName or ""):  # the thread of a connection is called KIND@ADDRESS
+            line["peer"] = str(record.threadName).partition("@")[2]
         if record.exc_info and record.exc_info[0] is not None:
             line["kind"] = record.exc_info[0].__name__
             frames = traceback.extract_tb(record.exc_info[2])
             line["frames"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
         return json.dumps(line)
+
+
+def _place_of(record: logging.LogRecord) -> str:
+    """Where a message comes from that is not shown itself."""
+    return f"{record.module}.{record.funcName}, line {record.lineno}: the words are not shown, they may quote a scan"
 
 
 def keep_logs() -> None:

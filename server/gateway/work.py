@@ -15,6 +15,7 @@ from __future__ import annotations
 import logging
 import random
 import re
+import threading
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -26,9 +27,10 @@ from server.gateway.config import GatewayConfig
 from server.gateway.delivery import Commitments, NotDelivered, deliver
 from server.gateway.inbox import Inbox, delete
 from server.gateway.names import Names
-from server.gateway.polling import fetch
+from server.gateway.retrieving import fetch
 from server.gateway.routing import decide, orders
 from server.gateway.segmenting import NotNow, Segmenting
+from server.gateway.superseding import earlier_orders, mark
 from server.jobs.database import QueueError
 from server.jobs.queue import Job, Queue
 from server.jobs.worker import JobFailed, Postponed, Task
@@ -36,6 +38,7 @@ from server.jobs.worker import JobFailed, Postponed, Task
 RESULTS = "results"  # a folder for each job of the kind `segment`
 FETCH, STUDY, SEGMENT, DELIVER, PURGE = KINDS = ("fetch", "study", "segment", "deliver", "purge")
 _LOG = logging.getLogger("semiseg.gateway")
+WAIT = 1.0  # seconds after which a job asks again for what another one holds
 TROUBLE = ("tries", "waited", "trouble")  # what a job's payload holds of its failures
 
 
@@ -73,6 +76,7 @@ class Work:
         self._config, self._queue, self._inbox, self._names = config, queue, inbox, names
         self._segmenting, self._commitments, self._audit = segmenting, commitments, audit
         self._is_open, self._complete, self._wake = is_open, complete, wake
+        self._fetching = {poll.url: threading.Lock() for poll in config.polls}
         self.results = config.state / RESULTS
         self.results.mkdir(exist_ok=True)
 
@@ -97,12 +101,15 @@ class Work:
         poll = next((poll for poll in self._config.polls if poll.url == told["url"]), None)
         if poll is None:
             raise JobFailed(f"The configuration does not ask {told['url']} any more.")
+        place = self._fetching[poll.url]
+        if not place.acquire(blocking=False):  # an archive that hangs holds up no other one
+            raise Postponed("Another study of this archive is being fetched.", after=WAIT)
         try:
             count = fetch(poll, told["uid"], self._inbox, task.cancelled)
         except NotDelivered as error:
             raise self._again(job, str(error)) from None
-        if task.cancelled():
-            raise Cancelled("The job was stopped.")
+        finally:
+            place.release()
         self._audit.tell("fetched", study=told["study"], job=job.id, sender=poll.name, instances=count)
         self._complete(told["study"], f"all {count} instances that {poll.name} has were fetched")
         return {"instances": count}
@@ -112,7 +119,7 @@ class Work:
         name = task.job.payload["study"]
         objects, _ = look_at(self._inbox.instances(name))
         decisions = decide(objects, self._inbox.senders(name), self._config.rules, partial(self._inbox.elsewhere, name))
-        put = []
+        put, late = [], 0
         for order in orders(decisions, self._config):
             payload = {
                 "study": name,
@@ -123,10 +130,15 @@ class Work:
                 "forms": order.forms,
                 "to": order.to,
             }
+            if self._is_late(task.job, name, payload, order.key(name)):
+                late += 1
+                continue
             job = self._queue.put(SEGMENT, payload, key=order.key(name), owner=name)
             put.append(job.id)
             self._supersede(job)
         self._wake(SEGMENT)
+        if late:
+            self._inbox.hold(name, "late", f"{late} series got more instances after a result was made.")
         told = [
             {"rule": one.rule, "series": self._said(one.series.uid), "fits": one.fits, "reason": one.reason}
             for one in decisions
@@ -143,6 +155,9 @@ class Work:
         files = [self._inbox.studies / told["study"] / name for name in told["files"]]
         if not all(file.exists() for file in files):
             raise JobFailed("The study is not here any more.")
+        earlier = earlier_orders(self._queue, SEGMENT, job)
+        if any(one.state == "running" for one in earlier):
+            raise Postponed("The result before it is being made.", after=WAIT)
         folder.mkdir(exist_ok=True)
         try:
             made = self._segmenting.segment(files, told["forms"], told["model"], folder, task.cancelled)
@@ -152,6 +167,7 @@ class Work:
             raise JobFailed(str(error)) from None
         if task.cancelled():
             raise Cancelled("The job was stopped.")
+        superseded = self._superseded(job, earlier, made.files)
         put = []
         for destination, forms in told["to"].items():
             payload = {
@@ -164,7 +180,14 @@ class Work:
             put.append(self._queue.put(DELIVER, payload, key=f"{job.key} {destination}", owner=told["study"]).id)
         self._wake(DELIVER)
         self._audit.tell(
-            "segmented", study=told["study"], job=job.id, rule=told["rule"], server=made.server, jobs=put, **made.told
+            "segmented",
+            study=told["study"],
+            job=job.id,
+            rule=told["rule"],
+            server=made.server,
+            jobs=put,
+            supersedes=superseded,
+            **made.told,
         )
         return {"server": made.server, "files": made.files, "jobs": put, **made.told}
 
@@ -214,6 +237,43 @@ class Work:
             if same and job.id != newest.id and job.created < newest.created:
                 self._queue.stop(job.id)
                 self._audit.tell("superseded", study=newest.owner, job=job.id, by=newest.id)
+
+    def _is_late(self, job: Job, study: str, payload: dict[str, Any], key: str) -> bool:
+        """Whether an order is for a series that has a result already, and nobody decided to have another."""
+        if self._config.complete.late != "hold" or job.payload.get("decided"):
+            return False
+        jobs = self._queue.jobs("running", "done", queue=SEGMENT, owner=study)
+        same = [one for one in jobs if all(one.payload[name] == payload[name] for name in ("rule", "series"))]
+        return bool(same) and all(one.key != key for one in same)
+
+    def _superseded(self, job: Job, earlier: list[Job], files: dict[str, list[str]]) -> list[str]:
+        """Mark a result as superseding earlier ones, and stop deliveries of those that have not begun.
+
+        Returns:
+            The jobs whose results an archive may have.
+        """
+        if not earlier:
+            return []
+        there = set()
+        for delivery in self._queue.jobs(queue=DELIVER, owner=job.payload["study"]):
+            if delivery.payload["of"] not in {one.id for one in earlier}:
+                continue
+            if delivery.state == "waiting" and not delivery.payload.get("tries"):
+                self._queue.stop(delivery.id)
+                self._audit.tell("superseded", study=job.payload["study"], job=delivery.id, by=job.id)
+            elif delivery.state != "cancelled":
+                there.add(delivery.payload["of"])
+        known = [one for one in earlier if one.id in there and one.state == "done"]
+        if known:
+            before = [
+                self.results / known[-1].id / name for names in known[-1].result["files"].values() for name in names
+            ]
+            mark(
+                [self.results / job.id / name for names in files.values() for name in names],
+                [file for file in before if file.exists()],
+                len(known) + 1,
+            )
+        return [one.id for one in known]
 
     def _again(self, job: Job, sentence: str, at_least: float = 0.0) -> Postponed | JobFailed:
         """The next try of a job that others do not let be done: later each time, and not for ever."""
