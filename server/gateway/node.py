@@ -311,12 +311,18 @@ class Node:
     def _closed(self, event: evt.Event) -> None:
         association, title = event.assoc, str(event.assoc.requestor.ae_title).strip()
         brought = self._brought.setdefault(association, _Brought())
-        unfinished = getattr(association.dimse.message, "_data_set_file", None)  # what the connection broke off in
+        message = association.dimse.message  # what the connection broke off in
+        unfinished = getattr(message, "_data_set_file", None)
         if unfinished is not None:
             unfinished.close()
-            with suppress(NotOurs, OSError):
+            why = f"{title} broke off in the middle of an instance."
+            try:
                 identity = self._inbox.identify(Path(unfinished.name))
-                study = self._inbox.lacks(identity, f"{title} broke off in the middle of an instance.")
+            except (NotOurs, OSError):  # it broke off before its study came
+                assert message is not None
+                brought.unplaced[str(message.command_set.get("AffectedSOPInstanceUID", ""))] = why
+            else:
+                study = self._inbox.lacks(identity, why)
                 brought.studies.add(study)
                 self._studies.sending(study, id(association))
             Path(unfinished.name).unlink(missing_ok=True)

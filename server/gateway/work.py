@@ -258,10 +258,11 @@ class Work:
         for delivery in self._queue.jobs(queue=DELIVER, owner=job.payload["study"]):
             if delivery.payload["of"] not in {one.id for one in earlier}:
                 continue
-            if delivery.state == "waiting" and not delivery.payload.get("tries"):
+            if not delivery.ended:  # one that is running ends with its present try
                 self._queue.stop(delivery.id)
                 self._audit.tell("superseded", study=job.payload["study"], job=delivery.id, by=job.id)
-            elif delivery.state != "cancelled":
+            # One that was tried may have brought a part of it.
+            if delivery.state != "cancelled" and (delivery.state != "waiting" or delivery.payload.get("tries")):
                 there.add(delivery.payload["of"])
         known = [one for one in earlier if one.id in there and one.state == "done"]
         if known:

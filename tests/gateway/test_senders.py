@@ -38,6 +38,7 @@ def objects_of(folder: Path) -> list[pydicom.Dataset]:
 def sending(gateway: RunningGateway, one: pydicom.Dataset, calling: str = "SCANNER") -> Iterator[Any]:
     """An association for MR images; released at the end."""
     entity = AE(ae_title=calling)
+    entity.dimse_timeout = 10
     entity.add_requested_context(MRImageStorage, one.file_meta.TransferSyntaxUID)
     association = entity.associate("127.0.0.1", gateway.dicom_port, ae_title="SEMISEG")
     assert association.is_established
@@ -54,7 +55,7 @@ def in_trouble(gateway: RunningGateway) -> list[dict[str, Any]]:
 
 
 LONG = "1.2.840.113845.11.1000000001883867009.20220304103601.3981489.14079.12345"
-BAD_UIDS = [LONG, "1.2." + "3" * 61, "1.2.x.4", "1.2..4", ".1.2", "1.2.", "1.02.3", "1,2,3", "1.2.\u0663", "one"]
+BAD_UIDS = [LONG, "1.2." + "3" * 61, "1.2.x.4", "1.2..4", ".1.2", "1.2.", "1.02.3", "1,2,3", "1.2.\xe9", "one"]
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -71,7 +72,7 @@ def test_uid_that_breaks_the_standard_costs_its_instance_and_not_the_association
                         one.SOPInstanceUID = uid
                     statuses.append(association.send_c_store(one).get("Status"))
                 assert statuses == [0, 0, 0xC000, 0, 0, 0], uid
-        until(lambda: len(in_trouble(gateway)) == len(BAD_UIDS), told=lambda: gateway.output)
+        until(lambda: len(in_trouble(gateway)) == len(BAD_UIDS), told=lambda: gateway.output[-3000:])
         assert gateway.audit("complete") == []
         told = [one["why"] for one in in_trouble(gateway)]
         assert any("72 characters" in why for why in told) and any("begins with a zero" in why for why in told)
@@ -79,7 +80,7 @@ def test_uid_that_breaks_the_standard_costs_its_instance_and_not_the_association
         assert not any(uid in gateway.output for uid in BAD_UIDS[:6])
         study = in_trouble(gateway)[0]["study"]
         assert "is taken as it is" in gateway.command("complete", study)
-        until(lambda: gateway.audit("decided"), told=lambda: gateway.output)
+        until(lambda: gateway.audit("decided"), told=lambda: gateway.output[-3000:])
         assert gateway.audit("decided")[0]["instances"] == 5
         until(lambda: len(in_trouble(gateway)) == len(BAD_UIDS) - 1)
 
@@ -94,11 +95,11 @@ def test_study_whose_own_uids_break_the_standard_is_shown(tmp_path: Path, keywor
             for one in objects:
                 setattr(one, keyword, LONG)
                 assert association.send_c_store(one).Status == 0xC000
-        until(lambda: in_trouble(gateway), told=lambda: gateway.output)
+        until(lambda: in_trouble(gateway), told=lambda: gateway.output[-3000:])
         (trouble,) = in_trouble(gateway)
         assert f"The {keyword} of the instance has 72 characters" in trouble["why"]
         gateway.command("purge", trouble["study"])
-        until(lambda: not in_trouble(gateway), told=lambda: gateway.output)
+        until(lambda: not in_trouble(gateway), told=lambda: gateway.output[-3000:])
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -106,11 +107,11 @@ def test_leading_zeros_are_taken_where_that_is_wanted(tmp_path: Path) -> None:
     write_study(tmp_path / "study", "zeros")
     one = objects_of(tmp_path / "study")[0]
     one.SOPInstanceUID = "1.02.3"
-    with running_gateway(alone(tmp_path, uids="lenient"), tmp_path / "gateway") as gateway:
-        with sending(gateway, one) as association:
-            assert association.send_c_store(one).Status == 0
-            one.SOPInstanceUID = LONG
-            assert association.send_c_store(one).Status == 0xC000
+    config = alone(tmp_path, uids="lenient")
+    with running_gateway(config, tmp_path / "gateway") as gateway, sending(gateway, one) as association:
+        assert association.send_c_store(one).Status == 0
+        one.SOPInstanceUID = LONG
+        assert association.send_c_store(one).Status == 0xC000
 
 
 def test_study_that_lacked_an_instance_goes_on_when_it_comes(tmp_path: Path) -> None:
@@ -122,11 +123,11 @@ def test_study_that_lacked_an_instance_goes_on_when_it_comes(tmp_path: Path) -> 
             del objects[2].StudyInstanceUID
             statuses = [association.send_c_store(one).Status for one in objects]
             assert statuses == [0, 0, 0xC000, 0, 0, 0]
-        until(lambda: in_trouble(gateway), told=lambda: gateway.output)
+        until(lambda: in_trouble(gateway), told=lambda: gateway.output[-3000:])
         objects[2].StudyInstanceUID = study
         with sending(gateway, objects[0]) as association:
             assert association.send_c_store(objects[2]).Status == 0
-        until(lambda: gateway.audit("complete"), told=lambda: gateway.output)
+        until(lambda: gateway.audit("complete"), told=lambda: gateway.output[-3000:])
         assert [line["instances"] for line in gateway.audit("complete")] == [6]
         assert in_trouble(gateway) == []
 
@@ -140,39 +141,39 @@ def test_association_that_breaks_off_does_not_complete_a_study_sooner(tmp_path: 
             for one in objects[:3]:
                 assert association.send_c_store(one).Status == 0
             association.abort()
-        until(lambda: gateway.audit("received"), told=lambda: gateway.output)
+        until(lambda: gateway.audit("received"), told=lambda: gateway.output[-3000:])
         assert gateway.audit("received")[0]["ended"] == "broken off"
         time.sleep(3)
         assert gateway.audit("complete") == []
         assert send(gateway, tmp_path / "study", calling="STORESCU").returncode == 0
-        until(lambda: gateway.audit("complete"), told=lambda: gateway.output)
+        until(lambda: gateway.audit("complete"), told=lambda: gateway.output[-3000:])
         assert [line["instances"] for line in gateway.audit("complete")] == [6]
         assert gateway.audit("received")[-1]["ended"] == "released"
 
 
-def test_instance_in_whose_middle_the_connection_broke_off_is_missed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pdu", [2**14, 2**20], ids=["after its header", "before its header"])
+def test_instance_in_whose_middle_the_connection_broke_off_is_missed(tmp_path: Path, pdu: int) -> None:
     """All but one instance arrive; of that one the connection breaks off in the middle, and nobody sends it again."""
     write_study(tmp_path / "study", "half", shape=(200, 180, 6))
     objects = objects_of(tmp_path / "study")
-    with running_gateway(alone(tmp_path), tmp_path / "gateway") as gateway:
+    config = alone(tmp_path, dimse={"port": 0, "anybody": True, "pdu": pdu})
+    with running_gateway(config, tmp_path / "gateway") as gateway:
         with sending(gateway, objects[0]) as association:
             for one in objects[1:]:
                 assert association.send_c_store(one).Status == 0
-        with sending(gateway, objects[0]) as association:
-            connection = association.dul.socket.socket
-            sent = 0
-            whole = association.dul.socket.send
+            connection, left = association.dul.socket.socket, 40_000
 
-            def some(data: bytes) -> None:
-                nonlocal sent
-                sent += len(data)
-                whole(data)
-                if sent > 30_000:
-                    connection.shutdown(socket.SHUT_RDWR)
+            def send(data: bytes) -> None:
+                nonlocal left
+                with contextlib.suppress(OSError):
+                    connection.sendall(data[: max(0, left)])
+                    left -= len(data)
+                    if left <= 0:
+                        connection.shutdown(socket.SHUT_RDWR)
 
-            association.dul.socket.send = some
+            association.dul.socket.send = send
             association.send_c_store(objects[0])
-        until(lambda: in_trouble(gateway), told=lambda: gateway.output)
+        until(lambda: in_trouble(gateway), 60, told=lambda: gateway.output[-3000:])
         assert "SCANNER broke off in the middle of an instance" in in_trouble(gateway)[0]["why"]
         assert gateway.audit("complete") == []
         assert list((gateway.state / "incoming").iterdir()) == []
@@ -227,7 +228,6 @@ def rejected(gateway: RunningGateway) -> dict[str, float]:
         (b"", b"SEMISEG", "not understood"),
         (b"CT_SCANNER\0\0", b"SEMISEG", "not understood"),
         (b"CT_SCANNER", b"SEMISEG\0\0", "not understood"),
-        (b"CT_SCANNER\r\n", b"SEMISEG", "not understood"),
     ],
 )
 def test_rejected_association_is_written_down_with_what_did_not_match(
@@ -273,7 +273,7 @@ def test_one_address_cannot_take_all_associations(tmp_path: Path) -> None:
     with running_gateway(config, tmp_path / "gateway") as gateway:
         open_ones = [associate(gateway, "GREEDY") for _ in range(12)]
         assert sum(one.is_established for one in open_ones) == 8
-        until(lambda: rejected(gateway).get("associations of one address") == 4, told=lambda: gateway.output)
+        until(lambda: rejected(gateway).get("associations of one address") == 4, told=lambda: gateway.output[-3000:])
         entity = AE(ae_title="OTHER")
         entity.add_requested_context(Verification)
         others = [
