@@ -47,18 +47,21 @@ def url_of(listener: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-def uvicorn_of(application: Any, *, stop_seconds: int, **more: Any) -> uvicorn.Server:
+def uvicorn_of(
+    application: Any, *, stop_seconds: int, connections_per_address: int | None = None, **more: Any
+) -> uvicorn.Server:
     """A uvicorn server of an ASGI application, without its logs; ``more`` are further settings of uvicorn's.
 
-    Running requests may go on for ``stop_seconds`` after it was told to stop.
+    Running requests may go on for ``stop_seconds`` after it was told to stop. One address may have
+    ``connections_per_address`` connections, None for as many as there are.
     """
     import uvicorn
 
-    from server.protocol import CONNECTIONS, ImpatientProtocol
+    from server.protocol import CONNECTIONS, protocol_of
 
     config = uvicorn.Config(
         application,
-        http=ImpatientProtocol,
+        http=protocol_of(connections_per_address),
         limit_concurrency=CONNECTIONS,
         log_config=None,
         access_log=False,  # it holds whole paths

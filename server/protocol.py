@@ -6,6 +6,7 @@ uvicorn waits for ever for the first head, so that a thousand silent connections
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from typing import Any
 
 import h11
@@ -51,3 +52,36 @@ class ImpatientProtocol(H11Protocol):
         # Between two requests of a connection uvicorn has a shorter timer of its own; a running answer is left alone.
         if self.conn.their_state is h11.IDLE and self.conn.our_state is h11.IDLE and not self.transport.is_closing():
             self.transport.close()
+
+
+def protocol_of(most_of_one_address: int | None) -> type[ImpatientProtocol]:
+    """The protocol of a server that closes connections at once which one address has too many of.
+
+    Args:
+        most_of_one_address: Number of connections that an address may have, None for any number.
+    """
+    if most_of_one_address is None:
+        return ImpatientProtocol
+    most, connections = most_of_one_address, Counter[str]()
+
+    class OfManyAddresses(ImpatientProtocol):
+        """The protocol, with a count of the connections of each address."""
+
+        _address = ""
+
+        def connection_made(self, transport: Any) -> None:
+            """A client is there."""
+            super().connection_made(transport)
+            self._address = str((transport.get_extra_info("peername") or ("",))[0])
+            connections[self._address] += 1
+            if connections[self._address] > most:
+                transport.abort()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            """The client is gone."""
+            connections[self._address] -= 1
+            if not connections[self._address]:
+                del connections[self._address]
+            super().connection_lost(exc)
+
+    return OfManyAddresses

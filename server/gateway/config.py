@@ -140,12 +140,14 @@ class WebDoor(_Part):
         host, port: where it listens; port 0 takes a free one.
         keys: a file of API keys, as of `semiseg serve --keys`; needed on other addresses than loopback.
         upload_bytes: the largest request body.
+        connections_per_address: Number of connections that one address may have at the same time, of a thousand in all.
     """
 
     host: str = "127.0.0.1"
     port: Port = 8080
     keys: File | None = None
     upload_bytes: Count = 2**32
+    connections_per_address: Count = 800
 
 
 class Poll(_Part):

@@ -38,7 +38,7 @@ from server.jobs.worker import Worker
 from server.keys import VARIABLE, Keys
 from server.listening import bound, is_loopback, url_of, uvicorn_of
 
-THREADS = {FETCH: 1, STUDY: 1, SEGMENT: 16, DELIVER: 4, PURGE: 1}  # at most; one more for each archive that is asked
+THREADS = {FETCH: 1, STUDY: 1, SEGMENT: 16, DELIVER: 4, PURGE: 1}  # at most; one for each archive that is asked
 # What is given up after so many seconds when the gateway stops; 20 s in all, which supervisors wait for.
 STOP_SECONDS, LOOP_SECONDS, POLL_SECONDS, WEB_SECONDS = 6.0, 1.5, 1.0, 4.0
 POLL_QUIET = 60.0  # seconds, where quiet completes no study
@@ -129,7 +129,7 @@ class Gateway:
             PURGE: self.work.purge,
         }
         for kind, work in works.items():
-            threads = THREADS[kind] + (len(config.polls) if kind == FETCH else 0)
+            threads = max(THREADS[kind], len(config.polls)) if kind == FETCH else THREADS[kind]
             turns = Capacity(replicas) if kind == SEGMENT else Turns(threads)
             self._workers[kind] = Worker(
                 self.queue,
@@ -293,7 +293,9 @@ class Gateway:
         listener = bound(
             door.host, door.port, other_host="give `web` another host", other_port="give `web` another port"
         )
-        server = uvicorn_of(web.app(keys), stop_seconds=3, lifespan="off")
+        server = uvicorn_of(
+            web.app(keys), stop_seconds=3, connections_per_address=door.connections_per_address, lifespan="off"
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="web", daemon=True)
         thread.start()
         try:

@@ -109,8 +109,7 @@ def announced_by(archive: DICOMwebClient, uid: str) -> Announced:
         NotDelivered: It answers none of them.
         RequestException: It does not answer at all.
     """
-    rows = archive.search_for_studies(fields=[STUDY_COUNT], search_filters={"StudyInstanceUID": uid}, limit=100)
-    count = next((count_in(first(row, STUDY_COUNT)) for row in rows if str(first(row, STUDY)) == uid), None)
+    count = _count_of(archive, uid)
     series: dict[str, int] = {}
     with contextlib.suppress(requests.RequestException, ValueError):
         for row in archive.search_for_series(uid, fields=[SERIES_COUNT]):
@@ -123,6 +122,24 @@ def announced_by(archive: DICOMwebClient, uid: str) -> Announced:
     if count is None and not series and not listed:
         raise NotDelivered("The archive does not say by QIDO-RS how many instances the study has.")
     return Announced(count, series, listed)
+
+
+def _count_of(archive: DICOMwebClient, uid: str) -> int | None:
+    """Number of Study Related Instances of a study, page by page: some archives give all studies, or few at a time."""
+    seen: set[str] = set()
+    asked = 0
+    while asked < MOST:
+        page: list[dict[str, Any]] = archive.search_for_studies(
+            fields=[STUDY_COUNT], search_filters={"StudyInstanceUID": uid}, limit=100, offset=asked
+        )
+        before, asked = len(seen), asked + len(page)
+        for row in page:
+            if str(first(row, STUDY)) == uid:
+                return count_in(first(row, STUDY_COUNT))
+            seen.add(str(first(row, STUDY)))
+        if len(seen) == before:
+            break
+    return None
 
 
 def instances_at(archive: DICOMwebClient, uid: str) -> frozenset[str]:

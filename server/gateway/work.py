@@ -38,7 +38,7 @@ from server.jobs.worker import JobFailed, Postponed, Task
 RESULTS = "results"  # a folder for each job of the kind `segment`
 FETCH, STUDY, SEGMENT, DELIVER, PURGE = KINDS = ("fetch", "study", "segment", "deliver", "purge")
 _LOG = logging.getLogger("semiseg.gateway")
-WAIT = 1.0  # seconds after which a job asks again for what another one holds
+WAIT, WAIT_FOR_ARCHIVE = 1.0, 5.0  # seconds after which a job asks again for what another one holds
 TROUBLE = ("tries", "waited", "trouble")  # what a job's payload holds of its failures
 
 
@@ -103,7 +103,7 @@ class Work:
             raise JobFailed(f"The configuration does not ask {told['url']} any more.")
         place = self._fetching[poll.url]
         if not place.acquire(blocking=False):  # an archive that hangs holds up no other one
-            raise Postponed("Another study of this archive is being fetched.", after=WAIT)
+            raise Postponed("Another study of this archive is being fetched.", after=WAIT_FOR_ARCHIVE)
         try:
             count = fetch(poll, told["uid"], self._inbox, task.cancelled)
         except NotDelivered as error:

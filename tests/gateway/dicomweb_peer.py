@@ -26,6 +26,8 @@ class Peer:
         studies: Files by Study Instance UID.
         give: How a study is given, by UID; those that are not named are given well.
         rows: Further attributes of a study's row of QIDO-RS, in DICOM JSON, by UID.
+        page: Number of rows that it gives at a time, None for as many as are asked for.
+        filters: Whether it looks for the study that is asked for.
         below: Whether it answers queries for series and instances.
         asked: Paths that it was asked for.
         url: Its DICOMweb root.
@@ -35,7 +37,8 @@ class Peer:
         self.studies: dict[str, Files] = {}
         self.give: dict[str, Callable[[Answer, Files], None]] = {}
         self.rows: dict[str, dict[str, Any]] = {}
-        self.below = True
+        self.below = self.filters = True
+        self.page: int | None = None
         self.asked: list[str] = []
         self.url = ""
 
@@ -67,7 +70,8 @@ class Answer(BaseHTTPRequestHandler):
         self.peer.asked.append(parts.path)
         path = parts.path.removeprefix("/dicom-web/studies").strip("/").split("/")
         if path == [""]:
-            self.rows([self._row(uid) for uid in self.peer.studies if query.get("StudyInstanceUID", uid) == uid], query)
+            wanted = query.get("StudyInstanceUID") if self.peer.filters else None
+            self.rows([self._row(uid) for uid in self.peer.studies if wanted in (None, uid)], query)
         elif len(path) == 1 and path[0] in self.peer.studies:
             self.peer.give.get(path[0], well)(self, self.peer.studies[path[0]])
         elif len(path) == 2 and self.peer.below:
@@ -92,7 +96,7 @@ class Answer(BaseHTTPRequestHandler):
 
     def rows(self, found: list[dict[str, Any]], query: dict[str, str], status: int = 200) -> None:
         """Answer with DICOM JSON."""
-        offset, limit = int(query.get("offset", 0)), int(query.get("limit", 10**6))
+        offset, limit = int(query.get("offset", 0)), self.peer.page or int(query.get("limit", 10**6))
         self.answer(json.dumps(found[offset : offset + limit]).encode(), status, "application/dicom+json")
 
     def answer(

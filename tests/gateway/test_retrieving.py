@@ -74,7 +74,7 @@ def config_of(tmp_path: Path, url: str, **parts: Any) -> dict[str, Any]:
 
 
 def test_part_of_a_study_is_fetched_again_until_it_is_whole(tmp_path: Path) -> None:
-    """Every kind of broken answer at once, each for a study of its own; then the archive is mended."""
+    """GW-14. Every kind of broken answer at once, each for a study of its own; then the archive is mended."""
     with dicomweb_peer() as peer:
         uids = {}
         for kind, give in FAULTS.items():
@@ -142,6 +142,17 @@ def test_archive_that_answers_no_queries_below_studies_is_held_to_its_count(tmp_
             assert len(gateway.audit("complete")) == 1
             told = " ".join(one["why"] for one in gateway.status()["studies_in_trouble"])
             assert "3 of 6 instances" in told and "does not say by QIDO-RS how many" in told
+
+
+def test_archive_that_gives_few_rows_at_a_time_and_does_not_filter_gives_all_studies(tmp_path: Path) -> None:
+    with dicomweb_peer() as peer:
+        peer.page, peer.filters, peer.below = 2, False, False
+        for k in range(5):
+            write_study(tmp_path / f"study{k}", f"page {k}")
+            peer.add(tmp_path / f"study{k}")
+        with running_gateway(config_of(tmp_path, peer.url), tmp_path / "gateway") as gateway:
+            until(lambda: len(gateway.audit("complete")) == 5, told=lambda: gateway.output[-3000:])
+            assert gateway.status()["studies_in_trouble"] == []
 
 
 def test_study_that_comes_by_itself_waits_while_an_archive_is_to_give_the_rest(

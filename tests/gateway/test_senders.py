@@ -60,6 +60,7 @@ BAD_UIDS = [LONG, "1.2." + "3" * 61, "1.2.x.4", "1.2..4", ".1.2", "1.2.", "1.02.
 
 @pytest.mark.usefixtures("unchecked")
 def test_uid_that_breaks_the_standard_costs_its_instance_and_not_the_association(tmp_path: Path) -> None:
+    """GW-14."""
     with running_gateway(alone(tmp_path), tmp_path / "gateway") as gateway:
         for number, uid in enumerate(BAD_UIDS):
             folder = tmp_path / f"study{number}"
@@ -114,6 +115,24 @@ def test_leading_zeros_are_taken_where_that_is_wanted(tmp_path: Path) -> None:
         assert association.send_c_store(one).Status == 0xC000
 
 
+def test_study_that_is_held_is_deleted_after_its_time(tmp_path: Path) -> None:
+    """GW-10."""
+    write_study(tmp_path / "study", "held for long")
+    objects = objects_of(tmp_path / "study")
+    keep = {"free_bytes": 1000, "hours": 1 / 3600, "failed_days": 5 / 86400}
+    with running_gateway(alone(tmp_path, keep=keep), tmp_path / "gateway") as gateway:
+        with sending(gateway, objects[0]) as association:
+            for one in objects:
+                if one is objects[2]:
+                    del one.StudyInstanceUID
+                association.send_c_store(one)
+        until(lambda: in_trouble(gateway), told=lambda: gateway.output[-3000:])
+        until(lambda: gateway.audit("purged"), told=lambda: gateway.output[-3000:])
+        assert "The study is not whole" in gateway.audit("purged")[0]["why"]
+        assert list((gateway.state / "studies").iterdir()) == []
+        until(lambda: not in_trouble(gateway), told=lambda: gateway.output[-3000:])
+
+
 def test_study_that_lacked_an_instance_goes_on_when_it_comes(tmp_path: Path) -> None:
     write_study(tmp_path / "study", "comes again")
     objects = objects_of(tmp_path / "study")
@@ -153,7 +172,7 @@ def test_association_that_breaks_off_does_not_complete_a_study_sooner(tmp_path: 
 
 @pytest.mark.parametrize("pdu", [2**14, 2**20], ids=["after its header", "before its header"])
 def test_instance_in_whose_middle_the_connection_broke_off_is_missed(tmp_path: Path, pdu: int) -> None:
-    """All but one instance arrive; of that one the connection breaks off in the middle, and nobody sends it again."""
+    """GW-14. All but one instance arrive; that one breaks off in the middle, and nobody sends it again."""
     write_study(tmp_path / "study", "half", shape=(200, 180, 6))
     objects = objects_of(tmp_path / "study")
     config = alone(tmp_path, dimse={"port": 0, "anybody": True, "pdu": pdu})
