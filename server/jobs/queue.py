@@ -176,7 +176,9 @@ class Queue:
     def lease(self, queue: str, seconds: float, ended: Callable[[Job, State], None] = lambda *_: None) -> Job | None:
         """Take the next free job for ``seconds``; None when there is none.
 
-        Jobs that were begun less often go first, so that one that kills the process does not keep the others waiting.
+        Jobs that were begun less often go first, so that one that kills the process does not keep the others waiting;
+        then those that were never given back, and then those whose delay was over first: jobs that fail again and
+        again do not keep later ones waiting either.
         Free jobs that are not to be begun again end here, and ``ended`` is told of each.
         """
         over: list[tuple[Job, State]] = []
@@ -188,7 +190,8 @@ class Queue:
     def _lease(self, queue: str, seconds: float, over: list[tuple[Job, State]]) -> Job | None:
         with self._database.transaction() as run:
             while found := run(
-                f"SELECT * FROM jobs WHERE {_FREE} ORDER BY attempts, number LIMIT 1", {"queue": queue, **self._now()}
+                f"SELECT * FROM jobs WHERE {_FREE} ORDER BY attempts, due, number LIMIT 1",
+                {"queue": queue, **self._now()},
             ):
                 job = _job(found[0])
                 if job.stop:

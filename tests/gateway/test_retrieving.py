@@ -139,6 +139,7 @@ def test_archive_that_answers_no_queries_below_studies_is_held_to_its_count(tmp_
         peer.rows[uncounted] = {"00201208": None}
         with running_gateway(config_of(tmp_path, peer.url), tmp_path / "gateway") as gateway:
             until(lambda: len(gateway.status()["studies_in_trouble"]) == 2, told=lambda: gateway.output)
+            until(lambda: gateway.audit("complete"), told=lambda: gateway.output[-3000:])
             assert len(gateway.audit("complete")) == 1
             told = " ".join(one["why"] for one in gateway.status()["studies_in_trouble"])
             assert "3 of 6 instances" in told and "does not say by QIDO-RS how many" in told
