@@ -156,6 +156,22 @@ def cancel(context: typer.Context, names: Annotated[list[str], typer.Argument(he
 
 
 @app.command()
+def complete(context: typer.Context, studies: Annotated[list[str], typer.Argument(help="Studies, by name.")]) -> None:
+    """Have studies segmented as they are: those that are held because something is missing or came late."""
+    from server.gateway.inbox import STUDIES, accept_as_it_is
+    from server.gateway.work import STUDY
+
+    queue, state = _state(context)
+    for name in studies:
+        folder = state / STUDIES / name
+        if len(name) != 32 or not folder.is_dir() or not any(folder.glob("*.dcm")):
+            raise InputError(f"There is no study {name} here, or nothing of it.")
+        accept_as_it_is(folder)
+        payload = {"study": name, "why": "an operator decided so", "decided": True}
+        typer.echo(f"{name}: is taken as it is (job {queue.put(STUDY, payload, owner=name).id})")
+
+
+@app.command()
 def purge(context: typer.Context, studies: Annotated[list[str], typer.Argument(help="Studies, by name.")]) -> None:
     """Delete studies with all that was made of them; a gateway that runs does it at once, another when it starts."""
     from server.gateway.work import PURGE

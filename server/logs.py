@@ -40,6 +40,8 @@ class JsonLines(logging.Formatter):
             "message": message,
             **getattr(record, "told", {}),
         }
+        if not trusted and "@" in (record.threadName or ""):  # the thread of a connection is called KIND@ADDRESS
+            line["peer"] = str(record.threadName).partition("@")[2]
         if record.exc_info and record.exc_info[0] is not None:
             line["kind"] = record.exc_info[0].__name__
             frames = traceback.extract_tb(record.exc_info[2])

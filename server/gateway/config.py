@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from semiseg.errors import InputError, sentence_of
 from semiseg.volumes.series_rules import SeriesRule
+from server.gateway.uids import UidRule
 
 _VISIBLE = re.compile(r"[ -\[\]-~]+")
 Form = Literal["seg", "seg-labelmap", "seg-fractional", "rtstruct", "sr", "overlay"]
@@ -99,6 +100,8 @@ class DimseDoor(_Part):
         senders: who may send; nobody else is let in. Empty only with ``anybody``.
         anybody: let everybody send, whatever they call themselves.
         associations: how many at the same time.
+        associations_per_address: how many of them from one address; four fifths of `associations` when it is not given,
+            so that no address can take them all.
         pdu: largest PDU that a sender may send, in bytes.
         acse_seconds, dimse_seconds, network_seconds: patience with the beginning of an association, with an answer,
             and with silence in between.
@@ -110,6 +113,7 @@ class DimseDoor(_Part):
     senders: tuple[Sender, ...] = ()
     anybody: bool = False
     associations: Count = 25
+    associations_per_address: Count | None = None
     pdu: Annotated[int, Field(ge=4096, le=2**24)] = 2**20
     acse_seconds: Seconds = 30.0
     dimse_seconds: Seconds = 60.0
@@ -124,6 +128,10 @@ class DimseDoor(_Part):
             raise ValueError("tls: a door needs a certificate and a key")
         return self
 
+    def most_of_one_address(self) -> int:
+        """How many associations one address may have."""
+        return self.associations_per_address or max(1, self.associations - max(1, self.associations // 5))
+
 
 class WebDoor(_Part):
     """STOW-RS, the status page and the metrics.
@@ -134,6 +142,7 @@ class WebDoor(_Part):
         hosts: Further names by which it may be called, as of `semiseg serve --allowed-host`.
         proxies: Addresses and networks of proxies in front, as of `semiseg serve --proxy`.
         upload_bytes: the largest request body.
+        connections_per_address: Number of connections that one address may have at the same time, of a thousand in all.
     """
 
     host: str = "127.0.0.1"
@@ -142,6 +151,7 @@ class WebDoor(_Part):
     hosts: tuple[str, ...] = ()
     proxies: tuple[str, ...] = ()
     upload_bytes: Count = 2**32
+    connections_per_address: Count = 800
 
 
 class Poll(_Part):
@@ -154,6 +164,8 @@ class Poll(_Part):
         days: how far back by Study Date, today included.
         matching: further attributes that a study has to match (PS3.18 8.3.4), such as ModalitiesInStudy.
         token: a file whose content is sent as bearer token.
+        trouble_after: Number of failed fetches of a study after which it is shown as in trouble; it is fetched again
+            all the same.
     """
 
     url: Url
@@ -162,19 +174,40 @@ class Poll(_Part):
     days: Count = 2
     matching: dict[str, str] = Field(default_factory=dict)
     token: File | None = None
+    trouble_after: Count = 3
 
 
 class Completeness(_Part):
     """When a study is taken to be complete.
 
     Attributes:
-        quiet_seconds: nothing more has come for so long.
-        believe_counts: also at once when as many instances are there as they themselves announce (Number of Study
-            Related Instances, (0020,1208)), which few modalities fill in.
+        quiet_seconds: nothing more has come for so long. Null: quiet completes no study, so that there is no result
+            before a count, a poll or somebody's word says that the study is complete.
+        believe_counts: also when exactly as many instances are there as they themselves announce (Number of Study
+            Related Instances, (0020,1208)), which few modalities fill in. A number that more instances came than it
+            says, or that differs from instance to instance, is not believed.
+        counted_seconds: Seconds without a further instance, after the end of the sender's association, before such a
+            number is believed; never longer than `quiet_seconds`.
+        interrupted_seconds: Seconds for which the sender of an association or request that broke off is waited for, in
+            the place of `quiet_seconds`; five times `quiet_seconds` when it is not given.
+        incomplete: What happens to a study that is known not to be whole (an instance of it was refused or broke off,
+            an archive would not give all of it) when nothing more comes: `hold` it until an operator says
+            `complete STUDY`, or `segment` what is there.
+        late: What happens to a series that got more instances after its result was made: `supersede` makes another
+            result, which says so; `hold` holds the study until an operator says `complete STUDY`.
     """
 
-    quiet_seconds: Seconds = 60.0
+    quiet_seconds: Seconds | None = 60.0
     believe_counts: bool = True
+    counted_seconds: Seconds = 5.0
+    interrupted_seconds: Seconds | None = None
+    incomplete: Literal["hold", "segment"] = "hold"
+    late: Literal["supersede", "hold"] = "supersede"
+
+    def patience_after_break(self) -> float:
+        """Seconds for which a sender that broke off is waited for."""
+        quiet = self.quiet_seconds or 60.0
+        return max(quiet, 5 * quiet if self.interrupted_seconds is None else self.interrupted_seconds)
 
 
 class Rule(SeriesRule):
@@ -320,6 +353,7 @@ class GatewayConfig(_Part):
         destinations: by name.
         retry, keep: patience and retention.
         reveal_uids: write UIDs into the audit log; otherwise a keyed hash of them.
+        uids: Which UIDs are refused: `strict` those that break PS3.5 9.1; `lenient` lets components begin with a zero.
     """
 
     state: File
@@ -334,6 +368,7 @@ class GatewayConfig(_Part):
     retry: Retry = Retry()
     keep: Keep = Keep()
     reveal_uids: bool = False
+    uids: UidRule = "strict"
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import urljoin, urlsplit
 
 import requests
 from dicomweb_client import DICOMwebClient
@@ -10,6 +11,12 @@ from dicomweb_client import DICOMwebClient
 from semiseg.errors import InputError
 
 SECONDS = 120.0  # without a byte of an answer
+_PORTS = {"http": 80, "https": 443}
+_BECOMES_GET = (301, 302, 303)  # what clients make a GET of, without the body
+
+
+class SentElsewhere(requests.RequestException):  # type: ignore[misc, unused-ignore]
+    """An archive answered with a redirect that is not followed; the message is the end of a sentence."""
 
 
 class _Patient(requests.adapters.HTTPAdapter):
@@ -21,25 +28,68 @@ class _Patient(requests.adapters.HTTPAdapter):
         return super().send(*args, **options)  # type: ignore[arg-type]
 
 
+class _Session(requests.Session):
+    """Stays at the host that the configuration names: addresses hold UIDs, requests hold tokens and patients' data."""
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """The address that a redirect names, if it is on the same host and port.
+
+        Raises:
+            SentElsewhere: It is not, or the request would lose its body.
+        """
+        target = super().get_redirect_target(resp)
+        if target is None:
+            return None
+        asked = str(resp.request.url)
+        if (where := origin_of(urljoin(asked, target))) != origin_of(asked):
+            raise SentElsewhere(
+                f"HTTP {resp.status_code} to {where}, which is not followed: name it in the configuration"
+            )
+        if resp.request.method != "GET" and resp.status_code in _BECOMES_GET:
+            raise SentElsewhere(f"HTTP {resp.status_code}, a redirect that would lose what is sent")
+        return target
+
+
 def archive_at(url: str, token: Path | None) -> DICOMwebClient:
     """A client of the archive whose DICOMweb root is ``url``.
 
     Raises:
         InputError: the token cannot be read.
     """
-    session = requests.Session()
-    session.trust_env = False
-    for scheme in ("http://", "https://"):
-        session.mount(scheme, _Patient())
-    if token is not None:
-        session.headers["Authorization"] = f"Bearer {secret_in(token)}"
-    client = DICOMwebClient(url, session=session)
+    client = DICOMwebClient(url, session=session_of(token))
     client.set_http_retry_params(retry=False)  # the queue tries again, and writes it down
     return client
 
 
+def session_of(token: Path | None) -> requests.Session:
+    """A session that sends a token, gives up in time and follows no redirect to another host.
+
+    Raises:
+        InputError: The token cannot be read.
+    """
+    session = _Session()
+    session.trust_env = False
+    for scheme in _PORTS:
+        session.mount(f"{scheme}://", _Patient())
+    if token is not None:
+        session.headers["Authorization"] = f"Bearer {secret_in(token)}"
+    return session
+
+
+def origin_of(url: str) -> str:
+    """Scheme, host and port of a URL, which hold nothing of a patient."""
+    parts = urlsplit(url)
+    try:
+        port = parts.port or _PORTS.get(parts.scheme, 0)
+    except ValueError:
+        port = 0
+    return f"{parts.scheme}://{parts.hostname}:{port}"
+
+
 def said(error: requests.RequestException) -> str:
     """What became of a request, as part of a sentence: never the address, which may hold UIDs."""
+    if isinstance(error, SentElsewhere):
+        return str(error)
     return f"HTTP {error.response.status_code}" if error.response is not None else type(error).__name__
 
 

@@ -59,7 +59,8 @@ def associate(
     heard: list[object] = []
     connected = threading.Event()
 
-    def connect(_: evt.Event) -> None:
+    def connect(event: evt.Event) -> None:
+        event.assoc.dul.name = f"DUL@{to.host}"  # for the lines of the log that keep back what pynetdicom said
         connected.set()
 
     def hear(event: evt.Event) -> None:

@@ -28,6 +28,7 @@ from server.gateway.names import Names
 from server.gateway.node import Node
 from server.gateway.overview import Overview
 from server.gateway.polling import Polling
+from server.gateway.rejections import Rejections
 from server.gateway.replicas import Capacity, Replicas
 from server.gateway.segmenting import Segmenting
 from server.gateway.studies import Studies
@@ -42,9 +43,12 @@ from server.listening import bound, is_loopback, url_of, uvicorn_of
 # At most, of each lane: each polled archive, each model and each destination has workers of its own, so that none that
 # hangs holds up another. A destination says how many of its own there are (`parallel`).
 THREADS = {FETCH: 1, STUDY: 2, SEGMENT: 16, PURGE: 1}
-STOP_SECONDS = 10.0
+# What is given up after so many seconds when the gateway stops; 20 s in all, which supervisors wait for.
+STOP_SECONDS, LOOP_SECONDS, POLL_SECONDS, WEB_SECONDS = 6.0, 1.5, 1.0, 4.0
+POLL_QUIET = 60.0  # seconds, where quiet completes no study
 TIDYING = 60.0  # seconds between two looks for what is too old
 AFTER_FAILURE = 1.0
+DECIDE = "`semiseg gateway complete STUDY` has it segmented as it is, `purge STUDY` deletes it."
 DATABASE, KEY, AUDIT = "jobs.sqlite3", "names.key", "audit.jsonl"
 
 _LOG = logging.getLogger("semiseg.gateway")
@@ -81,12 +85,28 @@ class Gateway:
         stack.callback(self.queue.close)
         self.queue.free_all()
         names = Names(state / KEY)
-        self.inbox = Inbox(state, names, config.keep.free_bytes, lambda *told: self.studies.arriving(*told))
+        self.inbox = Inbox(
+            state, names, config.keep.free_bytes, lambda *told: self.studies.arriving(*told), uids=config.uids
+        )
         # pynetdicom and the client write what they cannot hold in memory: on this volume, where it is swept.
         tempfile.tempdir = str(self.inbox.incoming)
-        self.studies = Studies(config.complete, lambda name: len(self.inbox.instances(name)), self.inbox.known())
+        self.studies = Studies(
+            config.complete,
+            lambda name: len(self.inbox.instances(name)),
+            self.inbox.known(),
+            lacking=self._lacking,
+            fetching=lambda name: bool(self.queue.jobs("waiting", "running", queue=FETCH, owner=name)),
+            interrupted=self.inbox.interrupted(),
+        )
+        self.rejections = Rejections(self.audit)
         self.overview = Overview(
-            self.queue, state, config.keep.free_bytes, lambda: len(self.inbox.known()), self.studies.open_count
+            self.queue,
+            state,
+            config.keep.free_bytes,
+            lambda: len(self.inbox.known()),
+            self.studies.open_count,
+            in_trouble=self._in_trouble,
+            rejections=self.rejections,
         )
         commitments, replicas = Commitments(), Replicas(config.servers)
         self.overview.watch_servers(replicas.troubles)
@@ -114,17 +134,21 @@ class Gateway:
         for name, look in (("studies", self._look_at_studies), ("retention", self._tidy)):
             thread = threading.Thread(target=self._loop, args=(name, look), name=name, daemon=True)
             thread.start()
-            stack.callback(thread.join, STOP_SECONDS)
+            stack.callback(thread.join, LOOP_SECONDS)
         stack.callback(self._stop.set)
         if config.dimse is not None:
-            node = Node(config.dimse, config.ae_title, self.inbox, commitments, self.audit)
+            node = Node(
+                config.dimse, config.ae_title, self.inbox, commitments, self.audit, self.studies, self.rejections
+            )
             stack.callback(node.close)
             announce(f"DICOM: {config.ae_title} on {config.dimse.host}:{node.port}")
         if config.web is not None:
             announce(f"web: {stack.enter_context(self._web(config.web, names))}")
+        pollings: list[Polling] = []
+        stack.callback(_close_all, pollings)
         for poll in config.polls:
-            polling = Polling(poll, config.complete.quiet_seconds, partial(self._found, names))
-            stack.callback(polling.close, STOP_SECONDS)
+            polling = Polling(poll, config.complete.quiet_seconds or POLL_QUIET, partial(self._found, names))
+            pollings.append(polling)
             announce(f"asking {poll.url} every {poll.every_seconds:g} s")
 
     def __enter__(self) -> Gateway:
@@ -214,6 +238,29 @@ class Gateway:
             )
             self._wake(STUDY)
 
+    def _lacking(self, name: str) -> str:
+        """What is missing of a study, as a sentence; "" where nothing is known to be."""
+        missing = self.inbox.lacking(name)
+        fetches = self.queue.jobs(queue=FETCH, owner=name)
+        if fetches and fetches[-1].state == "failed" and not self.inbox.is_accepted(name):
+            missing.append(fetches[-1].result.get("error", "It could not be fetched."))
+        more = f" ({len(missing)} things are missing)" if len(missing) > 1 else ""
+        return f"The study is not whole. {missing[0]}{more}" if missing else ""
+
+    def _in_trouble(self) -> list[dict[str, Any]]:
+        """Studies that wait for something which may not come by itself, and why."""
+        found = {
+            name: {"study": name, "since": self.inbox.changed(name), "why": f"{why} {DECIDE}"}
+            for name, why in self.studies.held().items()
+        }
+        patience = {poll.url: poll.trouble_after for poll in self._config.polls}
+        for job in self.queue.jobs("waiting", "running", queue=FETCH):
+            told, name = job.payload, job.payload["study"]
+            if told.get("tries", 0) >= patience.get(told["url"], 1):
+                why = f"It could not be fetched {told['tries']} times, and is tried again. {told['trouble']}"
+                found.setdefault(name, {"study": name, "since": job.created, "why": why})
+        return sorted(found.values(), key=lambda one: float(one["since"]), reverse=True)
+
     def _found(self, names: Names, poll: Poll, uid: str, count: int) -> None:
         payload = {"study": names.of(uid), "url": poll.url, "uid": uid}
         self.queue.put(FETCH, payload, key=f"{poll.url} {uid} {count}", owner=names.of(uid))
@@ -231,9 +278,14 @@ class Gateway:
 
     def _tidy(self) -> float:
         """Delete studies that are done with, and then what is left without one."""
-        keep, now = self._config.keep, time.time()
+        keep, now, held = self._config.keep, time.time(), self.studies.held()
         for name in self.inbox.known():
             jobs = [job for job in self.queue.jobs(owner=name) if job.queue not in (FETCH, PURGE)]
+            if name in held and all(job.ended for job in jobs):
+                seconds = keep.failed_days * 86400
+                if now - self.inbox.changed(name) > seconds and self.work.forget(name, jobs):
+                    self.audit.tell("purged", study=name, why=f"held for {keep.failed_days:g} days. {held[name]}")
+                continue
             if self.studies.is_open(name) or not jobs or not all(job.ended for job in jobs):
                 continue
             failed = any(job.state == "failed" for job in jobs)
@@ -264,28 +316,43 @@ class Gateway:
                 "in the environment, or let it listen on 127.0.0.1."
             )
 
-        def complete(uid: str, count: int | None) -> str | None:
+        def complete(uid: str, count: int | None, anyway: bool) -> tuple[str, str] | None:
             name = names.of(uid)
             if not self.inbox.instances(name):
                 return None
-            self.studies.end(name, "somebody said so", count)
-            return name
+            if anyway:
+                self.inbox.accept_as_it_is(name)
+            lacking = self._lacking(name) if count is None and self._config.complete.incomplete == "hold" else ""
+            if not lacking:
+                self.studies.end(name, "somebody said so", count)
+            return name, lacking
 
-        web = Web(Stow(self.inbox, self.audit, door.upload_bytes), self.overview, complete)
+        web = Web(Stow(self.inbox, self.audit, door.upload_bytes, self.studies), self.overview, complete)
         listener = bound(
             door.host, door.port, other_host="give `web` another host", other_port="give `web` another port"
         )
         proxies = Proxies(door.proxies)
         guard = BrowserGuard(bound=door.host, hosts=door.hosts, keys=keys.required, option="web: hosts: [NAME]")
         app = web.app(keys, guard, proxies)
-        server = uvicorn_of(app, stop_seconds=5, proxies=proxies, lifespan="off")
+        server = uvicorn_of(
+            app, stop_seconds=3, per_address=door.connections_per_address, proxies=proxies, lifespan="off"
+        )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="web", daemon=True)
         thread.start()
         try:
             yield url_of(listener)
         finally:
             server.should_exit = True
-            thread.join(STOP_SECONDS)
+            thread.join(WEB_SECONDS)
+
+
+def _close_all(pollings: list[Polling]) -> None:
+    """Stop all of them at once: each may be waiting for an answer."""
+    for polling in pollings:
+        polling.stop()
+    until = time.monotonic() + POLL_SECONDS
+    for polling in pollings:
+        polling.close(max(0.0, until - time.monotonic()))
 
 
 def _generation(name: str, files: list[str]) -> str:

@@ -4,6 +4,9 @@
     studies/STUDY/INSTANCE.dcm  STUDY and INSTANCE are keyed hashes of their UIDs
     studies/STUDY/from-NAME     an empty file for each sender of the study
     studies/STUDY/series-SERIES an empty file for each of its series, under a keyed hash of its UID
+    studies/STUDY/sending-NAME  an empty file for each sender whose association or request has not ended yet
+    studies/STUDY/lacks-KEY     a sentence: what is missing of the study, so that it is not whole
+    studies/STUDY/accepted      an empty file: somebody decided that the study is taken as it is
 
 The folder is the only record of what has arrived: nothing else has to be kept in step with it.
 """
@@ -14,6 +17,7 @@ import filecmp
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,12 +28,15 @@ from semiseg.errors import InputError, SemisegError, VolumeError
 from semiseg.system.durable_files import free_bytes, sync
 from semiseg.volumes.dicom_file import read_dicom, text
 from server.gateway.names import Names
+from server.gateway.uids import UidRule, breaks_the_standard
 from server.jobs.files import empty
 
 LAST = 0x00201208  # Number of Study Related Instances
 _TAGS = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "NumberOfStudyRelatedInstances"]
 STUDIES = "studies"
-_SUFFIX, _SENDER, _SERIES = ".dcm", "from-", "series-"
+_SUFFIX, _SENDER, _SERIES, _SENDING, _LACKS = ".dcm", "from-", "series-", "sending-", "lacks-"
+_ACCEPTED = "accepted"
+LARGEST_COUNT = 10**7  # instances of one study; a larger number is no count but an error of whoever wrote it
 
 
 class DiskFull(SemisegError):  # noqa: N818 - it passes
@@ -37,7 +44,15 @@ class DiskFull(SemisegError):  # noqa: N818 - it passes
 
 
 class NotOurs(InputError):  # noqa: N818 - a refusal
-    """What came is no instance, or not the one that it was announced as."""
+    """What came is no instance, or not the one that it was announced as.
+
+    Attributes:
+        identity: Identity that the instance claims, None where it could not be read.
+    """
+
+    def __init__(self, sentence: str, identity: Identity | None = None) -> None:
+        super().__init__(sentence)
+        self.identity = identity
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,12 @@ class Inbox:
     """The two folders; to be used from any thread of the one process that holds them."""
 
     def __init__(
-        self, folder: Path, names: Names, keep_free: int, arriving: Callable[[str, int | None], None] = lambda *_: None
+        self,
+        folder: Path,
+        names: Names,
+        keep_free: int,
+        arriving: Callable[[str, int | None], None] = lambda *_: None,
+        uids: UidRule = "strict",
     ) -> None:
         """Make them, and empty what a former process was receiving.
 
@@ -82,13 +102,14 @@ class Inbox:
             keep_free: bytes that must stay free on the volume.
             arriving: told of each instance just before it gets its place: its study's name, and how many instances
                 that has by its own account, or None.
+            uids: Which UIDs are refused.
         """
         self.incoming, self.studies = folder / "incoming", folder / STUDIES
         for one in (self.incoming, self.studies):
             one.mkdir(exist_ok=True)
         empty(self.incoming)
         sync(self.studies)  # a former process may have been killed between making a folder and syncing its name
-        self._names, self._keep_free, self._arriving = names, keep_free, arriving
+        self._names, self._keep_free, self._arriving, self._uids = names, keep_free, arriving, uids
         self._lock = threading.Lock()
 
     def require_room(self) -> None:
@@ -100,13 +121,14 @@ class Inbox:
         if free_bytes(self.incoming) < self._keep_free:
             raise DiskFull("The disk is nearly full; nothing is accepted before its operator has made room.")
 
-    def take(self, file: Path, sender: str, identity: Identity | None = None) -> Arrival:
+    def take(self, file: Path, sender: str, identity: Identity | None = None, *, more_follows: bool = False) -> Arrival:
         """Give a file in ``incoming`` its place; when this returns, a power cut cannot take it away.
 
         Args:
             file: a DICOM file; it is gone afterwards, whatever happens.
             sender: AE title of who sent it.
             identity: what :meth:`identify` said of it, where it was asked already.
+            more_follows: Whether the sender's association or request is still open; :meth:`sent` is called at its end.
 
         Raises:
             NotOurs: no DICOM, or without the UIDs that it needs.
@@ -117,53 +139,124 @@ class Inbox:
             identity = identity or self.identify(file)
             study, name = self._names.of(identity.study), self._names.of(identity.instance)
             sync(file)
-            new = self._place(file, study, name, sender, identity)
+            new = self._place(file, study, name, sender, identity, more_follows)
             differs = not new and not filecmp.cmp(file, self.studies / study / f"{name}{_SUFFIX}", shallow=False)
             return Arrival(study, name, new, differs)
         finally:
             file.unlink(missing_ok=True)
 
-    @staticmethod
-    def identify(file: Path) -> Identity:
+    def identify(self, file: Path) -> Identity:
         """Read an instance's header as far as its study.
 
         Raises:
-            NotOurs: no DICOM, or without the UIDs that it needs.
+            NotOurs: The file is no DICOM, lacks a UID that it needs, or has one that breaks PS3.5 9.1. The sentence
+                quotes nothing of the file, since it goes into logs.
         """
         try:
             header = read_dicom(file, pixels=False, tags=_TAGS, last=LAST)
             uids = {keyword: text(header, keyword, file) for keyword in _TAGS}
         except VolumeError as error:
-            raise NotOurs(str(error).replace(str(file), "the instance")) from None
+            what = "is not a DICOM file" if "not a DICOM file" in str(error) else "is a damaged DICOM file"
+            raise NotOurs(f"The instance {what}.") from None
         for keyword in _TAGS[:4]:
             if not uids[keyword]:
                 raise NotOurs(f"The instance has no {keyword}.")
-        announced = uids["NumberOfStudyRelatedInstances"]
-        return Identity(
+        identity = Identity(
             uids["SOPClassUID"],
             uids["SOPInstanceUID"],
             uids["StudyInstanceUID"],
             uids["SeriesInstanceUID"],
-            int(announced) if announced.isdecimal() else None,
+            count_in(uids["NumberOfStudyRelatedInstances"]),
         )
+        for keyword in _TAGS[:4]:
+            if wrong := breaks_the_standard(uids[keyword], self._uids):
+                raise NotOurs(f"The {keyword} of the instance {wrong}.", identity)
+        return identity
 
-    def _place(self, file: Path, study: str, name: str, sender: str, identity: Identity) -> bool:
+    def _place(self, file: Path, study: str, name: str, sender: str, identity: Identity, more_follows: bool) -> bool:
         folder = self.studies / study
-        marks = (f"{_SENDER}{quote(sender, safe='')}", f"{_SERIES}{self._names.of(identity.series)}")
+        marks = [f"{_SENDER}{quote(sender, safe='')}", f"{_SERIES}{self._names.of(identity.series)}"]
+        if more_follows:
+            marks.append(f"{_SENDING}{quote(sender, safe='')}")
         with self._lock:  # so that retention sees the study arriving, or deletes it before and not with this in it
             self._arriving(study, identity.announced)
-            if not folder.exists():
-                folder.mkdir()
-                sync(self.studies)
+            self._require_folder(folder)
             for mark in marks:
                 (folder / mark).touch()
             try:
                 os.link(file, folder / f"{name}{_SUFFIX}")  # unlike a rename, this replaces nothing
                 new = True
+                (folder / _ACCEPTED).unlink(missing_ok=True)
             except FileExistsError:
                 new = False
+            (folder / f"{_LACKS}{name}").unlink(missing_ok=True)
         sync(folder)  # also for one that is here already: who brought it first may not have come to this yet
         return new
+
+    def _require_folder(self, folder: Path) -> None:
+        if not folder.exists():
+            folder.mkdir()
+            sync(self.studies)
+
+    def sent(self, study: str, sender: str) -> None:
+        """The association or request with which ``sender`` brought something of a study has ended in good order."""
+        (self.studies / study / f"{_SENDING}{quote(sender, safe='')}").unlink(missing_ok=True)
+
+    def interrupted(self) -> dict[str, str]:
+        """Studies whose sender had not ended its association or request when a former process stopped.
+
+        Returns:
+            The AE title of a sender, by study.
+        """
+        found = self.studies.glob(f"*/{_SENDING}*")
+        return {mark.parent.name: unquote(mark.name.removeprefix(_SENDING)) for mark in found}
+
+    def lacks(self, identity: Identity, why: str) -> str:
+        """Write down that an instance of a study was refused or broke off; it is forgotten when the instance comes.
+
+        Returns:
+            The name of the study.
+        """
+        study = self._names.of(identity.study)
+        if not (self.studies / study / f"{self._names.of(identity.instance)}{_SUFFIX}").exists():
+            self.hold(study, self._names.of(identity.instance), why)
+        return study
+
+    def lacks_instance(self, study: str, uid: str, why: str) -> None:
+        """As :meth:`lacks`, of an instance that could not be read, so that only its announced UID is known."""
+        name = self._names.of(uid)
+        if not (self.studies / study / f"{name}{_SUFFIX}").exists():
+            self.hold(study, name, why)
+
+    def hold(self, study: str, key: str, why: str) -> None:
+        """Write down under ``key`` why a study is not whole."""
+        folder = self.studies / study
+        with self._lock, suppress(OSError):  # a disk that is full: the sender is told so and sends all of it again
+            self._arriving(study, None)
+            self._require_folder(folder)
+            (folder / f"{_LACKS}{key}").write_text(why, encoding="utf-8")
+            (folder / _ACCEPTED).unlink(missing_ok=True)
+            sync(folder)
+
+    def lacking(self, study: str) -> list[str]:
+        """Why a study is not whole: one sentence for each thing that is missing; none where nothing is known to be."""
+        with suppress(FileNotFoundError):
+            return [mark.read_text(encoding="utf-8") for mark in sorted((self.studies / study).glob(f"{_LACKS}*"))]
+        return []
+
+    def accept_as_it_is(self, study: str) -> None:
+        """Forget what a study lacks, because somebody decided so; it counts until something more comes."""
+        accept_as_it_is(self.studies / study)
+
+    def is_accepted(self, study: str) -> bool:
+        """Whether somebody decided that a study is taken as it is, and nothing more has come."""
+        return (self.studies / study / _ACCEPTED).exists()
+
+    def changed(self, study: str) -> float:
+        """When something of a study came last, in Unix seconds; now where it is gone."""
+        with suppress(FileNotFoundError):
+            return (self.studies / study).stat().st_mtime
+        return time.time()
 
     def known(self) -> list[str]:
         """Names of the studies that are here."""
@@ -219,3 +312,22 @@ def delete(path: Path, *, overwrite: bool) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+def accept_as_it_is(folder: Path) -> None:
+    """Forget what the study in ``folder`` lacks, because somebody decided so; a gateway that runs takes note of it."""
+    (folder / _ACCEPTED).touch()
+    for mark in folder.glob(f"{_LACKS}*"):
+        mark.unlink(missing_ok=True)
+
+
+def count_in(written: object) -> int | None:
+    """A number of instances as an IS or JSON number writes it; None for zero, for nonsense and for what is no number.
+
+    Such numbers ((0020,1208), (0020,1209)) are hints: nothing goes wrong without them.
+    """
+    text = str(written).strip()
+    digits = text.removeprefix("+")
+    if isinstance(written, bool) or not (digits.isascii() and digits.isdecimal() and len(digits) <= 12):
+        return None
+    return int(digits) if 0 < int(digits) <= LARGEST_COUNT else None

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 import ipaddress
 import logging
-import ssl
 import threading
+import time
 from collections.abc import Sequence
-from functools import partial
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from weakref import WeakKeyDictionary
 
-from pydicom.dataset import Dataset
 from pydicom.uid import (
     JPEG2000,
+    UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
     ExplicitVRLittleEndian,
@@ -31,22 +33,24 @@ from pydicom.uid import (
     JPEGLSNearLossless,
     RLELossless,
 )
-from pynetdicom import AllStoragePresentationContexts, _config, build_role, evt
+from pynetdicom import AllStoragePresentationContexts, _config, dimse_messages, evt
 from pynetdicom.association import Association
+from pynetdicom.pdu import A_RELEASE_RQ
 from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     StorageCommitmentPushModel,
-    StorageCommitmentPushModelInstance,
     Verification,
 )
-from pynetdicom.transport import AssociationSocket, ThreadedAssociationServer
-from pynetdicom.transport import RequestHandler as Requests
 
 from semiseg.errors import InputError
 from server.gateway.audit import Audit
-from server.gateway.config import DimseDestination, DimseDoor, Sender
-from server.gateway.delivery import REQUEST_COMMITMENT, Commitments
-from server.gateway.entity import NotAssociated, associate, entity
-from server.gateway.inbox import DiskFull, Inbox, NotOurs
+from server.gateway.commitment import CommitmentProvider
+from server.gateway.config import DimseDoor, Sender
+from server.gateway.connections import DataSetFile, Listener
+from server.gateway.delivery import Commitments
+from server.gateway.entity import entity
+from server.gateway.inbox import DiskFull, Identity, Inbox, NotOurs
+from server.gateway.rejections import Rejections
+from server.gateway.studies import Studies
 from server.gateway.tls import server_context
 
 SYNTAXES = [
@@ -65,18 +69,46 @@ SYNTAXES = [
     JPEG2000,
 ]
 SUCCESS, OUT_OF_RESOURCES, CANNOT_UNDERSTAND = 0x0000, 0xA700, 0xC000
-NO_SUCH_ACTION, PROCESSING_FAILURE, NO_SUCH_INSTANCE = 0x0123, 0x0110, 0x0112
-OTHER_PDUS = 2**20  # bytes; an association request of 128 contexts with all our syntaxes has a tenth
-HANDSHAKE_SECONDS = 10.0
-SILENT = 256  # connections beyond the associations that are allowed: they are told so, if they ask for one
+CALLED_TITLE, CALLING_TITLE, LIMIT = (1, 1, 7), (1, 1, 3), (2, 3, 2)  # result, source, reason (PS3.8 table 9-21)
+UNLIMITED = 10**6
+CLOSING_SECONDS = 5.0
 
 _LOG = logging.getLogger("semiseg.gateway")
+
+
+@dataclass
+class _Brought:
+    """What an association has brought.
+
+    Attributes:
+        taken, refused: Numbers of instances.
+        studies: Studies of those that were taken, or whose study could be read.
+        unplaced: Announced UIDs of refused instances whose study could not be read, with the reason.
+        released: Whether the sender has asked for its release.
+        over: Whether the connection is closed.
+    """
+
+    taken: int = 0
+    refused: int = 0
+    studies: set[str] = field(default_factory=set)
+    unplaced: dict[str, str] = field(default_factory=dict)
+    released: bool = False
+    over: bool = False
 
 
 class Node:
     """Listens until it is closed."""
 
-    def __init__(self, door: DimseDoor, title: str, inbox: Inbox, commitments: Commitments, audit: Audit) -> None:
+    def __init__(
+        self,
+        door: DimseDoor,
+        title: str,
+        inbox: Inbox,
+        commitments: Commitments,
+        audit: Audit,
+        studies: Studies,
+        rejections: Rejections,
+    ) -> None:
         """Listen.
 
         Args:
@@ -85,18 +117,22 @@ class Node:
             inbox: where instances go.
             commitments: told of what archives report to us.
             audit: told who sent how many.
+            studies: Told when an association that brought something of a study ends.
+            rejections: Told who was not let in, and why.
 
         Raises:
             InputError: the port cannot be had, or a file of TLS cannot be used.
         """
         self._door, self._title, self._inbox, self._audit = door, title, inbox, audit
+        self._studies, self._rejections = studies, rejections
         # Data sets go to files from their first byte on, in Python's temporary folder, which has to be `incoming`.
         _config.STORE_RECV_CHUNKED_DATASET = True
+        dimse_messages.NamedTemporaryFile = DataSetFile  # type: ignore[attr-defined, assignment]
+        # pynetdicom aborts the association of an instance whose UID is too long; the inbox refuses the instance.
+        _config.VALIDATORS["UI"] = lambda _: (True, "")
         ours = entity(title)
         ours.maximum_pdu_size = door.pdu
-        ours.maximum_associations = door.associations
-        ours.require_called_aet = True
-        ours.require_calling_aet = [sender.ae_title for sender in door.senders]
+        ours.maximum_associations = UNLIMITED  # it would count connections that ask for nothing; see _requested
         ours.acse_timeout, ours.dimse_timeout = door.acse_seconds, door.dimse_seconds
         ours.network_timeout = door.network_seconds
         for context in AllStoragePresentationContexts:
@@ -111,22 +147,28 @@ class Node:
                 (door.host, door.port),
                 evt_handlers=[
                     (evt.EVT_REQUESTED, self._requested),
+                    (evt.EVT_ACCEPTED, self._accepted),
+                    (evt.EVT_PDU_RECV, self._received),
                     (evt.EVT_C_ECHO, lambda _: SUCCESS),
                     (evt.EVT_C_STORE, self._store),
-                    (evt.EVT_N_ACTION, self._commit),
+                    (evt.EVT_N_ACTION, CommitmentProvider(door, title, inbox).commit),
                     (evt.EVT_N_EVENT_REPORT, commitments.reported),
                     (evt.EVT_CONN_CLOSE, self._closed),
                 ],
-                server_class=_Door,
+                server_class=Listener,
                 networks=_networks(door.senders),
+                associations=door.associations,
+                of_one_address=door.most_of_one_address(),
+                refused=rejections.refused,
             )
         except (OSError, OverflowError) as error:
             raise InputError(f"Port {door.port} of {door.host} cannot be had for DICOM ({error}).") from None
-        assert isinstance(server, _Door)
+        assert isinstance(server, Listener)
         server.tls, self._server = tls, server
         ours._servers.append(server)  # so that its shutdown can take it out again
-        self._entity = ours
-        self._stored: dict[Association, list[int]] = {}
+        self._admitted: dict[Association, str] = {}
+        self._brought: WeakKeyDictionary[Association, _Brought] = WeakKeyDictionary()
+        self._storing, self._closing = 0, False
         self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._server.serve_forever, name="dimse", daemon=True)
         self._thread.start()
@@ -136,198 +178,193 @@ class Node:
         """Where it listens."""
         return int(self._server.server_address[1])
 
-    def associations(self) -> int:
-        """How many are open."""
-        return len(self._server.active_associations)
-
     def close(self) -> None:
-        """Listen no more, and abort the associations that are open; what was acknowledged is on the disk."""
-        self._entity.shutdown()
+        """Listen no more, and abort the associations that are open; what was acknowledged is on the disk.
+
+        It takes seconds, however many there are: pynetdicom's own shutdown waits for one after the other.
+        """
+        self._closing = True
+        self._server.shutdown()
         self._thread.join()
+        there = self._server.active_associations
+        for association in there:
+            if association.is_established:
+                association.abort(block=False)
+        until = time.monotonic() + CLOSING_SECONDS
+        while time.monotonic() < until and (self._storing or any(not _has_aborted(one) for one in there)):
+            time.sleep(0.05)
+        for association in there:
+            association._kill = association.dul._kill_thread = True
+            with suppress(AttributeError):  # closed already
+                cast(Any, association.dul.socket)._shutdown_socket()
 
     def _requested(self, event: evt.Event) -> None:
-        """Reject an AE title that comes from an address which is not its own."""
+        """Let in who may come, and say of the others what did not match."""
         association = event.assoc
-        title = str(getattr(association.requestor.primitive, "calling_ae_title", "")).strip()
-        known = [sender for sender in self._door.senders if sender.ae_title == title]
+        request = association.requestor.primitive
+        assert request is not None
+        calling, called = str(request.calling_ae_title).strip(" "), str(request.called_ae_title).strip(" ")
         address = _address_of(association)
-        if known and not any(_may_come_from(sender, address) for sender in known):
-            _LOG.warning("%s may not come from %s", title, address)
-            association.acse.send_reject(0x01, 0x01, 0x03)  # calling AE title not recognised
-            association.kill()
+        verdict = self._verdict(calling, called, address, association)
+        if verdict is None:
+            return
+        reason, sentence, code = verdict
+        proposed = sorted({_class_name(one.abstract_syntax) for one in request.presentation_context_definition_list})
+        self._rejections.refused(reason, address, sentence, called=called, calling=calling, contexts=proposed)
+        association.acse.send_reject(*code)
+        evt.trigger(association, evt.EVT_REJECTED, {})
+        association.kill()
+
+    def _verdict(
+        self, calling: str, called: str, address: str, association: Association
+    ) -> tuple[str, str, tuple[int, int, int]] | None:
+        """Why an association is rejected: the reason, a sentence and the code; None where it is not."""
+        senders = self._door.senders
+        known = [sender for sender in senders if sender.ae_title == calling]
+        if called != self._title:
+            return "called title", f"the called AE title is not {self._title}", CALLED_TITLE
+        if senders and not known:
+            return "calling title", "the calling AE title is not among `senders`", CALLING_TITLE
+        if senders and not any(_may_come_from(sender, address) for sender in known):
+            return "address", "the address is not one of this sender's `addresses`", CALLING_TITLE
+        with self._lock:
+            self._admitted = {one: where for one, where in self._admitted.items() if one.is_alive()}
+            if len(self._admitted) >= self._door.associations:
+                return "associations", f"{self._door.associations} associations are open (`associations`)", LIMIT
+            most = self._door.most_of_one_address()
+            if sum(where == address for where in self._admitted.values()) >= most:
+                return (
+                    "associations of one address",
+                    f"{most} associations from this address are open (`associations_per_address`)",
+                    LIMIT,
+                )
+            self._admitted[association] = address
+        return None
+
+    def _accepted(self, event: evt.Event) -> None:
+        """Write down what was proposed and is not taken."""
+        refused = sorted({_class_name(one.abstract_syntax) for one in event.assoc.rejected_contexts})
+        if refused and not event.assoc.accepted_contexts:
+            title = str(event.assoc.requestor.ae_title).strip()
+            sentence = "nothing of what it proposed is taken here"
+            self._rejections.refused(
+                "contexts", _address_of(event.assoc), sentence, called=self._title, calling=title, contexts=refused
+            )
+
+    def _received(self, event: evt.Event) -> None:
+        if isinstance(event.pdu, A_RELEASE_RQ):
+            self._brought.setdefault(event.assoc, _Brought()).released = True
 
     def _store(self, event: evt.Event) -> int:
+        """Take an instance; the answers are those of PS3.4 table B.2-1."""
         association = event.assoc
         title = str(association.requestor.ae_title).strip()
-        try:
-            announced = str(getattr(event.request, "AffectedSOPInstanceUID", ""))
-            identity = self._inbox.identify(Path(event.dataset_path))
-            if identity.instance != announced:
-                raise NotOurs("The instance is another one than it was announced as.")
-            arrival = self._inbox.take(Path(event.dataset_path), title, identity)
-        except DiskFull as error:
-            _LOG.error("%s", error)
-            return self._count(association, OUT_OF_RESOURCES)
-        except NotOurs as error:
-            _LOG.warning("%s sent something that is refused: %s", title, error)
-            return self._count(association, CANNOT_UNDERSTAND)
-        except OSError as error:
-            _LOG.error("An instance could not be written (%s)", error.strerror)
-            return self._count(association, OUT_OF_RESOURCES)
-        if arrival.differs:
-            self._audit.tell("conflict", sender=title, study=arrival.study, instance=arrival.instance)
-        return self._count(association, SUCCESS)
-
-    def _count(self, association: Association, status: int) -> int:
+        brought = self._brought.setdefault(association, _Brought())
         with self._lock:
-            counts = self._stored.setdefault(association, [0, 0])
-            counts[0 if status == SUCCESS else 1] += 1
+            self._storing += 1
+        try:
+            status = self._taken(event, title, brought)
+        finally:
+            with self._lock:
+                self._storing -= 1
+        brought.taken += status == SUCCESS
+        brought.refused += status != SUCCESS
+        if brought.over:  # the connection was closed while the instance waited for its turn
+            self._finish(association, brought, broken=not brought.released)
+        return status
+
+    def _taken(self, event: evt.Event, title: str, brought: _Brought) -> int:
+        announced = str(getattr(event.request, "AffectedSOPInstanceUID", "") or "").strip()
+        identity: Identity | None = None
+        try:
+            if failed := getattr(event.request._dataset_file, "failed", None):
+                raise failed
+            path = Path(event.dataset_path)
+            identity = self._inbox.identify(path)
+            if identity.instance != announced:
+                raise NotOurs("The instance is another one than it was announced as.", identity)
+            arrival = self._inbox.take(path, title, identity, more_follows=True)
+        except DiskFull as error:
+            status, why = OUT_OF_RESOURCES, str(error)
+        except NotOurs as error:
+            status, why, identity = CANNOT_UNDERSTAND, str(error), error.identity
+        except OSError as error:
+            status, why = OUT_OF_RESOURCES, f"An instance could not be written ({error.strerror})."
+        else:
+            brought.studies.add(arrival.study)
+            self._studies.sending(arrival.study, id(event.assoc))
+            if arrival.differs:
+                self._audit.tell("conflict", sender=title, study=arrival.study, instance=arrival.instance)
+            return SUCCESS
+        _LOG.warning(
+            "An instance from %s at %s was refused with 0x%04X: %s", title, _address_of(event.assoc), status, why
+        )
+        sentence = f"An instance from {title} was refused with 0x{status:04X}: {why}"
+        if identity is None:
+            brought.unplaced[announced] = sentence
+        else:
+            study = self._inbox.lacks(identity, sentence)
+            brought.studies.add(study)
+            self._studies.sending(study, id(event.assoc))
         return status
 
     def _closed(self, event: evt.Event) -> None:
-        unfinished = getattr(event.assoc.dimse.message, "_data_set_file", None)  # what the connection broke off in
+        association, title = event.assoc, str(event.assoc.requestor.ae_title).strip()
+        brought = self._brought.setdefault(association, _Brought())
+        message = association.dimse.message  # what the connection broke off in
+        unfinished = getattr(message, "_data_set_file", None)
         if unfinished is not None:
             unfinished.close()
+            why = f"{title} broke off in the middle of an instance."
+            try:
+                identity = self._inbox.identify(Path(unfinished.name))
+            except (NotOurs, OSError):  # it broke off before its study came
+                assert message is not None
+                brought.unplaced[str(message.command_set.get("AffectedSOPInstanceUID", ""))] = why
+            else:
+                study = self._inbox.lacks(identity, why)
+                brought.studies.add(study)
+                self._studies.sending(study, id(association))
             Path(unfinished.name).unlink(missing_ok=True)
         with self._lock:
-            counts = self._stored.pop(event.assoc, None)
-        if counts is not None:
-            requestor = event.assoc.requestor
+            self._admitted.pop(association, None)
+        brought.over = True
+        # We ourselves abort an association that says nothing for too long; between two instances that is no break.
+        silent = association._sent_abort and unfinished is None
+        broken = not brought.released and not silent
+        self._finish(association, brought, broken=broken)
+        if brought.taken or brought.refused:
             self._audit.tell(
                 "received",
-                sender=str(requestor.ae_title).strip(),
-                address=_address_of(event.assoc),
-                instances=counts[0],
-                refused=counts[1],
+                sender=title,
+                address=_address_of(association),
+                instances=brought.taken,
+                refused=brought.refused,
+                ended="broken off" if broken else "released" if brought.released else "silent for too long",
             )
 
-    def _commit(self, event: evt.Event) -> tuple[int, None]:
-        """Storage commitment is asked for (PS3.4 J.3.2): the report follows by itself."""
-        if event.action_type != REQUEST_COMMITMENT:
-            return NO_SUCH_ACTION, None
-        try:
-            asked = event.action_information
-            transaction, references = asked.TransactionUID, list(asked.ReferencedSOPSequence)
-        except Exception:  # noqa: BLE001 - pydicom has many ways to fail on a data set, and the sender has one answer
-            return PROCESSING_FAILURE, None
-        report = Dataset()
-        report.TransactionUID = transaction
-        here, missing = [], []
-        for one in references:
-            item = Dataset()
-            item.ReferencedSOPClassUID = one.get("ReferencedSOPClassUID", "")
-            item.ReferencedSOPInstanceUID = one.get("ReferencedSOPInstanceUID", "")
-            if self._inbox.has(str(item.ReferencedSOPInstanceUID)):
-                here.append(item)
-            else:
-                item.FailureReason = NO_SUCH_INSTANCE
-                missing.append(item)
-        if here:
-            report.ReferencedSOPSequence = here
-        if missing:
-            report.FailedSOPSequence = missing
-        threading.Thread(
-            target=self._report, args=(event.assoc, report, 2 if missing else 1), name="commitment", daemon=True
-        ).start()
-        return SUCCESS, None
-
-    def _report(self, association: Association, report: Dataset, kind: int) -> None:
+    def _finish(self, association: Association, brought: _Brought, *, broken: bool) -> None:
+        """Tell the studies that an association brought that it has ended."""
+        if self._closing:
+            return  # the marks of what was being sent stay: after the next start the sender is waited for
         title = str(association.requestor.ae_title).strip()
-        to = next((one.commitment for one in self._door.senders if one.ae_title == title and one.commitment), None)
-        try:
-            if to is None:
-                if association.is_established:
-                    _send_report(association, report, kind)
-                return
-            ours = entity(self._title)
-            ours.add_requested_context(StorageCommitmentPushModel)
-            role = build_role(StorageCommitmentPushModel, scp_role=True)
-            other = associate(ours, DimseDestination(host=to[0], port=to[1], ae_title=title), roles=[role])
-            try:
-                _send_report(other, report, kind)
-            finally:
-                other.release()
-        except NotAssociated as why:
-            _LOG.warning("Storage commitment could not be reported to %s, which %s", title, why)
-        except (OSError, RuntimeError, ValueError) as error:
-            _LOG.warning("Storage commitment could not be reported to %s (%s)", title, type(error).__name__)
+        for study in brought.studies:
+            for announced, why in brought.unplaced.items():
+                self._inbox.lacks_instance(study, announced, why)
+            if not broken:
+                self._inbox.sent(study, title)
+        self._studies.ended(id(association), broken_by=title if broken else "")
 
 
-def _send_report(association: Association, report: Dataset, kind: int) -> None:
-    association.send_n_event_report(report, kind, StorageCommitmentPushModel, StorageCommitmentPushModelInstance)
+def _has_aborted(association: Association) -> bool:
+    """Whether the abort is on its way and the connection closed (PS3.8 9.2, state 1), or there was nothing to abort."""
+    return not association._sent_abort or association.dul.state_machine.current_state in ("Sta1", "Sta13")
 
 
-class _Door(ThreadedAssociationServer):
-    """A server that no single client can hold up: handshakes are made beside the others, and PDUs have a size."""
-
-    tls: ssl.SSLContext | None = None
-    # Beyond it the system drops what comes, and a scanner that comes in a crowd waits for half a minute.
-    request_queue_size = 128
-
-    def __init__(self, *args: Any, networks: Sequence[Any] | None, **options: Any) -> None:
-        self._networks = networks
-        options["request_handler"] = _Request
-        super().__init__(*args, **options)
-
-    def verify_request(self, request: Any, client_address: Any) -> bool:
-        """Whether somebody may come from this address, and there are not too many already that say nothing."""
-        if len(self.active_associations) > self.ae.maximum_associations + SILENT:
-            return False
-        if self._networks is None:
-            return True
-        address = ipaddress.ip_address(str(client_address[0]).split("%")[0])
-        return any(address in network for network in self._networks)
-
-    def finish_request(self, request: Any, client_address: Any) -> None:
-        """In the thread of this connection."""
-        if self.tls is not None:
-            request.settimeout(HANDSHAKE_SECONDS)
-            try:
-                request = self.tls.wrap_socket(request, server_side=True)
-            except (OSError, ssl.SSLError) as error:
-                _LOG.warning("A connection from %s was no TLS that is wanted (%s)", client_address[0], error)
-                self.shutdown_request(request)
-                return
-        request.settimeout(self.ae.network_timeout)
-        super().finish_request(request, client_address)
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A connection that failed concerns nobody else."""
-        _LOG.warning("A connection from %s failed", client_address[0], exc_info=True)
-
-
-class _Request(Requests):
-    """One connection."""
-
-    def _create_association(self) -> Association:
-        association = super()._create_association()
-        connection = association.dul.socket
-        assert connection is not None
-        # pynetdicom reads whatever length a peer announces, in pieces of 4 kB.
-        connection.recv = partial(_read, connection, max(self.ae.maximum_pdu_size, OTHER_PDUS))  # type: ignore[method-assign]
-        return association
-
-
-def _read(connection: AssociationSocket, largest: int, count: int) -> bytearray:
-    """Exactly so many bytes, or fewer where the connection ends.
-
-    Raises:
-        OSError: more than a PDU may have, which ends the connection.
-    """
-    if count > largest:
-        _LOG.warning("A PDU of %d bytes was announced; the connection is closed", count)
-        raise OSError("The PDU is larger than was agreed.")
-    assert connection.socket is not None
-    found = bytearray(count)
-    view, done = memoryview(found), 0
-    while done < count:
-        read = connection.socket.recv_into(view[done:])
-        if not read:
-            break
-        done += read
-    view.release()
-    del found[done:]
-    return found
+def _class_name(syntax: object) -> str:
+    """The name of a SOP class; what is none is not repeated."""
+    name = UID(str(syntax)).name
+    return str(name) if name != str(syntax) else "an unknown SOP class"
 
 
 def _address_of(association: Association) -> str:

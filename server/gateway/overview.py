@@ -14,6 +14,8 @@ from server.jobs.queue import Job, Queue
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
+    from server.gateway.rejections import Rejections
+
 SHOWN = 50  # of each table on the page
 
 
@@ -21,7 +23,15 @@ class Overview:
     """Reads what is asked for when it is asked for."""
 
     def __init__(
-        self, queue: Queue, folder: Path, keep_free: int, studies: Callable[[], int], opened: Callable[[], int]
+        self,
+        queue: Queue,
+        folder: Path,
+        keep_free: int,
+        studies: Callable[[], int],
+        opened: Callable[[], int],
+        *,
+        in_trouble: Callable[[], list[dict[str, Any]]],
+        rejections: Rejections,
     ) -> None:
         """Read from these.
 
@@ -31,9 +41,12 @@ class Overview:
             keep_free: bytes below which nothing is accepted.
             studies: how many studies are kept.
             opened: how many of them are arriving.
+            in_trouble: Studies that are not whole: name, since when, and why.
+            rejections: Who was not let in.
         """
         self._queue, self._folder, self._keep_free = queue, folder, keep_free
         self._studies, self._opened = studies, opened
+        self._in_trouble, self._rejections = in_trouble, rejections
         self._broken: dict[str, str] = {}
         self._servers: Callable[[], Mapping[str, str]] = dict
         self._destinations: Mapping[str, Callable[[], str]] = {}
@@ -68,6 +81,8 @@ class Overview:
             "free_bytes": free_bytes(self._folder),
             "servers": [{"url": url, "trouble": why} for url, why in self._servers().items()],
             "destinations": [{"name": name, "trouble": told()} for name, told in self._destinations.items()],
+            "studies_in_trouble": self._in_trouble()[:SHOWN],
+            "rejected": self._rejections.latest(),
             **jobs_of(self._queue, SHOWN),
         }
 
@@ -82,7 +97,7 @@ class Overview:
 
     def collect(self) -> Iterable[Metric]:
         """For Prometheus' library."""
-        from prometheus_client.metrics_core import GaugeMetricFamily
+        from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
         jobs = GaugeMetricFamily("semiseg_gateway_jobs", "Jobs by kind and state", labels=["kind", "state"])
         try:
@@ -92,10 +107,17 @@ class Overview:
         except QueueError:  # the other figures say more then
             jobs.samples.clear()
         yield jobs
+        rejected = CounterMetricFamily(
+            "semiseg_gateway_rejected", "Associations and connections that were rejected", labels=["reason"]
+        )
+        for reason, count in sorted(self._rejections.counts().items()):
+            rejected.add_metric([reason], float(count))
+        yield rejected
         single = (
             ("semiseg_gateway_ready", "1 while instances are accepted", float(not self.trouble())),
             ("semiseg_gateway_open_studies", "Studies that are arriving", float(self._opened())),
             ("semiseg_gateway_studies", "Studies that are kept", float(self._studies())),
+            ("semiseg_gateway_studies_in_trouble", "Studies that are not whole", float(len(self._in_trouble()))),
             ("semiseg_gateway_disk_free_bytes", "Free bytes where studies are kept", float(free_bytes(self._folder))),
         )
         for name, words, value in single:

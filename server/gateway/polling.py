@@ -1,26 +1,26 @@
-"""Studies out of an archive: found by QIDO-RS (PS3.18 10.6), fetched by WADO-RS (10.4)."""
+"""Studies of an archive that are new: found by QIDO-RS (PS3.18 10.6); `retrieving` fetches them."""
 
 from __future__ import annotations
 
 import datetime
 import logging
-import secrets
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+from dicomweb_client import DICOMwebClient
 from requests import RequestException
 
 from semiseg.errors import SemisegError
 from server.gateway.config import Poll
-from server.gateway.delivery import NotDelivered
 from server.gateway.dicomweb import archive_at, said
-from server.gateway.inbox import DiskFull, Inbox, NotOurs
+from server.gateway.inbox import count_in
+from server.gateway.retrieving import STUDY, STUDY_COUNT, first, instances_at
+
+MOST = 5000  # studies of one look
 
 _LOG = logging.getLogger("semiseg.gateway")
-_STUDY, _COUNT = "0020000D", "00201208"
-MOST = 5000  # studies of one look
 
 
 class Polling:
@@ -40,8 +40,12 @@ class Polling:
         self._thread = threading.Thread(target=self._run, name=f"poll-{poll.name}", daemon=True)
         self._thread.start()
 
+    def stop(self) -> None:
+        """Ask no more, after the question that is being asked."""
+        self._stop.set()
+
     def close(self, seconds: float) -> None:
-        """Ask no more."""
+        """Ask no more, and wait for so many seconds at most."""
         self._stop.set()
         self._thread.join(seconds)
 
@@ -69,53 +73,29 @@ class Polling:
 
 
 def counts_at(poll: Poll) -> dict[str, int]:
-    """The studies of an archive that match, and how many instances each has at present."""
+    """The studies of an archive that match, and how many instances each has at present; 0 where it does not say."""
     archive = archive_at(poll.url, poll.token)
     today = datetime.date.today()
-    first = today - datetime.timedelta(days=poll.days - 1)
-    filters = {"StudyDate": f"{first:%Y%m%d}-{today:%Y%m%d}", **poll.matching}
+    earliest = today - datetime.timedelta(days=poll.days - 1)
+    filters = {"StudyDate": f"{earliest:%Y%m%d}-{today:%Y%m%d}", **poll.matching}
     counts: dict[str, int] = {}
+    asked = 0
     while len(counts) < MOST:
         page: list[dict[str, Any]] = archive.search_for_studies(
-            fields=[_COUNT], search_filters=filters, limit=100, offset=len(counts)
+            fields=[STUDY_COUNT], search_filters=filters, limit=100, offset=asked
         )
-        before = len(counts)
-        for one in page:
-            uid = _first(one, _STUDY)
-            if uid:
-                count = _first(one, _COUNT)
-                counts[str(uid)] = int(count) if count else len(archive.search_for_instances(str(uid)))
+        before, asked = len(counts), asked + len(page)
+        for row in page:
+            if (uid := first(row, STUDY)) and str(uid) not in counts:
+                counts[str(uid)] = count_in(first(row, STUDY_COUNT)) or _listed(archive, str(uid))
         if len(counts) == before:
             break
     return counts
 
 
-def fetch(poll: Poll, uid: str, inbox: Inbox, cancelled: Callable[[], bool]) -> int:
-    """Put the instances of a study into the inbox, one after the other until ``cancelled``; how many there were.
-
-    Raises:
-        NotDelivered: the archive does not give it, or there is no room for it.
-    """
-    count = 0
-    archive = archive_at(poll.url, poll.token)
+def _listed(archive: DICOMwebClient, uid: str) -> int:
+    """Number of the instances that an archive lists of a study whose number it does not say."""
     try:
-        for one in archive.iter_study(uid, media_types=(("application/dicom", "*"),)):
-            if cancelled():
-                break
-            file = inbox.incoming / f"wado-{secrets.token_hex(8)}"
-            one.save_as(file, enforce_file_format=True)
-            try:
-                inbox.take(file, poll.name)
-                count += 1
-            except NotOurs as error:
-                _LOG.warning("%s gave something that is refused: %s", poll.name, error)
-    except RequestException as error:
-        raise NotDelivered(f"{poll.url} did not give the study ({said(error)}).") from None
-    except (DiskFull, OSError, ValueError) as error:
-        raise NotDelivered(f"A study of {poll.url} could not be fetched ({error}).") from None
-    return count
-
-
-def _first(one: dict[str, Any], tag: str) -> Any:
-    values = one.get(tag, {}).get("Value") or [None]
-    return values[0]
+        return len(instances_at(archive, uid))
+    except (RequestException, ValueError):  # one study must not hide the others; its fetch says what is wrong
+        return 0

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import secrets
+import logging
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import anyio.to_thread
 from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from semiseg.errors import SemisegError
 from server.gateway.audit import Audit
-from server.gateway.inbox import DiskFull, Inbox, NotOurs
+from server.gateway.inbox import DiskFull, Identity, Inbox, NotOurs
+from server.gateway.parts import Parts
+from server.gateway.studies import Studies
 
 OUT_OF_RESOURCES, CANNOT_UNDERSTAND, OTHER_STUDY = 0xA700, 0xC000, 0xC409
 _REFERENCED, _FAILED = "00081199", "00081198"  # Referenced and Failed SOP Sequence
 _CLASS, _INSTANCE, _REASON = "00081150", "00081155", "00081197"
+
+_LOG = logging.getLogger("semiseg.gateway")
 
 
 class StowRefused(SemisegError):  # noqa: N818 - an answer like others
@@ -29,12 +34,32 @@ class StowRefused(SemisegError):  # noqa: N818 - an answer like others
         self.status = status
 
 
+@dataclass
+class _Brought:
+    """What a request has brought.
+
+    Attributes:
+        sender: Name of the key that it came with.
+        only: UID of the only study whose instances are taken, None for all.
+        taken, failed: Items of the answer.
+        studies: Studies of which something was taken, or refused after its study could be read.
+        unplaced: Why instances were refused whose study could not be read.
+    """
+
+    sender: str
+    only: str | None
+    taken: list[dict[str, Any]] = field(default_factory=list)
+    failed: list[dict[str, Any]] = field(default_factory=list)
+    studies: set[str] = field(default_factory=set)
+    unplaced: list[str] = field(default_factory=list)
+
+
 class Stow:
     """Takes instances over HTTP."""
 
-    def __init__(self, inbox: Inbox, audit: Audit, largest: int) -> None:
-        """Put them into ``inbox``; a request has ``largest`` bytes at most."""
-        self._inbox, self._audit, self._largest = inbox, audit, largest
+    def __init__(self, inbox: Inbox, audit: Audit, largest: int, studies: Studies) -> None:
+        """Put them into ``inbox``; a request has ``largest`` bytes at most, and ``studies`` hear of its end."""
+        self._inbox, self._audit, self._largest, self._studies = inbox, audit, largest, studies
 
     async def store(self, request: Request, study: str | None, sender: str) -> tuple[int, dict[str, Any]]:
         """Take what a request brings.
@@ -57,8 +82,23 @@ class Stow:
             raise StowRefused(415, 'Send multipart/related; type="application/dicom".')
         if not 0 < len(boundary) <= 200:
             raise StowRefused(400, "The content type multipart/related lacks a usable boundary.")
-        parts = _Parts(self._inbox.incoming, boundary)
-        received, taken, failed = 0, list[dict[str, Any]](), list[dict[str, Any]]()
+        parts, brought = Parts(self._inbox.incoming, boundary, "stow"), _Brought(sender, study)
+        whole = False
+        try:
+            await self._receive(request, parts, brought)
+            whole = True
+        finally:
+            parts.drop()
+            # Only a request that broke off can be cancelled here, and its end has to be written down all the same.
+            self._end(brought, whole)
+        taken, failed = brought.taken, brought.failed
+        document = {
+            tag: {"vr": "SQ", "Value": items} for tag, items in ((_REFERENCED, taken), (_FAILED, failed)) if items
+        }
+        return (200 if not failed else 202 if taken else 409), document
+
+    async def _receive(self, request: Request, parts: Parts, brought: _Brought) -> None:
+        received = 0
         try:
             self._inbox.require_room()
             async for chunk in request.stream():
@@ -67,105 +107,70 @@ class Stow:
                     raise StowRefused(413, f"The request is larger than {self._largest / 2**20:g} MB.")
                 await anyio.to_thread.run_sync(parts.feed, chunk)
                 for file in parts.complete():
-                    await anyio.to_thread.run_sync(self._take, file, study, sender, taken, failed)
+                    await anyio.to_thread.run_sync(partial(self._take, file, brought))
         except FormParserError as error:
             raise StowRefused(400, f"The body is no well-formed multipart/related: {error}.") from None
         except DiskFull as error:
             raise StowRefused(507, str(error)) from None
-        finally:
-            parts.drop()
-            if taken or failed:
-                self._audit.tell("received", sender=sender, instances=len(taken), refused=len(failed), by="STOW-RS")
+        except OSError as error:
+            sentence = f"The body could not be written ({error.strerror}); send it again when there is room."
+            raise StowRefused(507, sentence) from None
         if not parts.ended:
             raise StowRefused(400, "The body ended before its last part was complete; send it again.")
-        if not taken and not failed:
+        if not brought.taken and not brought.failed:
             raise StowRefused(400, "The body holds no part.")
-        document = {
-            tag: {"vr": "SQ", "Value": items} for tag, items in ((_REFERENCED, taken), (_FAILED, failed)) if items
-        }
-        return (200 if not failed else 202 if taken else 409), document
 
-    def _take(
-        self,
-        file: Path,
-        study: str | None,
-        sender: str,
-        taken: list[dict[str, Any]],
-        failed: list[dict[str, Any]],
-    ) -> None:
+    def _take(self, file: Path, brought: _Brought) -> None:
         item: dict[str, Any] = {}
-        reason = 0
+        reason, why = 0, ""
+        identity: Identity | None = None
         try:
             identity = self._inbox.identify(file)
-            for tag, uid in ((_CLASS, identity.sop_class), (_INSTANCE, identity.instance)):
-                item[tag] = {"vr": "UI", "Value": [uid]}
-            if study is not None and identity.study != study:
+            if brought.only is not None and identity.study != brought.only:
                 reason = OTHER_STUDY
             else:
-                self._inbox.take(file, sender, identity)
-        except NotOurs:
-            reason = CANNOT_UNDERSTAND
-        except (DiskFull, OSError):
-            reason = OUT_OF_RESOURCES
+                arrival = self._inbox.take(file, brought.sender, identity, more_follows=True)
+                brought.studies.add(arrival.study)
+                self._studies.sending(arrival.study, id(brought))
+                if arrival.differs:
+                    fields = {"study": arrival.study, "instance": arrival.instance}
+                    self._audit.tell("conflict", sender=brought.sender, **fields)
+        except NotOurs as error:
+            reason, why, identity = CANNOT_UNDERSTAND, str(error), error.identity
+        except DiskFull as error:
+            reason, why = OUT_OF_RESOURCES, str(error)
+        except OSError as error:
+            reason, why = OUT_OF_RESOURCES, f"It could not be written ({error.strerror})."
         finally:
             file.unlink(missing_ok=True)
-        if reason:
-            failed.append(item | {_REASON: {"vr": "US", "Value": [reason]}})
+        if identity is not None:
+            for tag, uid in ((_CLASS, identity.sop_class), (_INSTANCE, identity.instance)):
+                item[tag] = {"vr": "UI", "Value": [uid]}
+        if not reason:
+            brought.taken.append(item)
+            return
+        brought.failed.append(item | {_REASON: {"vr": "US", "Value": [reason]}})
+        if why:
+            _LOG.warning("An instance from %s was refused with 0x%04X by STOW-RS: %s", brought.sender, reason, why)
+            self._lacks(brought, identity, f"An instance from {brought.sender} was refused with 0x{reason:04X}: {why}")
+
+    def _lacks(self, brought: _Brought, identity: Identity | None, why: str) -> None:
+        if identity is None:
+            brought.unplaced.append(why)
         else:
-            taken.append(item)
+            study = self._inbox.lacks(identity, why)
+            brought.studies.add(study)
+            self._studies.sending(study, id(brought))
 
-
-@dataclass
-class _Parts:
-    """The parts of a body, each in a file of its own."""
-
-    folder: Path
-    boundary: bytes
-    ended: bool = False
-    _open: IO[bytes] | None = None
-    _whole: list[Path] = field(default_factory=list)
-    _all: list[Path] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self._parser = MultipartParser(
-            self.boundary,
-            {
-                "on_part_begin": self._begin,
-                "on_part_data": self._data,
-                "on_part_end": self._end,
-                "on_end": self._finish,
-            },
-        )
-
-    def feed(self, chunk: bytes) -> None:
-        self._parser.write(chunk)
-
-    def complete(self) -> list[Path]:
-        """The files that became complete since it was asked last."""
-        whole, self._whole = self._whole, []
-        return whole
-
-    def drop(self) -> None:
-        """Delete what was not taken."""
-        if self._open is not None:
-            self._open.close()
-        for file in self._all:
-            file.unlink(missing_ok=True)
-
-    def _begin(self) -> None:
-        file = self.folder / f"stow-{secrets.token_hex(8)}"
-        self._all.append(file)
-        self._open = file.open("wb")
-
-    def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._open is not None:
-            self._open.write(data[start:end])
-
-    def _end(self) -> None:
-        if self._open is not None:
-            self._open.close()
-            self._open = None
-            self._whole.append(self._all[-1])
-
-    def _finish(self) -> None:
-        self.ended = True
+    def _end(self, brought: _Brought, whole: bool) -> None:
+        """Tell the studies that a request brought that it has ended."""
+        for study in brought.studies:
+            for number, why in enumerate(brought.unplaced, start=1):
+                self._inbox.hold(study, f"part-{number}", why)
+            if whole:
+                self._inbox.sent(study, brought.sender)
+        self._studies.ended(id(brought), broken_by="" if whole else brought.sender)
+        if brought.taken or brought.failed:
+            counts = {"instances": len(brought.taken), "refused": len(brought.failed)}
+            ended = "complete" if whole else "broken off"
+            self._audit.tell("received", sender=brought.sender, **counts, by="STOW-RS", ended=ended)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     from server.gateway.overview import Overview
 
+Complete = Callable[[str, "int | None", bool], "tuple[str, str] | None"]
 OPEN = ("/livez", "/readyz")
 HEADERS = {
     "Cache-Control": "no-store",
@@ -42,14 +43,15 @@ HEADERS = {
 class Web:
     """What the door answers."""
 
-    def __init__(self, stow: Stow, overview: Overview, complete: Callable[[str, int | None], str | None]) -> None:
+    def __init__(self, stow: Stow, overview: Overview, complete: Complete) -> None:
         """Answer.
 
         Args:
             stow: takes instances.
             overview: what there is to see.
-            complete: told the UID of a study that somebody calls complete, and how many instances it has; its name
-                here, or None where there is no such study.
+            complete: told the UID of a study that somebody calls complete, the number of its instances if it was named,
+                and whether it is taken although something of it is missing. It gives its name here and what is missing
+                ("" for nothing), or None where there is no such study.
         """
         self._stow, self._overview, self._complete = stow, overview, complete
 
@@ -82,9 +84,15 @@ class Web:
         if count and not (count.isascii() and count.isdigit() and 0 < int(count) < 10**6):
             return JSONResponse({"error": "`instances` is how many instances the study has."}, 400)
         study = request.path_params["study"]
-        name = await anyio.to_thread.run_sync(self._complete, study, int(count) if count else None)
-        if name is None:
+        anyway = request.query_params.get("anyway", "false")
+        if anyway not in ("true", "false"):
+            return JSONResponse({"error": "`anyway` is true or false."}, 400)
+        found = await anyio.to_thread.run_sync(self._complete, study, int(count) if count else None, anyway == "true")
+        if found is None:
             return JSONResponse({"error": "There is no such study here."}, 404)
+        name, lacking = found
+        if lacking:
+            return JSONResponse({"error": f"{lacking} Add ?anyway=true to have it segmented as it is."}, 409)
         return JSONResponse({"study": name}, 202)
 
     async def _status(self, _: Request) -> Response:
@@ -160,7 +168,8 @@ def page(document: Mapping[str, Any]) -> str:
         for kind, states in document["jobs"].items()
     )
     states: Mapping[str, int] = next(iter(document["jobs"].values()), {})
-    trouble, well = document["trouble"], not document["held_up"] and not document["dead_letters"]
+    trouble = document["trouble"]
+    well = not any(document[what] for what in ("held_up", "dead_letters", "studies_in_trouble"))
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="5">'
         f"<title>semiseg gateway</title><style>{_STYLE}</style></head><body><main><h1>semiseg gateway</h1>"
@@ -170,6 +179,10 @@ def page(document: Mapping[str, Any]) -> str:
         f"<table><caption>Jobs</caption><thead><tr><th scope=col>kind</th>"
         + "".join(f"<th scope=col>{_safe(state)}</th>" for state in states)
         + f"</tr></thead><tbody>{jobs}</tbody></table>"
+        + _studies(
+            "Studies that are not whole, and wait for the rest or for a decision", document["studies_in_trouble"]
+        )
+        + _rejected("Rejected associations", document["rejected"])
         + _table("Held up by others, and tried again by themselves", document["held_up"])
         + _table(
             "Dead letters: `semiseg gateway show JOB` tells all, `retry JOB` tries again", document["dead_letters"]
@@ -180,6 +193,8 @@ def page(document: Mapping[str, Any]) -> str:
 
 def _summary(document: Mapping[str, Any]) -> str:
     held_up, letters = len(document["held_up"]), len(document["dead_letters"])
+    if partial := len(document["studies_in_trouble"]):
+        return f"{partial} study or studies are not whole."
     if letters:
         return f"{letters} dead letter(s) wait for an operator."
     return f"{held_up} job(s) are held up by others." if held_up else "All is well."
@@ -196,6 +211,29 @@ def _table(caption: str, jobs: Sequence[Mapping[str, Any]]) -> str:
     )
     heads = "".join(f"<th scope=col>{head}</th>" for head in ("job", "kind", "study", "since", "tries", "why"))
     return f"<table><caption>{_safe(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _studies(caption: str, studies: Sequence[Mapping[str, Any]]) -> str:
+    rows = [(f"<code>{_safe(one['study'])}</code>", _day(one["since"]), _safe(one["why"])) for one in studies]
+    return _rows(caption, ("study", "since", "why"), rows)
+
+
+def _rejected(caption: str, rejected: Sequence[Mapping[str, Any]]) -> str:
+    heads = ("address", "calling", "called", "when", "why")
+    rows = [
+        (_safe(one["address"]), _safe(one["calling"]), _safe(one["called"]), _day(one["time"]), _safe(one["why"]))
+        for one in rejected
+    ]
+    return _rows(caption, heads, rows)
+
+
+def _rows(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are HTML already; nothing where there are no rows."""
+    if not rows:
+        return ""
+    head = "".join(f"<th scope=col>{name}</th>" for name in heads)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f"<table><caption>{_safe(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
 
 def _safe(text: object) -> str:

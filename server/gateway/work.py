@@ -27,9 +27,10 @@ from server.gateway.delivery import Commitments, NotDelivered, deliver
 from server.gateway.inbox import Inbox, delete
 from server.gateway.names import Names
 from server.gateway.outcome import Outcome
-from server.gateway.polling import fetch
+from server.gateway.retrieving import fetch
 from server.gateway.routing import decide, orders
 from server.gateway.segmenting import NotNow, Segmenting
+from server.gateway.superseding import earlier_orders, mark
 from server.jobs.database import QueueError
 from server.jobs.lanes import Lane
 from server.jobs.queue import Job, Queue, State
@@ -41,6 +42,7 @@ _LOG = logging.getLogger("semiseg.gateway")
 # What a job's payload holds of its failures; `held` where others of its kind fail for the same reason.
 TROUBLE = ("tries", "waited", "trouble", "held")
 A_MOMENT = 1.5  # seconds by which the job that found a destination dead lets others go first
+WAIT = 1.0  # seconds after which a job asks again for what another one holds
 
 
 class Work:
@@ -109,8 +111,6 @@ class Work:
             count = fetch(poll, told["uid"], self._inbox, task.cancelled)
         except NotDelivered as error:
             raise self._again(job, str(error)) from None
-        if task.cancelled():
-            raise Cancelled("The job was stopped.")
         self._audit.tell("fetched", study=told["study"], job=job.id, sender=poll.name, instances=count)
         self._complete(told["study"], f"all {count} instances that {poll.name} has were fetched")
         return {"instances": count}
@@ -120,12 +120,15 @@ class Work:
         name, again = task.job.payload["study"], task.job.payload.get("again")
         if again and self._is_open(name):
             raise Postponed("Something of the study is arriving.", after=2.0)
+        if any(one.created < task.job.created for one in self._queue.jobs("running", queue=STUDY, owner=name)):
+            raise Postponed("The study is being looked at.", after=WAIT)
         objects, _ = look_at(self._inbox.instances(name))
         decisions = decide(objects, self._inbox.senders(name), self._config.rules, partial(self._inbox.elsewhere, name))
-        put = []
+        put, late = [], 0
         before: dict[tuple[str, str], list[Job]] = {}  # looked up once: a study may have thousands of series
         for job in self._queue.jobs("waiting", queue=SEGMENT, owner=name):
             before.setdefault((job.payload["rule"], job.payload["series"]), []).append(job)
+        made = self._made_before(task.job, name)
         for order in orders(decisions, self._config):
             payload = {
                 "study": name,
@@ -136,6 +139,10 @@ class Work:
                 "forms": order.forms,
                 "to": order.to,
             }
+            keys = made.get((payload["rule"], payload["series"]), ())
+            if keys and order.key(name) not in keys:
+                late += 1
+                continue
             job = self._queue.put(SEGMENT, payload, key=order.key(name), owner=name)
             put.append(job.id)
             self._supersede(job, before.get((payload["rule"], payload["series"]), ()))
@@ -144,6 +151,8 @@ class Work:
         if again:
             self._stop_others(name, put)
         self._wake(SEGMENT)
+        if late:
+            self._inbox.hold(name, "late", f"{late} series got more instances after a result was made.")
         told = [
             {"rule": one.rule, "series": self._said(one.series.uid), "fits": one.fits, "reason": one.reason}
             for one in decisions
@@ -162,6 +171,9 @@ class Work:
         files = [self._inbox.studies / told["study"] / name for name in told["files"]]
         if not all(file.exists() for file in files):
             raise JobFailed("The study is not here any more.")
+        earlier = earlier_orders(self._queue, SEGMENT, job)
+        if any(one.state == "running" for one in earlier):
+            raise Postponed("The result before it is being made.", after=WAIT)
         folder.mkdir(exist_ok=True)
         try:
             made = self._segmenting.segment(files, told["forms"], told["model"], folder, task.cancelled)
@@ -174,6 +186,7 @@ class Work:
         self._servers_answer()
         if task.cancelled():
             raise Cancelled("The job was stopped.")
+        superseded = self._superseded(job, earlier, made.files)
         put = []
         for destination, forms in told["to"].items():
             payload = {
@@ -194,6 +207,7 @@ class Work:
             rule=told["rule"],
             server=made.server,
             jobs=put,
+            supersedes=superseded,
             **made.told,
             **_again_of(job),
         )
@@ -267,6 +281,47 @@ class Work:
             if job.id not in wanted:
                 self._queue.stop(job.id)
                 self._audit.tell("superseded", study=study, job=job.id, why="the rules do not ask for it any more")
+
+    def _made_before(self, job: Job, study: str) -> dict[tuple[str, str], set[str]]:
+        """The keys of orders that were begun or done, by rule and series; none where another result may be made.
+
+        They are looked up once, because a study may have thousands of series.
+        """
+        found: dict[tuple[str, str], set[str]] = {}
+        if self._config.complete.late == "hold" and not job.payload.get("decided"):
+            for one in self._queue.jobs("running", "done", queue=SEGMENT, owner=study):
+                found.setdefault((one.payload["rule"], one.payload["series"]), set()).add(one.key or "")
+        return found
+
+    def _superseded(self, job: Job, earlier: list[Job], files: dict[str, list[str]]) -> list[str]:
+        """Mark a result as superseding earlier ones, and stop deliveries of those that have not begun.
+
+        Returns:
+            The jobs whose results an archive may have.
+        """
+        if not earlier:
+            return []
+        there = set()
+        for delivery in self._queue.jobs(queue=DELIVER, owner=job.payload["study"]):
+            if delivery.payload["of"] not in {one.id for one in earlier}:
+                continue
+            if not delivery.ended:  # one that is running ends with its present try
+                self._queue.stop(delivery.id)
+                self._audit.tell("superseded", study=job.payload["study"], job=delivery.id, by=job.id)
+            # One that was tried may have brought a part of it.
+            if delivery.state != "cancelled" and (delivery.state != "waiting" or delivery.payload.get("tries")):
+                there.add(delivery.payload["of"])
+        known = [one for one in earlier if one.id in there and one.state == "done"]
+        if known:
+            before = [
+                self.results / known[-1].id / name for names in known[-1].result["files"].values() for name in names
+            ]
+            mark(
+                [self.results / job.id / name for names in files.values() for name in names],
+                [file for file in before if file.exists()],
+                len(known) + 1,
+            )
+        return [one.id for one in known]
 
     def _again(
         self,

@@ -186,7 +186,9 @@ class Queue:
     ) -> Job | None:
         """Take the next free job for ``seconds``; None when there is none.
 
-        Jobs that were begun less often go first, so that one that kills the process does not keep the others waiting.
+        Jobs that were begun less often go first, so that one that kills the process does not keep the others waiting;
+        then those that were never given back, and then those whose delay was over first: jobs that fail again and
+        again do not keep later ones waiting either.
         Free jobs that are not to be begun again end here, and ``ended`` is told of each.
 
         Args:
@@ -207,7 +209,7 @@ class Queue:
         condition, values = ("1", {}) if lane is None else lane.condition()
         free, values = f"{_FREE} AND {condition}", values | {"queue": queue} | self._now()
         if not fair:
-            return run(f"SELECT * FROM jobs WHERE {free} ORDER BY attempts, number LIMIT 1", values)
+            return run(f"SELECT * FROM jobs WHERE {free} ORDER BY attempts, due, number LIMIT 1", values)
         found = run(
             f"SELECT owner, attempts, MIN(number) AS first FROM jobs WHERE {free} GROUP BY owner, attempts", values
         )
@@ -389,7 +391,12 @@ class Queue:
         return _job(rows[0]) if rows else None
 
     def jobs(
-        self, *states: State, queue: str | None = None, owner: str | None = None, before: float | None = None
+        self,
+        *states: State,
+        queue: str | None = None,
+        owner: str | None = None,
+        before: float | None = None,
+        lane: Lane | None = None,
     ) -> list[Job]:
         """Jobs in the order in which they came.
 
@@ -398,13 +405,16 @@ class Queue:
             queue: only this kind of work.
             owner: only what one put in.
             before: only those that last changed before this moment, in Unix seconds.
+            lane: only those of this lane.
         """
-        wanted = states or STATES
+        named = {f"state{number}": state for number, state in enumerate(states or STATES)}
+        condition, values = ("1", {}) if lane is None else lane.condition()
         with self._database.reading() as run:
             rows = run(
-                f"SELECT * FROM jobs WHERE state IN ({', '.join('?' * len(wanted))}) AND queue = COALESCE(?, queue) "
-                "AND owner = COALESCE(?, owner) AND changed < COALESCE(?, changed + 1) ORDER BY number",
-                (*wanted, queue, owner, before),
+                f"SELECT * FROM jobs WHERE state IN ({', '.join(f':{name}' for name in named)}) "
+                "AND queue = COALESCE(:queue, queue) AND owner = COALESCE(:owner, owner) "
+                f"AND changed < COALESCE(:before, changed + 1) AND {condition} ORDER BY number",
+                {**named, **values, "queue": queue, "owner": owner, "before": before},
             )
         return [_job(row) for row in rows]
 

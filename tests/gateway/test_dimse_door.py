@@ -47,6 +47,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway
             {"ae_title": "FAR", "addresses": ["10.1.2.3"]},
         ],
         "associations": 10,
+        "associations_per_address": 10,
         "pdu": 65536,
         "acse_seconds": 3.0,
         "network_seconds": 5.0,

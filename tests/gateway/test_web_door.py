@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
+import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import pydicom
 import pytest
 from dicomweb_client import DICOMwebClient
 
-from tests.gateway.stand import NOBODY, RunningGateway, configuration, running_gateway, write_study
+from tests.gateway.stand import NOBODY, RunningGateway, alone, configuration, running_gateway, write_study
 from tests.waiting import until
 
 KEY = "ward-0123456789-abcdefghij"
@@ -114,6 +117,63 @@ def test_study_is_complete_when_somebody_says_so(gateway: RunningGateway, tmp_pa
     until(lambda: [line for line in gateway.audit("complete") if line["study"] == name])
     (line,) = [line for line in gateway.audit("complete") if line["study"] == name]
     assert line["instances"] == len(found) and "announced" in line["why"]
+
+
+def test_uid_that_breaks_the_standard_fails_its_instance_and_the_study_waits(
+    gateway: RunningGateway, tmp_path: Path
+) -> None:
+    """GW-14."""
+    one, two, three = instances(tmp_path, "long uid")[:3]
+    with pydicom.config.disable_value_validation():
+        two.SOPInstanceUID = two.file_meta.MediaStorageSOPInstanceUID = "1.2." + "3" * 68
+        answer = ask(gateway, "POST", "/dicom-web/studies", **body(*map(encoded, (one, two, three))))
+    assert answer.status_code == 202, answer.text
+    assert [item["00081155"]["Value"] for item in answer.json()["00081198"]["Value"]] == [[two.SOPInstanceUID]]
+    assert answer.json()["00081198"]["Value"][0]["00081197"]["Value"] == [0xC000]
+    path = f"/studies/{one.StudyInstanceUID}/complete"
+    refused = ask(gateway, "POST", path)
+    assert refused.status_code == 409 and "72 characters" in refused.json()["error"]
+    assert ask(gateway, "POST", f"{path}?anyway=perhaps").status_code == 400
+    name = ask(gateway, "POST", f"{path}?anyway=true").json()["study"]
+    until(lambda: [line for line in gateway.audit("complete") if line["study"] == name])
+    assert two.SOPInstanceUID not in gateway.output
+
+
+def test_request_that_breaks_off_does_not_complete_a_study_sooner(tmp_path: Path) -> None:
+    """GW-14."""
+    found = instances(tmp_path, "cut off")
+    complete = {"quiet_seconds": 0.5, "interrupted_seconds": 600.0}
+    with running_gateway(alone(tmp_path, complete=complete), tmp_path / "gateway") as gateway:
+        url = f"{gateway.web}/dicom-web/studies"
+        broken = httpx.post(url, **body(*map(encoded, found[:3]), b"half", end=b""), trust_env=False)
+        assert broken.status_code == 400
+        assert gateway.audit("received")[0]["ended"] == "broken off"
+        time.sleep(3)
+        assert gateway.audit("complete") == []
+        assert httpx.post(url, **body(*map(encoded, found)), trust_env=False).status_code == 200
+        until(lambda: gateway.audit("complete"), told=lambda: gateway.output[-3000:])
+        assert [line["instances"] for line in gateway.audit("complete")] == [6]
+
+
+def test_one_address_cannot_take_all_connections(tmp_path: Path) -> None:
+    config = alone(tmp_path, web={"port": 0, "connections_per_address": 5})
+    with running_gateway(config, tmp_path / "gateway") as gateway, contextlib.ExitStack() as stack:
+        port = int(gateway.web.rsplit(":", 1)[1])
+        for _ in range(5):
+            stack.enter_context(socket.create_connection(("127.0.0.1", port)))
+        with pytest.raises(httpx.TransportError):
+            httpx.get(f"{gateway.web}/livez", trust_env=False)
+        transport = httpx.HTTPTransport(local_address="127.0.0.2")
+        with httpx.Client(transport=transport, trust_env=False) as other:
+            assert other.get(f"{gateway.web}/livez").status_code == 200
+        stack.close()
+        until(lambda: _answers(f"{gateway.web}/livez"))
+
+
+def _answers(url: str) -> bool:
+    with contextlib.suppress(httpx.TransportError):
+        return httpx.get(url, trust_env=False).status_code == 200
+    return False
 
 
 def test_nobody_without_a_key_sees_more_than_that_it_lives(gateway: RunningGateway) -> None:

@@ -300,3 +300,17 @@ class Model(RuleBasedStateMachine):
 
 TestModel = Model.TestCase
 TestModel.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+
+
+def test_job_that_fails_again_and_again_does_not_keep_later_ones_waiting(queue):
+    failing = queue.put("work", {}).id
+    later = [queue.put("work", {}).id for _ in range(3)]
+    begun = []
+    for _ in range(6):
+        job = queue.lease("work", 10)
+        begun.append(job.id)
+        if job.id == failing:
+            queue.give_back(job)
+        else:
+            queue.end(job, "done", {})
+    assert begun == [failing, *later, failing, failing]

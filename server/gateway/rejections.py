@@ -1,0 +1,74 @@
+"""Who was not let in, and what did not match: for the log, the audit log, the status page and the metrics."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import Sequence
+from typing import Any
+
+from server.gateway.audit import Audit
+
+SELDOM = 10.0  # seconds in which the same rejection of the same peer is written once
+KEPT = 20
+_MOST_KEYS = 1000
+
+_LOG = logging.getLogger("semiseg.gateway")
+
+
+class Rejections:
+    """Counts and describes rejected associations and connections; to be used from any thread."""
+
+    def __init__(self, audit: Audit) -> None:
+        """Nothing has been rejected yet."""
+        self._audit = audit
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self._written: dict[tuple[str, ...], float] = {}
+        self._latest: deque[dict[str, Any]] = deque(maxlen=KEPT)
+
+    def refused(
+        self,
+        reason: str,
+        address: str,
+        sentence: str,
+        *,
+        called: str = "",
+        calling: str = "",
+        contexts: Sequence[str] = (),
+    ) -> None:
+        """An association or connection was rejected.
+
+        Args:
+            reason: Short name of what did not match, the label of the metric.
+            address: IP address of the peer.
+            sentence: What did not match, as the end of a sentence.
+            called, calling: AE titles, "" where they did not come.
+            contexts: Names of the SOP classes that were proposed.
+        """
+        key, now = (reason, address, called, calling), time.monotonic()
+        with self._lock:
+            self._counts[reason] += 1
+            if now - self._written.get(key, float("-inf")) < SELDOM:
+                return
+            if len(self._written) >= _MOST_KEYS:
+                self._written.clear()
+            self._written[key] = now
+            fields = {"reason": reason, "address": address, "called": called, "calling": calling}
+            self._latest.append({"time": time.time(), "why": sentence, **fields})
+        titles = f", calling {calling!r}, called {called!r}" if calling or called else ""
+        what = f", for {', '.join(contexts[:10])}" if contexts else ""
+        _LOG.warning("Rejected %s%s%s: %s", address, titles, what, sentence)
+        self._audit.tell("rejected", **fields, contexts=list(contexts[:10]), why=sentence)
+
+    def counts(self) -> dict[str, int]:
+        """Number of rejections by reason."""
+        with self._lock:
+            return dict(self._counts)
+
+    def latest(self) -> list[dict[str, Any]]:
+        """The last ones, newest first."""
+        with self._lock:
+            return list(self._latest)[::-1]
