@@ -98,9 +98,10 @@ def status(
 ) -> None:
     """How many jobs there are of each kind, and the dead letters."""
     from server.gateway.overview import jobs_of
+    from server.gateway.ups_claims import described, line_of, read_claims
 
-    queue, _ = _state(context)
-    told = jobs_of(queue)
+    queue, state = _state(context)
+    told = jobs_of(queue) | {"workitems": [described(claim) for claim in read_claims(state)]}
     if as_json:
         typer.echo(json.dumps(told))
         return
@@ -110,6 +111,10 @@ def status(
         typer.echo(f"{len(found)} {what}" + (":" if found else ""))
         for one in found:
             typer.echo(f"  {one['id']}  {one['kind']:8} study {one['study']}  {one['error']}")
+    if claims := read_claims(state):
+        typer.echo(f"{len(claims)} workitem(s) claimed:")
+        for claim in claims:
+            typer.echo(f"  {line_of(claim)}")
 
 
 @app.command()

@@ -10,6 +10,7 @@ from semiseg.errors import InputError
 from semiseg.system.durable_files import move_durably, sync
 from server.gateway.gateway import AUDIT, DATABASE, KEY
 from server.gateway.inbox import STUDIES
+from server.gateway.ups_claims import FOLDER as WORKLISTS
 from server.gateway.work import RESULTS
 from server.jobs.queue import Queue
 
@@ -46,6 +47,8 @@ def back_up(queue: Queue, state: Path, target: Path) -> int:
         for log in state.glob(f"{Path(AUDIT).stem}*.jsonl"):
             _copy(log, scratch / log.name)
         count = sum(_copy_tree(state / name, scratch / name) for name in (STUDIES, RESULTS))
+        if (state / WORKLISTS).is_dir():
+            _copy_tree(state / WORKLISTS, scratch / WORKLISTS)
         move_durably(scratch, target)
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)

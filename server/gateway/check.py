@@ -35,6 +35,9 @@ from server.gateway.dicomweb import archive_at, said, secret_in
 from server.gateway.entity import NotAssociated, NothingAccepted, associate, entity
 from server.gateway.replicas import Replicas
 from server.gateway.tls import client_context
+from server.gateway.ups_client import UpsClient
+from server.gateway.ups_config import Worklist
+from server.gateway.ups_workitem import Workitem
 
 SECONDS = 10.0
 # The SOP class of each form and the transfer syntax in which a server makes it.
@@ -76,6 +79,21 @@ def findings(config: GatewayConfig) -> Iterator[Finding]:
             yield from _web(name, destination.web)
     for poll in config.polls:
         yield Finding(f"archive {poll.url}", _asked(poll.url, poll.token))
+    for worklist in config.worklists:
+        yield _worklist(config, worklist)
+        for archive in worklist.inputs:
+            yield Finding(f"worklist {worklist.name}, inputs at {archive.url}", _asked(archive.url, archive.token))
+
+
+def _worklist(config: GatewayConfig, worklist: Worklist) -> Finding:
+    """Whether the manager answers a search, and how many workitems are there for us; none is claimed."""
+    what = f"worklist {worklist.name} ({worklist.url})"
+    try:
+        found = [Workitem.of(one) for one in UpsClient(worklist, config.ae_title).search()]
+    except SemisegError as error:
+        return Finding(what, str(error))
+    ours = sum(item.step_among(worklist) is not None for item in found)
+    return Finding(what, "", f"answers; {len(found)} workitems are scheduled, {ours} of them for a step of this file")
 
 
 def _disk(config: GatewayConfig) -> Finding:

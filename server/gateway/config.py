@@ -2,51 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from semiseg.errors import InputError, sentence_of
 from semiseg.volumes.series_rules import SeriesRule
+from server.gateway.config_types import AETitle, Count, File, Part, Port, Seconds, Url
+from server.gateway.config_types import Form as Form
 from server.gateway.uids import UidRule
-
-_VISIBLE = re.compile(r"[ -\[\]-~]+")
-Form = Literal["seg", "seg-labelmap", "seg-fractional", "rtstruct", "sr", "overlay"]
-Port = Annotated[int, Field(ge=0, le=65535)]
-Seconds = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
+from server.gateway.ups_config import Worklist, faults
 
 
-def _ae_title(title: str) -> str:
-    stripped = title.strip(" ")
-    if not 0 < len(stripped) <= 16 or not _VISIBLE.fullmatch(stripped):
-        raise ValueError("an AE title has 1 to 16 characters of ASCII, no backslash and no control character")
-    return stripped
-
-
-def _beside(path: Path, info: ValidationInfo) -> Path:
-    return (info.context or {}).get("folder", Path()) / path
-
-
-def _url(url: str) -> str:
-    if not re.fullmatch(r"https?://[^/?#@\s]+(/[^?#\s]*)?", url):
-        raise ValueError("write it like http://server:3000, without a user, a query or a fragment")
-    return url.rstrip("/")
-
-
-AETitle = Annotated[str, AfterValidator(_ae_title)]
-Url = Annotated[str, AfterValidator(_url)]
-File = Annotated[Path, AfterValidator(_beside)]
-
-
-class _Part(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Tls(_Part):
+class Tls(Part):
     """Encryption of DIMSE (PS3.15 B.9), by files in PEM form.
 
     Attributes:
@@ -66,7 +36,7 @@ class Tls(_Part):
         return self
 
 
-class Sender(_Part):
+class Sender(Part):
     """Who may send by DIMSE.
 
     Attributes:
@@ -92,7 +62,7 @@ class Sender(_Part):
         return self
 
 
-class DimseDoor(_Part):
+class DimseDoor(Part):
     """C-ECHO, C-STORE and storage commitment, as their provider.
 
     Attributes:
@@ -133,7 +103,7 @@ class DimseDoor(_Part):
         return self.associations_per_address or max(1, self.associations - max(1, self.associations // 5))
 
 
-class WebDoor(_Part):
+class WebDoor(Part):
     """STOW-RS, the status page and the metrics.
 
     Attributes:
@@ -154,7 +124,7 @@ class WebDoor(_Part):
     connections_per_address: Count = 800
 
 
-class Poll(_Part):
+class Poll(Part):
     """An archive that is asked for new studies by QIDO-RS and that gives them by WADO-RS.
 
     Attributes:
@@ -177,7 +147,7 @@ class Poll(_Part):
     trouble_after: Count = 3
 
 
-class Completeness(_Part):
+class Completeness(Part):
     """When a study is taken to be complete.
 
     Attributes:
@@ -231,7 +201,7 @@ class Rule(SeriesRule):
     to: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-class DimseDestination(_Part):
+class DimseDestination(Part):
     """An archive that takes results by C-STORE.
 
     Attributes:
@@ -249,7 +219,7 @@ class DimseDestination(_Part):
     tls: Tls | None = None
 
 
-class WebDestination(_Part):
+class WebDestination(Part):
     """An archive that takes results by STOW-RS.
 
     Attributes:
@@ -261,7 +231,7 @@ class WebDestination(_Part):
     token: File | None = None
 
 
-class Retry(_Part):
+class Retry(Part):
     """How often something is tried that others do not let happen.
 
     Attributes:
@@ -275,7 +245,7 @@ class Retry(_Part):
     hours: Seconds = 72.0
 
 
-class Destination(_Part):
+class Destination(Part):
     """Where results go: exactly one of the two kinds.
 
     Each destination has a queue, workers and a delay after failures of its own, so that one that hangs holds up nothing
@@ -305,7 +275,7 @@ class Destination(_Part):
         return self
 
 
-class Servers(_Part):
+class Servers(Part):
     """The servers that segment.
 
     Attributes:
@@ -324,7 +294,7 @@ class Servers(_Part):
     silence_seconds: Annotated[float, Field(ge=1)] = 60.0
 
 
-class Keep(_Part):
+class Keep(Part):
     """What stays how long, and how it goes.
 
     Attributes:
@@ -340,13 +310,14 @@ class Keep(_Part):
     overwrite: bool = False
 
 
-class GatewayConfig(_Part):
+class GatewayConfig(Part):
     """The whole file.
 
     Attributes:
         state: the folder of everything that must not be lost.
         ae_title: ours, which senders have to call.
         dimse, web, polls: the doors; None and none for those that are shut.
+        worklists: UPS-RS managers whose workitems are performed.
         complete: when a study is.
         servers: which segment.
         rules: what happens to which series.
@@ -361,6 +332,7 @@ class GatewayConfig(_Part):
     dimse: DimseDoor | None = None
     web: WebDoor | None = WebDoor()
     polls: tuple[Poll, ...] = ()
+    worklists: tuple[Worklist, ...] = ()
     complete: Completeness = Completeness()
     servers: Servers
     rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
@@ -372,8 +344,8 @@ class GatewayConfig(_Part):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.dimse is None and self.web is None and not self.polls:
-            raise ValueError("there is no door: give `dimse`, `web` or `polls`")
+        if self.dimse is None and self.web is None and not self.polls and not self.worklists:
+            raise ValueError("there is no door: give `dimse`, `web`, `polls` or `worklists`")
         names = [rule.name for rule in self.rules]
         if twice := {name for name in names if names.count(name) > 1}:
             raise ValueError(f"two rules are called {sorted(twice)[0]}")
@@ -384,6 +356,9 @@ class GatewayConfig(_Part):
                     raise ValueError(f"rule {rule.name}: there is no destination {name}, only {known}")
                 if not forms_for(rule, self.destinations[name]):
                     raise ValueError(f"rule {rule.name}: destination {name} takes none of its forms")
+        taken = {name: one.forms for name, one in self.destinations.items()}
+        if wrong := faults(self.worklists, names, taken, archives=bool(self.polls)):
+            raise ValueError(wrong)
         return self
 
 

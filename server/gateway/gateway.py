@@ -32,7 +32,9 @@ from server.gateway.rejections import Rejections
 from server.gateway.replicas import Capacity, Replicas
 from server.gateway.segmenting import Segmenting
 from server.gateway.studies import Studies
-from server.gateway.work import DELIVER, FETCH, PURGE, SEGMENT, STUDY, Work
+from server.gateway.ups import Worklists
+from server.gateway.ups_inputs import is_of_workitem
+from server.gateway.work import DELIVER, FETCH, PURGE, SEGMENT, STUDY, WORKITEM, Work
 from server.jobs.lanes import Lane, lanes_of
 from server.jobs.queue import Job, Queue, State
 from server.jobs.turns import Turns
@@ -42,7 +44,7 @@ from server.listening import bound, is_loopback, url_of, uvicorn_of
 
 # At most, of each lane: each polled archive, each model and each destination has workers of its own, so that none that
 # hangs holds up another. A destination says how many of its own there are (`parallel`).
-THREADS = {FETCH: 1, STUDY: 2, SEGMENT: 16, PURGE: 1}
+THREADS = {FETCH: 1, WORKITEM: 2, STUDY: 2, SEGMENT: 16, PURGE: 1}
 # What is given up after so many seconds when the gateway stops; 20 s in all, which supervisors wait for.
 STOP_SECONDS, LOOP_SECONDS, POLL_SECONDS, WEB_SECONDS = 6.0, 1.5, 1.0, 4.0
 POLL_QUIET = 60.0  # seconds, where quiet completes no study
@@ -93,7 +95,7 @@ class Gateway:
         self.studies = Studies(
             config.complete,
             lambda name: len(self.inbox.instances(name)),
-            self.inbox.known(),
+            [name for name in self.inbox.known() if not is_of_workitem(self.inbox, name)],
             lacking=self._lacking,
             fetching=lambda name: bool(self.queue.jobs("waiting", "running", queue=FETCH, owner=name)),
             interrupted=self.inbox.interrupted(),
@@ -124,6 +126,8 @@ class Gateway:
             ended=self._ended,
         )
         self.overview.watch_destinations({name: one.told for name, one in self.work.backoffs.items()})
+        self.worklists = Worklists(config, self.queue, self.inbox, names, self.audit, self._wake)
+        self.overview.watch_worklists(self.worklists)
         # What waited for others when the gateway ended is tried at once: they may be well since.
         for kind in (SEGMENT, DELIVER):
             self.work.release_held(kind)
@@ -144,6 +148,10 @@ class Gateway:
             announce(f"DICOM: {config.ae_title} on {config.dimse.host}:{node.port}")
         if config.web is not None:
             announce(f"web: {stack.enter_context(self._web(config.web, names))}")
+        stack.callback(self.worklists.close, POLL_SECONDS)
+        self.worklists.begin()
+        for worklist in config.worklists:
+            announce(f"worklist {worklist.name}: asking {worklist.url} every {worklist.every_seconds:g} s")
         pollings: list[Polling] = []
         stack.callback(_close_all, pollings)
         for poll in config.polls:
@@ -165,6 +173,8 @@ class Gateway:
         config, work = self._config, self.work
         self._worker(STUDY, work.study, fair=True)
         self._worker(PURGE, work.purge)
+        for _, lane in lanes_of("worklist", [one.name for one in config.worklists]):
+            self._worker(WORKITEM, self.worklists.inputs.work, lane=lane)
         for _, lane in lanes_of("url", [poll.url for poll in config.polls]):
             self._worker(FETCH, work.fetch, lane=lane)
         for _, lane in lanes_of("model", [rule.model or "" for rule in config.rules]):
@@ -280,6 +290,8 @@ class Gateway:
         """Delete studies that are done with, and then what is left without one."""
         keep, now, held = self._config.keep, time.time(), self.studies.held()
         for name in self.inbox.known():
+            if self.worklists.claims.has(name):
+                continue
             jobs = [job for job in self.queue.jobs(owner=name) if job.queue not in (FETCH, PURGE)]
             if name in held and all(job.ended for job in jobs):
                 seconds = keep.failed_days * 86400

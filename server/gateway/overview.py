@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from server.gateway.rejections import Rejections
+    from server.gateway.ups import Worklists
 
 SHOWN = 50  # of each table on the page
 
@@ -50,6 +51,7 @@ class Overview:
         self._broken: dict[str, str] = {}
         self._servers: Callable[[], Mapping[str, str]] = dict
         self._destinations: Mapping[str, Callable[[], str]] = {}
+        self._worklists: Worklists | None = None
 
     def watch_servers(self, troubles: Callable[[], Mapping[str, str]]) -> None:
         """Tell of servers; ``troubles`` returns what is wrong with each, "" where nothing is."""
@@ -58,6 +60,10 @@ class Overview:
     def watch_destinations(self, troubles: Mapping[str, Callable[[], str]]) -> None:
         """Tell of destinations; each of ``troubles`` returns what is wrong with one, "" where nothing is."""
         self._destinations = troubles
+
+    def watch_worklists(self, worklists: Worklists) -> None:
+        """Tell of worklists and of the workitems that are claimed."""
+        self._worklists = worklists
 
     def broke(self, what: str, why: str | None) -> None:
         """A part of the gateway does not work, and why; None when it works again."""
@@ -83,6 +89,8 @@ class Overview:
             "destinations": [{"name": name, "trouble": told()} for name, told in self._destinations.items()],
             "studies_in_trouble": self._in_trouble()[:SHOWN],
             "rejected": self._rejections.latest(),
+            "worklists": [] if self._worklists is None else self._worklists.told(),
+            "workitems": [] if self._worklists is None else self._worklists.workitems()[:SHOWN],
             **jobs_of(self._queue, SHOWN),
         }
 
@@ -113,6 +121,8 @@ class Overview:
         for reason, count in sorted(self._rejections.counts().items()):
             rejected.add_metric([reason], float(count))
         yield rejected
+        if self._worklists is not None:
+            yield from self._worklists.collect()
         single = (
             ("semiseg_gateway_ready", "1 while instances are accepted", float(not self.trouble())),
             ("semiseg_gateway_open_studies", "Studies that are arriving", float(self._opened())),

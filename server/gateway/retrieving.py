@@ -83,8 +83,8 @@ def fetch(poll: Poll, uid: str, inbox: Inbox, cancelled: Callable[[], bool]) -> 
     """
     try:
         announced = announced_by(archive_at(poll.url, poll.token), uid)
-        with _retrieved(poll, uid, inbox, cancelled) as files:
-            found = [(file, *_identity_of(inbox, file, uid, poll)) for file in files]
+        with retrieved(poll, uid, inbox, cancelled) as files:
+            found = [(file, *identity_of(inbox, file, uid, poll)) for file in files]
             got = {identity.instance: identity.series for _, identity, _ in found}
             if missing := announced.missing(got):
                 raise NotDelivered(f"{poll.url} gave part of the study: {missing}")
@@ -102,23 +102,28 @@ def fetch(poll: Poll, uid: str, inbox: Inbox, cancelled: Callable[[], bool]) -> 
     return len(got)
 
 
-def announced_by(archive: DICOMwebClient, uid: str) -> Announced:
+def announced_by(archive: DICOMwebClient, uid: str, only: str = "") -> Announced:
     """What QIDO-RS (PS3.18 10.6) says of a study: not every archive answers every one of these questions.
+
+    Args:
+        archive: The archive.
+        uid: Study Instance UID.
+        only: Series Instance UID of the only series that is asked about; "" for the whole study.
 
     Raises:
         NotDelivered: It answers none of them.
         RequestException: It does not answer at all.
     """
-    count = _count_of(archive, uid)
+    count = None if only else _count_of(archive, uid)
     series: dict[str, int] = {}
     with contextlib.suppress(requests.RequestException, ValueError):
         for row in archive.search_for_series(uid, fields=[SERIES_COUNT]):
             number = count_in(first(row, SERIES_COUNT))
-            if number is not None and first(row, SERIES):
+            if number is not None and first(row, SERIES) and only in ("", str(first(row, SERIES))):
                 series[str(first(row, SERIES))] = number
     listed: frozenset[str] = frozenset()
     with contextlib.suppress(requests.RequestException, ValueError):
-        listed = instances_at(archive, uid)
+        listed = instances_at(archive, uid, only)
     if count is None and not series and not listed:
         raise NotDelivered("The archive does not say by QIDO-RS how many instances the study has.")
     return Announced(count, series, listed)
@@ -142,8 +147,8 @@ def _count_of(archive: DICOMwebClient, uid: str) -> int | None:
     return None
 
 
-def instances_at(archive: DICOMwebClient, uid: str) -> frozenset[str]:
-    """SOP Instance UIDs of a study, page by page.
+def instances_at(archive: DICOMwebClient, uid: str, series: str = "") -> frozenset[str]:
+    """SOP Instance UIDs of a study, or of one of its series, page by page.
 
     Raises:
         RequestException, ValueError: The archive does not list them.
@@ -151,7 +156,7 @@ def instances_at(archive: DICOMwebClient, uid: str) -> frozenset[str]:
     found: set[str] = set()
     asked = 0
     while len(found) < MOST:
-        page: list[dict[str, Any]] = archive.search_for_instances(uid, limit=PAGE, offset=asked)
+        page: list[dict[str, Any]] = archive.search_for_instances(uid, series or None, limit=PAGE, offset=asked)
         before, asked = len(found), asked + len(page)
         found.update(str(first(row, INSTANCE)) for row in page if first(row, INSTANCE))
         if len(found) == before:
@@ -167,9 +172,23 @@ def first(row: dict[str, Any], tag: str) -> Any:
 
 
 @contextlib.contextmanager
-def _retrieved(poll: Poll, uid: str, inbox: Inbox, cancelled: Callable[[], bool]) -> Iterator[list[Path]]:
-    """The parts of the archive's answer, each in a file, which are deleted at the end."""
-    url = f"{poll.url}/studies/{quote(uid, safe='')}"
+def retrieved(
+    poll: Poll, uid: str, inbox: Inbox, cancelled: Callable[[], bool], series: str = ""
+) -> Iterator[list[Path]]:
+    """The parts of the archive's answer, each in a file, which are deleted at the end.
+
+    Args:
+        poll: The archive.
+        uid: Study Instance UID.
+        inbox: Where the files are written.
+        cancelled: Asked now and then.
+        series: Series Instance UID; "" for the whole study.
+
+    Raises:
+        NotDelivered, RequestException, DiskFull, OSError: It did not come, or came in part.
+        Cancelled: It was stopped.
+    """
+    url = f"{poll.url}/studies/{quote(uid, safe='')}" + (f"/series/{quote(series, safe='')}" if series else "")
     inbox.require_room()
     with session_of(poll.token) as session, session.get(url, headers={"Accept": _ACCEPT}, stream=True) as answer:
         if answer.status_code != 200:  # 206: some instances could not be given (PS3.18 table 10.4.3-1)
@@ -196,7 +215,7 @@ def _retrieved(poll: Poll, uid: str, inbox: Inbox, cancelled: Callable[[], bool]
             parts.drop()
 
 
-def _identity_of(inbox: Inbox, file: Path, uid: str, poll: Poll) -> tuple[Identity, str]:
+def identity_of(inbox: Inbox, file: Path, uid: str, poll: Poll) -> tuple[Identity, str]:
     """What a part is, and why it is refused though it is an instance of the study; "" where it is not."""
     wrong = ""
     try:

@@ -170,6 +170,7 @@ def page(document: Mapping[str, Any]) -> str:
     states: Mapping[str, int] = next(iter(document["jobs"].values()), {})
     trouble = document["trouble"]
     well = not any(document[what] for what in ("held_up", "dead_letters", "studies_in_trouble"))
+    well = well and not any(one["trouble"] for what in ("worklists", "workitems") for one in document[what])
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="5">'
         f"<title>semiseg gateway</title><style>{_STYLE}</style></head><body><main><h1>semiseg gateway</h1>"
@@ -182,6 +183,8 @@ def page(document: Mapping[str, Any]) -> str:
         + _studies(
             "Studies that are not whole, and wait for the rest or for a decision", document["studies_in_trouble"]
         )
+        + _worklists("Worklists that are in trouble", document["worklists"])
+        + _workitems("Workitems that are claimed", document["workitems"])
         + _rejected("Rejected associations", document["rejected"])
         + _table("Held up by others, and tried again by themselves", document["held_up"])
         + _table(
@@ -197,7 +200,11 @@ def _summary(document: Mapping[str, Any]) -> str:
         return f"{partial} study or studies are not whole."
     if letters:
         return f"{letters} dead letter(s) wait for an operator."
-    return f"{held_up} job(s) are held up by others." if held_up else "All is well."
+    if held_up:
+        return f"{held_up} job(s) are held up by others."
+    if waiting := sum(bool(one["trouble"]) for what in ("worklists", "workitems") for one in document[what]):
+        return f"{waiting} worklist(s) or workitem(s) are in trouble."
+    return "All is well."
 
 
 def _table(caption: str, jobs: Sequence[Mapping[str, Any]]) -> str:
@@ -216,6 +223,32 @@ def _table(caption: str, jobs: Sequence[Mapping[str, Any]]) -> str:
 def _studies(caption: str, studies: Sequence[Mapping[str, Any]]) -> str:
     rows = [(f"<code>{_safe(one['study'])}</code>", _day(one["since"]), _safe(one["why"])) for one in studies]
     return _rows(caption, ("study", "since", "why"), rows)
+
+
+def _worklists(caption: str, worklists: Sequence[Mapping[str, Any]]) -> str:
+    rows = [(_safe(one["name"]), _safe(one["trouble"])) for one in worklists if one["trouble"]]
+    rows += [
+        (_safe(one["name"]), f"workitem <code>{_safe(item['workitem'])}</code>: {_safe(item['why'])}")
+        for one in worklists
+        for item in one["passed_over"]
+    ]
+    return _rows(caption, ("worklist", "why"), rows)
+
+
+def _workitems(caption: str, workitems: Sequence[Mapping[str, Any]]) -> str:
+    heads = ("workitem", "worklist", "stage", "since", "per cent", "what")
+    rows = [
+        (
+            f"<code>{_safe(one['workitem'])}</code>",
+            _safe(one["worklist"]),
+            _safe(one["stage"]),
+            _day(one["since"]),
+            _safe(one["progress"]),
+            _safe(one["why"]),
+        )
+        for one in workitems
+    ]
+    return _rows(caption, heads, rows)
 
 
 def _rejected(caption: str, rejected: Sequence[Mapping[str, Any]]) -> str:

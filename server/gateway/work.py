@@ -4,6 +4,7 @@
     study     which series goes where; a `segment` job for each order
     segment   a scan to a server; its results to results/JOB/; a `deliver` job for each destination
     deliver   results to one archive
+    workitem  the inputs of a workitem of a worklist, and its `segment` jobs (ups_inputs)
     purge     everything of one study
 
 Each puts the next ones into the queue before it ends, under keys that say what they are about: one that is killed
@@ -37,7 +38,8 @@ from server.jobs.queue import Job, Queue, State
 from server.jobs.worker import JobFailed, Postponed, Task
 
 RESULTS = "results"  # a folder for each job of the kind `segment`
-FETCH, STUDY, SEGMENT, DELIVER, PURGE = KINDS = ("fetch", "study", "segment", "deliver", "purge")
+KINDS = ("fetch", "workitem", "study", "segment", "deliver", "purge")
+FETCH, WORKITEM, STUDY, SEGMENT, DELIVER, PURGE = KINDS
 _LOG = logging.getLogger("semiseg.gateway")
 # What a job's payload holds of its failures; `held` where others of its kind fail for the same reason.
 TROUBLE = ("tries", "waited", "trouble", "held")

@@ -1,0 +1,276 @@
+"""UPS-RS (PS3.18 11) as a user agent: search, retrieve, change state and update, with what the answers mean."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Any
+from urllib.parse import quote
+
+import requests
+from pydicom.dataset import Dataset
+
+from semiseg.client import retry_after
+from semiseg.errors import InputError, SemisegError
+from server.gateway import peer_http
+from server.gateway.dicomweb import SentElsewhere, secret_in, session_of
+from server.gateway.ups_config import Worklist
+
+DICOM_JSON = "application/dicom+json"
+ANSWER_BYTES = 64 * 2**20
+PAGE, MOST = 100, 5000  # workitems of one query
+# Without these the search answers with the return keys of PS3.4 table CC.2.5-3 that the manager supports.
+FIELDS = (
+    "InputInformationSequence",
+    "InputReadinessState",
+    "ProcedureStepLabel",
+    "ScheduledProcedureStepExpirationDateTime",
+    "ScheduledProcedureStepPriority",
+    "ScheduledStationNameCodeSequence",
+    "ScheduledWorkitemCodeSequence",
+)
+Json = dict[str, Any]
+
+
+class ManagerTrouble(SemisegError):  # noqa: N818 - it passes
+    """The manager, or the way to it, is not well: nothing is known of the workitem.
+
+    Attributes:
+        seconds: Time after which the manager asked to be tried again; 0 where it did not.
+    """
+
+    def __init__(self, sentence: str, seconds: float = 0.0) -> None:
+        super().__init__(sentence)
+        self.seconds = seconds
+
+
+class NotThere(SemisegError):  # noqa: N818 - an answer
+    """The manager says that it has no such workitem.
+
+    Attributes:
+        deleted: True for 410, which only a manager that knew the workitem gives; a 404 may be a proxy's.
+    """
+
+    def __init__(self, *, deleted: bool) -> None:
+        super().__init__("The manager has no such workitem.")
+        self.deleted = deleted
+
+
+class Conflict(SemisegError):  # noqa: N818 - an answer
+    """The manager refuses a request for the workitem's state or Transaction UID (400, 409), or for its content.
+
+    Attributes:
+        status: HTTP status.
+    """
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"The manager refused it with HTTP {status}.")
+        self.status = status
+
+
+class UpsClient:
+    """Requests to one origin server; to be used from one thread at a time.
+
+    Redirects to another host are not followed. The words of answers (Warning, status reports) are never repeated: they
+    may quote a patient.
+    """
+
+    def __init__(self, worklist: Worklist, ae_title: str) -> None:
+        """Configure the client; no connection is opened.
+
+        Args:
+            worklist: Section of the configuration.
+            ae_title: Our AE title, for managers that want it in the address.
+        """
+        self._worklist, self._ae_title = worklist, ae_title
+
+    def search(self, *, limit: int = MOST) -> list[Json]:
+        """Workitems that are SCHEDULED and match (11.9), page by page.
+
+        Managers that do not know Input Readiness State as a key refuse the whole query, so it is looked at afterwards.
+
+        Raises:
+            ManagerTrouble: No list came.
+        """
+        found: dict[str, Json] = {}
+        asked = 0
+        while len(found) < limit:
+            query = {"ProcedureStepState": "SCHEDULED", **self._worklist.matching}
+            pages: list[tuple[str, str | int]] = [*query.items(), *(("includefield", name) for name in FIELDS)]
+            pages += [("limit", min(PAGE, limit)), ("offset", asked)]
+            status, content = self._request("GET", "/workitems", params=pages)
+            if status == 204:
+                break
+            if status not in (200, 206):
+                raise ManagerTrouble(f"{self._worklist.url} answered {peer_http.told(status)}.")
+            page = self._datasets(content)
+            before, asked = len(found), asked + len(page)
+            for one in page:
+                uid = value_of(one, "SOPInstanceUID")
+                if uid:
+                    found.setdefault(str(uid), one)
+            if len(found) == before or (len(page) < PAGE and status != 206):
+                break
+        return list(found.values())
+
+    def retrieve(self, uid: str) -> Json:
+        """A workitem (11.5).
+
+        Raises:
+            NotThere, Conflict, ManagerTrouble: It was not given.
+        """
+        status, content = self._request("GET", f"/workitems/{quote(uid, safe='')}")
+        self._require(status)
+        found = self._datasets(content)
+        if len(found) != 1:
+            raise ManagerTrouble(f"{self._worklist.url} gave {len(found)} workitems for one.")
+        return found[0]
+
+    def change_state(self, uid: str, transaction: str, state: str) -> None:
+        """Claim, complete or cancel a workitem (11.7). One that is in the final state already is a success.
+
+        Args:
+            uid: SOP Instance UID of the workitem.
+            transaction: Transaction UID.
+            state: ``IN PROGRESS``, ``COMPLETED`` or ``CANCELED``.
+
+        Raises:
+            NotThere, Conflict, ManagerTrouble: The state was not changed, or no answer says so.
+        """
+        payload = Dataset()
+        payload.TransactionUID, payload.ProcedureStepState = transaction, state
+        requester = f"/{quote(self._ae_title, safe='')}" if self._worklist.requester else ""
+        path = f"/workitems/{quote(uid, safe='')}/state{requester}"
+        self._require(self._request("PUT", path, content=payload)[0])
+
+    def update(self, uid: str, transaction: str, changes: Dataset) -> None:
+        """Set attributes of a workitem that we have claimed (11.6).
+
+        PS3.18 has the Transaction UID as the query, PS3.4 CC.2.6.2 as an attribute; managers read one or the other.
+
+        Raises:
+            NotThere, Conflict, ManagerTrouble: Nothing was changed, or no answer says so.
+        """
+        payload = Dataset()
+        payload.update(changes)
+        payload.TransactionUID = transaction
+        path = f"/workitems/{quote(uid, safe='')}?{transaction}"
+        self._require(self._request("POST", path, content=payload)[0])
+
+    def _require(self, status: int) -> None:
+        if 200 <= status < 300:
+            return
+        if status in (404, 410):
+            raise NotThere(deleted=status == 410)
+        if status in (400, 409):
+            raise Conflict(status)
+        raise ManagerTrouble(f"{self._worklist.url} answered {peer_http.told(status)}.")
+
+    def _request(
+        self,
+        method: str,
+        path: str,
+        *,
+        params: list[tuple[str, str | int]] | None = None,
+        content: Dataset | None = None,
+    ) -> tuple[int, bytes]:
+        """The status and the body of an answer, which has to come as a whole in time.
+
+        Raises:
+            ManagerTrouble: It did not, or it is one of these that say when to come again.
+        """
+        worklist = self._worklist
+        headers = {"Accept": DICOM_JSON, "Cache-Control": "no-cache"}
+        body = None
+        if content is not None:
+            headers["Content-Type"] = DICOM_JSON
+            body = json.dumps([content.to_json_dict()]).encode()
+        try:
+            with session_of(worklist.token) as session:
+                session.headers.update({name: secret_in(file) for name, file in worklist.headers.items()})
+                if worklist.authority is not None:
+                    session.verify = str(worklist.authority)
+                deadline = time.monotonic() + worklist.answer_seconds
+                times = (worklist.connect_seconds, worklist.answer_seconds)
+                with session.request(
+                    method,
+                    f"{worklist.url}{path}",
+                    params=params,
+                    data=body,
+                    headers=headers,
+                    timeout=times,
+                    stream=True,
+                ) as answer:
+                    found = self._whole(answer, deadline)
+                    wait = retry_after(answer.headers.get("Retry-After")) or 0.0
+                    if answer.status_code in (429, 503):
+                        raise ManagerTrouble(f"{worklist.url} answered {peer_http.told(answer.status_code)}.", wait)
+                    return answer.status_code, found
+        except requests.RequestException as error:
+            raise ManagerTrouble(f"{worklist.url} {_why(error)}.") from None
+        except InputError as error:
+            raise ManagerTrouble(str(error)) from None
+        except OSError as error:  # of a file with certificates
+            raise ManagerTrouble(f"{worklist.authority} cannot be used ({error.strerror or error}).") from None
+
+    def _whole(self, answer: requests.Response, deadline: float) -> bytes:
+        found = bytearray()
+        for chunk in answer.iter_content(2**16):
+            found += chunk
+            if len(found) > ANSWER_BYTES:
+                raise ManagerTrouble(f"{self._worklist.url} gave an answer of more than {ANSWER_BYTES // 2**20} MB.")
+            if time.monotonic() > deadline:
+                raise ManagerTrouble(
+                    f"{self._worklist.url} did not end its answer within {self._worklist.answer_seconds:g} s."
+                )
+        return bytes(found)
+
+    def _datasets(self, content: bytes) -> list[Json]:
+        """The data sets of a DICOM JSON document (PS3.18 F.2), which some managers give without the array."""
+        try:
+            found = json.loads(content)
+        except ValueError:
+            found = None
+        found = [found] if isinstance(found, dict) else found
+        if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
+            raise ManagerTrouble(
+                f"{self._worklist.url} answered with something that is no DICOM JSON; is it the address of a UPS-RS "
+                "service, or does a login page answer there?"
+            )
+        return found
+
+
+def _why(error: requests.RequestException) -> str:
+    if isinstance(error, SentElsewhere):
+        return f"answered {error}"
+    if isinstance(error, requests.exceptions.SSLError):
+        return "makes no TLS connection that can be trusted; check `authority` and the host name"
+    if isinstance(error, requests.Timeout):
+        return "did not answer in time"
+    if isinstance(error, requests.ConnectionError):
+        return "cannot be reached, or closed the connection"
+    return f"did not answer ({type(error).__name__})"
+
+
+def items_of(dataset: object, keyword: str) -> list[Json]:
+    """The items of a sequence in DICOM JSON; none where there is no such sequence."""
+    return [one for one in _values(dataset, keyword) if isinstance(one, dict)]
+
+
+def value_of(dataset: object, keyword: str) -> str:
+    """The first value of an attribute in DICOM JSON as text, "" where there is none."""
+    values = [one for one in _values(dataset, keyword) if isinstance(one, (str, int, float))]
+    return str(values[0]).strip() if values else ""
+
+
+def values_of(dataset: object, keyword: str) -> list[str]:
+    """All values of an attribute in DICOM JSON as text."""
+    return [str(one).strip() for one in _values(dataset, keyword) if isinstance(one, (str, int, float))]
+
+
+def _values(dataset: object, keyword: str) -> list[Any]:
+    from pydicom.datadict import tag_for_keyword
+
+    element = dataset.get(f"{tag_for_keyword(keyword):08X}") if isinstance(dataset, dict) else None
+    values = element.get("Value") if isinstance(element, dict) else None
+    return values if isinstance(values, list) else []

@@ -1,0 +1,192 @@
+"""The inputs of a claimed workitem: fetched whole or not at all, and an order for each series that its rule takes.
+
+They lie in a folder of their own among the studies, named after the claim. Nothing else looks at them: neither the
+rules for studies that are sent, nor storage commitment. Retention and `purge` treat the folder as a study.
+
+    studies/CLAIM/workitem           an empty file: the folder holds inputs of a workitem
+    studies/CLAIM/in-INSTANCE.dcm    INSTANCE is a keyed hash of the UID
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from semiseg.system.durable_files import sync
+from semiseg.volumes.dicom_index import look_at
+from server.gateway.audit import Audit
+from server.gateway.backoff import delay_after
+from server.gateway.config import GatewayConfig, Poll, Rule
+from server.gateway.delivery import NotDelivered
+from server.gateway.dicomweb import archive_at, said
+from server.gateway.inbox import DiskFull, Identity, Inbox
+from server.gateway.names import Names
+from server.gateway.retrieving import Announced, announced_by, identity_of, retrieved
+from server.gateway.routing import decide, orders
+from server.gateway.ups_attributes import BAD_TYPE, INCOMPLETE, UNSPECIFIED
+from server.gateway.ups_config import Worklist
+from server.gateway.ups_workitem import Input, archives_of
+from server.gateway.work import SEGMENT
+from server.jobs.queue import Queue
+from server.jobs.worker import JobFailed, Postponed, Task
+
+MARK, _PREFIX = "workitem", "in-"
+
+
+class WorkitemInputs:
+    """The work of the jobs of the kind `workitem`."""
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        queue: Queue,
+        inbox: Inbox,
+        names: Names,
+        audit: Audit,
+        wake: Callable[[str], None],
+    ) -> None:
+        """Configure it; nothing is fetched.
+
+        Args:
+            config: The configuration.
+            queue: Where the jobs are.
+            inbox: Where the inputs are kept.
+            names: What UIDs are called.
+            audit: Told of everything.
+            wake: Told of the kind of each new job.
+        """
+        self._config, self._queue, self._inbox, self._names = config, queue, inbox, names
+        self._audit, self._wake = audit, wake
+
+    def work(self, task: Task) -> dict[str, Any]:
+        """Fetch the inputs and put an order for each series into the queue."""
+        told = task.job.payload
+        worklist = next((one for one in self._config.worklists if one.name == told["worklist"]), None)
+        if worklist is None or told["step"] >= len(worklist.steps):
+            raise JobFailed("The configuration does not have this step of the worklist any more.", code=UNSPECIFIED)
+        try:
+            self._fetch(task, worklist)
+        except NotDelivered as error:
+            raise self._again(task, worklist, str(error)) from None
+        return self._decide(task, worklist)
+
+    def _fetch(self, task: Task, worklist: Worklist) -> None:
+        told = task.job.payload
+        archives = {poll.url: poll for poll, _ in archives_of(self._config, worklist)}
+        folder = self._inbox.studies / told["study"]
+        folder.mkdir(exist_ok=True)
+        (folder / MARK).touch()
+        count = 0
+        for number, item in enumerate(told["inputs"]):
+            one = Input(item["archive"], item["study"], item["series"], tuple(item["instances"]))
+            if one.archive not in archives:
+                raise JobFailed("The configuration does not have the archive of the inputs any more.", code=UNSPECIFIED)
+            task.progress = {"inputs": number, "of": len(told["inputs"])}
+            if one.instances and all((folder / self._file_of(uid)).exists() for uid in one.instances):
+                count += len(one.instances)
+                continue
+            count += self._fetch_one(archives[one.archive], one, folder, task.cancelled)
+        sync(folder)
+        self._audit.tell("inputs fetched", workitem=told["study"], job=task.job.id, instances=count)
+
+    def _fetch_one(self, poll: Poll, one: Input, folder: Path, cancelled: Callable[[], bool]) -> int:
+        """Keep what an input names; the number of instances.
+
+        Raises:
+            NotDelivered: The archive does not give all of it, or there is no room for it.
+        """
+        wanted = frozenset(one.instances)
+        try:
+            # A workitem that lists its instances says what is whole; otherwise the archive does.
+            announced = (
+                Announced(None, {}, wanted)
+                if wanted
+                else announced_by(archive_at(poll.url, poll.token), one.study, one.series)
+            )
+            with retrieved(poll, one.study, self._inbox, cancelled, one.series) as files:
+                found = [(file, *identity_of(self._inbox, file, one.study, poll)) for file in files]
+                found = [row for row in found if not wanted or row[1].instance in wanted]
+                if missing := announced.missing({identity.instance: identity.series for _, identity, _ in found}):
+                    raise NotDelivered(f"{poll.url} gave part of the inputs: {missing}")
+                for file, identity, wrong in found:
+                    if wrong:
+                        raise NotDelivered(f"An input from {poll.url} was refused: {wrong}")
+                    self._keep(file, identity, folder)
+        except requests.RequestException as error:
+            raise NotDelivered(f"{poll.url} did not give the inputs ({said(error)}).") from None
+        except DiskFull as error:
+            raise NotDelivered(f"Inputs of {poll.url} were not taken. {error}") from None
+        except OSError as error:
+            raise NotDelivered(f"Inputs of {poll.url} could not be written ({error.strerror}).") from None
+        return len(found)
+
+    def _keep(self, file: Path, identity: Identity, folder: Path) -> None:
+        sync(file)
+        with suppress(FileExistsError):
+            os.link(file, folder / self._file_of(identity.instance))
+
+    def _file_of(self, uid: str) -> str:
+        return f"{_PREFIX}{self._names.of(uid)}.dcm"
+
+    def _decide(self, task: Task, worklist: Worklist) -> dict[str, Any]:
+        name = task.job.payload["study"]
+        rule = rule_of(self._config, worklist, task.job.payload["step"])
+        objects, _ = look_at(self._inbox.instances(name))
+        decisions = decide(objects, [worklist.name], [rule])
+        put = []
+        for order in orders(decisions, self._config.model_copy(update={"rules": (rule,)})):
+            payload = {
+                "study": name,
+                "rule": rule.name,
+                "series": order.series if self._config.reveal_uids else self._names.of(order.series),
+                "model": rule.model,
+                "files": order.files,
+                "forms": order.forms,
+                "to": order.to,
+            }
+            # A workitem that is scheduled once more under its UID is performed once more.
+            key = f"{order.key(name)} {task.job.payload['transaction']}"
+            put.append(self._queue.put(SEGMENT, payload, key=key, owner=name).id)
+        told = [{"rule": one.rule, "fits": one.fits, "reason": one.reason} for one in decisions]
+        # Reasons quote Series Descriptions, which have no business in a log; the job's result keeps them.
+        quiet = [one | {"reason": re.sub("'.*'", "'...'", str(one["reason"]), flags=re.DOTALL)} for one in told]
+        self._audit.tell("decided", workitem=name, instances=len(objects), decisions=quiet, jobs=put)
+        if not put:
+            raise JobFailed(
+                f"None of the {len(decisions)} series among the inputs fits the rule {rule.name}.",
+                code=BAD_TYPE,
+                decisions=told,
+            )
+        self._wake(SEGMENT)
+        return {"instances": len(objects), "decisions": told, "jobs": put}
+
+    def _again(self, task: Task, worklist: Worklist, sentence: str) -> Postponed | JobFailed:
+        told, retry = task.job.payload, self._config.retry
+        tries, waited = told.get("tries", 0) + 1, told.get("waited", 0.0)
+        if waited >= worklist.fetch_hours * 3600:
+            return JobFailed(f"The inputs could not be fetched in {tries} tries. {sentence}", code=INCOMPLETE)
+        # The last try is made when the time is over, and not before.
+        delay = min(delay_after(tries, retry), max(1.0, worklist.fetch_hours * 3600 - waited))
+        fields = {"workitem": told["study"], "job": task.job.id, "kind": task.job.queue, "tries": tries}
+        self._audit.tell("failed", **fields, why=sentence, again_in=round(delay, 1))
+        payload = told | {"tries": tries, "waited": waited + delay, "trouble": sentence}
+        return Postponed(sentence, after=delay, payload=payload)
+
+
+def rule_of(config: GatewayConfig, worklist: Worklist, number: int) -> Rule:
+    """The rule of a step: the one that it names, or one that takes every image series among the inputs."""
+    step = worklist.steps[number]
+    if step.rule is not None:
+        return next(rule for rule in config.rules if rule.name == step.rule)
+    return Rule(name=f"{worklist.name} step {number + 1}", model=step.model, forms=step.forms, to=step.to)
+
+
+def is_of_workitem(inbox: Inbox, name: str) -> bool:
+    """Whether a folder among the studies holds inputs of a workitem, so that it is no study that was sent."""
+    return (inbox.studies / name / MARK).exists()
