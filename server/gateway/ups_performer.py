@@ -20,7 +20,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from semiseg.errors import SemisegError
@@ -205,7 +204,7 @@ class Performer:
 
     def _is_ours(self, claim: Claim) -> bool:
         try:
-            self._client.update(claim.uid, claim.transaction, progress(0, "Claimed"))
+            self._client.update(claim.uid, claim.transaction, progress(*(claim.progress or (0, "Claimed"))))
         except (Conflict, NotThere):
             return False
         return True
@@ -241,6 +240,11 @@ class Performer:
                 for one in inputs
             ],
         }
+        begun = performed(self._worklist.station, claim.codes, claim.started, "", "", [])
+        with contextlib.suppress(
+            Conflict
+        ):  # a manager that wants less of it; whether we own it shows with the progress
+            self._client.update(claim.uid, claim.transaction, begun)
         self._queue.put(WORKITEM, payload, key=f"{claim.name} {claim.transaction}", owner=claim.name)
         claim.stage = "performing"
         self._claims.write(claim)
@@ -296,10 +300,8 @@ class Performer:
 
     def _tell_progress(self, claim: Claim, standing: Standing) -> None:
         """Told at each look, also when nothing is new: only the owner may, so it shows whether we still are."""
-        changes = progress(standing.percent, standing.words)
-        changes.update(performed(self._worklist.station, claim.codes, claim.started, "", standing.model, []))
         try:
-            self._client.update(claim.uid, claim.transaction, changes)
+            self._client.update(claim.uid, claim.transaction, progress(standing.percent, standing.words))
         except NotThere as error:
             self._missed(claim, error)
         except Conflict:
@@ -351,21 +353,23 @@ class Performer:
             changes.update(canceled(Reason(*claim.reason), claim.ended))
         else:
             changes.update(progress(100, "Segmented and delivered"))
+        ours = False
         try:
             self._client.update(claim.uid, claim.transaction, changes)
+            ours = True
             self._client.change_state(claim.uid, claim.transaction, claim.end)
         except NotThere as error:
             self._due[claim.name] = time.monotonic() + self._worklist.every_seconds
             self._missed(claim, error)
         except Conflict as error:
             self._answered()
-            self._understand(claim, error, changes)
+            self._understand(claim, error, ours)
         else:
             self._answered()
             self._ended(claim)
 
-    def _understand(self, claim: Claim, error: Conflict, changes: Dataset) -> None:
-        """Why the manager refuses the end of a workitem."""
+    def _understand(self, claim: Claim, error: Conflict, ours: bool) -> None:
+        """Why the manager refuses the end of a workitem, whose attributes it let us set if it is surely ``ours``."""
         self._due[claim.name] = time.monotonic() + delay_after(claim.refused + 1, self._config.retry)
         state = Workitem.of(self._client.retrieve(claim.uid)).state
         if state == claim.end:  # an earlier request did it, whose answer was not seen
@@ -376,10 +380,11 @@ class Performer:
             self._audit.tell("workitem claim forgotten", workitem=claim.name, worklist=claim.worklist)
             self._client.change_state(claim.uid, claim.transaction, "IN PROGRESS")
             self._due.pop(claim.name, None)
-        elif self._is_ours(claim):
+        elif ours or self._is_ours(claim):
             # Nobody else will end it, so it is tried for ever, and stays in the status.
             claim.refused += 1
-            claim.trouble = f"The manager refuses the state {claim.end} with HTTP {error.status}; its log says why."
+            what = f"the state {claim.end}" if ours else f"what {claim.end} needs"
+            claim.trouble = f"The manager refuses {what} with HTTP {error.status}; its log says why."
             self._claims.write(claim)
         else:
             self._refused(claim)

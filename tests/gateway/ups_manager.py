@@ -1,0 +1,451 @@
+"""A UPS-RS manager for the tests, written from the tables of PS3.4 annex CC and PS3.18 section 11.
+
+The state machine is that of table CC.1.1-2 and answers with the status codes of the DIMSE operations; HTTP and, through
+pynetdicom, DIMSE are two ways to the same workitems, as CC.1 asks for. What a performer may set and what has to be
+there at the end are the columns "N-SET" and "Final State" of table CC.2.5-3.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.uid import generate_uid
+from pynetdicom import AE, evt
+from pynetdicom.sop_class import UnifiedProcedureStepPull, UnifiedProcedureStepPush  # type: ignore[attr-defined]
+from pynetdicom.status import UNIFIED_PROCEDURE_STEP_SERVICE_CLASS_STATUS as STATUSES
+
+PERFORMED, PROGRESS = "UnifiedProcedureStepPerformedProcedureSequence", "ProcedureStepProgressInformationSequence"
+# Column "Final State": R for both, P for COMPLETED, X for CANCELED. The Output Information Sequence may have no items.
+FINAL: dict[str, tuple[str, ...]] = {
+    "R": (
+        "SOPClassUID",
+        "SOPInstanceUID",
+        "ScheduledProcedureStepPriority",
+        "ScheduledProcedureStepModificationDateTime",
+        "ScheduledProcedureStepStartDateTime",
+        "InputReadinessState",
+        "ProcedureStepState",
+    ),
+    "P": (
+        PERFORMED,
+        f"{PERFORMED}.PerformedStationNameCodeSequence",
+        f"{PERFORMED}.PerformedProcedureStepStartDateTime",
+        f"{PERFORMED}.PerformedWorkitemCodeSequence",
+        f"{PERFORMED}.PerformedProcedureStepEndDateTime",
+    ),
+    "X": (
+        PROGRESS,
+        f"{PROGRESS}.ProcedureStepCancellationDateTime",
+        f"{PROGRESS}.ProcedureStepDiscontinuationReasonCodeSequence",
+    ),
+}
+# Column "N-SET", type 3/1: they may be left out, and need a value where they are there.
+VALUED = (
+    "ProcedureStepProgress",
+    "ProcedureStepProgressDescription",
+    "ProcedureStepCancellationDateTime",
+    "ReasonForCancellation",
+    "ProcedureStepDiscontinuationReasonCodeSequence",
+    "ActualHumanPerformersSequence",
+    "PerformedProcedureStepStartDateTime",
+    "PerformedProcedureStepEndDateTime",
+    "PerformedProcedureStepDescription",
+    "CommentsOnThePerformedProcedureStep",
+    "PerformedWorkitemCodeSequence",
+    "PerformedProcessingParametersSequence",
+)
+MAY_BE_EMPTY = (
+    "PerformedStationNameCodeSequence",
+    "PerformedStationClassCodeSequence",
+    "PerformedStationGeographicLocationCodeSequence",
+    "OutputInformationSequence",
+)
+RETRIEVALS = (
+    "WADORSRetrievalSequence",
+    "DICOMRetrievalSequence",
+    "DICOMMediaRetrievalSequence",
+    "WADORetrievalSequence",
+)
+MISSING_ATTRIBUTE, INVALID = 0x0120, 0x0106
+# Table 11.7.3-1 and 11.6.3-1 allow 400 and 409 for the same things; managers differ, and so may this one.
+HTTP = {0xC307: 404, MISSING_ATTRIBUTE: 400, INVALID: 400}
+WORDS = {  # 11.6.3.2 and 11.7.3.2
+    0xC301: "The Transaction UID is incorrect.",
+    0xB304: "The UPS is already in the requested state of CANCELED.",
+    0xB306: "The UPS is already in the requested state of COMPLETED.",
+}
+PATIENT = "Nobody^Anonymous"
+
+
+class Manager:
+    """The workitems, and what happened to them.
+
+    Attributes:
+        items: Workitems by UID, with their Transaction UID.
+        history: (UID, event) in order: the states reached, and refusals by their status.
+        before: Called with each HTTP request before it is answered; True when it has answered.
+        conflict: HTTP status of refusals for the state or the Transaction UID.
+        asked: Methods and paths of the requests.
+        url: Address below which `workitems` lies.
+        requester: Whether `state` is followed by the AE title of who asks.
+    """
+
+    def __init__(self) -> None:
+        self.items: dict[str, Dataset] = {}
+        self.history: list[tuple[str, str]] = []
+        self.before: Callable[[Answer], bool] = lambda _: False
+        self.conflict = 409
+        self.asked: list[tuple[str, str]] = []
+        self.heads: list[dict[str, str]] = []
+        self.url = ""
+        self.requester = ""
+        self.page = 10**6
+        self.lock = threading.RLock()
+
+    def create(self, inputs: list[Dataset], *, label: str = "Segment", code: str = "SEG", **more: Any) -> str:
+        """A workitem as N-CREATE makes it, with all that it has to have; its UID."""
+        one = Dataset()
+        one.SOPClassUID, one.SOPInstanceUID = UnifiedProcedureStepPush, generate_uid(None)
+        one.ScheduledProcedureStepPriority, one.ProcedureStepLabel, one.WorklistLabel = "MEDIUM", label, "AI"
+        one.ScheduledProcedureStepModificationDateTime = one.ScheduledProcedureStepStartDateTime = "20260101120000"
+        for keyword in (
+            "ScheduledProcessingParametersSequence",
+            "ScheduledStationNameCodeSequence",
+            PROGRESS,
+            PERFORMED,
+        ):
+            setattr(one, keyword, [])
+        one.ScheduledWorkitemCodeSequence = [coded(code, "99TEST", "Segmentation")]
+        one.InputReadinessState, one.InputInformationSequence = "READY", inputs
+        one.PatientName, one.PatientID, one.PatientBirthDate, one.PatientSex = PATIENT, "SECRET-ID", "", ""
+        one.ProcedureStepState, one.TransactionUID = "SCHEDULED", ""
+        for keyword, value in more.items():
+            setattr(one, keyword, value)
+        with self.lock:
+            self.items[str(one.SOPInstanceUID)] = one
+        return str(one.SOPInstanceUID)
+
+    def state(self, uid: str) -> str:
+        return str(self.items[uid].ProcedureStepState)
+
+    def states(self, uid: str) -> list[str]:
+        """The states that a workitem went through, in order."""
+        return [event for one, event in self.history if one == uid and not event.startswith("0x")]
+
+    def put(self, uid: str, state: str) -> None:
+        """Change a state as the manager itself may do at any time (CC.2.1.3)."""
+        with self.lock:
+            self.items[uid].ProcedureStepState = state
+            self.history.append((uid, f"manager: {state}"))
+
+    def change_state(self, uid: str, transaction: str, wanted: str) -> int:
+        """Table CC.1.1-2, the rows of N-ACTION to change the state."""
+        with self.lock:
+            status = self._change_state(uid, transaction, wanted)
+            assert status == 0 or status in STATUSES or status == MISSING_ATTRIBUTE, hex(status)
+            self.history.append((uid, wanted if not status else f"0x{status:04X}"))
+            return status
+
+    def _change_state(self, uid: str, transaction: str, wanted: str) -> int:
+        one = self.items.get(uid)
+        if one is None:
+            return 0xC307
+        state, ours = str(one.ProcedureStepState), str(one.get("TransactionUID") or "")
+        if not transaction:
+            return 0xC301
+        if wanted == "SCHEDULED":
+            return 0xC303
+        if wanted == "IN PROGRESS":
+            if state == "SCHEDULED":
+                one.TransactionUID, one.ProcedureStepState = transaction, wanted
+                return 0
+            return 0xC301 if transaction != ours else 0xC302 if state == "IN PROGRESS" else 0xC300
+        if state == "SCHEDULED":
+            return 0xC310
+        if transaction != ours:
+            return 0xC301
+        if state != "IN PROGRESS":
+            already = {"COMPLETED": 0xB306, "CANCELED": 0xB304}[wanted]
+            return already if state == wanted else 0xC300
+        if missing_for(one, wanted):
+            return 0xC304
+        one.ProcedureStepState = wanted
+        return 0
+
+    def update(self, uid: str, transaction: str, changes: Dataset) -> int:
+        """N-SET (CC.2.6.3)."""
+        with self.lock:
+            one = self.items.get(uid)
+            status = 0
+            if one is None:
+                status = 0xC307
+            elif one.ProcedureStepState in ("COMPLETED", "CANCELED"):
+                status = 0xC300
+            elif one.ProcedureStepState == "SCHEDULED":
+                status = 0xC310
+            elif transaction != one.TransactionUID:
+                status = 0xC301
+            elif wrong := wrong_in(changes):
+                self.history.append((uid, f"0x0106 {wrong}"))
+                status = INVALID
+            if not status and one is not None:
+                for element in changes:
+                    if element.keyword != "TransactionUID":
+                        one[element.tag] = element
+            elif status:
+                self.history.append((uid, f"0x{status:04X}"))
+            return status
+
+    def retrieved(self, uid: str) -> Dataset | None:
+        """A workitem without its Transaction UID, which is nobody's but the owner's (11.5.3)."""
+        with self.lock:
+            one = self.items.get(uid)
+            if one is None:
+                return None
+            copy = Dataset.from_json(one.to_json_dict())
+            del copy.TransactionUID
+            return copy
+
+
+def missing_for(one: Dataset, state: str) -> list[str]:
+    """What the final state requirements of table CC.2.5-3 miss."""
+    found = []
+    for path in FINAL["R"] + FINAL["P" if state == "COMPLETED" else "X"]:
+        outer, _, inner = path.partition(".")
+        items = list(one.get(outer) or []) if inner else [one]
+        if not items or not all(item.get(inner or outer) for item in items):
+            found.append(path)
+    if state == "COMPLETED" and any("OutputInformationSequence" not in item for item in one.get(PERFORMED) or []):
+        found.append("OutputInformationSequence")
+    return found
+
+
+def wrong_in(changes: Dataset) -> str:
+    """What of an N-SET by a performer breaks table CC.2.5-3, "" where nothing does."""
+    for element in changes:
+        if element.keyword not in ("TransactionUID", "SpecificCharacterSet", PROGRESS, PERFORMED):
+            return f"{element.keyword} is not the performer's"
+    for sequence in (PROGRESS, PERFORMED):
+        if sequence in changes and len(changes[sequence].value) > 1:
+            return f"{sequence} has one item"
+        for item in changes.get(sequence) or []:
+            for element in item:
+                if element.keyword not in VALUED + MAY_BE_EMPTY:
+                    return f"{element.keyword} is unknown"
+                if element.keyword in VALUED and element.is_empty:
+                    return f"{element.keyword} is empty"
+    for item in changes.get(PERFORMED) or []:
+        if "OutputInformationSequence" not in item:  # 2/2
+            return "there is no OutputInformationSequence"
+        for output in item.OutputInformationSequence:
+            needed = ("TypeOfInstances", "StudyInstanceUID", "SeriesInstanceUID", "ReferencedSOPSequence")
+            if absent := [keyword for keyword in needed if not output.get(keyword)]:
+                return f"{absent} of an output"
+            if not any(output.get(keyword) for keyword in RETRIEVALS):
+                return "an output without a place"
+    for code in _codes_in(changes):
+        if not code.get("CodeMeaning") or not (code.get("CodeValue") or code.get("LongCodeValue")):
+            return "a code without value or meaning"
+    return ""
+
+
+def _codes_in(dataset: Dataset) -> Iterator[Dataset]:
+    for element in dataset:
+        if element.VR == "SQ":
+            for item in element.value:
+                if element.keyword.endswith("CodeSequence"):
+                    yield item
+                yield from _codes_in(item)
+
+
+class Answer(BaseHTTPRequestHandler):
+    """One HTTP request."""
+
+    protocol_version = "HTTP/1.1"
+    manager: Manager
+
+    def log_message(self, *_: Any) -> None:
+        """Say nothing."""
+
+    def do_GET(self) -> None:
+        self._answered(b"")
+
+    def do_PUT(self) -> None:
+        self._answered(self.rfile.read(int(self.headers["Content-Length"])))
+
+    def do_POST(self) -> None:
+        self.do_PUT()
+
+    def _answered(self, body: bytes) -> None:
+        manager = self.manager
+        self.body = body
+        self.parts = urlsplit(self.path)
+        self.path_below = [unquote(one) for one in self.parts.path.removeprefix("/ups").strip("/").split("/")]
+        manager.asked.append((self.command, "/".join(self.path_below)))
+        manager.heads.append(dict(self.headers))
+        if manager.before(self):
+            return
+        if self.headers.get("Accept", "application/dicom+json") != "application/dicom+json":
+            self.say(406)
+        elif body and self.headers.get("Content-Type") != "application/dicom+json":
+            self.say(415)
+        elif self.path_below[0] != "workitems":
+            self.say(404)
+        else:
+            self._workitems(self.path_below[1:], body)
+
+    def _workitems(self, below: list[str], body: bytes) -> None:
+        manager = self.manager
+        match (self.command, len(below)):
+            case ("GET", 0):
+                self._search()
+            case ("GET", 1):
+                found = manager.retrieved(below[0])
+                if found is None:
+                    self.say(404)
+                else:
+                    self.give([found])
+            case ("POST", 1):
+                # The Transaction UID is the whole query (11.6.1.2).
+                self.told(manager.update(below[0], self.parts.query, payload(body)))
+            case ("PUT", 2 | 3) if below[1] == "state" and below[2:] == (
+                [manager.requester] if manager.requester else []
+            ):
+                wanted = payload(body)
+                transaction, state = str(wanted.get("TransactionUID", "")), str(wanted.get("ProcedureStepState", ""))
+                self.told(manager.change_state(below[0], transaction, state))
+            case _:
+                self.say(404)
+
+    def _search(self) -> None:
+        """Matching of single values, and paging."""
+        query = parse_qsl(self.parts.query, keep_blank_values=True)
+        keys = {name: value for name, value in query if name not in ("includefield", "limit", "offset")}
+        with self.manager.lock:
+            found = [one for one in self.manager.items.values() if all(str(one.get(k)) == v for k, v in keys.items())]
+        numbers = {name: int(value) for name, value in query if name in ("limit", "offset")}
+        start, limit = numbers.get("offset", 0), min(numbers.get("limit", 10**6), self.manager.page)
+        page = found[start : start + limit]
+        if not page:
+            self.say(204)
+            return
+        copies = [self.manager.retrieved(str(one.SOPInstanceUID)) for one in page]
+        self.give([one for one in copies if one is not None], 206 if start + limit < len(found) else 200)
+
+    def told(self, status: int) -> None:
+        """Answer with what a status code of DIMSE is in HTTP, and with the words of the standard."""
+        warning = WORDS.get(status, "The submitted request is inconsistent with the current state of the UPS Instance.")
+        code = 200 if status in (0, 0xB304, 0xB306) else HTTP.get(status, self.manager.conflict)
+        self.say(code, **({"Warning": f"299 <service>: {warning} {PATIENT}"} if status else {}))
+
+    def give(self, found: list[Dataset], status: int = 200) -> None:
+        self.say(status, json.dumps([one.to_json_dict() for one in found]).encode(), "application/dicom+json")
+
+    def say(self, status: int, content: bytes = b"", kind: str = "text/plain", **headers: str) -> None:
+        self.send_response(status)
+        if status != 204:
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        if status != 204:
+            self.wfile.write(content)
+
+
+def payload(body: bytes) -> Dataset:
+    """The one data set of a request; pydicom refuses what is no DICOM JSON."""
+    found = json.loads(body)
+    assert isinstance(found, list) and len(found) == 1
+    return Dataset.from_json(found[0])
+
+
+@contextlib.contextmanager
+def ups_manager(port: int = 0) -> Iterator[Manager]:
+    """A manager that answers on loopback."""
+    manager = Manager()
+    server = ThreadingHTTPServer(("127.0.0.1", port), type("Bound", (Answer,), {"manager": manager}))
+    server.daemon_threads = True
+    manager.url = f"http://127.0.0.1:{server.server_address[1]}/ups"
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield manager
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextlib.contextmanager
+def over_dimse(manager: Manager) -> Iterator[int]:
+    """The same workitems over DIMSE (UPS Pull: N-GET, N-SET, N-ACTION), by pynetdicom; its port."""
+
+    def act(event: evt.Event) -> tuple[int, Dataset | None]:
+        told = event.action_information
+        return manager.change_state(
+            str(event.request.RequestedSOPInstanceUID), str(told.TransactionUID), str(told.ProcedureStepState)
+        ), None
+
+    def get(event: evt.Event) -> tuple[int, Dataset | None]:
+        found = manager.retrieved(str(event.request.RequestedSOPInstanceUID))
+        return (0xC307, None) if found is None else (0x0000, found)
+
+    def change(event: evt.Event) -> tuple[int, Dataset | None]:
+        told = event.modification_list
+        return manager.update(str(event.request.RequestedSOPInstanceUID), str(told.TransactionUID), told), told
+
+    entity = AE()
+    entity.add_supported_context(UnifiedProcedureStepPull)
+    handlers = [(evt.EVT_N_ACTION, act), (evt.EVT_N_GET, get), (evt.EVT_N_SET, change)]
+    server = entity.start_server(("127.0.0.1", 0), block=False, evt_handlers=handlers)
+    assert server is not None
+    try:
+        yield int(server.server_address[1])
+    finally:
+        server.shutdown()
+
+
+def coded(value: str, scheme: str, meaning: str) -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
+    return item
+
+
+def input_of(objects: list[pydicom.Dataset], *, url: str = "", title: str = "") -> Dataset:
+    """An item of the Input Information Sequence for a series, with where it can be had."""
+    item = Dataset()
+    item.TypeOfInstances = "DICOM"
+    item.StudyInstanceUID, item.SeriesInstanceUID = objects[0].StudyInstanceUID, objects[0].SeriesInstanceUID
+    item.ReferencedSOPSequence = []
+    for one in objects:
+        reference = Dataset()
+        reference.ReferencedSOPClassUID, reference.ReferencedSOPInstanceUID = one.SOPClassUID, one.SOPInstanceUID
+        item.ReferencedSOPSequence.append(reference)
+    if url:
+        place = Dataset()
+        place.RetrieveURL = f"{url}/studies/{item.StudyInstanceUID}/series/{item.SeriesInstanceUID}"
+        item.WADORSRetrievalSequence = [place]
+    if title:
+        place = Dataset()
+        place.RetrieveAETitle = title
+        item.DICOMRetrievalSequence = [place]
+    return item
+
+
+def hang(answer: Answer) -> bool:
+    """Give no answer for as long as anybody waits."""
+    time.sleep(3600)
+    return True
+
+
+def login_page(answer: Answer) -> bool:
+    answer.say(200, f"<html>Please log in. {PATIENT}</html>".encode(), "text/html")
+    return True
