@@ -41,7 +41,7 @@ class Claim:
         url: Address of the manager when it was claimed.
         uid: SOP Instance UID of the workitem.
         transaction: Transaction UID.
-        step: Index of the configured step.
+        step: The configured step, as JSON: what was claimed for one step is not done for another.
         stage: What is done next.
         since: Unix seconds at which the claim began.
         codes: Scheduled Workitem Code Sequence, as (value, scheme, meaning).
@@ -61,7 +61,7 @@ class Claim:
     url: str
     uid: str
     transaction: str
-    step: int
+    step: str
     stage: Stage = "claiming"
     since: float = field(default_factory=time.time)
     codes: list[list[str]] = field(default_factory=list)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 import requests
 from pydicom.dataset import Dataset
@@ -18,6 +19,7 @@ from server.gateway.ups_config import Worklist
 
 DICOM_JSON = "application/dicom+json"
 ANSWER_BYTES = 64 * 2**20
+GLOBAL_SUBSCRIPTION = "1.2.840.10008.5.1.4.34.5"  # the well-known UID (PS3.4 CC.2.3.1)
 PAGE, MOST = 100, 5000  # workitems of one query
 # Without these the search answers with the return keys of PS3.4 table CC.2.5-3 that the manager supports.
 FIELDS = (
@@ -83,6 +85,7 @@ class UpsClient:
             ae_title: Our AE title, for managers that want it in the address.
         """
         self._worklist, self._ae_title = worklist, ae_title
+        self._headers: Mapping[str, str] = {}  # of the last answer
 
     def search(self, *, limit: int = MOST) -> list[Json]:
         """Workitems that are SCHEDULED and match (11.9), page by page.
@@ -157,6 +160,25 @@ class UpsClient:
         path = f"/workitems/{quote(uid, safe='')}?{transaction}"
         self._require(self._request("POST", path, content=payload)[0])
 
+    def subscribe(self, usual: str) -> str:
+        """Subscribe to the events of all workitems (11.10), without deletion locks.
+
+        Args:
+            usual: Address of the event channel (11.12) where the manager names none, or one on another host.
+
+        Returns:
+            The address of the event channel.
+
+        Raises:
+            NotThere, Conflict, ManagerTrouble: There is no subscription.
+        """
+        title = quote(self._ae_title, safe="")
+        path = f"/workitems/{GLOBAL_SUBSCRIPTION}/subscribers/{title}?deletionlock=false"
+        status, _ = self._request("POST", path)
+        self._require(status)
+        named = self._headers.get("Content-Location") or self._headers.get("Location") or ""
+        return named if is_at(named, self._worklist) else usual
+
     def _require(self, status: int) -> None:
         if 200 <= status < 300:
             return
@@ -205,6 +227,7 @@ class UpsClient:
                     wait = retry_after(answer.headers.get("Retry-After")) or 0.0
                     if answer.status_code in (429, 503):
                         raise ManagerTrouble(f"{worklist.url} answered {peer_http.told(answer.status_code)}.", wait)
+                    self._headers = answer.headers
                     return answer.status_code, found
         except requests.RequestException as error:
             raise ManagerTrouble(f"{worklist.url} {_why(error)}.") from None
@@ -229,7 +252,7 @@ class UpsClient:
         """The data sets of a DICOM JSON document (PS3.18 F.2), which some managers give without the array."""
         try:
             found = json.loads(content)
-        except ValueError:
+        except (ValueError, RecursionError):
             found = None
         found = [found] if isinstance(found, dict) else found
         if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
@@ -238,6 +261,18 @@ class UpsClient:
                 "service, or does a login page answer there?"
             )
         return found
+
+
+def is_at(address: str, worklist: Worklist) -> bool:
+    """Whether a WebSocket's address is on the manager's host and port, with the same protection."""
+    one, other = urlsplit(address), urlsplit(worklist.url)
+    schemes = {"ws": "http", "wss": "https"}
+    default = {"http": 80, "https": 443}
+    try:
+        ports = [one.port or default.get(schemes.get(one.scheme, "")), other.port or default.get(other.scheme)]
+    except ValueError:
+        return False
+    return schemes.get(one.scheme) == other.scheme and one.hostname == other.hostname and ports[0] == ports[1]
 
 
 def _why(error: requests.RequestException) -> str:

@@ -89,6 +89,8 @@ class Worklist(Part):
         station: Code that names this gateway: written as the performed station. A workitem that is scheduled for
             stations is claimed only if it names this one.
         requester: Whether the gateway's AE title follows `state` in the address, as dcm4chee-arc wants it.
+        events: Whether the gateway subscribes to the manager's events (WebSocket), so that it hears of requests to
+            cancel and of new workitems at once. It needs the package websocket-client.
         parallel: Number of workitems that are claimed at the same time; others are left to other performers.
         fetch_hours: Time after which a workitem whose inputs cannot be fetched is canceled.
         inputs: Archives from which inputs may be fetched, beside those of `polls`.
@@ -106,6 +108,7 @@ class Worklist(Part):
     matching: dict[str, str] = Field(default_factory=dict)
     station: Code = Code(value="SEMISEG", scheme="99SEMISEG")
     requester: bool = False
+    events: bool = False
     parallel: Count = 2
     fetch_hours: Seconds = 1.0
     inputs: tuple[InputArchive, ...] = ()

@@ -68,7 +68,7 @@ class WorkitemInputs:
         """Fetch the inputs and put an order for each series into the queue."""
         told = task.job.payload
         worklist = next((one for one in self._config.worklists if one.name == told["worklist"]), None)
-        if worklist is None or told["step"] >= len(worklist.steps):
+        if worklist is None or step_of(worklist, told["step"]) is None:
             raise JobFailed("The configuration does not have this step of the worklist any more.", code=UNSPECIFIED)
         try:
             self._fetch(task, worklist)
@@ -136,7 +136,9 @@ class WorkitemInputs:
 
     def _decide(self, task: Task, worklist: Worklist) -> dict[str, Any]:
         name = task.job.payload["study"]
-        rule = rule_of(self._config, worklist, task.job.payload["step"])
+        number = step_of(worklist, task.job.payload["step"])
+        assert number is not None
+        rule = rule_of(self._config, worklist, number)
         objects, _ = look_at(self._inbox.instances(name))
         decisions = decide(objects, [worklist.name], [rule])
         put = []
@@ -177,6 +179,11 @@ class WorkitemInputs:
         self._audit.tell("failed", **fields, why=sentence, again_in=round(delay, 1))
         payload = told | {"tries": tries, "waited": waited + delay, "trouble": sentence}
         return Postponed(sentence, after=delay, payload=payload)
+
+
+def step_of(worklist: Worklist, written: str) -> int | None:
+    """Index of a step that was written as JSON; None where the configuration does not have it any more."""
+    return next((number for number, step in enumerate(worklist.steps) if step.model_dump_json() == written), None)
 
 
 def rule_of(config: GatewayConfig, worklist: Worklist, number: int) -> Rule:

@@ -26,19 +26,20 @@ from semiseg.errors import SemisegError
 from server.gateway.audit import Audit
 from server.gateway.backoff import Backoff, delay_after
 from server.gateway.config import GatewayConfig
-from server.gateway.inbox import DiskFull, Inbox
+from server.gateway.inbox import Inbox
 from server.gateway.names import Names
 from server.gateway.ups_attributes import REJECTED, UNSPECIFIED, Reason, canceled, now, performed, progress
 from server.gateway.ups_claims import Claim, Claims
-from server.gateway.ups_client import Conflict, ManagerTrouble, NotThere, UpsClient, items_of
+from server.gateway.ups_client import Conflict, ManagerTrouble, NotThere, UpsClient
 from server.gateway.ups_config import Worklist
+from server.gateway.ups_events import CANCEL_REQUESTED, STATE_REPORT, Events
+from server.gateway.ups_finding import Finder
 from server.gateway.ups_progress import Standing, outputs_of, standing_of
 from server.gateway.ups_workitem import Unusable, Workitem, archives_of
 from server.gateway.work import WORKITEM
 from server.jobs.queue import Queue
 
 GLANCE = 0.5  # seconds between two looks at the queue
-LOST_SECONDS = 60.0  # for which a workitem is left alone that somebody else was faster with
 # Looks in a row after which the manager is believed: one answer may be a proxy's, or of a manager that is starting.
 MISSES, REFUSALS = 3, 2
 
@@ -71,24 +72,29 @@ class Performer:
             audit: Told of everything.
             wake: Told of the kind of each new job.
         """
-        self._config, self._worklist, self._queue, self._inbox = config, worklist, queue, inbox
-        self._names, self._claims, self._audit, self._wake = names, claims, audit, wake
+        self._config, self._worklist, self._queue = config, worklist, queue
+        self._claims, self._audit, self._wake = claims, audit, wake
         self._client = UpsClient(worklist, config.ae_title)
         self._backoff = Backoff(config.retry)
         self._archives = archives_of(config, worklist)
         self._stop = threading.Event()
         self._next_search = 0.0
         self._due: dict[str, float] = {}
-        self._lost: dict[str, float] = {}
-        self._passed: dict[str, str] = {}
-        self._full = ""
+        self._finder = Finder(worklist, self._archives, inbox, names, claims)
         self._ends: Counter[str] = Counter()
+        self._listening = False
+        self._cancel_asked: set[str] = set()
+        self._events = (
+            Events(worklist, config.ae_title, config.retry, self._heard, self._connected) if worklist.events else None
+        )
         self._thread = threading.Thread(target=self._run, name=f"worklist-{worklist.name}", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
         """Do nothing more, after the question that is being asked."""
         self._stop.set()
+        if self._events is not None:
+            self._events.stop()
 
     def close(self, seconds: float) -> None:
         """Do nothing more, and wait for so many seconds at most."""
@@ -97,16 +103,30 @@ class Performer:
 
     def told(self) -> dict[str, Any]:
         """What there is to see of the worklist, without anything of a patient."""
-        passed = dict(self._passed)
+        passed = dict(self._finder.passed)
         mine = [claim for claim in self._claims.all() if claim.worklist == self._worklist.name]
         return {
             "name": self._worklist.name,
             "url": self._worklist.url,
-            "trouble": self._backoff.told() or self._full,
+            "trouble": self._backoff.told() or self._finder.full,
             "claimed": len(mine),
             "passed_over": [{"workitem": name, "why": why} for name, why in passed.items()],
             "ends": dict(self._ends),
+            "events": self._listening,
         }
+
+    def _connected(self, stands: bool) -> None:
+        self._listening = stands
+        self._next_search = 0.0  # for what came while nobody listened
+
+    def _heard(self, kind: int, uid: str) -> None:
+        """An event; it is acted on at the next look, in the thread of the worklist."""
+        name = self._finder.name_of(uid)
+        if kind == CANCEL_REQUESTED and self._claims.has(name):
+            self._cancel_asked.add(name)
+        elif kind == STATE_REPORT:
+            self._due.pop(name, None)
+            self._next_search = 0.0
 
     def _run(self) -> None:
         while not self._stop.is_set():
@@ -136,48 +156,31 @@ class Performer:
         except ManagerTrouble as error:
             delay = self._backoff.failed(str(error), error.seconds)
             _LOG.warning("The worklist %s waits for %.1f s: %s", self._worklist.name, delay, error)
+        except Exception as error:  # noqa: BLE001 - one workitem must not stop the others
+            told = str(error) if isinstance(error, SemisegError) else f"{type(error).__name__}; the log says where."
+            self._backoff.failed(f"The worklist failed in an unforeseen way: {told}")
+            _LOG.error("The worklist %s failed", self._worklist.name, exc_info=True)
 
     def _answered(self) -> None:
         if self._backoff.worked():
             self._audit.tell("worklist answers again", worklist=self._worklist.name)
 
-    # Finding and claiming
+    # Claiming
 
     def _search(self) -> None:
         room = self._worklist.parallel - sum(one.worklist == self._worklist.name for one in self._claims.all())
         if room <= 0:
             return
-        found = [Workitem.of(one) for one in self._client.search()]
+        found = self._finder.candidates(self._client.search())
         self._answered()
-        self._passed, self._full = {}, ""
-        found.sort(key=lambda item: (item.priority, item.start))
-        for item in found:
-            step = item.step_among(self._worklist)
-            name = self._names.of(f"{self._worklist.url} {item.uid}")
-            if step is None or item.state not in ("", "SCHEDULED") or self._claims.has(name):
-                continue
-            if time.monotonic() < self._lost.get(name, 0.0) or not self._can(item, name):
-                continue
+        for one in found:
             if room <= 0 or self._stop.is_set():
                 return
-            claim = Claim(name, self._worklist.name, self._worklist.url, item.uid, str(generate_uid(None)), step)
-            self._forget_former(name)
+            step = self._worklist.steps[one.step].model_dump_json()
+            claim = Claim(one.name, self._worklist.name, self._worklist.url, one.uid, str(generate_uid(None)), step)
+            self._forget_former(claim.name)
             self._claim(claim)
-            room -= self._claims.has(name)
-
-    def _can(self, item: Workitem, name: str) -> bool:
-        """Whether a workitem can be performed here, as far as is known before it is claimed."""
-        try:
-            self._inbox.require_room()
-            if items_of(item.document, "InputInformationSequence"):  # a search need not return it
-                item.inputs(self._archives)
-        except Unusable as error:
-            self._passed[name] = f"Left to others: {error}"
-            return False
-        except DiskFull:
-            self._full = "No workitem is claimed, because the disk is nearly full."
-            return False
-        return True
+            room -= self._claims.has(claim.name)
 
     def _forget_former(self, name: str) -> None:
         """Forget the jobs of a workitem that was here before and is scheduled once more: it is performed anew."""
@@ -213,7 +216,7 @@ class Performer:
         """Somebody else has it: nothing is said of it, since this is how performers share a worklist."""
         self._answered()
         self._ends["somebody else was faster"] += 1
-        self._lost[claim.name] = time.monotonic() + max(LOST_SECONDS, 2 * self._worklist.every_seconds)
+        self._finder.lost(claim.name)
         if self._queue.jobs("waiting", "running", owner=claim.name):
             self._drop(claim, "the manager gave it to somebody else")
         else:
@@ -224,7 +227,7 @@ class Performer:
         item = Workitem.of(self._client.retrieve(claim.uid))
         claim.codes = [list(code) for code in item.codes]
         claim.started = claim.started or now()
-        self._audit.tell("workitem claimed", workitem=claim.name, worklist=claim.worklist, step=claim.step + 1)
+        self._audit.tell("workitem claimed", workitem=claim.name, worklist=claim.worklist)
         try:
             inputs = item.inputs(self._archives)
         except Unusable as error:
@@ -273,6 +276,8 @@ class Performer:
             self._claims.write(claim)
         if standing.end:
             self._finish(claim, standing.end, standing.reason)
+        elif claim.name in self._cancel_asked:
+            self._cancel(claim)
         elif ready and time.monotonic() >= self._due.get(claim.name, 0.0):
             self._due[claim.name] = time.monotonic() + self._worklist.every_seconds
             self._compare(claim, standing)
@@ -293,10 +298,13 @@ class Performer:
             claim.stage = "claiming"  # a manager that was set back: we claim it again, and go on with the work
             self._claims.write(claim)
         elif item.asks_to_cancel():
-            self._audit.tell("workitem cancel requested", workitem=claim.name, worklist=claim.worklist)
-            self._finish(claim, "CANCELED", Reason(*UNSPECIFIED, "It was canceled at the manager's request."))
+            self._cancel(claim)
         else:
             self._tell_progress(claim, standing)
+
+    def _cancel(self, claim: Claim) -> None:
+        self._audit.tell("workitem cancel requested", workitem=claim.name, worklist=claim.worklist)
+        self._finish(claim, "CANCELED", Reason(*UNSPECIFIED, "It was canceled at the manager's request."))
 
     def _tell_progress(self, claim: Claim, standing: Standing) -> None:
         """Told at each look, also when nothing is new: only the owner may, so it shows whether we still are."""
@@ -335,6 +343,7 @@ class Performer:
         claim.refused = claim.missed = 0
         claim.stage = "ending" if self._stopped(claim) else "stopping"
         self._due.pop(claim.name, None)
+        self._cancel_asked.discard(claim.name)
         self._claims.write(claim)
 
     def _stopped(self, claim: Claim) -> bool:

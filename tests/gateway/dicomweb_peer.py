@@ -74,6 +74,13 @@ class Answer(BaseHTTPRequestHandler):
             self.rows([self._row(uid) for uid in self.peer.studies if wanted in (None, uid)], query)
         elif len(path) == 1 and path[0] in self.peer.studies:
             self.peer.give.get(path[0], well)(self, self.peer.studies[path[0]])
+        elif len(path) == 3 and path[1] == "series" and path[0] in self.peer.studies:
+            files = [
+                file
+                for file in self.peer.studies[path[0]]
+                if pydicom.dcmread(io.BytesIO(file)).SeriesInstanceUID == path[2]
+            ]
+            self.peer.give.get(path[0], well)(self, files)
         elif len(path) == 2 and self.peer.below:
             headers = [pydicom.dcmread(io.BytesIO(file)) for file in self.peer.studies[path[0]]]
             if path[1] == "series":

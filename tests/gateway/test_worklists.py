@@ -18,7 +18,7 @@ from pydicom.uid import generate_uid
 from pynetdicom import AE
 from pynetdicom.sop_class import UnifiedProcedureStepPull, UnifiedProcedureStepPush  # type: ignore[attr-defined]
 
-from tests.gateway.dicomweb_peer import dicomweb_peer
+from tests.gateway.dicomweb_peer import body, chunked, dicomweb_peer
 from tests.gateway.stand import RunningGateway, configuration, running_gateway, write_study
 from tests.gateway.ups_manager import (
     PATIENT,
@@ -440,6 +440,38 @@ def test_operator_who_stops_a_workitem_has_the_manager_told(
             assert "operator" in item[PROGRESS].value[0].ReasonForCancellation
 
 
+def test_request_to_cancel_is_heard_as_an_event_and_honoured(
+    archive: Archive, server: RunningServer, tmp_path: Path
+) -> None:
+    """GW-17: as PS3.18 11.8 has it, over the event channel; new workitems are seen at once as well."""
+    objects = stored(archive, tmp_path / "in", "event")
+    with ups_manager() as manager:
+        config = gateway_config(
+            tmp_path,
+            server.url,
+            archive.url,
+            manager,
+            to="http://127.0.0.1:9/dicom-web",
+            more={"events": True, "every_seconds": 3600.0},
+        )
+        with running_gateway(config, tmp_path / "gateway") as gateway:
+            until(lambda: gateway.status()["worklists"][0]["events"], told=lambda: gateway.output)
+            until(lambda: manager.channels.get("SEMISEG"), told=lambda: gateway.output)
+            uid = manager.create([input_of(objects, url=archive.url)])
+            assert manager.request_cancel("1.2.3") == 0xC307
+            assert manager.report(uid, 1) == 1
+            until(lambda: gateway.status()["held_up"], told=lambda: gateway.output)
+            accept = {"Accept": "application/dicom+json"}
+            asked = httpx.post(f"{manager.url}/workitems/{uid}/cancelrequest", headers=accept, trust_env=False)
+            assert asked.status_code == 202
+            item = ended(manager, uid, "CANCELED", gateway)
+            assert "manager's request" in item[PROGRESS].value[0].ReasonForCancellation
+            assert gateway.audit("workitem cancel requested")
+            manager.channels["SEMISEG"][0].write(b"\x88\x00")  # the manager closes the channel, and is called again
+            manager.channels["SEMISEG"][0].flush()
+            until(lambda: sum(path.startswith("subscribers") for _, path in manager.asked) > 1)
+
+
 def test_end_that_the_manager_refuses_stays_in_the_status(
     archive: Archive, server: RunningServer, tmp_path: Path
 ) -> None:
@@ -476,9 +508,23 @@ def test_archive_that_gives_part_of_the_inputs_is_asked_again(
         uid = manager.create([input_of(objects, url=peer.url)])
         config = gateway_config(tmp_path, server.url, peer.url, manager, to=archive.url)
         with running_gateway(config, tmp_path / "gateway") as gateway:
-            until(lambda: gateway.audit("failed"), told=lambda: gateway.output)
-            assert not gateway.audit("segmented") and manager.state(uid) == "IN PROGRESS"
+            for number, give in enumerate(
+                (
+                    lambda answer, files: answer.answer(body(files[:-1])),
+                    lambda answer, files: answer.answer(body(files), 206),
+                    lambda answer, files: answer.answer(body(files, closed=False)),
+                    lambda answer, files: chunked(answer, files, share=0.5),
+                ),
+                start=1,
+            ):
+                peer.give[study] = give
+                failures = len(gateway.audit("failed"))
+                until(lambda known=failures: len(gateway.audit("failed")) > known + 1, told=lambda: gateway.output)
+                assert not gateway.audit("segmented") and manager.state(uid) == "IN PROGRESS", number
             assert study not in gateway.output
+            del peer.give[study]
+            ended(manager, uid, "COMPLETED", gateway)
+            assert len(gateway.audit("segmented")) == 1
 
 
 def test_keys_are_sent_from_files_and_redirects_to_another_host_are_not_followed(

@@ -7,7 +7,9 @@ there at the end are the columns "N-SET" and "Final State" of table CC.2.5-3.
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
 import json
 import threading
 import time
@@ -109,6 +111,8 @@ class Manager:
         self.url = ""
         self.requester = ""
         self.page = 10**6
+        self.channels: dict[str, list[Any]] = {}
+        self.subscribers: set[str] = set()
         self.lock = threading.RLock()
 
     def create(self, inputs: list[Dataset], *, label: str = "Segment", code: str = "SEG", **more: Any) -> str:
@@ -180,6 +184,39 @@ class Manager:
             return 0xC304
         one.ProcedureStepState = wanted
         return 0
+
+    def request_cancel(self, uid: str) -> int:
+        """Table CC.1.1-2, the row of N-ACTION to request a cancellation; 0xC312 where nobody would hear of it."""
+        with self.lock:
+            one = self.items.get(uid)
+            if one is None:
+                return 0xC307
+            if one.ProcedureStepState == "COMPLETED":
+                return 0xC311
+            if one.ProcedureStepState == "CANCELED":
+                return 0xB304
+            if one.ProcedureStepState == "SCHEDULED":
+                one.ProcedureStepState = "CANCELED"
+                return 0
+        return 0 if self.report(uid, 2, **{"00741236": {"vr": "AE", "Value": ["REQUESTER"]}}) else 0xC312
+
+    def report(self, uid: str, kind: int, **more: Any) -> int:
+        """An event report to all subscribers (11.13); the number of those who got it."""
+        event = {
+            "00000002": {"vr": "UI", "Value": [UnifiedProcedureStepPush]},
+            "00001000": {"vr": "UI", "Value": [uid]},
+            "00001002": {"vr": "US", "Value": [kind]},
+            **more,
+        }
+        text = json.dumps(event).encode()
+        assert len(text) < 2**16
+        sent = 0
+        for title in self.subscribers:
+            for stream in self.channels.get(title, []):
+                stream.write(b"\x81\x7e" + len(text).to_bytes(2, "big") + text)
+                stream.flush()
+                sent += 1
+        return sent
 
     def update(self, uid: str, transaction: str, changes: Dataset) -> int:
         """N-SET (CC.2.6.3)."""
@@ -298,6 +335,8 @@ class Answer(BaseHTTPRequestHandler):
             self.say(406)
         elif body and self.headers.get("Content-Type") != "application/dicom+json":
             self.say(415)
+        elif self.path_below[0] == "subscribers" and self.headers.get("Upgrade") == "websocket":
+            self._open_channel(self.path_below[1])
         elif self.path_below[0] != "workitems":
             self.say(404)
         else:
@@ -317,6 +356,11 @@ class Answer(BaseHTTPRequestHandler):
             case ("POST", 1):
                 # The Transaction UID is the whole query (11.6.1.2).
                 self.told(manager.update(below[0], self.parts.query, payload(body)))
+            case ("POST", 3) if below[1] == "subscribers":
+                manager.subscribers.add(below[2])
+                self.say(201, Content_Location=f"{manager.url.replace('http', 'ws', 1)}/subscribers/{below[2]}")
+            case ("POST", 2) if below[1] == "cancelrequest":
+                self.told(manager.request_cancel(below[0]), 202)
             case ("PUT", 2 | 3) if below[1] == "state" and below[2:] == (
                 [manager.requester] if manager.requester else []
             ):
@@ -325,6 +369,21 @@ class Answer(BaseHTTPRequestHandler):
                 self.told(manager.change_state(below[0], transaction, state))
             case _:
                 self.say(404)
+
+    def _open_channel(self, title: str) -> None:
+        """A WebSocket (RFC 6455) that is written to by `report`, until the other side goes."""
+        key = self.headers["Sec-WebSocket-Key"] + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        self.send_response(101)
+        self.send_header("Upgrade", "websocket")
+        self.send_header("Connection", "Upgrade")
+        self.send_header("Sec-WebSocket-Accept", base64.b64encode(hashlib.sha1(key.encode()).digest()).decode())
+        self.end_headers()
+        self.wfile.flush()
+        self.manager.channels.setdefault(title, []).append(self.wfile)
+        while self.rfile.read(1):
+            pass
+        self.manager.channels[title].remove(self.wfile)
+        self.close_connection = True
 
     def _search(self) -> None:
         """Matching of single values, and paging."""
@@ -341,10 +400,10 @@ class Answer(BaseHTTPRequestHandler):
         copies = [self.manager.retrieved(str(one.SOPInstanceUID)) for one in page]
         self.give([one for one in copies if one is not None], 206 if start + limit < len(found) else 200)
 
-    def told(self, status: int) -> None:
+    def told(self, status: int, good: int = 200) -> None:
         """Answer with what a status code of DIMSE is in HTTP, and with the words of the standard."""
         warning = WORDS.get(status, "The submitted request is inconsistent with the current state of the UPS Instance.")
-        code = 200 if status in (0, 0xB304, 0xB306) else HTTP.get(status, self.manager.conflict)
+        code = good if status in (0, 0xB304, 0xB306) else HTTP.get(status, self.manager.conflict)
         self.say(code, **({"Warning": f"299 <service>: {warning} {PATIENT}"} if status else {}))
 
     def give(self, found: list[Dataset], status: int = 200) -> None:

@@ -1,0 +1,151 @@
+"""Events of a worklist over WebSocket (PS3.18 11.10, 11.12, 11.13): requests to cancel, and new workitems at once.
+
+Without them a performer sees only what the manager writes into a workitem. The events tell nothing that is relied upon:
+what they name is looked at the next moment, and what was missed while the connection was down is found by polling.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import threading
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import quote
+
+from semiseg.errors import InputError
+from server.gateway.backoff import delay_after
+from server.gateway.config import Retry
+from server.gateway.dicomweb import secret_in
+from server.gateway.ups_client import Conflict, ManagerTrouble, NotThere, UpsClient
+from server.gateway.ups_config import Worklist
+
+STATE_REPORT, CANCEL_REQUESTED = 1, 2  # Event Type IDs (PS3.4 table CC.2.4-1)
+# Affected SOP Instance UID and Event Type ID (0000,1002); the example of earlier editions has (0000,1001).
+_AFFECTED, _TYPES = "00001000", ("00001002", "00001001")
+SILENCE = 60.0  # seconds, after which a ping asks whether the connection still lives
+LARGEST = 2**20  # bytes of a message
+_LOG = logging.getLogger("semiseg.gateway")
+
+
+def websocket_library() -> Any:
+    """The library of WebSockets, which the gateway does not bring by itself.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        return importlib.import_module("websocket")
+    except ImportError:
+        raise InputError(
+            "`events: true` of a worklist needs the package websocket-client: pip install websocket-client"
+        ) from None
+
+
+class Events:
+    """Listens to the events of one worklist, in a thread of its own."""
+
+    def __init__(
+        self,
+        worklist: Worklist,
+        ae_title: str,
+        retry: Retry,
+        told: Callable[[int, str], None],
+        connected: Callable[[bool], None],
+    ) -> None:
+        """Begin.
+
+        Args:
+            worklist: The worklist.
+            ae_title: Our AE title, which names the subscriber.
+            retry: Delays after failures.
+            told: Called with the Event Type ID and the UID of the workitem of each event.
+            connected: Told whether the connection stands.
+
+        Raises:
+            InputError: The library is not installed.
+        """
+        self._library = websocket_library()
+        self._worklist, self._ae_title, self._retry, self._told = worklist, ae_title, retry, told
+        self._connected = connected
+        self._client = UpsClient(worklist, ae_title)
+        self._stop = threading.Event()
+        self._connection: Any = None
+        self._thread = threading.Thread(target=self._run, name=f"events-{worklist.name}", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Listen no more."""
+        self._stop.set()
+        connection = self._connection
+        if connection is not None:
+            connection.abort()  # wakes the thread that waits for a message
+
+    def _run(self) -> None:
+        tries = 0
+        while not self._stop.is_set():
+            try:
+                where = self._client.subscribe(self._address())
+                self._listen(where)
+                tries = 0
+            except (ManagerTrouble, NotThere, Conflict, InputError) as error:
+                _LOG.warning("The worklist %s tells no events: %s", self._worklist.name, error)
+            except Exception as error:  # noqa: BLE001 - the library and the manager raise many kinds; polling goes on
+                _LOG.warning("The events of the worklist %s broke off (%s)", self._worklist.name, type(error).__name__)
+            self._connected(False)
+            tries += 1
+            self._stop.wait(delay_after(tries, self._retry))
+
+    def _address(self) -> str:
+        scheme, _, rest = self._worklist.url.partition("://")
+        return f"{'wss' if scheme == 'https' else 'ws'}://{rest}/subscribers/{quote(self._ae_title, safe='')}"
+
+    def _listen(self, where: str) -> None:
+        worklist = self._worklist
+        headers = {name: secret_in(file) for name, file in worklist.headers.items()}
+        if worklist.token is not None:
+            headers["Authorization"] = f"Bearer {secret_in(worklist.token)}"
+        self._connection = self._library.create_connection(
+            where,
+            timeout=worklist.connect_seconds,
+            header=headers,
+            sslopt={"ca_certs": str(worklist.authority)} if worklist.authority is not None else {},
+            http_no_proxy=["*"],  # a proxy set for the internet must not see worklists
+            redirect_limit=0,
+        )
+        try:
+            self._connected(True)
+            self._connection.settimeout(SILENCE)
+            silent = False
+            while not self._stop.is_set():
+                try:
+                    self._understand(self._connection.recv())
+                    silent = False
+                except self._library.WebSocketTimeoutException:
+                    if silent:
+                        raise
+                    silent = True
+                    self._connection.ping()
+        finally:
+            connection, self._connection = self._connection, None
+            connection.close(timeout=1)
+
+    def _understand(self, message: str | bytes) -> None:
+        if not message:
+            raise ConnectionError("The connection was closed.")
+        if len(message) > LARGEST:
+            return
+        try:
+            found = json.loads(message)
+        except (ValueError, RecursionError):
+            return
+        kinds = [kind for kind in (_first(found, tag) for tag in _TYPES) if isinstance(kind, int)]
+        if kinds:
+            self._told(kinds[0], str(_first(found, _AFFECTED)))
+
+
+def _first(document: Any, tag: str) -> Any:
+    element = document.get(tag) if isinstance(document, dict) else None
+    values = element.get("Value") if isinstance(element, dict) else None
+    return values[0] if isinstance(values, list) and values else None

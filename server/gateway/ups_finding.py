@@ -1,0 +1,96 @@
+"""Which of the scheduled workitems are claimed, in which order, and why others are left alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from server.gateway.config import Poll
+from server.gateway.inbox import DiskFull, Inbox
+from server.gateway.names import Names
+from server.gateway.ups_claims import Claims
+from server.gateway.ups_client import Json, items_of
+from server.gateway.ups_config import Worklist
+from server.gateway.ups_workitem import Unusable, Workitem
+
+LOST_SECONDS = 60.0  # for which a workitem is left alone that somebody else was faster with
+
+
+class Candidate(NamedTuple):
+    """A workitem that is worth a claim.
+
+    Attributes:
+        uid: SOP Instance UID.
+        name: Name of the claim.
+        step: Index of the configured step.
+    """
+
+    uid: str
+    name: str
+    step: int
+
+
+class Finder:
+    """Looks through what a search gives; used by the thread of one worklist.
+
+    Attributes:
+        passed: Why workitems are left to others that are of a configured step, by name of the claim.
+        full: Why nothing is claimed at present; "" where that is not so.
+    """
+
+    def __init__(
+        self,
+        worklist: Worklist,
+        archives: Sequence[tuple[Poll, Sequence[str]]],
+        inbox: Inbox,
+        names: Names,
+        claims: Claims,
+    ) -> None:
+        """Configure it.
+
+        Args:
+            worklist: The worklist.
+            archives: Where inputs may come from, each with the AE titles that stand for it.
+            inbox: Asked whether there is room on the disk.
+            names: What UIDs are called.
+            claims: What is claimed already.
+        """
+        self._worklist, self._archives, self._inbox = worklist, archives, inbox
+        self._names, self._claims = names, claims
+        self._lost: dict[str, float] = {}
+        self.passed: dict[str, str] = {}
+        self.full = ""
+
+    def name_of(self, uid: str) -> str:
+        """Name of the claim of a workitem."""
+        return self._names.of(f"{self._worklist.url} {uid}")
+
+    def lost(self, name: str) -> None:
+        """Somebody else was faster: the workitem is left alone for a while, whatever the manager lists."""
+        self._lost[name] = time.monotonic() + max(LOST_SECONDS, 2 * self._worklist.every_seconds)
+
+    def candidates(self, documents: Sequence[Json]) -> list[Candidate]:
+        """The workitems to claim, by priority and then by their scheduled start."""
+        moment = time.monotonic()
+        self._lost = {name: until for name, until in self._lost.items() if until > moment}
+        self.full, passed = "", dict[str, str]()
+        try:
+            self._inbox.require_room()
+        except DiskFull:
+            self.full = "No workitem is claimed, because the disk is nearly full."
+            return []
+        found = []
+        for item in sorted((Workitem.of(one) for one in documents), key=lambda item: (item.priority, item.start)):
+            step, name = item.step_among(self._worklist), self.name_of(item.uid)
+            if step is None or item.state not in ("", "SCHEDULED") or self._claims.has(name) or name in self._lost:
+                continue
+            if items_of(item.document, "InputInformationSequence"):  # a search need not return it
+                try:
+                    item.inputs(self._archives)
+                except Unusable as error:
+                    passed[name] = f"Left to others: {error}"
+                    continue
+            found.append(Candidate(item.uid, name, step))
+        self.passed = passed
+        return found
