@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import stat
 import threading
@@ -13,13 +14,17 @@ from typing import Any
 import httpx
 import pydicom
 import pytest
+import yaml
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 from pynetdicom import AE
 from pynetdicom.sop_class import UnifiedProcedureStepPull, UnifiedProcedureStepPush  # type: ignore[attr-defined]
 
+from semiseg.errors import InputError
+from server.gateway.config import read_config
+from server.gateway.ups_workitem import is_below
 from tests.gateway.dicomweb_peer import body, chunked, dicomweb_peer
-from tests.gateway.stand import RunningGateway, configuration, running_gateway, write_study
+from tests.gateway.stand import RunningGateway, alone, configuration, running_gateway, write_study
 from tests.gateway.ups_manager import (
     PATIENT,
     PERFORMED,
@@ -438,6 +443,68 @@ def test_operator_who_stops_a_workitem_has_the_manager_told(
             gateway.command(what, job["id"] if what == "cancel" else job["study"])
             item = ended(manager, uid, "CANCELED", gateway)
             assert "operator" in item[PROGRESS].value[0].ReasonForCancellation
+
+
+def test_workitem_whose_worklist_is_gone_from_the_configuration_is_in_the_status(
+    archive: Archive, server: RunningServer, tmp_path: Path
+) -> None:
+    """GW-17"""
+    objects = stored(archive, tmp_path / "in", "worklist gone")
+    with ups_manager() as manager:
+        uid = manager.create([input_of(objects, url=archive.url)])
+        config = gateway_config(tmp_path, server.url, archive.url, manager, to="http://127.0.0.1:9/dicom-web")
+        with running_gateway(config, tmp_path / "gateway") as gateway:
+            until(lambda: gateway.status()["held_up"], told=lambda: gateway.output)
+        without = {key: value for key, value in config.items() if key != "worklists"}
+        with running_gateway(without, tmp_path / "gateway") as gateway:
+            (workitem,) = gateway.status()["workitems"]
+            assert "has no worklist WORKLIST any more" in workitem["trouble"]
+            assert "has no worklist WORKLIST any more" in httpx.get(gateway.web, trust_env=False).text
+        with running_gateway(config, tmp_path / "gateway") as gateway:
+            gateway.command("cancel", gateway.status()["held_up"][0]["id"])
+            ended(manager, uid, "CANCELED", gateway)
+            backup = tmp_path / "backup"
+            gateway.command("backup", str(backup))
+            assert (backup / "worklists").is_dir()
+
+
+def test_configuration_of_a_worklist_that_cannot_work_is_refused_with_a_sentence(tmp_path: Path) -> None:
+    good = worklist(Manager(), "http://archive/dicom-web") | {"url": "http://manager/ups"}
+    rules = {"rules": [{"name": "all MR", "modality": "MR", "to": ["archive"]}]}
+    for change, words in (
+        ({"inputs": []}, "name the archives of its inputs in `inputs`"),
+        ({"steps": [STEP | {"to": ["nowhere"]}]}, "there is no destination nowhere, only archive"),
+        ({"steps": [{"label": "a", "rule": "none"}]}, "there is no rule none, only all MR"),
+        ({"steps": [{"label": "a", "rule": "all MR", "to": ["archive"]}]}, "one of the two"),
+        ({"steps": [{"to": ["archive"]}]}, "name the `label` or the `code`"),
+        ({"url": "http://user@manager/ups"}, "without a user"),
+    ):
+        (tmp_path / "gateway.yaml").write_text(yaml.safe_dump(alone(tmp_path, worklists=[good | change], **rules)))
+        with pytest.raises(InputError, match=re.escape(words)):
+            read_config(tmp_path / "gateway.yaml")
+    (tmp_path / "gateway.yaml").write_text(yaml.safe_dump(alone(tmp_path, worklists=[good, good], **rules)))
+    with pytest.raises(InputError, match="two worklists are called WORKLIST"):
+        read_config(tmp_path / "gateway.yaml")
+
+
+@pytest.mark.parametrize(
+    ("address", "below"),
+    [
+        ("http://archive:80/dicom-web/studies/1", True),
+        ("http://ARCHIVE/dicom-web/studies/1", True),
+        ("https://archive/dicom-web/studies/1", False),
+        ("http://archive:8080/dicom-web/studies/1", False),
+        ("http://archive/dicom-webs/studies/1", False),
+        ("http://archive/dicom-web/../other/studies/1", False),
+        ("http://archive/dicom-web/%2e%2e/other", False),
+        ("http://user@archive/dicom-web/studies/1", False),
+        ("http://archive.example.org/dicom-web/studies/1", False),
+        ("http://archive:notaport/dicom-web/studies/1", False),
+        ("file:///dicom-web/studies/1", False),
+    ],
+)
+def test_address_of_an_input_has_to_lie_below_a_configured_archive(address: str, below: bool) -> None:
+    assert is_below(address, "http://archive/dicom-web") is below
 
 
 def test_request_to_cancel_is_heard_as_an_event_and_honoured(
