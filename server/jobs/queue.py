@@ -291,7 +291,9 @@ class Queue:
         """
         with self._database.transaction() as run:
             rows = run(
-                "UPDATE jobs SET state = 'waiting', lease = NULL, boot = :boot, due = :now + :after, "
+                # One that is given back without a delay, as when its server stops, keeps its place.
+                "UPDATE jobs SET state = 'waiting', lease = NULL, boot = :boot, "
+                "due = IIF(:after > 0, :now + :after, 0), "
                 "attempts = attempts - 1, payload = COALESCE(:payload, payload) WHERE id = :id AND lease = :lease "
                 "RETURNING stop",
                 {
