@@ -187,6 +187,23 @@ def test_the_whole_network_can_be_trained_in_the_second_stage() -> None:
     assert float(first.grad.abs().max()) > 0
 
 
+@pytest.mark.parametrize("name", BOTH)
+def test_the_gradient_does_not_grow_with_the_number_of_terms(name: str) -> None:
+    norms: dict[str, list[float]] = {}
+    for reduction in ("mean", "sum"):
+        for partitions in (2, 4):
+            method = comparative(name=name, partitions=partitions, reduction=reduction, space="probabilities")
+            networks = networks_of(method)
+            method.prepare(networks, method.turn(6))
+            terms = method.loss(networks, placed(6), method.turn(6))
+            terms["total"].backward()
+            gradients = [p.grad.flatten() for p in networks["student"].parameters() if p.grad is not None]
+            norms.setdefault(reduction, []).append(float(torch.cat(gradients).norm()))
+    assert norms["sum"][1] > 1.5 * norms["sum"][0]
+    assert max(norms["mean"]) < 1.5 * min(norms["mean"])
+    assert norms["sum"][1] > 10 * norms["mean"][1]
+
+
 def test_probabilities_are_compared_when_told_to() -> None:
     found = {}
     for space in ("logits", "probabilities"):
@@ -195,7 +212,8 @@ def test_probabilities_are_compared_when_told_to() -> None:
         found[space] = float(method.loss(networks, placed(6), method.turn(6))["total"].detach())
     logits = networks["student"](placed(6).images)
     (s,) = method.slices(torch.softmax(logits, dim=1), placed(6))
-    assert found["probabilities"] == pytest.approx(float(method.objective(s)[0].detach()), rel=1e-5)
+    loss, terms = method.objective(s)
+    assert found["probabilities"] == pytest.approx(float(loss.detach()) / int(terms), rel=1e-5)
     assert found["logits"] != pytest.approx(found["probabilities"], rel=1e-3)
 
 

@@ -125,6 +125,12 @@ def test_every_change_that_the_documentation_gives_is_one_that_the_recipe_takes(
         find_method(after)
 
 
+@pytest.mark.parametrize(("name", "weight"), [("la_dual", 0.0), ("pancreas_dual", 0.0), ("dual_as_released", 0.5)])
+def test_a_term_of_the_released_code_alone_is_in_its_recipe_alone(name: str, weight: float) -> None:
+    recipe = make_recipe(without_downloads(name))
+    assert find_method(recipe).read_switches(recipe).mistake_weight == weight  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_networks_are_the_papers(name: str) -> None:
     read_recipe(FOLDER / f"{name}.yaml")

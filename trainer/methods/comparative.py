@@ -67,6 +67,8 @@ class Comparative(Staged):
                 slices from two scans and the dissimilar one from the ``same_scan`` as the reference.
             denominator: of Eq. 3: as ``printed``, over the other parts of the reference's scan, or as ``released``,
                 over the dissimilar slices of all references.
+            reduction: ``mean`` over the terms of a step; the ``sum`` of Eq. 2 and 3 grows with their number, which
+                depends on the patches, and with it the gradient (a norm of several thousand at the first step).
             axes: slice along one axis after another, step by step (``cycle``), along all in each step (``together``),
                 or along one for a whole pass over the scans, as released (``passes``).
             space: the second stage compares ``logits``, as released, or ``probabilities``.
@@ -88,6 +90,7 @@ class Comparative(Staged):
         temperature: Annotated[float, Field(gt=0)] = 0.1
         triplets: Literal["all", "same_scan"] = "all"
         denominator: Literal["printed", "released"] = "printed"
+        reduction: Literal["mean", "sum"] = "mean"
         axes: Literal["cycle", "together", "passes"] = "cycle"
         space: Literal["logits", "probabilities"] = "logits"
         freeze_encoder: bool = True
@@ -191,10 +194,13 @@ class Comparative(Staged):
             losses, counts = zip(*map(self.objective, self.slices(compared, batch)), strict=True)
             total = torch.stack(losses).sum()
             total = total + 0.0 * compared.float().sum()  # where nothing is comparable
-        terms = torch.stack(counts).sum()
-        convergence = networks["convergence"]
-        assert isinstance(convergence, Convergence)
-        convergence.add(total, terms)
+            terms = torch.stack(counts).sum()
+            convergence = networks["convergence"]
+            assert isinstance(convergence, Convergence)
+            convergence.add(total, terms)
+            if self.switches.reduction == "mean":
+                top, count = sum_over_processes(torch.stack([total, terms.to(total.dtype)])).unbind()
+                total = top / count.clamp_min(1)
         return {"total": total, self.name: total.detach(), "terms": terms.detach()}
 
     def slices(self, compared: Tensor, batch: Batch) -> list[Slices]:

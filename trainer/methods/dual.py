@@ -40,7 +40,8 @@ class Dual(Method):
         Attributes:
             partner: the second network, as a ``student`` section.
             labelled: labelled patches per batch; by default half of it.
-            mistake_weight: of the squared error where only one of the two is confident (in the code; 0 is Eq. 2).
+            mistake_weight: Weight of the squared error where only one of the two networks is confident. The released
+                code has such a term, with 0.5; Eq. 2 has none.
             confident: probability from which a network is confident of a segment there.
             weight_semi: of Eq. 4.
             pseudo_labels: of Eq. 4: the teacher's decisions, as in the text, or, for segments that stand alone, what
@@ -60,7 +61,7 @@ class Dual(Method):
 
         partner: dict[str, Any] = Field(default_factory=lambda: {"kind": "resnet_vnet"})
         labelled: Annotated[int, Field(ge=1)] | None = None
-        mistake_weight: Weight = 0.5
+        mistake_weight: Weight = 0.0
         confident: Annotated[float, Field(gt=0.5, lt=1)] = 0.6
         weight_semi: Weight = 1.0
         pseudo_labels: Literal["teacher", "union"] = "teacher"

@@ -47,7 +47,9 @@ class MagicNet(Method):
             location: weight of telling where in the patch a cube lies.
             hidden: width of the layer between the cube's features and its place.
             cross, within: whether the cross-image and within-image branches teach.
-            blend: whether the cubes' own prediction is blended into the pseudo-label of rare classes.
+            blend: Whether the prediction from the cubes is blended into pseudo-labels. Its share at a voxel is the
+                frequency of the teacher's class there, relative to the most frequent one: frequent classes follow the
+                cubes, rare ones the teacher.
             blend_from: share of the updates after which it is (100 of 70000).
             temperature: T; class counts are taken to the power 1/T.
             count_every: updates between renewals of the class counts.

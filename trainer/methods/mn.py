@@ -49,7 +49,9 @@ class MN(Method):
                 released), is the same throughout (``fixed``), or comes from drawing patches evenly from all scans
                 (``uniform``).
             fixed_unlabelled: unlabelled patches of a batch where ``lrg`` is ``fixed``.
-            loss: one Dice over the mixed batch (``pooled``, as released), or Eq. 5 literally (``weighted``).
+            loss: ``pooled``, as released: one Dice over the mixed batch, and the divergence averaged over voxels and
+                channels. ``weighted`` is Eq. 5: cross-entropy and KL of a voxel are sums over the channels, and both
+                terms are weighted by the shares of labelled and unlabelled patches.
             weight_kl, weight_dice: weights of the two terms.
             slices: slices of each volume on which the 2D network learns in a step; None takes all, as the paper does.
             chunk: slices per call when the 2D network only predicts.
@@ -180,8 +182,9 @@ class MN(Method):
     def mixed_loss(self, logits: Tensor, target: Tensor, labelled: int, mixture: Mixture) -> Tensor:
         """KL and Dice between predictions and targets (N, C, ...), of which the first ``labelled`` are labels.
 
-        ``pooled``: one mean and one Dice over the batch; the KL part then equals (b_l/B) KL_l + (b_u/B) KL_u exactly,
-        the Dice part only about. ``weighted``: both parts weighted so (Eq. 5); ``mixture`` holds b_l and b_u.
+        ``pooled``: one mean and one Dice over the batch; the KL part is then (b_l/B) KL_l + (b_u/B) KL_u divided by the
+        number of channels, the Dice part is only about the weighted one. ``weighted``: Eq. 5; ``mixture`` holds b_l
+        and b_u.
         """
         if self.switches.loss == "pooled" or not mixture.labelled or not mixture.unlabelled:
             return self._pair(logits, target)
@@ -190,8 +193,11 @@ class MN(Method):
         return torch.stack([n / count * self._pair(logits[rows], target[rows]) for rows, n in parts]).sum()
 
     def _pair(self, logits: Tensor, target: Tensor) -> Tensor:
-        """KL averaged over voxels and channels, as released: for one-hot targets cross-entropy / C."""
-        divergence = mean_of(self.targets.divergence(logits, target))
+        """KL and Dice, weighted; for one-hot targets KL is cross-entropy (over C when pooled, as released)."""
+        divergences = self.targets.divergence(logits, target)
+        if self.switches.loss == "weighted":
+            divergences = self.targets.over_channels(divergences)
+        divergence = mean_of(divergences)
         dice = dice_pooled(self.targets.probabilities(logits), target)
         return self.switches.weight_kl * divergence + self.switches.weight_dice * dice
 
