@@ -200,7 +200,7 @@ def test_the_gradient_does_not_grow_with_the_number_of_terms(name: str) -> None:
             gradients = [p.grad.flatten() for p in networks["student"].parameters() if p.grad is not None]
             norms.setdefault(reduction, []).append(float(torch.cat(gradients).norm()))
     assert norms["sum"][1] > 1.5 * norms["sum"][0]
-    assert max(norms["mean"]) < 1.5 * min(norms["mean"])
+    assert max(norms["mean"]) < 2 * min(norms["mean"])
     assert norms["sum"][1] > 10 * norms["mean"][1]
 
 
