@@ -7,6 +7,7 @@ Reading (:func:`read_box`) and making (:func:`sample`, :func:`change_values`) ar
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -103,45 +104,44 @@ class Box:
 
     Attributes:
         image: float32 (C, X, Y, Z).
-        labels: uint8 (X, Y, Z), or None.
+        labels: uint8 (K, X, Y, Z): the label maps that are cut with it, none or several.
         cut: output voxel o reads the box at ``cut.matrix @ o``.
     """
 
     image: Tensor
-    labels: Tensor | None
+    labels: Tensor
     cut: Cut
 
     def pin_memory(self) -> Box:
         """The same in page-locked memory; the loader asks for it."""
-        return replace(
-            self, image=self.image.pin_memory(), labels=None if self.labels is None else self.labels.pin_memory()
-        )
+        return replace(self, image=self.image.pin_memory(), labels=self.labels.pin_memory())
 
     def to(self, device: torch.device) -> Box:
         """The same on another device."""
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        return replace(self, image=self.image.to(device, non_blocking=True), labels=labels)
+        image, labels = (tensor.to(device, non_blocking=True) for tensor in (self.image, self.labels))
+        return replace(self, image=image, labels=labels)
 
 
 def read_box(
-    image: NDArray[np.generic], labels: NDArray[np.generic] | None, cut: Cut, patch: tuple[int, int, int]
+    image: NDArray[np.generic], labels: Sequence[NDArray[np.generic]], cut: Cut, patch: tuple[int, int, int]
 ) -> Box:
-    """The part of ``image`` (C, X, Y, Z) and ``labels`` (X, Y, Z) that a patch needs: only this is read from disk."""
+    """The part of ``image`` (C, X, Y, Z) and of each label map (X, Y, Z) that a patch needs: only this is read."""
     box = _box(cut.matrix, patch, image.shape[1:], margin=0 if cut.plain else 1)
     inside = tuple(slice(a, b) for a, b in box)
     matrix = cut.matrix.copy()
     matrix[:3, 3] -= [a for a, _ in box]
-    found = None if labels is None else torch.from_numpy(np.array(labels[inside], dtype=np.uint8))
+    maps = [np.array(one[inside], dtype=np.uint8) for one in labels]
+    found = torch.from_numpy(np.stack(maps) if maps else np.zeros((0, *(b - a for a, b in box)), np.uint8))
     read = torch.from_numpy(np.array(image[(slice(None), *inside)], dtype=np.float32))
     return Box(read, found, Cut(matrix, cut.plain))
 
 
-def sample(box: Box, patch: tuple[int, int, int], padding: str) -> tuple[Tensor, Tensor | None]:
+def sample(box: Box, patch: tuple[int, int, int], padding: str) -> tuple[Tensor, Tensor]:
     """The patch: the image interpolated linearly, the labels by nearest voxel, on the device that the box is on.
 
-    Beyond the scan lies its border value (``edge``) or zero. Both results are float32: (C, *patch) and (*patch).
+    Beyond the scan lies its border value (``edge``) or zero. Both results are float32: (C, *patch) and (K, *patch).
     """
-    arrays = [box.image] if box.labels is None else [box.image, box.labels.float()[None]]
+    arrays = [box.image, box.labels.float()] if len(box.labels) else [box.image]
     matrix = box.cut.matrix.copy()
     if box.cut.plain:
         cuts = [_shifted(array, matrix[:3, 3].astype(int), patch, padding) for array in arrays]
@@ -154,7 +154,7 @@ def sample(box: Box, patch: tuple[int, int, int], padding: str) -> tuple[Tensor,
             grid_sample(array[None], grid, mode, padding_mode="border", align_corners=True)[0]
             for array, mode in zip(arrays, ("bilinear", "nearest"), strict=False)
         ]
-    return cuts[0], cuts[1][0] if box.labels is not None else None
+    return cuts[0], cuts[1] if len(cuts) > 1 else box.image.new_zeros((0, *patch))
 
 
 def change_values(image: Tensor, augmentation: Augmentation, random: np.random.Generator) -> Tensor:

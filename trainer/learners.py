@@ -36,14 +36,14 @@ class Learners:
         self._plan, self._manifest, self._accelerator = plan, manifest, accelerator
         self.networks = self._build(plan.recipe.seed)
         self.optimisers = {
-            name: make_optimiser(plan.method.optimiser(name), network)
+            name: make_optimiser(plan.stages.optimiser(name), network)
             for name, network in self.networks.items()
             if any(p.requires_grad for p in network.parameters())
         }
 
     def _build(self, seed: int) -> Networks:
         torch.manual_seed(seed)
-        networks = self._plan.method.build()
+        networks = self._plan.stages.build()
         if self._plan.recipe.start is not None:
             start_from(self._plan.recipe.start, networks)
         networks = {name: network.to(self._accelerator.device) for name, network in networks.items()}
@@ -51,12 +51,13 @@ class Learners:
         return networks
 
     def renew(self, step: int) -> None:
-        """Begin ``step`` with the fresh networks and optimisers that the method asks for."""
-        method = self._plan.method
-        for name in method.restarts(step):
+        """Begin ``step`` with what the stages hand over, and the fresh networks and optimisers that they ask for."""
+        stages = self._plan.stages
+        stages.hand_over(self.networks, step)
+        for name in stages.restarts(step):
             fresh = self._build(_number(self._plan.recipe.seed, 7, step))[name]
             self.networks[name].load_state_dict(fresh.state_dict())
-        for name in {*method.restarts(step), *method.fresh_optimisers(step)}:
+        for name in {*stages.restarts(step), *stages.fresh_optimisers(step)}:
             self.optimisers[name].state.clear()
 
     def update(self, batch: Batch, turn: Turn) -> dict[str, float]:
@@ -65,10 +66,10 @@ class Learners:
         Raises:
             TrainingError: the loss is not finite.
         """
-        method, recipe, scaler = self._plan.method, self._plan.recipe, self._accelerator.scaler
+        stages, recipe, scaler = self._plan.stages, self._plan.recipe, self._accelerator.scaler
         # Dropout and noise of a step depend on the step alone.
         torch.manual_seed(_number(recipe.seed, 5, batch.step, *([rank()] if rank() else [])))
-        method.prepare(self.networks, turn)
+        stages.prepare(self.networks, turn, batch.step)
         learners = {name: self.optimisers[name] for name in turn.rates}
         for name, optimiser in learners.items():
             for group in optimiser.param_groups:
@@ -76,7 +77,7 @@ class Learners:
         terms: dict[str, float] = {}
         for part in batch.parts(recipe.accumulate):
             with mixed_precision(self._accelerator):
-                losses = method.loss(self.networks, part, turn)
+                losses = stages.loss(self.networks, part, turn)
             share = len(part) / len(batch)
             _require_finite(losses["total"], batch)
             loss = losses["total"] * share
@@ -85,18 +86,18 @@ class Learners:
                 terms[name] = terms.get(name, 0.0) + float(value.detach()) * share
         average_gradients([self.networks[name] for name in learners])
         terms = average_values(terms, self._accelerator.device)
-        clip = {name: method.optimiser(name).clip_norm for name in learners}
+        clip = {name: stages.optimiser(name).clip_norm for name in learners}
         step_together(learners, {name: self.networks[name] for name in learners}, clip, scaler)
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
-        method.after_update(self.networks, turn)
+        stages.after_update(self.networks, turn, batch.step)
         average_buffers(network for network in self.networks.values() if network.training)
         return terms
 
     def exported(self) -> nn.Module:
         """A copy of the module that is kept."""
         network = student_of(self._manifest)
-        network.load_state_dict(self._plan.method.exported(self.networks).state_dict())
+        network.load_state_dict(self._plan.stages.exported(self.networks).state_dict())
         return network.to(self._accelerator.device).eval()
 
     def segmenter(self, network: nn.Module | None = None) -> Segmenter:

@@ -23,6 +23,7 @@ class CPS(Method):
     """L = L_sup(A) + L_sup(B) + w(t) (CE(A, decisions of B) + CE(B, decisions of A))."""
 
     name = "cps"
+    guided_networks = ("student", "second")
 
     class Switches(Section):
         """Settings of the paper's family.
@@ -79,7 +80,7 @@ class CPS(Method):
 
     def voters(self, networks: Networks) -> Networks:
         """Both."""
-        return networks
+        return {name: networks[name] for name in self.guided_networks}
 
     def exported(self, networks: Networks) -> nn.Module:
         """One of the two."""

@@ -33,6 +33,7 @@ class Dual(Method):
     """L = L_sup + L_semi of both networks, + lambda(t) L_con + L_unc + L_reg of the one that learns from the other."""
 
     name = "dual"
+    guided_networks = ("student", "partner")
 
     class Switches(Section):
         """The paper's ablations, and where its text and its code differ.
@@ -236,7 +237,7 @@ class Dual(Method):
 
     def voters(self, networks: Networks) -> Networks:
         """Both."""
-        return networks
+        return {name: networks[name] for name in self._sections}
 
     def _forward(self, networks: Networks, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Logits of both, and the features before their last layer where they are needed."""

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from trainer.cubes import draw_orders, from_cubes, mix, to_cubes, unmix
 from trainer.errors import RecipeError
-from trainer.losses import dice_pooled, mean_of, supervised_loss
+from trainer.losses import dice_pooled, mean_of
 from trainer.methods.mean_teacher import average_into, bounded_noise
 from trainer.methods.method import Method, Networks, Task, Turn, freeze, share_of_part
 from trainer.networks.features import features_out
@@ -122,9 +122,8 @@ class MagicNet(Method):
             within, terms["location"] = self.read_cubes(networks, batch.images)
         zero = batch.images.sum() * 0.0
         target = self.targets.encode(batch.labels[:n])
-        taught = self.taught is not None and turn.mixture.unlabelled
-        plain = student(batch.images[: None if taught else max(n, 1)])  # a part may hold no labelled patch
-        logits = plain[:n]
+        # A part may hold no labelled patch. A guide asks for the logits of the unlabelled ones, too.
+        logits = student(batch.images if self.guided else batch.images[: max(n, 1)])[:n]
         parts = [mean_of(self.targets.cross_entropy(logits, target)), self._dice(logits, target)]
         parts += [self._dice(branch[:n], target) for branch in (crossed, within) if branch is not None]
         terms["supervised"] = torch.stack(parts).sum() / 4.0 * share_of_part(n, turn.mixture.labelled, batch, turn)
@@ -132,14 +131,10 @@ class MagicNet(Method):
             pseudo = self.pseudo_labels(networks, batch.images[n:], None if within is None else within[n:], turn)
             scale = share_of_part(len(batch) - n, turn.mixture.unlabelled, batch, turn)
             terms["pseudo"] = self._dice(crossed[n:], self.targets.encode(pseudo)) * scale
-        if self.taught is not None and turn.mixture.unlabelled:
-            scale = share_of_part(len(batch) - n, turn.mixture.unlabelled, batch, turn)
-            terms["taught"] = scale * supervised_loss(plain[n:], batch.labels[n:], self.targets)
         total = (
             terms["supervised"]
             + self.switches.location * terms.get("location", zero)
             + self.weight(turn.student_update) * terms.get("pseudo", zero)
-            + (0.0 if self.taught is None else self.taught(turn.student_update)) * terms.get("taught", zero)
         )
         return {"total": total, **{name: value.detach() for name, value in terms.items()}}
 

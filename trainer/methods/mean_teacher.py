@@ -78,12 +78,6 @@ class MeanTeacher(Method):
             consistency = consistency * share_of_part(len(batch) - first, turn.mixture.unlabelled, batch, turn)
         total = supervised + self.consistency_weight(turn.student_update) * consistency
         told = {"supervised": supervised.detach(), "consistency": consistency.detach()}
-        if self.taught is not None and turn.mixture.unlabelled:
-            n = batch.labelled
-            pseudo = supervised_loss(logits[n:], batch.labels[n:], self.targets)
-            pseudo = pseudo * share_of_part(len(batch) - n, turn.mixture.unlabelled, batch, turn)
-            total = total + self.taught(turn.student_update) * pseudo
-            told["pseudo"] = pseudo.detach()
         return {"total": total, **told}
 
     def consistency(self, networks: Networks, logits: Tensor, images: Tensor, turn: Turn) -> Tensor:
