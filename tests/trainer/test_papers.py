@@ -15,6 +15,7 @@ from tests.trainer.tiny import SAM, SEGFORMER, phantoms, trained
 from trainer.methods import find_method, make_method
 from trainer.methods.method import Task
 from trainer.recipe import find_recipe, make_recipe, read_recipe
+from trainer.stages import Stages
 from trainer.students import parameters_of
 from trainer.targets import targets_of
 
@@ -141,7 +142,7 @@ def test_the_networks_are_the_papers(name: str) -> None:
     for student in find_method(recipe).students(recipe):
         assert all(side % d == 0 for side, d in zip(sides, student.divisor(), strict=True))
     with torch.device("meta"):
-        networks = method.build()
+        networks = Stages(method).build()
     for network, count in expected.items():
         found = parameters_of(networks[network])
         if isinstance(count, tuple):
