@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from semiseg.bundle.manifest import Manifest
 from semiseg.inference.segmenter import Segmenter
+from trainer.averaging import average_into
 from trainer.engine import TorchEngine, student_of
 from trainer.errors import TrainingError
 from trainer.methods.method import Networks, Turn
@@ -19,8 +20,11 @@ from trainer.optimisers import make_optimiser, step_together
 from trainer.parallel import average_buffers, average_gradients, average_values, rank, same_everywhere
 from trainer.patches import Batch
 from trainer.plan import Plan
+from trainer.schedules import ema_decay
 from trainer.start import start_from
 from trainer.validation import segmenter_for
+
+AVERAGE = "moving average"  # its name in a checkpoint; a method has no network of that name
 
 
 class Learners:
@@ -29,6 +33,7 @@ class Learners:
     Attributes:
         networks: the method's, by name.
         optimisers: of those that have something to learn.
+        average: Moving average of the exported network, where the recipe asks for one.
     """
 
     def __init__(self, plan: Plan, manifest: Manifest, accelerator: Accelerator) -> None:
@@ -40,6 +45,7 @@ class Learners:
             for name, network in self.networks.items()
             if any(p.requires_grad for p in network.parameters())
         }
+        self.average = None if plan.recipe.ema is None else self._current().requires_grad_(False)
 
     def _build(self, seed: int) -> Networks:
         torch.manual_seed(seed)
@@ -57,6 +63,8 @@ class Learners:
         for name in stages.restarts(step):
             fresh = self._build(_number(self._plan.recipe.seed, 7, step))[name]
             self.networks[name].load_state_dict(fresh.state_dict())
+        if self.average is not None and stages.restarts(step):
+            self.average.load_state_dict(self._current().state_dict())
         for name in {*stages.restarts(step), *stages.fresh_optimisers(step)}:
             self.optimisers[name].state.clear()
 
@@ -92,10 +100,26 @@ class Learners:
             optimiser.zero_grad(set_to_none=True)
         stages.after_update(self.networks, turn, batch.step)
         average_buffers(network for network in self.networks.values() if network.training)
+        self._follow(turn)
         return terms
 
+    def _follow(self, turn: Turn) -> None:
+        """Move the average towards the exported network, after an update of the student that is validated."""
+        decay = self._plan.recipe.ema
+        if self.average is not None and decay is not None and turn.judged and "student" in turn.rates:
+            current = self._plan.stages.exported(self.networks)
+            average_into(self.average, current, ema_decay(turn.student_update, decay), buffers=True)
+
     def exported(self) -> nn.Module:
-        """A copy of the module that is kept."""
+        """A copy of the module that is kept: the exported network, or its moving average."""
+        if self.average is None:
+            return self._current()
+        network = student_of(self._manifest)
+        network.load_state_dict(self.average.state_dict())
+        return network.to(self._accelerator.device).eval()
+
+    def _current(self) -> nn.Module:
+        """A copy of the exported network as it is now."""
         network = student_of(self._manifest)
         network.load_state_dict(self._plan.stages.exported(self.networks).state_dict())
         return network.to(self._accelerator.device).eval()
@@ -109,14 +133,18 @@ class Learners:
         """What a checkpoint holds of them: the fields of that name of :class:`trainer.checkpoints.State`."""
         scaler = self._accelerator.scaler
         return {
-            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "networks": {name: network.state_dict() for name, network in self._kept().items()},
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 
+    def _kept(self) -> Networks:
+        """The networks that a checkpoint holds."""
+        return self.networks if self.average is None else {**self.networks, AVERAGE: self.average}
+
     def restore(self, networks: dict[str, Any], optimisers: dict[str, Any], scaler: dict[str, Any] | None) -> None:
         """Go on from a checkpoint."""
-        for name, network in self.networks.items():
+        for name, network in self._kept().items():
             network.load_state_dict(networks[name])
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(optimisers[name])

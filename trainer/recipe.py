@@ -188,6 +188,8 @@ class Recipe(Section):
         postprocessing: how a mask is cleaned, by the segment's name.
         segments: codes and colours of segments, by name.
         augmentation: random changes to training patches.
+        ema: Largest decay of a moving average of the exported network's weights, which starts as a copy; the average is
+            then validated and exported. None keeps the last iterate.
         optimiser, schedule: how the student learns; methods with further networks have their own in their switches.
         methods: the switches of each method, by its name.
         average, blending: of overlapping windows: what is averaged, and whether a window's middle counts more.
@@ -226,6 +228,7 @@ class Recipe(Section):
     augmentation: Augmentation = Augmentation()
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     windows: tuple[tuple[Side, Side, Side], ...] = ()
     average: Literal["logits", "probs"] = "logits"
     blending: Literal["constant", "gaussian"] = "gaussian"

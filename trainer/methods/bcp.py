@@ -18,9 +18,9 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from semiseg.bundle.postprocessing import CONNECTIVITY
+from trainer.averaging import average_into
 from trainer.errors import RecipeError
 from trainer.losses import dice_pooled
-from trainer.methods.mean_teacher import average_into
 from trainer.methods.method import Method, Networks, Task, Turn, freeze
 from trainer.patches import Batch, Mixture
 from trainer.recipe import Recipe, Section, Share

@@ -15,10 +15,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.averaging import average_into
 from trainer.cubes import draw_orders, from_cubes, mix, to_cubes, unmix
 from trainer.errors import RecipeError
 from trainer.losses import dice_pooled, mean_of
-from trainer.methods.mean_teacher import average_into, bounded_noise
+from trainer.methods.mean_teacher import bounded_noise
 from trainer.methods.method import Method, Networks, Task, Turn, freeze, share_of_part
 from trainer.networks.features import features_out
 from trainer.parallel import sum_over_processes

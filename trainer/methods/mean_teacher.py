@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from trainer.averaging import average_into
 from trainer.losses import mean_of, supervised_loss
 from trainer.methods.method import Method, Networks, Turn, freeze, share_of_part
 from trainer.patches import Batch
@@ -118,17 +119,3 @@ class MeanTeacher(Method):
 def bounded_noise(images: Tensor, spread: float) -> Tensor:
     """Gaussian noise of standard deviation ``spread``, cut at twice that."""
     return (torch.randn_like(images) * spread).clamp(-2 * spread, 2 * spread)
-
-
-@torch.no_grad()
-def average_into(teacher: nn.Module, student: nn.Module, decay: float, *, buffers: bool) -> None:
-    """Move the teacher's parameters towards the student's: decay times its own plus the rest of the student's."""
-    pairs = zip(teacher.parameters(), student.parameters(), strict=True)
-    for mine, theirs in pairs:
-        mine.mul_(decay).add_(theirs.detach(), alpha=1.0 - decay)
-    if buffers:
-        for kept, current in zip(teacher.buffers(), student.buffers(), strict=True):
-            if kept.is_floating_point():
-                kept.mul_(decay).add_(current, alpha=1.0 - decay)
-            else:
-                kept.copy_(current)
