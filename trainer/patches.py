@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from trainer.augmentation import Box, change_values, draw_symmetry, draw_turn, faces, place_cut, read_box, sample
+from trainer.augmentation import Box, draw_deformation, draw_symmetry, draw_turn, faces, place_cut, read_box, sample
 from trainer.cases import PreparedCase
 from trainer.mapped_arrays import by_name, by_value
 from trainer.recipe import Recipe
+from trainer.value_changes import change_values
 
 
 @dataclass(frozen=True)
@@ -230,6 +231,7 @@ class PatchSource(Dataset[Any]):
         patch = self._recipe.size()
         turn = draw_turn(self._recipe.augmentation, self._slice_axis, random)
         cut = place_cut(case.shape, patch, turn, case.spacing, request.voxel, np.random.default_rng((*request.seed, 2)))
+        cut = replace(cut, control=draw_deformation(self._recipe.augmentation, patch, case.spacing, random))
         # Beyond the scan there is no reference: with repeated borders the labels repeat too, else background.
         wanted = [labels for labels in self._labels(request) if labels is not None]
         return Draft(request, read_box(case.image, wanted, cut, patch), random, faces(cut, patch, case.shape))

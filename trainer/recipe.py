@@ -92,6 +92,16 @@ class Augmentation(Section):
         flip_probability: of each of the axes in ``flip``.
         gamma: exponent limits, applied to the patch scaled to 0..1 and back, with probability ``gamma_probability``.
         gamma_probability: of a gamma for a patch.
+        gamma_inverted: Share of the gammas that are applied to the inverted patch, so that bright values are bent as dark
+            ones are.
+        elastic: Largest displacement in mm of a smooth deformation, with probability ``elastic_probability``.
+        elastic_probability: Probability of a deformation for a patch.
+        elastic_grid: Distance in mm of the deformation's control points.
+        blur: Limits of the standard deviation, in voxels, of a Gaussian blur, with probability ``blur_probability``.
+        blur_probability: Probability of a blur for a patch.
+        low_resolution: Limits of the share of voxels along each axis to which a patch is reduced before it is enlarged
+            again, with probability ``low_resolution_probability``.
+        low_resolution_probability: Probability of a lower resolution for a patch.
         brightness, contrast, noise: additive shift, multiplicative change and standard deviation of Gaussian noise,
             each as the largest amount in units of the normalised image, with probability ``intensity_probability``.
         intensity_probability: of each of brightness, contrast and noise for a patch.
@@ -106,6 +116,14 @@ class Augmentation(Section):
     flip_probability: Share = 0.5
     gamma: tuple[float, float] = (0.8, 1.2)
     gamma_probability: Share = 0.1
+    gamma_inverted: Share = 0.0
+    elastic: Annotated[float, Field(ge=0)] = 0.0
+    elastic_probability: Share = 0.3
+    elastic_grid: Annotated[float, Field(gt=0)] = 20.0
+    blur: tuple[float, float] = (0.5, 1.0)
+    blur_probability: Share = 0.0
+    low_resolution: tuple[float, float] = (0.5, 1.0)
+    low_resolution_probability: Share = 0.0
     brightness: Annotated[float, Field(ge=0)] = 0.0
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
     noise: Annotated[float, Field(ge=0)] = 0.0
@@ -113,9 +131,12 @@ class Augmentation(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> Augmentation:
-        for name, (low, high) in (("scale", self.scale), ("gamma", self.gamma)):
+        for name in ("scale", "gamma", "blur", "low_resolution"):
+            low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"`{name}` takes two positive limits, the smaller first, got {[low, high]}")
+        if self.low_resolution[1] > 1:
+            raise ValueError(f"`low_resolution` takes shares of the voxels, at most 1, got {list(self.low_resolution)}")
         return self
 
 
