@@ -53,8 +53,8 @@ def draw_deformation(
 ) -> NDArray[np.float64] | None:
     """Control points (3, gx, gy, gz) of a free-form deformation, in voxels of the scan; None for no deformation.
 
-    They lie on a regular grid over the patch, and a cubic B-spline is drawn through their neighbourhood (Rueckert et al.,
-    "Nonrigid registration using free-form deformations", 1999), so no voxel moves further than the largest of them.
+    They lie on a regular grid over the patch and are the coefficients of a cubic B-spline (Rueckert et al., "Nonrigid
+    registration using free-form deformations", 1999), so no voxel moves further than the largest of them.
     """
     if not augmentation.elastic or random.random() >= augmentation.elastic_probability:
         return None

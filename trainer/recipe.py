@@ -92,8 +92,8 @@ class Augmentation(Section):
         flip_probability: of each of the axes in ``flip``.
         gamma: exponent limits, applied to the patch scaled to 0..1 and back, with probability ``gamma_probability``.
         gamma_probability: of a gamma for a patch.
-        gamma_inverted: Share of the gammas that are applied to the inverted patch, so that bright values are bent as dark
-            ones are.
+        gamma_inverted: Share of the gammas that are applied to the inverted patch, so that bright values are bent as
+            dark ones are.
         elastic: Largest displacement in mm of a smooth deformation, with probability ``elastic_probability``.
         elastic_probability: Probability of a deformation for a patch.
         elastic_grid: Distance in mm of the deformation's control points.

@@ -15,8 +15,7 @@ from trainer.recipe import Augmentation
 def change_values(image: Tensor, augmentation: Augmentation, random: np.random.Generator) -> Tensor:
     """Change the values of a normalised patch (C, X, Y, Z), with one draw for all channels.
 
-    Gamma, blur, low resolution, contrast, brightness and noise, in this order: what the scanner's optics do comes before
-    its noise.
+    Gamma, blur, low resolution, contrast, brightness and noise, in this order: noise is not blurred.
     """
     if augmentation.gamma_probability and random.random() < augmentation.gamma_probability:
         exponent = random.uniform(*augmentation.gamma)

@@ -212,10 +212,9 @@ def test_image_and_labels_are_deformed_alike_and_no_further_than_told() -> None:
         control = draw_deformation(augmentation, patch, (1.0, 1.0, 1.0), random)
         shift = np.eye(4)
         shift[:3, 3] = 4
-        image, maps = sample(
-            read_box(labels[None].astype(np.float32), [labels], Cut(shift, True, control), patch), patch, "edge"
-        )
-        assert float((image[0] - maps[0]).abs().max()) <= 0.5 + 1e-4
+        box = read_box(labels[None].astype(np.float32), [labels], Cut(shift, True, control), patch)
+        image, maps = sample(box, patch, "edge")
+        assert float((image[0] - maps[0]).abs().max()) <= 0.875 + 1e-4, "a corner counts an eighth and more"
         plain = labels[4:36, 4:36, 4:36]
         differs = maps[0].numpy() != plain
         moved += int(differs.sum())
