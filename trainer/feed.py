@@ -67,6 +67,7 @@ class Feed:
             self._pseudo,
             stages.source(step),
             self._device,
+            stages.at(step)[0].views,
         )
         on_gpu = self._device.type == "cuda"
         made = batches(source, self._requests(step, turns, before), step, workers(recipe, self._device), on_gpu)

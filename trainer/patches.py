@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from trainer.augmentation import Box, draw_deformation, draw_symmetry, draw_turn, faces, place_cut, read_box, sample
-from trainer.cases import PreparedCase
+from trainer.cases import IGNORE, PreparedCase
 from trainer.mapped_arrays import by_name, by_value
 from trainer.recipe import Recipe
 from trainer.value_changes import change_values
@@ -46,6 +46,8 @@ class Batch:
         step: the step that the batch belongs to.
         guides: By name of an earlier stage, the pseudo-labels (N, X, Y, Z) int64 that it left for the unlabelled
             patches; zeros where a patch is labelled.
+        views: By name a further view (N, C, X, Y, Z) of each patch: the same voxels with other values.
+        weights: float32 (N, X, Y, Z), by which each voxel's label counts: 0 where nobody outlined; None for 1.
         where: float32 (N, 3, 2): where along each axis the patch's two faces lie, as shares of the scan's extent; NaN
             where a turn has made another axis of it.
     """
@@ -57,9 +59,16 @@ class Batch:
     step: int
     where: Tensor | None = None
     guides: Mapping[str, Tensor] = field(default_factory=dict)
+    views: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]
+
+    @property
+    def label_weights(self) -> Tensor | None:
+        """The weights of the labelled patches."""
+        return None if self.weights is None else self.weights[: self.labelled]
 
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
@@ -87,6 +96,8 @@ class Batch:
             labels=change(self.labels),
             where=None if self.where is None else change(self.where),
             guides={name: change(labels) for name, labels in self.guides.items()},
+            views={name: change(images) for name, images in self.views.items()},
+            weights=None if self.weights is None else change(self.weights),
         )
 
 
@@ -191,6 +202,7 @@ class PatchSource(Dataset[Any]):
         padding: what lies beyond a scan, see :class:`semiseg.bundle.preprocessing.Preprocessing`.
         pseudo: Pseudo-labels of unlabelled scans, by the stage that made them and by scan.
         source: The stage whose pseudo-labels are the labels of unlabelled patches; those of others become guides.
+        views: Names of further views of each patch; see :class:`trainer.methods.method.Method`.
         device: makes the patches, when the recipe leaves them to it; else they are made where they are read.
     """
 
@@ -203,9 +215,12 @@ class PatchSource(Dataset[Any]):
         pseudo: Mapping[str, Mapping[str, NDArray[np.uint8]]] | None = None,
         source: str = "",
         device: torch.device | None = None,
+        views: Sequence[str] = (),
     ) -> None:
         self._pseudo = pseudo or {}
         self._source = source
+        self._views = tuple(views)
+        self._weighted = bool(recipe.scan_weights) or any(case.ignores for case in cases.values())
         self._guides = tuple(name for name in self._pseudo if name != source)
         self._recipe = recipe
         self._cases = cases
@@ -253,12 +268,25 @@ class PatchSource(Dataset[Any]):
         image, found = symmetry.of(image), symmetry.of(found).long()
         where = symmetry.of_faces(torch.from_numpy(draft.where).float())
         image = change_values(image, augmentation, random)
+        # A stream of its own, so that a patch is the same whether or not it has further views.
+        other = np.random.default_rng((*request.seed, 3))
+        views = {name: change_values(image, self._recipe.strong_augmentation, other) for name in self._views}
         maps = iter(found)
         nothing = found.new_zeros(image.shape[1:])
         labels, *guides = [nothing if one is None else next(maps) for one in self._labels(request)]
         guides += [nothing] * (len(self._guides) - len(guides))
+        known = labels != IGNORE if request.labelled and self._cases[request.case_id].ignores else None
+        if known is not None:
+            labels = labels * known
+        weights: dict[str, Tensor] = {}
+        if self._weighted:
+            weight = self._recipe.scan_weights.get(request.case_id, 1.0)
+            all_alike = torch.full(tuple(image.shape[1:]), weight, device=image.device)
+            weights["weights"] = all_alike if known is None else all_alike * known
         return {
             "image": image,
+            "views": views,
+            **weights,
             "labels": labels,
             "guides": dict(zip(self._guides, guides, strict=True)),
             "case": request.case_id,
@@ -306,6 +334,8 @@ def _stack(samples: list[dict[str, Any]]) -> Batch:
         step=0,
         where=torch.stack([s["where"] for s in samples]),
         guides={name: torch.stack([s["guides"][name] for s in samples]) for name in samples[0]["guides"]},
+        views={name: torch.stack([s["views"][name] for s in samples]) for name in samples[0]["views"]},
+        weights=torch.stack([s["weights"] for s in samples]) if "weights" in samples[0] else None,
     )
 
 

@@ -191,6 +191,8 @@ class Recipe(Section):
         batch: patches per update, labelled and unlabelled together.
         updates: optimisation steps of the student, the budget that all methods share.
         seed: of everything random; the same recipe, data and machine give the same weights.
+        scan_weights: Weights of the labels of single scans by name, such as 0.5 for one whose outline is doubted; all
+            others count 1.
         foreground: probability that a patch is placed on foreground (for unlabelled scans: on foreground predicted
             during training, once there is any).
         precision: ``bf16`` or ``fp16`` mixed precision, or ``fp32``. ``fp16`` needs a GPU, and on a CPU ``bf16`` leaves
@@ -209,6 +211,11 @@ class Recipe(Section):
         postprocessing: how a mask is cleaned, by the segment's name.
         segments: codes and colours of segments, by name.
         augmentation: random changes to training patches.
+        deep_supervision: Weight of the supervised loss on coarser logits from the levels of the student's decoder; each
+            level counts half of the finer one. It is added where the method's loss shows the student the labelled
+            patches as they are.
+        strong_augmentation: Changes of values that make the strong view of a patch of its weak one, for methods that
+            compare views. Its spatial settings are not used.
         ema: Largest decay of a moving average of the exported network's weights, which starts as a copy; the average is
             then validated and exported. None keeps the last iterate.
         optimiser, schedule: how the student learns; methods with further networks have their own in their switches.
@@ -231,6 +238,7 @@ class Recipe(Section):
     batch: Positive = 4
     updates: Positive = 4000
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    scan_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     foreground: Share = 0.5
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulate: Positive = 1
@@ -249,6 +257,16 @@ class Recipe(Section):
     augmentation: Augmentation = Augmentation()
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
+    deep_supervision: Annotated[float, Field(ge=0)] = 0.0
+    strong_augmentation: Augmentation = Augmentation(
+        gamma=(0.5, 2.0),
+        gamma_probability=0.5,
+        blur_probability=0.3,
+        brightness=0.3,
+        contrast=0.3,
+        noise=0.2,
+        intensity_probability=0.8,
+    )
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     windows: tuple[tuple[Side, Side, Side], ...] = ()
     average: Literal["logits", "probs"] = "logits"

@@ -16,8 +16,11 @@ from dataclasses import dataclass, replace
 from torch import Tensor, nn
 
 from semiseg.bundle.manifest import PretrainedWeights, TaughtBy
-from trainer.methods.method import Method, Networks, Turn
+from trainer.deep_supervision import coarse_logits, deep_loss
+from trainer.methods.method import Method, Networks, Turn, share_of_part
+from trainer.networks.bare import bare
 from trainer.networks.calls import Calls, calls_of
+from trainer.networks.outputs import further_outputs
 from trainer.patches import Batch
 from trainer.recipe import Optimiser
 from trainer.students import AnyStudent
@@ -82,7 +85,7 @@ class Stages:
 
     def exported(self, networks: Networks) -> nn.Module:
         """See :meth:`Method.exported`."""
-        return self.last.exported(self._seen_by(self.last, networks))
+        return bare(self.last.exported(self._seen_by(self.last, networks)))
 
     def kept(self) -> AnyStudent:
         """See :meth:`Method.kept`."""
@@ -171,7 +174,25 @@ class Stages:
         stage.prepare(seen, turn)
 
     def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
-        """See :meth:`Method.loss`; earlier stages may add terms to it (:meth:`Method.guidance`)."""
+        """See :meth:`Method.loss`; earlier stages may add terms to it, and so does deep supervision."""
+        weight = self.at(batch.step)[0].recipe.deep_supervision
+        if not weight or not turn.mixture.labelled:
+            return self._guided_loss(networks, batch, turn)
+        with ExitStack() as stack:
+            heard = {name: stack.enter_context(further_outputs(networks[name])) for name in turn.rates}
+            losses = self._guided_loss(networks, batch, turn)
+        stage, _ = self.at(batch.step)
+        for name, calls in heard.items():
+            coarse = coarse_logits(calls, batch)
+            if coarse:
+                scale = share_of_part(batch.labelled, turn.mixture.labelled, batch, turn)
+                term = scale * deep_loss(coarse, batch, stage.targets)
+                losses["total"] = losses["total"] + weight * term
+                losses["deep" if name == "student" else f"deep/{name}"] = term.detach()
+        return losses
+
+    def _guided_loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+        """The stage's loss, and the terms of earlier stages (:meth:`Method.guidance`)."""
         stage, _ = self.at(batch.step)
         seen = self._seen_by(stage, networks)
         guides = [earlier for earlier in self.stages[: self.stages.index(stage)] if earlier.guides]

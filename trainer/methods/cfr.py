@@ -27,6 +27,7 @@ from trainer.sam import Sam, SamSegmenter, build_sam
 from trainer.schedules import ramp_up, rate_factor
 from trainer.slices import from_slices, to_slices
 
+UNKNOWN = -2  # label of a voxel that nobody outlined
 SAM = "sam"  # the foundation model's name among the networks
 
 
@@ -159,17 +160,27 @@ class CFR(PretrainThenTrain):
     # --- canvases -------------------------------------------------------------------------------------------------
 
     def canvas_loss(self, sam: nn.Module, batch: Batch) -> Tensor:
-        """(Dice + CE) / 2 on canvases; CE leaves out where there is no voxel, Dice wants no segment there."""
+        """(Dice + CE) / 2 on canvases; CE leaves out where there is no voxel, Dice wants no segment there.
+
+        Voxels that nobody outlined count in neither.
+        """
         images, labels, there = self.canvases(batch)
         logits = sam(images)
-        target = self.targets.encode(labels) * there[:, None]
-        crossed = mean_where(self.targets.cross_entropy(logits, target), there)
-        return 0.5 * (crossed + dice_pooled(self.targets.probabilities(logits), target))
+        known = labels != UNKNOWN
+        target = self.targets.encode(labels * known) * (there & known)[:, None]
+        crossed = mean_where(self.targets.cross_entropy(logits, target), there & known)
+        return 0.5 * (crossed + dice_pooled(self.targets.probabilities(logits) * known[:, None], target))
 
     def canvases(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (M, C, side, side), labels (M, side, side), and where there are voxels, of the batch's patches."""
+        """Images (M, C, side, side), labels (M, side, side), and where there are voxels, of the batch's patches.
+
+        The label of a voxel that nobody outlined is :data:`UNKNOWN`.
+        """
         axis, count = self.task.slice_axis, len(batch)
-        both = torch.cat([batch.images, batch.labels[:, None].to(batch.images.dtype)], dim=1)
+        labels = batch.labels
+        if batch.weights is not None:
+            labels = torch.where(batch.weights > 0, labels, torch.full_like(labels, UNKNOWN))
+        both = torch.cat([batch.images, labels[:, None].to(batch.images.dtype)], dim=1)
         slices = to_slices(both, axis)
         if self.switches.turn_slices:
             slices = _each_turned(slices)

@@ -20,6 +20,7 @@ from trainer.methods.method import Networks, Task, Turn
 from trainer.methods.pretrain import PretrainThenTrain
 from trainer.methods.registry import MethodName
 from trainer.methods.self_training import SelfTraining
+from trainer.networks.bare import bare
 from trainer.networks.features import features_out
 from trainer.parallel import sum_over_processes
 from trainer.patches import Batch, Mixture
@@ -158,7 +159,7 @@ class Comparative(PretrainThenTrain):
 
     def _train_encoder(self, student: nn.Module, trains: bool) -> None:
         for name in self._student.encoder():
-            student.get_submodule(name).requires_grad_(trains)
+            bare(student).get_submodule(name).requires_grad_(trains)
 
     def voters(self, networks: Networks) -> Networks:
         """None of its own."""

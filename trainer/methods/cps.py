@@ -57,7 +57,7 @@ class CPS(Method):
         both = [networks["student"](batch.images), networks["second"](batch.images)]
         labels = batch.labels[: batch.labelled]
         scale = share_of_part(batch.labelled, turn.mixture.labelled, batch, turn)
-        parts = [supervised_loss(y[: batch.labelled], labels, self.targets) for y in both]
+        parts = [supervised_loss(y[: batch.labelled], labels, self.targets, batch.label_weights) for y in both]
         supervised = scale * torch.stack(parts).sum()
         crossed = torch.zeros_like(supervised)
         everywhere = self.switches.pseudo_on == "all"

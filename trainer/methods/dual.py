@@ -18,6 +18,7 @@ from torch.nn import functional
 from trainer.errors import RecipeError
 from trainer.losses import dice_pooled, mean_of, mean_where
 from trainer.methods.method import Method, Networks, Task, Turn, share_of_part
+from trainer.networks.bare import bare
 from trainer.networks.features import features_into
 from trainer.networks.mean import MeanOfNetworks
 from trainer.patches import Batch
@@ -109,8 +110,7 @@ class Dual(Method):
 
     def build(self) -> Networks:
         """Both, each from its own random start."""
-        size = (self.task.inputs, self.targets.channels, self.recipe.size())
-        return {name: section.build(*size) for name, section in self._sections.items()}
+        return {name: self.build_network(section) for name, section in self._sections.items()}
 
     def turn(self, step: int) -> Turn:
         """Both learn in every step."""
@@ -155,7 +155,10 @@ class Dual(Method):
         if self.switches.teacher == "student":
             return "student", "partner"
         target = self.targets.encode(batch.labels[: batch.labelled])
-        dice = [float(self._dice(probabilities[name][: batch.labelled], target)) for name in self._sections]
+        dice = [
+            float(self._dice(probabilities[name][: batch.labelled], target, batch.label_weights))
+            for name in self._sections
+        ]
         return ("student", "partner") if dice[0] <= dice[1] else ("partner", "student")
 
     def supervised(self, logits: dict[str, Tensor], probabilities: dict[str, Tensor], batch: Batch) -> Tensor:
@@ -166,11 +169,14 @@ class Dual(Method):
         sure = [p >= self.switches.confident for p in segments.values()]
         total = torch.zeros((), device=batch.images.device)
         for name, p in segments.items():
-            total = total + mean_of(self.targets.cross_entropy(logits[name][:n], target))
-            total = total + self._dice(probabilities[name][:n], target)
+            total = total + mean_of(self.targets.cross_entropy(logits[name][:n], target), batch.label_weights)
+            total = total + self._dice(probabilities[name][:n], target, batch.label_weights)
             if self.switches.mistake_weight:
                 errors = (p - self.targets.foreground(target)).pow(2)
-                total = total + self.switches.mistake_weight * mean_where(errors, sure[0] ^ sure[1])
+                mistakes = sure[0] ^ sure[1]
+                if batch.label_weights is not None:
+                    mistakes = mistakes & (batch.label_weights > 0)[:, None]
+                total = total + self.switches.mistake_weight * mean_where(errors, mistakes)
         return total
 
     @torch.no_grad()
@@ -226,7 +232,7 @@ class Dual(Method):
         """One of them, or the mean of both."""
         if self.switches.export != "mean":
             return networks[self.switches.export]
-        return MeanOfNetworks((networks[name] for name in self._sections), regions=not self._exclusive)
+        return MeanOfNetworks((bare(networks[name]) for name in self._sections), regions=not self._exclusive)
 
     def kept(self) -> AnyStudent:
         """See :meth:`Method.kept`."""
@@ -251,8 +257,8 @@ class Dual(Method):
             logits = {name: networks[name](images) for name in self._sections}
         return logits, {name: features[0] for name, features in found.items()}
 
-    def _dice(self, probabilities: Tensor, target: Tensor) -> Tensor:
-        return dice_pooled(self.targets.foreground(probabilities), self.targets.foreground(target))
+    def _dice(self, probabilities: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+        return dice_pooled(self.targets.foreground(probabilities), self.targets.foreground(target), weights)
 
     def _distributions(self, p: Tensor) -> Tensor:
         """(N, values of a distribution, distributions per voxel, ...): one over the classes, or one for each region."""

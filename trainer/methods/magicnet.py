@@ -125,8 +125,9 @@ class MagicNet(Method):
         target = self.targets.encode(batch.labels[:n])
         # A part may hold no labelled patch. A guide asks for the logits of the unlabelled ones, too.
         logits = student(batch.images if self.guided else batch.images[: max(n, 1)])[:n]
-        parts = [mean_of(self.targets.cross_entropy(logits, target)), self._dice(logits, target)]
-        parts += [self._dice(branch[:n], target) for branch in (crossed, within) if branch is not None]
+        weights = batch.label_weights
+        parts = [mean_of(self.targets.cross_entropy(logits, target), weights), self._dice(logits, target, weights)]
+        parts += [self._dice(branch[:n], target, weights) for branch in (crossed, within) if branch is not None]
         terms["supervised"] = torch.stack(parts).sum() / 4.0 * share_of_part(n, turn.mixture.labelled, batch, turn)
         if crossed is not None and turn.mixture.unlabelled:
             pseudo = self.pseudo_labels(networks, batch.images[n:], None if within is None else within[n:], turn)
@@ -181,8 +182,8 @@ class MagicNet(Method):
         """w(t)."""
         return float(self.switches.weight * ramp_up(update, self.switches.ramp * self.recipe.updates))
 
-    def _dice(self, logits: Tensor, target: Tensor) -> Tensor:
-        return dice_pooled(self.targets.probabilities(logits), target)
+    def _dice(self, logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+        return dice_pooled(self.targets.probabilities(logits), target, weights)
 
     def _deepest(self) -> str:
         return read_student(self.recipe.student).layer("deepest")

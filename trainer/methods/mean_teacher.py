@@ -69,7 +69,7 @@ class MeanTeacher(Method):
         logits = networks["student"](batch.images)
         scale = share_of_part(batch.labelled, turn.mixture.labelled, batch, turn)
         labels = batch.labels[: batch.labelled]
-        supervised = scale * supervised_loss(logits[: batch.labelled], labels, self.targets)
+        supervised = scale * supervised_loss(logits[: batch.labelled], labels, self.targets, batch.label_weights)
         everywhere = self.switches.consistency_on == "all"
         first = 0 if everywhere else batch.labelled
         if not everywhere and not turn.mixture.unlabelled:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from semiseg.bundle.manifest import PretrainedWeights, TaughtBy
 from semiseg.errors import sentence_of
 from trainer.errors import RecipeError
 from trainer.losses import supervised_loss
+from trainer.networks.outputs import DeepSupervised, SeveralOutputs
 from trainer.patches import Batch, Mixture
 from trainer.recipe import Optimiser, Recipe, Section
 from trainer.schedules import rate_factor
@@ -76,6 +77,7 @@ class Method(ABC):
         guided: Whether an earlier stage does so to this one: then its batches hold unlabelled patches where there are
             any.
         guided_networks: Names of the networks that learn from guidance.
+        views: Names of further views of each patch that the loss compares; ``strong`` is the only one there is.
     """
 
     name: ClassVar[str]
@@ -84,6 +86,7 @@ class Method(ABC):
     guides: bool = False
     guided: bool = False
     guided_networks: ClassVar[tuple[str, ...]] = ("student",)
+    views: ClassVar[tuple[Literal["strong"], ...]] = ()
     Switches: ClassVar[type[Section]]
 
     def __init__(self, recipe: Recipe, task: Task) -> None:
@@ -247,8 +250,25 @@ class Method(ABC):
         return None
 
     def build_student(self) -> nn.Module:
-        """The recipe's student for this task."""
-        return read_student(self.recipe.student).build(self.task.inputs, self.targets.channels, self.recipe.size())
+        """The recipe's student for this task, as it is trained."""
+        return self.build_network(read_student(self.recipe.student))
+
+    def build_network(self, section: AnyStudent) -> nn.Module:
+        """The network of a section for this task, with what its training needs beside it.
+
+        Raises:
+            RecipeError: Deep supervision is asked for, and the section does not say which levels its decoder has.
+        """
+        network = section.build(self.task.inputs, self.targets.channels, self.recipe.size())
+        if not self.recipe.deep_supervision or isinstance(network, SeveralOutputs):
+            return network
+        levels = section.decoder()
+        if not levels:
+            raise RecipeError(
+                f"In the recipe, deep_supervision: a {section.kind} does not say which levels its decoder has; leave "
+                "deep_supervision out, or take a unet or dynunet of at least three levels."
+            )
+        return DeepSupervised(network, levels, self.targets.channels)
 
     def student_rate(self, update: int) -> float:
         """The student's learning rate at its ``update`` under the recipe's schedule."""

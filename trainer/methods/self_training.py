@@ -77,7 +77,7 @@ class SelfTraining(Method):
         n = batch.labelled
         terms: dict[str, Tensor] = {}
         scale = share_of_part(n, turn.mixture.labelled, batch, turn)
-        terms["supervised"] = scale * supervised_loss(logits[:n], batch.labels[:n], self.targets)
+        terms["supervised"] = scale * supervised_loss(logits[:n], batch.labels[:n], self.targets, batch.label_weights)
         total = terms["supervised"]
         if turn.mixture.unlabelled and self.round_at(turn.student_update)[0]:
             scale = share_of_part(len(batch) - n, turn.mixture.unlabelled, batch, turn)

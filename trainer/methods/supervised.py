@@ -33,5 +33,5 @@ class Supervised(Method):
         n = batch.labelled
         logits = networks["student"](batch.images)
         scale = share_of_part(n, turn.mixture.labelled, batch, turn)
-        total = scale * supervised_loss(logits[:n], batch.labels[:n], self.targets)
+        total = scale * supervised_loss(logits[:n], batch.labels[:n], self.targets, batch.label_weights)
         return {"total": total, "supervised": torch.detach(total)}
