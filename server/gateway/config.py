@@ -195,6 +195,9 @@ class Completeness(_Part):
             `complete STUDY`, or `segment` what is there.
         late: What happens to a series that got more instances after its result was made: `supersede` makes another
             result, which says so; `hold` holds the study until an operator says `complete STUDY`.
+        patients: What happens to a study whose instances name different patients (Patient ID, Patient's Name or
+            Patient's Birth Date), as after a correction: `hold` it until an operator decides by `conflict STUDY`, or
+            `segment` it.
     """
 
     quiet_seconds: Seconds | None = 60.0
@@ -203,6 +206,7 @@ class Completeness(_Part):
     interrupted_seconds: Seconds | None = None
     incomplete: Literal["hold", "segment"] = "hold"
     late: Literal["supersede", "hold"] = "supersede"
+    patients: Literal["hold", "segment"] = "hold"
 
     def patience_after_break(self) -> float:
         """Seconds for which a sender that broke off is waited for."""

@@ -20,11 +20,12 @@ from semiseg.errors import InputError, SemisegError
 from semiseg.system.file_locks import held
 from server.browser_guard import BrowserGuard
 from server.forwarded import Proxies
+from server.gateway import standing
 from server.gateway.audit import Audit
 from server.gateway.config import GatewayConfig, Poll, WebDoor
 from server.gateway.delivery import Commitments
 from server.gateway.inbox import Inbox, delete
-from server.gateway.names import Names
+from server.gateway.names import KEY, Names
 from server.gateway.node import Node
 from server.gateway.overview import Overview
 from server.gateway.polling import Polling
@@ -49,7 +50,8 @@ POLL_QUIET = 60.0  # seconds, where quiet completes no study
 TIDYING = 60.0  # seconds between two looks for what is too old
 AFTER_FAILURE = 1.0
 DECIDE = "`semiseg gateway complete STUDY` has it segmented as it is, `purge STUDY` deletes it."
-DATABASE, KEY, AUDIT = "jobs.sqlite3", "names.key", "audit.jsonl"
+DECIDE_PATIENT = "`semiseg gateway conflict STUDY` shows what differs, and decides."
+DATABASE, AUDIT = "jobs.sqlite3", "audit.jsonl"
 
 _LOG = logging.getLogger("semiseg.gateway")
 Announce = Callable[[str], None]
@@ -71,6 +73,7 @@ class Gateway:
         self._config = config
         self._stop = threading.Event()
         self._workers: dict[str, list[Worker]] = {}
+        self._pollings: list[Polling] = []
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             self._start(stack, announce)
@@ -95,6 +98,7 @@ class Gateway:
             lambda name: len(self.inbox.instances(name)),
             self.inbox.known(),
             lacking=self._lacking,
+            undecided=self._undecided,
             fetching=lambda name: bool(self.queue.jobs("waiting", "running", queue=FETCH, owner=name)),
             interrupted=self.inbox.interrupted(),
         )
@@ -105,6 +109,7 @@ class Gateway:
             config.keep.free_bytes,
             lambda: len(self.inbox.known()),
             self.studies.open_count,
+            arriving=self.studies.open_names,
             in_trouble=self._in_trouble,
             rejections=self.rejections,
         )
@@ -131,7 +136,12 @@ class Gateway:
         stack.callback(self.audit.tell, "stopped")
         stack.callback(self._close_workers)
         self._start_workers(replicas)
-        for name, look in (("studies", self._look_at_studies), ("retention", self._tidy)):
+        stack.callback(standing.forget, state)
+        for name, look in (
+            ("studies", self._look_at_studies),
+            ("retention", self._tidy),
+            ("standing", self._tell_commands),
+        ):
             thread = threading.Thread(target=self._loop, args=(name, look), name=name, daemon=True)
             thread.start()
             stack.callback(thread.join, LOOP_SECONDS)
@@ -144,12 +154,13 @@ class Gateway:
             announce(f"DICOM: {config.ae_title} on {config.dimse.host}:{node.port}")
         if config.web is not None:
             announce(f"web: {stack.enter_context(self._web(config.web, names))}")
-        pollings: list[Polling] = []
+        pollings = self._pollings
         stack.callback(_close_all, pollings)
         for poll in config.polls:
-            polling = Polling(poll, config.complete.quiet_seconds or POLL_QUIET, partial(self._found, names))
+            polling = Polling(poll, config.complete.quiet_seconds or POLL_QUIET, partial(self._found, names), names.of)
             pollings.append(polling)
             announce(f"asking {poll.url} every {poll.every_seconds:g} s")
+        self.overview.watch_polls({one.url: one.trouble for one in pollings})
 
     def __enter__(self) -> Gateway:
         return self
@@ -224,6 +235,10 @@ class Gateway:
                 self.overview.broke(name, told)
             self._stop.wait(pause)
 
+    def _tell_commands(self) -> float:
+        standing.write(self._config.state, self.overview.live())
+        return standing.WRITING
+
     def _look_at_studies(self) -> float:
         return self.studies.complete(self._completed)
 
@@ -247,10 +262,20 @@ class Gateway:
         more = f" ({len(missing)} things are missing)" if len(missing) > 1 else ""
         return f"The study is not whole. {missing[0]}{more}" if missing else ""
 
+    def _undecided(self, name: str) -> str:
+        """What an operator has to decide before a study is segmented, as a sentence; "" for nothing."""
+        if self._config.complete.patients == "segment" or not self.inbox.is_of_two_patients(name):
+            return ""
+        found = self.inbox.conflict(name)
+        return "" if found is None else found.sentence()
+
+    def _advice(self, name: str) -> str:
+        return DECIDE_PATIENT if self._undecided(name) else DECIDE
+
     def _in_trouble(self) -> list[dict[str, Any]]:
         """Studies that wait for something which may not come by itself, and why."""
         found = {
-            name: {"study": name, "since": self.inbox.changed(name), "why": f"{why} {DECIDE}"}
+            name: {"study": name, "since": self.inbox.changed(name), "why": f"{why} {self._advice(name)}"}
             for name, why in self.studies.held().items()
         }
         patience = {poll.url: poll.trouble_after for poll in self._config.polls}
@@ -259,6 +284,9 @@ class Gateway:
             if told.get("tries", 0) >= patience.get(told["url"], 1):
                 why = f"It could not be fetched {told['tries']} times, and is tried again. {told['trouble']}"
                 found.setdefault(name, {"study": name, "since": job.created, "why": why})
+        for polling in list(self._pollings):
+            for one in polling.unsettled():
+                found.setdefault(str(one["study"]), one)
         return sorted(found.values(), key=lambda one: float(one["since"]), reverse=True)
 
     def _found(self, names: Names, poll: Poll, uid: str, count: int) -> None:

@@ -7,27 +7,30 @@
     studies/STUDY/sending-NAME  an empty file for each sender whose association or request has not ended yet
     studies/STUDY/lacks-KEY     a sentence: what is missing of the study, so that it is not whole
     studies/STUDY/accepted      an empty file: somebody decided that the study is taken as it is
+    studies/STUDY/patient-..., accession-...   see :mod:`server.gateway.patients`
+    studies/STUDY/newer/...     other versions of instances; see :mod:`server.gateway.conflicts`
 
 The folder is the only record of what has arrived: nothing else has to be kept in step with it.
 """
 
 from __future__ import annotations
 
-import filecmp
 import os
 import shutil
 import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import quote, unquote
 
 from semiseg.errors import InputError, SemisegError, VolumeError
 from semiseg.system.durable_files import free_bytes, sync
 from semiseg.volumes.dicom_file import read_dicom, text
+from server.gateway.conflicts import Choice, Conflict, conflict_of, decide, keep_version
 from server.gateway.names import Names
+from server.gateway.patients import TAGS, differing, legible, marks_of
 from server.gateway.uids import UidRule, breaks_the_standard
 from server.jobs.files import empty
 
@@ -57,13 +60,20 @@ class NotOurs(InputError):  # noqa: N818 - a refusal
 
 @dataclass(frozen=True)
 class Identity:
-    """What an instance says that it is; ``announced`` is how many its study has by its own account, or None."""
+    """What an instance says that it is.
+
+    Attributes:
+        sop_class, instance, study, series: UIDs.
+        announced: Number of instances that its study has by its own account, or None.
+        marks: Names of the files that say of which patient and order it is, as keyed hashes.
+    """
 
     sop_class: str
     instance: str
     study: str
     series: str
     announced: int | None
+    marks: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -74,13 +84,16 @@ class Arrival:
         study: name of its study.
         instance: its own name.
         new: whether it was not there before.
-        differs: whether another object of the same UID was there, which stays.
+        differs: Whether an object of the same UID with another content was there; it stays, and this one is kept beside
+            it until somebody decides.
+        attributes: Keywords of the attributes that differ.
     """
 
     study: str
     instance: str
     new: bool
     differs: bool
+    attributes: tuple[str, ...] = ()
 
 
 class Inbox:
@@ -139,9 +152,8 @@ class Inbox:
             identity = identity or self.identify(file)
             study, name = self._names.of(identity.study), self._names.of(identity.instance)
             sync(file)
-            new = self._place(file, study, name, sender, identity, more_follows)
-            differs = not new and not filecmp.cmp(file, self.studies / study / f"{name}{_SUFFIX}", shallow=False)
-            return Arrival(study, name, new, differs)
+            new, attributes = self._place(file, study, name, sender, identity, more_follows)
+            return Arrival(study, name, new, bool(attributes), tuple(attributes))
         finally:
             file.unlink(missing_ok=True)
 
@@ -153,7 +165,7 @@ class Inbox:
                 quotes nothing of the file, since it goes into logs.
         """
         try:
-            header = read_dicom(file, pixels=False, tags=_TAGS, last=LAST)
+            header = read_dicom(file, pixels=False, tags=[*TAGS, *_TAGS], last=LAST)
             uids = {keyword: text(header, keyword, file) for keyword in _TAGS}
         except VolumeError as error:
             what = "is not a DICOM file" if "not a DICOM file" in str(error) else "is a damaged DICOM file"
@@ -167,14 +179,18 @@ class Inbox:
             uids["StudyInstanceUID"],
             uids["SeriesInstanceUID"],
             count_in(uids["NumberOfStudyRelatedInstances"]),
+            tuple(marks_of(legible(header, file), self._names)),
         )
         for keyword in _TAGS[:4]:
             if wrong := breaks_the_standard(uids[keyword], self._uids):
                 raise NotOurs(f"The {keyword} of the instance {wrong}.", identity)
         return identity
 
-    def _place(self, file: Path, study: str, name: str, sender: str, identity: Identity, more_follows: bool) -> bool:
-        folder = self.studies / study
+    def _place(
+        self, file: Path, study: str, name: str, sender: str, identity: Identity, more_follows: bool
+    ) -> tuple[bool, list[str]]:
+        """Whether an instance is new, and where it is not, what differs from the one that is there."""
+        folder, there = self.studies / study, self.studies / study / f"{name}{_SUFFIX}"
         marks = [f"{_SENDER}{quote(sender, safe='')}", f"{_SERIES}{self._names.of(identity.series)}"]
         if more_follows:
             marks.append(f"{_SENDING}{quote(sender, safe='')}")
@@ -183,15 +199,19 @@ class Inbox:
             self._require_folder(folder)
             for mark in marks:
                 (folder / mark).touch()
+            for mark in identity.marks:
+                if not (folder / mark).exists():  # its time is when the first of this patient came
+                    (folder / mark).touch()
+            new, attributes = True, list[str]()
             try:
-                os.link(file, folder / f"{name}{_SUFFIX}")  # unlike a rename, this replaces nothing
-                new = True
-                (folder / _ACCEPTED).unlink(missing_ok=True)
+                os.link(file, there)  # unlike a rename, this replaces nothing
             except FileExistsError:
-                new = False
+                new, attributes = False, keep_version(folder, there.name, file)
+            if new or attributes:
+                (folder / _ACCEPTED).unlink(missing_ok=True)
             (folder / f"{_LACKS}{name}").unlink(missing_ok=True)
         sync(folder)  # also for one that is here already: who brought it first may not have come to this yet
-        return new
+        return new, attributes
 
     def _require_folder(self, folder: Path) -> None:
         if not folder.exists():
@@ -251,6 +271,24 @@ class Inbox:
     def is_accepted(self, study: str) -> bool:
         """Whether somebody decided that a study is taken as it is, and nothing more has come."""
         return (self.studies / study / _ACCEPTED).exists()
+
+    def conflict(self, study: str) -> Conflict | None:
+        """What an operator has to decide of a study; None where nothing is."""
+        return conflict_of(self.studies / study)
+
+    def is_of_two_patients(self, study: str) -> bool:
+        """Whether instances of a study name different patients, and nobody has decided about it."""
+        return not self.is_accepted(study) and bool(differing(self.studies / study))
+
+    def decide(self, study: str, choice: Choice) -> None:
+        """End the conflict of a study: keep what came first, or take what came last."""
+        folder = self.studies / study
+        with self._lock:
+            decide(folder, self._names, choice)
+            series = {f"{_SERIES}{self._names.of(self.identify(file).series)}" for file in self.instances(study)}
+            for mark in folder.glob(f"{_SERIES}*"):
+                if mark.name not in series:
+                    mark.unlink()
 
     def changed(self, study: str) -> float:
         """When something of a study came last, in Unix seconds; now where it is gone."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import logging
 import re
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
@@ -23,6 +24,7 @@ from semiseg.volumes.dicom_index import look_at
 from server.gateway.audit import Audit
 from server.gateway.backoff import Backoff, delay_after
 from server.gateway.config import GatewayConfig, Retry
+from server.gateway.conflicts import Choice
 from server.gateway.delivery import Commitments, NotDelivered, deliver
 from server.gateway.inbox import Inbox, delete
 from server.gateway.names import Names
@@ -42,6 +44,7 @@ _LOG = logging.getLogger("semiseg.gateway")
 # What a job's payload holds of its failures; `held` where others of its kind fail for the same reason.
 TROUBLE = ("tries", "waited", "trouble", "held")
 A_MOMENT = 1.5  # seconds by which the job that found a destination dead lets others go first
+UNDECIDED = 30.0  # seconds after which a job looks again whether an operator has decided
 WAIT = 1.0  # seconds after which a job asks again for what another one holds
 
 
@@ -118,10 +121,13 @@ class Work:
     def study(self, task: Task) -> dict[str, Any]:
         """Apply the rules to a study that is complete."""
         name, again = task.job.payload["study"], task.job.payload.get("again")
-        if again and self._is_open(name):
+        choice = task.job.payload.get("conflict")
+        if (again or choice) and self._is_open(name):
             raise Postponed("Something of the study is arriving.", after=2.0)
         if any(one.created < task.job.created for one in self._queue.jobs("running", queue=STUDY, owner=name)):
             raise Postponed("The study is being looked at.", after=WAIT)
+        if choice:
+            return self._settle(task.job, name, choice)
         objects, _ = look_at(self._inbox.instances(name))
         decisions = decide(objects, self._inbox.senders(name), self._config.rules, partial(self._inbox.elsewhere, name))
         put, late = [], 0
@@ -171,6 +177,7 @@ class Work:
         files = [self._inbox.studies / told["study"] / name for name in told["files"]]
         if not all(file.exists() for file in files):
             raise JobFailed("The study is not here any more.")
+        self._require_one_patient(told["study"])
         earlier = earlier_orders(self._queue, SEGMENT, job)
         if any(one.state == "running" for one in earlier):
             raise Postponed("The result before it is being made.", after=WAIT)
@@ -219,6 +226,7 @@ class Work:
         destination = self._config.destinations.get(told["to"])
         if destination is None:
             raise self._again(job, f"The configuration has no destination {told['to']} any more.")
+        self._require_one_patient(told["study"])
         # What it has is not sent again, and what it refused the last time goes last.
         taken, refused = list(told.get("taken", ())), told.get("refused", ())
         names = sorted((name for name in told["files"] if name not in taken), key=lambda name: name in refused)
@@ -231,6 +239,8 @@ class Work:
             outcome = Outcome(trouble=str(error))
         taken += outcome.taken
         payload = told | {"taken": taken, "refused": list(outcome.refused)}
+        if outcome.refused:
+            payload["refused_since"] = told.get("refused_since") or time.time()
         told_of = {"study": told["study"], "job": job.id, "to": told["to"], **_again_of(job)}
         if outcome.remarks:
             told_of["remarks"] = outcome.remarks
@@ -246,8 +256,18 @@ class Work:
         return {"instances": len(taken)}
 
     def purge(self, task: Task) -> dict[str, Any]:
-        """Delete a study, its results and its jobs, unless something of it is arriving or being worked on."""
-        name = task.job.payload["study"]
+        """Delete a study, its results and its jobs, unless something of it is arriving or being worked on.
+
+        A study that an archive listed is new afterwards, and is fetched again while the archive lists it, unless the
+        job says ``for_good``.
+        """
+        name, told = task.job.payload["study"], task.job.payload
+        fetches = self._queue.jobs(queue=FETCH, owner=name)
+        for job in fetches:
+            if not job.ended:
+                self._queue.stop(job.id)
+        if any(job.state == "running" for job in fetches):
+            raise Postponed("The study is being fetched.", after=WAIT)
         jobs = [job for job in self._queue.jobs(owner=name) if job.queue not in (FETCH, PURGE)]
         for job in jobs:
             if not job.ended:
@@ -256,6 +276,9 @@ class Work:
             raise Postponed("Something of the study is being worked on.", after=1.0)
         if not self.forget(name, jobs):
             raise JobFailed("Something of the study is arriving; purge it when it is complete.")
+        if told.get("fetch_again"):
+            for job in fetches:
+                self._queue.forget(job.id)
         self._audit.tell("purged", study=name, why=task.job.payload["why"])
         return {}
 
@@ -267,6 +290,35 @@ class Work:
             delete(self.results / job.id, overwrite=self._config.keep.overwrite)
             self._queue.forget(job.id)
         return True
+
+    def _settle(self, job: Job, name: str, choice: Choice) -> dict[str, Any]:
+        """Do what an operator decided about two versions of a study, and have it decided on anew."""
+        mine = [one for one in self._queue.jobs(owner=name) if one.queue in (STUDY, SEGMENT, DELIVER)]
+        others = [one for one in mine if one.id != job.id]
+        if choice == "new":  # what waits is of the version that goes
+            for one in others:
+                if not one.ended:
+                    self._queue.stop(one.id)
+        if any(one.state == "running" for one in others):
+            raise Postponed("Something of the study is being worked on.", after=WAIT)
+        if not self._inbox.instances(name):
+            raise JobFailed("The study is not here any more.")
+        self._inbox.decide(name, choice)
+        if choice == "new":
+            for one in others:  # so that the same orders are made again
+                delete(self.results / one.id, overwrite=self._config.keep.overwrite)
+                self._queue.forget(one.id)
+        self._audit.tell("conflict decided", study=name, job=job.id, kept="newer" if choice == "new" else "earlier")
+        self._complete(name, "an operator decided which version of it counts")
+        for kind in (SEGMENT, DELIVER):
+            self._queue.change_waiting(kind, lambda one: one.payload, lane=Lane("study", (name,)), at_once=True)
+            self._wake(kind)
+        return {"kept": choice}
+
+    def _require_one_patient(self, study: str) -> None:
+        """Wait while an operator has to decide of which patient a study is: its result may be another patient's."""
+        if self._config.complete.patients == "hold" and self._inbox.is_of_two_patients(study):
+            raise Postponed("The study has instances of two patients, and waits for a decision.", after=UNDECIDED)
 
     def _supersede(self, newest: Job, before: Sequence[Job]) -> None:
         """Stop older orders of the same rule and series that nobody has begun: they lack what came late."""
@@ -428,4 +480,4 @@ def _given_up(tries: int, hours: float, sentence: str) -> str:
 
 def tidied(payload: dict[str, Any]) -> dict[str, Any]:
     """The payload of a job that begins anew, without what it had failed of."""
-    return {name: value for name, value in payload.items() if name not in (*TROUBLE, "refused")}
+    return {name: value for name, value in payload.items() if name not in (*TROUBLE, "refused", "refused_since")}
