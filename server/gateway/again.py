@@ -16,7 +16,7 @@ from typing import Literal
 
 from semiseg.errors import InputError
 from server.gateway.config import Poll
-from server.gateway.finding import find_series, find_study
+from server.gateway.finding import find_series, find_studies, find_study
 from server.gateway.names import KEY, Names
 from server.gateway.work import DELIVER, FETCH, RESULTS, SEGMENT, STUDY, tidied
 from server.jobs.queue import ENDED, Job, Queue
@@ -48,8 +48,10 @@ def again(queue: Queue, state: Path, typed: str, what: What | None = None) -> tu
         sent = [named] if named.queue == DELIVER else _newest_deliveries(queue, study, orders)
         if named.queue == DELIVER and what == "segment":
             orders = [one for one in queue.jobs(queue=SEGMENT, owner=study) if one.id == named.payload["of"]]
-    elif series := find_series(queue, state, typed, SEGMENT):
-        orders = _newest([one for one in (queue.get(name) for name in series) if one is not None])
+    elif (
+        named is None and not find_studies(queue, state, typed) and (mine := find_series(queue, state, typed, SEGMENT))
+    ):
+        orders = _newest(mine)
         study, default = orders[0].owner, "segment"
         sent = _newest_deliveries(queue, study, orders)
     else:

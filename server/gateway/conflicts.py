@@ -13,6 +13,7 @@ from __future__ import annotations
 import filecmp
 import os
 import shutil
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,34 +79,28 @@ def conflict_of(folder: Path) -> Conflict | None:
     return Conflict(len(versions), tuple(attributes), patients)
 
 
-def keep_version(folder: Path, name: str, file: Path) -> list[str]:
-    """Keep another version of an instance, unless it says the same or is kept already.
+def keep_version(folder: Path, name: str, file: Path, attributes: Sequence[str]) -> None:
+    """Keep another version of an instance, unless it is kept already.
 
     Args:
         folder: Folder of the study.
         name: File name of the instance, which is in ``folder``.
         file: The other version, which stays where it is.
-
-    Returns:
-        Keywords of the attributes that differ; none where both say the same.
+        attributes: Keywords of the attributes that differ.
     """
-    found = differences(folder / name, file)
-    if not found:
-        return []
     newer = folder / NEWER
     newer.mkdir(exist_ok=True)
     number = 1
     while (there := newer / str(number) / name).exists():
         if filecmp.cmp(there, file, shallow=False):
-            return found
+            return
         number += 1
     there.parent.mkdir(exist_ok=True)
-    for keyword in found[:20]:
+    for keyword in attributes[:20]:
         (newer / f"{DIFFERS}{keyword}").touch()
     os.link(file, there)
     for one in (there.parent, newer, folder):
         sync(one)
-    return found
 
 
 def differences(old: Path, new: Path) -> list[str]:

@@ -14,7 +14,7 @@ from server.gateway.inbox import STUDIES
 from server.gateway.names import KEY, Names
 from server.gateway.patients import ACCESSION, PATIENT, accession_mark, marks_of, patient_mark, values_of
 from server.jobs.lanes import Lane
-from server.jobs.queue import Queue
+from server.jobs.queue import Job, Queue
 
 _NAME = re.compile(r"[0-9a-f]{32}")
 
@@ -56,10 +56,10 @@ def find_study(queue: Queue, state: Path, typed: str) -> str:
     return found[0]
 
 
-def find_series(queue: Queue, state: Path, typed: str, kind: str) -> list[str]:
+def find_series(queue: Queue, state: Path, typed: str, kind: str) -> list[Job]:
     """Jobs of a kind that concern a series, by its name in the audit log or its Series Instance UID."""
     names = tuple({typed.strip(), Names(state / KEY).of(typed.strip())})
-    return [job.id for job in queue.jobs(queue=kind, lane=Lane("series", names))]
+    return queue.jobs(queue=kind, lane=Lane("series", names)) if typed.strip() else []
 
 
 def _marks(folder: Path, names: Names) -> set[str]:

@@ -316,7 +316,7 @@ class Gateway:
                 continue
             if self.studies.is_open(name) or not jobs or not all(job.ended for job in jobs):
                 continue
-            failed = any(job.state == "failed" for job in jobs)
+            failed = any(job.state == "failed" for job in jobs) or self.inbox.conflict(name) is not None
             seconds = keep.failed_days * 86400 if failed else keep.hours * 3600
             if now - max(job.changed for job in jobs) > seconds and self.work.forget(name, jobs):
                 self.audit.tell("purged", study=name, why=f"{seconds / 3600:g} hours after its last job")
@@ -350,7 +350,9 @@ class Gateway:
                 return None
             if anyway:
                 self.inbox.accept_as_it_is(name)
-            lacking = self._lacking(name) if count is None and self._config.complete.incomplete == "hold" else ""
+            lacking = self._undecided(name)
+            if not lacking and count is None and self._config.complete.incomplete == "hold":
+                lacking = self._lacking(name)
             if not lacking:
                 self.studies.end(name, "somebody said so", count)
             return name, lacking

@@ -19,7 +19,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +28,7 @@ from urllib.parse import quote, unquote
 from semiseg.errors import InputError, SemisegError, VolumeError
 from semiseg.system.durable_files import free_bytes, sync
 from semiseg.volumes.dicom_file import read_dicom, text
-from server.gateway.conflicts import Choice, Conflict, conflict_of, decide, keep_version
+from server.gateway.conflicts import Choice, Conflict, conflict_of, decide, differences, keep_version
 from server.gateway.names import Names
 from server.gateway.patients import TAGS, differing, legible, marks_of
 from server.gateway.uids import UidRule, breaks_the_standard
@@ -199,17 +199,21 @@ class Inbox:
             self._require_folder(folder)
             for mark in marks:
                 (folder / mark).touch()
-            for mark in identity.marks:
-                if not (folder / mark).exists():  # its time is when the first of this patient came
-                    (folder / mark).touch()
-            new, attributes = True, list[str]()
             try:
                 os.link(file, there)  # unlike a rename, this replaces nothing
-            except FileExistsError:
-                new, attributes = False, keep_version(folder, there.name, file)
-            if new or attributes:
+                new = True
                 (folder / _ACCEPTED).unlink(missing_ok=True)
+                _mark(folder, identity.marks)
+            except FileExistsError:
+                new = False
             (folder / f"{_LACKS}{name}").unlink(missing_ok=True)
+        attributes = [] if new else differences(there, file)  # without the lock: they may be large
+        if not new:
+            with self._lock:
+                if attributes:
+                    keep_version(folder, there.name, file, attributes)
+                    (folder / _ACCEPTED).unlink(missing_ok=True)
+                _mark(folder, identity.marks)
         sync(folder)  # also for one that is here already: who brought it first may not have come to this yet
         return new, attributes
 
@@ -333,6 +337,13 @@ class Inbox:
                 (self.studies / study).rename(gone)
         delete(gone, overwrite=overwrite)
         return True
+
+
+def _mark(folder: Path, marks: Sequence[str]) -> None:
+    """Make the files that say of which patient a study is; the time of each is when the first of this patient came."""
+    for mark in marks:
+        if not (folder / mark).exists():
+            (folder / mark).touch()
 
 
 def delete(path: Path, *, overwrite: bool) -> None:

@@ -19,7 +19,7 @@ from server.gateway.work import KINDS, SEGMENT
 from server.jobs.queue import Job, Queue
 
 FILE = "standing.json"
-WRITING, STALE = 3.0, 30.0  # seconds between two writings, and after which the gateway is taken not to run
+WRITING, STALE = 1.0, 30.0  # seconds between two writings, and after which the gateway is taken not to run
 RECENT = 86400.0  # seconds for which a rejection is trouble
 SHOWN = 50  # of each table on the page
 

@@ -72,7 +72,7 @@ def _study(name: str, folder: Path, jobs: list[Job], held: str, arriving: bool) 
     trouble, do = _trouble(name, folder, jobs, held, fits_nothing=fits_nothing)
     working = any(not job.ended for job in jobs)
     stage = "arriving" if arriving else "held" if held else "being worked on" if working else "done"
-    if not arriving and not jobs:
+    if not arriving and not held and not jobs:
         stage = "waiting for its end"
     return {
         "study": name,

@@ -115,6 +115,8 @@ class Work:
         except NotDelivered as error:
             raise self._again(job, str(error)) from None
         self._audit.tell("fetched", study=told["study"], job=job.id, sender=poll.name, instances=count)
+        if (conflict := self._inbox.conflict(told["study"])) is not None:
+            self._audit.tell("conflict", sender=poll.name, study=told["study"], attributes=conflict.attributes)
         self._complete(told["study"], f"all {count} instances that {poll.name} has were fetched")
         return {"instances": count}
 
