@@ -143,7 +143,7 @@ def retry(
     every: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
 ) -> None:
     """Let dead letters be tried once more."""
-    from server.gateway.work import tidied
+    from server.gateway.kinds import tidied
 
     queue, _ = _state(context)
     wanted = [job.id for job in queue.jobs("failed")] if every else names or []
@@ -172,7 +172,7 @@ def complete(context: typer.Context, studies: Annotated[list[str], typer.Argumen
     """Have studies segmented as they are: those that are held because something is missing or came late."""
     from server.gateway.finding import find_study
     from server.gateway.inbox import STUDIES, accept_as_it_is
-    from server.gateway.work import STUDY as DECIDING
+    from server.gateway.kinds import STUDY as DECIDING
 
     queue, state = _state(context)
     for name in [find_study(queue, state, _typed(one)) for one in studies]:
@@ -223,8 +223,8 @@ def conflict(
     from server.gateway.conflicts import conflict_of, counts
     from server.gateway.finding import find_study
     from server.gateway.inbox import STUDIES
+    from server.gateway.kinds import STUDY as DECIDING
     from server.gateway.names import KEY, Names
-    from server.gateway.work import STUDY as DECIDING
 
     queue, state = _state(context)
     if keep_old and take_new:
@@ -264,7 +264,7 @@ def purge(
     A study that a polled archive lists is new afterwards and is fetched again, unless --for-good is given.
     """
     from server.gateway.finding import find_study
-    from server.gateway.work import PURGE
+    from server.gateway.kinds import PURGE
 
     queue, state = _state(context)
     for name in [find_study(queue, state, _typed(one)) for one in studies]:

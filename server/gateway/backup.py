@@ -10,8 +10,8 @@ from semiseg.errors import InputError
 from semiseg.system.durable_files import move_durably, sync
 from server.gateway.gateway import AUDIT, DATABASE
 from server.gateway.inbox import STUDIES
+from server.gateway.kinds import RESULTS
 from server.gateway.names import KEY
-from server.gateway.work import RESULTS
 from server.jobs.queue import Queue
 
 

@@ -21,59 +21,29 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from semiseg.errors import InputError, SemisegError, VolumeError
+from semiseg.errors import SemisegError
 from semiseg.system.durable_files import free_bytes, sync
-from semiseg.volumes.dicom_file import read_dicom, text
 from server.gateway.conflicts import Choice, Conflict, conflict_of, decide, differences, keep_version
+from server.gateway.identity import Identity as Identity
+from server.gateway.identity import NotOurs as NotOurs
+from server.gateway.identity import count_in as count_in
+from server.gateway.identity import identity_of
 from server.gateway.names import Names
-from server.gateway.patients import TAGS, differing, legible, marks_of
-from server.gateway.uids import UidRule, breaks_the_standard
+from server.gateway.patients import differing
+from server.gateway.uids import UidRule
 from server.jobs.files import empty
 
-LAST = 0x00201208  # Number of Study Related Instances
-_TAGS = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "NumberOfStudyRelatedInstances"]
 STUDIES = "studies"
 _SUFFIX, _SENDER, _SERIES, _SENDING, _LACKS = ".dcm", "from-", "series-", "sending-", "lacks-"
 _ACCEPTED = "accepted"
-LARGEST_COUNT = 10**7  # instances of one study; a larger number is no count but an error of whoever wrote it
 
 
 class DiskFull(SemisegError):  # noqa: N818 - it passes
     """Less is free than has to stay free."""
-
-
-class NotOurs(InputError):  # noqa: N818 - a refusal
-    """What came is no instance, or not the one that it was announced as.
-
-    Attributes:
-        identity: Identity that the instance claims, None where it could not be read.
-    """
-
-    def __init__(self, sentence: str, identity: Identity | None = None) -> None:
-        super().__init__(sentence)
-        self.identity = identity
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What an instance says that it is.
-
-    Attributes:
-        sop_class, instance, study, series: UIDs.
-        announced: Number of instances that its study has by its own account, or None.
-        marks: Names of the files that say of which patient and order it is, as keyed hashes.
-    """
-
-    sop_class: str
-    instance: str
-    study: str
-    series: str
-    announced: int | None
-    marks: tuple[str, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -161,30 +131,9 @@ class Inbox:
         """Read an instance's header as far as its study.
 
         Raises:
-            NotOurs: The file is no DICOM, lacks a UID that it needs, or has one that breaks PS3.5 9.1. The sentence
-                quotes nothing of the file, since it goes into logs.
+            NotOurs: See :func:`server.gateway.identity.identity_of`.
         """
-        try:
-            header = read_dicom(file, pixels=False, tags=[*TAGS, *_TAGS], last=LAST)
-            uids = {keyword: text(header, keyword, file) for keyword in _TAGS}
-        except VolumeError as error:
-            what = "is not a DICOM file" if "not a DICOM file" in str(error) else "is a damaged DICOM file"
-            raise NotOurs(f"The instance {what}.") from None
-        for keyword in _TAGS[:4]:
-            if not uids[keyword]:
-                raise NotOurs(f"The instance has no {keyword}.")
-        identity = Identity(
-            uids["SOPClassUID"],
-            uids["SOPInstanceUID"],
-            uids["StudyInstanceUID"],
-            uids["SeriesInstanceUID"],
-            count_in(uids["NumberOfStudyRelatedInstances"]),
-            tuple(marks_of(legible(header, file), self._names)),
-        )
-        for keyword in _TAGS[:4]:
-            if wrong := breaks_the_standard(uids[keyword], self._uids):
-                raise NotOurs(f"The {keyword} of the instance {wrong}.", identity)
-        return identity
+        return identity_of(file, self._names, self._uids)
 
     def _place(
         self, file: Path, study: str, name: str, sender: str, identity: Identity, more_follows: bool
@@ -368,15 +317,3 @@ def accept_as_it_is(folder: Path) -> None:
     (folder / _ACCEPTED).touch()
     for mark in folder.glob(f"{_LACKS}*"):
         mark.unlink(missing_ok=True)
-
-
-def count_in(written: object) -> int | None:
-    """A number of instances as an IS or JSON number writes it; None for zero, for nonsense and for what is no number.
-
-    Such numbers ((0020,1208), (0020,1209)) are hints: nothing goes wrong without them.
-    """
-    text = str(written).strip()
-    digits = text.removeprefix("+")
-    if isinstance(written, bool) or not (digits.isascii() and digits.isdecimal() and len(digits) <= 12):
-        return None
-    return int(digits) if 0 < int(digits) <= LARGEST_COUNT else None

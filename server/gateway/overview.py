@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semiseg.system.durable_files import free_bytes
+from server.gateway.kinds import KINDS
 from server.gateway.standing import SHOWN, document
-from server.gateway.work import KINDS
 from server.jobs.database import QueueError
 from server.jobs.queue import Queue
 

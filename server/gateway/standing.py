@@ -14,8 +14,8 @@ from typing import Any
 
 from semiseg.system.durable_files import free_bytes
 from server.gateway.inbox import STUDIES
+from server.gateway.kinds import KINDS, SEGMENT
 from server.gateway.study_list import studies_in
-from server.gateway.work import KINDS, SEGMENT
 from server.jobs.queue import Job, Queue
 
 FILE = "standing.json"

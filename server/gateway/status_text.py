@@ -7,9 +7,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from server.gateway.kinds import STUDY
 from server.gateway.standing import described
 from server.gateway.status_page import result_line
-from server.gateway.work import STUDY
 from server.jobs.queue import Job
 
 

@@ -17,8 +17,8 @@ from urllib.parse import unquote
 
 from server.gateway.conflicts import conflict_of
 from server.gateway.inbox import STUDIES
+from server.gateway.kinds import DELIVER, FETCH, PURGE, SEGMENT, STUDY
 from server.gateway.outcome import refused_since
-from server.gateway.work import DELIVER, FETCH, PURGE, SEGMENT, STUDY
 from server.jobs.queue import Job, Queue
 
 REASONS = 4  # of each study
