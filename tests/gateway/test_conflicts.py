@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pydicom
 import pytest
 from pydicom.uid import RLELossless
@@ -96,6 +97,45 @@ def test_old_patient_is_kept_and_what_waited_goes_on(
     assert of_patients(archive) == ["first"]
     assert not list((gateway.state / "studies").glob("*/newer"))
     assert gateway.audit("conflict decided")[0]["kept"] == "earlier"
+
+
+@pytest.mark.parametrize(("option", "patients"), [("--keep-old", ["waits"]), ("--take-new", ["corrected"])])
+def test_result_that_was_not_delivered_waits_for_the_decision(
+    server: RunningServer, send: Callable[..., Any], tmp_path: Path, option: str, patients: list[str]
+) -> None:
+    answers = [0xA700]
+    with dimse_archive(lambda *_: answers[0]) as archive:
+        config = configuration(tmp_path, server.url, destinations=to(archive.port))
+        with running_gateway(config, tmp_path / "gateway") as gateway:
+            uid = write_study(tmp_path / "study", "waits")
+            assert send(gateway, tmp_path / "study").returncode == 0
+            until(lambda: gateway.audit("failed"), told=lambda: gateway.output)
+            corrected(tmp_path / "study", PatientID="corrected")
+            assert send(gateway, tmp_path / "study").returncode == 0
+            until(lambda: held(gateway), told=lambda: gateway.output)
+            assert httpx.post(f"{gateway.web}/studies/{uid}/complete", trust_env=False).status_code == 409
+            tried, answers[0] = len(archive.got), 0x0000
+            until(lambda: "waits for a decision" in gateway.output, told=lambda: gateway.output)
+            del archive.got[:]
+            assert tried and not gateway.audit("delivered")
+            gateway.command("conflict", uid, option)
+            until(lambda: gateway.audit("delivered"), told=lambda: gateway.output)
+            assert of_patients(archive) == patients
+
+
+def test_study_of_two_patients_is_segmented_where_the_configuration_says_so(
+    server: RunningServer, archive: DimseArchive, send: Callable[..., Any], tmp_path: Path
+) -> None:
+    config = configuration(tmp_path, server.url, destinations=to(archive.port))
+    config["complete"]["patients"] = "segment"
+    with running_gateway(config, tmp_path / "gateway") as gateway:
+        write_study(tmp_path / "study", "went on")
+        assert send(gateway, tmp_path / "study").returncode == 0
+        corrected(tmp_path / "study", PatientID="corrected")
+        assert send(gateway, tmp_path / "study").returncode == 0
+        until(lambda: archive.got, told=lambda: gateway.output)
+        assert held(gateway) == [] and of_patients(archive) == ["went on"]
+        assert "two patients" in gateway.status()["study_list"][0]["trouble"]
 
 
 def test_two_patients_in_one_series_are_not_segmented(
