@@ -18,9 +18,10 @@ from contextlib import suppress
 from pathlib import Path
 
 from pydicom.dataset import Dataset
+from pydicom.multival import MultiValue
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.dicom_file import read_dicom, text
+from semiseg.volumes.dicom_file import read_dicom, value
 from server.gateway.names import Names
 
 PATIENT, ACCESSION = "patient-", "accession-"
@@ -72,7 +73,9 @@ def legible(header: Dataset, file: Path) -> dict[str, str]:
     found = {}
     for keyword in TAGS[1:]:
         with suppress(VolumeError):
-            found[keyword] = text(header, keyword, file)
+            one = value(header, keyword, file)
+            # A backslash in an identifier: pydicom makes several values of it.
+            found[keyword] = "\\".join(map(str, one)) if isinstance(one, MultiValue) else str(one or "").strip()
     return found
 
 

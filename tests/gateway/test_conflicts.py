@@ -280,6 +280,8 @@ def test_study_is_found_by_what_is_typed(tmp_path: Path) -> None:
         ("ACC-1", alpha),
     ):
         assert find_study(queue, state, typed) == name
+    take(inbox, tmp_path / "beta", StudyInstanceUID="1.2.4", PatientID="A\\B")
+    assert find_study(queue, state, "A\\B") == names.of("1.2.4")
     for typed in ("gamma", "", "ALPHA", "../studies", "0" * 32):
         assert find_studies(queue, state, typed) == []
         with pytest.raises(InputError) as caught:
