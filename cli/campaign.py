@@ -1,6 +1,7 @@
 """The runs of a comparison: trained in processes of their own, judged in this one; a folder goes on where it was.
 
 OUT/calibration/METHOD    a short run that tells how long a method's updates take
+OUT/splits/               the splits of draws and folds
 OUT/told/TRIAL.json       what a run was told, so that nothing else is mixed in with it later
 OUT/runs/TRIAL            the run, and below it the scores of each list of the split
 """
@@ -25,6 +26,9 @@ from typing import Literal
 from cli.evaluate import Scans, notes_of, write
 from cli.models import open_model
 from semiseg.dataset import load_dataset, scans_to_judge
+from semiseg.dataset.resampling import draw_labelled
+from semiseg.dataset.resampling import folds as make_folds
+from semiseg.dataset.split_file import SplitFile, find_split, read_split, write_split
 from semiseg.errors import InputError, SemisegError
 from semiseg.evaluation.evaluate import evaluate
 from semiseg.inference.segmenter import Settings
@@ -72,6 +76,41 @@ class Campaign:
         """The folder of its scores."""
         return self.run(trial) / self.on
 
+    def split_of(self, trial: Trial) -> Path | None:
+        """The split file of a trial; None for the dataset's own."""
+        if not trial.draw and not trial.fold:
+            return self.split
+        return self.out / "splits" / f"draw{trial.draw}-fold{trial.fold}.json"
+
+    def write_splits(self, labelled: Sequence[int], draws: int, folds: int) -> None:
+        """Draw the splits of a comparison that is repeated, and write down those that are not there yet.
+
+        Raises:
+            DatasetError: There are too few outlined scans, or no split to draw from.
+            InputError: A split that is there is another one.
+        """
+        if not draws and not folds:
+            return
+        dataset = load_dataset(self.data)
+        made: dict[tuple[int, int], SplitFile] = {}
+        for draw in range(1, draws + 1) if draws else (0,):
+            if folds:
+                parts = make_folds(dataset, folds, labelled, draw=draw)
+                made |= {(draw, fold): part for fold, part in enumerate(parts, start=1)}
+            else:
+                path = find_split(dataset, self.split)
+                if path is None:
+                    raise InputError(f"{self.data} has no split.json to draw from; make one, or use --folds.")
+                made[draw, 0] = draw_labelled(dataset, read_split(dataset, path), labelled, draw)
+        for (draw, fold), split in made.items():
+            file = self.split_of(Trial("", 0, 0, draw, fold))
+            assert file is not None
+            file.parent.mkdir(parents=True, exist_ok=True)
+            if not file.is_file():
+                write_split(split, file)
+            elif _lists(read_split(dataset, file)) != _lists(split):
+                raise InputError(f"{file} holds another split than this comparison would draw; name a new folder.")
+
     def calibrate(self, trials: Sequence[Trial], minutes: float) -> None:
         """The budget of each method: its updates in ``minutes``, all its fixed costs included, from a short run."""
         for method in dict.fromkeys(trial.method for trial in trials):
@@ -101,7 +140,7 @@ class Campaign:
         told = {
             "changes": [c for c in [*mine, *self._budget(trial)] if not c.startswith("threads=")],
             "recipe": _digest(find_recipe(self.recipe)),
-            "split": _digest(self.split or self.data / "split.json"),
+            "split": _digest(self.split_of(trial) or self.data / "split.json"),
             "data": str(self.data.resolve()),
         }
         file = self.out / "told" / f"{trial.name}.json"
@@ -159,7 +198,7 @@ class Campaign:
     def _judge(self, trial: Trial) -> None:
         dataset = load_dataset(self.data)
         opened = open_model(self.run(trial), Settings())
-        scans = scans_to_judge(dataset, self.split, self.on)
+        scans = scans_to_judge(dataset, self.split_of(trial), self.on)
         title = f"{trial.name} on {dataset.name}, {len(scans)} {self.on} scans"
         notes = notes_of(opened.manifest, Scans(self.on))
         write(evaluate(opened.segmenter.segment, dataset, scans, title=title, notes=notes), self.scores(trial))
@@ -178,9 +217,14 @@ class Campaign:
         return [
             *("train", "--data", str(self.data), "--recipe", self.recipe, "--method", trial.method),
             *("--labelled", str(trial.labelled), "--out", str(run), "--cache", str(self.cache), "--quiet"),
-            *(["--split", str(self.split)] if self.split else []),
+            *(["--split", str(split)] if (split := self.split_of(trial)) else []),
             *[part for change in changes for part in ("--set", change)],
         ]
+
+
+def _lists(split: SplitFile) -> dict[str, object]:
+    """The scans of a split, without the words about it."""
+    return split.model_dump(include={"test", "train", "labelled", "development"})
 
 
 def is_for_one(change: str) -> bool:

@@ -33,6 +33,12 @@ def compare(
     out: Annotated[Path, typer.Option(help="Folder for runs, table and plot; name it again to go on.")],
     labelled: Annotated[str, typer.Option(help="Counts of labelled scans, separated by commas.")] = "4",
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
+    draws: Annotated[
+        int, typer.Option(min=0, help="Random draws of the labelled scans; 0 takes the split's own list.")
+    ] = 0,
+    folds: Annotated[
+        int, typer.Option(min=0, help="Folds over all outlined scans, each judged once, instead of the split's lists.")
+    ] = 0,
     recipe: Annotated[
         str, typer.Option(help="One recipe for all: a file, or a name that comes with semiseg.")
     ] = "default",
@@ -51,7 +57,7 @@ def compare(
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; with several GPUs they take turns.")] = 1,
     cache: Annotated[Path | None, typer.Option(help="Keep preprocessed scans here; by default in OUT.")] = None,
 ) -> None:
-    """Train every method with every count of labels and every seed, judge them on the same scans, and compare."""
+    """Train every method with every count of labels, draw, fold and seed, judge them on the same scans, and compare."""
     from cli.campaign import Campaign, is_for_one
     from trainer.comparison import as_text, draw, finished, summarise, trials, write_csv
 
@@ -61,7 +67,16 @@ def compare(
     strangers = {c.partition(":")[0] for c in set_ or [] if is_for_one(c)} - set(_names(methods))
     if strangers:
         raise InputError(f"--set {sorted(strangers)[0]}:... is for a method that is not compared ({methods}).")
-    todo = trials(_names(methods), _numbers(labelled, "--labelled"), _numbers(seeds, "--seeds"))
+    if folds and (split is not None or on is not Judged.test):
+        raise InputError("With --folds every outlined scan is judged once; leave --split and --on out.")
+    counts = _numbers(labelled, "--labelled")
+    todo = trials(
+        _names(methods),
+        counts,
+        _numbers(seeds, "--seeds"),
+        range(1, draws + 1) if draws else (0,),
+        range(1, folds + 1) if folds else (0,),
+    )
     changes = (
         *(set_ or []),
         *([f"updates={updates}"] if updates else []),
@@ -69,6 +84,7 @@ def compare(
     )
     campaign = Campaign(out, data, recipe, split, changes, on.value, cache or out / "cache", console.print)
     (out / "runs").mkdir(parents=True, exist_ok=True)
+    campaign.write_splits(counts, draws, folds)
     if minutes is not None:
         campaign.calibrate(todo, minutes)
     for trial in todo:

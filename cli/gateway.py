@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import platform
-import time
+import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from semiseg.errors import InputError
 
 if TYPE_CHECKING:
-    from server.jobs.queue import Job, Queue
+    from server.jobs.queue import Queue
 
 app = typer.Typer(
     help="Take studies from scanners and PACS, have them segmented, and send the results back.",
@@ -22,6 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 VARIABLE = "SEMISEG_GATEWAY_CONFIG"
+STUDY = "Name, Study Instance UID, accession number or patient ID of a study; - reads it from the standard input."
 
 
 @app.callback(invoke_without_command=True)
@@ -96,37 +97,43 @@ def explain(
 def status(
     context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False
 ) -> None:
-    """How many jobs there are of each kind, and the dead letters."""
-    from server.gateway.overview import jobs_of
-    from server.gateway.ups_claims import described, line_of, read_claims
+    """List what is in trouble, the studies, the servers and destinations, and the numbers of jobs."""
+    from server.gateway.standing import document, read
+    from server.gateway.status_text import lines
 
     queue, state = _state(context)
-    told = jobs_of(queue) | {"workitems": [described(claim) for claim in read_claims(state)]}
-    if as_json:
-        typer.echo(json.dumps(told))
-        return
-    for kind, states in told["jobs"].items():
-        typer.echo(f"{kind:8} " + "  ".join(f"{state} {count}" for state, count in states.items()))
-    for what, found in (("held up by others", told["held_up"]), ("dead letter(s)", told["dead_letters"])):
-        typer.echo(f"{len(found)} {what}" + (":" if found else ""))
-        for one in found:
-            typer.echo(f"  {one['id']}  {one['kind']:8} study {one['study']}  {one['error']}")
-    if claims := read_claims(state):
-        typer.echo(f"{len(claims)} workitem(s) claimed:")
-        for claim in claims:
-            typer.echo(f"  {line_of(claim)}")
+    told = document(queue, state, read(state))
+    typer.echo(json.dumps(told) if as_json else "\n".join(lines(told)))
 
 
 @app.command()
-def show(context: typer.Context, name: Annotated[str, typer.Argument(help="A job or a study.")]) -> None:
-    """All there is to know of a job, or of a study's jobs."""
-    queue, _ = _state(context)
-    job = queue.get(name)
-    jobs = [job] if job else queue.jobs(owner=name)
-    if not jobs or not name:
-        raise InputError(f"There is no job and no study {name}.")
-    for one in jobs:
-        typer.echo(_told(one, whole=job is not None))
+def show(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A job, a series' name in the audit log, or a study.")],
+) -> None:
+    """Show all there is to know of a job, or of a study: its instances, decisions, results and jobs."""
+    from server.gateway.finding import find_studies
+    from server.gateway.standing import document, read
+    from server.gateway.status_text import decisions_of, job_line, job_text, study_lines
+
+    queue, state = _state(context)
+    name = _typed(name)
+    if name and (job := queue.get(name)):
+        typer.echo(job_text(job))
+        return
+    studies = find_studies(queue, state, name)
+    if not studies:
+        raise InputError(
+            "There is no such job and no such study here. Type the name of a job or study, a Study Instance UID, an "
+            "accession number or a patient ID."
+        )
+    listed = {one["study"]: one for one in document(queue, state, read(state))["study_list"]}
+    for study in studies:
+        jobs = queue.jobs(owner=study)
+        for line in [*study_lines(listed[study]), *decisions_of(jobs)] if study in listed else [f"Study {study}"]:
+            typer.echo(line)
+        for one in jobs:
+            typer.echo(job_line(one))
 
 
 @app.command()
@@ -136,7 +143,7 @@ def retry(
     every: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
 ) -> None:
     """Let dead letters be tried once more."""
-    from server.gateway.work import tidied
+    from server.gateway.kinds import tidied
 
     queue, _ = _state(context)
     wanted = [job.id for job in queue.jobs("failed")] if every else names or []
@@ -161,31 +168,110 @@ def cancel(context: typer.Context, names: Annotated[list[str], typer.Argument(he
 
 
 @app.command()
-def complete(context: typer.Context, studies: Annotated[list[str], typer.Argument(help="Studies, by name.")]) -> None:
+def complete(context: typer.Context, studies: Annotated[list[str], typer.Argument(help=STUDY)]) -> None:
     """Have studies segmented as they are: those that are held because something is missing or came late."""
+    from server.gateway.again import require_no_workitem
+    from server.gateway.finding import find_study
     from server.gateway.inbox import STUDIES, accept_as_it_is
-    from server.gateway.work import STUDY
+    from server.gateway.kinds import STUDY as DECIDING
 
     queue, state = _state(context)
-    for name in studies:
+    for name in [find_study(queue, state, _typed(one)) for one in studies]:
         folder = state / STUDIES / name
-        if len(name) != 32 or not folder.is_dir() or not any(folder.glob("*.dcm")):
-            raise InputError(f"There is no study {name} here, or nothing of it.")
+        if not any(folder.glob("*.dcm")):
+            raise InputError(f"There is no instance of study {name} here.")
+        require_no_workitem(state, name)
         accept_as_it_is(folder)
         payload = {"study": name, "why": "an operator decided so", "decided": True}
-        typer.echo(f"{name}: is taken as it is (job {queue.put(STUDY, payload, owner=name).id})")
+        typer.echo(f"{name}: is taken as it is (job {queue.put(DECIDING, payload, owner=name).id})")
 
 
 @app.command()
-def purge(context: typer.Context, studies: Annotated[list[str], typer.Argument(help="Studies, by name.")]) -> None:
-    """Delete studies with all that was made of them; a gateway that runs does it at once, another when it starts."""
-    from server.gateway.work import PURGE
+def again(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(help="A study, a series, or the job that made or delivered a result.")],
+    deliver: Annotated[bool, typer.Option("--deliver", help="Send its results to their archives once more.")] = False,
+    segment: Annotated[bool, typer.Option("--segment", help="Have it segmented and delivered once more.")] = False,
+    decide: Annotated[bool, typer.Option("--decide", help="Apply today's rules; what is done stays.")] = False,
+    fetch: Annotated[bool, typer.Option("--fetch", help="Fetch the study from a polled archive once more.")] = False,
+    source: Annotated[str | None, typer.Option("--from", help="The archive's name in `polls`, for --fetch.")] = None,
+) -> None:
+    """Do something again. Without an option a delivery is delivered, a series segmented, and a study decided on."""
+    from server.gateway.again import What, fetch_again
+    from server.gateway.again import again as begin_again
 
     queue, state = _state(context)
-    for name in studies:
-        if not (queue.jobs(owner=name) or (len(name) == 32 and (state / "studies" / name).is_dir())):
-            raise InputError(f"There is no study {name}.")
-        job = queue.put(PURGE, {"study": name, "why": "an operator asked for it"}, owner=name)
+    if deliver + segment + decide + fetch > 1 or (source and not fetch):
+        raise InputError("Say one of --deliver, --segment, --decide and --fetch; --from belongs to --fetch.")
+    if fetch:
+        jobs, left = [fetch_again(queue, state, context.obj.polls, _typed(name), source)], list[str]()
+    else:
+        what: What | None = "deliver" if deliver else "segment" if segment else "decide" if decide else None
+        jobs, left = begin_again(queue, state, _typed(name), what)
+    for job in jobs:
+        typer.echo(f"{job.id}: {job.queue} of study {job.owner} waits again")
+    for sentence in left:
+        typer.echo(f"left as it is: {sentence}")
+
+
+@app.command()
+def conflict(
+    context: typer.Context,
+    study: Annotated[str, typer.Argument(help=STUDY)],
+    keep_old: Annotated[bool, typer.Option("--keep-old", help="What came first counts; the rest is deleted.")] = False,
+    take_new: Annotated[bool, typer.Option("--take-new", help="What came last counts; the rest is deleted.")] = False,
+) -> None:
+    """Decide about a study that came with two contents or of two patients; without an option, show what differs."""
+    from server.gateway.conflicts import conflict_of, counts
+    from server.gateway.finding import find_study
+    from server.gateway.inbox import STUDIES
+    from server.gateway.kinds import STUDY as DECIDING
+    from server.gateway.names import KEY, Names
+
+    queue, state = _state(context)
+    if keep_old and take_new:
+        raise InputError("Say --keep-old or --take-new, one of the two.")
+    name = find_study(queue, state, _typed(study))
+    found = conflict_of(state / STUDIES / name)
+    if found is None:
+        raise InputError(f"There is nothing to decide about study {name}.")
+    names = Names(state / KEY)
+    if not keep_old and not take_new:
+        typer.echo(f"{name}: {found.sentence()}")
+        for option, choice in (("--keep-old", "old"), ("--take-new", "new")):
+            replaced, deleted = counts(state / STUDIES / name, names, "new" if choice == "new" else "old")
+            typer.echo(f"  {option}: replaces {replaced} and deletes {deleted} instance(s) of another patient")
+        typer.echo("  `semiseg gateway complete STUDY` has what came first segmented, and keeps the rest undecided")
+        return
+    running = [job for job in queue.jobs("running", owner=name) if job.queue != "fetch"]
+    if running:
+        raise InputError(
+            f"Study {name} is being worked on (job {running[0].id}); wait for the end, or cancel that job."
+        )
+    told = {"study": name, "why": "an operator decided", "conflict": "new" if take_new else "old"}
+    job = queue.put(DECIDING, told, owner=name)
+    typer.echo(f"{name}: what came {'last' if take_new else 'first'} counts (job {job.id})")
+
+
+@app.command()
+def purge(
+    context: typer.Context,
+    studies: Annotated[list[str], typer.Argument(help=STUDY)],
+    for_good: Annotated[
+        bool, typer.Option("--for-good", help="Do not fetch it again from an archive that is polled.")
+    ] = False,
+) -> None:
+    """Delete studies with all that was made of them; a gateway that runs does it at once, another when it starts.
+
+    A study that a polled archive lists is new afterwards and is fetched again, unless --for-good is given.
+    """
+    from server.gateway.finding import find_study
+    from server.gateway.kinds import PURGE
+
+    queue, state = _state(context)
+    for name in [find_study(queue, state, _typed(one)) for one in studies]:
+        told = {"study": name, "why": "an operator asked for it", "fetch_again": not for_good}
+        job = queue.put(PURGE, told, owner=name)
         typer.echo(f"{name}: will be deleted (job {job.id})")
 
 
@@ -205,17 +291,6 @@ def _state(context: typer.Context) -> tuple[Queue, Path]:
     return state_of(context.obj)
 
 
-def _told(job: Job, *, whole: bool) -> str:
-    from server.gateway.overview import described
-
-    one: dict[str, Any] = described(job)
-    if not whole:
-        error = f"  {one['error']}" if one["error"] else ""
-        return f"{_day(job.created)}  {job.id}  {job.queue:8} {job.state:9} {one['rule']} {', '.join(one['to'])}{error}"
-    one["created"], one["changed"] = _day(job.created), _day(job.changed)
-    one["result"] = job.result
-    return json.dumps(one, indent=2)
-
-
-def _day(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+def _typed(name: str) -> str:
+    """What was typed; "-" stands for a line of the standard input, which no list of commands or processes shows."""
+    return sys.stdin.readline().strip() if name == "-" else name.strip()

@@ -1,12 +1,13 @@
-"""Random changes to a training patch: where it is cut, how it is turned, and how its values are bent.
+"""Random changes of a training patch in space: where it is cut, how it is turned and deformed.
 
 Every random number comes from one generator that belongs to the patch, so that a patch is a function of its request.
-Reading (:func:`read_box`) and making (:func:`sample`, :func:`change_values`) are apart: a GPU may do the latter.
+Reading (:func:`read_box`) and making (:func:`sample`) are apart: a GPU may do the latter.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +26,7 @@ class Cut:
 
     matrix: NDArray[np.float64]
     plain: bool  # only a shift by whole voxels: the patch is a slice of the array
+    control: NDArray[np.float64] | None = None  # (3, ...) control points of a deformation in voxels of the scan
 
 
 def draw_turn(
@@ -41,6 +43,27 @@ def draw_turn(
         )
     ]
     return np.asarray(create_rotate(3, angles), dtype=np.float64)[:3, :3], zoom
+
+
+def draw_deformation(
+    augmentation: Augmentation,
+    patch: tuple[int, int, int],
+    spacing: tuple[float, float, float],
+    random: np.random.Generator,
+) -> NDArray[np.float64] | None:
+    """Control points (3, gx, gy, gz) of a free-form deformation, in voxels of the scan; None for no deformation.
+
+    They lie on a regular grid over the patch and are the coefficients of a cubic B-spline (Rueckert et al., "Nonrigid
+    registration using free-form deformations", 1999), so no voxel moves further than the largest of them.
+    """
+    if not augmentation.elastic or random.random() >= augmentation.elastic_probability:
+        return None
+    most = random.uniform(0.0, augmentation.elastic)
+    sides = [
+        max(1, round(n * mm / augmentation.elastic_grid)) + 3 for n, mm in zip(patch, spacing, strict=True)
+    ]  # three control points act beyond the last cell
+    in_mm = random.uniform(-most, most, (3, *sides))
+    return np.asarray(in_mm / np.asarray(spacing)[:, None, None, None])
 
 
 def place_cut(
@@ -103,72 +126,62 @@ class Box:
 
     Attributes:
         image: float32 (C, X, Y, Z).
-        labels: uint8 (X, Y, Z), or None.
+        labels: uint8 (K, X, Y, Z): the label maps that are cut with it, none or several.
         cut: output voxel o reads the box at ``cut.matrix @ o``.
     """
 
     image: Tensor
-    labels: Tensor | None
+    labels: Tensor
     cut: Cut
 
     def pin_memory(self) -> Box:
         """The same in page-locked memory; the loader asks for it."""
-        return replace(
-            self, image=self.image.pin_memory(), labels=None if self.labels is None else self.labels.pin_memory()
-        )
+        return replace(self, image=self.image.pin_memory(), labels=self.labels.pin_memory())
 
     def to(self, device: torch.device) -> Box:
         """The same on another device."""
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=True)
-        return replace(self, image=self.image.to(device, non_blocking=True), labels=labels)
+        image, labels = (tensor.to(device, non_blocking=True) for tensor in (self.image, self.labels))
+        return replace(self, image=image, labels=labels)
 
 
 def read_box(
-    image: NDArray[np.generic], labels: NDArray[np.generic] | None, cut: Cut, patch: tuple[int, int, int]
+    image: NDArray[np.generic], labels: Sequence[NDArray[np.generic]], cut: Cut, patch: tuple[int, int, int]
 ) -> Box:
-    """The part of ``image`` (C, X, Y, Z) and ``labels`` (X, Y, Z) that a patch needs: only this is read from disk."""
-    box = _box(cut.matrix, patch, image.shape[1:], margin=0 if cut.plain else 1)
+    """The part of ``image`` (C, X, Y, Z) and of each label map (X, Y, Z) that a patch needs: only this is read."""
+    margin = np.zeros(3, int) if cut.plain and cut.control is None else np.ones(3, int)
+    if cut.control is not None:
+        margin += np.ceil(np.abs(cut.control).max(axis=(1, 2, 3))).astype(int)
+    box = _box(cut.matrix, patch, image.shape[1:], margin)
     inside = tuple(slice(a, b) for a, b in box)
     matrix = cut.matrix.copy()
     matrix[:3, 3] -= [a for a, _ in box]
-    found = None if labels is None else torch.from_numpy(np.array(labels[inside], dtype=np.uint8))
+    maps = [np.array(one[inside], dtype=np.uint8) for one in labels]
+    found = torch.from_numpy(np.stack(maps) if maps else np.zeros((0, *(b - a for a, b in box)), np.uint8))
     read = torch.from_numpy(np.array(image[(slice(None), *inside)], dtype=np.float32))
-    return Box(read, found, Cut(matrix, cut.plain))
+    return Box(read, found, replace(cut, matrix=matrix))
 
 
-def sample(box: Box, patch: tuple[int, int, int], padding: str) -> tuple[Tensor, Tensor | None]:
+def sample(box: Box, patch: tuple[int, int, int], padding: str) -> tuple[Tensor, Tensor]:
     """The patch: the image interpolated linearly, the labels by nearest voxel, on the device that the box is on.
 
-    Beyond the scan lies its border value (``edge``) or zero. Both results are float32: (C, *patch) and (*patch).
+    Beyond the scan lies its border value (``edge``) or zero. Both results are float32: (C, *patch) and (K, *patch).
     """
-    arrays = [box.image] if box.labels is None else [box.image, box.labels.float()[None]]
+    arrays = [box.image, box.labels.float()] if len(box.labels) else [box.image]
     matrix = box.cut.matrix.copy()
-    if box.cut.plain:
+    if box.cut.plain and box.cut.control is None:
         cuts = [_shifted(array, matrix[:3, 3].astype(int), patch, padding) for array in arrays]
     else:
         if padding == "zero":  # a frame of zeros, since torch has no zeros beyond an axis of one voxel
             arrays = [pad(array, (1, 1, 1, 1, 1, 1)) for array in arrays]
             matrix[:3, 3] += 1
         grid = _sampling_grid(matrix, arrays[0].shape[1:], patch, box.image.device)
+        if box.cut.control is not None:
+            grid = grid + _displacements(box.cut.control, arrays[0].shape[1:], patch, box.image.device)
         cuts = [
             grid_sample(array[None], grid, mode, padding_mode="border", align_corners=True)[0]
             for array, mode in zip(arrays, ("bilinear", "nearest"), strict=False)
         ]
-    return cuts[0], cuts[1][0] if box.labels is not None else None
-
-
-def change_values(image: Tensor, augmentation: Augmentation, random: np.random.Generator) -> Tensor:
-    """Gamma, contrast, brightness and noise on a normalised patch (C, X, Y, Z), one draw for all channels."""
-    if augmentation.gamma_probability and random.random() < augmentation.gamma_probability:
-        image = _gamma(image, random.uniform(*augmentation.gamma))
-    if augmentation.contrast and random.random() < augmentation.intensity_probability:
-        image = image * (1.0 + random.uniform(-augmentation.contrast, augmentation.contrast))
-    if augmentation.brightness and random.random() < augmentation.intensity_probability:
-        image = image + random.uniform(-augmentation.brightness, augmentation.brightness)
-    if augmentation.noise and random.random() < augmentation.intensity_probability:
-        spread = random.uniform(0.0, augmentation.noise)
-        image = image + _normal(image, random) * spread
-    return image
+    return cuts[0], cuts[1] if len(cuts) > 1 else box.image.new_zeros((0, *patch))
 
 
 @dataclass(frozen=True)
@@ -208,24 +221,8 @@ def draw_symmetry(
     return Symmetry(turns, (first, second), mirrored)
 
 
-def _gamma(image: Tensor, exponent: float) -> Tensor:
-    """A power on the values scaled to 0..1, and back: a standardised image is partly negative, so no power of it."""
-    low, high = image.min(), image.max()
-    span = high - low
-    bent = ((image - low) / span).pow(exponent) * span + low
-    return torch.where(span > 0, bent, image)  # a GPU need not be asked what the span is
-
-
-def _normal(like: Tensor, random: np.random.Generator) -> Tensor:
-    """Standard normal numbers of the shape and on the device of ``like``; on a GPU from a generator of its own."""
-    if like.device.type == "cpu":
-        return torch.from_numpy(random.standard_normal(tuple(like.shape), dtype=np.float32))
-    generator = torch.Generator(like.device).manual_seed(int(random.integers(2**62)))
-    return torch.randn(like.shape, generator=generator, device=like.device)
-
-
 def _box(
-    matrix: NDArray[np.float64], patch: tuple[int, int, int], shape: tuple[int, ...], margin: int
+    matrix: NDArray[np.float64], patch: tuple[int, int, int], shape: tuple[int, ...], margin: NDArray[np.int_]
 ) -> list[tuple[int, int]]:
     """First voxel of the part of the scan that a cut reads and the one after its last; at least one voxel per axis."""
     corners = np.asarray(
@@ -255,6 +252,31 @@ def _sampling_grid(
     theta[:, 3] = scale * (matrix[:3, :3] @ half + matrix[:3, 3]) - 1.0
     reversed_axes = np.concatenate([theta[::-1, 2::-1], theta[::-1, 3:]], axis=1)
     return affine_grid(torch.from_numpy(reversed_axes).float()[None].to(device), [1, 1, *patch], align_corners=True)
+
+
+def _displacements(
+    control: NDArray[np.float64], shape: tuple[int, ...], patch: tuple[int, int, int], device: torch.device
+) -> Tensor:
+    """A deformation (1, *patch, 3) in the units and order of axes of :func:`_sampling_grid`."""
+    weights = [
+        torch.from_numpy(_spline(n, g)).float().to(device) for n, g in zip(patch, control.shape[1:], strict=True)
+    ]
+    points = torch.from_numpy(control).float().to(device)
+    moved = torch.einsum("cijk,xi,yj,zk->xyzc", points, *weights)
+    scale = torch.tensor([2.0 / (n - 1) if n > 1 else 0.0 for n in shape], device=device)
+    return (moved * scale).flip(-1)[None]
+
+
+def _spline(voxels: int, control: int) -> NDArray[np.float64]:
+    """Weights (voxels, control) of the uniform cubic B-spline at voxels that lie evenly over ``control - 3`` cells."""
+    at = (np.arange(voxels) + 0.5) / voxels * (control - 3)
+    cell = np.minimum(at.astype(int), control - 4)
+    u = at - cell
+    basis = ((1 - u) ** 3, 3 * u**3 - 6 * u**2 + 4, -3 * u**3 + 3 * u**2 + 3 * u + 1, u**3)
+    weights = np.zeros((voxels, control))
+    for k, values in enumerate(basis):
+        weights[np.arange(voxels), cell + k] = values / 6.0
+    return weights
 
 
 def _shifted(local: Tensor, start: NDArray[np.int_], patch: tuple[int, int, int], padding: str) -> Tensor:

@@ -23,6 +23,8 @@ from trainer.errors import RecipeError
 from trainer.mapped_arrays import by_name, by_value, map_array
 
 LAYOUT = 2  # raise when what is stored, or how, changes
+MOST_BITS = 8
+IGNORE = 255  # code of a voxel whose label nobody knows
 PLACES = 2000  # voxels remembered per segment, to place patches on foreground
 
 
@@ -32,7 +34,7 @@ class PreparedCase:
 
     ``image`` is a memory-mapped float32 (C, X, Y, Z); ``labels`` a memory-mapped uint8 (X, Y, Z) for the scans whose
     labels may be opened, else None (see :func:`encode_labels`); ``places`` are voxels (N, 3) of each segment present in
-    the labels.
+    the labels; ``ignores`` tells that the code :data:`IGNORE` marks voxels that nobody outlined.
     """
 
     case_id: str
@@ -40,6 +42,7 @@ class PreparedCase:
     labels: NDArray[np.uint8] | None
     places: tuple[NDArray[np.int32], ...]
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)  # mm, of the network's grid
+    ignores: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: by_name(value) for name, value in vars(self).items()}
@@ -101,7 +104,8 @@ def _prepared(
         if case.label is None:
             raise RecipeError("it is named as labelled and has no label file.")
         values = [s.reference_values for s in segments]
-        key = _key(image_key, sha256_of(case.label), values, overlapping(segments))
+        unknown = [] if dataset.ignore is None else [dataset.ignore]
+        key = _key(image_key, sha256_of(case.label), values, overlapping(segments), *unknown)
         label_file = cache / f"{key}-labels.npy"
     if not image_file.exists() or not spacing_file.exists() or (label_file is not None and not label_file.exists()):
         channels = read_channels(case, dataset.channels)
@@ -111,7 +115,7 @@ def _prepared(
         if label_file is not None:
             reference = read_reference(case, next(iter(channels.values())))
             labels = preprocessing.apply_labels(reference.array, prepared)
-            _save(label_file, encode_labels(labels, segments))
+            _save(label_file, encode_labels(labels, segments, dataset.ignore))
     classes = None if label_file is None else map_array(label_file)
     x, y, z = (float(v) for v in np.load(spacing_file))
     return PreparedCase(
@@ -120,14 +124,16 @@ def _prepared(
         labels=classes,
         places=() if classes is None else places_of(np.asarray(classes), segments),
         spacing=(x, y, z),
+        ignores=classes is not None and dataset.ignore is not None,
     )
 
 
 def places_of(encoded: NDArray[np.uint8], segments: Sequence[Segment]) -> tuple[NDArray[np.int32], ...]:
     """Up to :data:`PLACES` evenly picked voxels (N, 3) of each segment that is present."""
     out = []
+    known = encoded != IGNORE if len(segments) < MOST_BITS else np.True_
     for index in range(len(segments)):
-        mask = (encoded >> index) & 1 if overlapping(segments) else encoded == index + 1
+        mask = ((encoded >> index) & 1) & known if overlapping(segments) else encoded == index + 1
         found = np.argwhere(mask)
         if len(found):
             pick = np.linspace(0, len(found) - 1, min(PLACES, len(found))).astype(int)
@@ -135,11 +141,17 @@ def places_of(encoded: NDArray[np.uint8], segments: Sequence[Segment]) -> tuple[
     return tuple(out)
 
 
-def encode_labels(labels: NDArray[Any], segments: Sequence[Segment]) -> NDArray[np.uint8]:
+def encode_labels(labels: NDArray[Any], segments: Sequence[Segment], ignore: int | None = None) -> NDArray[np.uint8]:
     """A label map -> one byte a voxel, as :class:`trainer.targets.Targets` reads it.
 
-    Exclusive segments become 0 for the background and 1.. in order; regions become bits, the first one the lowest.
+    Exclusive segments become 0 for the background and 1.. in order; regions become bits, the first one the lowest. The
+    value ``ignore`` becomes :data:`IGNORE`.
+
+    Raises:
+        RecipeError: eight regions use every code there is.
     """
+    if ignore is not None and overlapping(segments) and len(segments) >= MOST_BITS:
+        raise RecipeError(f"Labels with an ignore value can have {MOST_BITS - 1} regions at most, not {len(segments)}.")
     out = np.zeros(labels.shape, dtype=np.uint8)
     for index, segment in enumerate(segments):
         mask = np.isin(labels, segment.reference_values)
@@ -147,12 +159,15 @@ def encode_labels(labels: NDArray[Any], segments: Sequence[Segment]) -> NDArray[
             out |= mask.astype(np.uint8) << index
         else:
             out[mask] = index + 1
+    if ignore is not None:
+        out[labels == ignore] = IGNORE
     return out
 
 
 def segments_without_label(cases: Iterable[PreparedCase], segments: Sequence[Segment]) -> list[str]:
     """Names of the segments that none of the labelled ``cases`` holds."""
-    codes = np.unique(np.concatenate([np.unique(case.labels) for case in cases if case.labels is not None]))
+    found = [(case.ignores, np.unique(case.labels)) for case in cases if case.labels is not None]
+    codes = np.unique(np.concatenate([codes[codes != IGNORE] if ignores else codes for ignores, codes in found]))
     if overlapping(segments):
         return [s.name for k, s in enumerate(segments) if not ((codes >> k) & 1).any()]
     return [s.name for k, s in enumerate(segments) if k + 1 not in codes]

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from semiseg.bundle.bundle import read_manifest
 from semiseg.system.durable_files import atomic_file, replace_file
-from trainer.errors import RunError
+from trainer.errors import RecipeError, RunError
+from trainer.recipe import make_recipe
 
 CHECKPOINT = "checkpoint.pt"
 BEST = "best.safetensors"
@@ -98,10 +99,20 @@ class RunFolder:
         if not isinstance(before, dict):
             raise RunError(f"{self.path / RECIPE} cannot be read, so the run cannot be resumed; start it anew.")
         for key in identity:
-            if before.get(key) != identity[key]:
+            if _with_new_keys(key, before.get(key)) != identity[key]:
                 raise RunError(
                     f"{self.path} was started with another {key}; a run can only be resumed as it was started."
                 )
+
+
+def _with_new_keys(key: str, value: Any) -> Any:
+    """A recipe with the keys that came after the version that wrote it, each as it was before there was such a key."""
+    if key != "recipe" or not isinstance(value, dict):
+        return value
+    try:
+        return make_recipe(value).model_dump(mode="json")
+    except RecipeError:
+        return value
 
 
 def how_trained(run: Path) -> dict[str, Any]:

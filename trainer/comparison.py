@@ -1,9 +1,10 @@
-"""Several methods on one split with one budget: which runs there are, and what they come to.
+"""Several methods with one budget: which runs there are, and what they come to.
 
-A figure of a method is the mean over the test scans, of each scan's mean over segments and seeds. Its difference to
-``supervised`` with as many labels is taken scan by scan and seed by seed, and its interval comes from drawing scans and
-seeds with replacement: with one seed it speaks about other scans only, with three it is too narrow by nature. Which
-scans are labelled is the split's choice, the same for every seed, so it is not in the interval.
+A figure of a method is the mean over the judged scans, of each scan's mean over segments, seeds and draws of the
+labelled scans. Its difference to ``supervised`` with as many labels is taken scan by scan, seed by seed, draw by draw.
+Intervals come from drawing draws, seeds and scans again (:func:`semiseg.evaluation.bootstrap.hierarchical_bootstrap`):
+with one seed they do not speak about other seeds, and with one draw not about other labelled scans. With folds every
+outlined scan is judged by the run of its fold.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiseg.errors import InputError
-from semiseg.evaluation.bootstrap import bootstrap_differences
+from semiseg.evaluation.bootstrap import hierarchical_bootstrap
 from semiseg.evaluation.result import Evaluation
 from semiseg.system.durable_files import atomic_file
 
@@ -29,24 +30,44 @@ from matplotlib import pyplot
 
 BASELINE = "supervised"
 SHOWN = ("dice", "jaccard", "hd95_mm", "assd_mm")
+Runs = dict[tuple[int, int], Evaluation]
+"""Evaluations by draw and seed."""
 
 
 @dataclass(frozen=True, order=True)
 class Trial:
-    """One run of a comparison."""
+    """One run of a comparison.
+
+    Attributes:
+        method: Name of the method.
+        labelled: Number of labelled scans.
+        seed: Seed of the run.
+        draw: Number of the draw of the labelled scans, 0 for the split's own list.
+        fold: Number of the fold from 1, 0 without folds.
+    """
 
     method: str
     labelled: int
     seed: int
+    draw: int = 0
+    fold: int = 0
 
     @property
     def name(self) -> str:
-        """Its folder."""
-        return f"{self.method}-{self.labelled}-seed{self.seed}"
+        """The name of its folder."""
+        # A method from outside is named package.module:Class, and Windows has no colons in names.
+        name = f"{self.method.replace(':', '.')}-{self.labelled}-seed{self.seed}"
+        return name + (f"-draw{self.draw}" if self.draw else "") + (f"-fold{self.fold}" if self.fold else "")
 
 
-def trials(methods: Sequence[str], labelled: Sequence[int], seeds: Sequence[int]) -> list[Trial]:
-    """Every combination: all methods of one seed and count before the next, so that a comparison cut short is fair.
+def trials(
+    methods: Sequence[str],
+    labelled: Sequence[int],
+    seeds: Sequence[int],
+    draws: Sequence[int] = (0,),
+    folds: Sequence[int] = (0,),
+) -> list[Trial]:
+    """Every combination: all methods of one run before the next run, so that a comparison cut short is fair.
 
     Raises:
         InputError: a list is empty or names something twice.
@@ -57,20 +78,23 @@ def trials(methods: Sequence[str], labelled: Sequence[int], seeds: Sequence[int]
         twice = sorted({str(v) for v in values if values.count(v) > 1})
         if twice:
             raise InputError(f"The {what} {twice[0]} is named twice.")
-    return [Trial(m, n, s) for s, n, m in itertools.product(seeds, labelled, methods)]
+    runs = itertools.product(seeds, draws, folds, labelled, methods)
+    return [Trial(m, n, s, d, f) for s, d, f, n, m in runs]
 
 
 @dataclass(frozen=True)
 class Line:
-    """One method with one count of labels, over its seeds.
+    """One method with one count of labels, over its draws and seeds.
 
     Attributes:
         figures: the mean of each metric over scans and segments; NaN where there is none.
         dice: mean Dice of each segment.
-        spread: lowest and highest mean Dice of the seeds.
+        interval: 95 % interval of the mean Dice.
+        spread: lowest and highest mean Dice of the draws of the labelled scans, or of the seeds with one draw.
         difference: mean, low and high of Dice minus that of ``supervised``; None for ``supervised`` itself, or where it
             was not trained with as many labels.
-        seeds: how many.
+        seeds: Number of seeds.
+        draws: Number of draws of the labelled scans.
         failures: scans without a figure, over all seeds.
         no_distance: pairs of scan and segment without an HD95, over all seeds: a mask is empty.
     """
@@ -79,9 +103,11 @@ class Line:
     labelled: int
     figures: Mapping[str, float]
     dice: Mapping[str, float]
+    interval: tuple[float, float]
     spread: tuple[float, float]
     difference: tuple[float, float, float] | None
     seeds: int
+    draws: int
     failures: int
     no_distance: int
 
@@ -102,46 +128,94 @@ def summarise(found: Mapping[Trial, Evaluation]) -> list[Line]:
     """
     if not found:
         raise InputError("No run has finished, so there is nothing to compare.")
-    first = next(iter(found.values()))
+    runs: dict[tuple[int, str], Runs] = {}
+    for key, of in _by_fold(found).items():
+        for (draw, seed), evaluations in of.items():
+            runs.setdefault(key, {})[draw, seed] = _joined(evaluations)
+    if not runs:
+        raise InputError("No run has all of its folds judged, so there is nothing to compare.")
+    segments = next(iter(next(iter(runs.values())).values())).segments
+    cases = next(iter(next(iter(runs.values())).values())).cases
+    keys = sorted(runs, key=lambda key: (key[0], key[1] != BASELINE))
+    return [_line(key, runs[key], runs.get((key[0], BASELINE)), cases, segments) for key in keys]
+
+
+def _by_fold(found: Mapping[Trial, Evaluation]) -> dict[tuple[int, str], dict[tuple[int, int], list[Evaluation]]]:
+    """The evaluations of all folds, by labels and method, and by draw and seed; those that lack a fold are left out.
+
+    Raises:
+        InputError: Two of one fold judged other scans or segments.
+    """
+    folds: dict[int, Evaluation] = {}
     for trial, evaluation in found.items():
+        folds.setdefault(trial.fold, evaluation)
+    out: dict[tuple[int, str], dict[tuple[int, int], list[Evaluation]]] = {}
+    for trial, evaluation in sorted(found.items()):
+        first = folds[trial.fold]
         if evaluation.segments != first.segments or set(evaluation.cases) != set(first.cases):
             raise InputError(f"{trial.name} did not judge the same scans and segments as the others.")
-    groups: dict[tuple[int, str], dict[int, Evaluation]] = {}
-    for trial, evaluation in sorted(found.items()):
-        groups.setdefault((trial.labelled, trial.method), {})[trial.seed] = evaluation
-    keys = sorted(groups, key=lambda key: (key[0], key[1] != BASELINE))
-    return [_line(key, groups[key], groups.get((key[0], BASELINE)), first.cases) for key in keys]
+        of = out.setdefault((trial.labelled, trial.method), {})
+        of.setdefault((trial.draw, trial.seed), []).append(evaluation)
+    return {
+        key: whole
+        for key, of in out.items()
+        if (whole := {run: evaluations for run, evaluations in of.items() if len(evaluations) == len(folds)})
+    }
+
+
+def _joined(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """One evaluation of the scans of all folds."""
+    first = evaluations[0]
+    rows = tuple(row for one in evaluations for row in one.rows)
+    notes = tuple(dict.fromkeys(note for one in evaluations for note in one.notes))
+    return Evaluation(first.title, first.segments, rows, notes)
 
 
 def _line(
-    key: tuple[int, str],
-    runs: Mapping[int, Evaluation],
-    baseline: Mapping[int, Evaluation] | None,
-    cases: Sequence[str],
+    key: tuple[int, str], runs: Runs, baseline: Runs | None, cases: Sequence[str], segments: Sequence[str]
 ) -> Line:
     labelled, method = key
-    segments = next(iter(runs.values())).segments
     tables = {metric: np.stack([table_of(e, metric, cases) for e in runs.values()]) for metric in SHOWN}
     by_segment = _means(tables["dice"].transpose(2, 0, 1).reshape(len(segments), -1))
-    per_seed = _means(tables["dice"].reshape(len(runs), -1))
+    draws = sorted({draw for draw, _ in runs})
+    per_run = dict(zip(runs, _means(tables["dice"].reshape(len(runs), -1)), strict=True))
+    spread = list(per_run.values())
+    if len(draws) > 1:
+        spread = [np.nanmean([value for (d, _), value in per_run.items() if d == draw]) for draw in draws]
+    own = hierarchical_bootstrap(_grid({run: table_of(e, "dice", cases) for run, e in runs.items()}))
     difference = None
     if baseline is not None and method != BASELINE:
-        shared = sorted(set(runs) & set(baseline))
+        shared = {run: (runs[run], baseline[run]) for run in runs if run in baseline}
         if shared:
-            pairs = [table_of(runs[s], "dice", cases) - table_of(baseline[s], "dice", cases) for s in shared]
-            found = bootstrap_differences(np.stack([_means(pair) for pair in pairs]))
+            pairs = {r: table_of(a, "dice", cases) - table_of(b, "dice", cases) for r, (a, b) in shared.items()}
+            found = hierarchical_bootstrap(_grid(pairs))
             difference = (found.mean, found.low, found.high)
     return Line(
         method=method,
         labelled=labelled,
         figures={metric: _over_scans(table) for metric, table in tables.items()},
         dice=dict(zip(segments, map(float, by_segment), strict=True)),
-        spread=(float(np.nanmin(per_seed)), float(np.nanmax(per_seed))),
+        interval=(own.low, own.high),
+        spread=(float(np.nanmin(spread)), float(np.nanmax(spread))),
         difference=difference,
-        seeds=len(runs),
+        seeds=len({seed for _, seed in runs}),
+        draws=len(draws),
         failures=sum(len(e.failures) for e in runs.values()),
         no_distance=int(np.isnan(tables["hd95_mm"]).sum()),
     )
+
+
+def _grid(tables: Mapping[tuple[int, int], NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Figures (draws, seeds, scans) of tables (scans, segments) by draw and seed.
+
+    Where not every draw has every seed, only the seeds count that all draws have; if there is none, each run counts as
+    a draw.
+    """
+    draws = sorted({draw for draw, _ in tables})
+    seeds = sorted(set.intersection(*({s for d, s in tables if d == draw} for draw in draws)))
+    if not seeds:
+        return np.stack([_means(table)[None] for table in tables.values()])
+    return np.stack([np.stack([_means(tables[draw, seed]) for seed in seeds]) for draw in draws])
 
 
 def table_of(evaluation: Evaluation, metric: str, cases: Sequence[str]) -> NDArray[np.float64]:
@@ -154,15 +228,20 @@ def as_text(lines: Sequence[Line]) -> list[list[str]]:
     """A table, headings first."""
     segments = list(lines[0].dice)
     names = [f"Dice {s}" for s in segments] if len(segments) > 1 else []
-    rows = [["labels", "method", *names, "Dice", "of seeds", f"minus {BASELINE}", "Jaccard", "HD95 (mm)", "ASSD (mm)"]]
+    several = any(line.draws > 1 for line in lines)
+    spread_of = "of draws" if several else "of seeds"
+    figures = ["Dice", "95 %", spread_of, f"minus {BASELINE}", "Jaccard", "HD95 (mm)", "ASSD (mm)"]
+    rows = [["labels", "method", *names, *figures]]
     for line in lines:
         by_segment = [f"{line.dice[s]:.3f}" for s in segments] if names else []
-        spread = f"{line.spread[0]:.3f} to {line.spread[1]:.3f}" if line.seeds > 1 else "one seed"
+        spread = f"{line.spread[0]:.3f} to {line.spread[1]:.3f}"
+        if line.draws == 1 and (several or line.seeds == 1):
+            spread = "one draw" if several else "one seed"
+        interval = "{:.3f} to {:.3f}".format(*line.interval)
         away = "" if line.difference is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(*line.difference)
         others = [f"{line.figures['jaccard']:.3f}", f"{line.figures['hd95_mm']:.2f}", f"{line.figures['assd_mm']:.2f}"]
-        rows.append(
-            [str(line.labelled), line.method, *by_segment, f"{line.figures['dice']:.3f}", spread, away, *others]
-        )
+        dice = f"{line.figures['dice']:.3f}"
+        rows.append([str(line.labelled), line.method, *by_segment, dice, interval, spread, away, *others])
     return rows
 
 
@@ -172,7 +251,9 @@ def write_csv(lines: Sequence[Line], path: Path) -> None:
     writer = csv.writer(text)
     segments = list(lines[0].dice)
     head = ["method", "labelled", "seeds", *SHOWN, *(f"dice {s}" for s in segments), "dice lowest seed"]
-    writer.writerow([*head, "dice highest seed", "difference", "difference low", "difference high", "failed scans"])
+    head = [*head[:3], "draws", *head[3:]]
+    head += ["dice highest seed", "dice low", "dice high", "difference", "difference low", "difference high"]
+    writer.writerow([*head, "failed scans"])
     for line in lines:
         away = line.difference or ("", "", "")
         figures = [line.figures[m] for m in SHOWN]
@@ -180,9 +261,11 @@ def write_csv(lines: Sequence[Line], path: Path) -> None:
             line.method,
             line.labelled,
             line.seeds,
+            line.draws,
             *figures,
             *line.dice.values(),
             *line.spread,
+            *line.interval,
             *away,
             line.failures,
         ]
@@ -192,7 +275,7 @@ def write_csv(lines: Sequence[Line], path: Path) -> None:
 
 
 def draw(lines: Sequence[Line], path: Path, title: str) -> None:
-    """Mean Dice against the number of labelled scans, a line a method, its seeds' range as a bar."""
+    """Mean Dice against the number of labelled scans, a line a method, the range of its draws or seeds as a bar."""
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     counts = sorted({line.labelled for line in lines})
     for method in dict.fromkeys(line.method for line in lines):

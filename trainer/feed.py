@@ -35,7 +35,7 @@ class Feed:
         self._plan, self._cases, self._device = plan, cases, device
         self._draws = Draws(plan.recipe, cases, plan.split.labelled, plan.unlabelled)
         self._kept = pseudo
-        self._pseudo: dict[str, NDArray[np.uint8]] = {}
+        self._pseudo: dict[str, dict[str, NDArray[np.uint8]]] = {}
 
     @property
     def foreground(self) -> Foreground:
@@ -44,21 +44,30 @@ class Feed:
 
     def restore(self, step: int, foreground: Foreground) -> None:
         """Go on at ``step`` from a checkpoint."""
-        method = self._plan.method
+        stages = self._plan.stages
         self._draws.foreground = foreground
-        labelled_at = [s for s in range(step) if method.refreshes_pseudo_labels(s)]
-        if step < method.steps and labelled_at and not method.refreshes_pseudo_labels(step):
-            self._pseudo = self._kept.read(labelled_at[-1], self._plan.unlabelled)
+        made = {source: s for s in range(min(step, stages.steps)) for source in stages.labelling_sources(s)}
+        renewed = stages.labelling_sources(step)
+        for source, at in made.items():
+            if step < stages.steps and source not in renewed:
+                self._pseudo[source] = self._kept.read(at, self._plan.unlabelled)
 
     def stretch(self, step: int, learners: Learners) -> Iterator[tuple[Batch, Turn]]:
         """Refresh what ``step`` asks for; then batch and turn of every step up to the next refresh."""
-        method, recipe, preprocessing = self._plan.method, self._plan.recipe, self._plan.preprocessing
+        stages, recipe, preprocessing = self._plan.stages, self._plan.recipe, self._plan.preprocessing
         self._refresh(step, learners)
-        before = sum((method.turn(s).mixture for s in range(step)), Mixture(0, 0))
-        stop = next((s for s in range(step + 1, method.steps) if self._refreshes(s)), method.steps)
-        turns = [method.turn(s) for s in range(step, stop)]
+        before = sum((stages.turn(s).mixture for s in range(step)), Mixture(0, 0))
+        stop = next((s for s in range(step + 1, stages.steps) if stages.is_boundary(s)), stages.steps)
+        turns = [stages.turn(s) for s in range(step, stop)]
         source = PatchSource(
-            recipe, self._cases, preprocessing.slice_axis, preprocessing.padding, self._pseudo, self._device
+            recipe,
+            self._cases,
+            preprocessing.slice_axis,
+            preprocessing.padding,
+            self._pseudo,
+            stages.source(step),
+            self._device,
+            stages.at(step)[0].views,
         )
         on_gpu = self._device.type == "cuda"
         made = batches(source, self._requests(step, turns, before), step, workers(recipe, self._device), on_gpu)
@@ -75,17 +84,13 @@ class Feed:
             yield self._draws.requests(s, turn.mixture, before)[rank() :: processes()]
             before += turn.mixture
 
-    def _refreshes(self, step: int) -> bool:
-        method = self._plan.method
-        renewed = method.restarts(step) or method.fresh_optimisers(step)
-        return bool(renewed) or method.refreshes_foreground(step) or method.refreshes_pseudo_labels(step)
-
     def _refresh(self, step: int, learners: Learners) -> None:
-        """What is renewed before ``step``: predictions first, then the networks that start anew."""
-        if self._plan.method.refreshes_foreground(step):
+        """What is renewed before ``step``: predictions first, then what a stage hands over, then what starts anew."""
+        stages = self._plan.stages
+        if stages.refreshes_foreground(step):
             self._predict_foreground(learners.segmenter())
-        if self._plan.method.refreshes_pseudo_labels(step):
-            self._predict_labels(step, learners.segmenter(self._plan.method.labeller(learners.networks, step)))
+        for labelling in stages.labellings(learners.networks, step):
+            self._predict_labels(step, labelling.source, learners.segmenter(labelling.network))
         learners.renew(step)
 
     def _predict_foreground(self, segmenter: Segmenter) -> None:
@@ -99,15 +104,15 @@ class Feed:
             encoded = encode_prediction(found, self._plan.segments)
             self._draws.foreground[case_id] = places_of(encoded, self._plan.segments)
 
-    def _predict_labels(self, step: int, segmenter: Segmenter) -> None:
+    def _predict_labels(self, step: int, source: str, segmenter: Segmenter) -> None:
         """Predict every unlabelled scan, each process its share, and take the predictions as labels from now on."""
         unlabelled = self._plan.unlabelled
         for case_id in unlabelled[rank() :: processes()]:
             found = segmenter.segment_prepared(np.asarray(self._cases[case_id].image))
             self._kept.write(step, case_id, encode_prediction(found, self._plan.segments))
         wait_for_all()
-        self._pseudo = self._kept.read(step, unlabelled)
-        for case_id, labels in self._pseudo.items():
+        self._pseudo[source] = self._kept.read(step, unlabelled)
+        for case_id, labels in self._pseudo[source].items():
             self._draws.foreground[case_id] = places_of(np.asarray(labels), self._plan.segments)
 
 

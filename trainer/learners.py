@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from semiseg.bundle.manifest import Manifest
 from semiseg.inference.segmenter import Segmenter
+from trainer.averaging import average_into
 from trainer.engine import TorchEngine, student_of
 from trainer.errors import TrainingError
 from trainer.methods.method import Networks, Turn
@@ -19,8 +20,11 @@ from trainer.optimisers import make_optimiser, step_together
 from trainer.parallel import average_buffers, average_gradients, average_values, rank, same_everywhere
 from trainer.patches import Batch
 from trainer.plan import Plan
+from trainer.schedules import ema_decay
 from trainer.start import start_from
 from trainer.validation import segmenter_for
+
+AVERAGE = "moving average"  # its name in a checkpoint; a method has no network of that name
 
 
 class Learners:
@@ -29,6 +33,7 @@ class Learners:
     Attributes:
         networks: the method's, by name.
         optimisers: of those that have something to learn.
+        average: Moving average of the exported network, where the recipe asks for one.
     """
 
     def __init__(self, plan: Plan, manifest: Manifest, accelerator: Accelerator) -> None:
@@ -36,14 +41,15 @@ class Learners:
         self._plan, self._manifest, self._accelerator = plan, manifest, accelerator
         self.networks = self._build(plan.recipe.seed)
         self.optimisers = {
-            name: make_optimiser(plan.method.optimiser(name), network)
+            name: make_optimiser(plan.stages.optimiser(name), network)
             for name, network in self.networks.items()
             if any(p.requires_grad for p in network.parameters())
         }
+        self.average = None if plan.recipe.ema is None else self._current().requires_grad_(False)
 
     def _build(self, seed: int) -> Networks:
         torch.manual_seed(seed)
-        networks = self._plan.method.build()
+        networks = self._plan.stages.build()
         if self._plan.recipe.start is not None:
             start_from(self._plan.recipe.start, networks)
         networks = {name: network.to(self._accelerator.device) for name, network in networks.items()}
@@ -51,12 +57,15 @@ class Learners:
         return networks
 
     def renew(self, step: int) -> None:
-        """Begin ``step`` with the fresh networks and optimisers that the method asks for."""
-        method = self._plan.method
-        for name in method.restarts(step):
+        """Begin ``step`` with what the stages hand over, and the fresh networks and optimisers that they ask for."""
+        stages = self._plan.stages
+        stages.hand_over(self.networks, step)
+        for name in stages.restarts(step):
             fresh = self._build(_number(self._plan.recipe.seed, 7, step))[name]
             self.networks[name].load_state_dict(fresh.state_dict())
-        for name in {*method.restarts(step), *method.fresh_optimisers(step)}:
+        if self.average is not None and stages.restarts(step):
+            self.average.load_state_dict(self._current().state_dict())
+        for name in {*stages.restarts(step), *stages.fresh_optimisers(step)}:
             self.optimisers[name].state.clear()
 
     def update(self, batch: Batch, turn: Turn) -> dict[str, float]:
@@ -65,10 +74,10 @@ class Learners:
         Raises:
             TrainingError: the loss is not finite.
         """
-        method, recipe, scaler = self._plan.method, self._plan.recipe, self._accelerator.scaler
+        stages, recipe, scaler = self._plan.stages, self._plan.recipe, self._accelerator.scaler
         # Dropout and noise of a step depend on the step alone.
         torch.manual_seed(_number(recipe.seed, 5, batch.step, *([rank()] if rank() else [])))
-        method.prepare(self.networks, turn)
+        stages.prepare(self.networks, turn, batch.step)
         learners = {name: self.optimisers[name] for name in turn.rates}
         for name, optimiser in learners.items():
             for group in optimiser.param_groups:
@@ -76,7 +85,7 @@ class Learners:
         terms: dict[str, float] = {}
         for part in batch.parts(recipe.accumulate):
             with mixed_precision(self._accelerator):
-                losses = method.loss(self.networks, part, turn)
+                losses = stages.loss(self.networks, part, turn)
             share = len(part) / len(batch)
             _require_finite(losses["total"], batch)
             loss = losses["total"] * share
@@ -85,18 +94,34 @@ class Learners:
                 terms[name] = terms.get(name, 0.0) + float(value.detach()) * share
         average_gradients([self.networks[name] for name in learners])
         terms = average_values(terms, self._accelerator.device)
-        clip = {name: method.optimiser(name).clip_norm for name in learners}
+        clip = {name: stages.optimiser(name).clip_norm for name in learners}
         step_together(learners, {name: self.networks[name] for name in learners}, clip, scaler)
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
-        method.after_update(self.networks, turn)
+        stages.after_update(self.networks, turn, batch.step)
         average_buffers(network for network in self.networks.values() if network.training)
+        self._follow(turn)
         return terms
 
+    def _follow(self, turn: Turn) -> None:
+        """Move the average towards the exported network, after an update of the student that is validated."""
+        decay = self._plan.recipe.ema
+        if self.average is not None and decay is not None and turn.judged and "student" in turn.rates:
+            current = self._plan.stages.exported(self.networks)
+            average_into(self.average, current, ema_decay(turn.student_update, decay), buffers=True)
+
     def exported(self) -> nn.Module:
-        """A copy of the module that is kept."""
+        """A copy of the module that is kept: the exported network, or its moving average."""
+        if self.average is None:
+            return self._current()
         network = student_of(self._manifest)
-        network.load_state_dict(self._plan.method.exported(self.networks).state_dict())
+        network.load_state_dict(self.average.state_dict())
+        return network.to(self._accelerator.device).eval()
+
+    def _current(self) -> nn.Module:
+        """A copy of the exported network as it is now."""
+        network = student_of(self._manifest)
+        network.load_state_dict(self._plan.stages.exported(self.networks).state_dict())
         return network.to(self._accelerator.device).eval()
 
     def segmenter(self, network: nn.Module | None = None) -> Segmenter:
@@ -108,14 +133,18 @@ class Learners:
         """What a checkpoint holds of them: the fields of that name of :class:`trainer.checkpoints.State`."""
         scaler = self._accelerator.scaler
         return {
-            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "networks": {name: network.state_dict() for name, network in self._kept().items()},
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
             "scaler": None if scaler is None else scaler.state_dict(),
         }
 
+    def _kept(self) -> Networks:
+        """The networks that a checkpoint holds."""
+        return self.networks if self.average is None else {**self.networks, AVERAGE: self.average}
+
     def restore(self, networks: dict[str, Any], optimisers: dict[str, Any], scaler: dict[str, Any] | None) -> None:
         """Go on from a checkpoint."""
-        for name, network in self.networks.items():
+        for name, network in self._kept().items():
             network.load_state_dict(networks[name])
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(optimisers[name])

@@ -65,7 +65,7 @@ def train(
         TrainingError: the loss is not finite; the sentence names the scans of the batch.
     """
     accelerator = make_accelerator(plan.recipe, device)
-    plan.method.check_parts(processes())
+    plan.stages.check_parts(processes())
     folder = RunFolder(run)
     if rank() == 0:
         folder.start(plan.identity, resume=resume)
@@ -91,7 +91,7 @@ class _Training:
         self.plan, self.folder, self.report = plan, folder, report
         self.accelerator = accelerator
         cases = prepared(plan, cache, watch)
-        self.manifest = make_manifest(plan, plan.method)
+        self.manifest = make_manifest(plan)
         self.learners = Learners(plan, self.manifest, accelerator)
         self.pseudo_labels = PseudoLabels(folder.path / "pseudo")
         self.feed = Feed(plan, cases, self.pseudo_labels, accelerator.device)
@@ -110,7 +110,7 @@ class _Training:
     def finish(self) -> Manifest:
         """Train from the current step to the last one and write what is kept."""
         try:
-            while self.step < self.plan.method.steps and not self._stopped():
+            while self.step < self.plan.stages.steps and not self._stopped():
                 self._train_to_the_next_refresh()
             self._checkpoint()
         finally:
@@ -122,16 +122,16 @@ class _Training:
         return self.manifest
 
     def _train_to_the_next_refresh(self) -> None:
-        method = self.plan.method
+        stages = self.plan.stages
         for batch, turn in self.feed.stretch(self.step, self.learners):
             started = time.perf_counter()
             terms = self.learners.update(batch, turn)
             self.step += 1
             self._tell(turn, terms, time.perf_counter() - started)
-            self.step = method.jump(self.learners.networks, self.step)
+            self.step = stages.jump(self.learners.networks, self.step)
             if self._validate_if_due(turn):
                 return
-            if self.step % self.plan.recipe.checkpoint_every == 0 and self.step < method.steps:
+            if self.step % self.plan.recipe.checkpoint_every == 0 and self.step < stages.steps:
                 self._checkpoint()
             if self.step != batch.step + 1:  # the method has jumped; what was made ahead is of no use
                 return
@@ -146,18 +146,18 @@ class _Training:
             "seconds": round(seconds, 4),
             "elapsed": round(time.perf_counter() - self.started, 3),
         }
-        due = (self.step - 1) % LOG_EVERY == 0 or self.step == self.plan.method.steps
+        due = (self.step - 1) % LOG_EVERY == 0 or self.step == self.plan.stages.steps
         if self.log is not None and due:
             self.log.write(self.step - 1, values)
         if self.report is not None:
-            self.report(self.step, self.plan.method.steps, values)
+            self.report(self.step, self.plan.stages.steps, values)
 
     def _validate_if_due(self, turn: Turn) -> bool:
         """With validation scans: measure, keep the best iterate, and say whether to stop early."""
         recipe = self.plan.recipe
         if not self.plan.split.validation or "student" not in turn.rates or not turn.judged:
             return False
-        last = self.step == self.plan.method.steps
+        last = self.step == self.plan.stages.steps
         if (turn.student_update + 1) % recipe.validate_every and not last:
             return False
         dice = mean_dice(validate(self.learners.segmenter(), self.plan)) if rank() == 0 else 0.0

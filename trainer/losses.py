@@ -9,9 +9,10 @@ from trainer.parallel import sum_over_processes
 from trainer.targets import Targets
 
 DICE_FLOOR = 1e-6
+SMALLEST_WEIGHT = 1e-6
 
 
-def dice_pooled(probabilities: Tensor, target: Tensor) -> Tensor:
+def dice_pooled(probabilities: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
     """1 - 2 sum(p y) / (sum p^2 + sum y^2), sums over the whole batch and space, mean over all channels.
 
     The batch is that of all processes that train together.
@@ -19,8 +20,12 @@ def dice_pooled(probabilities: Tensor, target: Tensor) -> Tensor:
     Args:
         probabilities: (N, C, ...).
         target: (N, C, ...), zeros and ones or soft; a channel of which both are empty costs nothing.
+        weights: (N, ...), by which each voxel counts in the sums; None for 1.
     """
     p, y = probabilities.float(), target.float()
+    if weights is not None:
+        root = weights[:, None].sqrt()  # each sum is of products of two
+        p, y = p * root, y * root
     axes = [0, *range(2, p.ndim)]
     overlap, total = sum_over_processes(
         torch.stack([2.0 * (p * y).sum(axes), (p * p).sum(axes) + (y * y).sum(axes)])
@@ -29,22 +34,29 @@ def dice_pooled(probabilities: Tensor, target: Tensor) -> Tensor:
     return 1.0 - torch.where(floored > DICE_FLOOR, overlap / floored, torch.ones_like(floored)).mean()
 
 
-def supervised_loss(logits: Tensor, labels: Tensor, targets: Targets) -> Tensor:
+def supervised_loss(logits: Tensor, labels: Tensor, targets: Targets, weights: Tensor | None = None) -> Tensor:
     """(cross-entropy + Dice) / 2 over labelled patches: the supervised term of the mean-teacher family.
 
     Args:
         logits: (N, C, ...).
         labels: (N, ...) int64, as ``targets`` encodes them. N may be 0, for a part of a batch without labelled patches.
         targets: what the channels mean.
+        weights: (N, ...), by which each voxel counts; None for 1.
     """
     target = targets.encode(labels)
-    crossed = mean_of(targets.cross_entropy(logits, target))
-    return 0.5 * (crossed + dice_pooled(targets.probabilities(logits), target))
+    crossed = mean_of(targets.cross_entropy(logits, target), weights)
+    return 0.5 * (crossed + dice_pooled(targets.probabilities(logits), target, weights))
 
 
-def mean_of(values: Tensor) -> Tensor:
-    """The mean, and zero for no values at all."""
-    return values.sum() / max(values.numel(), 1)
+def mean_of(values: Tensor, weights: Tensor | None = None) -> Tensor:
+    """The mean, weighted where there are ``weights`` of the same shape, and zero for no values at all.
+
+    A weighted mean is that of the batch of all processes.
+    """
+    if weights is None:
+        return values.sum() / max(values.numel(), 1)
+    top, total = sum_over_processes(torch.stack([(values * weights).sum(), weights.sum().to(values.dtype)])).unbind()
+    return top / total.clamp_min(SMALLEST_WEIGHT)
 
 
 def mean_where(values: Tensor, where: Tensor, *, otherwise: Tensor | None = None) -> Tensor:

@@ -7,8 +7,8 @@ that can be recomputed. That is what makes a resumed run equal to one that was n
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from trainer.augmentation import Box, change_values, draw_symmetry, draw_turn, faces, place_cut, read_box, sample
-from trainer.cases import PreparedCase
+from trainer.augmentation import Box, draw_deformation, draw_symmetry, draw_turn, faces, place_cut, read_box, sample
+from trainer.cases import IGNORE, PreparedCase
 from trainer.mapped_arrays import by_name, by_value
 from trainer.recipe import Recipe
+from trainer.value_changes import change_values
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class Batch:
         labelled: how many of the N are labelled.
         cases: the scans that the patches were cut from.
         step: the step that the batch belongs to.
+        guides: By name of an earlier stage, the pseudo-labels (N, X, Y, Z) int64 that it left for the unlabelled
+            patches; zeros where a patch is labelled.
+        views: By name a further view (N, C, X, Y, Z) of each patch: the same voxels with other values.
+        weights: float32 (N, X, Y, Z), by which each voxel's label counts: 0 where nobody outlined; None for 1.
         where: float32 (N, 3, 2): where along each axis the patch's two faces lie, as shares of the scan's extent; NaN
             where a turn has made another axis of it.
     """
@@ -53,33 +58,47 @@ class Batch:
     cases: tuple[str, ...]
     step: int
     where: Tensor | None = None
+    guides: Mapping[str, Tensor] = field(default_factory=dict)
+    views: Mapping[str, Tensor] = field(default_factory=dict)
+    weights: Tensor | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]
 
+    @property
+    def label_weights(self) -> Tensor | None:
+        """The weights of the labelled patches."""
+        return None if self.weights is None else self.weights[: self.labelled]
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
-        return Batch(
-            self.images.to(device, non_blocking=True),
-            self.labels.to(device, non_blocking=True),
-            self.labelled,
-            self.cases,
-            self.step,
-            None if self.where is None else self.where.to(device, non_blocking=True),
-        )
+        return self._with_each(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory; the loader asks for it."""
+        return self._with_each(Tensor.pin_memory)
 
     def parts(self, count: int) -> Iterator[Batch]:
         """Split into ``count`` parts that each hold labelled patches first, in the mixture of the whole."""
         for part in range(count):
             rows = list(range(part, len(self), count))
-            yield Batch(
-                self.images[rows],
-                self.labels[rows],
-                sum(row < self.labelled for row in rows),
-                tuple(self.cases[row] for row in rows),
-                self.step,
-                None if self.where is None else self.where[rows],
+            yield replace(
+                self._with_each(lambda tensor, rows=rows: tensor[rows]),  # type: ignore[misc]
+                labelled=sum(row < self.labelled for row in rows),
+                cases=tuple(self.cases[row] for row in rows),
             )
+
+    def _with_each(self, change: Callable[[Tensor], Tensor]) -> Batch:
+        """The batch with each of its tensors changed."""
+        return replace(
+            self,
+            images=change(self.images),
+            labels=change(self.labels),
+            where=None if self.where is None else change(self.where),
+            guides={name: change(labels) for name, labels in self.guides.items()},
+            views={name: change(images) for name, images in self.views.items()},
+            weights=None if self.weights is None else change(self.weights),
+        )
 
 
 @dataclass(frozen=True)
@@ -181,7 +200,9 @@ class PatchSource(Dataset[Any]):
         cases: the prepared scans.
         slice_axis: the axis that in-plane rotations turn about.
         padding: what lies beyond a scan, see :class:`semiseg.bundle.preprocessing.Preprocessing`.
-        pseudo: label maps of unlabelled scans.
+        pseudo: Pseudo-labels of unlabelled scans, by the stage that made them and by scan.
+        source: The stage whose pseudo-labels are the labels of unlabelled patches; those of others become guides.
+        views: Names of further views of each patch; see :class:`trainer.methods.method.Method`.
         device: makes the patches, when the recipe leaves them to it; else they are made where they are read.
     """
 
@@ -191,10 +212,16 @@ class PatchSource(Dataset[Any]):
         cases: Mapping[str, PreparedCase],
         slice_axis: int,
         padding: str,
-        pseudo: Mapping[str, NDArray[np.uint8]] | None = None,
+        pseudo: Mapping[str, Mapping[str, NDArray[np.uint8]]] | None = None,
+        source: str = "",
         device: torch.device | None = None,
+        views: Sequence[str] = (),
     ) -> None:
         self._pseudo = pseudo or {}
+        self._source = source
+        self._views = tuple(views)
+        self._weighted = bool(recipe.scan_weights) or any(case.ignores for case in cases.values())
+        self._guides = tuple(name for name in self._pseudo if name != source)
         self._recipe = recipe
         self._cases = cases
         self._slice_axis = slice_axis
@@ -202,10 +229,10 @@ class PatchSource(Dataset[Any]):
         self._device = device if recipe.augment_on == "device" else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_pseudo": {name: by_name(labels) for name, labels in self._pseudo.items()}}
+        return {**vars(self), "_pseudo": _each(by_name, self._pseudo)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _pseudo={name: by_value(labels) for name, labels in state["_pseudo"].items()})
+        vars(self).update(state, _pseudo=_each(by_value, state["_pseudo"]))
 
     def __getitem__(self, request: Request) -> dict[str, Any] | Draft:
         """The patch of ``request``, or what the device makes it of."""
@@ -219,24 +246,49 @@ class PatchSource(Dataset[Any]):
         patch = self._recipe.size()
         turn = draw_turn(self._recipe.augmentation, self._slice_axis, random)
         cut = place_cut(case.shape, patch, turn, case.spacing, request.voxel, np.random.default_rng((*request.seed, 2)))
+        cut = replace(cut, control=draw_deformation(self._recipe.augmentation, patch, case.spacing, random))
         # Beyond the scan there is no reference: with repeated borders the labels repeat too, else background.
-        wanted = case.labels if request.labelled else self._pseudo.get(request.case_id)
+        wanted = [labels for labels in self._labels(request) if labels is not None]
         return Draft(request, read_box(case.image, wanted, cut, patch), random, faces(cut, patch, case.shape))
 
+    def _labels(self, request: Request) -> list[NDArray[np.uint8] | None]:
+        """The label maps of a scan: its own, or the current pseudo-labels, and then those of each guide."""
+        if request.labelled:
+            return [self._cases[request.case_id].labels]
+        names = (self._source, *self._guides)
+        return [self._pseudo.get(name, {}).get(request.case_id) for name in names]
+
     def make(self, draft: Draft) -> dict[str, Any]:
-        """The patch: image float32 (C, X, Y, Z) and labels int64 (X, Y, Z)."""
+        """The patch: image float32 (C, X, Y, Z), labels int64 (X, Y, Z), and int64 (X, Y, Z) for each guide."""
         request, random, augmentation = draft.request, draft.random, self._recipe.augmentation
         box = draft.box if self._device is None else draft.box.to(self._device)
         patch = self._recipe.size()
         image, found = sample(box, patch, self._padding)
-        labels = torch.zeros(patch, device=image.device) if found is None else found
         symmetry = draw_symmetry(augmentation, self._slice_axis, patch, random)
-        image, labels = symmetry.of(image), symmetry.of(labels)
+        image, found = symmetry.of(image), symmetry.of(found).long()
         where = symmetry.of_faces(torch.from_numpy(draft.where).float())
         image = change_values(image, augmentation, random)
+        # A stream of its own, so that a patch is the same whether or not it has further views.
+        other = np.random.default_rng((*request.seed, 3))
+        views = {name: change_values(image, self._recipe.strong_augmentation, other) for name in self._views}
+        maps = iter(found)
+        nothing = found.new_zeros(image.shape[1:])
+        labels, *guides = [nothing if one is None else next(maps) for one in self._labels(request)]
+        guides += [nothing] * (len(self._guides) - len(guides))
+        known = labels != IGNORE if request.labelled and self._cases[request.case_id].ignores else None
+        if known is not None:
+            labels = labels * known
+        weights: dict[str, Tensor] = {}
+        if self._weighted:
+            weight = self._recipe.scan_weights.get(request.case_id, 1.0)
+            all_alike = torch.full(tuple(image.shape[1:]), weight, device=image.device)
+            weights["weights"] = all_alike if known is None else all_alike * known
         return {
             "image": image,
-            "labels": labels.long(),
+            "views": views,
+            **weights,
+            "labels": labels,
+            "guides": dict(zip(self._guides, guides, strict=True)),
             "case": request.case_id,
             "labelled": request.labelled,
             "where": where,
@@ -264,9 +316,8 @@ def batches(
         source, batch_sampler=_Steps(steps), num_workers=workers, collate_fn=_collate, pin_memory=pin_memory
     )
     for step, found in enumerate(loader, start=first_step):
-        made = _stack([source.make(d) for d in found]) if isinstance(found[0], Draft) else found
-        images, labels, labelled, cases, where = made
-        yield Batch(images, labels, labelled, cases, step, where)
+        made = found if isinstance(found, Batch) else _stack([source.make(draft) for draft in found])
+        yield replace(made, step=step)
 
 
 def _collate(samples: list[Any]) -> Any:
@@ -274,11 +325,19 @@ def _collate(samples: list[Any]) -> Any:
     return samples if isinstance(samples[0], Draft) else _stack(samples)
 
 
-def _stack(samples: list[dict[str, Any]]) -> tuple[Tensor, Tensor, int, tuple[str, ...], Tensor]:
-    return (
-        torch.stack([s["image"] for s in samples]),
-        torch.stack([s["labels"] for s in samples]),
-        sum(s["labelled"] for s in samples),
-        tuple(s["case"] for s in samples),
-        torch.stack([s["where"] for s in samples]),
+def _stack(samples: list[dict[str, Any]]) -> Batch:
+    return Batch(
+        images=torch.stack([s["image"] for s in samples]),
+        labels=torch.stack([s["labels"] for s in samples]),
+        labelled=sum(s["labelled"] for s in samples),
+        cases=tuple(s["case"] for s in samples),
+        step=0,
+        where=torch.stack([s["where"] for s in samples]),
+        guides={name: torch.stack([s["guides"][name] for s in samples]) for name in samples[0]["guides"]},
+        views={name: torch.stack([s["views"][name] for s in samples]) for name in samples[0]["views"]},
+        weights=torch.stack([s["weights"] for s in samples]) if "weights" in samples[0] else None,
     )
+
+
+def _each(change: Callable[[Any], Any], pseudo: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, Any]]:
+    return {source: {case: change(labels) for case, labels in of.items()} for source, of in pseudo.items()}

@@ -21,8 +21,9 @@ from semiseg.volumes.series_rules import SeriesRule
 from semiseg.volumes.volume import Volume
 from trainer.errors import RecipeError
 from trainer.methods import find_method, make_method
-from trainer.methods.method import Method, Task
+from trainer.methods.method import Task
 from trainer.recipe import Recipe
+from trainer.stages import Stages
 from trainer.start import check_start
 from trainer.students import divisor_of, parameters_of
 from trainer.targets import MOST_REGIONS, targets_of
@@ -44,7 +45,7 @@ class Plan:
     preprocessing: Preprocessing
     fingerprint: Fingerprint
     segments: tuple[Segment, ...]
-    method: Method
+    stages: Stages
     inherited: tuple[PretrainedWeights, ...] = ()
 
     @property
@@ -100,24 +101,26 @@ def make_plan(dataset: Dataset, split: Split, recipe: Recipe, watch: Watch | Non
         labelled=len(split.labelled),
         unlabelled=len(unlabelled),
     )
-    method = make_method(recipe, task)
-    method.pretrained()  # weights that are missing or may not be used are refused now
-    for step in (0, method.steps - 1):
-        method.turn(step)  # and mixtures that cannot be
+    stages = Stages(make_method(recipe, task))
+    stages.pretrained()  # weights that are missing or may not be used are refused now
+    for stage in stages.stages:
+        for step in {0, stage.steps - 1} if stage.steps else ():
+            stage.turn(step)  # and mixtures that cannot be
     earlier = check_start(recipe, task.inputs)
     inherited = () if earlier is None else earlier.provenance.pretrained
-    return Plan(recipe, dataset, split, preprocessing, fingerprint, segments, method, inherited)
+    return Plan(recipe, dataset, split, preprocessing, fingerprint, segments, stages, inherited)
 
 
 def _unlabelled(split: Split, recipe: Recipe) -> tuple[str, ...]:
     return (*split.unlabelled, *(split.test if recipe.transductive else ()))
 
 
-def make_manifest(plan: Plan, method: Method) -> Manifest:
+def make_manifest(plan: Plan) -> Manifest:
     """The run's document, before any figure is known."""
     recipe = plan.recipe
-    student = method.kept()
-    network = student.build(method.task.inputs, method.targets.channels, recipe.size())
+    stages = plan.stages
+    student, task = stages.kept(), stages.last.task
+    network = student.build(task.inputs, task.targets.channels, recipe.size())
     return Manifest(
         kind="run",
         name=recipe.name,
@@ -147,8 +150,8 @@ def make_manifest(plan: Plan, method: Method) -> Manifest:
             seed=recipe.seed,
             student=student.model_dump(mode="json"),
             parameters=parameters_of(network),
-            pretrained=(*method.pretrained(), *plan.inherited),
-            taught_by=method.taught_by(),
+            pretrained=(*stages.pretrained(), *plan.inherited),
+            taught_by=stages.taught_by(),
         ),
     )
 

@@ -92,6 +92,16 @@ class Augmentation(Section):
         flip_probability: of each of the axes in ``flip``.
         gamma: exponent limits, applied to the patch scaled to 0..1 and back, with probability ``gamma_probability``.
         gamma_probability: of a gamma for a patch.
+        gamma_inverted: Share of the gammas that are applied to the inverted patch, so that bright values are bent as
+            dark ones are.
+        elastic: Largest displacement in mm of a smooth deformation, with probability ``elastic_probability``.
+        elastic_probability: Probability of a deformation for a patch.
+        elastic_grid: Distance in mm of the deformation's control points.
+        blur: Limits of the standard deviation, in voxels, of a Gaussian blur, with probability ``blur_probability``.
+        blur_probability: Probability of a blur for a patch.
+        low_resolution: Limits of the share of voxels along each axis to which a patch is reduced before it is enlarged
+            again, with probability ``low_resolution_probability``.
+        low_resolution_probability: Probability of a lower resolution for a patch.
         brightness, contrast, noise: additive shift, multiplicative change and standard deviation of Gaussian noise,
             each as the largest amount in units of the normalised image, with probability ``intensity_probability``.
         intensity_probability: of each of brightness, contrast and noise for a patch.
@@ -106,6 +116,14 @@ class Augmentation(Section):
     flip_probability: Share = 0.5
     gamma: tuple[float, float] = (0.8, 1.2)
     gamma_probability: Share = 0.1
+    gamma_inverted: Share = 0.0
+    elastic: Annotated[float, Field(ge=0)] = 0.0
+    elastic_probability: Share = 0.3
+    elastic_grid: Annotated[float, Field(gt=0)] = 20.0
+    blur: tuple[float, float] = (0.5, 1.0)
+    blur_probability: Share = 0.0
+    low_resolution: tuple[float, float] = (0.5, 1.0)
+    low_resolution_probability: Share = 0.0
     brightness: Annotated[float, Field(ge=0)] = 0.0
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
     noise: Annotated[float, Field(ge=0)] = 0.0
@@ -113,9 +131,12 @@ class Augmentation(Section):
 
     @model_validator(mode="after")
     def _ordered(self) -> Augmentation:
-        for name, (low, high) in (("scale", self.scale), ("gamma", self.gamma)):
+        for name in ("scale", "gamma", "blur", "low_resolution"):
+            low, high = getattr(self, name)
             if not 0 < low <= high:
                 raise ValueError(f"`{name}` takes two positive limits, the smaller first, got {[low, high]}")
+        if self.low_resolution[1] > 1:
+            raise ValueError(f"`low_resolution` takes shares of the voxels, at most 1, got {list(self.low_resolution)}")
         return self
 
 
@@ -170,6 +191,8 @@ class Recipe(Section):
         batch: patches per update, labelled and unlabelled together.
         updates: optimisation steps of the student, the budget that all methods share.
         seed: of everything random; the same recipe, data and machine give the same weights.
+        scan_weights: Weights of the labels of single scans by name, such as 0.5 for one whose outline is doubted; all
+            others count 1.
         foreground: probability that a patch is placed on foreground (for unlabelled scans: on foreground predicted
             during training, once there is any).
         precision: ``bf16`` or ``fp16`` mixed precision, or ``fp32``. ``fp16`` needs a GPU, and on a CPU ``bf16`` leaves
@@ -188,6 +211,13 @@ class Recipe(Section):
         postprocessing: how a mask is cleaned, by the segment's name.
         segments: codes and colours of segments, by name.
         augmentation: random changes to training patches.
+        deep_supervision: Weight of the supervised loss on coarser logits from the levels of the student's decoder; each
+            level counts half of the finer one. It is added where the method's loss shows the student the labelled
+            patches as they are.
+        strong_augmentation: Changes of values that make the strong view of a patch of its weak one, for methods that
+            compare views. Its spatial settings are not used.
+        ema: Largest decay of a moving average of the exported network's weights, which starts as a copy; the average is
+            then validated and exported. None keeps the last iterate.
         optimiser, schedule: how the student learns; methods with further networks have their own in their switches.
         methods: the switches of each method, by its name.
         average, blending: of overlapping windows: what is averaged, and whether a window's middle counts more.
@@ -208,6 +238,7 @@ class Recipe(Section):
     batch: Positive = 4
     updates: Positive = 4000
     seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
+    scan_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     foreground: Share = 0.5
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     accumulate: Positive = 1
@@ -226,6 +257,17 @@ class Recipe(Section):
     augmentation: Augmentation = Augmentation()
     optimiser: Optimiser = Optimiser()
     schedule: Schedule = Schedule()
+    deep_supervision: Annotated[float, Field(ge=0)] = 0.0
+    strong_augmentation: Augmentation = Augmentation(
+        gamma=(0.5, 2.0),
+        gamma_probability=0.5,
+        blur_probability=0.3,
+        brightness=0.3,
+        contrast=0.3,
+        noise=0.2,
+        intensity_probability=0.8,
+    )
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     windows: tuple[tuple[Side, Side, Side], ...] = ()
     average: Literal["logits", "probs"] = "logits"
     blending: Literal["constant", "gaussian"] = "gaussian"

@@ -6,6 +6,7 @@ Segment Anything: Kirillov et al. 2023; the adaptation is SAMed's (Zhang and Liu
 from __future__ import annotations
 
 import math
+import re
 from typing import Annotated, Any, Literal
 
 import torch
@@ -22,6 +23,16 @@ from trainer.networks.colours import from_channels
 from trainer.recipe import Positive, Section
 from trainer.weights import REFUSALS, Weights, refusal_of
 
+# Parameters that train, by the beginnings of their names; everything else is fixed. SAM's positional matrix
+# (`network.shared_image_embedding`), a buffer in the original and a parameter in transformers, never trains.
+TRAINED = {
+    "lora": ("adapt.", "network.prompt_encoder.", "network.mask_decoder."),  # and the adaptation itself
+    "decoder": ("adapt.", "network.mask_decoder."),
+    "whole": ("adapt.", "network.vision_encoder.", "network.prompt_encoder.", "network.mask_decoder."),
+}
+FIXED = ("network.shared_image_embedding.", "network.prompt_encoder.shared_embedding.")
+ADAPTATION = re.compile(r"\.qkv\.(query|value)_(down|up)\.")
+
 # These parts belong to the masks; with another number of them they start anew.
 PER_MASK = ("mask_decoder.mask_tokens", "mask_decoder.output_hypernetworks_mlps", "mask_decoder.iou_prediction_head")
 
@@ -35,7 +46,8 @@ class Sam(Section):
         vision, decoder: describe a network from scratch (keys of ``transformers.SamVisionConfig`` and
             ``SamMaskDecoderConfig``; by default SAM ViT-B).
         finetune: ``lora`` adapts queries and values of the image encoder and trains the rest but the encoder;
-            ``decoder`` freezes the encoder; ``whole`` trains everything.
+            ``decoder`` trains the mask decoder alone; ``whole`` trains everything. The random matrix of the positional
+            encoding never trains.
         rank: of the adaptation.
         inputs: how channels become the three that natural images have: ``repeat`` one channel, or learn 1x1 ``conv``.
         side: pixels of the square image; None is what the weights or ``vision`` are made for. For another side the
@@ -161,12 +173,32 @@ def build_sam(section: Sam, inputs: int, outputs: int) -> SamSegmenter:
     side = section.side
     if side is not None and side != config.vision_config.image_size:
         network = _of_other_side(network, side)
-    if section.finetune != "whole":
-        network.vision_encoder.requires_grad_(False)
     if section.finetune == "lora":
         for layer in network.vision_encoder.layers:
             layer.attn.qkv = LowRankQueryValue(layer.attn.qkv, section.rank)
-    return SamSegmenter(network, inputs, section)
+    segmenter = SamSegmenter(network, inputs, section)
+    _freeze(segmenter, section.finetune)
+    return segmenter
+
+
+def _freeze(segmenter: SamSegmenter, finetune: str) -> None:
+    """Leave the gradients of :data:`TRAINED` on and turn all others off.
+
+    Raises:
+        RecipeError: A name of the list is not among the network's, as with a version of transformers that renames them.
+    """
+    parameters = dict(segmenter.named_parameters())
+    wanted = [start for start in (*TRAINED[finetune], FIXED[0]) if start != "adapt."]  # which may have none
+    missing = [start for start in wanted if not any(name.startswith(start) for name in parameters)]
+    adapted = finetune != "lora" or any(ADAPTATION.search(name) for name in parameters)
+    if missing or not adapted:
+        raise RecipeError(
+            f"SAM in this version of transformers has no {(missing or ['adapted projection'])[0]!r}, so what is to be "
+            "trained of it cannot be told; install a version that pyproject.toml names."
+        )
+    for name, parameter in parameters.items():
+        trains = name.startswith(TRAINED[finetune]) or (finetune == "lora" and ADAPTATION.search(name) is not None)
+        parameter.requires_grad_(trains and not name.startswith(FIXED))
 
 
 def _from_scratch(config: SamConfig) -> SamModel:

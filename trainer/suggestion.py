@@ -31,6 +31,7 @@ from trainer.errors import RunError
 from trainer.methods import make_method
 from trainer.methods.method import Task
 from trainer.recipe import make_recipe
+from trainer.stages import Stages
 from trainer.targets import targets_of
 from trainer.validation import segmenter_for
 
@@ -99,12 +100,12 @@ def _voters_of(run: Path) -> tuple[Manifest, dict[str, nn.Module]]:
     origin = manifest.provenance
     slices = manifest.preprocessing.slice_axis
     task = Task(len(manifest.channels), targets, slices, origin.labelled, origin.unlabelled)
-    method = make_method(make_recipe(document["recipe"]), task)
-    networks = method.build()
+    stages = Stages(make_method(make_recipe(document["recipe"]), task))
+    networks = stages.build()
     state = load_state(RunFolder(run).checkpoint, torch.device("cpu"))
     for name, network in networks.items():
         network.load_state_dict(state.networks[name])
-    voters = {name: voter.eval() for name, voter in method.voters(networks).items()}
+    voters = {name: voter.eval() for name, voter in stages.voters(networks).items()}
     if len(voters) == 1:
         return manifest, {"student": student, "student on a noisy scan": Noisy(student).eval()}
     return manifest, voters

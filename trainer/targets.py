@@ -54,12 +54,24 @@ class Targets(ABC):
         """KL(target || prediction), per voxel and channel (N, C, ...)."""
 
     @abstractmethod
+    def over_channels(self, values: Tensor) -> Tensor:
+        """One value per voxel (N, ...) of values per channel (N, C, ...), as :meth:`cross_entropy` is one of them."""
+
+    @abstractmethod
     def foreground(self, values: Tensor) -> Tensor:
         """The channels of ``values`` (N, C, ...) that stand for segments: (N, segments, ...)."""
 
     @abstractmethod
     def entropy(self, probabilities: Tensor) -> Tensor:
         """Per voxel (N, ...), as a share of the largest possible: 0 certain, 1 nothing known."""
+
+    @abstractmethod
+    def ambiguity(self, probabilities: Tensor) -> Tensor:
+        """Per voxel (N, ...), in bits: 0 certain, 1 where two answers are equally likely, for any number of classes.
+
+        It is the scale of thresholds that separate certain voxels from ambiguous ones: a share of the largest entropy
+        means something else for each number of classes.
+        """
 
 
 class ExclusiveClasses(Targets):
@@ -96,6 +108,10 @@ class ExclusiveClasses(Targets):
         """y_c (log y_c - log p_c)."""
         return functional.kl_div(functional.log_softmax(logits.float(), dim=1), target, reduction="none")
 
+    def over_channels(self, values: Tensor) -> Tensor:
+        """Their sum: the channels are the outcomes of one decision."""
+        return values.sum(dim=1)
+
     def foreground(self, values: Tensor) -> Tensor:
         """All but the background."""
         return values[:, 1:]
@@ -103,6 +119,10 @@ class ExclusiveClasses(Targets):
     def entropy(self, probabilities: Tensor) -> Tensor:
         """-sum_c p_c log p_c / log C."""
         return torch.special.entr(probabilities.clamp_min(SMALL)).sum(dim=1) / math.log(self.channels)
+
+    def ambiguity(self, probabilities: Tensor) -> Tensor:
+        """-sum_c p_c log2 p_c; above 1 where more than two classes are likely."""
+        return torch.special.entr(probabilities.clamp_min(SMALL)).sum(dim=1) / math.log(2.0)
 
 
 class OverlappingRegions(Targets):
@@ -142,6 +162,10 @@ class OverlappingRegions(Targets):
         crossed = functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
         return crossed - (torch.special.entr(target) + torch.special.entr(1.0 - target))
 
+    def over_channels(self, values: Tensor) -> Tensor:
+        """Their mean: each channel is a decision of its own."""
+        return values.mean(dim=1)
+
     def foreground(self, values: Tensor) -> Tensor:
         """All of them."""
         return values
@@ -149,6 +173,10 @@ class OverlappingRegions(Targets):
     def entropy(self, probabilities: Tensor) -> Tensor:
         """Binary entropy / log 2, mean over the regions."""
         return _binary_entropy(probabilities).mean(dim=1) / math.log(2.0)
+
+    def ambiguity(self, probabilities: Tensor) -> Tensor:
+        """Binary entropy in bits of the region that is least certain: the other regions do not make it any clearer."""
+        return _binary_entropy(probabilities).amax(dim=1) / math.log(2.0)
 
 
 def _binary_entropy(p: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 
 from semiseg.bundle.manifest import PretrainedWeights
 from trainer.errors import RecipeError
+from trainer.networks import efficientnet, resunet
 from trainer.networks.colours import from_channels
 from trainer.networks.outside import build_outside, find_outside
-from trainer.networks.resunet import WEIGHTS, ResUNet, load_encoder
 from trainer.recipe import Positive, Section
 from trainer.weights import REFUSALS, Weights, refusal_of
 
@@ -40,15 +40,18 @@ class Teacher(Section):
     """The 2D teacher of a recipe.
 
     Attributes:
-        kind: ``segformer``; ``resunet``, a U-Net with a ResNet-50 encoder (M&N's table 4); or ``outside``, any 2D
+        kind: ``segformer``; ``resunet``, a U-Net with a ResNet-50 encoder (M&N's table 4); ``efficientnet``, a U-Net
+            with an EfficientNet-Lite0 encoder, whose ImageNet weights can be had freely; or ``outside``, any 2D
             network.
         function, settings: of ``outside``: ``package.module:function``, which is called as
             ``function(inputs, outputs, **settings)`` and returns a module from slices (N, inputs, H, W) of any size to
             logits (N, outputs, H, W).
-        weights: pretrained weights, of a ResNet-50 those of its encoder in a folder with ``model.safetensors``; a
-            network from outside is called with ``weights=`` their folder. Without them the network starts from scratch.
+        weights: pretrained weights, of a ResNet-50 those of its encoder in a folder with ``model.safetensors``, of an
+            EfficientNet in a folder with ``efficientnet-lite0-57934424.pth``; a network from outside is called with
+            ``weights=`` their folder. Without them the network starts from scratch.
         config: describes a SegFormer from scratch (keys of ``transformers.SegformerConfig``).
-        finetune: ``lora`` adapts the encoder's linear layers and trains biases, layer norms and the new head;
+        finetune: ``lora`` adapts the encoder's linear layers and trains biases, layer norms and the new head (of an
+            EfficientNet it adapts the 1x1 convolutions and trains batch norms and the whole decoder);
             ``decoder`` trains the decode head; ``whole`` trains everything.
         lora: its rank, alpha and dropout.
         inputs: how channels become the three that natural images have: ``repeat`` one channel, or learn 1x1 ``conv``.
@@ -57,7 +60,7 @@ class Teacher(Section):
         enlarge: in-plane factor by which slices are enlarged before, and shrunk after, the network.
     """
 
-    kind: Literal["segformer", "resunet", "outside"] = "segformer"
+    kind: Literal["segformer", "resunet", "efficientnet", "outside"] = "segformer"
     function: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
     weights: Weights | None = None
@@ -75,7 +78,7 @@ class Teacher(Section):
         if self.kind != "segformer":
             if self.config:
                 raise ValueError(f"`config` is SegFormer's; a network of kind `{self.kind}` has none")
-            if self.finetune == "lora":
+            if self.finetune == "lora" and self.kind != "efficientnet":
                 raise ValueError(f"LoRA adapts SegFormer's linear layers; `finetune` a `{self.kind}` otherwise")
             if self.weights is not None and self.weights.folder is None:
                 raise ValueError(f"a `{self.kind}` takes its weights from a `folder`")
@@ -93,7 +96,8 @@ class Teacher(Section):
         Raises:
             RecipeError: their licence is restrictive and not repeated, or their folder is missing.
         """
-        needed = {"resunet": WEIGHTS, "segformer": "config.json"}.get(self.kind)
+        files = {"resunet": resunet.WEIGHTS, "segformer": "config.json", "efficientnet": efficientnet.WEIGHTS}
+        needed = files.get(self.kind)
         return () if self.weights is None else (self.weights.declared(needed),)
 
 
@@ -185,6 +189,8 @@ def build_teacher(section: Teacher, inputs: int, outputs: int) -> SegformerTeach
     """
     if section.kind == "resunet":
         return _resunet(section, inputs, outputs)
+    if section.kind == "efficientnet":
+        return _efficientnet(section, inputs, outputs)
     if section.function is not None:
         return _outside(section, section.function, inputs, outputs)
     teacher = SegformerTeacher(_segformer(section), inputs, outputs, section)
@@ -205,12 +211,27 @@ def _outside(section: Teacher, function: str, inputs: int, outputs: int) -> Slic
 
 
 def _resunet(section: Teacher, inputs: int, outputs: int) -> SliceTeacher:
-    network = ResUNet(outputs)
+    network = resunet.ResUNet(outputs)
     if section.weights is not None and section.weights.folder is not None:
         section.pretrained()  # refuses a licence that is not repeated, before anything is read
-        load_encoder(network, section.weights.folder)
+        resunet.load_encoder(network, section.weights.folder)
     if section.finetune == "decoder":
         network.encoder.requires_grad_(False)
+    return SliceTeacher(network, from_channels(inputs, section.inputs), section.enlarge)
+
+
+def _efficientnet(section: Teacher, inputs: int, outputs: int) -> SliceTeacher:
+    network = efficientnet.EfficientUNet(outputs)
+    if section.weights is not None and section.weights.folder is not None:
+        section.pretrained()  # refuses a licence that is not repeated, before anything is read
+        efficientnet.load_encoder(network, section.weights.folder)
+    if section.finetune == "decoder":
+        network.encoder.requires_grad_(False)
+    elif section.finetune == "lora":
+        _inject(network.encoder, section.lora, efficientnet.pointwise_convolutions(network.encoder))
+        for module in network.encoder.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.requires_grad_(True)
     return SliceTeacher(network, from_channels(inputs, section.inputs), section.enlarge)
 
 
@@ -256,16 +277,17 @@ def lora_targets(network: SegformerForSemanticSegmentation) -> list[str]:
 
 def _adapt_low_rank(teacher: SegformerTeacher, lora: Lora) -> None:
     """LoRA on :func:`lora_targets`; all biases, the layer norms and the new parts train, the rest is frozen."""
-    from peft import LoraConfig, inject_adapter_in_model  # half a second that only LoRA needs to wait for
-
-    config = LoraConfig(
-        r=lora.rank,
-        lora_alpha=lora.alpha,
-        lora_dropout=lora.dropout,
-        bias="all",
-        target_modules=lora_targets(teacher.network),
-    )
-    inject_adapter_in_model(config, teacher.network)
+    _inject(teacher.network, lora, lora_targets(teacher.network))
     for module in teacher.network.modules():
         if isinstance(module, nn.LayerNorm):
             module.requires_grad_(True)
+
+
+def _inject(network: nn.Module, lora: Lora, targets: list[str]) -> None:
+    """Adapt the modules ``targets`` of a network; its biases and the adapters train, the rest is frozen."""
+    from peft import LoraConfig, inject_adapter_in_model  # half a second that only LoRA needs to wait for
+
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, bias="all", target_modules=targets
+    )
+    inject_adapter_in_model(config, network)

@@ -33,7 +33,10 @@ def validate(segmenter: Segmenter, plan: Plan) -> Figures:
         predicted = segmenter.segment(channels)
         truth = from_reference(plan.segments, reference.array, predicted.affine)
         for index, segment in enumerate(plan.segments):
-            value, _ = overlap(predicted.mask(index), truth.mask(index))
+            mask = predicted.mask(index)
+            if plan.dataset.ignore is not None:
+                mask = mask & (reference.array != plan.dataset.ignore)
+            value, _ = overlap(mask, truth.mask(index))
             if not math.isnan(value):
                 rows[segment.name].append(value)
     means = {name: sum(values) / len(values) if values else 0.0 for name, values in rows.items()}

@@ -149,7 +149,7 @@ def _values(dataset: Dataset, case: Case, voxels_of: Mapping[int, int]) -> Itera
     if set(voxels_of) == {0}:
         sentence = f"{case.label} outlines nothing: every voxel is background. Is that meant?"
         yield Finding("warning", "labels", case.id, sentence)
-    known = {0, *dataset.label_values}
+    known = set(dataset.known_values)
     strange = {v: n for v, n in voxels_of.items() if v not in known}
     if dataset.segments and strange:
         found = ", ".join(f"{value} ({count} voxels)" for value, count in list(strange.items())[:8])

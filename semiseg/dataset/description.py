@@ -87,7 +87,7 @@ def segments_of(document: dict[str, Any], path: Path) -> tuple[Segment, ...]:
     if not isinstance(table, dict) or not table:
         raise DatasetError(f'{path} must say what the label values are: "labels": {{"0": "background", "1": "liver"}}.')
     entries = [_label_entry(key, value, path) for key, value in table.items()]
-    foreground = [(values, name) for values, name in entries if values != (0,)]
+    foreground = [(values, name) for values, name in entries if values != (0,) and not _is_ignore(name)]
     if not foreground:
         raise DatasetError(f"{path} names no label but the background.")
     regions = any(len(values) > 1 for values, _ in foreground)
@@ -141,12 +141,30 @@ def _label_entry(key: str, value: Any, path: Path) -> tuple[tuple[int, ...], str
         number, name = value, key
     else:
         raise DatasetError(f'{path}: label {key!r}: {value!r} is neither "1": "liver" nor "liver": 1.')
-    if name.strip().lower() == "ignore":
-        raise DatasetError(
-            f"{path}: label {number} is 'ignore' (voxels nobody outlined); semiseg does not read partial outlines. "
-            "Leave such scans unlabelled."
-        )
     return (number,), name.strip()
+
+
+def ignore_of(document: dict[str, Any], path: Path) -> int | None:
+    """The value of voxels that nobody outlined, nnU-Net's label ``ignore``; None where there is none.
+
+    Raises:
+        DatasetError: It is the background's value, a segment's, or not one value from 1 to 255.
+    """
+    table = document.get("labels")
+    if not isinstance(table, dict):
+        return None
+    entries = [_label_entry(key, value, path) for key, value in table.items()]
+    found = [values for values, name in entries if _is_ignore(name)]
+    if not found:
+        return None
+    others = {value for values, name in entries if not _is_ignore(name) for value in values}
+    if len(found) > 1 or len(found[0]) > 1 or not 1 <= found[0][0] <= 255 or found[0][0] in others:
+        raise DatasetError(f"{path}: the label 'ignore' must be one value from 1 to 255 that no other label has.")
+    return found[0][0]
+
+
+def _is_ignore(name: str) -> bool:
+    return name.strip().lower() == "ignore"
 
 
 def check_distinct(segments: tuple[Segment, ...], where: Path) -> None:

@@ -14,7 +14,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from semiseg.dataset.description import channels_of, check_distinct, file_ending_of, read_json, segments_of, some
+from semiseg.dataset.description import (
+    channels_of,
+    check_distinct,
+    file_ending_of,
+    ignore_of,
+    read_json,
+    segments_of,
+    some,
+)
 from semiseg.errors import DatasetError, VolumeError
 from semiseg.volumes.formats.registry import suffixes
 from semiseg.volumes.nifti import read_labels, read_nifti_channels
@@ -36,7 +44,7 @@ class Dataset:
     """The scans of one folder and what their channels and label values mean.
 
     ``segments`` is empty when the folder has no ``dataset.json``: label values have no names then, and whoever trains
-    or evaluates gives them (:meth:`with_names`).
+    or evaluates gives them (:meth:`with_names`). ``ignore`` is the label value of voxels that nobody outlined, or None.
     """
 
     folder: Path
@@ -44,6 +52,7 @@ class Dataset:
     channels: tuple[str, ...]
     segments: tuple[Segment, ...]
     cases: Mapping[str, Case] = field(repr=False)
+    ignore: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "cases", dict(self.cases))
@@ -52,6 +61,11 @@ class Dataset:
     def label_values(self) -> tuple[int, ...]:
         """The values that its label maps may hold, besides 0 for the background."""
         return tuple(sorted({value for segment in self.segments for value in segment.reference_values}))
+
+    @property
+    def known_values(self) -> tuple[int, ...]:
+        """All values that its label maps may hold."""
+        return (0, *self.label_values, *(() if self.ignore is None else (self.ignore,)))
 
     def case(self, case_id: str) -> Case:
         """The scan called ``case_id``.
@@ -102,7 +116,8 @@ def load_dataset(folder: str | Path) -> Dataset:
     ending = file_ending_of(document, described)
     cases = _cases_by_name(folder, ending) if listed is None else _cases_listed(folder, listed, described)
     name = document.get("name")
-    return Dataset(folder, name if isinstance(name, str) and name else folder.resolve().name, channels, segments, cases)
+    named = name if isinstance(name, str) and name else folder.resolve().name
+    return Dataset(folder, named, channels, segments, cases, ignore_of(document, described))
 
 
 def read_channels(case: Case, channels: tuple[str, ...]) -> dict[str, Volume]:

@@ -32,6 +32,7 @@ class _Answer:
     prediction: Segmentation
     reference: NDArray[np.int32]
     seconds: float
+    ignore: int | None = None
 
 
 def evaluate(
@@ -153,12 +154,12 @@ def _answer(segment: Segmenting, dataset: Dataset, case: Case, keep: Path | None
         write_segmentation(keep / f"{case.id}.nii.gz", prediction, like=case.image)
     reference = read_reference(case, image)
     _check_values(dataset, case, reference.array)
-    return _Answer(prediction, reference.array, seconds)
+    return _Answer(prediction, reference.array, seconds, dataset.ignore)
 
 
 def _check_values(dataset: Dataset, case: Case, reference: NDArray[np.int32]) -> None:
     """Refuse a value that nobody named: counted as background it would turn into false positives."""
-    strange = np.setdiff1d(np.unique(reference), [0, *dataset.label_values])
+    strange = np.setdiff1d(np.unique(reference), dataset.known_values)
     if dataset.segments and strange.size:
         raise VolumeError(f"{case.label} holds label values that dataset.json does not name: {strange.tolist()}.")
 
@@ -167,6 +168,8 @@ def _rows(case: Case, answer: _Answer, pairs: tuple[tuple[Segment, tuple[int, ..
     index_of = {s.name: k for k, s in enumerate(answer.prediction.segments)}
     for segment, values in pairs:
         mask = answer.prediction.mask(index_of[segment.name])
+        if answer.ignore is not None:
+            mask = mask & (answer.reference != answer.ignore)
         figures = score(mask, np.isin(answer.reference, values), answer.prediction.affine)
         yield Row(case.id, segment.name, figures, answer.seconds)
 

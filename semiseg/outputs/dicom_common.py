@@ -52,6 +52,7 @@ scan is a person's; the group 0012 says that a scan was de-identified, and for w
 """
 _METHOD_UNKNOWN = "not stated by the source images"
 _TRIAL_GROUP = 0x0012
+_WHOSE = ("PatientID", "IssuerOfPatientID", "PatientName", "PatientBirthDate")
 _NAMESPACE = uuid.UUID("0d5a6d9e-1f0b-5b8e-9a35-6c1f5b3c7e21")
 
 
@@ -143,11 +144,13 @@ def series_description(algorithm: Algorithm) -> str:
 def identity_of(series: DicomSeries, algorithm: Algorithm, segments: Sequence[Segment]) -> str:
     """One hash of everything an object is made of: source instances, model, segments, and the version that makes it.
 
-    An object says which version made it, so another version makes another object, with other UIDs.
+    An object says which version made it, so another version makes another object, with other UIDs. It also says whose
+    it is: after a correction of the patient an archive must not take the new object for the one that it has.
     """
     parts = [_package_version(), series.uid, algorithm.name, algorithm.version, algorithm.model_sha256]
     parts += [segment.model_dump_json() for segment in segments]
     parts += [str(instance.get("SOPInstanceUID")) for instance in series.instances]
+    parts += [str(series.instances[0].get(keyword) or "") for keyword in _WHOSE]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 

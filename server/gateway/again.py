@@ -1,18 +1,127 @@
 """Doing something again for an operator: deliver a result, segment a series, decide on a study with today's rules.
 
+An archive that is polled may be asked for a study again, too.
+
 These functions change the queue only, so a command may call them while the gateway runs; its workers find the jobs.
 Each refuses while the thing that it would repeat is being done.
 """
 
 from __future__ import annotations
 
+import re
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Literal
 
 from semiseg.errors import InputError
-from server.gateway.work import DELIVER, RESULTS, SEGMENT, STUDY, tidied
+from server.gateway.config import Poll
+from server.gateway.finding import find_series, find_studies, find_study
+from server.gateway.kinds import DELIVER, FETCH, RESULTS, SEGMENT, STUDY, tidied
+from server.gateway.names import KEY, Names
+from server.gateway.ups_claims import is_of_workitem
 from server.jobs.queue import ENDED, Job, Queue
 
 STUDIES = "studies"  # in the state folder
+What = Literal["deliver", "segment", "decide"]
+
+
+def again(queue: Queue, state: Path, typed: str, what: What | None = None) -> tuple[list[Job], list[str]]:
+    """Do again what an operator names.
+
+    Args:
+        queue: The gateway's queue.
+        state: The gateway's state folder.
+        typed: A job that delivered or segmented, a study or a series, as :mod:`server.gateway.finding` finds them.
+        what: What is done. By default a delivery is delivered, a segmentation or a series is segmented, and a study is
+            decided on.
+
+    Returns:
+        The jobs, which wait, and a sentence for each thing that was left as it is.
+
+    Raises:
+        InputError: There is no such thing, or nothing of it can be done again now.
+    """
+    named = queue.get(typed.strip())
+    if named is not None and named.queue in (DELIVER, SEGMENT):
+        study, default = named.owner, "deliver" if named.queue == DELIVER else "segment"
+        orders = [named] if named.queue == SEGMENT else []
+        sent = [named] if named.queue == DELIVER else _newest_deliveries(queue, study, orders)
+        if named.queue == DELIVER and what == "segment":
+            orders = [one for one in queue.jobs(queue=SEGMENT, owner=study) if one.id == named.payload["of"]]
+    elif (
+        named is None and not find_studies(queue, state, typed) and (mine := find_series(queue, state, typed, SEGMENT))
+    ):
+        orders = _newest(mine)
+        study, default = orders[0].owner, "segment"
+        sent = _newest_deliveries(queue, study, orders)
+    else:
+        study, default = named.owner if named is not None else find_study(queue, state, typed), "decide"
+        orders = _newest(segmentations(queue, study))
+        sent = _newest_deliveries(queue, study, orders)
+    what = what or default  # type: ignore[assignment]
+    if what == "decide":
+        return [decide_again(queue, state, study)], []
+    wanted, repeat = (sent, deliver_again) if what == "deliver" else (orders, segment_again)
+    if not wanted:
+        thing = "delivered" if what == "deliver" else "segmented"
+        raise InputError(f"Nothing of study {study} was {thing}; `semiseg gateway show {study}` says what was decided.")
+    put, left = list[Job](), list[str]()
+    for job in wanted:
+        try:
+            put.append(repeat(queue, state, job.id))
+        except InputError as error:
+            left.append(str(error))
+    if not put:
+        raise InputError(" ".join(dict.fromkeys(left)))
+    return put, left
+
+
+def fetch_again(queue: Queue, state: Path, polls: Sequence[Poll], typed: str, source: str | None = None) -> Job:
+    """Fetch a study from an archive that is polled, whether it lists the study or not.
+
+    Args:
+        queue: The gateway's queue.
+        state: The gateway's state folder.
+        polls: Archives of the configuration.
+        typed: A Study Instance UID, or what finds a study that was fetched before.
+        source: Name of the archive; needed where there are several and none has given the study before.
+
+    Returns:
+        The job, which waits.
+
+    Raises:
+        InputError: There is no such archive, its UID is not known, or it is being fetched.
+    """
+    typed = typed.strip()
+    is_uid = re.fullmatch(r"[0-9]+(\.[0-9]+)+", typed) is not None and len(typed) <= 64
+    study = Names(state / KEY).of(typed) if is_uid else find_study(queue, state, typed)
+    before = queue.jobs(queue=FETCH, owner=study)
+    if waiting := [job for job in before if not job.ended]:
+        raise InputError(f"Study {study} is being fetched already (job {waiting[0].id}), or waits for it.")
+    if not is_uid and not before:
+        raise InputError(f"Study {study} did not come from an archive that is polled; type its Study Instance UID.")
+    uid = typed if is_uid else before[-1].payload["uid"]
+    urls = [poll.url for poll in polls if source in (None, poll.name)]
+    if len(urls) > 1:
+        urls = [url for url in urls if before and url == before[-1].payload["url"]]
+    if len(urls) != 1:
+        names = ", ".join(poll.name for poll in polls) or "none in `polls`"
+        raise InputError(f"Say with --from which archive gives it: {names}.")
+    payload = {"study": study, "url": urls[0], "uid": uid}
+    return queue.put(FETCH, payload, key=f"{urls[0]} {uid} asked for {time.time():.3f}", owner=study)
+
+
+def _newest(orders: Sequence[Job]) -> list[Job]:
+    """The last order of each rule and series: earlier ones were superseded."""
+    return list({(one.payload["rule"], one.payload["series"]): one for one in orders}.values())
+
+
+def _newest_deliveries(queue: Queue, study: str, orders: Sequence[Job]) -> list[Job]:
+    """The last delivery of each of ``orders`` to each destination."""
+    wanted = {one.id for one in orders}
+    found = [one for one in deliveries(queue, study) if one.payload["of"] in wanted]
+    return list({(one.payload["of"], one.payload["to"]): one for one in found}.values())
 
 
 def deliver_again(queue: Queue, state: Path, name: str) -> Job:
@@ -75,9 +184,10 @@ def decide_again(queue: Queue, state: Path, study: str) -> Job:
         The new job, which waits.
 
     Raises:
-        InputError: the study is not here, or is being decided on or segmented.
+        InputError: the study is not here, is being decided on or segmented, or holds inputs of a workitem.
     """
     _require_study(state, study)
+    require_no_workitem(state, study)
     for job in queue.jobs("waiting", "running", owner=study):
         if job.queue == STUDY:
             raise InputError(f"The rules are being applied to study {study} (job {job.id}); wait for the end.")
@@ -85,6 +195,18 @@ def decide_again(queue: Queue, state: Path, study: str) -> Job:
             raise InputError(f"Study {study} is being segmented (job {job.id}); wait for the end, or cancel that job.")
     told = {"study": study, "why": "an operator asked for it", "again": _count(queue.jobs(queue=STUDY, owner=study))}
     return queue.put(STUDY, told, owner=study)
+
+
+def require_no_workitem(state: Path, study: str) -> None:
+    """Refuse to apply the rules for studies that were sent to inputs of a workitem.
+
+    Raises:
+        InputError: they are inputs of a workitem.
+    """
+    if is_of_workitem(state / STUDIES, study):
+        raise InputError(
+            f"{study} holds the inputs of a workitem, which its worklist decides on; have the manager schedule it anew."
+        )
 
 
 def segmentations(queue: Queue, study: str, series: str | None = None) -> list[Job]:

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from semiseg.errors import InputError
 from semiseg.system.durable_files import move_durably, sync
-from server.gateway.gateway import AUDIT, DATABASE, KEY
+from server.gateway.gateway import AUDIT, DATABASE
 from server.gateway.inbox import STUDIES
+from server.gateway.kinds import RESULTS
+from server.gateway.names import KEY
 from server.gateway.ups_claims import FOLDER as WORKLISTS
-from server.gateway.work import RESULTS
 from server.jobs.queue import Queue
 
 

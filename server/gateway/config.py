@@ -10,141 +10,15 @@ from pydantic import Field, ValidationError, model_validator
 
 from semiseg.errors import InputError, sentence_of
 from semiseg.volumes.series_rules import SeriesRule
-from server.gateway.config_types import AETitle, Count, File, Part, Port, Seconds, Url
+from server.gateway.config_sources import DimseDoor as DimseDoor
+from server.gateway.config_sources import Poll as Poll
+from server.gateway.config_sources import Sender as Sender
+from server.gateway.config_sources import WebDoor as WebDoor
+from server.gateway.config_types import AETitle, Count, File, Part, Seconds, Url
 from server.gateway.config_types import Form as Form
+from server.gateway.config_types import Tls as Tls
 from server.gateway.uids import UidRule
 from server.gateway.ups_config import Worklist, faults
-
-
-class Tls(Part):
-    """Encryption of DIMSE (PS3.15 B.9), by files in PEM form.
-
-    Attributes:
-        certificate, key: our own.
-        authority: whose certificates the other side's are checked against; a door with one lets in nobody without a
-            certificate of it (mutual authentication).
-    """
-
-    certificate: File | None = None
-    key: File | None = None
-    authority: File | None = None
-
-    @model_validator(mode="after")
-    def _whole(self) -> Self:
-        if (self.certificate is None) != (self.key is None):
-            raise ValueError("certificate and key belong together")
-        return self
-
-
-class Sender(Part):
-    """Who may send by DIMSE.
-
-    Attributes:
-        ae_title: what it calls itself.
-        addresses: IP addresses or networks (10.0.1.0/24) from which it may come; all of them when none is given.
-        commitment: (address, port) to which storage commitment is reported (PS3.4 J.3.3); on the association that asked
-            for it when none is given.
-    """
-
-    ae_title: AETitle
-    addresses: tuple[str, ...] = ()
-    commitment: tuple[str, Port] | None = None
-
-    @model_validator(mode="after")
-    def _networks(self) -> Self:
-        from ipaddress import ip_network
-
-        for address in self.addresses:
-            try:
-                ip_network(address, strict=False)
-            except ValueError:
-                raise ValueError(f"{address} is no IP address and no network such as 10.0.1.0/24") from None
-        return self
-
-
-class DimseDoor(Part):
-    """C-ECHO, C-STORE and storage commitment, as their provider.
-
-    Attributes:
-        host, port: where it listens; port 0 takes a free one.
-        senders: who may send; nobody else is let in. Empty only with ``anybody``.
-        anybody: let everybody send, whatever they call themselves.
-        associations: how many at the same time.
-        associations_per_address: how many of them from one address; four fifths of `associations` when it is not given,
-            so that no address can take them all.
-        pdu: largest PDU that a sender may send, in bytes.
-        acse_seconds, dimse_seconds, network_seconds: patience with the beginning of an association, with an answer,
-            and with silence in between.
-        tls: None for an unencrypted door.
-    """
-
-    host: str = "127.0.0.1"
-    port: Port = 11112
-    senders: tuple[Sender, ...] = ()
-    anybody: bool = False
-    associations: Count = 25
-    associations_per_address: Count | None = None
-    pdu: Annotated[int, Field(ge=4096, le=2**24)] = 2**20
-    acse_seconds: Seconds = 30.0
-    dimse_seconds: Seconds = 60.0
-    network_seconds: Seconds = 60.0
-    tls: Tls | None = None
-
-    @model_validator(mode="after")
-    def _decided(self) -> Self:
-        if bool(self.senders) == self.anybody:
-            raise ValueError("name the `senders` that may send, or say `anybody: true`; one of the two")
-        if self.tls is not None and self.tls.certificate is None:
-            raise ValueError("tls: a door needs a certificate and a key")
-        return self
-
-    def most_of_one_address(self) -> int:
-        """How many associations one address may have."""
-        return self.associations_per_address or max(1, self.associations - max(1, self.associations // 5))
-
-
-class WebDoor(Part):
-    """STOW-RS, the status page and the metrics.
-
-    Attributes:
-        host, port: where it listens; port 0 takes a free one.
-        keys: a file of API keys, as of `semiseg serve --keys`; needed on other addresses than loopback.
-        hosts: Further names by which it may be called, as of `semiseg serve --allowed-host`.
-        proxies: Addresses and networks of proxies in front, as of `semiseg serve --proxy`.
-        upload_bytes: the largest request body.
-        connections_per_address: Number of connections that one address may have at the same time, of a thousand in all.
-    """
-
-    host: str = "127.0.0.1"
-    port: Port = 8080
-    keys: File | None = None
-    hosts: tuple[str, ...] = ()
-    proxies: tuple[str, ...] = ()
-    upload_bytes: Count = 2**32
-    connections_per_address: Count = 800
-
-
-class Poll(Part):
-    """An archive that is asked for new studies by QIDO-RS and that gives them by WADO-RS.
-
-    Attributes:
-        url: its DICOMweb root.
-        name: stands for a sender's AE title in rules.
-        every_seconds: from one look to the next.
-        days: how far back by Study Date, today included.
-        matching: further attributes that a study has to match (PS3.18 8.3.4), such as ModalitiesInStudy.
-        token: a file whose content is sent as bearer token.
-        trouble_after: Number of failed fetches of a study after which it is shown as in trouble; it is fetched again
-            all the same.
-    """
-
-    url: Url
-    name: AETitle = "POLL"
-    every_seconds: Seconds = 60.0
-    days: Count = 2
-    matching: dict[str, str] = Field(default_factory=dict)
-    token: File | None = None
-    trouble_after: Count = 3
 
 
 class Completeness(Part):
@@ -165,6 +39,9 @@ class Completeness(Part):
             `complete STUDY`, or `segment` what is there.
         late: What happens to a series that got more instances after its result was made: `supersede` makes another
             result, which says so; `hold` holds the study until an operator says `complete STUDY`.
+        patients: What happens to a study whose instances name different patients (Patient ID, Patient's Name or
+            Patient's Birth Date), as after a correction: `hold` it until an operator decides by `conflict STUDY`, or
+            `segment` it.
     """
 
     quiet_seconds: Seconds | None = 60.0
@@ -173,6 +50,7 @@ class Completeness(Part):
     interrupted_seconds: Seconds | None = None
     incomplete: Literal["hold", "segment"] = "hold"
     late: Literal["supersede", "hold"] = "supersede"
+    patients: Literal["hold", "segment"] = "hold"
 
     def patience_after_break(self) -> float:
         """Seconds for which a sender that broke off is waited for."""

@@ -1,12 +1,12 @@
-"""Types of the values in gateway.yaml: names, addresses, files and numbers, checked when the file is read."""
+"""Types of values in gateway.yaml, and what several parts of it have in common."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 _VISIBLE = re.compile(r"[ -\[\]-~]+")
 Form = Literal["seg", "seg-labelmap", "seg-fractional", "rtstruct", "sr", "overlay"]
@@ -38,6 +38,26 @@ File = Annotated[Path, AfterValidator(_beside)]
 
 
 class Part(BaseModel):
-    """A mapping in the file; a key that it does not know is an error."""
+    """A part of the file: it does not change, and a key that it does not know is refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Tls(Part):
+    """Encryption of DIMSE (PS3.15 B.9), by files in PEM form.
+
+    Attributes:
+        certificate, key: our own.
+        authority: whose certificates the other side's are checked against; a door with one lets in nobody without a
+            certificate of it (mutual authentication).
+    """
+
+    certificate: File | None = None
+    key: File | None = None
+    authority: File | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Self:
+        if (self.certificate is None) != (self.key is None):
+            raise ValueError("certificate and key belong together")
+        return self

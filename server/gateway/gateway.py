@@ -20,21 +20,27 @@ from semiseg.errors import InputError, SemisegError
 from semiseg.system.file_locks import held
 from server.browser_guard import BrowserGuard
 from server.forwarded import Proxies
+from server.gateway import standing
 from server.gateway.audit import Audit
 from server.gateway.config import GatewayConfig, Poll, WebDoor
+from server.gateway.deciding import Deciding
 from server.gateway.delivery import Commitments
-from server.gateway.inbox import Inbox, delete
-from server.gateway.names import Names
+from server.gateway.inbox import Inbox
+from server.gateway.kinds import DELIVER, FETCH, PURGE, SEGMENT, STUDY, WORKITEM
+from server.gateway.names import KEY, Names
 from server.gateway.node import Node
 from server.gateway.overview import Overview
 from server.gateway.polling import Polling
 from server.gateway.rejections import Rejections
 from server.gateway.replicas import Capacity, Replicas
+from server.gateway.retention import Retention
+from server.gateway.retrying import Retrying
 from server.gateway.segmenting import Segmenting
 from server.gateway.studies import Studies
+from server.gateway.study_troubles import StudyTroubles
 from server.gateway.ups import Worklists
-from server.gateway.ups_inputs import is_of_workitem
-from server.gateway.work import DELIVER, FETCH, PURGE, SEGMENT, STUDY, WORKITEM, Work
+from server.gateway.ups_claims import is_of_workitem
+from server.gateway.work import Work
 from server.jobs.lanes import Lane, lanes_of
 from server.jobs.queue import Job, Queue, State
 from server.jobs.turns import Turns
@@ -48,10 +54,8 @@ THREADS = {FETCH: 1, WORKITEM: 2, STUDY: 2, SEGMENT: 16, PURGE: 1}
 # What is given up after so many seconds when the gateway stops; 20 s in all, which supervisors wait for.
 STOP_SECONDS, LOOP_SECONDS, POLL_SECONDS, WEB_SECONDS = 6.0, 1.5, 1.0, 4.0
 POLL_QUIET = 60.0  # seconds, where quiet completes no study
-TIDYING = 60.0  # seconds between two looks for what is too old
 AFTER_FAILURE = 1.0
-DECIDE = "`semiseg gateway complete STUDY` has it segmented as it is, `purge STUDY` deletes it."
-DATABASE, KEY, AUDIT = "jobs.sqlite3", "names.key", "audit.jsonl"
+DATABASE, AUDIT = "jobs.sqlite3", "audit.jsonl"
 
 _LOG = logging.getLogger("semiseg.gateway")
 Announce = Callable[[str], None]
@@ -73,6 +77,7 @@ class Gateway:
         self._config = config
         self._stop = threading.Event()
         self._workers: dict[str, list[Worker]] = {}
+        self._pollings: list[Polling] = []
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             self._start(stack, announce)
@@ -92,11 +97,15 @@ class Gateway:
         )
         # pynetdicom and the client write what they cannot hold in memory: on this volume, where it is swept.
         tempfile.tempdir = str(self.inbox.incoming)
+        self.troubles = StudyTroubles(
+            config, self.queue, self.inbox, lambda: self.studies.held(), lambda: self._pollings
+        )
         self.studies = Studies(
             config.complete,
             lambda name: len(self.inbox.instances(name)),
-            [name for name in self.inbox.known() if not is_of_workitem(self.inbox, name)],
-            lacking=self._lacking,
+            [name for name in self.inbox.known() if not is_of_workitem(self.inbox.studies, name)],
+            lacking=self.troubles.lacking,
+            undecided=self.troubles.undecided,
             fetching=lambda name: bool(self.queue.jobs("waiting", "running", queue=FETCH, owner=name)),
             interrupted=self.inbox.interrupted(),
         )
@@ -107,35 +116,61 @@ class Gateway:
             config.keep.free_bytes,
             lambda: len(self.inbox.known()),
             self.studies.open_count,
-            in_trouble=self._in_trouble,
+            arriving=self.studies.open_names,
+            in_trouble=self.troubles.listed,
             rejections=self.rejections,
         )
         commitments, replicas = Commitments(), Replicas(config.servers)
         self.overview.watch_servers(replicas.troubles)
-        self.work = Work(
+        self.retrying = Retrying(config, self.queue, self.audit, wake=self._wake, ended=self._ended)
+        segmenting = Segmenting(config.servers, replicas)
+        self.deciding = Deciding(
             config,
             self.queue,
             self.inbox,
             names,
-            Segmenting(config.servers, replicas),
-            commitments,
             self.audit,
             is_open=self.studies.is_open,
             complete=self.studies.end,
             wake=self._wake,
-            ended=self._ended,
         )
-        self.overview.watch_destinations({name: one.told for name, one in self.work.backoffs.items()})
+        self.work = Work(
+            config,
+            self.queue,
+            self.inbox,
+            segmenting,
+            commitments,
+            self.audit,
+            self.retrying,
+            is_open=self.studies.is_open,
+            complete=self.studies.end,
+            wake=self._wake,
+        )
         self.worklists = Worklists(config, self.queue, self.inbox, names, self.audit, self._wake)
         self.overview.watch_worklists(self.worklists)
+        self.retention = Retention(
+            config,
+            self.queue,
+            self.inbox,
+            self.studies,
+            self.work,
+            self.audit,
+            is_claimed=self.worklists.claims.has,
+        )
+        self.overview.watch_destinations({name: one.told for name, one in self.retrying.backoffs.items()})
         # What waited for others when the gateway ended is tried at once: they may be well since.
         for kind in (SEGMENT, DELIVER):
-            self.work.release_held(kind)
+            self.retrying.release_held(kind)
         self.audit.tell("started", version=version("semiseg"), rules=[rule.name for rule in config.rules])
         stack.callback(self.audit.tell, "stopped")
         stack.callback(self._close_workers)
         self._start_workers(replicas)
-        for name, look in (("studies", self._look_at_studies), ("retention", self._tidy)):
+        stack.callback(standing.forget, state)
+        for name, look in (
+            ("studies", self._look_at_studies),
+            ("retention", self.retention.tidy),
+            ("standing", self._tell_commands),
+        ):
             thread = threading.Thread(target=self._loop, args=(name, look), name=name, daemon=True)
             thread.start()
             stack.callback(thread.join, LOOP_SECONDS)
@@ -152,12 +187,13 @@ class Gateway:
         self.worklists.begin()
         for worklist in config.worklists:
             announce(f"worklist {worklist.name}: asking {worklist.url} every {worklist.every_seconds:g} s")
-        pollings: list[Polling] = []
+        pollings = self._pollings
         stack.callback(_close_all, pollings)
         for poll in config.polls:
-            polling = Polling(poll, config.complete.quiet_seconds or POLL_QUIET, partial(self._found, names))
+            polling = Polling(poll, config.complete.quiet_seconds or POLL_QUIET, partial(self._found, names), names.of)
             pollings.append(polling)
             announce(f"asking {poll.url} every {poll.every_seconds:g} s")
+        self.overview.watch_polls({one.url: one.trouble for one in pollings})
 
     def __enter__(self) -> Gateway:
         return self
@@ -171,7 +207,7 @@ class Gateway:
 
     def _start_workers(self, replicas: Replicas) -> None:
         config, work = self._config, self.work
-        self._worker(STUDY, work.study, fair=True)
+        self._worker(STUDY, self.deciding.study, fair=True)
         self._worker(PURGE, work.purge)
         for _, lane in lanes_of("worklist", [one.name for one in config.worklists]):
             self._worker(WORKITEM, self.worklists.inputs.work, lane=lane)
@@ -182,7 +218,7 @@ class Gateway:
         for name, lane in lanes_of("to", list(config.destinations)):
             # Without a name: what a destination was to get that the configuration does not have any more.
             threads = 1 if name is None else config.destinations[name].parallel
-            ready = work.backoffs[name].ready if name is not None else lambda: True
+            ready = self.retrying.backoffs[name].ready if name is not None else lambda: True
             self._worker(DELIVER, work.deliver, lane=lane, threads=threads, ready=ready, fair=True)
 
     def _worker(
@@ -200,7 +236,7 @@ class Gateway:
         worker = Worker(
             self.queue,
             kind,
-            self.work.steadily(work),
+            self.retrying.steadily(work),
             threads=count,
             turns=turns or Turns(count),
             ready=ready,
@@ -234,6 +270,10 @@ class Gateway:
                 self.overview.broke(name, told)
             self._stop.wait(pause)
 
+    def _tell_commands(self) -> float:
+        standing.write(self._config.state, self.overview.live())
+        return standing.WRITING
+
     def _look_at_studies(self) -> float:
         return self.studies.complete(self._completed)
 
@@ -247,29 +287,6 @@ class Gateway:
                 "complete", study=name, job=job.id, instances=len(files), senders=self.inbox.senders(name), why=why
             )
             self._wake(STUDY)
-
-    def _lacking(self, name: str) -> str:
-        """What is missing of a study, as a sentence; "" where nothing is known to be."""
-        missing = self.inbox.lacking(name)
-        fetches = self.queue.jobs(queue=FETCH, owner=name)
-        if fetches and fetches[-1].state == "failed" and not self.inbox.is_accepted(name):
-            missing.append(fetches[-1].result.get("error", "It could not be fetched."))
-        more = f" ({len(missing)} things are missing)" if len(missing) > 1 else ""
-        return f"The study is not whole. {missing[0]}{more}" if missing else ""
-
-    def _in_trouble(self) -> list[dict[str, Any]]:
-        """Studies that wait for something which may not come by itself, and why."""
-        found = {
-            name: {"study": name, "since": self.inbox.changed(name), "why": f"{why} {DECIDE}"}
-            for name, why in self.studies.held().items()
-        }
-        patience = {poll.url: poll.trouble_after for poll in self._config.polls}
-        for job in self.queue.jobs("waiting", "running", queue=FETCH):
-            told, name = job.payload, job.payload["study"]
-            if told.get("tries", 0) >= patience.get(told["url"], 1):
-                why = f"It could not be fetched {told['tries']} times, and is tried again. {told['trouble']}"
-                found.setdefault(name, {"study": name, "since": job.created, "why": why})
-        return sorted(found.values(), key=lambda one: float(one["since"]), reverse=True)
 
     def _found(self, names: Names, poll: Poll, uid: str, count: int) -> None:
         payload = {"study": names.of(uid), "url": poll.url, "uid": uid}
@@ -285,36 +302,6 @@ class Gateway:
             self.audit.tell("dead letter", study=job.payload.get("study", ""), job=job.id, kind=job.queue, why=why)
         elif state == "cancelled":
             self.audit.tell("cancelled", study=job.payload.get("study", ""), job=job.id, kind=job.queue)
-
-    def _tidy(self) -> float:
-        """Delete studies that are done with, and then what is left without one."""
-        keep, now, held = self._config.keep, time.time(), self.studies.held()
-        for name in self.inbox.known():
-            if self.worklists.claims.has(name):
-                continue
-            jobs = [job for job in self.queue.jobs(owner=name) if job.queue not in (FETCH, PURGE)]
-            if name in held and all(job.ended for job in jobs):
-                seconds = keep.failed_days * 86400
-                if now - self.inbox.changed(name) > seconds and self.work.forget(name, jobs):
-                    self.audit.tell("purged", study=name, why=f"held for {keep.failed_days:g} days. {held[name]}")
-                continue
-            if self.studies.is_open(name) or not jobs or not all(job.ended for job in jobs):
-                continue
-            failed = any(job.state == "failed" for job in jobs)
-            seconds = keep.failed_days * 86400 if failed else keep.hours * 3600
-            if now - max(job.changed for job in jobs) > seconds and self.work.forget(name, jobs):
-                self.audit.tell("purged", study=name, why=f"{seconds / 3600:g} hours after its last job")
-        # Of what was fetched it is remembered for as long as an archive may offer it.
-        days = max((poll.days for poll in self._config.polls), default=0) + 2
-        for job in self.queue.jobs("done", "failed", "cancelled", before=now - days * 86400):
-            if job.queue in (FETCH, PURGE):
-                self.queue.forget(job.id)
-        there = list(self.work.results.iterdir())  # before the jobs, so that none of them is younger than its job
-        known = {job.id for job in self.queue.jobs(queue=SEGMENT)}
-        for folder in there:
-            if folder.name not in known:
-                delete(folder, overwrite=keep.overwrite)
-        return max(1.0, min(TIDYING, keep.hours * 3600))
 
     @contextlib.contextmanager
     def _web(self, door: WebDoor, names: Names) -> Iterator[str]:
@@ -334,7 +321,9 @@ class Gateway:
                 return None
             if anyway:
                 self.inbox.accept_as_it_is(name)
-            lacking = self._lacking(name) if count is None and self._config.complete.incomplete == "hold" else ""
+            lacking = self.troubles.undecided(name)
+            if not lacking and count is None and self._config.complete.incomplete == "hold":
+                lacking = self.troubles.lacking(name)
             if not lacking:
                 self.studies.end(name, "somebody said so", count)
             return name, lacking

@@ -7,63 +7,43 @@
     studies/STUDY/sending-NAME  an empty file for each sender whose association or request has not ended yet
     studies/STUDY/lacks-KEY     a sentence: what is missing of the study, so that it is not whole
     studies/STUDY/accepted      an empty file: somebody decided that the study is taken as it is
+    studies/STUDY/patient-..., accession-...   see :mod:`server.gateway.patients`
+    studies/STUDY/newer/...     other versions of instances; see :mod:`server.gateway.conflicts`
 
 The folder is the only record of what has arrived: nothing else has to be kept in step with it.
 """
 
 from __future__ import annotations
 
-import filecmp
 import os
 import shutil
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from semiseg.errors import InputError, SemisegError, VolumeError
+from semiseg.errors import SemisegError
 from semiseg.system.durable_files import free_bytes, sync
-from semiseg.volumes.dicom_file import read_dicom, text
+from server.gateway.conflicts import Choice, Conflict, conflict_of, decide, differences, keep_version
+from server.gateway.identity import Identity as Identity
+from server.gateway.identity import NotOurs as NotOurs
+from server.gateway.identity import count_in as count_in
+from server.gateway.identity import identity_of
 from server.gateway.names import Names
-from server.gateway.uids import UidRule, breaks_the_standard
+from server.gateway.patients import differing
+from server.gateway.uids import UidRule
 from server.jobs.files import empty
 
-LAST = 0x00201208  # Number of Study Related Instances
-_TAGS = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "NumberOfStudyRelatedInstances"]
 STUDIES = "studies"
 _SUFFIX, _SENDER, _SERIES, _SENDING, _LACKS = ".dcm", "from-", "series-", "sending-", "lacks-"
 _ACCEPTED = "accepted"
-LARGEST_COUNT = 10**7  # instances of one study; a larger number is no count but an error of whoever wrote it
 
 
 class DiskFull(SemisegError):  # noqa: N818 - it passes
     """Less is free than has to stay free."""
-
-
-class NotOurs(InputError):  # noqa: N818 - a refusal
-    """What came is no instance, or not the one that it was announced as.
-
-    Attributes:
-        identity: Identity that the instance claims, None where it could not be read.
-    """
-
-    def __init__(self, sentence: str, identity: Identity | None = None) -> None:
-        super().__init__(sentence)
-        self.identity = identity
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What an instance says that it is; ``announced`` is how many its study has by its own account, or None."""
-
-    sop_class: str
-    instance: str
-    study: str
-    series: str
-    announced: int | None
 
 
 @dataclass(frozen=True)
@@ -74,13 +54,16 @@ class Arrival:
         study: name of its study.
         instance: its own name.
         new: whether it was not there before.
-        differs: whether another object of the same UID was there, which stays.
+        differs: Whether an object of the same UID with another content was there; it stays, and this one is kept beside
+            it until somebody decides.
+        attributes: Keywords of the attributes that differ.
     """
 
     study: str
     instance: str
     new: bool
     differs: bool
+    attributes: tuple[str, ...] = ()
 
 
 class Inbox:
@@ -139,9 +122,8 @@ class Inbox:
             identity = identity or self.identify(file)
             study, name = self._names.of(identity.study), self._names.of(identity.instance)
             sync(file)
-            new = self._place(file, study, name, sender, identity, more_follows)
-            differs = not new and not filecmp.cmp(file, self.studies / study / f"{name}{_SUFFIX}", shallow=False)
-            return Arrival(study, name, new, differs)
+            new, attributes = self._place(file, study, name, sender, identity, more_follows)
+            return Arrival(study, name, new, bool(attributes), tuple(attributes))
         finally:
             file.unlink(missing_ok=True)
 
@@ -149,32 +131,15 @@ class Inbox:
         """Read an instance's header as far as its study.
 
         Raises:
-            NotOurs: The file is no DICOM, lacks a UID that it needs, or has one that breaks PS3.5 9.1. The sentence
-                quotes nothing of the file, since it goes into logs.
+            NotOurs: See :func:`server.gateway.identity.identity_of`.
         """
-        try:
-            header = read_dicom(file, pixels=False, tags=_TAGS, last=LAST)
-            uids = {keyword: text(header, keyword, file) for keyword in _TAGS}
-        except VolumeError as error:
-            what = "is not a DICOM file" if "not a DICOM file" in str(error) else "is a damaged DICOM file"
-            raise NotOurs(f"The instance {what}.") from None
-        for keyword in _TAGS[:4]:
-            if not uids[keyword]:
-                raise NotOurs(f"The instance has no {keyword}.")
-        identity = Identity(
-            uids["SOPClassUID"],
-            uids["SOPInstanceUID"],
-            uids["StudyInstanceUID"],
-            uids["SeriesInstanceUID"],
-            count_in(uids["NumberOfStudyRelatedInstances"]),
-        )
-        for keyword in _TAGS[:4]:
-            if wrong := breaks_the_standard(uids[keyword], self._uids):
-                raise NotOurs(f"The {keyword} of the instance {wrong}.", identity)
-        return identity
+        return identity_of(file, self._names, self._uids)
 
-    def _place(self, file: Path, study: str, name: str, sender: str, identity: Identity, more_follows: bool) -> bool:
-        folder = self.studies / study
+    def _place(
+        self, file: Path, study: str, name: str, sender: str, identity: Identity, more_follows: bool
+    ) -> tuple[bool, list[str]]:
+        """Whether an instance is new, and where it is not, what differs from the one that is there."""
+        folder, there = self.studies / study, self.studies / study / f"{name}{_SUFFIX}"
         marks = [f"{_SENDER}{quote(sender, safe='')}", f"{_SERIES}{self._names.of(identity.series)}"]
         if more_follows:
             marks.append(f"{_SENDING}{quote(sender, safe='')}")
@@ -184,14 +149,22 @@ class Inbox:
             for mark in marks:
                 (folder / mark).touch()
             try:
-                os.link(file, folder / f"{name}{_SUFFIX}")  # unlike a rename, this replaces nothing
+                os.link(file, there)  # unlike a rename, this replaces nothing
                 new = True
                 (folder / _ACCEPTED).unlink(missing_ok=True)
+                _mark(folder, identity.marks)
             except FileExistsError:
                 new = False
             (folder / f"{_LACKS}{name}").unlink(missing_ok=True)
+        attributes = [] if new else differences(there, file)  # without the lock: they may be large
+        if not new:
+            with self._lock:
+                if attributes:
+                    keep_version(folder, there.name, file, attributes)
+                    (folder / _ACCEPTED).unlink(missing_ok=True)
+                _mark(folder, identity.marks)
         sync(folder)  # also for one that is here already: who brought it first may not have come to this yet
-        return new
+        return new, attributes
 
     def _require_folder(self, folder: Path) -> None:
         if not folder.exists():
@@ -252,6 +225,24 @@ class Inbox:
         """Whether somebody decided that a study is taken as it is, and nothing more has come."""
         return (self.studies / study / _ACCEPTED).exists()
 
+    def conflict(self, study: str) -> Conflict | None:
+        """What an operator has to decide of a study; None where nothing is."""
+        return conflict_of(self.studies / study)
+
+    def is_of_two_patients(self, study: str) -> bool:
+        """Whether instances of a study name different patients, and nobody has decided about it."""
+        return not self.is_accepted(study) and bool(differing(self.studies / study))
+
+    def decide(self, study: str, choice: Choice) -> None:
+        """End the conflict of a study: keep what came first, or take what came last."""
+        folder = self.studies / study
+        with self._lock:
+            decide(folder, self._names, choice)
+            series = {f"{_SERIES}{self._names.of(self.identify(file).series)}" for file in self.instances(study)}
+            for mark in folder.glob(f"{_SERIES}*"):
+                if mark.name not in series:
+                    mark.unlink()
+
     def changed(self, study: str) -> float:
         """When something of a study came last, in Unix seconds; now where it is gone."""
         with suppress(FileNotFoundError):
@@ -297,6 +288,13 @@ class Inbox:
         return True
 
 
+def _mark(folder: Path, marks: Sequence[str]) -> None:
+    """Make the files that say of which patient a study is; the time of each is when the first of this patient came."""
+    for mark in marks:
+        if not (folder / mark).exists():
+            (folder / mark).touch()
+
+
 def delete(path: Path, *, overwrite: bool) -> None:
     """Delete a file or folder, if it is there; with ``overwrite`` zeros are written over its files before."""
     if overwrite:
@@ -319,15 +317,3 @@ def accept_as_it_is(folder: Path) -> None:
     (folder / _ACCEPTED).touch()
     for mark in folder.glob(f"{_LACKS}*"):
         mark.unlink(missing_ok=True)
-
-
-def count_in(written: object) -> int | None:
-    """A number of instances as an IS or JSON number writes it; None for zero, for nonsense and for what is no number.
-
-    Such numbers ((0020,1208), (0020,1209)) are hints: nothing goes wrong without them.
-    """
-    text = str(written).strip()
-    digits = text.removeprefix("+")
-    if isinstance(written, bool) or not (digits.isascii() and digits.isdecimal() and len(digits) <= 12):
-        return None
-    return int(digits) if 0 < int(digits) <= LARGEST_COUNT else None

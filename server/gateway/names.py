@@ -10,6 +10,8 @@ from pathlib import Path
 from semiseg.errors import InputError
 from semiseg.system.durable_files import atomic_file
 
+KEY = "names.key"  # in the state folder
+
 
 class Names:
     """Hashes UIDs; the same UID has the same name as long as the state folder lives.

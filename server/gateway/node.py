@@ -294,7 +294,13 @@ class Node:
             brought.studies.add(arrival.study)
             self._studies.sending(arrival.study, id(event.assoc))
             if arrival.differs:
-                self._audit.tell("conflict", sender=title, study=arrival.study, instance=arrival.instance)
+                self._audit.tell(
+                    "conflict",
+                    sender=title,
+                    study=arrival.study,
+                    instance=arrival.instance,
+                    attributes=arrival.attributes,
+                )
             return SUCCESS
         _LOG.warning(
             "An instance from %s at %s was refused with 0x%04X: %s", title, _address_of(event.assoc), status, why

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 
 @dataclass
@@ -42,3 +45,11 @@ class Outcome:
         return " ".join(
             dict.fromkeys([self.trouble, *self.refused.values()] if self.trouble else self.refused.values())
         )
+
+
+def refused_since(payload: Mapping[str, Any]) -> str:
+    """The beginning of a sentence, of a delivery of which something is refused again and again; "" of another one."""
+    since = payload.get("refused_since")
+    if not since or not payload.get("refused"):
+        return ""
+    return f"Refused since {time.strftime('%Y-%m-%d %H:%M', time.localtime(since))}. "

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semiseg.system.durable_files import free_bytes
-from server.gateway.work import KINDS
+from server.gateway.kinds import KINDS
+from server.gateway.standing import SHOWN, document
 from server.jobs.database import QueueError
-from server.jobs.queue import Job, Queue
+from server.jobs.queue import Queue
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
     from server.gateway.rejections import Rejections
     from server.gateway.ups import Worklists
-
-SHOWN = 50  # of each table on the page
 
 
 class Overview:
@@ -31,6 +31,7 @@ class Overview:
         studies: Callable[[], int],
         opened: Callable[[], int],
         *,
+        arriving: Callable[[], list[str]],
         in_trouble: Callable[[], list[dict[str, Any]]],
         rejections: Rejections,
     ) -> None:
@@ -42,15 +43,17 @@ class Overview:
             keep_free: bytes below which nothing is accepted.
             studies: how many studies are kept.
             opened: how many of them are arriving.
+            arriving: Names of those.
             in_trouble: Studies that are not whole: name, since when, and why.
             rejections: Who was not let in.
         """
         self._queue, self._folder, self._keep_free = queue, folder, keep_free
         self._studies, self._opened = studies, opened
-        self._in_trouble, self._rejections = in_trouble, rejections
+        self._arriving, self._in_trouble, self._rejections = arriving, in_trouble, rejections
         self._broken: dict[str, str] = {}
         self._servers: Callable[[], Mapping[str, str]] = dict
         self._destinations: Mapping[str, Callable[[], str]] = {}
+        self._polls: Mapping[str, Callable[[], str]] = {}
         self._worklists: Worklists | None = None
 
     def watch_servers(self, troubles: Callable[[], Mapping[str, str]]) -> None:
@@ -60,6 +63,10 @@ class Overview:
     def watch_destinations(self, troubles: Mapping[str, Callable[[], str]]) -> None:
         """Tell of destinations; each of ``troubles`` returns what is wrong with one, "" where nothing is."""
         self._destinations = troubles
+
+    def watch_polls(self, troubles: Mapping[str, Callable[[], str]]) -> None:
+        """Tell of polled archives; each of ``troubles`` returns what is wrong with one, "" where nothing is."""
+        self._polls = troubles
 
     def watch_worklists(self, worklists: Worklists) -> None:
         """Tell of worklists and of the workitems that are claimed."""
@@ -79,19 +86,23 @@ class Overview:
         return next(iter(self._broken.values()), "")
 
     def document(self) -> dict[str, Any]:
-        """The figures of the page, as JSON."""
+        """Everything that the page shows, as JSON."""
+        return document(self._queue, self._folder, self.live(), shown=SHOWN)
+
+    def live(self) -> dict[str, Any]:
+        """What the gateway knows in memory only, for commands that run beside it."""
         return {
+            "time": time.time(),
             "trouble": self.trouble(),
             "open_studies": self._opened(),
-            "studies": self._studies(),
-            "free_bytes": free_bytes(self._folder),
+            "arriving": self._arriving(),
             "servers": [{"url": url, "trouble": why} for url, why in self._servers().items()],
             "destinations": [{"name": name, "trouble": told()} for name, told in self._destinations.items()],
-            "studies_in_trouble": self._in_trouble()[:SHOWN],
-            "rejected": self._rejections.latest(),
+            "polls": [{"url": url, "trouble": told()} for url, told in self._polls.items()],
             "worklists": [] if self._worklists is None else self._worklists.told(),
-            "workitems": [] if self._worklists is None else self._worklists.workitems()[:SHOWN],
-            **jobs_of(self._queue, SHOWN),
+            "workitems": [] if self._worklists is None else self._worklists.workitems(),
+            "studies_in_trouble": self._in_trouble(),
+            "rejected": self._rejections.latest(),
         }
 
     def metrics(self) -> bytes:
@@ -134,33 +145,3 @@ class Overview:
             gauge = GaugeMetricFamily(name, words)
             gauge.add_metric([], value)
             yield gauge
-
-
-def jobs_of(queue: Queue, shown: int | None = None) -> dict[str, Any]:
-    """How many jobs there are by kind and state, and the last ``shown`` of those held up and of the dead letters."""
-    held_up = [job for job in queue.jobs("waiting", "running") if job.payload.get("tries")]
-    letters = queue.jobs("failed")
-    return {
-        "jobs": {kind: queue.count(kind) for kind in KINDS},
-        "held_up": [described(job) for job in held_up[::-1][:shown]],
-        "dead_letters": [described(job) for job in letters[::-1][:shown]],
-    }
-
-
-def described(job: Job) -> dict[str, Any]:
-    """A job for people and programs: nothing of a patient, and UIDs only if they were revealed."""
-    told = job.payload
-    return {
-        "id": job.id,
-        "kind": job.queue,
-        "state": job.state,
-        "study": told.get("study", ""),
-        "rule": told.get("rule", ""),
-        "to": [told["to"]] if isinstance(told.get("to"), str) else sorted(told.get("to", ())),
-        "created": job.created,
-        "changed": job.changed,
-        "attempts": job.attempts,
-        "tries": told.get("tries", 0),
-        "delivered": len(told.get("taken", ())),
-        "error": job.result.get("error") or told.get("trouble", ""),
-    }

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 from dicomweb_client import DICOMwebClient
@@ -19,26 +20,69 @@ from server.gateway.inbox import count_in
 from server.gateway.retrieving import STUDY, STUDY_COUNT, first, instances_at
 
 MOST = 5000  # studies of one look
+PATIENCE = 10  # quiet times after which a study whose number of instances goes on changing is shown as in trouble
 
 _LOG = logging.getLogger("semiseg.gateway")
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A study of an archive, with monotonic times.
+
+    Attributes:
+        count: Number of its instances.
+        since: Since when the number is this one.
+        unsettled_since: Since when it has not stayed the same for the quiet time.
+    """
+
+    count: int
+    since: float
+    unsettled_since: float
 
 
 class Polling:
     """Asks one archive again and again, in a thread of its own."""
 
-    def __init__(self, poll: Poll, quiet: float, found: Callable[[Poll, str, int], None]) -> None:
+    def __init__(
+        self,
+        poll: Poll,
+        quiet: float,
+        found: Callable[[Poll, str, int], None],
+        name_of: Callable[[str], str] = lambda uid: uid,
+    ) -> None:
         """Begin to ask.
 
         Args:
             poll: whom, and for what.
             quiet: seconds for which a study's number of instances has to stay the same.
             found: told of each study that has stayed the same, its UID and its number of instances; again at each look.
+            name_of: Returns the name of a study, by its UID.
         """
-        self._poll, self._quiet, self._found = poll, quiet, found
+        self._poll, self._quiet, self._found, self._name_of = poll, quiet, found, name_of
+        self.url = poll.url
+        self._trouble = ""
         self._stop = threading.Event()
-        self._seen: dict[str, tuple[int, float]] = {}
+        self._seen: dict[str, _Seen] = {}
         self._thread = threading.Thread(target=self._run, name=f"poll-{poll.name}", daemon=True)
         self._thread.start()
+
+    def trouble(self) -> str:
+        """Why the archive could not be asked the last time; "" where it could."""
+        return self._trouble
+
+    def unsettled(self) -> list[dict[str, Any]]:
+        """Studies that are not fetched, since their number of instances does not stay the same: name, since, why."""
+        now = time.monotonic()
+        return [
+            {
+                "study": self._name_of(uid),
+                "since": time.time() - (now - one.unsettled_since),
+                "why": f"It has not been fetched: its number of instances at {self._poll.name} goes on changing, and "
+                f"was not the same for {self._quiet:g} s. `semiseg gateway again UID --fetch` fetches it as it is.",
+            }
+            for uid, one in list(self._seen.items())
+            if now - one.since < self._quiet and now - one.unsettled_since > PATIENCE * self._quiet
+        ]
 
     def stop(self) -> None:
         """Ask no more, after the question that is being asked."""
@@ -53,9 +97,11 @@ class Polling:
         while True:
             try:
                 self._look()
+                self._trouble = ""
             except Exception as error:  # noqa: BLE001 - the archive answers again some day, and this thread has to live
                 told = str(error) if isinstance(error, SemisegError) else type(error).__name__
                 told = said(error) if isinstance(error, RequestException) else told
+                self._trouble = f"It could not be asked: {told}"
                 _LOG.warning("The archive %s could not be asked: %s", self._poll.url, told)
             if self._stop.wait(self._poll.every_seconds):
                 return
@@ -63,13 +109,18 @@ class Polling:
     def _look(self) -> None:
         seen = counts_at(self._poll)
         now = time.monotonic()
-        self._seen = {
-            uid: (count, self._seen[uid][1] if self._seen.get(uid, (None,))[0] == count else now)
-            for uid, count in seen.items()
-        }
-        for uid, (count, since) in self._seen.items():
-            if now - since >= self._quiet:
-                self._found(self._poll, uid, count)
+        self._seen = {uid: self._now(self._seen.get(uid), count, now) for uid, count in seen.items()}
+        for uid, one in self._seen.items():
+            if now - one.since >= self._quiet:
+                self._found(self._poll, uid, one.count)
+
+    def _now(self, before: _Seen | None, count: int, now: float) -> _Seen:
+        if before is None:
+            return _Seen(count, now, now)
+        if before.count == count:
+            return before
+        settled = now - before.since >= self._quiet
+        return _Seen(count, now, now if settled else before.unsettled_since)
 
 
 def counts_at(poll: Poll) -> dict[str, int]:

@@ -133,8 +133,8 @@ class Stow:
                 brought.studies.add(arrival.study)
                 self._studies.sending(arrival.study, id(brought))
                 if arrival.differs:
-                    fields = {"study": arrival.study, "instance": arrival.instance}
-                    self._audit.tell("conflict", sender=brought.sender, **fields)
+                    told = {"instance": arrival.instance, "attributes": arrival.attributes}
+                    self._audit.tell("conflict", sender=brought.sender, study=arrival.study, **told)
         except NotOurs as error:
             reason, why, identity = CANNOT_UNDERSTAND, str(error), error.identity
         except DiskFull as error:

@@ -53,6 +53,7 @@ class Studies:
         known: Iterable[str],
         *,
         lacking: Callable[[str], str] = lambda _: "",
+        undecided: Callable[[str], str] = lambda _: "",
         fetching: Callable[[str], bool] = lambda _: False,
         interrupted: Mapping[str, str] | None = None,
     ) -> None:
@@ -63,10 +64,12 @@ class Studies:
             count: Number of instances of a study that are here.
             known: Names of the studies that are here.
             lacking: Sentence that says what is known to be missing of a study, "" for nothing.
+            undecided: Sentence that says what an operator has to decide before a study is segmented, "" for nothing.
             fetching: Whether an archive is still to give a study; its quiet clock does not run meanwhile.
             interrupted: Senders that a former process did not hear the end of, by study.
         """
         self._rule, self._count, self._lacking, self._fetching = rule, count, lacking, fetching
+        self._undecided = undecided
         self._lock = threading.Lock()
         self._open = {name: _Open(time.monotonic()) for name in known}
         for name, sender in (interrupted or {}).items():
@@ -107,6 +110,11 @@ class Studies:
         with self._lock:
             return sum(not one.held for one in self._open.values())
 
+    def open_names(self) -> list[str]:
+        """Names of those that are being waited for."""
+        with self._lock:
+            return [name for name, one in self._open.items() if not one.held]
+
     def held(self) -> dict[str, str]:
         """Why studies are held that nothing more comes for, by name."""
         with self._lock:
@@ -140,6 +148,9 @@ class Studies:
             if not one.said and self._fetching(name):
                 with self._lock:
                     one.since = time.monotonic()
+                continue
+            if undecided := self._undecided(name):
+                one.held = undecided
                 continue
             if lacking := self._lacking(name):
                 if self._rule.incomplete == "hold":

@@ -13,6 +13,7 @@ import json
 import logging
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -20,6 +21,7 @@ from typing import Any, Literal
 from semiseg.system.durable_files import atomic_file
 
 FOLDER = "worklists"
+MARK = "workitem"  # an empty file in each folder among the studies that holds inputs of a workitem
 Stage = Literal["claiming", "performing", "stopping", "ending"]
 WORDS: dict[Stage, str] = {
     "claiming": "is being claimed",
@@ -127,6 +129,11 @@ def read_claims(state: Path) -> list[Claim]:
     return found
 
 
+def is_of_workitem(studies: Path, name: str) -> bool:
+    """Whether a folder among the studies holds inputs of a workitem, so that it is no study that was sent."""
+    return (studies / name / MARK).exists()
+
+
 def described(claim: Claim) -> dict[str, Any]:
     """A claim for people and programs, without UIDs and without anything of a patient."""
     return {
@@ -141,10 +148,9 @@ def described(claim: Claim) -> dict[str, Any]:
     }
 
 
-def line_of(claim: Claim) -> str:
-    """A claim as a line of `status`."""
-    told = described(claim)
-    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(claim.since))
+def line_of(told: Mapping[str, Any]) -> str:
+    """A claim, as it is :func:`described`, as a line of `status`."""
+    since = time.strftime("%Y-%m-%d %H:%M", time.localtime(told["since"]))
     why = f": {told['why']}" if told["why"] else ""
-    end = f" ({claim.end})" if claim.end else ""
-    return f"{claim.name}  worklist {claim.worklist}  {WORDS[claim.stage]}{end} since {since}{why}"
+    end = f" ({told['end']})" if told["end"] else ""
+    return f"{told['workitem']}  worklist {told['worklist']}  {WORDS[told['stage']]}{end} since {since}{why}"

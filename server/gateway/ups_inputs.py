@@ -10,7 +10,6 @@ rules for studies that are sent, nor storage commitment. Retention and `purge` t
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -26,17 +25,19 @@ from server.gateway.config import GatewayConfig, Poll, Rule
 from server.gateway.delivery import NotDelivered
 from server.gateway.dicomweb import archive_at, said
 from server.gateway.inbox import DiskFull, Identity, Inbox
+from server.gateway.kinds import SEGMENT
 from server.gateway.names import Names
 from server.gateway.retrieving import Announced, announced_by, identity_of, retrieved
 from server.gateway.routing import decide, orders
+from server.gateway.study_list import quoteless
 from server.gateway.ups_attributes import BAD_TYPE, INCOMPLETE, UNSPECIFIED
+from server.gateway.ups_claims import MARK
 from server.gateway.ups_config import Worklist
 from server.gateway.ups_workitem import Input, archives_of
-from server.gateway.work import SEGMENT
 from server.jobs.queue import Queue
 from server.jobs.worker import JobFailed, Postponed, Task
 
-MARK, _PREFIX = "workitem", "in-"
+_PREFIX = "in-"
 
 
 class WorkitemInputs:
@@ -146,7 +147,7 @@ class WorkitemInputs:
             payload = {
                 "study": name,
                 "rule": rule.name,
-                "series": order.series if self._config.reveal_uids else self._names.of(order.series),
+                "series": self._said(order.series),
                 "model": rule.model,
                 "files": order.files,
                 "forms": order.forms,
@@ -155,9 +156,12 @@ class WorkitemInputs:
             # A workitem that is scheduled once more under its UID is performed once more.
             key = f"{order.key(name)} {task.job.payload['transaction']}"
             put.append(self._queue.put(SEGMENT, payload, key=key, owner=name).id)
-        told = [{"rule": one.rule, "fits": one.fits, "reason": one.reason} for one in decisions]
+        told = [
+            {"rule": one.rule, "series": self._said(one.series.uid), "fits": one.fits, "reason": one.reason}
+            for one in decisions
+        ]
         # Reasons quote Series Descriptions, which have no business in a log; the job's result keeps them.
-        quiet = [one | {"reason": re.sub("'.*'", "'...'", str(one["reason"]), flags=re.DOTALL)} for one in told]
+        quiet = [one | {"reason": quoteless(str(one["reason"]))} for one in told]
         self._audit.tell("decided", workitem=name, instances=len(objects), decisions=quiet, jobs=put)
         if not put:
             raise JobFailed(
@@ -167,6 +171,9 @@ class WorkitemInputs:
             )
         self._wake(SEGMENT)
         return {"instances": len(objects), "decisions": told, "jobs": put}
+
+    def _said(self, uid: str) -> str:
+        return uid if self._config.reveal_uids else self._names.of(uid)
 
     def _again(self, task: Task, worklist: Worklist, sentence: str) -> Postponed | JobFailed:
         told, retry = task.job.payload, self._config.retry
@@ -192,8 +199,3 @@ def rule_of(config: GatewayConfig, worklist: Worklist, number: int) -> Rule:
     if step.rule is not None:
         return next(rule for rule in config.rules if rule.name == step.rule)
     return Rule(name=f"{worklist.name} step {number + 1}", model=step.model, forms=step.forms, to=step.to)
-
-
-def is_of_workitem(inbox: Inbox, name: str) -> bool:
-    """Whether a folder among the studies holds inputs of a workitem, so that it is no study that was sent."""
-    return (inbox.studies / name / MARK).exists()

@@ -19,13 +19,13 @@ from collections.abc import Callable, Sequence
 from server.gateway.audit import Audit
 from server.gateway.backoff import Backoff, delay_after
 from server.gateway.config import GatewayConfig, Poll
+from server.gateway.kinds import WORKITEM
 from server.gateway.ups_attributes import REJECTED, UNSPECIFIED, Reason, canceled, now, performed, progress
 from server.gateway.ups_claims import Claim, Claims
 from server.gateway.ups_client import Conflict, NotThere, UpsClient
 from server.gateway.ups_config import Worklist
 from server.gateway.ups_progress import Standing, outputs_of, standing_of
 from server.gateway.ups_workitem import Unusable, Workitem
-from server.gateway.work import WORKITEM
 from server.jobs.queue import Queue
 
 # Looks in a row after which the manager is believed: one answer may be a proxy's, or of a manager that is starting.

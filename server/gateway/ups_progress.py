@@ -9,8 +9,8 @@ from typing import Any
 from pydicom.dataset import Dataset
 
 from server.gateway.config import Destination, GatewayConfig
+from server.gateway.kinds import DELIVER, RESULTS, SEGMENT, WORKITEM
 from server.gateway.ups_attributes import BAD_FORMAT, EQUIPMENT, INCOMPLETE, UNSPECIFIED, Reason, outputs
-from server.gateway.work import DELIVER, RESULTS, SEGMENT, WORKITEM
 from server.jobs.queue import Job, Queue
 
 _GIVEN_UP = "Given up"  # how the sentences of jobs begin that others did not let be done for too long

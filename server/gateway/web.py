@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import html
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import anyio.to_thread
@@ -20,6 +17,7 @@ from starlette.routing import Route
 from semiseg.errors import InputError
 from server.browser_guard import BrowserGuard
 from server.forwarded import Proxies
+from server.gateway.status_page import page
 from server.gateway.stow import Stow, StowRefused
 from server.keys import Keys, key_in
 
@@ -106,8 +104,9 @@ class Web:
         trouble = await anyio.to_thread.run_sync(self._overview.trouble)
         return JSONResponse({"error": trouble}, 503) if trouble else JSONResponse({})
 
-    async def _page(self, _: Request) -> Response:
-        return HTMLResponse(page(await anyio.to_thread.run_sync(self._overview.document)))
+    async def _page(self, request: Request) -> Response:
+        reload = request.query_params.get("reload") != "false"
+        return HTMLResponse(page(await anyio.to_thread.run_sync(self._overview.document), reload=reload))
 
 
 async def _alive(_: Request) -> Response:
@@ -156,122 +155,3 @@ class _Guard:
                 return
             scope["semiseg.owner"] = owner
         await self._app(scope, receive, sealed)
-
-
-_STYLE = (Path(__file__).with_name("status.css")).read_text(encoding="utf-8")
-
-
-def page(document: Mapping[str, Any]) -> str:
-    """The status page: the same figures as /status, for people; it loads itself anew."""
-    jobs = "".join(
-        f"<tr><th scope=row>{_safe(kind)}</th>" + "".join(f"<td>{count}</td>" for count in states.values()) + "</tr>"
-        for kind, states in document["jobs"].items()
-    )
-    states: Mapping[str, int] = next(iter(document["jobs"].values()), {})
-    trouble = document["trouble"]
-    well = not any(document[what] for what in ("held_up", "dead_letters", "studies_in_trouble"))
-    well = well and not any(one["trouble"] for what in ("worklists", "workitems") for one in document[what])
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta http-equiv="refresh" content="5">'
-        f"<title>semiseg gateway</title><style>{_STYLE}</style></head><body><main><h1>semiseg gateway</h1>"
-        f'<p class="{"good" if not trouble and well else "bad"}">{_safe(trouble or _summary(document))}</p>'
-        f"<p>{document['open_studies']} studies are arriving; {document['studies']} are kept; "
-        f"{document['free_bytes'] / 2**30:.1f} GB are free.</p>"
-        f"<table><caption>Jobs</caption><thead><tr><th scope=col>kind</th>"
-        + "".join(f"<th scope=col>{_safe(state)}</th>" for state in states)
-        + f"</tr></thead><tbody>{jobs}</tbody></table>"
-        + _studies(
-            "Studies that are not whole, and wait for the rest or for a decision", document["studies_in_trouble"]
-        )
-        + _worklists("Worklists that are in trouble", document["worklists"])
-        + _workitems("Workitems that are claimed", document["workitems"])
-        + _rejected("Rejected associations", document["rejected"])
-        + _table("Held up by others, and tried again by themselves", document["held_up"])
-        + _table(
-            "Dead letters: `semiseg gateway show JOB` tells all, `retry JOB` tries again", document["dead_letters"]
-        )
-        + "<footer>RESEARCH USE ONLY</footer></main></body></html>"
-    )
-
-
-def _summary(document: Mapping[str, Any]) -> str:
-    held_up, letters = len(document["held_up"]), len(document["dead_letters"])
-    if partial := len(document["studies_in_trouble"]):
-        return f"{partial} study or studies are not whole."
-    if letters:
-        return f"{letters} dead letter(s) wait for an operator."
-    if held_up:
-        return f"{held_up} job(s) are held up by others."
-    if waiting := sum(bool(one["trouble"]) for what in ("worklists", "workitems") for one in document[what]):
-        return f"{waiting} worklist(s) or workitem(s) are in trouble."
-    return "All is well."
-
-
-def _table(caption: str, jobs: Sequence[Mapping[str, Any]]) -> str:
-    if not jobs:
-        return ""
-    rows = "".join(
-        f"<tr><td><code>{_safe(one['id'])}</code></td><td>{_safe(one['kind'])}</td>"
-        f"<td><code>{_safe(one['study'])}</code></td><td>{_day(one['changed'])}</td><td>{one['tries']}</td>"
-        f"<td>{_safe(one['error'])}</td></tr>"
-        for one in jobs
-    )
-    heads = "".join(f"<th scope=col>{head}</th>" for head in ("job", "kind", "study", "since", "tries", "why"))
-    return f"<table><caption>{_safe(caption)}</caption><thead><tr>{heads}</tr></thead><tbody>{rows}</tbody></table>"
-
-
-def _studies(caption: str, studies: Sequence[Mapping[str, Any]]) -> str:
-    rows = [(f"<code>{_safe(one['study'])}</code>", _day(one["since"]), _safe(one["why"])) for one in studies]
-    return _rows(caption, ("study", "since", "why"), rows)
-
-
-def _worklists(caption: str, worklists: Sequence[Mapping[str, Any]]) -> str:
-    rows = [(_safe(one["name"]), _safe(one["trouble"])) for one in worklists if one["trouble"]]
-    rows += [
-        (_safe(one["name"]), f"workitem <code>{_safe(item['workitem'])}</code>: {_safe(item['why'])}")
-        for one in worklists
-        for item in one["passed_over"]
-    ]
-    return _rows(caption, ("worklist", "why"), rows)
-
-
-def _workitems(caption: str, workitems: Sequence[Mapping[str, Any]]) -> str:
-    heads = ("workitem", "worklist", "stage", "since", "per cent", "what")
-    rows = [
-        (
-            f"<code>{_safe(one['workitem'])}</code>",
-            _safe(one["worklist"]),
-            _safe(one["stage"]),
-            _day(one["since"]),
-            _safe(one["progress"]),
-            _safe(one["why"]),
-        )
-        for one in workitems
-    ]
-    return _rows(caption, heads, rows)
-
-
-def _rejected(caption: str, rejected: Sequence[Mapping[str, Any]]) -> str:
-    heads = ("address", "calling", "called", "when", "why")
-    rows = [
-        (_safe(one["address"]), _safe(one["calling"]), _safe(one["called"]), _day(one["time"]), _safe(one["why"]))
-        for one in rejected
-    ]
-    return _rows(caption, heads, rows)
-
-
-def _rows(caption: str, heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are HTML already; nothing where there are no rows."""
-    if not rows:
-        return ""
-    head = "".join(f"<th scope=col>{name}</th>" for name in heads)
-    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
-    return f"<table><caption>{_safe(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
-
-
-def _safe(text: object) -> str:
-    return html.escape(str(text))
-
-
-def _day(moment: float) -> str:
-    return time.strftime("%Y-%m-%d %H:%M", time.localtime(moment))

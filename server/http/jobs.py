@@ -80,6 +80,7 @@ class Jobs:
             turns=self._turns,
             ready=lambda: self._reception.models.ready,
             ended=self._ended,
+            fair=True,
         )
         tidying = asyncio.ensure_future(self._tidy())
         try:

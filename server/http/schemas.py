@@ -33,7 +33,7 @@ class JobAnswer(_Document):
         state: ``waiting``, ``running``, ``done``, ``failed`` or ``cancelled``.
         model: the model that is to segment.
         created: when it was accepted, in Unix seconds.
-        ahead: waiting jobs that are begun before it.
+        ahead: Number of waiting jobs that came before it; clients take turns, so it may begin before some of them.
         attempts: how often it was begun; more than once when the server stopped in between.
         windows_done, windows_total: of the sliding window; both 0 until it begins.
         seconds_left: for the windows that are left, at the speed of those that are done; None before and after.

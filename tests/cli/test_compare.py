@@ -74,6 +74,34 @@ def test_a_comparison_trains_judges_and_goes_on(place: Path, compare: Callable[.
     assert (out / "test.png").stat().st_size > 1000
 
 
+def test_draws_and_folds_have_splits_of_their_own_and_go_on(place: Path, compare: Callable[..., Said]) -> None:
+    out = place / "drawn"
+    options = ("--methods", "supervised", "--draws", "2", "--folds", "2", "--out", str(out), "--updates", "2")
+    done = compare(*options)
+    assert done.code == 0, done.err
+    assert "trained 4 of 4" in done.err and "of draws" in done.out
+    splits = sorted((out / "splits").glob("*.json"))
+    assert [file.name for file in splits] == [f"draw{d}-fold{f}.json" for d in (1, 2) for f in (1, 2)]
+    with (out / "test.csv").open() as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["draws"], row["seeds"]) == ("2", "1")
+    again = compare(*options)
+    assert again.code == 0 and "supervised-2-seed0-draw2-fold2: there already" in again.err
+    splits[0].write_text(splits[1].read_text())
+    other = compare(*options)
+    assert other.code == 2 and "holds another split than this comparison would draw" in other.err
+
+
+def test_draws_of_the_labelled_scans_keep_the_splits_test_scans(place: Path, compare: Callable[..., Said]) -> None:
+    out = place / "draws"
+    done = compare("--methods", "supervised", "--draws", "2", "--out", str(out), "--updates", "2")
+    assert done.code == 0, done.err
+    tested = {file.parent.parent.name: file.read_text() for file in (out / "runs").glob("*/test/scores.json")}
+    assert set(tested) == {"supervised-2-seed0-draw1", "supervised-2-seed0-draw2"}
+    refused = compare("--methods", "supervised", "--folds", "2", "--on", "development", "--out", str(place / "no"))
+    assert refused.code == 2 and "leave --split and --on out" in refused.err
+
+
 def test_a_run_that_cannot_work_is_named_and_the_others_are_compared(place: Path, compare: Callable[..., Said]) -> None:
     out = place / "broken"
     done = compare(

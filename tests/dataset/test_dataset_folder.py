@@ -103,7 +103,7 @@ def test_channels_of_a_4d_image_come_by_name(tmp_path: Path) -> None:
             {"labels": {"background": 0, "whole": [1, 2], "core": [2]}, "regions_class_order": [1]},
             r"a label value from 1 to 255 for each of the 2 regions, not \[1\]",
         ),
-        ({"labels": {"background": 0, "liver": 1, "ignore": 2}}, "'ignore'"),
+        ({"labels": {"background": 0, "liver": 1, "ignore": 1}}, "'ignore'"),
         ({"labels": {"0": "background", "300": "liver"}}, "less than or equal to 255"),
         ({"labels": {"0": "background", "one": "liver"}}, "'one': 'liver' is neither"),
         ({"modality": {"0": "T1", "2": "T2"}}, "numbered from 0 without gaps"),

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semiseg.errors import InputError
-from semiseg.evaluation.bootstrap import compare, paired_bootstrap
+from semiseg.evaluation.bootstrap import compare, hierarchical_bootstrap, paired_bootstrap
 from semiseg.evaluation.metrics import SegmentScore
 from semiseg.evaluation.result import NO_SCORE, Evaluation, Row
 
@@ -108,3 +108,50 @@ def test_two_evaluations_are_compared_scan_by_scan_whatever_their_order() -> Non
     assert found["all"].mean == pytest.approx(((0.9 + 0.5 - 1.3) + (0.8 + 0.6 - 1.1)) / 4)
     with pytest.raises(InputError, match="did not judge the same scans"):
         compare(one, evaluation_of("other", {"s1": (0.9, 0.5)}))
+
+
+# --- draws, seeds, scans ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2], ids=["draws", "seeds", "scans"])
+def test_the_interval_over_one_level_alone_is_scipys(axis: int) -> None:
+    from scipy import stats
+
+    values = np.random.default_rng(4).normal(0.02, 0.05, size=12)
+    shape = [1, 1, 1]
+    shape[axis] = 12
+    found = hierarchical_bootstrap(values.reshape(shape), samples=20_000)
+    interval = stats.bootstrap(
+        (values,), np.mean, n_resamples=20_000, method="percentile", rng=np.random.default_rng(1)
+    ).confidence_interval
+    width = interval.high - interval.low
+    assert found.mean == pytest.approx(values.mean())
+    assert found.low == pytest.approx(interval.low, abs=0.05 * width)
+    assert found.high == pytest.approx(interval.high, abs=0.05 * width)
+
+
+def test_the_spread_of_means_is_that_of_drawing_each_level_by_hand() -> None:
+    random = np.random.default_rng(7)
+    draws, seeds, scans = 4, 3, 9
+    values = (
+        random.normal(0, 0.03, (draws, 1, 1))
+        + random.normal(0, 0.01, (draws, seeds, 1))
+        + random.normal(0, 0.05, scans)
+    )
+    by_hand = []
+    for _ in range(6000):
+        of_scans = random.integers(scans, size=scans)
+        runs = []
+        for draw in random.integers(draws, size=draws):
+            runs += [values[draw, seed, of_scans].mean() for seed in random.integers(seeds, size=seeds)]
+        by_hand.append(np.mean(runs))
+    found = hierarchical_bootstrap(values, samples=20_000)
+    low, high = np.quantile(by_hand, [0.025, 0.975])
+    assert found.low == pytest.approx(low, abs=0.06 * (high - low))
+    assert found.high == pytest.approx(high, abs=0.06 * (high - low))
+
+
+def test_more_draws_make_a_wider_interval_than_scans_alone_where_draws_differ() -> None:
+    values = np.array([0.0, 0.03])[:, None, None] + np.random.default_rng(0).normal(0, 0.005, size=(2, 1, 40))
+    over_all, over_scans = hierarchical_bootstrap(values), hierarchical_bootstrap(values.mean(axis=0)[None])
+    assert over_all.high - over_all.low > 5 * (over_scans.high - over_scans.low)

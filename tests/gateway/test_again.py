@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from semiseg.errors import InputError
-from server.gateway.again import decide_again, deliver_again, deliveries, segment_again, segmentations
+from server.gateway.again import again, decide_again, deliver_again, deliveries, segment_again, segmentations
 from server.gateway.gateway import DATABASE
+from server.gateway.names import KEY, Names
 from server.jobs.queue import Queue
 from tests.gateway.peers import DimseArchive, dimse_archive
 from tests.gateway.stand import RunningGateway, configuration, running_gateway, to, write_study
@@ -168,3 +169,32 @@ def test_nothing_is_begun_again_while_it_is_done(tmp_path: Path) -> None:
             segment_again(queue, tmp_path, name)
         with pytest.raises(InputError):
             decide_again(queue, tmp_path, name)
+
+
+def test_newest_of_each_series_is_done_again_and_the_rest_is_said(tmp_path: Path) -> None:
+    """A result that was superseded is not sent again, and what waits by itself is left as it is."""
+    queue = Queue(tmp_path / DATABASE)
+    names = Names(tmp_path / KEY)
+    study = names.of("1.2.3")
+    (tmp_path / "studies" / study).mkdir(parents=True)
+    orders, sent = [], []
+    for number, series in enumerate(("1.2.3.1", "1.2.3.1", "1.2.3.2")):
+        payload = {"study": study, "files": [], "series": names.of(series), "rule": "r"}
+        orders.append(queue.put("segment", payload, owner=study))
+        queue.end(queue.lease("segment", 60), "done", {})
+        sent.append(queue.put("deliver", {"of": orders[-1].id, "to": "pacs", "files": []}, owner=study))
+        if number < 2:
+            queue.end(queue.lease("deliver", 60), "done", {})
+    put, left = again(queue, tmp_path, "1.2.3", "deliver")
+    assert [job.id for job in put] == [sent[1].id] and "waits already" in left[0]
+    put, _ = again(queue, tmp_path, "1.2.3.1")
+    assert [job.id for job in put] == [orders[1].id], "a series, by its UID, is segmented"
+    put, _ = again(queue, tmp_path, "1.2.3")
+    assert put[0].queue == "study" and put[0].owner == study
+    with pytest.raises(InputError, match="being applied"):
+        again(queue, tmp_path, study)
+    put, _ = again(queue, tmp_path, sent[0].id)
+    assert [job.id for job in put] == [sent[0].id], "a job that is named is meant"
+    for typed in ("", "1.2.9", "nobody"):
+        with pytest.raises(InputError, match="no such study"):
+            again(queue, tmp_path, typed)

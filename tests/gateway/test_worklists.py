@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import stat
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,7 +99,7 @@ def assert_nothing_of_the_patient(gateway: RunningGateway) -> None:
 def test_workitem_is_claimed_segmented_delivered_and_completed_with_all_that_the_final_state_needs(
     archive: Archive, server: RunningServer, tmp_path: Path
 ) -> None:
-    """GW-15: the way of IHE AIW-I, and a second opinion over DIMSE."""
+    """GW-16: the way of IHE AIW-I, and a second opinion over DIMSE."""
     objects = stored(archive, tmp_path / "in", "workitem one")
     stored_before = archive.instances(str(objects[0].StudyInstanceUID))
     with ups_manager() as manager:
@@ -185,7 +187,7 @@ def test_manager_speaks_the_standard() -> None:
 def test_two_gateways_and_a_rival_over_dimse_share_a_worklist_and_nothing_is_done_twice(
     archive: Archive, server: RunningServer, tmp_path: Path
 ) -> None:
-    """GW-16: lost races are silent."""
+    """GW-17: lost races are silent."""
     with ups_manager() as manager, over_dimse(manager) as port:
         items = []
         for number in range(6):
@@ -265,7 +267,7 @@ def test_only_workitems_for_us_that_can_be_performed_are_claimed(
 def test_workitem_that_cannot_be_done_is_canceled_with_a_reason(
     archive: Archive, server: RunningServer, tmp_path: Path, what: str, code: str
 ) -> None:
-    """GW-15: and the reason says nothing of the patient."""
+    """GW-16: and the reason says nothing of the patient."""
     more: dict[str, Any] = {}
     objects = stored(archive, tmp_path / "in", f"canceled {what}", description=PATIENT)
     if what == "no rule fits":
@@ -302,7 +304,7 @@ def test_workitem_that_cannot_be_done_is_canceled_with_a_reason(
 def test_workitem_that_the_manager_cancels_in_the_middle_is_stopped(
     archive: Archive, server: RunningServer, tmp_path: Path, how: str
 ) -> None:
-    """GW-17: the results, which wait for an archive that is not there, are not delivered any more."""
+    """GW-18: the results, which wait for an archive that is not there, are not delivered any more."""
     objects = stored(archive, tmp_path / "in", f"stopped {how}")
     with ups_manager() as manager:
         uid = manager.create([input_of(objects, url=archive.url)])
@@ -311,7 +313,7 @@ def test_workitem_that_the_manager_cancels_in_the_middle_is_stopped(
             until(lambda: gateway.status()["held_up"], told=lambda: gateway.output)
             until(lambda: gateway.status()["workitems"][0]["trouble"])
             assert "could not be delivered to archive yet" in gateway.status()["workitems"][0]["why"]
-            assert "could not be delivered to archive yet" in gateway.command("status")
+            until(lambda: "could not be delivered to archive yet" in gateway.command("status"))
             if how == "state":
                 manager.put(uid, "CANCELED")
             elif how == "reason":
@@ -334,7 +336,7 @@ def test_workitem_that_the_manager_cancels_in_the_middle_is_stopped(
 def test_workitem_that_the_manager_gives_to_somebody_else_is_let_go(
     archive: Archive, server: RunningServer, tmp_path: Path
 ) -> None:
-    """GW-17"""
+    """GW-18"""
     objects = stored(archive, tmp_path / "in", "given away")
     with ups_manager() as manager:
         uid = manager.create([input_of(objects, url=archive.url)])
@@ -391,7 +393,7 @@ def test_manager_that_is_not_well_is_waited_for_and_harms_nobody(
 def test_gateway_that_is_killed_at_any_time_goes_on_and_does_nothing_twice(
     archive: Archive, server: RunningServer, tmp_path: Path
 ) -> None:
-    """GW-16: after the claim whose answer was not seen, in the middle, and after the end whose answer was not seen."""
+    """GW-17: after the claim whose answer was not seen, in the middle, and after the end whose answer was not seen."""
     objects = stored(archive, tmp_path / "in", "killed")
     study = str(objects[0].StudyInstanceUID)
     with ups_manager() as manager:
@@ -448,7 +450,7 @@ def test_operator_who_stops_a_workitem_has_the_manager_told(
 def test_workitem_whose_worklist_is_gone_from_the_configuration_is_in_the_status(
     archive: Archive, server: RunningServer, tmp_path: Path
 ) -> None:
-    """GW-17"""
+    """GW-18"""
     objects = stored(archive, tmp_path / "in", "worklist gone")
     with ups_manager() as manager:
         uid = manager.create([input_of(objects, url=archive.url)])
@@ -459,7 +461,13 @@ def test_workitem_whose_worklist_is_gone_from_the_configuration_is_in_the_status
         with running_gateway(without, tmp_path / "gateway") as gateway:
             (workitem,) = gateway.status()["workitems"]
             assert "has no worklist WORKLIST any more" in workitem["trouble"]
-            assert "has no worklist WORKLIST any more" in httpx.get(gateway.web, trust_env=False).text
+            page = httpx.get(gateway.web, trust_env=False).text
+            assert "has no worklist WORKLIST any more" in page and "All is well" not in page
+            assert any("has no worklist WORKLIST any more" in one["what"] for one in gateway.status()["problems"])
+        # No gateway runs: a command reads the claims themselves.
+        document = json.loads(gateway.command("status", "--json"))
+        assert [one["workitem"] for one in document["workitems"]] == [workitem["workitem"]]
+        assert f"{workitem['workitem']}  worklist WORKLIST  is in progress" in gateway.command("status")
         with running_gateway(config, tmp_path / "gateway") as gateway:
             gateway.command("cancel", gateway.status()["held_up"][0]["id"])
             ended(manager, uid, "CANCELED", gateway)
@@ -510,7 +518,7 @@ def test_address_of_an_input_has_to_lie_below_a_configured_archive(address: str,
 def test_request_to_cancel_is_heard_as_an_event_and_honoured(
     archive: Archive, server: RunningServer, tmp_path: Path
 ) -> None:
-    """GW-17: as PS3.18 11.8 has it, over the event channel; new workitems are seen at once as well."""
+    """GW-18: as PS3.18 11.8 has it, over the event channel; new workitems are seen at once as well."""
     objects = stored(archive, tmp_path / "in", "event")
     with ups_manager() as manager:
         config = gateway_config(
@@ -542,7 +550,7 @@ def test_request_to_cancel_is_heard_as_an_event_and_honoured(
 def test_end_that_the_manager_refuses_stays_in_the_status(
     archive: Archive, server: RunningServer, tmp_path: Path
 ) -> None:
-    """GW-17: it does not look as if it were done."""
+    """GW-18: it does not look as if it were done."""
     objects = stored(archive, tmp_path / "in", "refused end")
 
     def refuse(answer: Answer) -> bool:
@@ -554,14 +562,26 @@ def test_end_that_the_manager_refuses_stays_in_the_status(
     with ups_manager() as manager:
         manager.before = refuse
         uid = manager.create([input_of(objects, url=archive.url)])
-        config = gateway_config(tmp_path, server.url, archive.url, manager)
+        config = gateway_config(tmp_path, server.url, archive.url, manager) | {"keep": {"hours": 0.5 / 3600}}
         with running_gateway(config, tmp_path / "gateway") as gateway:
             until(lambda: "refuses" in str(gateway.status()["workitems"]), told=lambda: gateway.output)
-            assert "refuses the state COMPLETED with HTTP 409" in gateway.command("status")
-            assert "refuses the state COMPLETED" in httpx.get(gateway.web, trust_env=False).text
+            until(lambda: "refuses the state COMPLETED with HTTP 409" in gateway.command("status"))
+            page = httpx.get(gateway.web, trust_env=False).text
+            assert "refuses the state COMPLETED" in page and "All is well" not in page
+            (workitem,) = gateway.status()["workitems"]
+            inputs = gateway.state / "studies" / workitem["workitem"]
+            (told,) = [one for one in gateway.status()["study_list"] if one["study"] == workitem["workitem"]]
+            assert told["from"] == ["WORKLIST"] and told["series"] == 1 and "takes 1" in told["decided"]
+            for command in (["again", inputs.name, "--decide"], ["complete", inputs.name]):
+                run = gateway.try_command(*command)
+                assert run.returncode != 0 and "the inputs of a workitem" in run.stderr
+            time.sleep(3.0)  # twice as long as it takes until a study that is done with is deleted
+            assert inputs.is_dir()
             assert_nothing_of_the_patient(gateway)
             manager.before = lambda _: False
             ended(manager, uid, "COMPLETED", gateway)
+            until(lambda: not inputs.exists(), told=lambda: gateway.output)
+            until(lambda: "All is well" in httpx.get(gateway.web, trust_env=False).text, told=gateway.status)
 
 
 def test_archive_that_gives_part_of_the_inputs_is_asked_again(

@@ -193,7 +193,8 @@ def test_key_of_a_job_that_an_earlier_version_accepted_is_compared_too(bundle, t
     with running(bundle, tmp_path / "2", *options) as server:
         wait(server, slow, "running")
         assert post(server, nifti(2), key).status_code == 422
-        assert post(server, nifti(1), key).json()["id"] == old
+        same = post(server, nifti(1), key).json()
+        assert same.get("id") == old, same
         wait(server, old)
         # Its upload is gone: that it is the same cannot be shown any more, and another patient's is never handed out.
         assert post(server, nifti(1), key).status_code == 422
@@ -335,3 +336,22 @@ def test_case_is_answered_in_other_forms_without_the_network(server):
     plain = post(server, scan, answer="json").json()["id"]
     wait(server, plain)
     assert "case" in server.get(f"/jobs/{plain}/result?answer=nifti").json()["error"]
+
+
+def test_one_clients_jobs_do_not_go_before_all_of_anothers(bundle, tmp_path):
+    """The second client's only job begins after about one of the first client's, and not after all of them."""
+    keys = tmp_path / "keys"
+    keys.write_text("first " + "a" * 64 + "\nsecond " + "b" * 64 + "\n")
+    options = ("--state", str(tmp_path / "s"), "--parallel", "1", "--keys", str(keys))
+    with running(bundle, tmp_path / "1", *options) as server:
+        first, second = ({"Authorization": f"Bearer {letter * 64}"} for letter in "ab")
+
+        def state_of(name: str, key: dict[str, str]) -> str:
+            return str(server.http.get(f"{server.url}/jobs/{name}", headers=key).json()["state"])
+
+        slow = post(server, slow_scan(96), first).json()["id"]
+        until(lambda: state_of(slow, first) == "running")
+        waiting = [post(server, slow_scan(96), first).json()["id"] for _ in range(4)]
+        only = post(server, nifti(), second).json()["id"]
+        until(lambda: state_of(only, second) == "done")
+        assert sum(state_of(name, first) == "waiting" for name in waiting) >= 2

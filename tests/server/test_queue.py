@@ -310,7 +310,14 @@ def test_job_that_fails_again_and_again_does_not_keep_later_ones_waiting(queue):
         job = queue.lease("work", 10)
         begun.append(job.id)
         if job.id == failing:
-            queue.give_back(job)
+            queue.give_back(job, after=1e-6)
         else:
             queue.end(job, "done", {})
     assert begun == [failing, *later, failing, failing]
+
+
+def test_job_that_is_given_back_without_a_delay_keeps_its_place(queue):
+    first = queue.put("work", {}).id
+    queue.put("work", {})
+    queue.give_back(queue.lease("work", 10))  # as a server does that stops
+    assert queue.lease("work", 10).id == first

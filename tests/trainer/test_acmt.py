@@ -40,6 +40,24 @@ def test_the_threshold_moves_as_released_or_as_printed(selection: str, threshold
     assert method.least_entropy(0) == pytest.approx(0.75 + (last - 0.75) * math.exp(-5))
 
 
+@pytest.mark.parametrize("segments", [1, 2, 13])
+@pytest.mark.parametrize("threshold", ["code", "paper"])
+@pytest.mark.parametrize("selection", ["entropy", "model_uncertainty"])
+def test_a_voxel_between_two_classes_is_ambiguous_for_any_number_of_classes(
+    selection: str, threshold: str, segments: int
+) -> None:
+    recipe = recipe_of("acmt", {"updates": 100}, noise=0.0, selection=selection, threshold=threshold)
+    method = method_of(recipe, outputs=segments + 1)
+    assert isinstance(method, ACMT)
+    others = [-30.0] * (segments - 1)
+    images, teacher = torch.zeros(2, 1, 4, 4, 4), Says(9.0, 0.0, *others)
+    for step in (0, 50, 99):
+        for student, ambiguous in ((Says(3.0, 3.0, *others), True), (Says(3.0, 0.0, *others), False)):
+            networks = {"student": student, "teacher": teacher}
+            loss = method.consistency(networks, student(images), images, method.turn(step))
+            assert (float(loss.detach()) > 0) is ambiguous
+
+
 def test_a_certain_student_has_no_ambiguous_voxel_and_a_loss_of_zero() -> None:
     method = acmt(noise=0.0)
     networks = {"student": Says(9.0, 0.0, 0.0), "teacher": Says(0.0, 9.0, 0.0)}

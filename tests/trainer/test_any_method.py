@@ -69,16 +69,18 @@ def test_every_method_trains_every_student_or_refuses_it_by_name(dataset: Datase
     switches = {"sam": {**SAM, "side": 256}} if method == "cfr" else {}  # a canvas for the largest of the patches
     plan = plan_of(dataset, recipe_for(method, section, **switches))
     torch.manual_seed(0)
-    networks = plan.method.build()
-    first, last = plan.method.turn(0), plan.method.turn(plan.method.steps - 1)
-    for turn in (last,) if student == "swinunetr" else (first, last):  # it takes seconds a pass
+    networks = plan.stages.build()
+    last = plan.stages.steps - 1
+    for step in (last,) if student == "swinunetr" else (0, last):  # it takes seconds a pass
+        turn = plan.stages.turn(step)
         images = torch.randn((4, 1, *plan.recipe.size()), generator=torch.Generator().manual_seed(1))
         labels = (images[:, 0] > 1).long() + (images[:, 0] > 2)
         where = torch.tensor([0.0, 1.0]).expand(4, 3, 2)
-        batch = Batch(images, labels, turn.mixture.labelled, ("scan",) * 4, turn.student_update, where)
-        plan.method.prepare(networks, turn)
-        plan.method.loss(networks, batch, turn)["total"].backward()
-        plan.method.after_update(networks, turn)
+        batch = Batch(images, labels, turn.mixture.labelled, ("scan",) * 4, step, where, {"cfr": labels})
+        plan.stages.hand_over(networks, step)
+        plan.stages.prepare(networks, turn, step)
+        plan.stages.loss(networks, batch, turn)["total"].backward()
+        plan.stages.after_update(networks, turn, step)
     gradients = [p.grad for p in networks["student"].parameters() if p.grad is not None]
     assert gradients
     assert all(bool(torch.isfinite(g).all()) for g in gradients)

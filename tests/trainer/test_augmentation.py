@@ -7,10 +7,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 from scipy import ndimage
 
-from trainer.augmentation import Symmetry, change_values, draw_symmetry, draw_turn, place_cut, read_box, sample
+from trainer.augmentation import (
+    Cut,
+    Symmetry,
+    draw_deformation,
+    draw_symmetry,
+    draw_turn,
+    place_cut,
+    read_box,
+    sample,
+)
 from trainer.recipe import Augmentation
+from trainer.value_changes import change_values
 
 PATCH = (8, 8, 8)
 
@@ -47,7 +58,7 @@ def test_a_plain_cut_is_a_slice_of_the_array() -> None:
     array = np.random.default_rng(0).normal(size=(2, 12, 13, 14)).astype(np.float32)
     cut = place_cut((12, 13, 14), PATCH, None, (1.0, 1.0, 1.0), (5, 6, 7), np.random.default_rng(1))
     x, y, z = (int(v) for v in cut.matrix[:3, 3])
-    patch, _ = sample(read_box(array, None, cut, PATCH), PATCH, "edge")
+    patch, _ = sample(read_box(array, (), cut, PATCH), PATCH, "edge")
     assert np.array_equal(patch.numpy(), array[:, x : x + 8, y : y + 8, z : z + 8])
 
 
@@ -66,11 +77,10 @@ def test_a_turned_cut_is_scipys_affine_transform(
         cut = place_cut(shape, patch, draw_turn(wild, 2, random), (1.0, 1.0, 3.0), (3, 4, 5), random)
         matrix, offset = cut.matrix[:3, :3], cut.matrix[:3, 3]
         smooth = ndimage.affine_transform(array, matrix, offset, output_shape=patch, order=1, mode=mode)
-        image, labels = sample(read_box(array[None], segments, cut, patch), patch, padding)
+        image, labels = sample(read_box(array[None], [segments], cut, patch), patch, padding)
         assert np.abs(image[0].numpy() - smooth).max() < 1e-4
         nearest = ndimage.affine_transform(segments, matrix, offset, output_shape=patch, order=0, mode=mode)
-        assert labels is not None
-        assert (labels.numpy() != nearest).mean() < 0.005, "but for ties between two voxels"
+        assert (labels[0].numpy() != nearest).mean() < 0.005, "but for ties between two voxels"
 
 
 def test_a_turn_is_a_rotation_of_the_body_also_where_slices_are_thick() -> None:
@@ -164,3 +174,89 @@ def test_brightness_contrast_and_noise_stay_within_their_limits() -> None:
     chosen = Augmentation(gamma_probability=0, noise=0.5, intensity_probability=1.0)
     spreads = [float(change_values(image, chosen, np.random.default_rng(k)).std()) for k in range(50)]
     assert 0 < max(spreads) < 0.52
+
+
+# --- deformation, blur, resolution -----------------------------------------------------------------------------------
+
+
+def test_a_deformation_is_the_b_spline_of_its_control_points() -> None:
+    from scipy.interpolate import BSpline
+
+    augmentation = Augmentation(elastic=5.0, elastic_probability=1.0, elastic_grid=8.0)
+    spacing, patch = (1.0, 2.0, 0.5), (16, 12, 20)
+    control = draw_deformation(augmentation, patch, spacing, np.random.default_rng(1))
+    assert control is not None and control.shape == (3, 5, 6, 4)
+    assert (np.abs(control) * np.asarray(spacing)[:, None, None, None]).max() <= 5.0
+    array = np.arange(40.0 * 40 * 40).reshape(1, 40, 40, 40).astype(np.float32)
+    shift = np.eye(4)
+    shift[:3, 3] = 12
+    box = read_box(array, (), Cut(shift, plain=True, control=control), patch)
+    found, _ = sample(box, patch, "edge")
+    knots = [np.arange(-3.0, n + 1) for n in control.shape[1:]]
+    at = [(np.arange(n) + 0.5) / n * (g - 3) for n, g in zip(patch, control.shape[1:], strict=True)]
+    moved = control
+    for axis in (1, 2, 3):
+        moved = np.moveaxis(BSpline(knots[axis - 1], np.moveaxis(moved, axis, 0), 3)(at[axis - 1]), 0, axis)
+    places = np.stack(np.meshgrid(*[np.arange(n) + 12.0 for n in patch], indexing="ij")) + moved
+    expected = ndimage.map_coordinates(array[0], places, order=1, mode="nearest")
+    np.testing.assert_allclose(found[0].numpy(), expected, rtol=2e-4, atol=2.0)
+
+
+def test_image_and_labels_are_deformed_alike_and_no_further_than_told() -> None:
+    augmentation = Augmentation(affine=0.0, elastic=3.0, elastic_probability=1.0, elastic_grid=10.0)
+    random = np.random.default_rng(3)
+    labels = np.zeros((40, 40, 40), np.uint8)
+    labels[12:28, 12:28, 12:28] = 1
+    patch, moved = (32, 32, 32), 0
+    for _ in range(5):
+        control = draw_deformation(augmentation, patch, (1.0, 1.0, 1.0), random)
+        shift = np.eye(4)
+        shift[:3, 3] = 4
+        box = read_box(labels[None].astype(np.float32), [labels], Cut(shift, True, control), patch)
+        image, maps = sample(box, patch, "edge")
+        assert float((image[0] - maps[0]).abs().max()) <= 0.875 + 1e-4, "a corner counts an eighth and more"
+        plain = labels[4:36, 4:36, 4:36]
+        differs = maps[0].numpy() != plain
+        moved += int(differs.sum())
+        near = ndimage.distance_transform_edt(plain) + ndimage.distance_transform_edt(1 - plain)
+        assert near[differs].max(initial=0) <= 3 * np.sqrt(3) + 1
+    assert moved > 100
+
+
+def test_without_a_word_no_random_number_is_drawn_for_what_is_new() -> None:
+    """Runs of earlier versions are repeated bit for bit."""
+    one, other = np.random.default_rng(0), np.random.default_rng(0)
+    assert draw_deformation(Augmentation(), (8, 8, 8), (1.0, 1.0, 1.0), one) is None
+    assert one.random() == other.random()
+
+
+def test_a_blur_is_scipys_and_a_low_resolution_loses_detail_and_no_brightness() -> None:
+    image = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 20, 18, 16)).astype(np.float32))
+    blurred = change_values(
+        image, Augmentation(gamma_probability=0.0, blur=(0.8, 0.8), blur_probability=1.0), np.random.default_rng(1)
+    )
+    for channel in range(2):
+        expected = ndimage.gaussian_filter(image[channel].numpy(), 0.8, mode="nearest", radius=3)
+        np.testing.assert_allclose(blurred[channel].numpy(), expected, atol=1e-5)
+    coarse = Augmentation(gamma_probability=0.0, low_resolution=(0.5, 0.5), low_resolution_probability=1.0)
+    found = change_values(image, coarse, np.random.default_rng(1))
+    assert found.shape == image.shape
+    assert float(found.std()) < 0.8 * float(image.std())
+    ramp = torch.linspace(0, 1, 16).expand(1, 16, 16, 16)
+    again = change_values(ramp.contiguous(), coarse, np.random.default_rng(1))
+    assert abs(float(again.mean() - ramp.mean())) < 0.05
+
+
+def test_an_inverted_gamma_bends_bright_values_as_a_plain_one_bends_dark_ones() -> None:
+    image = torch.linspace(0, 1, 64).reshape(1, 4, 4, 4)
+    plain = Augmentation(gamma=(2.0, 2.0), gamma_probability=1.0)
+    inverted = plain.model_copy(update={"gamma_inverted": 1.0})
+    one = change_values(image, plain, np.random.default_rng(0))
+    other = change_values(image, inverted, np.random.default_rng(0))
+    torch.testing.assert_close(one, image**2)
+    torch.testing.assert_close(other, 1 - (1 - image) ** 2)
+
+
+def test_shares_of_voxels_above_one_are_refused() -> None:
+    with pytest.raises(ValidationError, match="at most 1"):
+        Augmentation(low_resolution=(0.5, 1.5))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,43 @@ from torch import nn
 from torch.nn import functional
 
 from semiseg.dataset import Dataset
-from tests.trainer.tiny import SAM, batch_of, clone, phantoms, plan_of, recipe_for, same_weights, trained, weights_of
+from tests.trainer.tiny import (
+    PARTNER,
+    SAM,
+    SEGFORMER,
+    SHORT,
+    batch_of,
+    clone,
+    phantoms,
+    plan_of,
+    recipe_for,
+    same_weights,
+    trained,
+    weights_of,
+)
 from trainer.cases import encode_prediction, prepare_cases
 from trainer.engine import TorchEngine
 from trainer.errors import RecipeError
 from trainer.losses import supervised_loss
-from trainer.methods import make_method
+from trainer.methods import METHODS, make_method
 from trainer.methods.cfr import CFR
 from trainer.methods.method import Task
 from trainer.patches import Batch
 from trainer.plan import make_manifest
 from trainer.sam import Sam, build_sam
+from trainer.stages import Stages
 from trainer.targets import ExclusiveClasses, Targets
 from trainer.validation import segmenter_for
 
 TWO = ExclusiveClasses(2)
-HOST_SWITCHES = {"magicnet": {"cubes": 2, "hidden": 8, "ramp": 0.0}, "mean_teacher": {"noise": 0.0, "ramp": 0.0}}
+HOST_SWITCHES: dict[str, dict[str, Any]] = {
+    "dual": {"partner": PARTNER},
+    "mn": {"teacher": {"finetune": "whole", "config": SEGFORMER}, "iterations": 2, "stage1": 0.25},
+    "comparative": SHORT,
+    "contrastive": SHORT,
+    "magicnet": {"cubes": 2, "hidden": 8, "ramp": 0.0},
+    "mean_teacher": {"noise": 0.0, "ramp": 0.0},
+}
 
 
 def cfr(changes: dict[str, Any] | None = None, targets: Targets = TWO, unlabelled: int = 12, **switches: Any) -> CFR:
@@ -40,7 +62,7 @@ def cfr(changes: dict[str, Any] | None = None, targets: Targets = TWO, unlabelle
 
 def networks_of(method: CFR) -> dict[str, nn.Module]:
     torch.manual_seed(0)
-    return method.build()
+    return Stages(method).build()
 
 
 # --- fine-tuning --------------------------------------------------------------------------------------------------
@@ -48,16 +70,17 @@ def networks_of(method: CFR) -> dict[str, nn.Module]:
 
 def test_the_foundation_model_learns_first_and_from_labels_alone() -> None:
     method = cfr(sam_updates=3, volumes=2)
-    assert method.steps == 3 + method.recipe.updates
+    stages = Stages(method)
+    assert stages.steps == 3 + method.recipe.updates
     for step in range(3):
-        turn = method.turn(step)
+        turn = stages.turn(step)
         assert (set(turn.rates), turn.stage) == ({"sam"}, "fine-tune")
         assert (turn.mixture.labelled, turn.mixture.unlabelled) == (2, 0)
     rates = [method.turn(step).rates["sam"] for step in range(3)]
     assert rates[0] == 1e-3
     assert rates[2] == pytest.approx(1e-3 * (1 / 3) ** 0.9)
-    for step in range(3, method.steps):
-        turn = method.turn(step)
+    for step in range(3, stages.steps):
+        turn = stages.turn(step)
         assert "sam" not in turn.rates
         assert turn.label == f"mean_teacher-{turn.stage}"
         assert turn.student_update == step - 3
@@ -162,20 +185,21 @@ def test_the_fine_tuning_reaches_the_adapters_and_leaves_the_students_alone() ->
 
 
 def told(method: CFR, labels: torch.Tensor | None = None) -> Batch:
-    """A batch of two labelled patches and two that the foundation model labelled."""
-    batch = batch_of(2, 2)
+    """A batch of the host's second step: two labelled patches and two that the foundation model labelled."""
+    batch = batch_of(2, 2, step=method.steps + 1)
     pseudo = torch.randint(0, 3, (2, 8, 8, 8), generator=torch.Generator().manual_seed(5)) if labels is None else labels
-    return Batch(batch.images, torch.cat([batch.labels[:2], pseudo]), 2, batch.cases, 0)
+    return replace(batch, guides={"cfr": torch.cat([torch.zeros_like(pseudo), pseudo])})
 
 
-@pytest.mark.parametrize("host", ["mean_teacher", "acmt"])
+@pytest.mark.parametrize("host", ["mean_teacher", "acmt", "uamt", "cps", "supervised"])
 def test_without_weight_on_the_pseudo_labels_the_step_is_the_hosts_own(host: str) -> None:
     method = cfr(host=host, pseudo_weight=0.0)
-    networks, batch = networks_of(method), told(method)
-    turn = method.turn(method.switches.sam_updates + 1)
-    alone = CFR.hosts[host](method.recipe, method.task)
+    stages, batch = Stages(method), told(method)
+    networks = stages.build()
+    turn = stages.turn(batch.step)
+    alone = METHODS[host](method.recipe, method.task)
     torch.manual_seed(7)
-    one = method.loss(networks, batch, turn)["total"]
+    one = stages.loss(networks, batch, turn)["total"]
     torch.manual_seed(7)
     other = alone.loss(networks, batch, turn)["total"]
     torch.testing.assert_close(one, other)
@@ -184,25 +208,34 @@ def test_without_weight_on_the_pseudo_labels_the_step_is_the_hosts_own(host: str
 def test_without_consistency_perfect_pseudo_labels_are_supervision() -> None:
     method = cfr({"updates": 4})
     method.host.switches = method.host.switches.model_copy(update={"weight": 0.0})
-    networks = networks_of(method)
-    batch = told(method)
-    logits = networks["student"](batch.images)
-    expected = supervised_loss(logits[:2], batch.labels[:2], TWO) + supervised_loss(logits[2:], batch.labels[2:], TWO)
-    torch.testing.assert_close(method.loss(networks, batch, method.turn(3))["total"], expected)
+    stages, batch = Stages(method), told(method)
+    networks = stages.build()
+    logits, pseudo = networks["student"](batch.images), batch.guides["cfr"][2:]
+    expected = supervised_loss(logits[:2], batch.labels[:2], TWO) + supervised_loss(logits[2:], pseudo, TWO)
+    torch.testing.assert_close(stages.loss(networks, batch, stages.turn(batch.step))["total"], expected)
 
 
-@pytest.mark.parametrize("host", CFR.hosts)
+@pytest.mark.parametrize("host", [name for name in METHODS if name not in ("distil", "cfr")])
 def test_the_pseudo_labels_train_the_student_of_every_host(host: str) -> None:
-    changes = {"patch": [8, 8, 8]} if host == "magicnet" else None
-    method = cfr(changes, host=host)
-    networks = networks_of(method)
-    turn = method.turn(method.switches.sam_updates)
-    method.prepare(networks, turn)
+    method = cfr({"updates": 8}, host=host)
+    stages = Stages(method)
+    torch.manual_seed(0)
+    networks = stages.build()
+    # The host's last step in which the student learns from labelled and unlabelled patches.
+    step = max(
+        s
+        for s in range(method.steps, stages.steps)
+        if "student" in stages.turn(s).rates and stages.turn(s).mixture.unlabelled and stages.turn(s).mixture.labelled
+    )
+    turn = stages.turn(step)
+    stages.prepare(networks, turn, step)
+    labelled = turn.mixture.labelled
     found = []
     for seed in (1, 2):
-        pseudo = torch.randint(0, 3, (2, 8, 8, 8), generator=torch.Generator().manual_seed(seed))
+        batch = batch_of(labelled, turn.mixture.unlabelled, step=step)
+        pseudo = torch.randint(0, 3, batch.labels.shape, generator=torch.Generator().manual_seed(seed))
         torch.manual_seed(3)
-        total = method.loss(networks, told(method, pseudo), turn)["total"]
+        total = stages.loss(networks, replace(batch, guides={"cfr": pseudo}), turn)["total"]
         weights = list(networks["student"].parameters())
         found.append(torch.autograd.grad(total, weights, allow_unused=True))
         assert all(p.grad is None for p in networks["sam"].parameters())
@@ -213,34 +246,57 @@ def test_the_pseudo_labels_train_the_student_of_every_host(host: str) -> None:
 @pytest.mark.parametrize(("schedule", "expected"), [("constant", 2.0), ("ramp", 2 * np.exp(-5 / 4)), ("falling", 1.0)])
 def test_the_weight_of_the_pseudo_labels_follows_its_schedule(schedule: str, expected: float) -> None:
     method = cfr({"updates": 100}, pseudo_weight=2.0, pseudo_schedule=schedule)
-    assert method.pseudo_weight(50) == pytest.approx(expected)
+    assert method.guidance_weight(50) == pytest.approx(expected)
 
 
 def test_on_the_fly_the_foundation_model_labels_the_patch_itself() -> None:
     method = cfr(pseudo_labels="on_the_fly")
-    networks = networks_of(method)
-    batch = told(method, torch.zeros((2, 8, 8, 8), dtype=torch.long))
-    turn = method.turn(4)
-    method.prepare(networks, turn)
+    stages, batch = Stages(method), told(method)
+    networks = stages.build()
+    turn = stages.turn(batch.step)
+    stages.prepare(networks, turn, batch.step)
     assert not networks["sam"].training
     with torch.no_grad():
         pseudo = torch.softmax(method.on_canvas(networks["sam"], batch.images[2:]), dim=1).argmax(dim=1)
     assert pseudo.shape == (2, 8, 8, 8)
     assert pseudo.dtype == torch.long
-    cached = Batch(batch.images, torch.cat([batch.labels[:2], pseudo]), 2, batch.cases, 0)
-    torch.testing.assert_close(method.loss(networks, batch, turn)["total"], cfr().loss(networks, cached, turn)["total"])
+    cached, whole = replace(batch, guides={"cfr": torch.cat([batch.labels[:2], pseudo])}), Stages(cfr())
+    whole.build()
+    one, other = stages.loss(networks, batch, turn)["total"], whole.loss(networks, cached, turn)["total"]
+    torch.testing.assert_close(one, other)
 
 
-def test_in_the_first_round_of_self_training_the_labels_are_the_foundation_models() -> None:
-    method = cfr({"updates": 10}, host="self_training")
-    first = method.switches.sam_updates
-    assert method.turn(first).mixture.unlabelled == 2
-    assert [s for s in range(method.steps) if method.refreshes_pseudo_labels(s)] == [first, first + 4]
-    networks = networks_of(method)
-    assert method.labeller(networks, first) is not None
-    assert method.labeller(networks, first + 4) is None, "then the student's own"
-    assert method.restarts(first + 4) == ("student",)
-    assert method.restarts(first) == ()
+def test_self_training_learns_from_the_foundation_models_labels_in_every_round() -> None:
+    """Algorithm 1, line 18: L_pl is added at every update, beside the labels of self-training's own rounds."""
+    method = cfr({"updates": 10}, host="self_training", pseudo_weight=0.5)
+    stages, first = Stages(method), method.steps
+    networks = stages.build()
+    assert {s: stages.labelling_sources(s) for s in range(stages.steps) if stages.labelling_sources(s)} == {
+        first: ("cfr",),
+        first + 4: ("self_training",),
+    }
+    (own,) = stages.labellings(networks, first + 4)
+    assert own.network is None, "the student"
+    assert (stages.restarts(first), stages.restarts(first + 4)) == ((), ("student",))
+    batch = told(method)
+    own_labels = torch.randint(0, 3, (2, 8, 8, 8), generator=torch.Generator().manual_seed(9))
+    labels = torch.cat([batch.labels[:2], own_labels])
+    for step, rounds in ((first + 1, 0), (first + 5, 1)):
+        at = replace(batch, labels=labels, step=step)
+        assert stages.turn(step).mixture.unlabelled == 2
+        logits = networks["student"](at.images)
+        expected = supervised_loss(logits[:2], labels[:2], TWO) + rounds * supervised_loss(logits[2:], own_labels, TWO)
+        expected = expected + 0.5 * supervised_loss(logits[2:], at.guides["cfr"][2:], TWO)
+        torch.testing.assert_close(stages.loss(networks, at, stages.turn(step))["total"], expected)
+
+
+def test_a_host_that_never_shows_the_student_the_patches_themselves_is_guided_in_a_pass_of_its_own() -> None:
+    method = cfr({"updates": 8}, host="bcp")
+    stages, batch = Stages(method), replace(told(method), step=method.steps + 7)
+    networks, turn = stages.build(), stages.turn(batch.step)
+    terms = stages.loss(networks, batch, turn)
+    expected = supervised_loss(networks["student"](batch.images[2:]), batch.guides["cfr"][2:], TWO)
+    torch.testing.assert_close(terms["cfr"], expected.detach())
 
 
 # --- a whole run --------------------------------------------------------------------------------------------------
@@ -260,7 +316,7 @@ def test_the_foundation_model_is_fixed_while_the_student_learns_and_not_kept(
     manifest = trained(dataset, recipe, tmp_path / "run", cache=tmp_path / "cache")
     after = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["networks"]["sam"]
     kept = weights_of(tmp_path / "run")
-    student = plan.method.build_student().state_dict()
+    student = plan.stages.last.build_student().state_dict()
     assert kept.keys() == student.keys()
     assert manifest.provenance.parameters == sum(v.numel() for v in student.values())
 
@@ -287,16 +343,17 @@ def test_cached_labels_are_those_of_the_foundation_model(dataset: Dataset, tmp_p
     plan = plan_of(dataset, recipe)
     found = {p.stem: np.load(p) for p in (tmp_path / "run" / "pseudo" / "3").glob("*.npy")}
     assert found.keys() == set(plan.unlabelled)
-    networks = plan.method.build()
+    networks = plan.stages.build()
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert state["step"] == 3
     for name, network in networks.items():
         network.load_state_dict(state["networks"][name])
-    manifest = make_manifest(plan, plan.method)
+    manifest = make_manifest(plan)
     cache = tmp_path / "run" / "cache"
     cases = prepare_cases(dataset, (), plan.unlabelled, plan.segments, plan.preprocessing, cache)
     same = {}
-    for who, labeller in (("sam", plan.method.labeller(networks, 3)), ("student", networks["student"])):
+    (labelling,) = plan.stages.labellings(networks, 3)
+    for who, labeller in (("sam", labelling.network), ("student", networks["student"])):
         assert labeller is not None
         segmenter = segmenter_for(manifest, TorchEngine(labeller))
         made = {i: segmenter.segment_prepared(np.asarray(cases[i].image)) for i in found}
@@ -310,10 +367,12 @@ def test_the_foundation_model_learns_by_its_own_optimiser_and_its_weights_are_to
     (tmp_path / "tiny-sam" / "README.md").write_text("---\nlicense: mit\n---\n")
     sgd = {"kind": "sgd", "rate": 0.5}
     method = cfr(sam={"weights": {"folder": str(tmp_path / "tiny-sam")}}, sam_optimiser=sgd)
-    assert method.optimiser("sam").kind == "sgd"
-    assert method.turn(0).rates == {"sam": 0.5}
-    assert method.optimiser("student") == method.recipe.optimiser
-    assert [(w.name, w.licence) for w in method.pretrained()] == [("tiny-sam", "mit")]
+    stages = Stages(method)
+    stages.build()
+    assert stages.optimiser("sam").kind == "sgd"
+    assert stages.turn(0).rates == {"sam": 0.5}
+    assert stages.optimiser("student") == method.recipe.optimiser
+    assert [(w.name, w.licence) for w in stages.pretrained()] == [("tiny-sam", "mit")]
 
 
 def test_slices_are_bent_on_the_canvas_and_labels_are_not() -> None:
@@ -326,14 +385,14 @@ def test_slices_are_bent_on_the_canvas_and_labels_are_not() -> None:
 
 
 def test_the_teacher_of_the_host_follows_its_student() -> None:
-    method = cfr()
-    networks = networks_of(method)
+    stages = Stages(cfr())
+    networks = stages.build()
     with torch.no_grad():
         for p in networks["student"].parameters():
             p.add_(1.0)
-    method.after_update(networks, method.turn(0))
+    stages.after_update(networks, stages.turn(0), 0)
     assert not same_weights(networks["student"].state_dict(), networks["teacher"].state_dict()), "not yet"
-    method.after_update(networks, method.turn(3))
+    stages.after_update(networks, stages.turn(3), 3)
     assert same_weights(networks["student"].state_dict(), networks["teacher"].state_dict()), "its first step copies"
 
 
@@ -342,8 +401,8 @@ def test_what_cannot_work_is_refused_by_name() -> None:
         cfr({"accumulate": 4})
     with pytest.raises(RecipeError, match="has none; train with `supervised`"):
         cfr(unlabelled=0)
-    with pytest.raises(RecipeError, match="take `cached`"):
-        cfr(host="self_training", pseudo_labels="on_the_fly")
+    with pytest.raises(RecipeError, match="there is no method 'nobody'"):
+        cfr(host="nobody")
     with pytest.raises(RecipeError, match=r"methods\.cfr\.grid"):
         cfr(input="upsample", grid=2)
     with pytest.raises(RecipeError, match=r"methods\.cfr\.sam\.side"):

@@ -19,6 +19,7 @@ from trainer.methods.comparative import Comparative, Contrastive, Convergence
 from trainer.methods.method import Task
 from trainer.patches import Batch, Draws, Mixture, PatchSource
 from trainer.slice_similarity import Slices, comparative_loss, contrastive_loss
+from trainer.stages import Stages
 from trainer.targets import ExclusiveClasses
 
 BOTH = ("comparative", "contrastive")
@@ -35,7 +36,7 @@ def comparative(
 
 def networks_of(method: Comparative) -> dict[str, nn.Module]:
     torch.manual_seed(0)
-    return method.build()
+    return Stages(method).build()
 
 
 def placed(step: int = 0, seed: int = 0) -> Batch:
@@ -62,7 +63,8 @@ def test_pre_training_draws_pairs_of_crops_from_unlabelled_scans(name: str) -> N
         assert turn.mixture == Mixture(0, 0, either=4, crops=2)
         assert turn.rates["student"] == method.recipe.optimiser.rate
         assert not turn.judged
-    assert (method.turn(8).label, method.turn(8).judged) == ("supervised-train", True)
+    after = Stages(method).turn(8)
+    assert (after.label, after.judged) == ("supervised-train", True)
     assert comparative(name=name, unlabelled=0).turn(0).mixture == Mixture(0, 0, either=4, crops=2)
     assert comparative(name=name, rate=0.5).turn(0).rates["student"] == 0.5
 
@@ -173,7 +175,7 @@ def test_features_train_the_encoder_and_the_output_trains_the_rest(name: str) ->
         found = {n for n, p in student.named_parameters() if p.grad is not None and float(p.grad.abs().max()) > 0}
         weights = {n for n, _ in student.named_parameters() if n.endswith("conv.weight")}
         assert found & weights == moved & weights
-    method.prepare(networks, method.turn(8))
+    Stages(method).hand_over(networks, 8)
     assert all(p.requires_grad for p in student.parameters())
 
 
@@ -187,6 +189,23 @@ def test_the_whole_network_can_be_trained_in_the_second_stage() -> None:
     assert float(first.grad.abs().max()) > 0
 
 
+@pytest.mark.parametrize("name", BOTH)
+def test_the_gradient_does_not_grow_with_the_number_of_terms(name: str) -> None:
+    norms: dict[str, list[float]] = {}
+    for reduction in ("mean", "sum"):
+        for partitions in (2, 4):
+            method = comparative(name=name, partitions=partitions, reduction=reduction, space="probabilities")
+            networks = networks_of(method)
+            method.prepare(networks, method.turn(6))
+            terms = method.loss(networks, placed(6), method.turn(6))
+            terms["total"].backward()
+            gradients = [p.grad.flatten() for p in networks["student"].parameters() if p.grad is not None]
+            norms.setdefault(reduction, []).append(float(torch.cat(gradients).norm()))
+    assert norms["sum"][1] > 1.5 * norms["sum"][0]
+    assert max(norms["mean"]) < 2 * min(norms["mean"])
+    assert norms["sum"][1] > 10 * norms["mean"][1]
+
+
 def test_probabilities_are_compared_when_told_to() -> None:
     found = {}
     for space in ("logits", "probabilities"):
@@ -195,17 +214,18 @@ def test_probabilities_are_compared_when_told_to() -> None:
         found[space] = float(method.loss(networks, placed(6), method.turn(6))["total"].detach())
     logits = networks["student"](placed(6).images)
     (s,) = method.slices(torch.softmax(logits, dim=1), placed(6))
-    assert found["probabilities"] == pytest.approx(float(method.objective(s)[0].detach()), rel=1e-5)
+    loss, terms = method.objective(s)
+    assert found["probabilities"] == pytest.approx(float(loss.detach()) / int(terms), rel=1e-5)
     assert found["logits"] != pytest.approx(found["probabilities"], rel=1e-3)
 
 
 def test_bcp_as_host_begins_with_its_own_first_stage() -> None:
-    method = comparative({"updates": 20}, then="bcp")
-    networks = networks_of(method)
-    turn = method.turn(8)
+    stages = Stages(comparative({"updates": 20}, then="bcp"))
+    networks = stages.build()
+    turn = stages.turn(8)
     assert (turn.stage, turn.label) == ("pretrain", "bcp-pretrain")
-    labelled = batch_of(4, 0)
-    assert set(method.loss(networks, labelled, turn)) == {"total", "pasted"}
+    labelled = batch_of(4, 0, step=8)
+    assert set(stages.loss(networks, labelled, turn)) == {"total", "pasted"}
 
 
 @pytest.fixture(scope="module")
@@ -237,18 +257,16 @@ def test_in_the_second_stage_the_encoder_stays_as_it_is_to_the_last_bit(dataset:
 
 
 def test_the_teacher_of_the_host_starts_as_the_pre_trained_student() -> None:
-    method = comparative(then="mean_teacher")
-    networks = networks_of(method)
-    with torch.no_grad():
-        for p in networks["student"].parameters():
-            p.add_(1.0)
-    method.prepare(networks, method.turn(8))
-    assert same_weights(networks["student"].state_dict(), networks["teacher"].state_dict())
-    with torch.no_grad():
-        for p in networks["student"].parameters():
-            p.add_(1.0)
-    method.prepare(networks, method.turn(9))
-    assert not same_weights(networks["student"].state_dict(), networks["teacher"].state_dict()), "once, at its start"
+    stages = Stages(comparative(then="mean_teacher"))
+    networks = stages.build()
+    same = {}
+    for step in (7, 8, 9):
+        with torch.no_grad():
+            for p in networks["student"].parameters():
+                p.add_(1.0)
+        stages.hand_over(networks, step)
+        same[step] = same_weights(networks["student"].state_dict(), networks["teacher"].state_dict())
+    assert same == {7: False, 8: True, 9: False}, "once, at its start"
 
 
 # --- when it ends -------------------------------------------------------------------------------------------------
@@ -353,6 +371,6 @@ def test_what_cannot_work_is_refused_by_name() -> None:
     comparative({"student": outside}, freeze_encoder=False)
     with pytest.raises(RecipeError, match=r"methods\.self_training\.restart"):
         comparative(then="self_training")
-    with pytest.raises(RecipeError, match=r"methods\.comparative: then"):
-        comparative(then="cfr")
+    with pytest.raises(RecipeError, match=r"methods\.comparative: then.* there is no method 'nobody'"):
+        comparative(then="nobody")
     assert isinstance(comparative(name="contrastive"), Contrastive)

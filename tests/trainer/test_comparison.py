@@ -136,3 +136,47 @@ def test_only_finished_trials_count(tmp_path: Path) -> None:
     flat(0.5).to_json(tmp_path / "scores.json")
     pairs = [(Trial("mn", 4, 0), tmp_path / "scores.json"), (Trial("mn", 4, 1), tmp_path / "none.json")]
     assert list(finished(pairs)) == [Trial("mn", 4, 0)]
+
+
+# --- draws and folds -------------------------------------------------------------------------------------------------
+
+
+def test_trials_of_draws_and_folds_have_names_of_their_own() -> None:
+    found = trials(["supervised", "pkg.mod:Own"], [4], [0], draws=(1, 2), folds=(1, 2))
+    assert len({t.name for t in found}) == len(found) == 8
+    assert found[0].name == "supervised-4-seed0-draw1-fold1"
+    assert found[1].name == "pkg.mod.Own-4-seed0-draw1-fold1", "no colon in the name of a folder"
+    assert Trial("mn", 4, 0).name == "mn-4-seed0", "as comparisons of earlier versions have them"
+
+
+def test_with_draws_the_interval_speaks_about_other_labelled_scans() -> None:
+    found = {}
+    for number, level in ((1, 0.50), (2, 0.60), (3, 0.70)):
+        for seed in (0, 1):
+            found[Trial("supervised", 4, seed, number)] = flat(level)
+            found[Trial("mn", 4, seed, number)] = flat(level + 0.02 * number)
+    supervised, mn = summarise(found)
+    assert (mn.draws, mn.seeds) == (3, 2)
+    assert supervised.spread == pytest.approx((0.50, 0.70))
+    assert supervised.figures["dice"] == pytest.approx(0.60)
+    assert supervised.interval[0] < 0.55 and supervised.interval[1] > 0.65
+    assert mn.difference is not None
+    mean, low, high = mn.difference
+    assert mean == pytest.approx(0.04)
+    assert low == pytest.approx(0.02, abs=0.005) and high == pytest.approx(0.06, abs=0.005)
+    headings, *rows = as_text([supervised, mn])
+    assert "of draws" in headings
+    assert "0.500 to 0.700" in rows[0]
+
+
+def test_folds_are_joined_and_a_run_that_lacks_one_does_not_count() -> None:
+    parts = {1: {"a": (0.5, 0.7), "b": (0.5, 0.7)}, 2: {"c": (0.9, 0.9), "d": (0.9, 0.9)}}
+    found = {Trial("supervised", 4, 0, 0, fold): evaluation(dice) for fold, dice in parts.items()}
+    found[Trial("mn", 4, 0, 0, 1)] = evaluation(parts[1])
+    (line,) = summarise(found)
+    assert line.method == "supervised"
+    assert line.figures["dice"] == pytest.approx((0.6 + 0.9) / 2)
+    with pytest.raises(InputError, match="No run has all of its folds judged"):
+        summarise({Trial("a", 4, 0, 0, 1): evaluation(parts[1]), Trial("b", 4, 0, 0, 2): evaluation(parts[2])})
+    with pytest.raises(InputError, match="mn-4-seed0-fold2 did not judge the same scans"):
+        summarise({**found, Trial("mn", 4, 0, 0, 2): evaluation(parts[1])})

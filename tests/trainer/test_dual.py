@@ -187,19 +187,21 @@ def test_the_network_that_knows_the_labels_better_teaches_and_swapping_them_swap
 
 @pytest.mark.parametrize("confident", [0.6, 0.9])
 def test_the_supervised_term_written_out(confident: float) -> None:
-    method, batch = dual(ONE, confident=confident), batch_of(2, 2, outputs=2)
+    batch = batch_of(2, 2, outputs=2)
     logits = {"student": 3 * noise(4, 2, 8, 8, 8), "partner": 3 * noise(4, 2, 8, 8, 8, seed=1)}
     p = {name: torch.softmax(y, 1) for name, y in logits.items()}
     y = batch.labels[:2].float()
     wrong = (p["student"][:2, 1] >= confident) ^ (p["partner"][:2, 1] >= confident)
     assert 0 < float(wrong.float().mean()) < 1
-    expected = torch.zeros(())
+    equation_2 = of_the_code = torch.zeros(())
     for name in logits:
         f = p[name][:2, 1]
         dice = 1 - 2 * (f * y).sum() / ((f * f).sum() + (y * y).sum())
-        mistakes = ((f - y) ** 2)[wrong].mean()
-        expected = expected + functional.cross_entropy(logits[name][:2], batch.labels[:2]) + dice + 0.5 * mistakes
-    torch.testing.assert_close(method.supervised(logits, p, batch), expected)
+        equation_2 = equation_2 + functional.cross_entropy(logits[name][:2], batch.labels[:2]) + dice
+        of_the_code = of_the_code + 0.5 * ((f - y) ** 2)[wrong].mean()
+    torch.testing.assert_close(dual(ONE, confident=confident).supervised(logits, p, batch), equation_2)
+    released = dual(ONE, confident=confident, mistake_weight=0.5)
+    torch.testing.assert_close(released.supervised(logits, p, batch), equation_2 + of_the_code)
 
 
 def terms_of(method: Dual, networks: dict[str, nn.Module], batch: Batch, update: int = 4) -> dict[str, Tensor]:
@@ -209,7 +211,7 @@ def terms_of(method: Dual, networks: dict[str, nn.Module], batch: Batch, update:
 def only(term: str, targets: Targets = TWO, **switches: Any) -> Dual:
     """A method with one of the four weights, and no supervision to hide behind."""
     weights = {f"weight_{name}": float(name == term) for name in ("semi", "reg", "unc", "con")}
-    return dual(targets, {"updates": 4}, mistake_weight=0.0, **{**weights, **switches})
+    return dual(targets, {"updates": 4}, **{**weights, **switches})
 
 
 @pytest.mark.parametrize("term", ["semi", "con", "unc", "reg"])

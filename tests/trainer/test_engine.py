@@ -26,14 +26,14 @@ def test_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
 
 def test_a_run_that_has_not_finished_is_refused(tmp_path: Path) -> None:
     plan = plan_of(phantoms(tmp_path / "data", cases=4, labelled=1), recipe_of("supervised"))
-    write_manifest(tmp_path / "run.json", make_manifest(plan, plan.method))
+    write_manifest(tmp_path / "run.json", make_manifest(plan))
     with pytest.raises(RunError, match="has not finished; continue it with --resume"):
         open_run(tmp_path)
 
 
 def test_the_manifest_alone_says_how_the_network_is_built(tmp_path: Path) -> None:
     plan = plan_of(phantoms(tmp_path, cases=4, labelled=1), recipe_of("supervised"))
-    manifest = make_manifest(plan, plan.method)
+    manifest = make_manifest(plan)
     network = student_of(manifest)
     with torch.no_grad():
         assert network(torch.zeros(2, 1, 8, 10, 12)).shape == (2, manifest.outputs, 8, 10, 12)

@@ -111,15 +111,35 @@ def mn(**switches: object) -> MN:
 
 
 @pytest.mark.parametrize("labelled", [1, 2, 4])
-@pytest.mark.parametrize("loss", ["pooled", "weighted"])
-def test_on_a_mixed_batch_the_kl_part_is_weighted_by_the_shares_of_the_patches(labelled: int, loss: str) -> None:
+@pytest.mark.parametrize(("loss", "channels"), [("pooled", 1), ("weighted", 3)])
+def test_on_a_mixed_batch_the_kl_part_is_weighted_by_the_shares_of_the_patches(
+    labelled: int, loss: str, channels: int
+) -> None:
     logits, labels = logits_and_labels(5, 3)
     target = torch.cat([one_hot(labels[:labelled], 3), torch.softmax(3 * logits.flip(0)[labelled:], dim=1)])
     parts = (labelled * kl_mean(logits[:labelled], target[:labelled])) / 5
     parts += ((5 - labelled) * kl_mean(logits[labelled:], target[labelled:])) / 5
     torch.testing.assert_close(
-        mn(weight_dice=0.0, loss=loss).mixed_loss(logits, target, labelled, Mixture(labelled, 5 - labelled)), parts
+        mn(weight_dice=0.0, loss=loss).mixed_loss(logits, target, labelled, Mixture(labelled, 5 - labelled)),
+        channels * parts,
     )
+
+
+@pytest.mark.parametrize("labelled", [0, 2, 5])
+def test_the_weighted_loss_is_equation_5_to_the_letter(labelled: int) -> None:
+    logits, labels = logits_and_labels(5, 4)
+    target = torch.cat([one_hot(labels[:labelled], 4), torch.softmax(logits.flip(0)[labelled:], dim=1)])
+    soft = torch.softmax(logits, dim=1)
+    voxels, expected = logits[0, 0].numel(), 0.0
+    for first, last in ((0, labelled), (labelled, 5)):
+        if last == first:
+            continue
+        y, p, count = target[first:last], soft[first:last], last - first
+        pairs = list(zip(y.flatten().tolist(), p.flatten().tolist(), strict=True))
+        apart = sum(float(a * math.log(a / b)) for a, b in pairs if a > 0)
+        expected += count / 5 * (apart / (count * voxels) + float(dice_pooled(p, y)))
+    value = mn(loss="weighted").mixed_loss(logits, target, labelled, Mixture(labelled, 5 - labelled))
+    assert float(value) == pytest.approx(expected, rel=1e-5)
 
 
 def test_one_dice_over_the_batch_is_not_the_weighted_mean_of_two() -> None:

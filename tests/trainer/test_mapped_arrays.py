@@ -48,10 +48,10 @@ def test_array_in_memory_travels_as_it_is() -> None:
 
 def test_pseudo_labels_travel_as_the_names_of_their_files(case: PreparedCase, tmp_path: Path) -> None:
     labels = map_array(tmp_path / "labels.npy")
-    source = PatchSource(recipe_of("supervised"), {"s1": case}, 2, "constant", {"s1": labels})
+    source = PatchSource(recipe_of("supervised"), {"s1": case}, 2, "constant", {"m": {"s1": labels}}, "m")
     sent = pickle.dumps(source)
     assert len(sent) < 20_000
-    np.testing.assert_array_equal(pickle.loads(sent)._pseudo["s1"], labels)
+    np.testing.assert_array_equal(pickle.loads(sent)._pseudo["m"]["s1"], labels)
 
 
 def test_worker_that_is_started_anew_makes_the_same_patches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

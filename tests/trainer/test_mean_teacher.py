@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from tests.trainer.tiny import BATCH_NORM, batch_of, clone, method_of, recipe_of, same_weights
+from trainer.averaging import average_into
 from trainer.errors import RecipeError
 from trainer.losses import supervised_loss
-from trainer.methods.mean_teacher import MeanTeacher, average_into
+from trainer.methods.mean_teacher import MeanTeacher
 
 
 def mean_teacher(changes: dict[str, Any] | None = None, *, unlabelled: int = 12, **switches: Any) -> MeanTeacher:

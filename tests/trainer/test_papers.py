@@ -15,6 +15,7 @@ from tests.trainer.tiny import SAM, SEGFORMER, phantoms, trained
 from trainer.methods import find_method, make_method
 from trainer.methods.method import Task
 from trainer.recipe import find_recipe, make_recipe, read_recipe
+from trainer.stages import Stages
 from trainer.students import parameters_of
 from trainer.targets import targets_of
 
@@ -125,6 +126,12 @@ def test_every_change_that_the_documentation_gives_is_one_that_the_recipe_takes(
         find_method(after)
 
 
+@pytest.mark.parametrize(("name", "weight"), [("la_dual", 0.0), ("pancreas_dual", 0.0), ("dual_as_released", 0.5)])
+def test_a_term_of_the_released_code_alone_is_in_its_recipe_alone(name: str, weight: float) -> None:
+    recipe = make_recipe(without_downloads(name))
+    assert find_method(recipe).read_switches(recipe).mistake_weight == weight  # type: ignore[attr-defined]
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_networks_are_the_papers(name: str) -> None:
     read_recipe(FOLDER / f"{name}.yaml")
@@ -135,7 +142,7 @@ def test_the_networks_are_the_papers(name: str) -> None:
     for student in find_method(recipe).students(recipe):
         assert all(side % d == 0 for side, d in zip(sides, student.divisor(), strict=True))
     with torch.device("meta"):
-        networks = method.build()
+        networks = Stages(method).build()
     for network, count in expected.items():
         found = parameters_of(networks[network])
         if isinstance(count, tuple):

@@ -291,11 +291,12 @@ def test_a_worker_that_is_not_forked_receives_file_names_and_maps_the_same_scans
     image, labels, mapped_guess = (np.load(tmp_path / f"{n}.npy", mmap_mode="r") for n in ("image", "labels", "guess"))
     mapped = replace(case, image=image, labels=labels)
     chosen = recipe_of("supervised", {})
-    sent = pickle.dumps(PatchSource(chosen, {"scan": mapped, "other": case}, 2, "edge", {"scan": mapped_guess}))
+    pseudo = {"m": {"scan": mapped_guess}}
+    sent = pickle.dumps(PatchSource(chosen, {"scan": mapped, "other": case}, 2, "edge", pseudo, "m"))
     assert len(sent) < case.image.nbytes + labels.nbytes + 20_000, "only the scan that lies in memory is sent"
 
     received, requests = pickle.loads(sent), [Request("scan", k % 2 == 0, (3, 3, 3), (1, k)) for k in range(4)]
-    there = PatchSource(chosen, {"scan": case}, 2, "edge", {"scan": guess})
+    there = PatchSource(chosen, {"scan": case}, 2, "edge", {"m": {"scan": guess}}, "m")
     for request in requests:
         made, wanted = received[request], there[request]
         assert torch.equal(made["image"], wanted["image"]) and torch.equal(made["labels"], wanted["labels"])

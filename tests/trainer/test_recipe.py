@@ -118,9 +118,9 @@ def test_every_recipe_that_comes_with_semiseg_makes_a_plan_for_every_method(
 ) -> None:
     recipe = read_recipe(find_recipe(name), [f"method={method}", "segments={}"])
     plan = plan_of(dataset, recipe)
-    networks = plan.method.build()
-    assert plan.method.exported(networks) is networks["student"]
-    manifest = make_manifest(plan, plan.method)
+    networks = plan.stages.build()
+    assert plan.stages.exported(networks) is networks["student"]
+    manifest = make_manifest(plan)
     assert manifest.provenance.method == method
     assert manifest.window == plan.recipe.size()
 
@@ -167,7 +167,7 @@ def test_segments_take_the_recipes_colours_and_codes(dataset: Dataset) -> None:
 def test_the_model_says_which_series_it_takes(dataset: Dataset) -> None:
     def rule(changes: dict[str, Any]) -> SeriesRule | None:
         plan = planned(dataset, changes)
-        (channel,) = make_manifest(plan, plan.method).channels
+        (channel,) = make_manifest(plan).channels
         return channel.series
 
     assert rule({}) == SeriesRule(modality="MR"), "the channel's name is a modality"
@@ -271,7 +271,7 @@ def test_thick_sagittal_slices_are_found_however_the_file_stores_them(tmp_path: 
 
 def test_the_recipe_may_choose_the_slice_axis_and_keep_each_scans_spacing(dataset: Dataset) -> None:
     plan = planned(dataset, {"preparation": {"slice_axis": 1, "orientation": "LPS"}})
-    assert plan.preprocessing.slice_axis == plan.method.task.slice_axis == 1
+    assert plan.preprocessing.slice_axis == plan.stages.last.task.slice_axis == 1
     assert plan.preprocessing.spacing is None
     assert plan.preprocessing.orientation == "LPS"
 
@@ -283,7 +283,7 @@ def test_one_intensity_serves_every_channel(dataset: Dataset) -> None:
 
 def test_a_2d_network_from_scratch_needs_no_licence(dataset: Dataset) -> None:
     plan = plan_of(dataset, recipe_of("mn", teacher={"config": SEGFORMER}))
-    assert plan.method.pretrained() == ()
+    assert plan.stages.pretrained() == ()
 
 
 def test_a_student_with_a_fixed_window_refuses_further_windows(tmp_path):

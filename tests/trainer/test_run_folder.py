@@ -290,3 +290,14 @@ def test_a_student_with_batch_statistics_is_kept_with_them(dataset: Dataset, tmp
     means = [v for name, v in weights_of(tmp_path / "run").items() if name.endswith("running_mean")]
     assert means
     assert any(float(v.abs().max()) > 0 for v in means)
+
+
+def test_a_run_of_a_version_that_knew_fewer_keys_is_resumed(tmp_path: Path) -> None:
+    """Its recipe lacks keys that a later version added, each of which leaves what it computes as it was."""
+    recipe = recipe_of("supervised").model_dump(mode="json")
+    folder = RunFolder(tmp_path / "run")
+    folder.start({"recipe": {k: v for k, v in recipe.items() if k != "ema"}, "dataset": "d"}, resume=False)
+    folder.log.touch()
+    folder.start({"recipe": recipe, "dataset": "d"}, resume=True)
+    with pytest.raises(RunError, match="another recipe"):
+        folder.start({"recipe": {**recipe, "ema": 0.9}, "dataset": "d"}, resume=True)

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import SamModel
 
+import trainer.sam
 from tests.trainer.tiny import SAM
 from trainer.errors import RecipeError
 from trainer.sam import LowRankQueryValue, Sam, SamSegmenter, _interpolated, build_sam
@@ -85,7 +86,8 @@ def test_of_sam_vit_b_the_papers_number_of_parameters_is_adapted() -> None:
     assert (len(adapted), added) == (12, 147_456)
     inner = network.network
     free = sum(p.numel() for p in network.parameters() if p.requires_grad)
-    assert free == added + parameters_of(inner.mask_decoder) + parameters_of(inner.prompt_encoder)
+    matrix = inner.shared_image_embedding.positional_embedding.numel()
+    assert free == added + parameters_of(inner.mask_decoder) + parameters_of(inner.prompt_encoder) - matrix
     assert 90e6 < parameters_of(network) < 95e6
 
 
@@ -98,6 +100,23 @@ def test_what_learns_of_the_encoder(finetune: str, encoder: str) -> None:
     adapters = {n for n in everything if "_down" in n or "_up" in n}
     assert learned == {"adapters": adapters, "none": set(), "all": everything}[encoder]
     assert all(p.grad is not None for p in network.network.mask_decoder.upscale_conv1.parameters())
+
+
+@pytest.mark.parametrize("finetune", ["lora", "decoder", "whole"])
+def test_the_positional_matrix_stays_as_it_is(finetune: str) -> None:
+    network = built(finetune=finetune)
+    matrix = network.network.shared_image_embedding.positional_embedding.detach().clone()
+    free = [p for p in network.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(free, lr=0.1, weight_decay=0.1)
+    network(torch.randn(1, 1, 64, 64)).square().sum().backward()
+    optimiser.step()
+    assert torch.equal(network.network.shared_image_embedding.positional_embedding, matrix)
+
+
+def test_a_sam_whose_parts_have_other_names_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(trainer.sam.TRAINED, "decoder", ("adapt.", "network.mask_head."))
+    with pytest.raises(RecipeError, match=r"has no 'network\.mask_head\.'"):
+        built(finetune="decoder")
 
 
 @pytest.mark.parametrize("outputs", [2, 3, 7])

@@ -65,6 +65,22 @@ def test_entropy_is_a_share_of_the_largest_and_its_slope_stays_finite(targets: T
     assert bool(torch.isfinite(logits.grad).all())
 
 
+@pytest.mark.parametrize("segments", [1, 2, 13])
+def test_a_voxel_between_two_classes_is_one_bit_ambiguous_for_any_number_of_classes(segments: int) -> None:
+    p = torch.zeros(1, segments + 1, 3)
+    p[0, 0] = torch.tensor([1.0, 0.5, 0.9])
+    p[0, segments] = torch.tensor([0.0, 0.5, 0.1])
+    by_hand = torch.tensor([[0.0, 1.0, -(0.9 * math.log2(0.9) + 0.1 * math.log2(0.1))]])
+    torch.testing.assert_close(ExclusiveClasses(segments).ambiguity(p), by_hand, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("segments", [1, 2, 8])
+def test_a_voxel_of_which_one_region_is_not_known_is_one_bit_ambiguous_for_any_number_of_regions(segments: int) -> None:
+    p = torch.zeros(1, segments, 2)
+    p[0, -1] = torch.tensor([0.5, 1.0])
+    torch.testing.assert_close(OverlappingRegions(segments).ambiguity(p), torch.tensor([[1.0, 0.0]]), atol=1e-5, rtol=0)
+
+
 def test_the_entropy_of_two_classes_by_hand() -> None:
     p = torch.tensor([[[0.9], [0.1]]])
     by_hand = -(0.9 * math.log(0.9) + 0.1 * math.log(0.1)) / math.log(2)

@@ -40,6 +40,18 @@ def test_the_threshold_rises_from_three_quarters_of_the_largest_entropy_to_all_o
     assert values == sorted(values)
 
 
+@pytest.mark.parametrize("segments", [1, 2, 13])
+@pytest.mark.parametrize("update", [0, 50, 100])
+def test_a_voxel_between_two_classes_never_counts_and_a_certain_one_always_does(segments: int, update: int) -> None:
+    method = method_of(recipe_of("uamt", {"updates": 100}, noise=0.0), outputs=segments + 1)
+    assert isinstance(method, UAMT)
+    others = [-30.0] * (segments - 1)
+    between, certain = Says(3.0, 3.0, *others), Says(3.0, 0.0, *others)  # 0.95 and 0.05: 0.28 bits
+    images, limit = torch.zeros(2, 1, 4, 4, 4), method.largest_uncertainty(update)
+    assert not bool((method.uncertainty(between, images) < limit - 1e-6).any())
+    assert bool((method.uncertainty(certain, images) < limit).all())
+
+
 @pytest.mark.parametrize(("logits", "counted"), [((9.0, 0.0, 0.0), True), ((0.1, 0.0, 0.0), False)])
 def test_where_the_teacher_is_certain_the_student_has_to_agree(logits: tuple[float, ...], counted: bool) -> None:
     method = uamt(noise=0.0)
@@ -63,7 +75,7 @@ def test_the_uncertainty_is_that_of_the_mean_of_noisy_passes_with_dropout() -> N
     passes = [torch.softmax(networks["teacher"](images + method.noise(images)), dim=1) for _ in range(4)]
     assert not torch.equal(passes[0], passes[1])
     mean = torch.stack(passes).mean(0)
-    torch.testing.assert_close(found, -(mean * mean.log()).sum(1) / math.log(3))
+    torch.testing.assert_close(found, -(mean * mean.log2()).sum(1))
 
 
 def test_only_the_student_learns_from_the_consistency() -> None:
@@ -72,6 +84,8 @@ def test_only_the_student_learns_from_the_consistency() -> None:
     networks = method.build()
     torch.manual_seed(1)
     networks["teacher"] = method.build()["teacher"]
+    with torch.no_grad():
+        list(networks["teacher"].parameters())[-1][0] += 5.0  # certain of a class, or nothing would count
     batch = batch_of(2, 2)
     logits = networks["student"](batch.images[2:])
     late = method.turn(method.recipe.updates - 1)

@@ -1,16 +1,13 @@
-"""The methods by name: those of :mod:`trainer.methods.alone`, those that hand over to one of them, and distillation."""
+"""The methods by name, see :mod:`trainer.methods.registry`."""
 
 from __future__ import annotations
 
 from trainer.errors import RecipeError
-from trainer.methods.alone import ALONE
-from trainer.methods.cfr import CFR
-from trainer.methods.comparative import Comparative, Contrastive
-from trainer.methods.distil import Distil
 from trainer.methods.method import Method, Task
+from trainer.methods.registry import BUILT_IN, method_class
 from trainer.recipe import Recipe
 
-METHODS: dict[str, type[Method]] = {**ALONE, **{m.name: m for m in (CFR, Comparative, Contrastive, Distil)}}
+METHODS: dict[str, type[Method]] = {name: method_class(name) for name in BUILT_IN}
 
 
 def make_method(recipe: Recipe, task: Task) -> Method:
@@ -28,9 +25,17 @@ def find_method(recipe: Recipe) -> type[Method]:
     Raises:
         RecipeError: an unknown method, unknown methods in ``methods:``, or a switch that does not hold.
     """
-    unknown = [name for name in (recipe.method, *recipe.methods) if name not in METHODS]
-    if unknown:
-        raise RecipeError(f"There is no method {unknown[0]!r}; there are {', '.join(METHODS)}.")
+    chosen = _class(recipe.method)
     for name in recipe.methods:
-        METHODS[name].read_switches(recipe)  # a mistake in what another method is told would come out days later
-    return METHODS[recipe.method]
+        if name != chosen.name:
+            _class(name).read_switches(recipe)  # a mistake in what another method is told would come out days later
+    chosen.read_switches(recipe)
+    return chosen
+
+
+def _class(name: str) -> type[Method]:
+    try:
+        return method_class(name)
+    except ValueError as error:
+        sentence = str(error)
+        raise RecipeError(f"{sentence[0].upper()}{sentence[1:]}.") from None

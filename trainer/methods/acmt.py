@@ -40,9 +40,10 @@ class ACMT(MeanTeacher):
             selection: ``entropy`` of the student; ``model_uncertainty``, the entropy of the mean of the student's noisy
                 passes; ``prototype_error``, where the nearest class prototype disagrees with the student (the others
                 are pushed towards certainty); ``label_error``, where confident learning doubts the student.
-            threshold: how the entropy's share that is ambiguous moves from 0.75 with the ramp r: up to 0.95
+            threshold: Movement of the least entropy that is ambiguous, with the ramp r, from 0.75 bits: up to 0.95
                 (``entropy``) or 0.90 (``model_uncertainty``) as in the released ``code``, which its authors found
-                better; down to 0.60 as in the ``paper``.
+                better; down to 0.60 as in the ``paper``. One bit is ln 2, the largest entropy of the paper's two
+                classes.
             passes: noisy passes of ``model_uncertainty``.
             prototype_passes: noisy passes of ``prototype_error``.
             certainty: weight of the entropy of the voxels that ``prototype_error`` finds clean.
@@ -72,7 +73,7 @@ class ACMT(MeanTeacher):
         squares = (probabilities - self.teacher_probabilities(networks["teacher"], images)).pow(2)
         selection = self.switches.selection
         if selection == "entropy":
-            ambiguous = self.targets.entropy(probabilities.detach()) >= self.least_entropy(turn.student_update)
+            ambiguous = self.targets.ambiguity(probabilities.detach()) >= self.least_entropy(turn.student_update)
             return mean_where(squares.mean(dim=1), ambiguous)  # as released: the mask is repeated over the channels
         if selection == "model_uncertainty":
             uncertain = self.uncertainty(networks["student"], images)
@@ -86,15 +87,15 @@ class ACMT(MeanTeacher):
         return mean_where(squares.mean(dim=1), noisy) + self.switches.certainty * clean
 
     def least_entropy(self, update: int) -> float:
-        """h(t), as a share of the largest entropy."""
+        """h(t), in bits."""
         rise = {"entropy": 0.20, "model_uncertainty": 0.15}.get(self.switches.selection, 0.0)
         step = -0.15 if self.switches.threshold == "paper" else rise
         return 0.75 + step * ramp_up(update, self.recipe.updates)
 
     @torch.no_grad()
     def uncertainty(self, student: nn.Module, images: Tensor) -> Tensor:
-        """The entropy (N, X, Y, Z) of the mean of the student's noisy passes, as a share of the largest."""
-        return self.targets.entropy(self.mean_probabilities(student, images, self.switches.passes))
+        """The entropy (N, X, Y, Z) of the mean of the student's noisy passes, in bits."""
+        return self.targets.ambiguity(self.mean_probabilities(student, images, self.switches.passes))
 
     @torch.no_grad()
     def prototype_errors(self, teacher: nn.Module, images: Tensor, decided: Tensor) -> Tensor:

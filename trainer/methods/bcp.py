@@ -18,9 +18,9 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from semiseg.bundle.postprocessing import CONNECTIVITY
+from trainer.averaging import average_into
 from trainer.errors import RecipeError
 from trainer.losses import dice_pooled
-from trainer.methods.mean_teacher import average_into
 from trainer.methods.method import Method, Networks, Task, Turn, freeze
 from trainer.patches import Batch, Mixture
 from trainer.recipe import Recipe, Section, Share
@@ -77,13 +77,15 @@ class BCP(Method):
     def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
         """Stage 1: on pasted labelled patches. Stage 2: inward and outward (Eqs. 7 to 9)."""
         outside = self.paste_mask(batch)
-        images = batch.images
-        half = len(batch) // 2
+        images, half = batch.images, len(batch) // 2
         if turn.stage == "pretrain":
             mixed = images[:half] * outside + images[half:] * (1 - outside)
             logits = networks["student"](mixed)
             a, b = (self.targets.encode(part) for part in (batch.labels[:half], batch.labels[half:]))
-            total = self._pasted(logits, a * outside + b * (1 - outside), torch.ones_like(outside))
+            known = torch.ones_like(outside)
+            if batch.weights is not None:
+                known = batch.weights[:half, None] * outside + batch.weights[half:, None] * (1 - outside)
+            total = self._pasted(logits, a * outside + b * (1 - outside), known)
             return {"total": total, "pasted": total.detach()}
         quarter = half // 2
         labels = self.targets.encode(batch.labels[:half])
@@ -93,11 +95,12 @@ class BCP(Method):
         inward = networks["student"](images[:quarter] * outside + images[half : half + quarter] * inside)
         outward = networks["student"](images[half + quarter :] * outside + images[quarter:half] * inside)
         alpha = self.switches.weight
-        around = self._pasted(inward, labels[:quarter], outside) + alpha * self._pasted(
-            inward, pseudo[:quarter], inside
-        )
+        first, second = outside, inside  # where labels count, of the first and of the second of each
+        if batch.weights is not None:
+            first, second = batch.weights[:quarter, None] * outside, batch.weights[quarter:half, None] * inside
+        around = self._pasted(inward, labels[:quarter], first) + alpha * self._pasted(inward, pseudo[:quarter], inside)
         within = alpha * self._pasted(outward, pseudo[quarter:], outside) + self._pasted(
-            outward, labels[quarter:], inside
+            outward, labels[quarter:], second
         )
         return {"total": around + within, "inward": around.detach(), "outward": within.detach()}
 
@@ -141,9 +144,9 @@ class BCP(Method):
         return self.targets.decide(torch.from_numpy(kept).float()).to(images.device)
 
     def _pasted(self, logits: Tensor, target: Tensor, where: Tensor) -> Tensor:
-        """(CE + Dice) / 2 over the voxels ``where`` is one."""
+        """(CE + Dice) / 2 over the voxels ``where`` is one: (1, 1, X, Y, Z), or weights (N, 1, X, Y, Z)."""
         crossed = self.targets.cross_entropy(logits, target) * where[:, 0]
-        count = where.sum() * logits.shape[0]
+        count = where.sum() * (logits.shape[0] // where.shape[0])
         mean = crossed.sum() / count.clamp_min(1)
         return 0.5 * (mean + dice_pooled(self.targets.probabilities(logits) * where, target * where))
 

@@ -7,8 +7,6 @@ segmentation", 2024. The re-training is a method of its own, its host; equation 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
 from typing import Annotated, Literal
 
 import torch
@@ -20,29 +18,25 @@ from trainer.bezier import bend_slices
 from trainer.canvas import Canvas, label_canvas, lay_out
 from trainer.errors import RecipeError
 from trainer.losses import dice_pooled, mean_where
-from trainer.methods.acmt import ACMT
-from trainer.methods.magicnet import MagicNet
-from trainer.methods.mean_teacher import MeanTeacher
-from trainer.methods.method import Method, Networks, Task, Turn
-from trainer.methods.self_training import SelfTraining
-from trainer.methods.staged import Staged, one_of
+from trainer.methods.method import Networks, Task, Turn
+from trainer.methods.pretrain import PretrainThenTrain
+from trainer.methods.registry import MethodName
 from trainer.patches import Batch, Mixture
 from trainer.recipe import Optimiser, Positive, Recipe, Schedule, Section, Share
 from trainer.sam import Sam, SamSegmenter, build_sam
 from trainer.schedules import ramp_up, rate_factor
 from trainer.slices import from_slices, to_slices
 
-HOSTS: dict[str, type[Method]] = {m.name: m for m in (SelfTraining, MeanTeacher, ACMT, MagicNet)}
+UNKNOWN = -2  # label of a voxel that nobody outlined
 SAM = "sam"  # the foundation model's name among the networks
 
 
-class CFR(Staged):
+class CFR(PretrainThenTrain):
     """L_ft = (Dice + CE) / 2 of the foundation model on canvases (Eq. 5); then L_host + lambda L_pl (Eq. 6, 7)."""
 
     name = "cfr"
-    hosts = HOSTS
     switch = "host"
-    own = (SAM,)
+    guides = True
 
     class Switches(Section):
         """The paper's ablations. The host's own switches stand under its name, as for the host alone.
@@ -68,7 +62,7 @@ class CFR(Staged):
                 weight for both: say the host's), or goes ``falling`` as 1 - t/T.
         """
 
-        host: Annotated[str, one_of(HOSTS)] = "mean_teacher"
+        host: MethodName = "mean_teacher"
         sam: Sam = Sam()
         sam_updates: Positive = 6000
         sam_optimiser: Optimiser = Optimiser(rate=1e-3, weight_decay=0.1)
@@ -86,14 +80,11 @@ class CFR(Staged):
         pseudo_schedule: Literal["constant", "ramp", "falling"] = "constant"
 
     def __init__(self, recipe: Recipe, task: Task) -> None:
-        """See :class:`Staged`; the slices have to fit."""
+        """See :class:`PretrainThenTrain`; the slices have to fit."""
         super().__init__(recipe, task)
         switches = self.switches
-        self.host.taught = self.pseudo_weight
         if not task.unlabelled:
             raise RecipeError("cfr labels unlabelled scans, and the split has none; train with `supervised`.")
-        if switches.host == "self_training" and switches.pseudo_labels == "on_the_fly":
-            raise RecipeError("methods.cfr.pseudo_labels: self_training labels whole scans; take `cached`.")
         if switches.input != "concatenate" and switches.grid is not None:
             raise RecipeError("methods.cfr.grid says how slices are concatenated; leave it out.")
         if switches.input == "small" and switches.sam.side is None:
@@ -112,68 +103,84 @@ class CFR(Staged):
             )
 
     def build(self) -> Networks:
-        """The host's networks and the foundation model."""
-        return {**self.host.build(), SAM: build_sam(self.switches.sam, self.task.inputs, self.targets.channels)}
+        """The foundation model."""
+        return {SAM: build_sam(self.switches.sam, self.task.inputs, self.targets.channels)}
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
         """The foundation model's weights, which taught the student."""
         sam: Sam = self.switches.sam
-        return (*sam.pretrained(), *super().pretrained())
+        return sam.pretrained()
 
     def optimiser(self, network: str) -> Optimiser:
-        """The foundation model has its own."""
+        """The foundation model's own."""
         own: Optimiser = self.switches.sam_optimiser
-        return own if network == SAM else super().optimiser(network)
+        return own
 
-    # --- who learns when ------------------------------------------------------------------------------------------
+    # --- fine-tuning ----------------------------------------------------------------------------------------------
 
     @property
-    def first(self) -> int:
-        """The foundation model's."""
+    def steps(self) -> int:
+        """The foundation model's updates."""
         return int(self.switches.sam_updates)
 
-    def own_turn(self, step: int) -> Turn:
+    def turn(self, step: int) -> Turn:
         """Fine-tuning on labelled patches."""
-        rate = self.switches.sam_optimiser.rate * rate_factor(self.switches.sam_schedule, step, self.first)
+        rate = self.switches.sam_optimiser.rate * rate_factor(self.switches.sam_schedule, step, self.steps)
         return Turn("fine-tune", {SAM: rate}, Mixture(self.switches.volumes, 0), 0)
 
-    def refreshes_pseudo_labels(self, step: int) -> bool:
-        """When the foundation model has learned, and when the host does."""
-        learned = step == self.first and self.switches.pseudo_labels == "cached"
-        return learned or super().refreshes_pseudo_labels(step)
-
-    def labeller(self, networks: Networks, step: int) -> nn.Module | None:
-        """The foundation model, the first time."""
-        return _OnCanvas(self, networks[SAM]) if step == self.first else None
-
-    # --- what they learn ------------------------------------------------------------------------------------------
-
-    def own_loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
         """Eq. 5."""
         total = self.canvas_loss(networks[SAM], batch)
         return {"total": total, "sam": total.detach()}
 
-    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
-        """While the host trains, its loss on unlabelled patches with the foundation model's labels (Eq. 6)."""
-        if turn.host and self.switches.pseudo_labels == "on_the_fly" and len(batch) > batch.labelled:
-            with torch.no_grad():
-                found = self.targets.probabilities(self.on_canvas(networks[SAM], batch.images[batch.labelled :]))
-            labels = torch.cat([batch.labels[: batch.labelled], self.targets.decide(found)])
-            batch = replace(batch, labels=labels)
-        return super().loss(networks, batch, turn)
+    # --- labels for the stages that follow ------------------------------------------------------------------------
+
+    def refreshes_pseudo_labels(self, step: int) -> bool:
+        """When the foundation model has learned, if it labels whole scans."""
+        return step == self.steps and self.switches.pseudo_labels == "cached"
+
+    def labeller(self, networks: Networks, step: int) -> nn.Module:
+        """The foundation model."""
+        return _OnCanvas(self, networks[SAM])
+
+    @torch.no_grad()
+    def guiding_labels(self, networks: Networks, batch: Batch) -> Tensor:
+        """The foundation model's labels of the unlabelled patches (Algorithm 1, line 16)."""
+        if self.switches.pseudo_labels == "cached" or len(batch) == batch.labelled:
+            return super().guiding_labels(networks, batch)
+        found = self.targets.probabilities(self.on_canvas(networks[SAM], batch.images[batch.labelled :]))
+        return self.targets.decide(found)
+
+    def guidance_weight(self, update: int) -> float:
+        """lambda of L_pl (Eq. 6, 7) at the student's ``update``; it is added at every update (Algorithm 1, line 18)."""
+        total, weight = self.recipe.updates, self.switches.pseudo_weight
+        factors = {"constant": 1.0, "ramp": ramp_up(update, total), "falling": 1.0 - update / total}
+        return float(weight * factors[self.switches.pseudo_schedule])
+
+    # --- canvases -------------------------------------------------------------------------------------------------
 
     def canvas_loss(self, sam: nn.Module, batch: Batch) -> Tensor:
-        """(Dice + CE) / 2 on canvases; CE leaves out where there is no voxel, Dice wants no segment there."""
+        """(Dice + CE) / 2 on canvases; CE leaves out where there is no voxel, Dice wants no segment there.
+
+        Voxels that nobody outlined count in neither.
+        """
         images, labels, there = self.canvases(batch)
         logits = sam(images)
-        target = self.targets.encode(labels) * there[:, None]
-        crossed = mean_where(self.targets.cross_entropy(logits, target), there)
-        return 0.5 * (crossed + dice_pooled(self.targets.probabilities(logits), target))
+        known = labels != UNKNOWN
+        target = self.targets.encode(labels * known) * (there & known)[:, None]
+        crossed = mean_where(self.targets.cross_entropy(logits, target), there & known)
+        return 0.5 * (crossed + dice_pooled(self.targets.probabilities(logits) * known[:, None], target))
 
     def canvases(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
-        """Images (M, C, side, side), labels (M, side, side), and where there are voxels, of the batch's patches."""
+        """Images (M, C, side, side), labels (M, side, side), and where there are voxels, of the batch's patches.
+
+        The label of a voxel that nobody outlined is :data:`UNKNOWN`.
+        """
         axis, count = self.task.slice_axis, len(batch)
-        both = torch.cat([batch.images, batch.labels[:, None].to(batch.images.dtype)], dim=1)
+        labels = batch.labels
+        if batch.weights is not None:
+            labels = torch.where(batch.weights > 0, labels, torch.full_like(labels, UNKNOWN))
+        both = torch.cat([batch.images, labels[:, None].to(batch.images.dtype)], dim=1)
         slices = to_slices(both, axis)
         if self.switches.turn_slices:
             slices = _each_turned(slices)
@@ -197,19 +204,9 @@ class CFR(Staged):
         assert isinstance(sam, SamSegmenter)
         return self.canvas.split(sam.predict(self.canvas.concatenate(volumes)))
 
-    def pseudo_weight(self, update: int) -> float:
-        """lambda of L_pl at the student's ``update``."""
-        total, weight = self.recipe.updates, self.switches.pseudo_weight
-        factors: dict[str, Callable[[], float]] = {
-            "constant": lambda: 1.0,
-            "ramp": lambda: ramp_up(update, total),
-            "falling": lambda: 1.0 - update / total,
-        }
-        return float(weight * factors[self.switches.pseudo_schedule]())
-
     def voters(self, networks: Networks) -> Networks:
-        """The host's, and the foundation model."""
-        return {**super().voters(networks), SAM: _OnCanvas(self, networks[SAM])}
+        """The foundation model, beside those of the method that follows."""
+        return {SAM: _OnCanvas(self, networks[SAM])}
 
 
 class _OnCanvas(nn.Module):

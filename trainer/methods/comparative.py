@@ -16,10 +16,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from trainer.errors import RecipeError, TrainingError
-from trainer.methods.alone import ALONE
 from trainer.methods.method import Networks, Task, Turn
+from trainer.methods.pretrain import PretrainThenTrain
+from trainer.methods.registry import MethodName
 from trainer.methods.self_training import SelfTraining
-from trainer.methods.staged import Staged, one_of
+from trainer.networks.bare import bare
 from trainer.networks.features import features_out
 from trainer.parallel import sum_over_processes
 from trainer.patches import Batch, Mixture
@@ -37,13 +38,12 @@ from trainer.students import AnyStudent, read_student
 EMPTY_LOOKS = 20  # with nothing to compare: the patches are too small for the scans
 
 
-class Comparative(Staged):
+class Comparative(PretrainThenTrain):
     """Eq. 2 on features of the encoder, then on the logits, then the method named by ``then``."""
 
     name = "comparative"
-    hosts = ALONE
     switch = "then"
-    own = ("convergence",)
+    uses = ("student",)
 
     class Switches(Section):
         """The paper's settings, and where its text and its code differ.
@@ -67,13 +67,15 @@ class Comparative(Staged):
                 slices from two scans and the dissimilar one from the ``same_scan`` as the reference.
             denominator: of Eq. 3: as ``printed``, over the other parts of the reference's scan, or as ``released``,
                 over the dissimilar slices of all references.
+            reduction: ``mean`` over the terms of a step; the ``sum`` of Eq. 2 and 3 grows with their number, which
+                depends on the patches, and with it the gradient (a norm of several thousand at the first step).
             axes: slice along one axis after another, step by step (``cycle``), along all in each step (``together``),
                 or along one for a whole pass over the scans, as released (``passes``).
             space: the second stage compares ``logits``, as released, or ``probabilities``.
             freeze_encoder: in the second stage, as released; the paper trains all.
         """
 
-        then: Annotated[str, one_of(ALONE)] = "supervised"
+        then: MethodName = "supervised"
         feature_updates: Annotated[int, Field(ge=0)] = 10000
         output_updates: Annotated[int, Field(ge=0)] = 10000
         least_updates: Annotated[int, Field(ge=0)] = 200
@@ -88,12 +90,13 @@ class Comparative(Staged):
         temperature: Annotated[float, Field(gt=0)] = 0.1
         triplets: Literal["all", "same_scan"] = "all"
         denominator: Literal["printed", "released"] = "printed"
+        reduction: Literal["mean", "sum"] = "mean"
         axes: Literal["cycle", "together", "passes"] = "cycle"
         space: Literal["logits", "probabilities"] = "logits"
         freeze_encoder: bool = True
 
     def __init__(self, recipe: Recipe, task: Task) -> None:
-        """See :class:`Staged`; the student has to say which of its modules are what."""
+        """See :class:`PretrainThenTrain`; the student has to say which of its modules are what."""
         super().__init__(recipe, task)
         student, switches = read_student(recipe.student), self.switches
         if switches.feature_updates:
@@ -120,20 +123,20 @@ class Comparative(Staged):
             )
 
     def build(self) -> Networks:
-        """The host's, and what remembers whether a stage has converged."""
-        networks = self.host.build()
+        """The memory that tells whether a stage has converged; the student is that of the method that follows."""
         if self.switches.positions == "patch" and self.switches.feature_updates:
-            self._require_slices(networks["student"])
-        return {**networks, "convergence": Convergence(self.switches.window, self.switches.converged)}
+            with torch.device("meta"):
+                self._require_slices(self.build_student())
+        return {"convergence": Convergence(self.switches.window, self.switches.converged)}
 
     # --- who learns when ------------------------------------------------------------------------------------------
 
     @property
-    def first(self) -> int:
-        """Both stages."""
+    def steps(self) -> int:
+        """Both objectives."""
         return int(self.switches.feature_updates + self.switches.output_updates)
 
-    def own_turn(self, step: int) -> Turn:
+    def turn(self, step: int) -> Turn:
         """Patches of all training scans, cut anywhere; no label is looked at."""
         count, crops = self.switches.volumes * self.switches.crops, self.switches.crops
         rate = self.switches.rate or self.recipe.optimiser.rate
@@ -141,28 +144,38 @@ class Comparative(Staged):
         return Turn(stage, {"student": rate}, Mixture(0, 0, count, crops), 0, judged=False)
 
     def prepare(self, networks: Networks, turn: Turn) -> None:
-        """Freeze the encoder where it is; hand the student to those networks of the host that started as its copy."""
+        """Freeze the encoder where it is frozen."""
         super().prepare(networks, turn)
+        self._train_encoder(networks["student"], not (turn.stage == "output" and self.switches.freeze_encoder))
+
+    def hand_over(self, networks: Networks) -> None:
+        """Give the student to those networks of the next stage that started as its copy."""
         student = networks["student"]
-        frozen = turn.stage == "output" and not turn.host and self.switches.freeze_encoder
-        for name in self._student.encoder():
-            student.get_submodule(name).requires_grad_(not frozen)
-        if turn.host and turn.student_update == 0 and "teacher" in networks:
+        self._train_encoder(student, True)
+        if "teacher" in networks:
             weights = student.state_dict()
             if networks["teacher"].state_dict().keys() == weights.keys():
                 networks["teacher"].load_state_dict(weights)
 
+    def _train_encoder(self, student: nn.Module, trains: bool) -> None:
+        for name in self._student.encoder():
+            bare(student).get_submodule(name).requires_grad_(trains)
+
+    def voters(self, networks: Networks) -> Networks:
+        """None of its own."""
+        return {}
+
     def fresh_optimisers(self, step: int) -> tuple[str, ...]:
-        """Each stage begins without the moments of the one before."""
-        return ("student",) if step in (self.switches.feature_updates, self.first) else ()
+        """Each objective, and the next stage, begins without the moments of the one before."""
+        return ("student",) if step in (self.switches.feature_updates, self.steps) else ()
 
     def jump(self, networks: Networks, step: int) -> int:
-        """To the end of a stage that has converged."""
+        """To the end of an objective that has converged."""
         convergence = networks["convergence"]
         assert isinstance(convergence, Convergence)
         begun, ended = (0, self.switches.feature_updates)
         if step > ended:
-            begun, ended = ended, self.first
+            begun, ended = ended, self.steps
         if step >= ended:
             if step == ended:
                 convergence.clear()
@@ -176,7 +189,7 @@ class Comparative(Staged):
 
     # --- what they learn ------------------------------------------------------------------------------------------
 
-    def own_loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
         """The objective on the features or on the output."""
         student = networks["student"]
         if turn.stage == "features":
@@ -191,10 +204,13 @@ class Comparative(Staged):
             losses, counts = zip(*map(self.objective, self.slices(compared, batch)), strict=True)
             total = torch.stack(losses).sum()
             total = total + 0.0 * compared.float().sum()  # where nothing is comparable
-        terms = torch.stack(counts).sum()
-        convergence = networks["convergence"]
-        assert isinstance(convergence, Convergence)
-        convergence.add(total, terms)
+            terms = torch.stack(counts).sum()
+            convergence = networks["convergence"]
+            assert isinstance(convergence, Convergence)
+            convergence.add(total, terms)
+            if self.switches.reduction == "mean":
+                top, count = sum_over_processes(torch.stack([total, terms.to(total.dtype)])).unbind()
+                total = top / count.clamp_min(1)
         return {"total": total, self.name: total.detach(), "terms": terms.detach()}
 
     def slices(self, compared: Tensor, batch: Batch) -> list[Slices]:

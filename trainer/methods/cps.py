@@ -23,6 +23,7 @@ class CPS(Method):
     """L = L_sup(A) + L_sup(B) + w(t) (CE(A, decisions of B) + CE(B, decisions of A))."""
 
     name = "cps"
+    guided_networks = ("student", "second")
 
     class Switches(Section):
         """Settings of the paper's family.
@@ -56,7 +57,7 @@ class CPS(Method):
         both = [networks["student"](batch.images), networks["second"](batch.images)]
         labels = batch.labels[: batch.labelled]
         scale = share_of_part(batch.labelled, turn.mixture.labelled, batch, turn)
-        parts = [supervised_loss(y[: batch.labelled], labels, self.targets) for y in both]
+        parts = [supervised_loss(y[: batch.labelled], labels, self.targets, batch.label_weights) for y in both]
         supervised = scale * torch.stack(parts).sum()
         crossed = torch.zeros_like(supervised)
         everywhere = self.switches.pseudo_on == "all"
@@ -79,7 +80,7 @@ class CPS(Method):
 
     def voters(self, networks: Networks) -> Networks:
         """Both."""
-        return networks
+        return {name: networks[name] for name in self.guided_networks}
 
     def exported(self, networks: Networks) -> nn.Module:
         """One of the two."""

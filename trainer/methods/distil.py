@@ -81,7 +81,7 @@ class Distil(Method):
         logits = networks["student"](batch.images)
         scale = share_of_part(batch.labelled, turn.mixture.labelled, batch, turn)
         labels = batch.labels[: batch.labelled]
-        supervised = scale * supervised_loss(logits[: batch.labelled], labels, self.targets)
+        supervised = scale * supervised_loss(logits[: batch.labelled], labels, self.targets, batch.label_weights)
         with torch.no_grad():
             taught = networks["teacher"](batch.images)
         soft = self.soft_loss(logits, taught)

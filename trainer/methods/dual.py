@@ -18,6 +18,7 @@ from torch.nn import functional
 from trainer.errors import RecipeError
 from trainer.losses import dice_pooled, mean_of, mean_where
 from trainer.methods.method import Method, Networks, Task, Turn, share_of_part
+from trainer.networks.bare import bare
 from trainer.networks.features import features_into
 from trainer.networks.mean import MeanOfNetworks
 from trainer.patches import Batch
@@ -33,6 +34,7 @@ class Dual(Method):
     """L = L_sup + L_semi of both networks, + lambda(t) L_con + L_unc + L_reg of the one that learns from the other."""
 
     name = "dual"
+    guided_networks = ("student", "partner")
 
     class Switches(Section):
         """The paper's ablations, and where its text and its code differ.
@@ -40,7 +42,8 @@ class Dual(Method):
         Attributes:
             partner: the second network, as a ``student`` section.
             labelled: labelled patches per batch; by default half of it.
-            mistake_weight: of the squared error where only one of the two is confident (in the code; 0 is Eq. 2).
+            mistake_weight: Weight of the squared error where only one of the two networks is confident. The released
+                code has such a term, with 0.5; Eq. 2 has none.
             confident: probability from which a network is confident of a segment there.
             weight_semi: of Eq. 4.
             pseudo_labels: of Eq. 4: the teacher's decisions, as in the text, or, for segments that stand alone, what
@@ -60,7 +63,7 @@ class Dual(Method):
 
         partner: dict[str, Any] = Field(default_factory=lambda: {"kind": "resnet_vnet"})
         labelled: Annotated[int, Field(ge=1)] | None = None
-        mistake_weight: Weight = 0.5
+        mistake_weight: Weight = 0.0
         confident: Annotated[float, Field(gt=0.5, lt=1)] = 0.6
         weight_semi: Weight = 1.0
         pseudo_labels: Literal["teacher", "union"] = "teacher"
@@ -107,8 +110,7 @@ class Dual(Method):
 
     def build(self) -> Networks:
         """Both, each from its own random start."""
-        size = (self.task.inputs, self.targets.channels, self.recipe.size())
-        return {name: section.build(*size) for name, section in self._sections.items()}
+        return {name: self.build_network(section) for name, section in self._sections.items()}
 
     def turn(self, step: int) -> Turn:
         """Both learn in every step."""
@@ -153,7 +155,10 @@ class Dual(Method):
         if self.switches.teacher == "student":
             return "student", "partner"
         target = self.targets.encode(batch.labels[: batch.labelled])
-        dice = [float(self._dice(probabilities[name][: batch.labelled], target)) for name in self._sections]
+        dice = [
+            float(self._dice(probabilities[name][: batch.labelled], target, batch.label_weights))
+            for name in self._sections
+        ]
         return ("student", "partner") if dice[0] <= dice[1] else ("partner", "student")
 
     def supervised(self, logits: dict[str, Tensor], probabilities: dict[str, Tensor], batch: Batch) -> Tensor:
@@ -164,11 +169,14 @@ class Dual(Method):
         sure = [p >= self.switches.confident for p in segments.values()]
         total = torch.zeros((), device=batch.images.device)
         for name, p in segments.items():
-            total = total + mean_of(self.targets.cross_entropy(logits[name][:n], target))
-            total = total + self._dice(probabilities[name][:n], target)
+            total = total + mean_of(self.targets.cross_entropy(logits[name][:n], target), batch.label_weights)
+            total = total + self._dice(probabilities[name][:n], target, batch.label_weights)
             if self.switches.mistake_weight:
                 errors = (p - self.targets.foreground(target)).pow(2)
-                total = total + self.switches.mistake_weight * mean_where(errors, sure[0] ^ sure[1])
+                mistakes = sure[0] ^ sure[1]
+                if batch.label_weights is not None:
+                    mistakes = mistakes & (batch.label_weights > 0)[:, None]
+                total = total + self.switches.mistake_weight * mean_where(errors, mistakes)
         return total
 
     @torch.no_grad()
@@ -224,7 +232,7 @@ class Dual(Method):
         """One of them, or the mean of both."""
         if self.switches.export != "mean":
             return networks[self.switches.export]
-        return MeanOfNetworks((networks[name] for name in self._sections), regions=not self._exclusive)
+        return MeanOfNetworks((bare(networks[name]) for name in self._sections), regions=not self._exclusive)
 
     def kept(self) -> AnyStudent:
         """See :meth:`Method.kept`."""
@@ -235,7 +243,7 @@ class Dual(Method):
 
     def voters(self, networks: Networks) -> Networks:
         """Both."""
-        return networks
+        return {name: networks[name] for name in self._sections}
 
     def _forward(self, networks: Networks, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Logits of both, and the features before their last layer where they are needed."""
@@ -249,8 +257,8 @@ class Dual(Method):
             logits = {name: networks[name](images) for name in self._sections}
         return logits, {name: features[0] for name, features in found.items()}
 
-    def _dice(self, probabilities: Tensor, target: Tensor) -> Tensor:
-        return dice_pooled(self.targets.foreground(probabilities), self.targets.foreground(target))
+    def _dice(self, probabilities: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+        return dice_pooled(self.targets.foreground(probabilities), self.targets.foreground(target), weights)
 
     def _distributions(self, p: Tensor) -> Tensor:
         """(N, values of a distribution, distributions per voxel, ...): one over the classes, or one for each region."""

@@ -15,10 +15,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from trainer.averaging import average_into
 from trainer.cubes import draw_orders, from_cubes, mix, to_cubes, unmix
 from trainer.errors import RecipeError
-from trainer.losses import dice_pooled, mean_of, supervised_loss
-from trainer.methods.mean_teacher import average_into, bounded_noise
+from trainer.losses import dice_pooled, mean_of
+from trainer.methods.mean_teacher import bounded_noise
 from trainer.methods.method import Method, Networks, Task, Turn, freeze, share_of_part
 from trainer.networks.features import features_out
 from trainer.parallel import sum_over_processes
@@ -47,7 +48,9 @@ class MagicNet(Method):
             location: weight of telling where in the patch a cube lies.
             hidden: width of the layer between the cube's features and its place.
             cross, within: whether the cross-image and within-image branches teach.
-            blend: whether the cubes' own prediction is blended into the pseudo-label of rare classes.
+            blend: Whether the prediction from the cubes is blended into pseudo-labels. Its share at a voxel is the
+                frequency of the teacher's class there, relative to the most frequent one: frequent classes follow the
+                cubes, rare ones the teacher.
             blend_from: share of the updates after which it is (100 of 70000).
             temperature: T; class counts are taken to the power 1/T.
             count_every: updates between renewals of the class counts.
@@ -120,24 +123,20 @@ class MagicNet(Method):
             within, terms["location"] = self.read_cubes(networks, batch.images)
         zero = batch.images.sum() * 0.0
         target = self.targets.encode(batch.labels[:n])
-        taught = self.taught is not None and turn.mixture.unlabelled
-        plain = student(batch.images[: None if taught else max(n, 1)])  # a part may hold no labelled patch
-        logits = plain[:n]
-        parts = [mean_of(self.targets.cross_entropy(logits, target)), self._dice(logits, target)]
-        parts += [self._dice(branch[:n], target) for branch in (crossed, within) if branch is not None]
+        # A part may hold no labelled patch. A guide asks for the logits of the unlabelled ones, too.
+        logits = student(batch.images if self.guided else batch.images[: max(n, 1)])[:n]
+        weights = batch.label_weights
+        parts = [mean_of(self.targets.cross_entropy(logits, target), weights), self._dice(logits, target, weights)]
+        parts += [self._dice(branch[:n], target, weights) for branch in (crossed, within) if branch is not None]
         terms["supervised"] = torch.stack(parts).sum() / 4.0 * share_of_part(n, turn.mixture.labelled, batch, turn)
         if crossed is not None and turn.mixture.unlabelled:
             pseudo = self.pseudo_labels(networks, batch.images[n:], None if within is None else within[n:], turn)
             scale = share_of_part(len(batch) - n, turn.mixture.unlabelled, batch, turn)
             terms["pseudo"] = self._dice(crossed[n:], self.targets.encode(pseudo)) * scale
-        if self.taught is not None and turn.mixture.unlabelled:
-            scale = share_of_part(len(batch) - n, turn.mixture.unlabelled, batch, turn)
-            terms["taught"] = scale * supervised_loss(plain[n:], batch.labels[n:], self.targets)
         total = (
             terms["supervised"]
             + self.switches.location * terms.get("location", zero)
             + self.weight(turn.student_update) * terms.get("pseudo", zero)
-            + (0.0 if self.taught is None else self.taught(turn.student_update)) * terms.get("taught", zero)
         )
         return {"total": total, **{name: value.detach() for name, value in terms.items()}}
 
@@ -183,8 +182,8 @@ class MagicNet(Method):
         """w(t)."""
         return float(self.switches.weight * ramp_up(update, self.switches.ramp * self.recipe.updates))
 
-    def _dice(self, logits: Tensor, target: Tensor) -> Tensor:
-        return dice_pooled(self.targets.probabilities(logits), target)
+    def _dice(self, logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
+        return dice_pooled(self.targets.probabilities(logits), target, weights)
 
     def _deepest(self) -> str:
         return read_student(self.recipe.student).layer("deepest")

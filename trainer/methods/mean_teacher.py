@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from trainer.averaging import average_into
 from trainer.losses import mean_of, supervised_loss
 from trainer.methods.method import Method, Networks, Turn, freeze, share_of_part
 from trainer.patches import Batch
@@ -68,7 +69,7 @@ class MeanTeacher(Method):
         logits = networks["student"](batch.images)
         scale = share_of_part(batch.labelled, turn.mixture.labelled, batch, turn)
         labels = batch.labels[: batch.labelled]
-        supervised = scale * supervised_loss(logits[: batch.labelled], labels, self.targets)
+        supervised = scale * supervised_loss(logits[: batch.labelled], labels, self.targets, batch.label_weights)
         everywhere = self.switches.consistency_on == "all"
         first = 0 if everywhere else batch.labelled
         if not everywhere and not turn.mixture.unlabelled:
@@ -78,12 +79,6 @@ class MeanTeacher(Method):
             consistency = consistency * share_of_part(len(batch) - first, turn.mixture.unlabelled, batch, turn)
         total = supervised + self.consistency_weight(turn.student_update) * consistency
         told = {"supervised": supervised.detach(), "consistency": consistency.detach()}
-        if self.taught is not None and turn.mixture.unlabelled:
-            n = batch.labelled
-            pseudo = supervised_loss(logits[n:], batch.labels[n:], self.targets)
-            pseudo = pseudo * share_of_part(len(batch) - n, turn.mixture.unlabelled, batch, turn)
-            total = total + self.taught(turn.student_update) * pseudo
-            told["pseudo"] = pseudo.detach()
         return {"total": total, **told}
 
     def consistency(self, networks: Networks, logits: Tensor, images: Tensor, turn: Turn) -> Tensor:
@@ -124,17 +119,3 @@ class MeanTeacher(Method):
 def bounded_noise(images: Tensor, spread: float) -> Tensor:
     """Gaussian noise of standard deviation ``spread``, cut at twice that."""
     return (torch.randn_like(images) * spread).clamp(-2 * spread, 2 * spread)
-
-
-@torch.no_grad()
-def average_into(teacher: nn.Module, student: nn.Module, decay: float, *, buffers: bool) -> None:
-    """Move the teacher's parameters towards the student's: decay times its own plus the rest of the student's."""
-    pairs = zip(teacher.parameters(), student.parameters(), strict=True)
-    for mine, theirs in pairs:
-        mine.mul_(decay).add_(theirs.detach(), alpha=1.0 - decay)
-    if buffers:
-        for kept, current in zip(teacher.buffers(), student.buffers(), strict=True):
-            if kept.is_floating_point():
-                kept.mul_(decay).add_(current, alpha=1.0 - decay)
-            else:
-                kept.copy_(current)

@@ -6,9 +6,8 @@ Everything else (batches, augmentation, precision, checkpoints, resume, logs) be
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import ValidationError
 from torch import Tensor, nn
@@ -16,6 +15,8 @@ from torch import Tensor, nn
 from semiseg.bundle.manifest import PretrainedWeights, TaughtBy
 from semiseg.errors import sentence_of
 from trainer.errors import RecipeError
+from trainer.losses import supervised_loss
+from trainer.networks.outputs import DeepSupervised, SeveralOutputs
 from trainer.patches import Batch, Mixture
 from trainer.recipe import Optimiser, Recipe, Section
 from trainer.schedules import rate_factor
@@ -65,15 +66,27 @@ class Turn:
 class Method(ABC):
     """One paper. A subclass is one file under ``trainer/methods`` and one line of the registry.
 
+    A method is a stage of a run, mostly the only one; :meth:`stages` names those of a method with several. Steps are
+    counted by each stage from 0.
+
     Attributes:
-        patches_together: that the loss combines with one another; they are in one part of a batch.
-        taught: when another method has labelled the unlabelled patches: by the student's update, the weight of
-            (cross-entropy + Dice) / 2 to those labels. Only the hosts of :mod:`trainer.methods.cfr` look at it.
+        name: Name in a recipe.
+        patches_together: Number of patches that the loss combines with one another; they are in one part of a batch.
+        uses: Names of networks of other stages that this stage works with.
+        guides: Whether this stage adds :meth:`guidance` to the losses of the stages after it.
+        guided: Whether an earlier stage does so to this one: then its batches hold unlabelled patches where there are
+            any.
+        guided_networks: Names of the networks that learn from guidance.
+        views: Names of further views of each patch that the loss compares; ``strong`` is the only one there is.
     """
 
     name: ClassVar[str]
     patches_together: int = 1
-    taught: Callable[[int], float] | None = None
+    uses: ClassVar[tuple[str, ...]] = ()
+    guides: bool = False
+    guided: bool = False
+    guided_networks: ClassVar[tuple[str, ...]] = ("student",)
+    views: ClassVar[tuple[Literal["strong"], ...]] = ()
     Switches: ClassVar[type[Section]]
 
     def __init__(self, recipe: Recipe, task: Task) -> None:
@@ -118,9 +131,16 @@ class Method(ABC):
                 f"{parts} part(s) does not hold them; make it a multiple of {parts * self.patches_together}."
             )
 
+    def stages(self) -> tuple[Method, ...]:
+        """The stages of a run, in the order in which they train."""
+        return (self,)
+
     @abstractmethod
     def build(self) -> Networks:
-        """Make the networks, by name, with the random numbers of the caller's seed. ``student`` is the one trained."""
+        """Make the stage's own networks, by name, with the random numbers of the caller's seed.
+
+        The last stage's ``student`` is the network that is trained for.
+        """
 
     @abstractmethod
     def turn(self, step: int) -> Turn:
@@ -155,9 +175,10 @@ class Method(ABC):
         return False
 
     def refreshes_pseudo_labels(self, step: int) -> bool:
-        """Whether the student's predictions of the unlabelled scans become their patches' labels from ``step`` on.
+        """Whether predictions of the unlabelled scans become this stage's pseudo-labels from ``step`` on.
 
-        They are kept in the run folder, and replace those of an earlier step.
+        They are kept in the run folder, and replace those that the stage made at an earlier step. At the step after
+        its last one a stage labels for the stages that follow.
         """
         return False
 
@@ -172,6 +193,34 @@ class Method(ABC):
     def fresh_optimisers(self, step: int) -> tuple[str, ...]:
         """The networks that go on from ``step`` with an optimiser that remembers nothing."""
         return ()
+
+    def hand_over(self, networks: Networks) -> None:  # noqa: B027 - most stages have nothing to do
+        """Called with the networks of all stages when this stage has ended and another one follows."""
+
+    def guiding_labels(self, networks: Networks, batch: Batch) -> Tensor:
+        """Labels (N, X, Y, Z) that this stage gives to the unlabelled patches of a later stage's batch.
+
+        Args:
+            networks: The networks of all stages.
+            batch: The batch, whose ``guides`` hold the pseudo-labels that were made of whole scans.
+        """
+        return batch.guides[self.name][batch.labelled :]
+
+    def guidance(self, logits: Tensor, labels: Tensor, batch: Batch, turn: Turn) -> Tensor:
+        """(Cross-entropy + Dice) / 2 of a later stage's network on unlabelled patches.
+
+        Args:
+            logits: Logits (N, K, X, Y, Z) of the unlabelled patches.
+            labels: Their :meth:`guiding_labels`.
+            batch: The batch.
+            turn: The step.
+        """
+        scale = share_of_part(len(batch) - batch.labelled, turn.mixture.unlabelled, batch, turn)
+        return scale * supervised_loss(logits, labels, self.targets)
+
+    def guidance_weight(self, update: int) -> float:
+        """Weight of :meth:`guidance` at the student's ``update``."""
+        return 1.0
 
     def jump(self, networks: Networks, step: int) -> int:
         """Where to go on after ``step`` steps: further on, when a stage need not last as long as planned."""
@@ -201,8 +250,25 @@ class Method(ABC):
         return None
 
     def build_student(self) -> nn.Module:
-        """The recipe's student for this task."""
-        return read_student(self.recipe.student).build(self.task.inputs, self.targets.channels, self.recipe.size())
+        """The recipe's student for this task, as it is trained."""
+        return self.build_network(read_student(self.recipe.student))
+
+    def build_network(self, section: AnyStudent) -> nn.Module:
+        """The network of a section for this task, with what its training needs beside it.
+
+        Raises:
+            RecipeError: Deep supervision is asked for, and the section does not say which levels its decoder has.
+        """
+        network = section.build(self.task.inputs, self.targets.channels, self.recipe.size())
+        if not self.recipe.deep_supervision or isinstance(network, SeveralOutputs):
+            return network
+        levels = section.decoder()
+        if not levels:
+            raise RecipeError(
+                f"In the recipe, deep_supervision: a {section.kind} does not say which levels its decoder has; leave "
+                "deep_supervision out, or take a unet or dynunet of at least three levels."
+            )
+        return DeepSupervised(network, levels, self.targets.channels)
 
     def student_rate(self, update: int) -> float:
         """The student's learning rate at its ``update`` under the recipe's schedule."""

@@ -49,7 +49,9 @@ class MN(Method):
                 released), is the same throughout (``fixed``), or comes from drawing patches evenly from all scans
                 (``uniform``).
             fixed_unlabelled: unlabelled patches of a batch where ``lrg`` is ``fixed``.
-            loss: one Dice over the mixed batch (``pooled``, as released), or Eq. 5 literally (``weighted``).
+            loss: ``pooled``, as released: one Dice over the mixed batch, and the divergence averaged over voxels and
+                channels. ``weighted`` is Eq. 5: cross-entropy and KL of a voxel are sums over the channels, and both
+                terms are weighted by the shares of labelled and unlabelled patches.
             weight_kl, weight_dice: weights of the two terms.
             slices: slices of each volume on which the 2D network learns in a step; None takes all, as the paper does.
             chunk: slices per call when the 2D network only predicts.
@@ -171,43 +173,58 @@ class MN(Method):
         if "student" in turn.rates:
             target = self._target(batch, networks["teacher"] if turn.mixture.unlabelled else None, flat=True)
             logits = networks["student"](batch.images)
-            terms["student"] = self.mixed_loss(logits, target, batch.labelled, turn.mixture)
+            weights = _all_weights(batch)
+            terms["student"] = self.mixed_loss(logits, target, batch.labelled, turn.mixture, weights)
         if "teacher" in turn.rates:
             target = self._target(batch, networks["student"] if turn.mixture.unlabelled else None, flat=False)
             terms["teacher"] = self._teacher_loss(networks["teacher"], batch, target, turn.mixture)
         return {"total": torch.stack(list(terms.values())).sum(), **{k: v.detach() for k, v in terms.items()}}
 
-    def mixed_loss(self, logits: Tensor, target: Tensor, labelled: int, mixture: Mixture) -> Tensor:
+    def mixed_loss(
+        self, logits: Tensor, target: Tensor, labelled: int, mixture: Mixture, weights: Tensor | None = None
+    ) -> Tensor:
         """KL and Dice between predictions and targets (N, C, ...), of which the first ``labelled`` are labels.
 
-        ``pooled``: one mean and one Dice over the batch; the KL part then equals (b_l/B) KL_l + (b_u/B) KL_u exactly,
-        the Dice part only about. ``weighted``: both parts weighted so (Eq. 5); ``mixture`` holds b_l and b_u.
+        ``pooled``: one mean and one Dice over the batch; the KL part is then (b_l/B) KL_l + (b_u/B) KL_u divided by the
+        number of channels, the Dice part is only about the weighted one. ``weighted``: Eq. 5; ``mixture`` holds b_l
+        and b_u.
         """
         if self.switches.loss == "pooled" or not mixture.labelled or not mixture.unlabelled:
-            return self._pair(logits, target)
+            return self._pair(logits, target, weights)
         count = logits.shape[0]
-        parts = ((slice(0, labelled), labelled), (slice(labelled, None), count - labelled))
-        return torch.stack([n / count * self._pair(logits[rows], target[rows]) for rows, n in parts]).sum()
+        parts = ((slice(0, labelled), labelled, weights), (slice(labelled, None), count - labelled, None))
+        pairs = [
+            n / count * self._pair(logits[rows], target[rows], None if w is None else w[rows]) for rows, n, w in parts
+        ]
+        return torch.stack(pairs).sum()
 
-    def _pair(self, logits: Tensor, target: Tensor) -> Tensor:
-        """KL averaged over voxels and channels, as released: for one-hot targets cross-entropy / C."""
-        divergence = mean_of(self.targets.divergence(logits, target))
-        dice = dice_pooled(self.targets.probabilities(logits), target)
+    def _pair(self, logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+        """KL and Dice, weighted; for one-hot targets KL is cross-entropy (over C when pooled, as released)."""
+        divergences = self.targets.divergence(logits, target)
+        if self.switches.loss == "weighted":
+            divergences = self.targets.over_channels(divergences)
+        by_value = weights
+        if weights is not None and divergences.ndim > weights.ndim:
+            by_value = weights[:, None].expand_as(divergences)
+        divergence = mean_of(divergences, by_value)
+        dice = dice_pooled(self.targets.probabilities(logits), target, weights)
         return self.switches.weight_kl * divergence + self.switches.weight_dice * dice
 
     def _teacher_loss(self, teacher: nn.Module, batch: Batch, target: Tensor, mixture: Mixture) -> Tensor:
         axis = self.task.slice_axis
         depth = batch.images.shape[2 + axis]
-        images, wanted = batch.images, target
+        images, wanted, weights = batch.images, target, _all_weights(batch)
         count = self.switches.slices
         if count is not None and count < depth:
             # Slices of each volume are drawn alike for image and target; which ones depends on the step alone.
             random = np.random.default_rng((self.recipe.seed, 4, batch.step))
             rows = torch.from_numpy(np.sort(random.choice(depth, count, replace=False))).to(images.device)
             images, wanted = images.index_select(2 + axis, rows), target.index_select(2 + axis, rows)
+            weights = None if weights is None else weights.index_select(1 + axis, rows)
             depth = count
         logits = teacher(to_slices(images, axis))
-        return self.mixed_loss(logits, to_slices(wanted, axis), batch.labelled * depth, mixture)
+        flat = None if weights is None else to_slices(weights[:, None], axis)[:, 0]
+        return self.mixed_loss(logits, to_slices(wanted, axis), batch.labelled * depth, mixture, flat)
 
     def voters(self, networks: Networks) -> Networks:
         """The 3D network, and the 2D network slice by slice."""
@@ -228,6 +245,13 @@ class MN(Method):
         slices = to_slices(images, self.task.slice_axis)
         parts = [teacher(chunk) for chunk in slices.split(self.switches.chunk)]
         return from_slices(torch.cat(parts), images.shape[0], self.task.slice_axis)
+
+
+def _all_weights(batch: Batch) -> Tensor | None:
+    """Weights of a batch whose unlabelled patches count 1 everywhere; None where all do."""
+    if batch.weights is None:
+        return None
+    return torch.cat([batch.weights[: batch.labelled], torch.ones_like(batch.weights[batch.labelled :])])
 
 
 class _Sliced(nn.Module):

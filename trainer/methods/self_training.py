@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import torch
 from pydantic import Field
 from torch import Tensor
 
@@ -49,7 +48,7 @@ class SelfTraining(Method):
         """The labelled stage, then the rounds; the learning rate's schedule starts anew in each."""
         current, begun, ended = self.round_at(step)
         rate = self.recipe.optimiser.rate * rate_factor(self.recipe.schedule, step - begun, ended - begun)
-        pseudo = current or self.taught is not None  # another method's, in the first round
+        pseudo = current or self.guided
         mixture = self.mixture(self.switches.labelled) if pseudo else Mixture(self.recipe.batch, 0)
         return Turn(f"round-{current}" if current else "labelled", {"student": rate}, mixture, step)
 
@@ -73,16 +72,15 @@ class SelfTraining(Method):
         return ("student",) if self.switches.restart and self.refreshes_pseudo_labels(step) else ()
 
     def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
-        """The two terms; in the labelled stage there is only the first."""
+        """The two terms; before the first round there is only the first."""
         logits = networks["student"](batch.images)
         n = batch.labelled
         terms: dict[str, Tensor] = {}
         scale = share_of_part(n, turn.mixture.labelled, batch, turn)
-        terms["supervised"] = scale * supervised_loss(logits[:n], batch.labels[:n], self.targets)
-        if turn.mixture.unlabelled:
+        terms["supervised"] = scale * supervised_loss(logits[:n], batch.labels[:n], self.targets, batch.label_weights)
+        total = terms["supervised"]
+        if turn.mixture.unlabelled and self.round_at(turn.student_update)[0]:
             scale = share_of_part(len(batch) - n, turn.mixture.unlabelled, batch, turn)
             terms["pseudo"] = scale * supervised_loss(logits[n:], batch.labels[n:], self.targets)
-        first = self.taught is not None and self.round_at(turn.student_update)[0] == 0
-        weight = self.taught(turn.student_update) if self.taught is not None and first else self.switches.weight
-        total = terms["supervised"] + weight * terms.get("pseudo", torch.zeros(()))
+            total = total + self.switches.weight * terms["pseudo"]
         return {"total": total, **{name: value.detach() for name, value in terms.items()}}

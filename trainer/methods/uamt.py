@@ -26,8 +26,9 @@ class UAMT(MeanTeacher):
         Attributes:
             passes: noisy passes of the teacher, dropout on, whose mean is judged. Without dropout in the student
                 (``student.dropout``) they differ by the noise on their input alone.
-            threshold: share of the largest entropy below which a voxel counts at the start; it rises to 1 with the
-                ramp.
+            threshold: Uncertainty in bits below which a voxel counts at the start; it rises to 1 with the ramp. One bit
+                is ln 2, the largest entropy of the paper's two classes; a voxel that is half one class and half
+                another has it for any number of classes.
         """
 
         passes: Positive = 8
@@ -45,10 +46,10 @@ class UAMT(MeanTeacher):
 
     @torch.no_grad()
     def uncertainty(self, teacher: nn.Module, images: Tensor) -> Tensor:
-        """U (N, X, Y, Z): the entropy of the mean of the noisy passes, as a share of the largest entropy."""
-        return self.targets.entropy(self.mean_probabilities(teacher, images, self.switches.passes))
+        """U (N, X, Y, Z): the entropy of the mean of the noisy passes, in bits."""
+        return self.targets.ambiguity(self.mean_probabilities(teacher, images, self.switches.passes))
 
     def largest_uncertainty(self, update: int) -> float:
-        """H(t) = h + (1 - h) r(t), as a share of the largest entropy."""
+        """H(t) = h + (1 - h) r(t), in bits."""
         low = float(self.switches.threshold)
         return low + (1.0 - low) * ramp_up(update, self.recipe.updates)

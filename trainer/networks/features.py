@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
+from trainer.networks.bare import bare
+
 
 @contextmanager
 def features_out(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
@@ -19,7 +21,7 @@ def features_out(network: nn.Module, layer: str) -> Iterator[list[Tensor]]:
     def keep(_module: nn.Module, _inputs: Any, output: Tensor) -> None:
         found.append(output)
 
-    with _removed_after(network.get_submodule(layer).register_forward_hook(keep)):
+    with _removed_after(_layer(network, layer).register_forward_hook(keep)):
         yield found
 
 
@@ -34,8 +36,13 @@ def features_into(network: nn.Module, layer: str, size: Sequence[int]) -> Iterat
             features = functional.interpolate(features, size=tuple(size), mode="trilinear", align_corners=False)
         found.append(features)
 
-    with _removed_after(network.get_submodule(layer).register_forward_pre_hook(keep)):
+    with _removed_after(_layer(network, layer).register_forward_pre_hook(keep)):
         yield found
+
+
+def _layer(network: nn.Module, name: str) -> nn.Module:
+    """A module of a network by its name in the network that is exported."""
+    return bare(network).get_submodule(name)
 
 
 @contextmanager

@@ -60,6 +60,11 @@ class UNetStudent(MonaiStudent):
     def _layers(self) -> dict[str, str]:
         return {"deepest": "model" + ".1.submodule" * (len(self.channels) - 1), "features": "model.2"}
 
+    def decoder(self) -> tuple[tuple[str, int], ...]:
+        """Everything below each skip connection but the coarsest level."""
+        levels = range(1, len(self.channels) - 1)
+        return tuple(("model" + ".1.submodule" * level, self.channels[level - 1]) for level in levels)
+
     def encoder(self) -> tuple[str, ...]:
         """The first of each level's modules, and the coarsest level."""
         levels = ["model" + ".1.submodule" * level for level in range(len(self.channels))]
@@ -205,6 +210,11 @@ class DynUNetStudent(MonaiStudent):
             "dropout": self.dropout or None,
             "res_block": self.residual,
         }
+
+    def decoder(self) -> tuple[tuple[str, int], ...]:
+        """The upsampling blocks but the last one."""
+        count = len(self.channels) - 1
+        return tuple((f"upsamples.{count - 1 - level}", self.channels[level]) for level in range(1, count))
 
     def _layers(self) -> dict[str, str]:
         return {"deepest": "bottleneck", "features": "output_block"}

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from trainer.errors import RecipeError
+from trainer.networks.outputs import SeveralOutputs
 from trainer.networks.outside import build_outside, find_outside
 from trainer.recipe import Positive
 from trainer.students.student import Layer, Student, Triple
@@ -24,6 +25,8 @@ class OutsideStudent(Student):
         several_sizes: whether it takes patches of any size, as you promise.
         modules: names of those that some methods look into (see :class:`Student`).
         encoding: names of those of its encoder.
+        several_outputs: Whether it returns a tuple in training: logits, and then coarser logits, or what a method of
+            one's own wants (see :mod:`trainer.networks.outputs`). In evaluation it returns logits.
     """
 
     kind: Literal["outside"]
@@ -33,6 +36,7 @@ class OutsideStudent(Student):
     several_sizes: bool = False
     modules: dict[Layer, str] = Field(default_factory=dict)
     encoding: tuple[str, ...] = ()
+    several_outputs: bool = False
 
     @model_validator(mode="after")
     def _can_be_found(self) -> OutsideStudent:
@@ -68,11 +72,13 @@ class OutsideStudent(Student):
                 network.get_submodule(name)
             except AttributeError:
                 raise RecipeError(f"The student {self.function} has no module {name!r} ({role}).") from None
-        return network.train()
+        network.train()
+        return SeveralOutputs(network) if self.several_outputs else network
 
     def _layers(self) -> dict[str, str]:
-        return {str(name): module for name, module in self.modules.items()}
+        inside = "network." if self.several_outputs else ""
+        return {str(name): f"{inside}{module}" for name, module in self.modules.items()}
 
     def encoder(self) -> tuple[str, ...]:
         """As promised."""
-        return self.encoding
+        return tuple(f"network.{name}" if self.several_outputs else name for name in self.encoding)

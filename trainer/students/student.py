@@ -65,6 +65,11 @@ class Student(Section):
         """The names of the encoder's modules; none when nobody says."""
         return self.encoders
 
+    def decoder(self) -> tuple[tuple[str, int], ...]:
+        """Names of the modules whose outputs are the decoder's features of each coarser level, finest first, with the
+        number of their channels; none when nobody says."""
+        return ()
+
     def _layers(self) -> dict[str, str]:
         return self.layers
 

@@ -1,0 +1,81 @@
+"""Other draws of the labelled scans, and folds: the splits of an experiment that is repeated on one dataset.
+
+Which scans are outlined matters more than many a method, so a figure of one labelled set says little. A draw keeps a
+split's test and development scans and labels others of its training scans; folds judge every outlined scan once.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from semiseg.dataset.folder import Dataset
+from semiseg.dataset.split_file import SplitFile, has_label
+from semiseg.errors import DatasetError
+
+
+def draw_labelled(dataset: Dataset, split: SplitFile, labelled: Sequence[int], draw: int) -> SplitFile:
+    """The same split with other labelled scans: nested lists from a shuffle of the outlined training scans.
+
+    Args:
+        dataset: The dataset.
+        split: The split whose test, development and training scans are kept.
+        labelled: Numbers of labelled scans.
+        draw: Number of the draw, from 1; it is the seed of the shuffle.
+
+    Raises:
+        DatasetError: There are not that many outlined training scans, or the split spends labels on validation.
+    """
+    if split.validation:
+        raise DatasetError(f"{split.path} has validation scans; draws of the labelled scans are of a split without.")
+    kept_out = {*split.test, *split.development}
+    train = split.train if split.train is not None else tuple(i for i in dataset.cases if i not in kept_out)
+    outlined = _shuffled(dataset, train, draw)
+    if max(labelled, default=0) > len(outlined):
+        raise DatasetError(
+            f"{split.path}: {max(labelled)} labelled scans were asked for, and {len(outlined)} training scans have a "
+            "label file."
+        )
+    return SplitFile(
+        seed=draw,
+        method=f"Draw {draw} of the labelled scans: a seeded shuffle of the training scans with a label file.",
+        test=split.test,
+        train=train,
+        labelled={str(n): tuple(outlined[:n]) for n in sorted(set(labelled))},
+        development=split.development,
+        path=split.path,
+    )
+
+
+def folds(dataset: Dataset, count: int, labelled: Sequence[int], *, draw: int = 0, seed: int = 0) -> list[SplitFile]:
+    """Splits of which each judges another part of the outlined scans and learns from all other scans.
+
+    Args:
+        dataset: The dataset.
+        count: Number of folds, at least 2.
+        labelled: Numbers of labelled scans in each.
+        draw: Number of the draw of the labelled scans.
+        seed: Seed of the shuffle that deals the scans to the folds.
+
+    Raises:
+        DatasetError: There are too few outlined scans.
+    """
+    outlined = _shuffled(dataset, tuple(dataset.cases), seed)
+    if count < 2 or count > len(outlined):
+        raise DatasetError(f"{len(outlined)} outlined scans make between 2 and {len(outlined)} folds, not {count}.")
+    made = []
+    for fold in range(count):
+        test = tuple(sorted(outlined[fold::count]))
+        train = tuple(sorted(set(dataset.cases) - set(test)))
+        bare = SplitFile(test=test, train=train, path=dataset.folder / f"fold {fold + 1}")
+        drawn = draw_labelled(dataset, bare, labelled, draw)
+        words = f"Fold {fold + 1} of {count} over the scans with a label file, draw {draw} of the labelled scans."
+        made.append(drawn.model_copy(update={"seed": seed, "method": words}))
+    return made
+
+
+def _shuffled(dataset: Dataset, ids: Sequence[str], seed: int) -> list[str]:
+    """The scans with a label file in an order that depends on the seed alone."""
+    outlined = sorted(i for i in ids if has_label(dataset, i))
+    random.Random(f"draw {seed}").shuffle(outlined)
+    return outlined

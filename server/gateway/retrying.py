@@ -1,0 +1,169 @@
+"""When a job is tried again that others do not let be done: later each time, with all that waits for the same."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from semiseg.errors import Cancelled
+from server.gateway.audit import Audit
+from server.gateway.backoff import Backoff, delay_after
+from server.gateway.config import GatewayConfig, Retry
+from server.gateway.kinds import DELIVER, SEGMENT
+from server.gateway.outcome import Outcome
+from server.gateway.segmenting import NotNow
+from server.jobs.database import QueueError
+from server.jobs.lanes import Lane
+from server.jobs.queue import Job, Queue, State
+from server.jobs.worker import JobFailed, Postponed, Task
+
+A_MOMENT = 1.5  # seconds by which the job that found a destination dead lets others go first
+
+_LOG = logging.getLogger("semiseg.gateway")
+
+
+class Retrying:
+    """Delays of jobs, of each destination, and of all that waits for servers; to be used from any thread.
+
+    Attributes:
+        backoffs: Whether each destination is tried at present, by name.
+    """
+
+    def __init__(
+        self,
+        config: GatewayConfig,
+        queue: Queue,
+        audit: Audit,
+        *,
+        wake: Callable[[str], None],
+        ended: Callable[[Job, State], None],
+    ) -> None:
+        """Nothing has failed yet.
+
+        Args:
+            config: The configuration.
+            queue: Where the jobs are.
+            audit: Told of each failure.
+            wake: Told of a kind whose jobs may begin now.
+            ended: Told of each job that ended while nobody worked on it.
+        """
+        self._config, self._queue, self._audit, self._wake, self._ended = config, queue, audit, wake, ended
+        self.backoffs = {name: Backoff(one.retry or config.retry) for name, one in config.destinations.items()}
+        self._no_server = False
+
+    def steadily(self, work: Callable[[Task], dict[str, Any]]) -> Callable[[Task], dict[str, Any]]:
+        """``work``, tried again later when it fails in a way that nobody foresaw."""
+
+        def worked(task: Task) -> dict[str, Any]:
+            try:
+                return work(task)
+            except (JobFailed, Postponed, Cancelled, QueueError):
+                raise
+            except Exception as error:  # noqa: BLE001 - one study must not stop the others
+                _LOG.error("A job of the kind %s failed", task.job.queue, exc_info=True)
+                name = type(error).__name__
+                raise self.again(task.job, f"It failed in an unforeseen way ({name}); the log says where.") from None
+
+        return worked
+
+    def no_server(self, job: Job, error: NotNow) -> Postponed | JobFailed:
+        """The next try of a scan that no server takes now."""
+        self._no_server = self._no_server or error.of_servers
+        return self.again(job, str(error), error.seconds, held=error.of_servers)
+
+    def again(
+        self,
+        job: Job,
+        sentence: str,
+        at_least: float = 0.0,
+        *,
+        payload: dict[str, Any] | None = None,
+        held: bool = False,
+    ) -> Postponed | JobFailed:
+        """The next try of a job that others do not let be done: later each time, and not for ever."""
+        retry = self._retry_of(job)
+        tries = job.payload.get("tries", 0) + 1
+        delay = delay_after(tries, retry, at_least)
+        return self._postponed(job, sentence, delay, (payload or job.payload) | {"held": held})
+
+    def _postponed(self, job: Job, sentence: str, delay: float, payload: dict[str, Any]) -> Postponed | JobFailed:
+        tries, waited = payload.get("tries", 0) + 1, payload.get("waited", 0.0)
+        retry = self._retry_of(job)
+        if waited > retry.hours * 3600:
+            return JobFailed(_given_up(tries, retry.hours, sentence))
+        to = {"to": payload["to"]} if job.queue == DELIVER else {}
+        self._audit.tell(
+            "failed",
+            study=payload.get("study", ""),
+            job=job.id,
+            kind=job.queue,
+            **to,
+            tries=tries,
+            why=sentence,
+            again_in=round(delay, 1),
+        )
+        # What it waited is added up: the time of day may be set, and a gateway that is stopped does not try.
+        payload = payload | {"tries": tries, "waited": waited + delay, "trouble": sentence}
+        return Postponed(sentence, after=delay, payload=payload)
+
+    def held_up(self, job: Job, name: str, payload: dict[str, Any], outcome: Outcome) -> Postponed | JobFailed:
+        """The next try of a delivery to a destination that is not well; all that waits for it is told."""
+        sentence, retry = outcome.sentence(), self._retry_of(job)
+        was_ready = self.backoffs[name].ready()
+        delay = self.backoffs[name].failed(outcome.trouble, outcome.wait_seconds)
+        if was_ready:  # once, however many find out at the same time
+            self._queue.change_waiting(
+                DELIVER,
+                lambda one: (
+                    one.payload
+                    | {
+                        "tries": one.payload.get("tries", 0) + 1,
+                        "waited": one.payload.get("waited", 0.0) + delay,
+                        "trouble": outcome.trouble,
+                        "held": True,
+                    }
+                ),
+                lane=Lane("to", (name,)),
+            )
+            for one in self._queue.jobs("waiting", queue=DELIVER):
+                if one.payload["to"] == name and one.payload.get("waited", 0.0) > retry.hours * 3600:
+                    told = _given_up(one.payload["tries"], retry.hours, outcome.trouble)
+                    if self._queue.fail_waiting(one.id, {"error": told}):
+                        self._ended(one, "failed")
+        # Where one result is what the destination stumbles over, another one is tried first after the delay.
+        return self._postponed(job, sentence, delay + min(delay, A_MOMENT), payload | {"held": True})
+
+    def destination_answers(self, name: str) -> None:
+        """A destination is well: what waited for it is tried at once."""
+        if self.backoffs[name].worked():
+            self.release_held(DELIVER, Lane("to", (name,)))
+            self._audit.tell("destination answers again", to=name)
+
+    def servers_answer(self) -> None:
+        """A server is well: what waited for the servers is tried at once."""
+        if self._no_server:
+            self._no_server = False
+            self.release_held(SEGMENT)
+
+    def release_held(self, kind: str, lane: Lane | None = None) -> None:
+        """Let everything be tried at once that waited for a destination, or for the servers, to be well again."""
+        self._queue.change_waiting(
+            kind,
+            lambda job: (
+                {k: v for k, v in job.payload.items() if k not in ("tries", "trouble", "held")}
+                if job.payload.get("held")
+                else None
+            ),
+            lane=lane,
+            at_once=True,
+        )
+        self._wake(kind)
+
+    def _retry_of(self, job: Job) -> Retry:
+        backoff = self.backoffs.get(job.payload["to"]) if job.queue == DELIVER else None
+        return self._config.retry if backoff is None else backoff.retry
+
+
+def _given_up(tries: int, hours: float, sentence: str) -> str:
+    return f"Given up after {tries} tries in {hours:g} hours. {sentence}"

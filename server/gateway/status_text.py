@@ -1,0 +1,93 @@
+"""What `semiseg gateway status` and `show` print."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from server.gateway.kinds import STUDY, WORKITEM
+from server.gateway.standing import described
+from server.gateway.status_page import result_line
+from server.gateway.ups_claims import line_of
+from server.jobs.queue import Job
+
+
+def lines(document: Mapping[str, Any]) -> list[str]:
+    """Trouble first, then studies, peers and jobs."""
+    problems = document["problems"]
+    found = [f"{len(problems)} thing(s) need an operator:"] if problems else ["All is well."]
+    for one in problems:
+        found += [f"  {one['what']}", f"    {one['do']}"]
+    found.append(f"{document['studies']} studies are kept, {document['open_studies']} of them are arriving:")
+    for study in document["study_list"]:
+        found += [f"  {line}" for line in study_lines(study)]
+    for kind, key in (
+        ("server", "servers"),
+        ("destination", "destinations"),
+        ("archive", "polls"),
+        ("worklist", "worklists"),
+    ):
+        found += [
+            f"{kind} {one.get('name') or one['url']}: {one['trouble'] or 'no trouble is known'}"
+            for one in document[key]
+        ]
+    if document["workitems"]:
+        found.append(f"{len(document['workitems'])} workitem(s) claimed:")
+        found += [f"  {line_of(one)}" for one in document["workitems"]]
+    for one in document["worklists"]:
+        found += [f"  workitem {item['workitem']} is left to others: {item['why']}" for item in one["passed_over"]]
+    for kind, states in document["jobs"].items():
+        found.append(f"{kind:8} " + "  ".join(f"{state} {count}" for state, count in states.items()))
+    for what, jobs in (("held up by others", document["held_up"]), ("dead letter(s)", document["dead_letters"])):
+        found.append(f"{len(jobs)} {what}" + (":" if jobs else ""))
+        for one in jobs:
+            since = f"refused since {_day(one['refused_since'])}: " if one["refused_since"] else ""
+            found.append(f"  {one['id']}  {one['kind']:8} study {one['study']}  {since}{one['error']}")
+    return found
+
+
+def study_lines(study: Mapping[str, Any]) -> list[str]:
+    """A study: what came, what was decided, where the results are, and what is in trouble."""
+    senders = ", ".join(study["from"]) or "nobody"
+    came = f", the last of them {_day(study['came'])}" if study["came"] else ""
+    found = [f"Study {study['study']}: {study['stage']}"]
+    found.append(f"  {study['instances']} instances in {study['series']} series from {senders}{came}")
+    if study["decided"]:
+        found.append(f"  {study['decided']}")
+        found += [f"    {reason}" for reason in study["reasons"]]
+    found += [f"  {result_line(result)}" for result in study["results"]]
+    if study["trouble"]:
+        found += [f"  ! {study['trouble']}", f"    {study['do']}"]
+    return found
+
+
+def decisions_of(jobs: Sequence[Job]) -> list[str]:
+    """What the rules said of each series the last time, with the reasons in full."""
+    ended = [job for job in jobs if job.queue in (STUDY, WORKITEM) and "decisions" in job.result]
+    if not ended:
+        return []
+    return [
+        f"  {'+' if one['fits'] else '-'} series {one['series']}, rule {one['rule']}: {one['reason']}"
+        for one in ended[-1].result["decisions"]
+    ]
+
+
+def job_line(job: Job) -> str:
+    """A job in a line."""
+    one = described(job)
+    error = f"  {one['error']}" if one["error"] else ""
+    return f"{_day(job.created)}  {job.id}  {job.queue:8} {job.state:9} {one['rule']} {', '.join(one['to'])}{error}"
+
+
+def job_text(job: Job) -> str:
+    """All of a job."""
+    one: dict[str, Any] = described(job)
+    one["created"], one["changed"] = _day(job.created), _day(job.changed)
+    one["result"] = job.result
+    return json.dumps(one, indent=2)
+
+
+def _day(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))

@@ -1,0 +1,185 @@
+"""The studies that are here, for the status page and `semiseg gateway status`: what came, what was decided, results.
+
+All of it is read from the state folder and the queue, so that a command sees the same as the gateway itself. Nothing of
+a patient is in it: what rules quote of a Series Description is replaced by '...', and `semiseg gateway show STUDY` has
+it whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote
+
+from server.gateway.conflicts import conflict_of
+from server.gateway.inbox import STUDIES
+from server.gateway.kinds import DELIVER, FETCH, PURGE, SEGMENT, STUDY, WORKITEM
+from server.gateway.outcome import refused_since
+from server.jobs.queue import Job, Queue
+
+REASONS = 4  # of each study
+
+
+def studies_in(
+    queue: Queue,
+    state: Path,
+    held: Mapping[str, str],
+    arriving: Iterable[str],
+    *,
+    shown: int | None = None,
+) -> list[dict[str, Any]]:
+    """The studies that are here or that something is still to be done for, the one that changed last at the beginning.
+
+    Args:
+        queue: The gateway's queue.
+        state: Its state folder.
+        held: Why studies wait for something which may not come by itself, by name.
+        arriving: Names of those that something is arriving of.
+        shown: Number of studies; those in trouble are among them before others. All of them when it is None.
+
+    Returns:
+        For each study: name, instances, series, senders, moment of the last instance (`came`, Unix seconds, 0 where
+        nothing is here), `stage`, `decided`, `reasons`, `results`, `trouble` and the command that helps (`do`).
+    """
+    jobs: dict[str, list[Job]] = {}
+    for job in queue.jobs():
+        if job.owner and job.queue != PURGE:
+            jobs.setdefault(job.owner, []).append(job)
+    folders = {one.name: one for one in (state / STUDIES).iterdir()} if (state / STUDIES).is_dir() else {}
+    names = {*folders, *(name for name, mine in jobs.items() if any(_is_news(job) for job in mine))}
+    open_ones = set(arriving)
+    found = [
+        _study(name, state / STUDIES / name, jobs.get(name, []), held.get(name, ""), name in open_ones)
+        for name in names
+    ]
+    found.sort(key=lambda one: (bool(one["trouble"]), one["changed"]), reverse=True)
+    return sorted(found[:shown], key=lambda one: float(one["changed"]), reverse=True)
+
+
+def _is_news(job: Job) -> bool:
+    """Whether a job of a study that is not here is worth a line: a fetch that goes on or failed."""
+    return job.state == "failed" or not job.ended
+
+
+def _study(name: str, folder: Path, jobs: list[Job], held: str, arriving: bool) -> dict[str, Any]:
+    instances, series, senders, came = _contents(folder)
+    decided, reasons, fits_nothing = _decided(jobs)
+    if fetched := [job for job in jobs if job.queue == WORKITEM]:  # inputs of a workitem, which nobody sent
+        senders = [fetched[-1].payload["worklist"]]
+        series = len({one["series"] for one in fetched[-1].result.get("decisions", ())})
+    results = _results(jobs)
+    trouble, do = _trouble(name, folder, jobs, held, fits_nothing=fits_nothing)
+    working = any(not job.ended for job in jobs)
+    stage = "arriving" if arriving else "held" if held else "being worked on" if working else "done"
+    if not arriving and not held and not jobs:
+        stage = "waiting for its end"
+    return {
+        "study": name,
+        "instances": instances,
+        "series": series,
+        "from": senders,
+        "came": came,
+        "changed": max([came, *(job.changed for job in jobs)]),
+        "stage": stage,
+        "decided": decided,
+        "reasons": reasons,
+        "results": results,
+        "trouble": trouble,
+        "do": do,
+    }
+
+
+def _contents(folder: Path) -> tuple[int, int, list[str], float]:
+    instances, series, senders, came = 0, 0, list[str](), 0.0
+    with suppress(FileNotFoundError):
+        came = folder.stat().st_mtime
+        for name in (path.name for path in folder.iterdir()):
+            instances += name.endswith(".dcm")
+            series += name.startswith("series-")
+            if name.startswith("from-"):
+                senders.append(unquote(name.removeprefix("from-")))
+    return instances, series, sorted(senders), came
+
+
+def _decided(jobs: list[Job]) -> tuple[str, list[str], bool]:
+    """What the rules said the last time, the reasons of those that do not fit, and whether none fits."""
+    ended = [
+        job
+        for job in jobs
+        if (job.queue, job.state) in ((STUDY, "done"), (WORKITEM, "done"), (WORKITEM, "failed"))
+        and "decisions" in job.result
+    ]
+    if not ended:
+        return "", [], False
+    decisions = ended[-1].result["decisions"]
+    fitting = Counter(one["rule"] for one in decisions if one["fits"])
+    count = len({one["series"] for one in decisions})
+    against = Counter(f"rule {one['rule']}: {quoteless(str(one['reason']))}" for one in decisions if not one["fits"])
+    reasons = [f"{told} ({number} series)" for told, number in against.most_common(REASONS)]
+    if not fitting:
+        return f"No rule fits any of its {count} series.", reasons, not any(job.queue == SEGMENT for job in jobs)
+    told = ", ".join(f"rule {rule} takes {number}" for rule, number in fitting.items())
+    return f"Of {count} series {told}.", reasons, False
+
+
+def quoteless(reason: str) -> str:
+    """A reason without what it quotes: Series Descriptions, which may name a patient."""
+    return re.sub("'.*'", "'...'", reason, flags=re.DOTALL)
+
+
+def _results(jobs: list[Job]) -> list[dict[str, Any]]:
+    """Where the results are: one entry for all of the same state, with the number of them."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for job in jobs:
+        if job.queue not in (SEGMENT, DELIVER):
+            continue
+        to = job.payload["to"] if job.queue == DELIVER else ""
+        state, why = _state_of(job)
+        one = found.setdefault((job.queue, to, state), {"to": to, "state": state, "count": 0, "why": "", "when": 0.0})
+        one["count"] += 1
+        if job.changed >= one["when"]:
+            one["when"], one["why"], one["job"] = job.changed, why, job.id
+    return list(found.values())
+
+
+def _state_of(job: Job) -> tuple[str, str]:
+    delivers = job.queue == DELIVER
+    if job.state == "done":
+        return ("delivered" if delivers else "segmented"), ""
+    if job.state == "failed":  # a server's sentence may quote a Series Description
+        why = str(job.result.get("error", ""))
+        return "failed", quoteless(why)
+    if job.state == "waiting":
+        since = refused_since(job.payload)
+        state = "refused" if since else "waiting for the archive" if delivers else "waiting for a server"
+        return state, quoteless(since + str(job.payload.get("trouble", "")))
+    if job.state == "running":
+        return ("being delivered" if delivers else "being segmented"), ""
+    return "cancelled", ""
+
+
+def _trouble(name: str, folder: Path, jobs: list[Job], held: str, *, fits_nothing: bool) -> tuple[str, str]:
+    """What an operator has to look at, and the command that helps; twice "" where it is nothing."""
+    if (conflict := conflict_of(folder)) is not None:
+        return conflict.sentence(), f"semiseg gateway conflict {name}"
+    failed = [job for job in jobs if job.state == "failed"]
+    if held:
+        fetch = any(job.queue == FETCH and not job.ended for job in jobs)
+        return held, f"semiseg gateway {'show' if fetch else 'complete'} {name}"
+    if failed:
+        why = quoteless(str(failed[-1].result.get("error", "")))
+        # What a manager was told to be canceled is not done again without it.
+        is_workitem = any(job.queue == WORKITEM for job in jobs)
+        do = f"semiseg gateway {f'show {name}' if is_workitem else f'retry {failed[-1].id}'}"
+        return f"{len(failed)} dead letter(s). {why}", do
+    for job in jobs:
+        if not job.ended and (since := refused_since(job.payload)):
+            told = quoteless(str(job.payload.get("trouble", "")))
+            return f"{since}{told}", f"semiseg gateway show {job.id}"
+    if fits_nothing:
+        return "No rule fits any of its series.", f"semiseg gateway show {name}"
+    return "", ""

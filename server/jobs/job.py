@@ -1,0 +1,99 @@
+"""A job of the queue: its states, its fields, and the table that it is a row of."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+State = Literal["waiting", "running", "done", "failed", "cancelled"]
+STATES: tuple[State, ...] = get_args(State)
+ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
+Standing = Literal["held", "stop", "lost"]
+VERSION = 1
+
+SCHEMA = """
+CREATE TABLE jobs (
+    number INTEGER PRIMARY KEY,
+    id TEXT NOT NULL UNIQUE,
+    queue TEXT NOT NULL,
+    key TEXT,
+    owner TEXT NOT NULL,
+    state TEXT NOT NULL,
+    payload TEXT NOT NULL,
+    created REAL NOT NULL,
+    changed REAL NOT NULL,
+    attempts INTEGER NOT NULL DEFAULT 0,
+    boot TEXT NOT NULL DEFAULT '',
+    due REAL NOT NULL DEFAULT 0,
+    lease TEXT,
+    stop INTEGER NOT NULL DEFAULT 0,
+    progress TEXT NOT NULL DEFAULT '{}',
+    result TEXT NOT NULL DEFAULT '{}',
+    UNIQUE (queue, key)
+);
+CREATE INDEX jobs_by_state ON jobs (queue, state, attempts, number);
+CREATE INDEX jobs_by_owner ON jobs (owner, number);
+"""
+# What makes the next version of a file of an earlier one. Whoever changes the schema adds a step, and keeps a file of
+# the release before in tests/releases.
+STEPS: dict[int, str] = {}
+
+
+@dataclass(frozen=True)
+class Job:
+    """A row of the queue, as it was when it was read.
+
+    Attributes:
+        id: 128 random bits in hexadecimal: whoever does not know it cannot guess it.
+        queue: which kind of work.
+        key: what makes two requests the same one; None for a job that is always new.
+        owner: who put it in, "" for anybody.
+        state: ``waiting``, ``running``, ``done``, ``failed`` or ``cancelled``.
+        payload: what the work needs, as JSON.
+        created, changed: Unix seconds.
+        attempts: how often it was begun.
+        lease: proof of the one who works on it.
+        stop: whether it was asked to stop.
+        progress: what the last heartbeat told.
+        result: what the end told.
+    """
+
+    id: str
+    queue: str
+    key: str | None
+    owner: str
+    state: State
+    payload: dict[str, Any]
+    created: float
+    changed: float
+    attempts: int
+    lease: str | None
+    stop: bool
+    progress: dict[str, Any]
+    result: dict[str, Any]
+
+    @property
+    def ended(self) -> bool:
+        """Whether nothing will change any more."""
+        return self.state in ENDED
+
+
+def job_of(row: sqlite3.Row) -> Job:
+    """The job that a row of the table holds."""
+    return Job(
+        id=row["id"],
+        queue=row["queue"],
+        key=row["key"],
+        owner=row["owner"],
+        state=row["state"],
+        payload=json.loads(row["payload"]),
+        created=row["created"],
+        changed=row["changed"],
+        attempts=row["attempts"],
+        lease=row["lease"],
+        stop=bool(row["stop"]),
+        progress=json.loads(row["progress"]),
+        result=json.loads(row["result"]),
+    )

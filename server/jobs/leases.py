@@ -1,0 +1,183 @@
+"""Who works on a job: it is leased, the lease renewed while the work goes on, and the job ended or given back, once.
+
+Leases are measured on the machine's clock since it was started (:mod:`semiseg.system.boot_clock`); nobody can set it.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+import time
+from collections.abc import Callable
+from typing import Any
+
+from semiseg.system import boot_clock
+from server.jobs.database import Database, Run
+from server.jobs.job import Job, Standing, State, job_of
+from server.jobs.lanes import Lane, OwnerShares
+
+# A job that may be taken: nobody's, with its delay over, or one whose lease ran out.
+_FREE = "queue = :queue AND state IN ('waiting', 'running') AND (boot <> :boot OR due <= :now)"
+
+
+class Leases:
+    """The leases on the jobs of one file; to be used from any thread, and from several processes."""
+
+    def __init__(self, database: Database, attempts: int) -> None:
+        """Lease jobs of ``database``, each of them ``attempts`` times at most."""
+        self._database, self._attempts = database, attempts
+        self._boot = boot_clock.boot()
+        self._shares = OwnerShares()
+
+    def lease(
+        self,
+        queue: str,
+        seconds: float,
+        ended: Callable[[Job, State], None] = lambda *_: None,
+        *,
+        lane: Lane | None = None,
+        fair: bool = False,
+    ) -> Job | None:
+        """Take the next free job for ``seconds``; None when there is none.
+
+        Jobs that were begun less often go first, so that one that kills the process does not keep the others waiting;
+        then those that were never given back, and then those whose delay was over first: jobs that fail again and
+        again do not keep later ones waiting either.
+        Free jobs that are not to be begun again end here, and ``ended`` is told of each.
+
+        Args:
+            queue: Kind of work.
+            seconds: Length of the lease.
+            ended: Called with each job that ended here.
+            lane: Only the jobs of this lane; all of the kind when it is None.
+            fair: Whether owners take turns; otherwise jobs begin in the order in which they came.
+        """
+        over: list[tuple[Job, State]] = []
+        job = self._lease(queue, seconds, over, lane, fair)
+        for one, state in over:
+            ended(one, state)
+        return job
+
+    def _next(self, run: Run, queue: str, lane: Lane | None, fair: bool) -> list[sqlite3.Row]:
+        """The row of the job that is to begin next, in a list; an empty list when there is none."""
+        condition, values = ("1", {}) if lane is None else lane.condition()
+        free, values = f"{_FREE} AND {condition}", values | {"queue": queue} | self._now()
+        if not fair:
+            return run(f"SELECT * FROM jobs WHERE {free} ORDER BY attempts, due, number LIMIT 1", values)
+        found = run(
+            f"SELECT owner, attempts, MIN(number) AS first FROM jobs WHERE {free} GROUP BY owner, attempts", values
+        )
+        if not found:
+            return []
+        fewest = min(row["attempts"] for row in found)
+        firsts = {row["owner"]: row["first"] for row in found if row["attempts"] == fewest}
+        return run("SELECT * FROM jobs WHERE number = ?", (self._shares.next_of(queue, firsts),))
+
+    def _lease(
+        self, queue: str, seconds: float, over: list[tuple[Job, State]], lane: Lane | None, fair: bool
+    ) -> Job | None:
+        with self._database.transaction() as run:
+            while found := self._next(run, queue, lane, fair):
+                job = job_of(found[0])
+                if job.stop:
+                    end(run, job.id, "cancelled", {})
+                    over.append((job, "cancelled"))
+                elif job.attempts >= self._attempts:
+                    sentence = f"Given up: it was begun {job.attempts} times and the program ended before it each time."
+                    end(run, job.id, "failed", {"error": sentence})
+                    over.append((job, "failed"))
+                else:
+                    if fair:
+                        self._shares.had_turn(queue, job.owner, run("SELECT MAX(number) FROM jobs")[0][0])
+                    return job_of(
+                        run(
+                            "UPDATE jobs SET state = 'running', attempts = attempts + 1, lease = :lease, boot = :boot, "
+                            "due = :now + :seconds, progress = '{}', changed = :day WHERE id = :id RETURNING *",
+                            {
+                                "lease": secrets.token_hex(16),
+                                "seconds": seconds,
+                                "day": time.time(),
+                                "id": job.id,
+                                **self._now(),
+                            },
+                        )[0]
+                    )
+        return None
+
+    def renew(self, job: Job, seconds: float, progress: dict[str, Any]) -> Standing:
+        """Hold a lease for ``seconds`` more and tell how far the work is.
+
+        Returns:
+            ``held``; ``stop`` when the job is to be stopped; ``lost`` when another has it.
+        """
+        with self._database.transaction() as run:
+            rows = run(
+                "UPDATE jobs SET due = :now + :seconds, progress = :progress WHERE id = :id AND lease = :lease "
+                "RETURNING stop",
+                {
+                    "seconds": seconds,
+                    "progress": json.dumps(progress),
+                    "id": job.id,
+                    "lease": job.lease,
+                    "now": self._now()["now"],
+                },
+            )
+        if not rows:
+            return "lost"
+        return "stop" if rows[0]["stop"] else "held"
+
+    def end(self, job: Job, state: State, result: dict[str, Any]) -> bool:
+        """End a job that is held; False when another has it meanwhile, and nothing was changed."""
+        with self._database.transaction() as run:
+            if not run("SELECT 1 FROM jobs WHERE id = ? AND lease = ?", (job.id, job.lease)):
+                return False
+            end(run, job.id, state, result)
+            return True
+
+    def give_back(self, job: Job, *, after: float = 0.0, payload: dict[str, Any] | None = None) -> State | None:
+        """Let another try take a job that is held, ``after`` seconds from now, unless it was to be stopped.
+
+        That it was begun does not count as an attempt: whoever gives it back is alive. With ``payload`` the next try
+        gets that one.
+
+        Returns:
+            The state that it has now: ``waiting`` or ``cancelled``; None when another has it meanwhile.
+        """
+        with self._database.transaction() as run:
+            rows = run(
+                # One that is given back without a delay, as when its server stops, keeps its place.
+                "UPDATE jobs SET state = 'waiting', lease = NULL, boot = :boot, "
+                "due = IIF(:after > 0, :now + :after, 0), "
+                "attempts = attempts - 1, payload = COALESCE(:payload, payload) WHERE id = :id AND lease = :lease "
+                "RETURNING stop",
+                {
+                    "after": after,
+                    "payload": None if payload is None else json.dumps(payload),
+                    "id": job.id,
+                    "lease": job.lease,
+                    **self._now(),
+                },
+            )
+            if not rows:
+                return None
+            if rows[0]["stop"]:
+                end(run, job.id, "cancelled", {})
+                return "cancelled"
+            return "waiting"
+
+    def free_all(self) -> None:
+        """Take back every lease; only for one who knows that nobody else works on this file."""
+        with self._database.transaction() as run:
+            run("UPDATE jobs SET state = 'waiting', lease = NULL, due = 0 WHERE state = 'running'")
+
+    def _now(self) -> dict[str, Any]:
+        return {"now": boot_clock.seconds(), "boot": self._boot}
+
+
+def end(run: Run, id: str, state: State, result: dict[str, Any]) -> None:  # noqa: A002 - the field's name
+    """Write the end of a job."""
+    run(
+        "UPDATE jobs SET state = ?, lease = NULL, result = ?, changed = ? WHERE id = ?",
+        (state, json.dumps(result), time.time(), id),
+    )

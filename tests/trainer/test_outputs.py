@@ -1,0 +1,146 @@
+"""Students with further outputs: deep supervision for every method, and networks from outside that return several."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from semiseg.dataset import Dataset
+from tests.trainer.tiny import EVERY, batch_of, method_of, phantoms, plan_of, recipe_for, recipe_of, trained, weights_of
+from trainer.engine import trained_network
+from trainer.errors import RecipeError
+from trainer.losses import supervised_loss
+from trainer.methods.method import Method
+from trainer.networks.outputs import DeepSupervised, further_outputs
+from trainer.stages import Stages
+from trainer.targets import ExclusiveClasses
+
+THREE_LEVELS = {"kind": "unet", "channels": [4, 6, 8], "residual_units": 0}
+DYNUNET = {"kind": "dynunet", "channels": [4, 6, 8]}
+SEVERAL = {"kind": "outside", "function": "tests.trainer.test_outputs:several", "several_outputs": True}
+
+
+class Several(nn.Module):
+    """Logits, and in training a copy of half their size."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.layer = nn.Conv3d(inputs, outputs, 3, padding=1)
+        self.coarse = nn.Conv3d(inputs, outputs, 2, stride=2)
+
+    def forward(self, x: Tensor) -> Any:
+        return (self.layer(x), self.coarse(x)) if self.training else self.layer(x)
+
+
+def several(inputs: int, outputs: int) -> nn.Module:
+    return Several(inputs, outputs)
+
+
+def stages_of(method: Method) -> Stages:
+    torch.manual_seed(0)
+    return Stages(method)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return phantoms(tmp_path_factory.mktemp("data"))
+
+
+FOUR_LEVELS = {**THREE_LEVELS, "channels": [4, 6, 8, 8], "strides": [[2, 2, 2], [2, 2, 2], [1, 1, 1]]}
+
+
+@pytest.mark.parametrize(("student", "sizes"), [(THREE_LEVELS, [4]), (DYNUNET, [4]), (FOUR_LEVELS, [4, 2])])
+def test_the_loss_of_coarser_levels_written_out(student: dict[str, Any], sizes: list[int]) -> None:
+    changes = {"student": student, "deep_supervision": 0.7, "batch": 2}
+    stages = stages_of(method_of(recipe_of("supervised", changes)))
+    networks, batch = stages.build(), batch_of(2, 0)
+    network = networks["student"]
+    assert isinstance(network, DeepSupervised)
+    with further_outputs(network) as heard:
+        logits = network(batch.images)
+    ((_, coarse),) = heard
+    assert [tuple(c.shape[2:]) for c in coarse] == [(size,) * 3 for size in sizes]
+    expected = supervised_loss(logits, batch.labels, ExclusiveClasses(2))
+    for level, found in enumerate(coarse, start=1):
+        step = 8 // sizes[level - 1]
+        small = functional.interpolate(batch.labels[:, None].float(), scale_factor=1 / step, mode="nearest-exact")
+        expected = expected + 0.7 * 0.5**level * supervised_loss(found, small[:, 0].long(), ExclusiveClasses(2))
+    torch.testing.assert_close(stages.loss(networks, batch, stages.turn(0))["total"], expected)
+
+
+@pytest.mark.parametrize("method", EVERY)
+def test_every_method_trains_with_deep_supervision_and_exports_the_bare_network(
+    dataset: Dataset, tmp_path: Path, method: str
+) -> None:
+    changes = {"patch": [16, 16, 16], "updates": 4, "student": THREE_LEVELS, "deep_supervision": 1.0, "batch": 4}
+    switches: dict[str, Any] = {"partner": {**THREE_LEVELS, "residual_units": 1}} if method == "dual" else {}
+    recipe = recipe_for(method, changes, **switches)
+    plan = plan_of(dataset, recipe)
+    trained(dataset, recipe, tmp_path / "run")
+    _, network = trained_network(tmp_path / "run")
+    assert not any("heads" in name for name in weights_of(tmp_path / "run"))
+    assert network(torch.zeros(1, 1, 16, 16, 16)).shape == (1, plan.stages.last.targets.channels, 16, 16, 16)
+
+
+@pytest.mark.parametrize("method", [name for name in EVERY if name not in ("bcp", "comparative", "contrastive", "cfr")])
+def test_deep_supervision_reaches_every_method_that_shows_the_student_labelled_patches(method: str) -> None:
+    changes = {"student": THREE_LEVELS, "deep_supervision": 1.0, "patch": [16, 16, 16], "updates": 8}
+    switches: dict[str, Any] = {"partner": {**THREE_LEVELS, "residual_units": 1}} if method == "dual" else {}
+    stages = stages_of(method_of(recipe_for(method, changes, **switches)))
+    networks = stages.build()
+    turn = stages.turn(0)
+    stages.prepare(networks, turn, 0)
+    batch = batch_of(turn.mixture.labelled, turn.mixture.unlabelled, side=16)
+    assert "deep" in stages.loss(networks, batch, turn)
+
+
+def test_a_student_whose_decoder_nobody_knows_is_refused() -> None:
+    changes = {"student": {"kind": "vnet"}, "deep_supervision": 1.0, "patch": [32, 32, 32]}
+    method = method_of(recipe_of("supervised", changes))
+    with pytest.raises(RecipeError, match="deep_supervision: a vnet does not say which levels"):
+        method.build()
+
+
+def test_nothing_is_computed_for_nobody() -> None:
+    network = DeepSupervised(nn.Conv3d(1, 2, 1), [("", 2)], 2)
+    network.heads[0] = None  # type: ignore[assignment]
+    assert network(torch.zeros(1, 1, 2, 2, 2)).shape == (1, 2, 2, 2, 2)
+
+
+def test_a_network_from_outside_may_return_several_outputs(dataset: Dataset, tmp_path: Path) -> None:
+    changes = {"patch": [8, 8, 8], "updates": 3, "student": SEVERAL, "deep_supervision": 0.5}
+    trained(dataset, recipe_of("mean_teacher", {**changes, "batch": 4}), tmp_path / "run", cache=tmp_path / "cache")
+    plain = recipe_of("mean_teacher", {**changes, "batch": 4, "deep_supervision": 0.0})
+    trained(dataset, plain, tmp_path / "plain", cache=tmp_path / "cache")
+    found, without = weights_of(tmp_path / "run"), weights_of(tmp_path / "plain")
+    assert not torch.equal(found["network.coarse.weight"], without["network.coarse.weight"]), "its second output learns"
+    _, network = trained_network(tmp_path / "run")
+    assert network(torch.zeros(1, 1, 8, 8, 8)).shape[2:] == (8, 8, 8)
+
+
+def test_a_method_may_ask_for_a_strong_view_of_each_patch(dataset: Dataset, tmp_path: Path) -> None:
+    from trainer.cases import prepare_cases
+    from trainer.patches import Draws, Mixture, PatchSource, batches
+
+    brighter = {"gamma_probability": 0.0, "brightness": 2.0, "intensity_probability": 1.0}
+    recipe = recipe_of("supervised", {"strong_augmentation": brighter})
+    plan = plan_of(dataset, recipe)
+    cases = prepare_cases(dataset, plan.split.labelled, plan.unlabelled, plan.segments, plan.preprocessing, tmp_path)
+    draws = Draws(recipe, cases, plan.split.labelled, plan.unlabelled)
+    requests = [draws.requests(0, Mixture(2, 2), Mixture(0, 0))]
+    made = {
+        views: next(batches(PatchSource(recipe, cases, 2, "edge", views=views), requests, 0, 0, False))
+        for views in ((), ("strong",))
+    }
+    assert torch.equal(made[()].images, made[("strong",)].images), "the patch itself is the same"
+    apart = made[("strong",)].views["strong"] - made[("strong",)].images
+    assert float(apart.flatten(1).std(dim=1).max()) < 1e-5, "each patch was made brighter or darker as a whole"
+    assert float(apart.abs().max()) > 0.1
+    parts = list(replace(made[("strong",)], labelled=2).parts(2))
+    assert torch.equal(parts[1].views["strong"], made[("strong",)].views["strong"][1::2])

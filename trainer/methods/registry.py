@@ -1,0 +1,74 @@
+"""The methods by name. A built-in one is a line of :data:`BUILT_IN` beside its file.
+
+A method of one's own is named ``package.module:Class`` in a recipe, or by the name under which an installed package
+offers it in the entry point group ``semiseg.methods``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+from typing import Annotated, Any
+
+from pydantic import AfterValidator
+
+from trainer.methods.method import Method
+
+BUILT_IN = {
+    "supervised": "trainer.methods.supervised:Supervised",
+    "self_training": "trainer.methods.self_training:SelfTraining",
+    "mean_teacher": "trainer.methods.mean_teacher:MeanTeacher",
+    "uamt": "trainer.methods.uamt:UAMT",
+    "cps": "trainer.methods.cps:CPS",
+    "acmt": "trainer.methods.acmt:ACMT",
+    "magicnet": "trainer.methods.magicnet:MagicNet",
+    "bcp": "trainer.methods.bcp:BCP",
+    "dual": "trainer.methods.dual:Dual",
+    "mn": "trainer.methods.mn:MN",
+    "cfr": "trainer.methods.cfr:CFR",
+    "comparative": "trainer.methods.comparative:Comparative",
+    "contrastive": "trainer.methods.comparative:Contrastive",
+    "distil": "trainer.methods.distil:Distil",
+}
+ENTRY_POINTS = "semiseg.methods"
+
+
+def method_class(name: str) -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        ValueError: There is no such method, or it cannot be imported, or it is no method.
+    """
+    where = BUILT_IN.get(name) or name
+    if ":" not in where:
+        offered = {point.name: point.value for point in metadata.entry_points(group=ENTRY_POINTS)}
+        if name not in offered:
+            raise ValueError(f"there is no method {name!r}; there are {', '.join([*BUILT_IN, *sorted(offered)])}")
+        where = offered[name]
+    found = _imported(where)
+    if not (isinstance(found, type) and issubclass(found, Method)):
+        raise ValueError(f"{where} is no method: it does not derive from trainer.methods.method.Method")
+    if not isinstance(getattr(found, "name", None), str) or not hasattr(found, "Switches"):
+        raise ValueError(f"{where} has no `name`, or no `Switches`, which every method has")
+    return found
+
+
+def _known(name: str) -> str:
+    method_class(name)
+    return name
+
+
+MethodName = Annotated[str, AfterValidator(_known)]
+"""A switch that names another method."""
+
+
+def _imported(where: str) -> Any:
+    module, _, attribute = where.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ImportError as error:
+        raise ValueError(
+            f"module {module!r} cannot be imported ({error}); is it installed, or on PYTHONPATH?"
+        ) from None
+    except AttributeError:
+        raise ValueError(f"module {module!r} has no class {attribute!r}") from None

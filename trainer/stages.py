@@ -1,0 +1,250 @@
+"""A run as a sequence of stages, each with its own networks, optimisers and checks; the loop asks it about every step.
+
+    fine-tune SAM (steps 0 to a) -> label the unlabelled scans -> train the student (steps a to b)
+
+Most methods are one stage. A method that does something first, such as a pre-training, is a stage that names another
+method as the one that follows. A stage is asked about its own steps, counted from 0, and about the step after its last
+one, at which it may leave something to the next stage: pseudo-labels, fresh optimisers, a student.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+
+from torch import Tensor, nn
+
+from semiseg.bundle.manifest import PretrainedWeights, TaughtBy
+from trainer.deep_supervision import coarse_logits, deep_loss
+from trainer.methods.method import Method, Networks, Turn, share_of_part
+from trainer.networks.bare import bare
+from trainer.networks.calls import Calls, calls_of
+from trainer.networks.outputs import further_outputs
+from trainer.patches import Batch
+from trainer.recipe import Optimiser
+from trainer.students import AnyStudent
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """Predictions of the unlabelled scans that become labels.
+
+    Attributes:
+        source: Name of the stage that makes them.
+        network: Module from windows to logits that predicts; None stands for the student.
+    """
+
+    source: str
+    network: nn.Module | None
+
+
+class Stages:
+    """The stages of a method, in the order in which they train.
+
+    Attributes:
+        stages: The stages.
+        steps: Number of steps of all of them.
+    """
+
+    def __init__(self, method: Method) -> None:
+        """Ask a method for its stages."""
+        self.stages = method.stages()
+        self._owners: dict[str, Method] = {}
+        self._firsts: list[int] = []
+        self.steps = 0
+        for number, stage in enumerate(self.stages):
+            stage.guided = any(earlier.guides for earlier in self.stages[:number])
+            self._firsts.append(self.steps)
+            self.steps += stage.steps
+
+    @property
+    def last(self) -> Method:
+        """The stage whose student is kept."""
+        return self.stages[-1]
+
+    # --- networks -------------------------------------------------------------------------------------------------
+
+    def build(self) -> Networks:
+        """Make the networks of all stages, by name, with the random numbers of the caller's seed.
+
+        The last stage comes first, so that its networks are those that it would have alone.
+        """
+        networks: Networks = {}
+        for stage in reversed(self.stages):
+            made = stage.build()
+            if twice := sorted(networks.keys() & made.keys()):
+                raise ValueError(f"Two stages build a network named {twice[0]!r}; {stage.name} needs another name.")
+            networks |= made
+            self._owners |= dict.fromkeys(made, stage)
+        return networks
+
+    def optimiser(self, network: str) -> Optimiser:
+        """The optimiser of a network, which the stage that built it decides."""
+        return self._owners[network].optimiser(network)
+
+    def exported(self, networks: Networks) -> nn.Module:
+        """See :meth:`Method.exported`."""
+        return bare(self.last.exported(self._seen_by(self.last, networks)))
+
+    def kept(self) -> AnyStudent:
+        """See :meth:`Method.kept`."""
+        return self.last.kept()
+
+    def voters(self, networks: Networks) -> Networks:
+        """See :meth:`Method.voters`; the networks of all stages vote."""
+        found: Networks = {}
+        for stage in reversed(self.stages):
+            found |= stage.voters(self._seen_by(stage, networks))
+        return found
+
+    def pretrained(self) -> tuple[PretrainedWeights, ...]:
+        """See :meth:`Method.pretrained`; weights of any stage have taught the student."""
+        return tuple(weights for stage in self.stages for weights in stage.pretrained())
+
+    def taught_by(self) -> TaughtBy | None:
+        """See :meth:`Method.taught_by`."""
+        return next((t for stage in reversed(self.stages) if (t := stage.taught_by()) is not None), None)
+
+    def check_parts(self, processes: int) -> None:
+        """See :meth:`Method.check_parts`; every stage has its own demands."""
+        for stage in self.stages:
+            stage.check_parts(processes)
+
+    # --- what happens before a step -------------------------------------------------------------------------------
+
+    def is_boundary(self, step: int) -> bool:
+        """Whether something is renewed, predicted or handed over before ``step``."""
+        asked = list(self._asked(step))
+        return len(asked) > 1 or any(
+            stage.refreshes_foreground(at)
+            or stage.refreshes_pseudo_labels(at)
+            or stage.restarts(at)
+            or stage.fresh_optimisers(at)
+            for stage, at in asked
+        )
+
+    def refreshes_foreground(self, step: int) -> bool:
+        """See :meth:`Method.refreshes_foreground`."""
+        return any(stage.refreshes_foreground(at) for stage, at in self._asked(step))
+
+    def labelling_sources(self, step: int) -> tuple[str, ...]:
+        """The stages that label the unlabelled scans before ``step``."""
+        return tuple(stage.name for stage, at in self._asked(step) if stage.refreshes_pseudo_labels(at))
+
+    def labellings(self, networks: Networks, step: int) -> Iterator[Labelling]:
+        """The predictions that are made before ``step``."""
+        for stage, at in self._asked(step):
+            if stage.refreshes_pseudo_labels(at):
+                yield Labelling(stage.name, stage.labeller(self._seen_by(stage, networks), at))
+
+    def restarts(self, step: int) -> tuple[str, ...]:
+        """See :meth:`Method.restarts`."""
+        return tuple(name for stage, at in self._asked(step) for name in stage.restarts(at))
+
+    def fresh_optimisers(self, step: int) -> tuple[str, ...]:
+        """See :meth:`Method.fresh_optimisers`."""
+        return tuple(name for stage, at in self._asked(step) for name in stage.fresh_optimisers(at))
+
+    def hand_over(self, networks: Networks, step: int) -> None:
+        """Let the stages that end before ``step`` hand over to the next one."""
+        for stage, at in self._asked(step):
+            if at == stage.steps and stage is not self.last:
+                stage.hand_over(networks)
+
+    # --- a step ---------------------------------------------------------------------------------------------------
+
+    def turn(self, step: int) -> Turn:
+        """See :meth:`Method.turn`."""
+        stage, at = self.at(step)
+        turn = stage.turn(at)
+        return replace(turn, host=stage.name) if stage is self.last and len(self.stages) > 1 else turn
+
+    def source(self, step: int) -> str:
+        """The stage whose own pseudo-labels are those of the unlabelled patches of ``step``."""
+        return self.at(step)[0].name
+
+    def prepare(self, networks: Networks, turn: Turn, step: int) -> None:
+        """See :meth:`Method.prepare`; networks that the stage does not know are in evaluation mode."""
+        stage, _ = self.at(step)
+        seen = self._seen_by(stage, networks)
+        for name, network in networks.items():
+            if name not in seen:
+                network.eval()
+        stage.prepare(seen, turn)
+
+    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+        """See :meth:`Method.loss`; earlier stages may add terms to it, and so does deep supervision."""
+        weight = self.at(batch.step)[0].recipe.deep_supervision
+        if not weight or not turn.mixture.labelled:
+            return self._guided_loss(networks, batch, turn)
+        with ExitStack() as stack:
+            heard = {name: stack.enter_context(further_outputs(networks[name])) for name in turn.rates}
+            losses = self._guided_loss(networks, batch, turn)
+        stage, _ = self.at(batch.step)
+        for name, calls in heard.items():
+            coarse = coarse_logits(calls, batch)
+            if coarse:
+                scale = share_of_part(batch.labelled, turn.mixture.labelled, batch, turn)
+                term = scale * deep_loss(coarse, batch, stage.targets)
+                losses["total"] = losses["total"] + weight * term
+                losses["deep" if name == "student" else f"deep/{name}"] = term.detach()
+        return losses
+
+    def _guided_loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+        """The stage's loss, and the terms of earlier stages (:meth:`Method.guidance`)."""
+        stage, _ = self.at(batch.step)
+        seen = self._seen_by(stage, networks)
+        guides = [earlier for earlier in self.stages[: self.stages.index(stage)] if earlier.guides]
+        if not guides or not turn.mixture.unlabelled:
+            return stage.loss(seen, batch, turn)
+        labels = [guide.guiding_labels(networks, batch) for guide in guides]
+        with ExitStack() as stack:
+            calls: Mapping[str, Calls] = {
+                name: stack.enter_context(calls_of(networks[name]))
+                for name in stage.guided_networks
+                if name in turn.rates
+            }
+            losses = stage.loss(seen, batch, turn)
+        for guide, wanted in zip(guides, labels, strict=True):
+            for name, made in calls.items():
+                logits = made.of(batch.images, batch.labelled)
+                term = guide.guidance(logits, wanted, batch, turn)
+                losses["total"] = losses["total"] + guide.guidance_weight(turn.student_update) * term
+                losses[guide.name if name == "student" else f"{guide.name}/{name}"] = term.detach()
+        return losses
+
+    def after_update(self, networks: Networks, turn: Turn, step: int) -> None:
+        """See :meth:`Method.after_update`."""
+        stage, _ = self.at(step)
+        stage.after_update(self._seen_by(stage, networks), turn)
+
+    def jump(self, networks: Networks, step: int) -> int:
+        """See :meth:`Method.jump`."""
+        stage, at = self.at(step - 1)
+        return step - at - 1 + stage.jump(self._seen_by(stage, networks), at + 1)
+
+    # --- whose step it is -----------------------------------------------------------------------------------------
+
+    def at(self, step: int) -> tuple[Method, int]:
+        """The stage that ``step`` belongs to, and the step as that stage counts it."""
+        for stage, first in zip(self.stages, self._firsts, strict=True):
+            if step < first + stage.steps:
+                return stage, step - first
+        raise IndexError(f"There is no step {step}; there are {self.steps}.")
+
+    def _asked(self, step: int) -> Iterator[tuple[Method, int]]:
+        """The stages that ``step`` is a step of, or the one after the last, and the step as each counts it."""
+        if step >= self.steps:
+            return
+        for stage, first in zip(self.stages, self._firsts, strict=True):
+            if 0 <= step - first <= stage.steps:
+                yield stage, step - first
+
+    def _seen_by(self, stage: Method, networks: Networks) -> Networks:
+        """The networks that a stage built, and those of other stages that it uses."""
+        return {
+            name: network
+            for name, network in networks.items()
+            if self._owners.get(name, stage) is stage or name in stage.uses
+        }
