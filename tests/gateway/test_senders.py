@@ -348,13 +348,14 @@ def test_log_names_event_and_peer_and_nothing_of_a_patient(tmp_path: Path) -> No
             body = b"--cut\r\nContent-Type: application/dicom\r\n\r\n" + broken + b"\r\n--cut--\r\n"
             httpx.post(f"{gateway.web}/dicom-web/studies", content=body, headers=headers, trust_env=False)
         until(
-            lambda: "0xC000 by STOW-RS" in gateway.output and "not shown" in gateway.output, told=lambda: gateway.output
+            lambda: "0xC000 by STOW-RS" in gateway.output and "are left out" in gateway.output,
+            told=lambda: gateway.output,
         )
         gateway.stop()
         logs = gateway.output + (gateway.state / "audit.jsonl").read_text()
         assert "SECRETNAME" not in logs
-        hidden = [line for line in gateway.output.splitlines() if "not shown" in line]
-        assert hidden and all('"peer": "127.0.0.1"' in line and ", line " in line for line in hidden), hidden
+        hidden = [line for line in gateway.output.splitlines() if "are left out" in line]
+        assert hidden and all('"peer": "127.0.0.1"' in line and ", from " in line for line in hidden), hidden
 
 
 def test_stop_while_an_archive_hangs_takes_less_than_twenty_seconds(tmp_path: Path) -> None:
