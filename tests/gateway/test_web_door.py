@@ -161,8 +161,7 @@ def test_one_address_cannot_take_all_connections(tmp_path: Path) -> None:
         port = int(gateway.web.rsplit(":", 1)[1])
         for _ in range(5):
             stack.enter_context(socket.create_connection(("127.0.0.1", port)))
-        with pytest.raises(httpx.TransportError):
-            httpx.get(f"{gateway.web}/livez", trust_env=False)
+        assert not _answers(f"{gateway.web}/livez")
         transport = httpx.HTTPTransport(local_address="127.0.0.2")
         with httpx.Client(transport=transport, trust_env=False) as other:
             assert other.get(f"{gateway.web}/livez").status_code == 200
