@@ -130,10 +130,10 @@ def show(
     listed = {one["study"]: one for one in document(queue, state, read(state))["study_list"]}
     for study in studies:
         jobs = queue.jobs(owner=study)
+        for one in jobs:  # before the rest, as earlier versions printed nothing else
+            typer.echo(job_line(one))
         for line in [*study_lines(listed[study]), *decisions_of(jobs)] if study in listed else [f"Study {study}"]:
             typer.echo(line)
-        for one in jobs:
-            typer.echo(job_line(one))
 
 
 @app.command()

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from semiseg.bundle.manifest import Manifest
 from trainer.engine import student_section, trained_network
 from trainer.errors import RecipeError
+from trainer.networks.bare import bare
 from trainer.recipe import Recipe
 from trainer.students import read_student
 
@@ -44,17 +46,20 @@ def check_start(recipe: Recipe, inputs: int) -> Manifest | None:
 
 
 def start_from(run: Path, networks: Mapping[str, nn.Module]) -> None:
-    """Give the student, and a teacher that began as its copy, the run's weights.
+    """Give the student, and all networks that began as its copies, the run's weights.
 
     A layer whose size depends on the number of segments starts anew where that is another one.
     """
     _, network = trained_network(run)
     found = network.state_dict()
-    for name in ("student", "teacher"):
-        own = networks[name].state_dict() if name in networks else {}
-        if own.keys() == found.keys():
-            fitting = {key: value if value.shape == own[key].shape else own[key] for key, value in found.items()}
-            networks[name].load_state_dict(fitting)
+    student = {key: value.clone() for key, value in bare(networks["student"]).state_dict().items()}
+    if student.keys() != found.keys():
+        return
+    fitting = {key: value if value.shape == student[key].shape else student[key] for key, value in found.items()}
+    for one in networks.values():
+        own = bare(one).state_dict()
+        if own.keys() == student.keys() and all(torch.equal(value, student[key]) for key, value in own.items()):
+            bare(one).load_state_dict(fitting)
 
 
 def _told(section: dict[str, object]) -> str:

@@ -54,6 +54,10 @@ class Targets(ABC):
         """KL(target || prediction), per voxel and channel (N, C, ...)."""
 
     @abstractmethod
+    def log_distributions(self, logits: Tensor) -> Tensor:
+        """Logarithms of the probabilities of a decision's outcomes: (N, outcomes, decisions per voxel, ...) float32."""
+
+    @abstractmethod
     def over_channels(self, values: Tensor) -> Tensor:
         """One value per voxel (N, ...) of values per channel (N, C, ...), as :meth:`cross_entropy` is one of them."""
 
@@ -72,6 +76,10 @@ class Targets(ABC):
         It is the scale of thresholds that separate certain voxels from ambiguous ones: a share of the largest entropy
         means something else for each number of classes.
         """
+
+    @abstractmethod
+    def confidence(self, probabilities: Tensor) -> Tensor:
+        """Per voxel (N, ...): the probability of the decision, of regions that of the least certain one."""
 
 
 class ExclusiveClasses(Targets):
@@ -108,6 +116,10 @@ class ExclusiveClasses(Targets):
         """y_c (log y_c - log p_c)."""
         return functional.kl_div(functional.log_softmax(logits.float(), dim=1), target, reduction="none")
 
+    def log_distributions(self, logits: Tensor) -> Tensor:
+        """One decision between the classes: (N, C, 1, ...)."""
+        return functional.log_softmax(logits.float(), dim=1).unsqueeze(2)
+
     def over_channels(self, values: Tensor) -> Tensor:
         """Their sum: the channels are the outcomes of one decision."""
         return values.sum(dim=1)
@@ -123,6 +135,10 @@ class ExclusiveClasses(Targets):
     def ambiguity(self, probabilities: Tensor) -> Tensor:
         """-sum_c p_c log2 p_c; above 1 where more than two classes are likely."""
         return torch.special.entr(probabilities.clamp_min(SMALL)).sum(dim=1) / math.log(2.0)
+
+    def confidence(self, probabilities: Tensor) -> Tensor:
+        """max_c p_c."""
+        return probabilities.amax(dim=1)
 
 
 class OverlappingRegions(Targets):
@@ -162,6 +178,10 @@ class OverlappingRegions(Targets):
         crossed = functional.binary_cross_entropy_with_logits(logits.float(), target, reduction="none")
         return crossed - (torch.special.entr(target) + torch.special.entr(1.0 - target))
 
+    def log_distributions(self, logits: Tensor) -> Tensor:
+        """Inside or not, for each region: (N, 2, R, ...)."""
+        return torch.stack([functional.logsigmoid(logits.float()), functional.logsigmoid(-logits.float())], dim=1)
+
     def over_channels(self, values: Tensor) -> Tensor:
         """Their mean: each channel is a decision of its own."""
         return values.mean(dim=1)
@@ -177,6 +197,10 @@ class OverlappingRegions(Targets):
     def ambiguity(self, probabilities: Tensor) -> Tensor:
         """Binary entropy in bits of the region that is least certain: the other regions do not make it any clearer."""
         return _binary_entropy(probabilities).amax(dim=1) / math.log(2.0)
+
+    def confidence(self, probabilities: Tensor) -> Tensor:
+        """min_r max(p_r, 1 - p_r)."""
+        return torch.maximum(probabilities, 1.0 - probabilities).amin(dim=1)
 
 
 def _binary_entropy(p: Tensor) -> Tensor:

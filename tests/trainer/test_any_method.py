@@ -41,6 +41,11 @@ STUDENTS: dict[str, dict[str, Any]] = {
     },
     "unet3d": {"student": {"kind": "unet3d", "channels": [4, 8]}, "patch": [16, 16, 8]},
 }
+THREE_LEVELS_OF: dict[str, dict[str, Any]] = {
+    "unet": {"student": {"kind": "unet", "channels": [4, 8, 8], "residual_units": 0}},
+    "segresnet": {"student": {"kind": "segresnet", "filters": 8, "blocks_down": [1, 1, 1]}},
+    "unet3d": {"student": {"kind": "unet3d", "channels": [4, 8, 8]}},
+}
 FIXED = {"unetr", "swinunetr"}
 
 
@@ -66,6 +71,12 @@ def test_every_method_trains_every_student_or_refuses_it_by_name(dataset: Datase
                 plan_of(dataset, recipe_for(method, section))
             return
         section = {**section, "patch": [2 * side for side in section["patch"]] if "vnet" in student else [16, 16, 16]}
+    if method == "urpc":
+        if student == "outside":
+            with pytest.raises(RecipeError, match=r"urpc reads coarser logits: the student \(outside\) does not"):
+                plan_of(dataset, recipe_for(method, section))
+            return
+        section = {**section, **THREE_LEVELS_OF.get(student, {})}
     switches = {"sam": {**SAM, "side": 256}} if method == "cfr" else {}  # a canvas for the largest of the patches
     plan = plan_of(dataset, recipe_for(method, section, **switches))
     torch.manual_seed(0)
@@ -76,7 +87,8 @@ def test_every_method_trains_every_student_or_refuses_it_by_name(dataset: Datase
         images = torch.randn((4, 1, *plan.recipe.size()), generator=torch.Generator().manual_seed(1))
         labels = (images[:, 0] > 1).long() + (images[:, 0] > 2)
         where = torch.tensor([0.0, 1.0]).expand(4, 3, 2)
-        batch = Batch(images, labels, turn.mixture.labelled, ("scan",) * 4, step, where, {"cfr": labels})
+        views = dict.fromkeys(("strong", "stronger"), images + 0.1)
+        batch = Batch(images, labels, turn.mixture.labelled, ("scan",) * 4, step, where, {"cfr": labels}, views)
         plan.stages.hand_over(networks, step)
         plan.stages.prepare(networks, turn, step)
         plan.stages.loss(networks, batch, turn)["total"].backward()

@@ -18,6 +18,7 @@ from tests.trainer.tiny import (
     SAM,
     SEGFORMER,
     SHORT,
+    THREE_LEVELS,
     batch_of,
     clone,
     phantoms,
@@ -217,7 +218,7 @@ def test_without_consistency_perfect_pseudo_labels_are_supervision() -> None:
 
 @pytest.mark.parametrize("host", [name for name in METHODS if name not in ("distil", "cfr")])
 def test_the_pseudo_labels_train_the_student_of_every_host(host: str) -> None:
-    method = cfr({"updates": 8}, host=host)
+    method = cfr({"updates": 8, **({"student": THREE_LEVELS} if host == "urpc" else {})}, host=host)
     stages = Stages(method)
     torch.manual_seed(0)
     networks = stages.build()

@@ -135,7 +135,7 @@ def test_a_run_learns_what_its_teacher_knows_and_says_who_that_was(teacher: Path
     assert manifest.provenance.parameters < taught_by.parameters and taught_by.labelled == 2
     losses = [line["soft"] for line in map(json.loads, (tmp_path / "run/log.jsonl").open()) if "soft" in line]
     assert losses[-1] < 0.3 * losses[0]
-    assert plan_of(dataset, recipe).method.pretrained() == ()
+    assert plan_of(dataset, recipe).stages.pretrained() == ()
 
 
 def test_what_cannot_teach_is_refused(teacher: Path, tmp_path: Path) -> None:

@@ -12,7 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from semiseg.dataset import Dataset
-from tests.trainer.tiny import EVERY, batch_of, method_of, phantoms, plan_of, recipe_for, recipe_of, trained, weights_of
+from tests.trainer.tiny import (
+    EVERY,
+    THREE_LEVELS,
+    batch_of,
+    method_of,
+    phantoms,
+    plan_of,
+    recipe_for,
+    recipe_of,
+    trained,
+    weights_of,
+)
 from trainer.engine import trained_network
 from trainer.errors import RecipeError
 from trainer.losses import supervised_loss
@@ -21,7 +32,6 @@ from trainer.networks.outputs import DeepSupervised, further_outputs
 from trainer.stages import Stages
 from trainer.targets import ExclusiveClasses
 
-THREE_LEVELS = {"kind": "unet", "channels": [4, 6, 8], "residual_units": 0}
 DYNUNET = {"kind": "dynunet", "channels": [4, 6, 8]}
 SEVERAL = {"kind": "outside", "function": "tests.trainer.test_outputs:several", "several_outputs": True}
 
@@ -74,7 +84,16 @@ def test_the_loss_of_coarser_levels_written_out(student: dict[str, Any], sizes: 
     torch.testing.assert_close(stages.loss(networks, batch, stages.turn(0))["total"], expected)
 
 
-@pytest.mark.parametrize("method", EVERY)
+OWN_OUTPUTS = ("urpc", "mcnet")
+
+
+@pytest.mark.parametrize("method", OWN_OUTPUTS)
+def test_methods_with_several_outputs_of_their_own_refuse_deep_supervision(method: str) -> None:
+    with pytest.raises(RecipeError, match=f"deep_supervision: {method} .*; leave it out"):
+        method_of(recipe_for(method, {"student": THREE_LEVELS, "deep_supervision": 1.0}))
+
+
+@pytest.mark.parametrize("method", [name for name in EVERY if name not in OWN_OUTPUTS])
 def test_every_method_trains_with_deep_supervision_and_exports_the_bare_network(
     dataset: Dataset, tmp_path: Path, method: str
 ) -> None:
@@ -88,7 +107,11 @@ def test_every_method_trains_with_deep_supervision_and_exports_the_bare_network(
     assert network(torch.zeros(1, 1, 16, 16, 16)).shape == (1, plan.stages.last.targets.channels, 16, 16, 16)
 
 
-@pytest.mark.parametrize("method", [name for name in EVERY if name not in ("bcp", "comparative", "contrastive", "cfr")])
+# A first stage comes before the student, bcp pastes patches, and the student of dualfete sees no labels.
+WITHOUT = ("bcp", "comparative", "contrastive", "cfr", "dualfete", *OWN_OUTPUTS)
+
+
+@pytest.mark.parametrize("method", [name for name in EVERY if name not in WITHOUT])
 def test_deep_supervision_reaches_every_method_that_shows_the_student_labelled_patches(method: str) -> None:
     changes = {"student": THREE_LEVELS, "deep_supervision": 1.0, "patch": [16, 16, 16], "updates": 8}
     switches: dict[str, Any] = {"partner": {**THREE_LEVELS, "residual_units": 1}} if method == "dual" else {}
@@ -101,10 +124,34 @@ def test_deep_supervision_reaches_every_method_that_shows_the_student_labelled_p
 
 
 def test_a_student_whose_decoder_nobody_knows_is_refused() -> None:
-    changes = {"student": {"kind": "vnet"}, "deep_supervision": 1.0, "patch": [32, 32, 32]}
+    two_levels = {"kind": "unet", "channels": [4, 6]}
+    changes = {"student": two_levels, "deep_supervision": 1.0, "patch": [32, 32, 32]}
     method = method_of(recipe_of("supervised", changes))
-    with pytest.raises(RecipeError, match="deep_supervision: a vnet does not say which levels"):
+    with pytest.raises(RecipeError, match=r"deep_supervision: the student \(unet\) does not say which coarser levels"):
         method.build()
+
+
+@pytest.mark.parametrize(
+    ("student", "sizes"),
+    [
+        ({"kind": "vnet"}, [16, 8, 4]),
+        ({"kind": "resnet_vnet"}, [16, 8, 4]),
+        ({"kind": "unet3d", "channels": [4, 6, 8]}, [16]),
+        ({"kind": "unet3d", "channels": [4, 6, 8, 8]}, [16, 8]),
+        ({"kind": "segresnet", "filters": 8, "blocks_down": [1, 1, 1]}, [16]),
+        ({"kind": "unetr", "feature_size": 4, "hidden_size": 12, "mlp_dim": 16, "heads": 2}, [16, 8, 4]),
+        pytest.param({"kind": "swinunetr", "feature_size": 12}, [16, 8, 4, 2], marks=pytest.mark.long),
+    ],
+)
+def test_the_levels_that_a_decoder_names_halve_the_size_one_after_the_other(
+    student: dict[str, Any], sizes: list[int]
+) -> None:
+    method = method_of(recipe_of("supervised", {"student": student, "deep_supervision": 1.0, "patch": [32, 32, 32]}))
+    network = method.build()["student"]
+    with further_outputs(network) as heard:
+        network(torch.zeros(2, 1, 32, 32, 32))
+    ((_, coarse),) = heard
+    assert [tuple(c.shape) for c in coarse] == [(2, 3, size, size, size) for size in sizes]
 
 
 def test_nothing_is_computed_for_nobody() -> None:

@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from semiseg.dataset import Dataset
-from tests.trainer.tiny import PARTNER, SAM, phantoms, recipe_of, same_weights, trained, weights_of
+from tests.trainer.tiny import PARTNER, SAM, THREE_LEVELS, phantoms, recipe_of, same_weights, trained, weights_of
 from trainer.recipe import Recipe
 
 AGREEING = {"noise": 0.0, "weight": 1.0, "ramp": 0.0}
@@ -35,6 +35,10 @@ EQUAL = {
     "uamt, one patch each": recipe_of("uamt", {**SGD, "batch": 2}, **AGREEING, passes=2),
     "acmt": recipe_of("acmt", {**SGD, "batch": 4}, **AGREEING),
     "cps": recipe_of("cps", {**SGD, "batch": 4}, weight=1.0, ramp=0.0),
+    "urpc": recipe_of("urpc", {**SGD, "batch": 4, "student": THREE_LEVELS}, weight=1.0, ramp=0.0),
+    "mcnet": recipe_of("mcnet", {**SGD, "batch": 4}, ramp=0.0),
+    "admt": recipe_of("admt", {**SGD, "batch": 4}, ramp=0.0, threshold=0.5, cutmix=0.0, period=3, copied=0.2),
+    "dualfete": recipe_of("dualfete", {**SGD, "batch": 4}, ramp=0.0, threshold=0.5, cutmix=0.0, normalise=False),
     "bcp": recipe_of("bcp", {**SGD, "batch": 8}, pretrain=0.3),
     "dual": recipe_of("dual", {**SGD, "batch": 4}, partner=PARTNER, weight_semi=0.0, weight_con=0.0),
     "cfr": recipe_of("cfr", {**SGD, "batch": 4}, sam=SAM, sam_updates=6, bend=0.0, sam_optimiser=SGD["optimiser"]),
@@ -44,6 +48,8 @@ EQUAL = {
 REFUSED = {
     "cannot be shared evenly by 2 processes": recipe_of("supervised", {"batch": 3}),
     "bcp combines 4 patches": recipe_of("bcp", {"batch": 4}),
+    "ict needs 2 unlabelled": recipe_of("ict", {"batch": 4}),
+    "dualfete needs 1 labelled": recipe_of("dualfete", {"batch": 4}, labelled=1),
     "magicnet combines 2 patches": recipe_of("magicnet", {"batch": 2}, cubes=2, hidden=8),
 }
 CONVERGING = recipe_of(

@@ -33,7 +33,7 @@ def recipe(earlier: Path, method: str = "supervised", **changes: Any) -> Recipe:
 
 @pytest.mark.parametrize("method", ["supervised", "mean_teacher", "cps"])
 def test_the_student_and_its_copy_start_from_the_earlier_weights(dataset: Dataset, earlier: Path, method: str) -> None:
-    networks = plan_of(dataset, recipe(earlier, method)).method.build()
+    networks = plan_of(dataset, recipe(earlier, method)).stages.build()
     start_from(earlier, networks)
     wanted = weights_of(earlier)
     for name, network in networks.items():
@@ -50,7 +50,7 @@ def test_a_run_from_there_begins_where_that_one_ended(dataset: Dataset, earlier:
 
 def test_an_output_layer_for_other_segments_starts_anew(dataset: Dataset, earlier: Path) -> None:
     other = recipe(earlier, regions={"both": [1, 2]})
-    networks = plan_of(dataset, other).method.build()
+    networks = plan_of(dataset, other).stages.build()
     fresh = {key: value.clone() for key, value in networks["student"].state_dict().items()}
     start_from(earlier, networks)
     wanted, found = weights_of(earlier), networks["student"].state_dict()

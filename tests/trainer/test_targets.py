@@ -107,3 +107,18 @@ def test_exclusive_labels_become_classes_in_order() -> None:
     assert encode_labels(labels, segments).tolist() == [[[0, 2, 1, 0]]]
     assert encode_prediction(labels, segments).tolist() == [[[0, 2, 1, 0]]]
     assert targets_of(2, overlapping=False).channels == 3
+
+
+def test_confidence_is_the_probability_of_the_decision_and_of_regions_of_the_least_certain() -> None:
+    p = torch.tensor([0.2, 0.7, 0.1]).view(1, 3, 1)
+    assert float(ExclusiveClasses(2).confidence(p)) == pytest.approx(0.7)
+    assert float(OverlappingRegions(3).confidence(torch.tensor([0.2, 0.6, 0.95]).view(1, 3, 1))) == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize("targets", [ExclusiveClasses(2), OverlappingRegions(3)], ids=["classes", "regions"])
+def test_the_distributions_of_a_voxel_are_those_of_its_decisions(targets: Targets) -> None:
+    logits = torch.randn(2, 3, 4)
+    found = targets.log_distributions(logits).exp()
+    torch.testing.assert_close(found.sum(1), torch.ones_like(found[:, 0]))
+    p = targets.probabilities(logits)
+    torch.testing.assert_close(found[:, :, 0] if isinstance(targets, ExclusiveClasses) else found[:, 0], p)

@@ -56,6 +56,7 @@ SAM: dict[str, Any] = {
 }
 SHORT = {"feature_updates": 2, "output_updates": 2, "partitions": 2}
 PARTNER = {"kind": "unet", "channels": [6, 12], "residual_units": 1}
+THREE_LEVELS = {"kind": "unet", "channels": [4, 6, 8], "residual_units": 0}
 BATCH_NORM = {"kind": "unet", "channels": [4, 8], "residual_units": 0, "norm": "batch", "dropout": 0.2}
 
 
@@ -89,7 +90,8 @@ def recipe_for(method: str, changes: Mapping[str, Any] | None = None, **switches
         "contrastive": SHORT,
     }
     switches = {**own.get(method, {}), **switches}
-    return recipe_of(method, {"batch": 4, "updates": 4, **(changes or {})}, **switches)
+    student = {"student": THREE_LEVELS} if method == "urpc" else {}
+    return recipe_of(method, {"batch": 4, "updates": 4, **student, **(changes or {})}, **switches)
 
 
 def method_of(recipe: Recipe, *, labelled: int = 4, unlabelled: int = 12, outputs: int = 3, axis: int = 2) -> Method:
@@ -104,7 +106,8 @@ def batch_of(labelled: int, unlabelled: int, *, step: int = 0, outputs: int = 3,
     images = torch.randn((count, 1, side, side, side), generator=random)
     labels = ((images[:, 0] + 2) / 4 * outputs).long().clamp(0, outputs - 1)
     labels[labelled:] = 0
-    return Batch(images, labels, labelled, tuple(f"scan{k}" for k in range(count)), step)
+    views = {name: images + 0.1 * torch.randn(images.shape, generator=random) for name in ("strong", "stronger")}
+    return Batch(images, labels, labelled, tuple(f"scan{k}" for k in range(count)), step, views=views)
 
 
 def case_of(case_id: str, shape: tuple[int, int, int], *, seed: int = 0, labelled: bool = True) -> PreparedCase:

@@ -77,7 +77,10 @@ class Method(ABC):
         guided: Whether an earlier stage does so to this one: then its batches hold unlabelled patches where there are
             any.
         guided_networks: Names of the networks that learn from guidance.
-        views: Names of further views of each patch that the loss compares; ``strong`` is the only one there is.
+        views: Names of further views of each patch that the loss compares: ``strong``, and ``stronger``, a second one
+            with random changes of its own.
+        coarse_outputs: Whether the loss reads coarser logits of the students' decoders (see
+            :mod:`trainer.networks.outputs`).
     """
 
     name: ClassVar[str]
@@ -86,7 +89,8 @@ class Method(ABC):
     guides: bool = False
     guided: bool = False
     guided_networks: ClassVar[tuple[str, ...]] = ("student",)
-    views: ClassVar[tuple[Literal["strong"], ...]] = ()
+    views: ClassVar[tuple[Literal["strong", "stronger"], ...]] = ()
+    coarse_outputs: ClassVar[bool] = False
     Switches: ClassVar[type[Section]]
 
     def __init__(self, recipe: Recipe, task: Task) -> None:
@@ -100,6 +104,9 @@ class Method(ABC):
         self.targets = task.targets
         self.switches: Any = self.read_switches(recipe)
         self.check_parts(1)
+        if self.coarse_outputs:
+            for section in self.students(recipe):
+                self.coarser_levels(section)
 
     @classmethod
     def read_switches(cls, recipe: Recipe) -> Section:
@@ -257,18 +264,54 @@ class Method(ABC):
         """The network of a section for this task, with what its training needs beside it.
 
         Raises:
-            RecipeError: Deep supervision is asked for, and the section does not say which levels its decoder has.
+            RecipeError: Deep supervision is asked for, or the method reads coarser logits, and the section does not say
+                which levels its decoder has.
         """
         network = section.build(self.task.inputs, self.targets.channels, self.recipe.size())
-        if not self.recipe.deep_supervision or isinstance(network, SeveralOutputs):
+        if not (self.recipe.deep_supervision or self.coarse_outputs) or isinstance(network, SeveralOutputs):
             return network
+        return DeepSupervised(network, self.coarser_levels(section), self.targets.channels)
+
+    def coarser_levels(self, section: AnyStudent) -> tuple[tuple[str, int], ...]:
+        """The coarser levels of a section's decoder (see :meth:`Student.decoder`); none where it has further outputs.
+
+        Raises:
+            RecipeError: The section does not say which they are.
+        """
+        if getattr(section, "several_outputs", False):
+            return ()
         levels = section.decoder()
         if not levels:
+            asked = f"{self.name} reads coarser logits" if self.coarse_outputs else "In the recipe, deep_supervision"
+            other = "take another method" if self.coarse_outputs else "leave deep_supervision out"
             raise RecipeError(
-                f"In the recipe, deep_supervision: a {section.kind} does not say which levels its decoder has; leave "
-                "deep_supervision out, or take a unet or dynunet of at least three levels."
+                f"{asked}: the student ({section.kind}) does not say which coarser levels its decoder has; {other}, "
+                "or take a student of at least three levels."
             )
-        return DeepSupervised(network, levels, self.targets.channels)
+        return levels
+
+    def require_in_each_part(self, mixture: Mixture, processes: int, *, labelled: int, unlabelled: int) -> None:
+        """Refuse a batch that leaves a part, of a process or of an accumulation, fewer patches of a kind.
+
+        Args:
+            mixture: Patches of a batch.
+            processes: Number of processes that share it.
+            labelled: Labelled patches that the method needs in each part.
+            unlabelled: Unlabelled ones.
+
+        Raises:
+            RecipeError: A part has fewer.
+        """
+        parts = processes * self.recipe.accumulate
+        for kind, count, needed in (
+            ("labelled", mixture.labelled, labelled),
+            ("unlabelled", mixture.unlabelled, unlabelled),
+        ):
+            if count < parts * needed:
+                raise RecipeError(
+                    f"{self.name} needs {needed} {kind} patch(es) in each part of a batch: {count} in {parts} part(s) "
+                    "are too few; make the batch larger or `accumulate` smaller."
+                )
 
     def student_rate(self, update: int) -> float:
         """The student's learning rate at its ``update`` under the recipe's schedule."""
@@ -290,6 +333,16 @@ class Method(ABC):
                 "make the batch larger."
             )
         return Mixture(count, batch - count)
+
+
+def refuse_deep_supervision(method: Method, because: str) -> None:
+    """Refuse the recipe key ``deep_supervision`` for a method whose further outputs are of another kind.
+
+    Raises:
+        RecipeError: The recipe has it.
+    """
+    if method.recipe.deep_supervision:
+        raise RecipeError(f"In the recipe, deep_supervision: {method.name} {because}; leave it out.")
 
 
 def share_of_part(patches: int, of: int, batch: Batch, turn: Turn) -> float:

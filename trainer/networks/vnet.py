@@ -13,6 +13,8 @@ from typing import Literal
 from torch import Tensor, nn
 
 Norm = Literal["batch", "instance"]
+Upsampling = Literal["transposed", "trilinear", "nearest"]
+UPSAMPLINGS: tuple[Upsampling, ...] = ("transposed", "trilinear", "nearest")
 WIDTHS = (16, 32, 64, 128, 256)
 
 
@@ -21,13 +23,20 @@ class _VNet(nn.Module):
     those (16 channels, full size) that the 1x1x1 ``head`` turns into logits."""
 
     def __init__(
-        self, stem: nn.Module, down: Iterable[nn.Module], deepest: nn.Module, outputs: int, norm: Norm, dropout: float
+        self,
+        stem: nn.Module,
+        down: Iterable[nn.Module],
+        deepest: nn.Module,
+        outputs: int,
+        norm: Norm,
+        dropout: float,
+        upsampling: Upsampling,
     ) -> None:
         super().__init__()
         self.stem = stem
         self.down = nn.ModuleList(down)
         self.deepest = deepest
-        self.decoder = Decoder(norm)
+        self.decoder = Decoder(norm, upsampling)
         self.head = nn.Sequential(nn.Dropout3d(dropout), nn.Conv3d(WIDTHS[0], outputs, kernel_size=1))
         initialise(self)
 
@@ -44,19 +53,34 @@ class _VNet(nn.Module):
 class VNet(_VNet):
     """Five levels of 1, 2, 3, 3, 3 convolutions down and 3, 3, 2, 1 up; 9,448,866 parameters (1 channel, 2 classes)."""
 
-    def __init__(self, inputs: int, outputs: int, norm: Norm = "batch", dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        norm: Norm = "batch",
+        dropout: float = 0.0,
+        upsampling: Upsampling = "transposed",
+    ) -> None:
         down = (
             nn.Sequential(_halve(a, b, norm), _stage(b, b, count, norm))
             for (a, b), count in zip(itertools.pairwise(WIDTHS), (2, 3, 3, 3), strict=True)
         )
-        super().__init__(_stage(inputs, WIDTHS[0], 1, norm), down, nn.Dropout3d(dropout), outputs, norm, dropout)
+        stem = _stage(inputs, WIDTHS[0], 1, norm)
+        super().__init__(stem, down, nn.Dropout3d(dropout), outputs, norm, dropout, upsampling)
 
 
 class ResNetVNet(_VNet):
     """A 3D ResNet-34 whose stem keeps the size as encoder, V-Net's decoder; 17,930,354 parameters (1 channel, 2
     classes). Dropout is before the head only."""
 
-    def __init__(self, inputs: int, outputs: int, norm: Norm = "batch", dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        inputs: int,
+        outputs: int,
+        norm: Norm = "batch",
+        dropout: float = 0.0,
+        upsampling: Upsampling = "transposed",
+    ) -> None:
         stem = nn.Sequential(
             nn.Conv3d(inputs, WIDTHS[0], kernel_size=7, padding=3, bias=False), _norm(norm, WIDTHS[0]), nn.ReLU()
         )
@@ -64,16 +88,16 @@ class ResNetVNet(_VNet):
             nn.Sequential(*(_Residual(a if k == 0 else b, b, 2 if k == 0 else 1, norm) for k in range(count)))
             for (a, b), count in zip(itertools.pairwise(WIDTHS), (3, 4, 6, 3), strict=True)
         )
-        super().__init__(stem, down, nn.Identity(), outputs, norm, dropout)
+        super().__init__(stem, down, nn.Identity(), outputs, norm, dropout, upsampling)
 
 
 class Decoder(nn.Module):
     """From features at five sizes (finest first) to 16 channels at full size, skips by addition."""
 
-    def __init__(self, norm: Norm) -> None:
+    def __init__(self, norm: Norm, upsampling: Upsampling = "transposed") -> None:
         super().__init__()
         steps = list(itertools.pairwise(reversed(WIDTHS)))
-        self.up = nn.ModuleList(_double(a, b, norm) for a, b in steps)
+        self.up = nn.ModuleList(_double(a, b, norm, upsampling) for a, b in steps)
         self.merge = nn.ModuleList(_stage(b, b, count, norm) for (_, b), count in zip(steps, (3, 3, 2, 1), strict=True))
 
     def forward(self, levels: list[Tensor]) -> Tensor:
@@ -135,5 +159,10 @@ def _halve(inputs: int, outputs: int, norm: Norm) -> nn.Sequential:
     return nn.Sequential(nn.Conv3d(inputs, outputs, kernel_size=2, stride=2), _norm(norm, outputs), nn.ReLU())
 
 
-def _double(inputs: int, outputs: int, norm: Norm) -> nn.Sequential:
-    return nn.Sequential(nn.ConvTranspose3d(inputs, outputs, kernel_size=2, stride=2), _norm(norm, outputs), nn.ReLU())
+def _double(inputs: int, outputs: int, norm: Norm, way: Upsampling) -> nn.Sequential:
+    layers: list[nn.Module] = [nn.ConvTranspose3d(inputs, outputs, kernel_size=2, stride=2)]
+    if way != "transposed":
+        corners = True if way == "trilinear" else None
+        enlarge = nn.Upsample(scale_factor=2, mode=way, align_corners=corners)
+        layers = [enlarge, nn.Conv3d(inputs, outputs, kernel_size=3, padding=1)]
+    return nn.Sequential(*layers, _norm(norm, outputs), nn.ReLU())

@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from torch import nn
 
 from trainer.networks.paper_unet import PaperUNet
-from trainer.networks.vnet import ResNetVNet, VNet
+from trainer.networks.vnet import UPSAMPLINGS, WIDTHS, ResNetVNet, Upsampling, VNet
 from trainer.recipe import Positive
 from trainer.students.student import MonaiStudent, Rate, Stride, Student, Triple, check_strides, product
 
@@ -96,6 +96,11 @@ class PaperUNetStudent(Student):
         """See :meth:`Student.encoder`."""
         return ("down",)
 
+    def decoder(self) -> tuple[tuple[str, int], ...]:
+        """The pairs of convolutions after each skip connection but the finest."""
+        last = len(self.channels) - 2
+        return tuple((f"merge.{last - level}", self.channels[level]) for level in range(1, last + 1))
+
 
 class VNetStudent(Student):
     """V-Net of the mean-teacher family: 9,448,866 parameters (1 channel, 2 classes). See :mod:`trainer.networks.vnet`.
@@ -104,11 +109,14 @@ class VNetStudent(Student):
         kind: ``resnet_vnet`` has a ResNet-34 as encoder (Dual Networks): 17,930,354 parameters.
         norm: of the batch, as the papers have it, or of the instance.
         dropout: probability.
+        upsampling: How the decoder doubles the size: a ``transposed`` convolution, as in V-Net, or ``trilinear`` or
+            ``nearest`` interpolation and a 3x3x3 convolution, as in MC-Net+'s further decoders.
     """
 
     kind: Literal["vnet", "resnet_vnet"]
     norm: Literal["batch", "instance"] = "batch"
     dropout: Rate = 0.0
+    upsampling: Upsampling = "transposed"
     layers: ClassVar[dict[str, str]] = {"deepest": "deepest", "features": "head"}
     encoders: ClassVar[tuple[str, ...]] = ("stem", "down", "deepest")
 
@@ -119,7 +127,16 @@ class VNetStudent(Student):
     def build(self, inputs: int, outputs: int, patch: Triple) -> nn.Module:
         """See :meth:`Student.build`."""
         network = VNet if self.kind == "vnet" else ResNetVNet
-        return network(inputs, outputs, self.norm, self.dropout)
+        return network(inputs, outputs, self.norm, self.dropout, self.upsampling)
+
+    def decoder(self) -> tuple[tuple[str, int], ...]:
+        """The stages after each skip connection but the finest."""
+        return tuple((f"decoder.merge.{3 - level}", WIDTHS[level]) for level in range(1, 4))
+
+    def decoders(self) -> tuple[Student, ...]:
+        """One for each way of upsampling, this section's first (MC-Net+, Wu et al. 2022)."""
+        others = [way for way in UPSAMPLINGS if way != self.upsampling]
+        return tuple(self.model_copy(update={"upsampling": way}) for way in (self.upsampling, *others))
 
 
 class SegResNetStudent(MonaiStudent):
@@ -163,6 +180,11 @@ class SegResNetStudent(MonaiStudent):
 
     def _layers(self) -> dict[str, str]:
         return {"deepest": f"down_layers.{len(self.blocks_down) - 1}", "features": "conv_final"}
+
+    def decoder(self) -> tuple[tuple[str, int], ...]:
+        """The residual blocks of each level but the finest."""
+        last = len(self.blocks_down) - 2
+        return tuple((f"up_layers.{last - level}", self.filters * 2**level) for level in range(1, last + 1))
 
 
 class DynUNetStudent(MonaiStudent):

@@ -70,6 +70,10 @@ class Student(Section):
         number of their channels; none when nobody says."""
         return ()
 
+    def decoders(self) -> tuple[Student, ...]:
+        """This section and others that differ from it in their decoders alone; by default this one alone."""
+        return (self,)
+
     def _layers(self) -> dict[str, str]:
         return self.layers
 

@@ -59,6 +59,10 @@ class UNETRStudent(MonaiStudent):
             "dropout_rate": self.dropout,
         }
 
+    def decoder(self) -> tuple[tuple[str, int], ...]:
+        """See :meth:`Student.decoder`."""
+        return tuple((f"decoder{level + 2}", self.feature_size * 2**level) for level in (1, 2, 3))
+
 
 class SwinUNETRStudent(MonaiStudent):
     """MONAI's SwinUNETR, M&N's other 3D network (table 4, feature size 36). Its graph takes one window size only.
@@ -89,3 +93,7 @@ class SwinUNETRStudent(MonaiStudent):
             "use_checkpoint": self.checkpointing,
             "spatial_dims": 3,
         }
+
+    def decoder(self) -> tuple[tuple[str, int], ...]:
+        """See :meth:`Student.decoder`."""
+        return tuple((f"decoder{level + 1}", self.feature_size * 2 ** (level - 1)) for level in (1, 2, 3, 4))

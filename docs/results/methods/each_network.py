@@ -21,6 +21,7 @@ from trainer.engine import TorchEngine, trained_network
 from trainer.methods import make_method
 from trainer.methods.method import Task
 from trainer.recipe import make_recipe
+from trainer.stages import Stages
 from trainer.targets import targets_of
 from trainer.validation import segmenter_for
 
@@ -34,15 +35,16 @@ def main() -> None:
     origin = manifest.provenance
     targets = targets_of(len(manifest.segments), overlapping=overlapping(manifest.segments))
     task = Task(len(manifest.channels), targets, manifest.preprocessing.slice_axis, origin.labelled, origin.unlabelled)
-    method = make_method(make_recipe(how_trained(run)["recipe"]), task)
-    networks = method.build()
+    stages = Stages(make_method(make_recipe(how_trained(run)["recipe"]), task))
+    networks = stages.build()
     state = load_state(RunFolder(run).checkpoint, torch.device("cpu"))
     for name, network in networks.items():
         network.load_state_dict(state.networks[name])
-    judged: dict[str, nn.Module] = {"what is exported": exported, **method.voters(networks)}
-    labeller = method.labeller(networks, getattr(method, "first", 0))
-    if labeller is not None:
-        judged["what labels the unlabelled scans"] = labeller
+    judged: dict[str, nn.Module] = {"what is exported": exported, **stages.voters(networks)}
+    for step in range(stages.steps):
+        for labelling in stages.labellings(networks, step):
+            if labelling.network is not None:
+                judged["what labels the unlabelled scans"] = labelling.network
     for name, module in judged.items():
         segmenter = segmenter_for(manifest, TorchEngine(module.eval(), "cpu"))
         scores: dict[str, list[float]] = {}

@@ -36,29 +36,29 @@ Times = NDArray[np.float64]
 
 def bare(plan: Plan, cache: Path, updates: int) -> Iterator[dict[str, float]]:
     """Seconds of each step, by part."""
-    method, recipe = plan.method, plan.recipe
+    stages, recipe = plan.stages, plan.recipe
     cases = prepare_cases(plan.dataset, plan.split.labelled, plan.unlabelled, plan.segments, plan.preprocessing, cache)
     draws = Draws(recipe, cases, plan.split.labelled, plan.unlabelled)
     source = PatchSource(recipe, cases, plan.preprocessing.slice_axis, plan.preprocessing.padding)
     torch.manual_seed(recipe.seed)
-    networks = method.build()
+    networks = stages.build()
     optimisers = {
-        name: make_optimiser(method.optimiser(name), network)
+        name: make_optimiser(stages.optimiser(name), network)
         for name, network in networks.items()
         if any(p.requires_grad for p in network.parameters())
     }
-    turns = [method.turn(step) for step in range(updates)]
+    turns = [stages.turn(step) for step in range(updates)]
     requests, before = [], Mixture(0, 0)
     for step, turn in enumerate(turns):
         requests.append(draws.requests(step, turn.mixture, before))
         before += turn.mixture
     made = batches(source, iter(requests), 0, 0, False)
-    for turn in turns:
+    for step, turn in enumerate(turns):
         marks = [time.perf_counter()]
         batch = next(made)
         marks.append(time.perf_counter())
-        method.prepare(networks, turn)
-        loss = method.loss(networks, batch, turn)["total"]
+        stages.prepare(networks, turn, step)
+        loss = stages.loss(networks, batch, turn)["total"]
         marks.append(time.perf_counter())
         loss.backward()
         marks.append(time.perf_counter())
@@ -68,7 +68,7 @@ def bare(plan: Plan, cache: Path, updates: int) -> Iterator[dict[str, float]]:
             optimisers[name].step()
         for optimiser in optimisers.values():
             optimiser.zero_grad(set_to_none=True)
-        method.after_update(networks, turn)
+        stages.after_update(networks, turn, step)
         marks.append(time.perf_counter())
         yield dict(zip(PARTS, np.diff(marks).tolist(), strict=True))
 

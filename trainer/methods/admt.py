@@ -1,0 +1,168 @@
+"""AD-MT: two mean teachers, updated in turns on batches that are disturbed in different ways, label together.
+
+Zhao et al., "Alternate diverse teaching for semi-supervised medical image segmentation", ECCV 2024.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from trainer.averaging import average_into
+from trainer.cutmix import centred_box, generator, pasted
+from trainer.losses import mean_where, supervised_loss
+from trainer.methods.method import Method, Networks, Task, Turn, freeze, share_of_part
+from trainer.patches import Batch
+from trainer.recipe import Positive, Recipe, Section, Share
+from trainer.schedules import ema_decay, ramp_up
+
+TEACHERS = ("teacher", "second_teacher")
+
+
+class ADMT(Method):
+    """L = L_sup(labelled) + w(t) mean over confident voxels of CE(student(disturbed patch), pseudo-label).
+
+    The pseudo-label is the decision of (e^(-H_1) p_1 + e^(-H_2) p_2) / (e^(-H_1) + e^(-H_2)), H the entropies in bits
+    of the teachers' probabilities; where the teachers contradict each other, a student that is more certain decides.
+    """
+
+    name = "admt"
+    views = ("strong",)
+
+    class Switches(Section):
+        """The paper's settings.
+
+        Attributes:
+            weight: Largest weight w_max of the pseudo-labels.
+            ramp: Share of the updates over which w(t) rises.
+            threshold: Probability from which on a pseudo-label counts.
+            period: Largest number of updates for which one teacher follows the student before it is the other's turn;
+                each period is drawn from 1 to this number (half an epoch in the released code).
+            decay: Limit of the moving averages' decay.
+            copied: Share of the updates in which the teacher whose turn it is becomes a copy of the student.
+            cutmix: Probability of CutMix in the second teacher's turns; the first one's have the strong view.
+            conflicts: Where the teachers contradict each other the more ``certain`` of them and the student decides, or
+                always the ``teachers``.
+            mixed: CutMix moves the student's own decisions along with the patch. In the released code it does not, so
+                that they are compared with another place's.
+            labelled: Labelled patches per batch; by default half of it.
+            export: Network that is kept.
+        """
+
+        weight: Annotated[float, Field(ge=0)] = 2.0
+        ramp: Share = 0.4
+        threshold: Share = 0.8
+        period: Positive = 19
+        decay: Annotated[float, Field(ge=0, lt=1)] = 0.99
+        copied: Share = 0.005
+        cutmix: Share = 1.0
+        conflicts: Literal["certain", "teachers"] = "certain"
+        mixed: bool = True
+        labelled: Annotated[int, Field(ge=1)] | None = None
+        export: Literal["student", "teacher", "second_teacher"] = "student"
+
+    def __init__(self, recipe: Recipe, task: Task) -> None:
+        """See :class:`Method`."""
+        super().__init__(recipe, task)
+        random = np.random.default_rng((recipe.seed, 8))
+        periods = random.integers(1, self.switches.period + 1, size=recipe.updates)
+        self._ends = np.cumsum(periods)
+
+    def check_parts(self, processes: int) -> None:
+        """See :meth:`Method.check_parts`."""
+        super().check_parts(processes)
+        if self.task.unlabelled:
+            self.require_in_each_part(self.mixture(self.switches.labelled), processes, labelled=0, unlabelled=1)
+
+    def build(self) -> Networks:
+        """The student and two moving averages of it."""
+        student = self.build_student()
+        return {"student": student, **{name: freeze(copy.deepcopy(student)) for name in TEACHERS}}
+
+    def turn(self, step: int) -> Turn:
+        """Every step trains the student; the stage names the teacher whose turn it is."""
+        mixture = self.mixture(self.switches.labelled)
+        return Turn(self.active(step), {"student": self.student_rate(step)}, mixture, step)
+
+    def active(self, step: int) -> str:
+        """The teacher whose turn it is: periods of random lengths, one teacher's after the other's."""
+        return TEACHERS[int(np.searchsorted(self._ends, step, side="right")) % 2]
+
+    def prepare(self, networks: Networks, turn: Turn) -> None:
+        """The student and the teacher whose turn it is in train mode, as released."""
+        for name, network in networks.items():
+            network.train(name in ("student", turn.stage))
+
+    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+        """The supervised term, and the cross-entropy to the pseudo-labels of disturbed patches."""
+        n = batch.labelled
+        logits = networks["student"](batch.images)
+        scale = share_of_part(n, turn.mixture.labelled, batch, turn)
+        labels, weights = batch.labels[:n], batch.label_weights
+        supervised = scale * supervised_loss(logits[:n], labels, self.targets, weights)
+        if not turn.mixture.unlabelled:
+            return {"total": supervised, "supervised": supervised.detach()}
+        scale = share_of_part(len(batch) - n, turn.mixture.unlabelled, batch, turn)
+        pseudo = scale * self.pseudo(networks, batch, logits[n:].detach(), turn)
+        total = supervised + self.weight(turn.student_update) * pseudo
+        return {"total": total, "supervised": supervised.detach(), "pseudo": pseudo.detach()}
+
+    def pseudo(self, networks: Networks, batch: Batch, logits: Tensor, turn: Turn) -> Tensor:
+        """The cross-entropy on disturbed unlabelled patches; ``logits`` are the student's of the undisturbed ones."""
+        n = batch.labelled
+        labels, confidence, conflict = self.ensemble(networks, batch.images[n:])
+        q = self.targets.probabilities(logits)
+        own, own_confidence = self.targets.decide(q), self.targets.confidence(q)
+        if turn.stage == TEACHERS[0]:
+            seen = batch.views["strong"][n:]
+        else:
+            seen, moved = self.cut_and_mixed(batch.images[n:], (labels, confidence, conflict, own, own_confidence))
+            labels, confidence, conflict = moved[:3]
+            if self.switches.mixed:
+                own, own_confidence = moved[3:]
+        if self.switches.conflicts == "certain":
+            taken = conflict & (own != labels) & (own_confidence > confidence)
+            labels = torch.where(taken, own, labels)
+            confidence = torch.where(taken, own_confidence, confidence)
+        crossed = self.targets.cross_entropy(networks["student"](seen), self.targets.encode(labels))
+        return mean_where(crossed, confidence >= self.switches.threshold)
+
+    @torch.no_grad()
+    def ensemble(self, networks: Networks, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Labels, their probability, and where the teachers contradict each other, (N, X, Y, Z) each."""
+        p, q = (self.targets.probabilities(networks[name](images)) for name in TEACHERS)
+        # e^-a / (e^-a + e^-b)
+        share = torch.sigmoid(self.targets.ambiguity(q) - self.targets.ambiguity(p))[:, None]
+        mean = share * p + (1.0 - share) * q
+        conflict = self.targets.decide(p) != self.targets.decide(q)
+        return self.targets.decide(mean), self.targets.confidence(mean), conflict
+
+    def cut_and_mixed(self, images: Tensor, along: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Patches with a box of another one in each, and what moves along with them."""
+        random = generator()
+        if random.random() >= self.switches.cutmix:
+            return images, along
+        share = float(random.beta(4, 4))
+        boxes = [centred_box(images.shape[2:], random, share) for _ in range(len(images))]
+        sources = random.permutation(len(images)).tolist()
+        return pasted(images, boxes, sources), tuple(pasted(values, boxes, sources) for values in along)
+
+    def after_update(self, networks: Networks, turn: Turn) -> None:
+        """The teacher whose turn it is follows the student, buffers too; t counts half of the updates."""
+        copied = round(self.switches.copied * self.recipe.updates)
+        update = turn.student_update
+        decay = 0.0 if update < copied else ema_decay((update - copied) // 2, self.switches.decay)
+        average_into(networks[turn.stage], networks["student"], decay, buffers=True)
+
+    def weight(self, update: int) -> float:
+        """w(t)."""
+        return float(self.switches.weight * ramp_up(update, self.switches.ramp * self.recipe.updates))
+
+    def exported(self, networks: Networks) -> nn.Module:
+        """One of them."""
+        return networks[self.switches.export]

@@ -1,0 +1,209 @@
+"""DualFete: a student learns from two teachers' labels, and tells them what that did to the loss of the labelled scans.
+
+Yi et al., "DualFete: Revisiting teacher-student interactions from a feedback perspective for semi-supervised medical
+image segmentation", AAAI 2026 (arXiv 2511.09319). The equations are those of the released code; where its default and
+its script for the left atrium differ, the script's.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from trainer.cutmix import generator, inner_box, pasted
+from trainer.errors import RecipeError
+from trainer.losses import SMALLEST_WEIGHT, mean_where, supervised_loss
+from trainer.methods.method import Method, Networks, Task, Turn, share_of_part
+from trainer.parallel import processes, sum_over_processes
+from trainer.patches import Batch
+from trainer.recipe import Recipe, Section, Share
+from trainer.schedules import ramp_up
+
+TEACHERS = ("teacher", "second_teacher")
+VIEWS = ("strong", "stronger")
+
+
+class DualFete(Method):
+    """Student: L_sup(student(u), y). Teachers: L_sup(labelled) + w(t) L_cross + sum_A f_A NLL_A.
+
+    y is the more certain teacher's decision. A are the voxels on which the teachers agree, and those on which they
+    disagree; f_A is by how much the labelled loss of the student falls when it takes a step on A alone. L_cross teaches
+    each teacher the other's confident decisions under strong views and CutMix.
+    """
+
+    name = "dualfete"
+    views = ("strong", "stronger")
+
+    class Switches(Section):
+        """The paper's settings.
+
+        Attributes:
+            weight: Largest weight w_max of the teachers' consistency.
+            ramp: Share of the updates over which w(t) rises.
+            threshold: Probability from which on a teacher's decision teaches the other teacher.
+            feedback: Weight of the feedback; 0 leaves two teachers that teach each other.
+            attributor: Voxels on which a step is tried: those of ``agreement``, of ``disagreement``, or ``both``, one
+                after the other.
+            step: Length of the step that is tried, as a multiple of the optimiser's rate.
+            normalise: Each tensor's gradient has length 1 in that step (left atrium); as it is, the code's other
+                script (pancreas).
+            cutmix: Probability of CutMix in the teachers' strong views.
+            labelled: Labelled patches per batch; by default half of it.
+            export: Network that is kept.
+        """
+
+        weight: Annotated[float, Field(ge=0)] = 1.0
+        ramp: Share = 0.2
+        threshold: Share = 0.7
+        feedback: Annotated[float, Field(ge=0)] = 1.0
+        attributor: Literal["agreement", "disagreement", "both"] = "both"
+        step: Annotated[float, Field(gt=0)] = 5.0
+        normalise: bool = True
+        cutmix: Share = 0.5
+        labelled: Annotated[int, Field(ge=1)] | None = None
+        export: Literal["student", "teacher", "second_teacher"] = "student"
+
+    def __init__(self, recipe: Recipe, task: Task) -> None:
+        """See :class:`Method`; the student learns from unlabelled scans alone."""
+        super().__init__(recipe, task)
+        if not task.unlabelled:
+            raise RecipeError("dualfete's student learns from unlabelled scans, and there are none; take `supervised`.")
+
+    def check_parts(self, processes: int) -> None:
+        """See :meth:`Method.check_parts`; feedback needs labels, and the student unlabelled patches."""
+        super().check_parts(processes)
+        if self.task.unlabelled:
+            mixture = self.mixture(self.switches.labelled)
+            self.require_in_each_part(mixture, processes, labelled=1, unlabelled=1)
+
+    def build(self) -> Networks:
+        """A student and two teachers that differ by their random starts; all learn by gradients."""
+        return {name: self.build_student() for name in ("student", *TEACHERS)}
+
+    def turn(self, step: int) -> Turn:
+        """All learn in every step."""
+        rate = self.student_rate(step)
+        rates = dict.fromkeys(("student", *TEACHERS), rate)
+        return Turn("train", rates, self.mixture(self.switches.labelled), step)
+
+    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+        """The student's loss and those of both teachers; each touches its own network alone."""
+        n = batch.labelled
+        share = share_of_part(len(batch) - n, turn.mixture.unlabelled, batch, turn)
+        with torch.no_grad():
+            found = [self.targets.probabilities(networks[name](batch.images[n:])) for name in TEACHERS]
+        decided = [self.targets.decide(p) for p in found]
+        certain = [self.targets.confidence(p) for p in found]
+        first_taken, first_less = certain[0] > certain[1], certain[0] < certain[1]
+        taken, less = (first_taken, ~first_taken), (first_less, ~first_less)
+        pseudo = torch.where(first_taken, decided[0], decided[1])
+        agree = decided[0] == decided[1]
+        areas = {"agreement": agree, "disagreement": ~agree}
+        # A difference of two losses after a small step needs single precision.
+        with torch.autocast(batch.images.device.type, enabled=False):
+            logits = networks["student"](batch.images[n:])
+            learned = share * supervised_loss(logits, pseudo, self.targets)
+            gains = self.feedback(networks["student"], logits, pseudo, areas, batch)
+        scale = share_of_part(n, turn.mixture.labelled, batch, turn)
+        terms = {"student": learned, "supervised": torch.zeros_like(learned), "cross": torch.zeros_like(learned)}
+        terms["feedback"] = torch.zeros_like(learned)
+        for k, (name, view) in enumerate(zip(TEACHERS, VIEWS, strict=True)):
+            teacher, strong = networks[name], batch.views[view][n:]
+            known = supervised_loss(teacher(batch.images[:n]), batch.labels[:n], self.targets, batch.label_weights)
+            terms["supervised"] = terms["supervised"] + scale * known
+            likelihood = self.own_decision(teacher(strong))
+            # Agreement is told to the less certain teacher, disagreement to the one whose label was taken.
+            told = {"agreement": agree & less[k], "disagreement": ~agree & taken[k]}
+            for area, gain in gains.items():
+                terms["feedback"] = terms["feedback"] + gain * mean_where(likelihood, told[area])
+            reliable = (certain[1 - k] >= self.switches.threshold).float()
+            terms["cross"] = terms["cross"] + share * self.crossed(teacher, strong, decided[1 - k], reliable)
+        weights = {"feedback": self.switches.feedback * share, "cross": self.weight(turn.student_update)}
+        total = torch.stack([weights.get(name, 1.0) * value for name, value in terms.items()]).sum()
+        gained = {f"gain/{area}": gain for area, gain in gains.items()}
+        return {"total": total, **{name: value.detach() for name, value in terms.items()}, **gained}
+
+    def own_decision(self, logits: Tensor) -> Tensor:
+        """-log of the probability of a network's own decision (N, X, Y, Z)."""
+        decided = self.targets.decide(self.targets.probabilities(logits.detach()))
+        return self.targets.cross_entropy(logits, self.targets.encode(decided))
+
+    def crossed(self, teacher: nn.Module, strong: Tensor, labels: Tensor, reliable: Tensor) -> Tensor:
+        """(CE + Dice) / 2 of a strong view to the other teacher's labels where these are reliable.
+
+        A box of each patch is seen in another one; its logits are brought back before they are compared.
+        """
+        random = generator()
+        if random.random() >= self.switches.cutmix:
+            return supervised_loss(teacher(strong), labels, self.targets, reliable)
+        count = len(strong)
+        boxes = [inner_box(strong.shape[2:], random, float(random.beta(4, 4)))] * count
+        mirrored = list(range(count))[::-1]  # the last patch's box goes into the first one, so twice is none
+        logits = pasted(teacher(pasted(strong, boxes, mirrored)), boxes, mirrored)
+        return supervised_loss(logits, labels, self.targets, reliable)
+
+    def feedback(
+        self, student: nn.Module, logits: Tensor, pseudo: Tensor, areas: dict[str, Tensor], batch: Batch
+    ) -> dict[str, Tensor]:
+        """f_A: the cross-entropy of the labelled patches before, minus after, a step of the student on area A.
+
+        Args:
+            student: The student.
+            logits: Its logits of the unlabelled patches, with gradients.
+            pseudo: Their pseudo-labels.
+            areas: Voxels by name, (N, X, Y, Z) bool.
+            batch: The batch.
+        """
+        if not self.switches.feedback:
+            return {}
+        wanted = [a for a in areas if self.switches.attributor in (a, "both")]
+        weights = {name: p for name, p in student.named_parameters() if p.requires_grad}
+        before = self.known_loss(student, dict(weights), batch)
+        gains: dict[str, Tensor] = {}
+        for area in wanted:
+            loss = supervised_loss(logits, pseudo, self.targets, areas[area].float())
+            gradients = torch.autograd.grad(loss, list(weights.values()), retain_graph=True, allow_unused=True)
+            moved = self.moved(weights, gradients)
+            gains[area] = before - self.known_loss(student, moved, batch)
+        return gains
+
+    @torch.no_grad()
+    def moved(self, weights: dict[str, nn.Parameter], gradients: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
+        """The weights after a step along the gradients of all processes."""
+        length = self.switches.step * self.recipe.optimiser.rate
+        out: dict[str, Tensor] = {}
+        for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
+            step = torch.zeros_like(weight) if gradient is None else sum_over_processes(gradient) / processes()
+            norm = step.norm()
+            if self.switches.normalise and float(norm) > 0:
+                step = step / norm
+            out[name] = weight - length * step
+        return out
+
+    @torch.no_grad()
+    def known_loss(
+        self, student: nn.Module, weights: dict[str, Tensor] | dict[str, nn.Parameter], batch: Batch
+    ) -> Tensor:
+        """Mean cross-entropy of the labelled patches, over all processes, of a student with these weights."""
+        n = batch.labelled
+        logits = functional_call(student, dict(weights), (batch.images[:n],))
+        crossed = self.targets.cross_entropy(logits, self.targets.encode(batch.labels[:n]))
+        known = torch.ones_like(crossed) if batch.label_weights is None else batch.label_weights
+        top, total = sum_over_processes(torch.stack([(crossed * known).sum(), known.sum()])).unbind()
+        return top / total.clamp_min(SMALLEST_WEIGHT)
+
+    def weight(self, update: int) -> float:
+        """w(t)."""
+        return float(self.switches.weight * ramp_up(update, self.switches.ramp * self.recipe.updates))
+
+    def voters(self, networks: Networks) -> Networks:
+        """All three."""
+        return dict(networks)
+
+    def exported(self, networks: Networks) -> nn.Module:
+        """One of them."""
+        return networks[self.switches.export]

@@ -1,0 +1,158 @@
+"""MC-Net and MC-Net+: decoders of one encoder that differ, each taught by the sharpened probabilities of the others.
+
+Wu et al., "Semi-supervised left atrium segmentation with mutual consistency training", MICCAI 2021 (two decoders);
+"Mutual consistency learning for semi-supervised medical image segmentation", Medical Image Analysis 2022 (three).
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from trainer.errors import RecipeError
+from trainer.losses import dice_pooled, mean_of
+from trainer.methods.method import Method, Networks, Task, Turn, refuse_deep_supervision, share_of_part
+from trainer.networks.decoders import SeveralDecoders
+from trainer.networks.mean import MeanOfNetworks
+from trainer.networks.outputs import further_outputs
+from trainer.patches import Batch
+from trainer.recipe import Recipe, Section, Share
+from trainer.schedules import ramp_up
+from trainer.students import AnyStudent, read_student
+from trainer.targets import ExclusiveClasses
+
+
+class MCNet(Method):
+    """L = w_seg sum_i Dice(p_i, y) + w(t) sum_(i != j) mean (p_i - sharpened p_j)^2.
+
+    A probability is sharpened as p^(1/T) / (p^(1/T) + (1 - p)^(1/T)).
+    """
+
+    name = "mcnet"
+
+    class Switches(Section):
+        """The paper's settings.
+
+        Attributes:
+            decoders: Number of decoders: 2 in MC-Net, 3 in MC-Net+.
+            differ: Further decoders upsample in another way where the student's section offers several (``vnet``,
+                ``resnet_vnet``), or, ``start``, all are of one kind and differ by their random start. Other students
+                differ by their start.
+            weight_seg: Weight of the supervised Dice loss.
+            cross_entropy: Weight of the supervised cross-entropy; the paper's loss has none.
+            weight: Largest weight w_max of the mutual consistency.
+            ramp: Share of the updates over which w(t) rises.
+            temperature: T of the sharpening.
+            detach: Sharpened probabilities carry no gradient. In the released code they do.
+            labelled: Labelled patches per batch; by default half of it.
+            export: The first decoder, or the mean of all.
+        """
+
+        decoders: Annotated[int, Field(ge=2, le=3)] = 3
+        differ: Literal["upsampling", "start"] = "upsampling"
+        weight_seg: Annotated[float, Field(ge=0)] = 0.5
+        cross_entropy: Annotated[float, Field(ge=0)] = 0.0
+        weight: Annotated[float, Field(ge=0)] = 1.0
+        ramp: Share = 0.4
+        temperature: Annotated[float, Field(gt=0)] = 0.1
+        detach: bool = False
+        labelled: Annotated[int, Field(ge=1)] | None = None
+        export: Literal["first", "mean"] = "first"
+
+    def __init__(self, recipe: Recipe, task: Task) -> None:
+        """See :class:`Method`; the student has to say which of its modules are its encoder."""
+        super().__init__(recipe, task)
+        refuse_deep_supervision(self, "trains several decoders, whose levels it does not reach")
+        student = read_student(recipe.student)
+        if not student.encoder():
+            raise RecipeError(
+                f"mcnet gives several decoders one encoder, and the student ({student.kind}) does not say which of its "
+                "modules that is; name them in `student.encoding`, or take another student."
+            )
+
+    def sections(self) -> list[AnyStudent]:
+        """The section of each decoder's network."""
+        student = read_student(self.recipe.student)
+        offered = list(student.decoders()) if self.switches.differ == "upsampling" else [student]
+        cycled = itertools.islice(itertools.cycle(offered), self.switches.decoders)
+        return [read_student(section.model_dump(mode="json")) for section in cycled]
+
+    def build(self) -> Networks:
+        """One encoder and its decoders."""
+        sections = self.sections()
+        networks = [s.build(self.task.inputs, self.targets.channels, self.recipe.size()) for s in sections]
+        return {"student": SeveralDecoders(networks, sections[0].encoder())}
+
+    def turn(self, step: int) -> Turn:
+        """Every step trains all decoders on a fixed mixture."""
+        mixture = self.mixture(self.switches.labelled)
+        return Turn("train", {"student": self.student_rate(step)}, mixture, step)
+
+    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+        """The supervised Dice of all decoders, and their mutual consistency on all patches."""
+        with further_outputs(networks["student"]) as heard:
+            first = networks["student"](batch.images)
+        logits = [first, *(heard[-1][1] if heard else ())]
+        supervised = share_of_part(batch.labelled, turn.mixture.labelled, batch, turn) * self.supervised(logits, batch)
+        consistency = self.consistency([self.targets.probabilities(y) for y in logits])
+        total = supervised + self.weight(turn.student_update) * consistency
+        return {"total": total, "supervised": supervised.detach(), "consistency": consistency.detach()}
+
+    def supervised(self, logits: list[Tensor], batch: Batch) -> Tensor:
+        """The weighted Dice of the segments, and cross-entropy, summed over the decoders."""
+        n, weights = batch.labelled, batch.label_weights
+        target = self.targets.encode(batch.labels[:n])
+        wanted = self.targets.foreground(target)
+        total = torch.zeros((), device=batch.images.device)
+        for y in logits:
+            found = self.targets.foreground(self.targets.probabilities(y[:n]))
+            total = total + self.switches.weight_seg * dice_pooled(found, wanted, weights)
+            if self.switches.cross_entropy:
+                crossed = mean_of(self.targets.cross_entropy(y[:n], target), weights)
+                total = total + self.switches.cross_entropy * crossed
+        return total
+
+    def consistency(self, probabilities: list[Tensor]) -> Tensor:
+        """sum over ordered pairs of decoders of the mean squared distance to the other's sharpened probabilities."""
+        sharp = [self.sharpened(p) for p in probabilities]
+        pairs = itertools.permutations(range(len(probabilities)), 2)
+        return torch.stack([mean_of((probabilities[i] - sharp[j]).pow(2)) for i, j in pairs]).sum()
+
+    def sharpened(self, p: Tensor) -> Tensor:
+        """p^(1/T) / (p^(1/T) + (1 - p)^(1/T)), each channel by itself, as printed and released.
+
+        Written as a sigmoid of the log-odds over T, whose gradient is finite at 0 and 1.
+        """
+        if self.switches.detach:
+            p = p.detach()
+        return torch.sigmoid(torch.logit(p, eps=1e-6) / self.switches.temperature)
+
+    def weight(self, update: int) -> float:
+        """w(t)."""
+        return float(self.switches.weight * ramp_up(update, self.switches.ramp * self.recipe.updates))
+
+    def exported(self, networks: Networks) -> nn.Module:
+        """The first decoder with the encoder, or the mean of all."""
+        if self.switches.export == "first":
+            return networks["student"]
+        decoders = networks["student"]
+        assert isinstance(decoders, SeveralDecoders)
+        return MeanOfNetworks(decoders.members(), regions=not isinstance(self.targets, ExclusiveClasses))
+
+    def kept(self) -> AnyStudent:
+        """See :meth:`Method.kept`."""
+        if self.switches.export == "first":
+            return self.sections()[0]
+        members = [section.model_dump(mode="json") for section in self.sections()]
+        regions = not isinstance(self.targets, ExclusiveClasses)
+        return read_student({"kind": "mean", "members": members, "regions": regions})
+
+    def voters(self, networks: Networks) -> Networks:
+        """The decoders."""
+        decoders = networks["student"]
+        assert isinstance(decoders, SeveralDecoders)
+        return {f"decoder {k + 1}": member for k, member in enumerate(decoders.members())}
