@@ -163,7 +163,7 @@ def test_the_input_strategies(switches: dict[str, Any], shape: tuple[int, ...]) 
     total = method.loss(networks, batch, method.turn(0))["total"]
     total.backward()
     assert max(float(p.grad.abs().max()) for p in networks["sam"].parameters() if p.grad is not None) > 0
-    whole = method.on_canvas(networks["sam"], batch.images)
+    whole = method.on_volumes(networks["sam"])(batch.images)
     assert whole.shape == (2, 3, 8, 8, 8)
 
 
@@ -258,7 +258,7 @@ def test_on_the_fly_the_foundation_model_labels_the_patch_itself() -> None:
     stages.prepare(networks, turn, batch.step)
     assert not networks["sam"].training
     with torch.no_grad():
-        pseudo = torch.softmax(method.on_canvas(networks["sam"], batch.images[2:]), dim=1).argmax(dim=1)
+        pseudo = torch.softmax(method.on_volumes(networks["sam"])(batch.images[2:]), dim=1).argmax(dim=1)
     assert pseudo.shape == (2, 8, 8, 8)
     assert pseudo.dtype == torch.long
     cached, whole = replace(batch, guides={"cfr": torch.cat([batch.labels[:2], pseudo])}), Stages(cfr())

@@ -203,7 +203,7 @@ def test_predicting_in_chunks_changes_nothing() -> None:
     teacher = whole.build()["teacher"].eval()
     images = batch_of(0, 2).images
     with torch.no_grad():
-        torch.testing.assert_close(whole._by_slices(teacher, images), chunked._by_slices(teacher, images))
+        torch.testing.assert_close(whole.sliced(teacher)(images), chunked.sliced(teacher)(images))
 
 
 @pytest.mark.parametrize("learner", ["student", "teacher"])
