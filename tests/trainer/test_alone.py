@@ -172,7 +172,9 @@ def test_a_run_of_sam_that_began_with_weights_needs_them_no_more(dataset: Datase
 
 
 def test_sam_is_exported_too(dataset: Dataset, tmp_path: Path) -> None:
-    trained(dataset, recipe_for("cfr_ft", {**PATCH, "batch": 2}), tmp_path / "run")
+    trained(dataset, recipe_for("cfr_ft", {**PATCH, "batch": 2, "overlap": [0.75, 0.5, 0.0]}), tmp_path / "run")
     exported = export(tmp_path / "run", tmp_path / "bundle")
     assert exported.bundle.manifest.variants[0].precision == "fp32", "the graph is proved against the network"
     assert exported.bundle.manifest.provenance.student["kind"] == "canvas"
+    assert trained_network(tmp_path / "run")[0].overlap == (0.75, 0.5, 0.0)
+    assert exported.bundle.manifest.overlap == 0.5, "whatever a run was judged with"
