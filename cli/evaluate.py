@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from cli.models import open_model, parse_window
+from cli.models import manifest_of, open_model, overlap_of_stride, parse_overlap, parse_window
 from cli.run_dataset import dataset_folder
 from semiseg.bundle.manifest import Manifest
 from semiseg.dataset import Dataset, load_dataset, scans_to_judge
@@ -21,7 +22,7 @@ from semiseg.errors import InputError
 from semiseg.evaluation.evaluate import Segmenting
 from semiseg.evaluation.evaluate import evaluate as judge
 from semiseg.evaluation.picture import save
-from semiseg.evaluation.result import Evaluation
+from semiseg.evaluation.result import HEADINGS, SHOWN, Evaluation
 from semiseg.inference.segmenter import Settings
 
 app = typer.Typer(add_completion=False)
@@ -47,16 +48,29 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(help="Folder for scores.csv, scores.json and pictures.")] = None,
     save_masks: Annotated[bool, typer.Option("--save-masks", help="Keep the predicted masks in OUT/masks.")] = False,
     window: Annotated[str | None, typer.Option(help="Sliding window such as 96x96x96; the model's own.")] = None,
-    overlap: Annotated[float | None, typer.Option(help="Share of a window covered by the next; the model's.")] = None,
+    overlap: Annotated[
+        str | None, typer.Option(help="Share of a window covered by the next, or three such as 0.84,0.84,0.95.")
+    ] = None,
+    stride: Annotated[
+        str | None, typer.Option(help="Voxels from one window to the next, such as 18x18x4, instead of --overlap.")
+    ] = None,
+    metrics: Annotated[
+        str | None, typer.Option(help=f"Columns of the table, such as dice,f1,hd_mm; of {', '.join(HEADINGS)}.")
+    ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Windows per call of the network.")] = 1,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network; all by default.")] = None,
 ) -> None:
     """Dice, Jaccard, HD95 and ASSD in mm per scan and segment: exit code 1 if a scan failed."""
     if save_masks and out is None:
         raise InputError("--save-masks needs --out, the folder that the masks go to.")
+    shown = parse_metrics(metrics)
     dataset = load_dataset(dataset_folder(data, model))
     scans = scans_to_judge(dataset, split, on.value)
-    settings = Settings(parse_window(window), overlap, batch)
+    if overlap is not None and stride is not None:
+        raise InputError("--stride is another way to say --overlap; give one of them.")
+    settings = Settings(parse_window(window), parse_overlap(overlap), batch)
+    if stride is not None:
+        settings = replace(settings, overlap=overlap_of_stride(stride, settings.window or manifest_of(model).window))
     opened = open_model(model, settings, threads=threads)
     manifest = opened.manifest
     if not dataset.segments:  # no dataset.json: the model's own names are the only ones there are
@@ -65,7 +79,7 @@ def evaluate(
     title = f"{manifest.name} on {dataset.name}, {which}"
     keep = out / "masks" if out and save_masks else None
     evaluation = _with_progress(opened.segmenter.segment, dataset, scans, title, notes_of(manifest, on), keep)
-    show(evaluation, Console())
+    show(evaluation, Console(), shown)
     if out:
         write(evaluation, out)
     if evaluation.failures:
@@ -86,9 +100,26 @@ def notes_of(manifest: Manifest, on: Scans) -> tuple[str, ...]:
     return tuple(notes)
 
 
-def show(evaluation: Evaluation, console: Console) -> None:
+def parse_metrics(text: str | None) -> tuple[str, ...]:
+    """Figures such as ``dice,f1,hd_mm``.
+
+    Raises:
+        InputError: There is no such figure, or one stands there twice.
+    """
+    if text is None:
+        return SHOWN
+    names = tuple(name.strip() for name in text.split(","))
+    strange = [name for name in names if name not in HEADINGS]
+    if strange:
+        raise InputError(f"There is no metric {strange[0]!r}; choose of {', '.join(HEADINGS)}.")
+    if len(set(names)) < len(names):
+        raise InputError(f"--metrics names a figure twice: {text}.")
+    return names
+
+
+def show(evaluation: Evaluation, console: Console, metrics: tuple[str, ...] = SHOWN) -> None:
     """Print the table, the notes, and the scans that failed with the reason."""
-    table = evaluation.table()
+    table = evaluation.table(metrics)
     shown = Table(title=evaluation.title, title_justify="left", box=box.SIMPLE, pad_edge=False)
     for number, heading in enumerate(table.header):
         shown.add_column(heading, justify="left" if number == 0 else "right")
@@ -98,7 +129,7 @@ def show(evaluation: Evaluation, console: Console) -> None:
     seconds = [row.seconds for row in evaluation.of(evaluation.segments[0]) if row.error is None]
     if seconds:
         console.print(f"{statistics.median(seconds):.2f} s per scan (median).", highlight=False)
-    for note in evaluation.remarks():
+    for note in evaluation.remarks(metrics):
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     for case, sentence in evaluation.failures.items():
         console.print(f"failed: {case}: {sentence}", markup=False, highlight=False, soft_wrap=True, style="red")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from semiseg.bundle.bundle import RUN, Bundle
+from semiseg.bundle.bundle import MANIFEST, RUN, Bundle, read_manifest
+from semiseg.bundle.manifest import Manifest
 from semiseg.bundle.variant import Precision
 from semiseg.errors import InputError
 from semiseg.inference.segmenter import Segmenter, Settings
@@ -46,8 +47,17 @@ def open_model(
     return predictor
 
 
-def parse_window(text: str | None) -> tuple[int, int, int] | None:
-    """A window such as ``96x96x64`` in voxels.
+def manifest_of(path: Path) -> Manifest:
+    """The manifest of a bundle or run.
+
+    Raises:
+        BundleError: The folder holds neither.
+    """
+    return read_manifest(path / (RUN if (path / RUN).is_file() else MANIFEST))
+
+
+def parse_window(text: str | None, name: str = "window") -> tuple[int, int, int] | None:
+    """A window, or what else ``name`` says, such as ``96x96x64`` in voxels.
 
     Raises:
         InputError: not three whole numbers with an x between them.
@@ -56,8 +66,38 @@ def parse_window(text: str | None) -> tuple[int, int, int] | None:
         return None
     parts = text.lower().split("x")
     if len(parts) != 3 or not all(part.isdecimal() for part in parts):
-        raise InputError(f"A window is three whole numbers such as 96x96x64, not {text!r}.")
+        raise InputError(f"A {name} is three whole numbers such as 96x96x64, not {text!r}.")
     x, y, z = (int(part) for part in parts)
+    return (x, y, z)
+
+
+def parse_overlap(text: str | None) -> float | tuple[float, float, float] | None:
+    """An overlap such as ``0.5``, or one for each axis such as ``0.84,0.84,0.95``.
+
+    Raises:
+        InputError: Neither one number nor three, or a number outside of [0, 1).
+    """
+    if text is None:
+        return None
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        found = []
+    if len(found) not in (1, 3) or not all(0 <= share < 1 for share in found):
+        raise InputError(f"An overlap is a number from 0 to below 1, or three such as 0.84,0.84,0.95, not {text!r}.")
+    return found[0] if len(found) == 1 else (found[0], found[1], found[2])
+
+
+def overlap_of_stride(stride: str, window: tuple[int, int, int]) -> tuple[float, float, float]:
+    """The overlap along each axis that moves a window by a stride such as ``18x18x4`` voxels.
+
+    Raises:
+        InputError: Not three whole numbers, or one that is 0 or larger than the window.
+    """
+    steps = parse_window(stride, "stride")
+    if steps is None or not all(1 <= step <= side for step, side in zip(steps, window, strict=True)):
+        raise InputError(f"A stride is at least 1 and at most the window of {by_sides(window)} voxels, not {stride!r}.")
+    x, y, z = (1.0 - step / side for step, side in zip(steps, window, strict=True))
     return (x, y, z)
 
 

@@ -19,7 +19,7 @@ from exporter.processors import with_subpixels, without_reordering
 from exporter.proof_scans import scans_for
 from semiseg.bundle.bundle import MODEL, Bundle, write_bundle
 from semiseg.bundle.card import CARD, model_card
-from semiseg.bundle.manifest import Manifest
+from semiseg.bundle.manifest import HALF, Manifest
 from semiseg.bundle.variant import Precision, Variant
 from semiseg.engines.engine import Engine
 from semiseg.engines.machine import BF16, has_any
@@ -77,6 +77,8 @@ def export(
         ExportError: the fp32 graph cannot be made or fails its gate.
     """
     manifest, network = trained_network(run)
+    # What papers compare with strides of a few voxels is hundreds of windows a scan; a bundle keeps half a window.
+    manifest = manifest.model_copy(update={"overlap": HALF})
     scans = scans_for(manifest, run, data=data, cache=cache)
     reference = TorchEngine(network, "cpu")
     refused: list[str] = []

@@ -16,7 +16,7 @@ import torch
 from exporter.errors import ExportError
 from semiseg.bundle.bundle import write_folder
 from semiseg.bundle.card import model_card
-from semiseg.bundle.manifest import Manifest
+from semiseg.bundle.manifest import HALF, Manifest
 from semiseg.bundle.preprocessing import Intensity, Preprocessing
 from trainer.engine import student_section, trained_network
 from trainer.students.student import MonaiStudent
@@ -84,7 +84,7 @@ def inference(manifest: Manifest, section: MonaiStudent) -> dict[str, Any]:
             "_target_": "SlidingWindowInferer",
             "roi_size": manifest.window,
             "sw_batch_size": 1,
-            "overlap": manifest.overlap,
+            "overlap": HALF,
             "mode": manifest.blending,
             "padding_mode": "replicate" if manifest.preprocessing.padding == "edge" else "constant",
         },

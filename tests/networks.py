@@ -72,7 +72,9 @@ def manifest_of(folder: Path, **changes: Any) -> Manifest:
     return Manifest.model_validate(manifest.model_copy(update={"preprocessing": as_is, **changes}).model_dump())
 
 
-def whole_volume(manifest: Manifest, network: Network, array: NDArray[np.float32], overlap: float) -> NDArray[Any]:
+def whole_volume(
+    manifest: Manifest, network: Network, array: NDArray[np.float32], overlap: float | tuple[float, ...]
+) -> NDArray[Any]:
     """The reference: the decision at each voxel of :func:`whole_volume_mean`."""
     mean = whole_volume_mean(manifest, network, array, overlap)
     if manifest.activation == "softmax":
@@ -83,7 +85,7 @@ def whole_volume(manifest: Manifest, network: Network, array: NDArray[np.float32
 
 
 def whole_volume_mean(
-    manifest: Manifest, network: Network, array: NDArray[np.float32], overlap: float
+    manifest: Manifest, network: Network, array: NDArray[np.float32], overlap: float | tuple[float, ...]
 ) -> NDArray[np.float64]:
     """Pad, add every window to one volume (C, X, Y, Z) in float64, divide by the counts."""
     window = manifest.window
@@ -94,7 +96,8 @@ def whole_volume_mean(
     sums, counts = np.zeros((manifest.outputs, *full)), np.zeros(full)
     activation: Activation = manifest.activation if manifest.average == "probs" else "none"
     weights = window_weights(window, manifest.blending)
-    starts = [starts_along(n, w, overlap) for n, w in zip(full, window, strict=True)]
+    shares = overlap if isinstance(overlap, tuple) else (overlap,) * 3
+    starts = [starts_along(n, w, share) for n, w, share in zip(full, window, shares, strict=True)]
     for start in itertools.product(*starts):
         place = tuple(slice(s, s + w) for s, w in zip(start, window, strict=True))
         logits = network(padded[(slice(None), *place)][None])[0]

@@ -129,6 +129,7 @@ def make_manifest(plan: Plan) -> Manifest:
         activation="sigmoid" if overlapping(plan.segments) else "softmax",
         average=recipe.average,
         blending=recipe.blending,
+        overlap=recipe.overlap,
         preprocessing=plan.preprocessing,
         postprocessing=recipe.postprocessing,
         gate=recipe.gate,

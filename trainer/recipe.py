@@ -20,6 +20,7 @@ Positive = Annotated[int, Field(ge=1)]
 Side = Annotated[int, Field(ge=1, le=4096)]  # voxels; the manifest's limit
 Shade = Annotated[int, Field(ge=0, le=255)]
 Share = Annotated[float, Field(ge=0, le=1)]
+Overlap = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -221,6 +222,9 @@ class Recipe(Section):
         optimiser, schedule: how the student learns; methods with further networks have their own in their switches.
         methods: the switches of each method, by its name.
         average, blending: of overlapping windows: what is averaged, and whether a window's middle counts more.
+        overlap: Share of a window covered again by the next, or one for each axis, where the run segments whole scans
+            (validation, pseudo-labels, `semiseg evaluate RUN`). A stride of s voxels is an overlap of 1 - s / window.
+            An exported bundle overlaps by half, whatever this is.
         transductive: learn from the images (never the labels) of the test scans too, as M&N's released code does; the
             figures then say so. By default no test scan is in any training pool.
         series: for each channel by name, what a DICOM series has to be to serve it in the exported model (see
@@ -271,6 +275,7 @@ class Recipe(Section):
     windows: tuple[tuple[Side, Side, Side], ...] = ()
     average: Literal["logits", "probs"] = "logits"
     blending: Literal["constant", "gaussian"] = "gaussian"
+    overlap: Overlap | tuple[Overlap, Overlap, Overlap] = 0.5
     transductive: bool = False
     methods: dict[str, dict[str, Any]] = {}
 

@@ -33,6 +33,36 @@ TRAINED = {
 FIXED = ("network.shared_image_embedding.", "network.prompt_encoder.shared_embedding.")
 ADAPTATION = re.compile(r"\.qkv\.(query|value)_(down|up)\.")
 
+# What of SAM's configuration decides its modules.
+VISION = (
+    "hidden_size",
+    "output_channels",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_channels",
+    "image_size",
+    "patch_size",
+    "hidden_act",
+    "layer_norm_eps",
+    "attention_dropout",
+    "qkv_bias",
+    "use_abs_pos",
+    "use_rel_pos",
+    "window_size",
+    "global_attn_indexes",
+    "mlp_dim",
+)
+DECODER = (
+    "hidden_act",
+    "mlp_dim",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "attention_downsample_rate",
+    "iou_head_depth",
+    "iou_head_hidden_dim",
+    "layer_norm_eps",
+)
+
 # These parts belong to the masks; with another number of them they start anew.
 PER_MASK = ("mask_decoder.mask_tokens", "mask_decoder.output_hypernetworks_mlps", "mask_decoder.iou_prediction_head")
 
@@ -103,6 +133,19 @@ class Sam(Section):
             raise RecipeError(f"methods.cfr.sam does not make a SAM: {refusal_of(error)}") from None
         return config
 
+    def without_weights(self, network: SamModel) -> Sam:
+        """A section that builds the same modules as ``network`` without the weights that it began with."""
+        if self.weights is None:
+            return self
+        vision, decoder = network.config.vision_config.to_dict(), network.config.mask_decoder_config.to_dict()
+        return self.model_copy(
+            update={
+                "weights": None,
+                "vision": {key: vision[key] for key in VISION if key in vision},
+                "decoder": {key: decoder[key] for key in DECODER if key in decoder},
+            }
+        )
+
     def image_side(self) -> int:
         """Pixels of the images that the network sees."""
         if self.side is not None:
@@ -138,7 +181,9 @@ class SamSegmenter(nn.Module):
 
     def predict(self, images: Tensor) -> Tensor:
         """The same, ``chunk`` images at a time."""
-        return torch.cat([self(part) for part in images.split(self.chunk)])
+        # A graph has one call: the number of chunks would depend on the batch.
+        parts = (images,) if torch.compiler.is_exporting() else images.split(self.chunk)
+        return torch.cat([self(part) for part in parts])
 
 
 class LowRankQueryValue(nn.Module):

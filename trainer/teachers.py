@@ -21,6 +21,26 @@ from trainer.networks.outside import build_outside, find_outside
 from trainer.recipe import Positive, Section
 from trainer.weights import REFUSALS, Weights, refusal_of
 
+# What of a SegFormer's configuration decides its modules.
+ARCHITECTURE = (
+    "num_channels",
+    "num_encoder_blocks",
+    "depths",
+    "sr_ratios",
+    "hidden_sizes",
+    "patch_sizes",
+    "strides",
+    "num_attention_heads",
+    "mlp_ratios",
+    "hidden_act",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "classifier_dropout_prob",
+    "drop_path_rate",
+    "layer_norm_eps",
+    "decoder_hidden_size",
+)
+
 
 class Lora(Section):
     """Low-rank adaptation (Hu et al. 2022): W + (alpha / rank) B A, with dropout on its input.
@@ -99,6 +119,16 @@ class Teacher(Section):
         files = {"resunet": resunet.WEIGHTS, "segformer": "config.json", "efficientnet": efficientnet.WEIGHTS}
         needed = files.get(self.kind)
         return () if self.weights is None else (self.weights.declared(needed),)
+
+    def without_weights(self, network: nn.Module) -> Teacher:
+        """A section that builds the same modules as ``network`` without the weights that it began with."""
+        if self.weights is None:
+            return self
+        config: dict[str, Any] = {}
+        if isinstance(network, SegformerTeacher):
+            known = network.network.config.to_dict()
+            config = {key: known[key] for key in ARCHITECTURE if key in known}
+        return self.model_copy(update={"weights": None, "config": config})
 
 
 class SegformerTeacher(nn.Module):
@@ -181,7 +211,10 @@ class SliceTeacher(nn.Module):
         return functional.interpolate(self.network(x), size=slices.shape[-2:], mode="bilinear", align_corners=False)
 
 
-def build_teacher(section: Teacher, inputs: int, outputs: int) -> SegformerTeacher | SliceTeacher:
+Network2D = SegformerTeacher | SliceTeacher
+
+
+def build_teacher(section: Teacher, inputs: int, outputs: int) -> Network2D:
     """The 2D teacher of a recipe, with the parts frozen that its ``finetune`` leaves alone.
 
     Raises:

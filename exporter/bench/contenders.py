@@ -62,7 +62,7 @@ class Ours:
     def mask(self, volume: NDArray[np.float32]) -> NDArray[np.uint8]:
         """See :class:`Contender`."""
         out = np.zeros(volume.shape[1:], np.uint8)
-        window = SlidingWindow(self.case.window, OVERLAP, "gaussian", 1, self.case.classes, "none")
+        window = SlidingWindow(self.case.window, (OVERLAP,) * 3, "gaussian", 1, self.case.classes, "none")
         for part in window.blend(self.engine, volume, timing=Timing()):
             out[part.place] = largest(part.sums)
         return out

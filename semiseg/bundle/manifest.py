@@ -16,6 +16,8 @@ from semiseg.volumes.series_rules import SeriesRule
 
 FORMAT = 1
 
+Overlap = Annotated[float, Field(ge=0, lt=1)]
+HALF = 0.5  # of a window: the overlap of every exported model, whatever its run was judged with
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -156,7 +158,7 @@ class Manifest(_Document):
         window: the default sliding window.
         windows: the sizes allowed, all multiples of ``divisor``.
         divisor: of a window's sides.
-        overlap: share of a window covered again by the next.
+        overlap: Share of a window covered again by the next, or one for each axis.
         blending: how the voxels of a window are weighted.
         provenance: how it came about.
         validation: figures on the validation scans; none where nothing was validated.
@@ -179,7 +181,7 @@ class Manifest(_Document):
     window: Window
     windows: tuple[Window, ...]
     divisor: Window
-    overlap: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    overlap: Overlap | tuple[Overlap, Overlap, Overlap] = HALF
     blending: Literal["constant", "gaussian"] = "gaussian"
     fingerprint: Fingerprint
     masks: MaskFingerprint | None = None
@@ -220,6 +222,11 @@ class Manifest(_Document):
     def outputs(self) -> int:
         """Channels of the logits."""
         return len(self.segments) + (self.activation == "softmax")
+
+    @property
+    def overlaps(self) -> tuple[float, float, float]:
+        """The overlap along each axis."""
+        return self.overlap if isinstance(self.overlap, tuple) else (self.overlap, self.overlap, self.overlap)
 
     @property
     def channel_names(self) -> tuple[str, ...]:

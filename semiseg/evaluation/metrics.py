@@ -10,8 +10,14 @@ Conventions, since papers differ in them:
   "Comparison and evaluation of methods for liver segmentation from CT datasets", section IV.
 * ASD is one-way, from the prediction's surface to the reference's: what several semi-supervised papers print as "ASD".
   It does not see what the prediction left out.
-* An empty mask has no surface, so the three distances are NaN, never 0 (which would reward a network for finding
+* HD is the largest distance of either surface to the other (the 100th percentile where HD95 has the 95th): one voxel
+  far away decides it. The "HSD" of comparative pre-training (Yildiz 2022) is this in voxels of its own grid, not in mm.
+* Precision is |A∩B| / |A| for prediction A, reference B, recall |A∩B| / |B|. In one scan F1, 2 P R / (P + R), is Dice.
+  Over several scans F1 (:func:`f1_of_means`) is that of the mean precision and the mean recall, not the mean of the
+  scans' Dice: the released code of that paper keeps these two means.
+* An empty mask has no surface, so the four distances are NaN, never 0 (which would reward a network for finding
   nothing); Dice and Jaccard are 0 if one mask is empty and NaN if both are, where there was nothing to find.
+  Precision is NaN where nothing was found, recall where there was nothing to find.
 """
 
 from __future__ import annotations
@@ -44,12 +50,15 @@ class SegmentScore:
     asd_mm: float
     prediction_ml: float
     reference_ml: float
+    hd_mm: float = math.nan
+    precision: float = math.nan
+    recall: float = math.nan
 
 
-METRICS = ("dice", "jaccard", "hd95_mm", "assd_mm", "asd_mm")
+METRICS = ("dice", "jaccard", "hd95_mm", "assd_mm", "asd_mm", "hd_mm", "precision", "recall")
 """The figures of :class:`SegmentScore` that say how good a mask is, in the order in which tables show them."""
 
-HIGHER_IS_BETTER = {"dice": True, "jaccard": True, "hd95_mm": False, "assd_mm": False, "asd_mm": False}
+HIGHER_IS_BETTER = {metric: not metric.endswith("_mm") for metric in METRICS}
 
 
 def score(prediction: Mask, reference: Mask, affine: NDArray[np.float64]) -> SegmentScore:
@@ -64,6 +73,7 @@ def score(prediction: Mask, reference: Mask, affine: NDArray[np.float64]) -> Seg
     _check(prediction, reference, affine)
     dice, jaccard = overlap(prediction, reference)
     there, back = surface_distances(prediction, reference, affine)
+    precision, recall = precision_and_recall(prediction, reference)
     unit = voxel_ml(affine)
     return SegmentScore(
         dice=dice,
@@ -73,6 +83,9 @@ def score(prediction: Mask, reference: Mask, affine: NDArray[np.float64]) -> Seg
         asd_mm=_mean(there),
         prediction_ml=float(np.count_nonzero(prediction) * unit),
         reference_ml=float(np.count_nonzero(reference) * unit),
+        hd_mm=max(_largest(there), _largest(back)),
+        precision=precision,
+        recall=recall,
     )
 
 
@@ -83,6 +96,19 @@ def overlap(prediction: Mask, reference: Mask) -> tuple[float, float]:
         return math.nan, math.nan
     both = int(np.count_nonzero(prediction & reference))
     return 2 * both / (a + b), both / (a + b - both)
+
+
+def precision_and_recall(prediction: Mask, reference: Mask) -> tuple[float, float]:
+    """|A∩B| / |A| and |A∩B| / |B|; NaN where A, or B, is empty."""
+    found, there = int(np.count_nonzero(prediction)), int(np.count_nonzero(reference))
+    both = int(np.count_nonzero(prediction & reference))
+    return both / found if found else math.nan, both / there if there else math.nan
+
+
+def f1_of_means(precision: float, recall: float) -> float:
+    """2 P R / (P + R) of the means over scans; NaN where one of them is, 0 where both are 0."""
+    total = precision + recall
+    return 2 * precision * recall / total if total else total
 
 
 def surface_distances(
@@ -135,6 +161,10 @@ def _bounding_box(mask: Mask) -> tuple[slice, ...]:
 
 def _mean(values: NDArray[Any]) -> float:
     return float(values.mean()) if values.size else math.nan
+
+
+def _largest(values: NDArray[Any]) -> float:
+    return float(values.max()) if values.size else math.nan
 
 
 def _percentile_95(values: NDArray[Any]) -> float:

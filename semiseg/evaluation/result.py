@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import math
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from semiseg.errors import InputError
-from semiseg.evaluation.metrics import METRICS, SegmentScore
+from semiseg.evaluation.metrics import METRICS, SegmentScore, f1_of_means
 from semiseg.system.durable_files import atomic_file
 
 FORMAT = 1
@@ -24,12 +25,25 @@ HEADINGS = {
     "hd95_mm": "HD95 (mm)",
     "assd_mm": "ASSD (mm)",
     "asd_mm": "ASD one-way (mm)",
+    "hd_mm": "HD (mm)",
+    "precision": "Precision",
+    "recall": "Recall",
+    "f1": "F1 of means",
 }
+"""Columns of a table by figure: :data:`METRICS`, and ``f1`` (:func:`semiseg.evaluation.metrics.f1_of_means`)."""
 SHOWN = ("dice", "jaccard", "hd95_mm", "assd_mm")
 MISSING = {
     "dice": "Dice and Jaccard (both masks are empty, or the scan failed)",
     "hd95_mm": "distances (a mask is empty, or the scan failed)",
+    "precision": "precision (nothing was found, or the scan failed)",
+    "recall": "recall (there is nothing to find, or the scan failed)",
 }
+ALIKE = {
+    "jaccard": ("dice",),
+    **dict.fromkeys(("assd_mm", "asd_mm", "hd_mm"), ("hd95_mm",)),
+    "f1": ("precision", "recall"),
+}
+"""Figures that the same scans lack as those of :data:`MISSING`."""
 
 
 @dataclass(frozen=True)
@@ -116,31 +130,36 @@ class Evaluation:
         return tuple(row for row in self.rows if row.segment == segment)
 
     def summary(self) -> tuple[Summary, ...]:
-        """Mean, standard deviation and median of every metric for every segment."""
-        return tuple(
-            _summary(segment, metric, [row.value(metric) for row in self.of(segment)])
-            for segment in self.segments
-            for metric in METRICS
-        )
+        """Mean, standard deviation and median of every metric for every segment, and its F1 of means."""
+        found: list[Summary] = []
+        for segment in self.segments:
+            rows = self.of(segment)
+            of = {metric: _summary(segment, metric, [row.value(metric) for row in rows]) for metric in METRICS}
+            found += [*of.values(), _f1(of["precision"], of["recall"])]
+        return tuple(found)
 
-    def table(self) -> Table:
+    def table(self, shown: tuple[str, ...] = SHOWN) -> Table:
         """Mean ± standard deviation per segment; with several segments, a last row with the mean of their means.
+
+        Args:
+            shown: Figures of :data:`HEADINGS`, in the order of the columns.
 
         A figure that some scans lack carries an asterisk that :meth:`remarks` explains. The one-way ASD is left to CSV
         and JSON: beside ASSD it is read as the same thing.
         """
         by_segment = {s: {x.metric: x for x in self.summary() if x.segment == s} for s in self.segments}
-        rows = [(s, *(_cell(of[m]) for m in SHOWN), str(len(self.cases))) for s, of in by_segment.items()]
+        rows = [(s, *(_cell(of[m]) for m in shown), str(len(self.cases))) for s, of in by_segment.items()]
         if len(self.segments) > 1:
-            means = (_mean([of[m].mean for of in by_segment.values()]) for m in SHOWN)
-            rows.append(("mean", *(_number(v, m) for v, m in zip(means, SHOWN, strict=True)), ""))
-        return Table(("Segment", *(HEADINGS[m] for m in SHOWN), "Scans"), tuple(rows))
+            means = (_mean([of[m].mean for of in by_segment.values()]) for m in shown)
+            rows.append(("mean", *(_number(v, m) for v, m in zip(means, shown, strict=True)), ""))
+        return Table(("Segment", *(HEADINGS[m] for m in shown), "Scans"), tuple(rows))
 
-    def remarks(self) -> tuple[str, ...]:
-        """What must stand under the table: which scans its asterisks leave out, and the notes."""
+    def remarks(self, shown: tuple[str, ...] = SHOWN) -> tuple[str, ...]:
+        """What must stand under the table of some figures: which scans its asterisks leave out, and the notes."""
         out = []
+        told = {one for metric in shown for one in ALIKE.get(metric, (metric,))}
         for found in self.summary():
-            if found.metric in ("dice", "hd95_mm") and found.missing:
+            if found.metric in told and found.metric in MISSING and found.missing:
                 what = MISSING[found.metric]
                 out.append(f"* {found.segment}: {found.missing} of {len(self.cases)} scan(s) without {what}.")
         return (*out, *self.notes)
@@ -200,6 +219,12 @@ def _summary(segment: str, metric: str, values: list[float]) -> Summary:
     )
 
 
+def _f1(precision: Summary, recall: Summary) -> Summary:
+    value = f1_of_means(precision.mean, recall.mean)
+    n = min(precision.n, recall.n)
+    return Summary(precision.segment, "f1", value, math.nan, math.nan, n, max(precision.missing, recall.missing))
+
+
 def _cell(summary: Summary) -> str:
     text = _number(summary.mean, summary.metric)
     if not math.isnan(summary.std):
@@ -232,7 +257,10 @@ def _without_nan(value: Any) -> Any:
 
 
 def _row(entry: dict[str, Any]) -> Row:
-    figures = {name: _or_nan(entry["score"][name]) for name in (f.name for f in fields(SegmentScore))}
+    given = entry["score"]
+    # Files of earlier versions lack the figures that have a default.
+    names = [f.name for f in fields(SegmentScore) if f.name in given or f.default is dataclasses.MISSING]
+    figures = {name: _or_nan(given[name]) for name in names}
     return Row(entry["case"], entry["segment"], SegmentScore(**figures), _or_nan(entry["seconds"]), entry["error"])
 
 

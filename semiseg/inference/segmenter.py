@@ -36,12 +36,12 @@ class Settings:
 
     Attributes:
         window: one of the manifest's allowed windows.
-        overlap: share of a window covered again by the next, 0 <= overlap < 1.
+        overlap: Share of a window covered again by the next, 0 <= overlap < 1, or one for each axis.
         batch: windows per call of the network.
     """
 
     window: tuple[int, int, int] | None = None
-    overlap: float | None = None
+    overlap: float | tuple[float, float, float] | None = None
     batch: int = 1
 
 
@@ -59,9 +59,11 @@ class Segmenter:
         if window not in manifest.windows:
             allowed = ", ".join(map(by_sides, manifest.windows))
             raise InputError(f"Window {by_sides(window)} is not one this model allows ({allowed}).")
-        overlap = manifest.overlap if settings.overlap is None else settings.overlap
-        if not 0 <= overlap < 1:
-            raise InputError(f"An overlap is at least 0 and below 1, got {overlap}.")
+        wanted = manifest.overlaps if settings.overlap is None else settings.overlap
+        overlap = wanted if isinstance(wanted, tuple) else (wanted, wanted, wanted)
+        for share in overlap:
+            if not 0 <= share < 1:
+                raise InputError(f"An overlap is at least 0 and below 1, got {share}.")
         if settings.batch < 1:
             raise InputError(f"A batch holds at least one window, got {settings.batch}.")
         self.manifest = manifest

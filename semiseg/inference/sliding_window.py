@@ -68,7 +68,7 @@ class SlidingWindow:
 
     Attributes:
         window: voxels of a window.
-        overlap: share of a window covered again by the next, 0 <= overlap < 1.
+        overlap: Shares of a window, along each axis, covered again by the next, 0 <= overlap < 1.
         blending: how the voxels of a window are weighted.
         batch: windows per call of the network; the last call is filled up, so that engines see one shape.
         outputs: K, channels of the network's answer.
@@ -76,7 +76,7 @@ class SlidingWindow:
     """
 
     window: Triple
-    overlap: float
+    overlap: tuple[float, float, float]
     blending: Blending
     batch: int
     outputs: int
@@ -219,7 +219,8 @@ class _Tiles:
 
     def __init__(self, how: SlidingWindow, shape: Triple) -> None:
         self.shape = shape
-        self._starts = [starts_along(n, w, how.overlap) for n, w in zip(shape, how.window, strict=True)]
+        sides = zip(shape, how.window, how.overlap, strict=True)
+        self._starts = [starts_along(n, w, overlap) for n, w, overlap in sides]
         self._coverage = [
             coverage_along(n, w, s, how.blending) for n, w, s in zip(shape, how.window, self._starts, strict=True)
         ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 from semiseg.dataset import Dataset
+from semiseg.inference.segmenter import Segmenter
 from semiseg.volumes.nifti import read_labels
 from tests.bundles import expected, make_threshold_bundle
 from tests.commands import semiseg
@@ -119,3 +121,59 @@ def test_the_split_may_lie_elsewhere(bundle: Path, tmp_path: Path, capsys: pytes
     path = write_json(tmp_path / "elsewhere.json", {"test": ["s3"], "labelled": ["s1"]})
     assert semiseg("evaluate", bundle, "--data", tmp_path / "data", "--split", path) == 0
     assert "1 test scan" in capsys.readouterr().out
+
+
+def test_overlaps_and_strides_of_each_axis_are_those_of_the_windows_that_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = (4, 4, 4)
+    bundle = make_threshold_bundle(tmp_path / "bundle", window=window).folder
+    thresholded(tmp_path / "data", {"test": ["s0"], "labelled": ["s3"]})
+    shape = image_of(0).shape
+    seen: list[int] = []
+    before = Segmenter.segment_prepared
+
+    def noted(self: Segmenter, array: Any, **options: Any) -> Any:
+        found = before(self, array, **options)
+        seen.append(options["timing"].windows)
+        return found
+
+    monkeypatch.setattr(Segmenter, "segment_prepared", noted)
+    stride = (2, window[1], 1)
+    overlaps = ",".join(str(1 - step / side) for step, side in zip(stride, window, strict=True))
+    for option, value in (("--stride", "x".join(map(str, stride))), ("--overlap", overlaps)):
+        assert semiseg("evaluate", bundle, "--data", tmp_path / "data", option, value) == 0
+    counts = [math.ceil((n - w) / s) + 1 for n, w, s in zip(shape, window, stride, strict=True)]
+    assert seen == [math.prod(counts)] * 2
+
+
+def test_figures_are_shown_where_they_are_asked_for(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    thresholded(tmp_path / "data", {"test": ["s0"], "labelled": ["s3"]})
+    assert semiseg("evaluate", bundle, "--data", tmp_path / "data", "--metrics", "f1,hd_mm") == 0
+    said = capsys.readouterr().out
+    assert "F1 of means" in said and "HD (mm)" in said and "Jaccard" not in said
+    assert semiseg("evaluate", bundle, "--data", tmp_path / "data") == 0
+    assert "F1" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--overlap", "0.5,0.5"), "An overlap is a number from 0 to below 1, or three"),
+        (("--overlap", "1,0,0"), "An overlap is a number from 0 to below 1, or three"),
+        (("--stride", "0x1x1"), "A stride is at least 1 and at most the window"),
+        (("--stride", "99x1x1"), "A stride is at least 1 and at most the window"),
+        (("--stride", "two"), "A stride is three whole numbers"),
+        (("--stride", "1x1x1", "--overlap", "0.5"), "give one of them"),
+        (("--metrics", "dice,hsd"), "There is no metric 'hsd'"),
+        (("--metrics", "dice,dice"), "names a figure twice"),
+    ],
+)
+def test_windows_and_figures_that_cannot_be_are_refused(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], words: str
+) -> None:
+    thresholded(tmp_path / "data", {"test": ["s0"], "labelled": ["s3"]})
+    assert semiseg("evaluate", bundle, "--data", tmp_path / "data", *options) == 2
+    assert words in " ".join(capsys.readouterr().err.split())

@@ -111,3 +111,30 @@ def test_what_is_no_evaluation_is_refused(tmp_path: Path, text: str) -> None:
 def test_a_segment_that_was_not_judged_is_refused() -> None:
     with pytest.raises(InputError, match="'spleen' was not judged; there are low, high"):
         FOUND.of("spleen")
+
+
+def test_f1_is_that_of_the_mean_precision_and_the_mean_recall() -> None:
+    scores = [SegmentScore(*[1.0] * 7, 9.0, p, r) for p, r in ((0.9, 0.2), (0.5, 1.0), (math.nan, 0.0))]
+    found = Evaluation("t", ("low",), tuple(Row(f"s{k}", "low", score) for k, score in enumerate(scores)))
+    f1 = next(s for s in found.summary() if s.metric == "f1")
+    precision, recall = 1.4 / 2, 1.2 / 3
+    assert f1.mean == pytest.approx(2 * precision * recall / (precision + recall))
+    assert (f1.n, f1.missing) == (2, 1)
+    table = found.table(("f1", "hd_mm"))
+    assert table.header == ("Segment", "F1 of means", "HD (mm)", "Scans")
+    assert table.rows[0] == ("low", "0.509*", "9.00 ± 0.00", "3")
+    assert found.remarks(("f1",)) == (
+        "* low: 1 of 3 scan(s) without precision (nothing was found, or the scan failed).",
+    )
+    assert found.remarks() == ()
+
+
+def test_a_file_of_an_earlier_version_lacks_the_newer_figures(tmp_path: Path) -> None:
+    FOUND.to_json(tmp_path / "new.json")
+    document = json.loads((tmp_path / "new.json").read_text())
+    for row in document["rows"]:
+        for name in ("hd_mm", "precision", "recall"):
+            del row["score"][name]
+    (tmp_path / "old.json").write_text(json.dumps(document))
+    read = Evaluation.from_json(tmp_path / "old.json")
+    assert read.rows[0].value("dice") == 0.9 and math.isnan(read.rows[0].value("hd_mm"))

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy.spatial.transform import Rotation
 
 from semiseg.errors import VolumeError
-from semiseg.evaluation.metrics import METRICS, SegmentScore, score, surface, surface_distances
+from semiseg.evaluation.metrics import METRICS, SegmentScore, f1_of_means, score, surface, surface_distances
 
 Mask = NDArray[np.bool_]
 SIDES = hnp.array_shapes(min_dims=3, max_dims=3, min_side=1, max_side=6)
@@ -202,6 +202,30 @@ def test_distances_are_those_of_monai(seed: int) -> None:
     assd = metrics.compute_average_surface_distance(a, b, symmetric=True, **options).item()
     asd = metrics.compute_average_surface_distance(a, b, symmetric=False, **options).item()
     assert found.hd95_mm == pytest.approx(hd95, rel=1e-5)
+    hd = metrics.compute_hausdorff_distance(a, b, **options).item()
+    assert found.hd_mm == pytest.approx(hd, rel=1e-5)
+    assert found.hd_mm > found.hd95_mm
+    counts = metrics.get_confusion_matrix(a.float(), b.float(), include_background=True)
+    for name in ("precision", "recall"):
+        expected = metrics.compute_confusion_matrix_metric(name, counts).item()
+        assert getattr(found, name) == pytest.approx(expected)
     assert found.assd_mm == pytest.approx(assd, rel=1e-5)
     assert found.asd_mm == pytest.approx(asd, rel=1e-5)
     assert found.dice == pytest.approx(metrics.compute_dice(a.float(), b.float(), include_background=True).item())
+
+
+def test_precision_and_recall_of_one_scan_make_its_dice_and_those_of_several_do_not() -> None:
+    far = [score(cube((3, 3, 3)), cube((3 + k, 3, 3), side), affine_of((1, 1, 1))) for k, side in ((1, 6), (3, 8))]
+    for found in far:
+        assert f1_of_means(found.precision, found.recall) == pytest.approx(found.dice)
+    means = [float(np.mean([getattr(found, name) for found in far])) for name in ("precision", "recall", "dice")]
+    assert abs(f1_of_means(means[0], means[1]) - means[2]) > 1e-3
+    assert f1_of_means(0.0, 0.0) == 0.0
+
+
+def test_precision_and_recall_of_empty_masks() -> None:
+    nothing, something = cube((3, 3, 3)) & False, cube((3, 3, 3))
+    found = score(nothing, something, affine_of((1, 1, 1)))
+    assert math.isnan(found.precision) and found.recall == 0.0 and math.isnan(found.hd_mm)
+    found = score(something, nothing, affine_of((1, 1, 1)))
+    assert found.precision == 0.0 and math.isnan(found.recall)

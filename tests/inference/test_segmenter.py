@@ -55,13 +55,13 @@ def agreement(a: NDArray[np.generic], b: NDArray[np.generic]) -> float:
 # --- the streamed result ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.75])
+@pytest.mark.parametrize("overlap", [0.0, 0.25, 0.5, 0.75, (0.8, 0.0, 0.5), (0.25, 0.75, 0.83)], ids=str)
 @pytest.mark.parametrize("kind", KINDS, ids="-".join)
 @pytest.mark.parametrize("shape", [(11, 9, 7), (5, 4, 6), (3, 7, 13), (2, 3, 2), (16, 1, 9)], ids=str)
 def test_the_streamed_result_is_that_of_the_whole_volume(
     manifests: dict[tuple[str, str, str], Manifest],
     kind: tuple[str, str, str],
-    overlap: float,
+    overlap: float | tuple[float, float, float],
     shape: tuple[int, int, int],
 ) -> None:
     manifest = manifests[kind]
@@ -233,6 +233,7 @@ def test_a_pass_after_a_cancelled_one_starts_from_nothing(softmax: Manifest) -> 
     [
         (Settings(window=(8, 8, 8)), r"Window 8x8x8 is not one this model allows \(5x4x6\)\."),
         (Settings(overlap=1.0), "An overlap is at least 0 and below 1, got 1.0"),
+        (Settings(overlap=(0.5, 1.0, 0.5)), "An overlap is at least 0 and below 1, got 1.0"),
         (Settings(overlap=-0.1), "An overlap is at least 0 and below 1, got -0.1"),
         (Settings(overlap=float("nan")), "An overlap is at least 0 and below 1, got nan"),
         (Settings(batch=0), "A batch holds at least one window, got 0"),

@@ -77,7 +77,9 @@ def test_every_method_trains_every_student_or_refuses_it_by_name(dataset: Datase
                 plan_of(dataset, recipe_for(method, section))
             return
         section = {**section, **THREE_LEVELS_OF.get(student, {})}
-    switches = {"sam": {**SAM, "side": 256}} if method == "cfr" else {}  # a canvas for the largest of the patches
+    switches = (
+        {"sam": {**SAM, "side": 256}} if method in ("cfr", "cfr_ft") else {}
+    )  # a canvas for the largest of the patches
     plan = plan_of(dataset, recipe_for(method, section, **switches))
     torch.manual_seed(0)
     networks = plan.stages.build()

@@ -163,7 +163,7 @@ def test_the_input_strategies(switches: dict[str, Any], shape: tuple[int, ...]) 
     total = method.loss(networks, batch, method.turn(0))["total"]
     total.backward()
     assert max(float(p.grad.abs().max()) for p in networks["sam"].parameters() if p.grad is not None) > 0
-    whole = method.on_canvas(networks["sam"], batch.images)
+    whole = method.on_volumes(networks["sam"])(batch.images)
     assert whole.shape == (2, 3, 8, 8, 8)
 
 
@@ -237,7 +237,7 @@ def test_the_pseudo_labels_train_the_student_of_every_host(host: str) -> None:
         pseudo = torch.randint(0, 3, batch.labels.shape, generator=torch.Generator().manual_seed(seed))
         torch.manual_seed(3)
         total = stages.loss(networks, replace(batch, guides={"cfr": pseudo}), turn)["total"]
-        weights = list(networks["student"].parameters())
+        weights = [p for p in networks["student"].parameters() if p.requires_grad]
         found.append(torch.autograd.grad(total, weights, allow_unused=True))
         assert all(p.grad is None for p in networks["sam"].parameters())
     apart = max(float((a - b).abs().max()) for a, b in zip(*found, strict=True) if a is not None and b is not None)
@@ -258,7 +258,7 @@ def test_on_the_fly_the_foundation_model_labels_the_patch_itself() -> None:
     stages.prepare(networks, turn, batch.step)
     assert not networks["sam"].training
     with torch.no_grad():
-        pseudo = torch.softmax(method.on_canvas(networks["sam"], batch.images[2:]), dim=1).argmax(dim=1)
+        pseudo = torch.softmax(method.on_volumes(networks["sam"])(batch.images[2:]), dim=1).argmax(dim=1)
     assert pseudo.shape == (2, 8, 8, 8)
     assert pseudo.dtype == torch.long
     cached, whole = replace(batch, guides={"cfr": torch.cat([batch.labels[:2], pseudo])}), Stages(cfr())

@@ -203,7 +203,7 @@ def test_predicting_in_chunks_changes_nothing() -> None:
     teacher = whole.build()["teacher"].eval()
     images = batch_of(0, 2).images
     with torch.no_grad():
-        torch.testing.assert_close(whole._by_slices(teacher, images), chunked._by_slices(teacher, images))
+        torch.testing.assert_close(whole.sliced(teacher)(images), chunked.sliced(teacher)(images))
 
 
 @pytest.mark.parametrize("learner", ["student", "teacher"])
@@ -241,7 +241,7 @@ def test_a_subset_of_slices_is_the_same_for_image_and_target(axis: int) -> None:
     method = mn(slices=3, axis=axis)
     batch = batch_of(2, 0)
     targets: list[torch.Tensor] = []
-    method.mixed_loss = lambda logits, target, labelled, mixture, weights: targets.append(target) or logits.sum()  # type: ignore
+    method.mixed_loss = lambda logits, target, *_: targets.append(target) or logits.sum()  # type: ignore
     teacher = _Recorder()
     turn = method.turn(0)
     method.loss({"student": method.build_student(), "teacher": teacher}, batch, turn)

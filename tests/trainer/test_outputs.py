@@ -84,11 +84,11 @@ def test_the_loss_of_coarser_levels_written_out(student: dict[str, Any], sizes: 
     torch.testing.assert_close(stages.loss(networks, batch, stages.turn(0))["total"], expected)
 
 
-OWN_OUTPUTS = ("urpc", "mcnet")
+OWN_OUTPUTS = ("urpc", "mcnet", "mn_2d", "cfr_ft")
 
 
 @pytest.mark.parametrize("method", OWN_OUTPUTS)
-def test_methods_with_several_outputs_of_their_own_refuse_deep_supervision(method: str) -> None:
+def test_methods_with_outputs_of_their_own_refuse_deep_supervision(method: str) -> None:
     with pytest.raises(RecipeError, match=f"deep_supervision: {method} .*; leave it out"):
         method_of(recipe_for(method, {"student": THREE_LEVELS, "deep_supervision": 1.0}))
 

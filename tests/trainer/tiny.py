@@ -54,6 +54,9 @@ SAM: dict[str, Any] = {
     },
     "decoder": {"mlp_dim": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "iou_head_hidden_dim": 8},
 }
+ALONE = {"mn_2d": "mn", "cfr_ft": "cfr"}
+"""Methods whose switches are another one's."""
+
 SHORT = {"feature_updates": 2, "output_updates": 2, "partitions": 2}
 PARTNER = {"kind": "unet", "channels": [6, 12], "residual_units": 1}
 THREE_LEVELS = {"kind": "unet", "channels": [4, 6, 8], "residual_units": 0}
@@ -75,7 +78,9 @@ def recipe_of(method: str = "mn", changes: Mapping[str, Any] | None = None, **sw
     }
     if method == "mn":
         switches = {"teacher": {"finetune": "whole", "config": SEGFORMER}, "iterations": 2, "stage1": 0.25, **switches}
-    document["methods"] = {method: switches}
+    if method == "mn_2d":
+        switches = {"teacher": {"finetune": "whole", "config": SEGFORMER}, **switches}
+    document["methods"] = {ALONE.get(method, method): switches}
     return make_recipe({**document, **(changes or {})})
 
 
@@ -86,6 +91,7 @@ def recipe_for(method: str, changes: Mapping[str, Any] | None = None, **switches
         "uamt": {"passes": 2},
         "dual": {"partner": PARTNER},
         "cfr": {"sam": SAM, "sam_updates": 3},
+        "cfr_ft": {"sam": SAM},
         "comparative": SHORT,
         "contrastive": SHORT,
     }

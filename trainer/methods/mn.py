@@ -23,11 +23,12 @@ from semiseg.bundle.manifest import PretrainedWeights
 from trainer.errors import RecipeError
 from trainer.losses import dice_pooled, mean_of
 from trainer.methods.method import Method, Networks, Task, Turn
+from trainer.networks.sliced import SlicedNetwork
 from trainer.patches import Batch, Mixture
 from trainer.recipe import Optimiser, Positive, Recipe, Section, Share
 from trainer.schedules import cosine, warm_up_cosine
-from trainer.slices import from_slices, to_slices
-from trainer.teachers import Teacher, build_teacher
+from trainer.slices import to_slices
+from trainer.teachers import Network2D, Teacher, build_teacher
 
 
 class MN(Method):
@@ -86,6 +87,14 @@ class MN(Method):
     def build(self) -> Networks:
         """The 3D student and the 2D teacher."""
         student = self.build_student()
+        return {"student": student, "teacher": self.build_2d()}
+
+    def build_2d(self) -> Network2D:
+        """The 2D network.
+
+        Raises:
+            RecipeError: The patch's slices are too small for it.
+        """
         teacher = build_teacher(self.switches.teacher, self.task.inputs, self.targets.channels)
         sides = [n for axis, n in enumerate(self.recipe.size()) if axis != self.task.slice_axis]
         if min(sides) < teacher.smallest_slice():
@@ -93,7 +102,7 @@ class MN(Method):
                 f"The 2D network needs slices of at least {teacher.smallest_slice()} voxels a side, the patch's are of "
                 f"{sides[0]} x {sides[1]}; enlarge them (methods.mn.teacher.enlarge) or take a larger patch."
             )
-        return {"student": student, "teacher": teacher}
+        return teacher
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
         """The 2D network's weights."""
@@ -177,7 +186,7 @@ class MN(Method):
             terms["student"] = self.mixed_loss(logits, target, batch.labelled, turn.mixture, weights)
         if "teacher" in turn.rates:
             target = self._target(batch, networks["student"] if turn.mixture.unlabelled else None, flat=False)
-            terms["teacher"] = self._teacher_loss(networks["teacher"], batch, target, turn.mixture)
+            terms["teacher"] = self.loss_2d(networks["teacher"], batch, target, turn.mixture)
         return {"total": torch.stack(list(terms.values())).sum(), **{k: v.detach() for k, v in terms.items()}}
 
     def mixed_loss(
@@ -210,7 +219,8 @@ class MN(Method):
         dice = dice_pooled(self.targets.probabilities(logits), target, weights)
         return self.switches.weight_kl * divergence + self.switches.weight_dice * dice
 
-    def _teacher_loss(self, teacher: nn.Module, batch: Batch, target: Tensor, mixture: Mixture) -> Tensor:
+    def loss_2d(self, teacher: nn.Module, batch: Batch, target: Tensor, mixture: Mixture) -> Tensor:
+        """The 2D network's loss on the slices of a batch, against encoded targets (N, C, X, Y, Z)."""
         axis = self.task.slice_axis
         depth = batch.images.shape[2 + axis]
         images, wanted, weights = batch.images, target, _all_weights(batch)
@@ -228,7 +238,7 @@ class MN(Method):
 
     def voters(self, networks: Networks) -> Networks:
         """The 3D network, and the 2D network slice by slice."""
-        return {"3D": networks["student"], "2D": _Sliced(self, networks["teacher"])}
+        return {"3D": networks["student"], "2D": self.sliced(networks["teacher"])}
 
     @torch.no_grad()
     def _target(self, batch: Batch, other: nn.Module | None, *, flat: bool) -> Tensor:
@@ -237,14 +247,12 @@ class MN(Method):
         images = batch.images[batch.labelled :]
         if other is None or not len(images):
             return labels
-        logits = self._by_slices(other, images) if flat else other(images)
+        logits = self.sliced(other)(images) if flat else other(images)
         return torch.cat([labels, self.targets.probabilities(logits)])
 
-    def _by_slices(self, teacher: nn.Module, images: Tensor) -> Tensor:
-        """The 2D network's logits of volumes (N, C, X, Y, Z), a chunk of slices at a time (Eq. 2)."""
-        slices = to_slices(images, self.task.slice_axis)
-        parts = [teacher(chunk) for chunk in slices.split(self.switches.chunk)]
-        return from_slices(torch.cat(parts), images.shape[0], self.task.slice_axis)
+    def sliced(self, teacher: nn.Module) -> SlicedNetwork:
+        """The 2D network on volumes (N, C, X, Y, Z)."""
+        return SlicedNetwork(teacher, self.task.slice_axis, self.switches.chunk)
 
 
 def _all_weights(batch: Batch) -> Tensor | None:
@@ -252,15 +260,3 @@ def _all_weights(batch: Batch) -> Tensor | None:
     if batch.weights is None:
         return None
     return torch.cat([batch.weights[: batch.labelled], torch.ones_like(batch.weights[batch.labelled :])])
-
-
-class _Sliced(nn.Module):
-    """The 2D network on volumes."""
-
-    def __init__(self, method: MN, teacher: nn.Module) -> None:
-        super().__init__()
-        self._method, self.teacher = method, teacher
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C, X, Y, Z) -> logits."""
-        return self._method._by_slices(self.teacher, x)

@@ -33,6 +33,8 @@ BUILT_IN = {
     "cfr": "trainer.methods.cfr:CFR",
     "comparative": "trainer.methods.comparative:Comparative",
     "contrastive": "trainer.methods.comparative:Contrastive",
+    "mn_2d": "trainer.methods.mn_2d:MN2D",
+    "cfr_ft": "trainer.methods.cfr_ft:CFRFT",
     "distil": "trainer.methods.distil:Distil",
 }
 ENTRY_POINTS = "semiseg.methods"

@@ -17,6 +17,7 @@ from trainer.errors import RecipeError
 from trainer.networks.mean import MeanOfNetworks
 from trainer.students.convolutional import DynUNetStudent, PaperUNetStudent, SegResNetStudent, UNetStudent, VNetStudent
 from trainer.students.outside import OutsideStudent
+from trainer.students.slicewise import CanvasStudent, SlicedStudent
 from trainer.students.student import Student, Triple
 from trainer.students.transformers import SwinUNETRStudent, UNETRStudent
 
@@ -58,7 +59,7 @@ class MeanStudent(Student):
         return MeanOfNetworks((m.build(inputs, outputs, patch) for m in self.members), regions=self.regions)
 
 
-AnyStudent = OneStudent | MeanStudent
+AnyStudent = OneStudent | MeanStudent | SlicedStudent | CanvasStudent
 _STUDENT: TypeAdapter[AnyStudent] = TypeAdapter(Annotated[AnyStudent, Field(discriminator="kind")])
 
 

@@ -44,7 +44,7 @@ def main(run: Path, folder: Path, data: Path, asked: str | None) -> None:
     for variant in bundle.manifest.variants:
         engines[f"{variant.precision} on OpenVINO"] = OpenVinoEngine(bundle.folder / variant.file, threads=1)
         engines[f"{variant.precision} on ONNX Runtime"] = OnnxEngine(bundle.folder / variant.file, threads=1)
-    how = SlidingWindow(window, manifest.overlap, manifest.blending, 1, manifest.outputs, "none")
+    how = SlidingWindow(window, manifest.overlaps, manifest.blending, 1, manifest.outputs, "none")
     weights = torch.from_numpy(window_weights(window, manifest.blending).copy())
     names = [*engines, "MONAI's own weights"]
     equal = dict.fromkeys(names, 0)
@@ -88,7 +88,7 @@ def by_monai(
             window,
             1,
             network,
-            overlap=manifest.overlap,
+            overlap=manifest.overlaps,
             mode=manifest.blending,
             roi_weight_map=weights,
         )

@@ -1,0 +1,223 @@
+"""CFR's first stage alone: SAM, fine-tuned on canvases of the labelled scans' slices, segments volumes itself (CFR_FT).
+
+Li et al., "Concatenate, Fine-tuning, Re-training: A SAM-enabled framework for semi-supervised 3D medical image
+segmentation", 2024; equation numbers are the paper's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from semiseg.bundle.manifest import PretrainedWeights
+from trainer.bezier import bend_slices
+from trainer.canvas import Canvas, label_canvas, lay_out
+from trainer.errors import RecipeError
+from trainer.losses import dice_pooled, mean_where
+from trainer.methods.method import Method, Networks, Task, Turn, refuse_deep_supervision, share_of_part
+from trainer.methods.registry import method_class
+from trainer.networks.on_canvas import OnCanvas
+from trainer.patches import Batch, Mixture
+from trainer.recipe import Optimiser, Positive, Recipe, Schedule, Section, Share
+from trainer.sam import Sam, SamSegmenter, build_sam
+from trainer.schedules import rate_factor
+from trainer.slices import from_slices, to_slices
+from trainer.students import AnyStudent, read_student
+
+UNKNOWN = -2  # label of a voxel that nobody outlined
+
+
+class FineTunedSam(Method):
+    """What CFR and its first stage alone share: SAM, canvases, and the loss on them."""
+
+    class Switches(Section):
+        """The foundation model and what it sees.
+
+        Attributes:
+            sam: the foundation model.
+            input: all slices of a patch ``concatenate`` on one canvas; ``upsample`` each slice to a canvas of its own;
+                or the same with ``small`` canvases, which ``sam.side`` says.
+            grid: cells per side of a canvas, with enlarged slices on several canvases (fig. 5b); None shows the slices
+                as they are, all on one.
+            slices: with a slice per canvas: how many of a patch are drawn for a step.
+            bend: share of the slices whose values go along a random curve.
+            shuffle_slices, turn_slices: destroy the order of the slices, or turn and mirror each (fig. 4).
+            turn_canvas: turn and mirror whole canvases.
+            sam_optimiser, sam_schedule: how the foundation model learns.
+            volumes: labelled patches per step of the foundation model; each is one canvas when concatenated.
+        """
+
+        sam: Sam = Sam()
+        input: Literal["concatenate", "upsample", "small"] = "concatenate"
+        grid: Positive | None = None
+        slices: Positive = 4
+        bend: Share = 0.5
+        shuffle_slices: bool = False
+        turn_slices: bool = False
+        turn_canvas: bool = False
+        sam_optimiser: Optimiser = Optimiser(rate=1e-3, weight_decay=0.1)
+        sam_schedule: Schedule = Schedule(kind="poly")
+        volumes: Positive = 2
+
+    def __init__(self, recipe: Recipe, task: Task) -> None:
+        """See :class:`Method`; the slices have to fit."""
+        super().__init__(recipe, task)
+        switches = self.switches
+        if switches.input != "concatenate" and switches.grid is not None:
+            raise RecipeError("methods.cfr.grid says how slices are concatenated; leave it out.")
+        if switches.input == "small" and switches.sam.side is None:
+            raise RecipeError("methods.cfr.sam.side: say how many pixels a side `small` images have.")
+        self.canvas: Canvas = lay_out(recipe.size(), task.slice_axis, switches.sam.image_side(), self.cells)
+
+    def check_parts(self, processes: int) -> None:
+        """See :meth:`Method.check_parts`; the foundation model's batches are shared evenly too."""
+        super().check_parts(processes)
+        parts = processes * self.recipe.accumulate
+        if self.switches.volumes % parts:
+            raise RecipeError(
+                f"methods.cfr.volumes: {self.switches.volumes} patches cannot be shared evenly by {parts} part(s); "
+                f"make it a multiple of {parts}."
+            )
+
+    def optimiser(self, network: str) -> Optimiser:
+        """The foundation model's own."""
+        own: Optimiser = self.switches.sam_optimiser
+        return own
+
+    @property
+    def cells(self) -> int | None:
+        """Cells per side of a canvas; None for as many as hold all slices."""
+        grid: int | None = self.switches.grid
+        return grid if self.switches.input == "concatenate" else 1
+
+    def build_sam(self) -> SamSegmenter:
+        """The foundation model."""
+        return build_sam(self.switches.sam, self.task.inputs, self.targets.channels)
+
+    def pretrained(self) -> tuple[PretrainedWeights, ...]:
+        """The foundation model's weights."""
+        sam: Sam = self.switches.sam
+        return sam.pretrained()
+
+    def canvas_loss(self, sam: nn.Module, batch: Batch) -> Tensor:
+        """(Dice + CE) / 2 on canvases; CE leaves out where there is no voxel, Dice wants no segment there.
+
+        Voxels that nobody outlined count in neither.
+        """
+        images, labels, there = self.canvases(batch)
+        logits = sam(images)
+        known = labels != UNKNOWN
+        target = self.targets.encode(labels * known) * (there & known)[:, None]
+        crossed = mean_where(self.targets.cross_entropy(logits, target), there & known)
+        return 0.5 * (crossed + dice_pooled(self.targets.probabilities(logits) * known[:, None], target))
+
+    def canvases(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (M, C, side, side), labels (M, side, side), and where there are voxels, of the batch's patches.
+
+        The label of a voxel that nobody outlined is :data:`UNKNOWN`.
+        """
+        axis, count = self.task.slice_axis, len(batch)
+        labels = batch.labels
+        if batch.weights is not None:
+            labels = torch.where(batch.weights > 0, labels, torch.full_like(labels, UNKNOWN))
+        both = torch.cat([batch.images, labels[:, None].to(batch.images.dtype)], dim=1)
+        slices = to_slices(both, axis)
+        if self.switches.turn_slices:
+            slices = _each_turned(slices)
+        if self.switches.shuffle_slices:
+            stacks = slices.unflatten(0, (count, -1))
+            order = torch.randperm(stacks.shape[1]).to(slices.device)
+            slices = stacks[:, order].flatten(0, 1)
+        bent = bend_slices(slices[:, :-1], self.switches.bend)
+        images = self.canvas.concatenate(from_slices(bent, count, axis))
+        labels, there = label_canvas(self.canvas, from_slices(slices[:, -1:], count, axis)[:, 0].round().long())
+        if self.switches.input != "concatenate":
+            drawn = torch.randperm(len(images))[: self.switches.slices * count].to(images.device)
+            images, labels, there = images[drawn], labels[drawn], there[drawn]
+        if self.switches.turn_canvas:
+            joined = _each_turned(torch.cat([images, labels[:, None], there[:, None]], dim=1))
+            images, labels, there = joined[:, :-2], joined[:, -2].long(), joined[:, -1].bool()
+        return images, labels, there
+
+    def on_volumes(self, sam: nn.Module) -> OnCanvas:
+        """The foundation model on volumes (N, C, X, Y, Z)."""
+        assert isinstance(sam, SamSegmenter)
+        return OnCanvas(sam, self.canvas)
+
+
+class CFRFT(FineTunedSam):
+    """L_ft = (Dice + CE) / 2 of the foundation model on canvases (Eq. 5); it is the network that is kept."""
+
+    name = "cfr_ft"
+
+    class Switches(Section):
+        """The foundation model and its settings are those of ``methods.cfr``: ``sam``, ``sam_optimiser``,
+        ``sam_schedule``, ``volumes``, and what canvases look like. The recipe's ``updates`` holds; ``student`` is not
+        used.
+        """
+
+    def __init__(self, recipe: Recipe, task: Task) -> None:
+        """See :class:`FineTunedSam`; what only a 3D student has is refused."""
+        super().__init__(recipe, task)
+        refuse_deep_supervision(self, "trains SAM, which has no levels of a decoder")
+        if recipe.start is not None:
+            raise RecipeError(
+                "In the recipe, start: cfr_ft begins with `methods.cfr.sam.weights` and not with another run; leave "
+                "`start` out."
+            )
+
+    @classmethod
+    def read_switches(cls, recipe: Recipe) -> Section:
+        """Those of ``methods.cfr``; ``methods.cfr_ft`` has none of its own."""
+        super().read_switches(recipe)
+        return method_class("cfr").read_switches(recipe)
+
+    @classmethod
+    def students(cls, recipe: Recipe) -> tuple[AnyStudent, ...]:
+        """SAM on volumes."""
+        return (read_student({"kind": "canvas"}),)  # it is only asked which patches suit it
+
+    def check_parts(self, processes: int) -> None:
+        """See :meth:`FineTunedSam.check_parts`."""
+        super().check_parts(processes)
+        if self.guided:
+            self.require_in_each_part(self.mixture(None), processes, labelled=1, unlabelled=0)
+
+    def build(self) -> Networks:
+        """The foundation model on volumes."""
+        return {"student": self.on_volumes(self.build_sam())}
+
+    def turn(self, step: int) -> Turn:
+        """Every step trains on labelled patches, on half a batch of them when a guide labels the others."""
+        mixture = self.mixture(None) if self.guided else Mixture(self.switches.volumes, 0)
+        factor = rate_factor(self.switches.sam_schedule, step, self.recipe.updates)
+        return Turn("fine-tune", {"student": self.optimiser("student").rate * factor}, mixture, step)
+
+    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+        """Eq. 5."""
+        sam = networks["student"]
+        assert isinstance(sam, OnCanvas)
+        n = batch.labelled
+        known = replace(batch, images=batch.images[:n], labels=batch.labels[:n], weights=batch.label_weights)
+        total = share_of_part(n, turn.mixture.labelled, batch, turn) * self.canvas_loss(sam.sam, known)
+        return {"total": total, "sam": total.detach()}
+
+    def kept(self) -> AnyStudent:
+        """See :meth:`Method.kept`; without the weights that it began with, which the run's own replace."""
+        sam: Sam = self.switches.sam
+        if sam.weights is not None:
+            sam = sam.without_weights(self.build_sam().network)
+        section = {"kind": "canvas", "sam": sam.model_dump(mode="json"), "grid": self.cells}
+        return read_student({**section, "axis": self.task.slice_axis})
+
+
+def _each_turned(images: Tensor) -> Tensor:
+    """Each image (C, H, W) turned by a random number of right angles (of half turns, if not square) and mirrored."""
+    step = 1 if images.shape[-1] == images.shape[-2] else 2
+    turns = torch.randint(0, 4 // step, (len(images),)).mul(step).tolist()
+    mirrored = torch.randint(0, 2, (len(images),)).tolist()
+    pairs = zip(images, turns, mirrored, strict=True)
+    return torch.stack([i.rot90(t, (1, 2)).flip(1) if m else i.rot90(t, (1, 2)) for i, t, m in pairs])

@@ -1,0 +1,115 @@
+"""M&N's 2D network alone: trained on the slices of the labelled scans, and judged on volumes.
+
+Yeung et al., "Learning from 2D natural images for semi-supervised 3D medical image segmentation" (M&N), 2025, the rows
+of its first table that have one network.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainer.errors import RecipeError
+from trainer.methods.method import Networks, Task, Turn, refuse_deep_supervision, share_of_part
+from trainer.methods.mn import MN
+from trainer.networks.sliced import SlicedNetwork
+from trainer.patches import Batch, Mixture
+from trainer.recipe import Optimiser, Recipe, Section
+from trainer.schedules import rate_factor
+from trainer.students import AnyStudent, read_student
+from trainer.teachers import Teacher
+
+
+class MN2D(MN):
+    """L = KL(label || prediction) + Dice(prediction, label) on slices; the network that is kept is the 2D one."""
+
+    name = "mn_2d"
+
+    class Switches(Section):
+        """The network and its settings are those of ``methods.mn``: ``teacher``, ``teacher_optimiser``, ``slices``,
+        ``chunk``, ``loss`` and the weights of its two terms. The recipe's ``schedule`` holds; ``student`` is not used.
+        """
+
+    def __init__(self, recipe: Recipe, task: Task) -> None:
+        """See :class:`Method`; what only a 3D student has is refused."""
+        super(MN, self).__init__(recipe, task)  # epochs of whole iterations are mn's
+        refuse_deep_supervision(self, "trains a 2D network, whose decoder it does not know")
+        if recipe.start is not None:
+            raise RecipeError(
+                "In the recipe, start: mn_2d begins with `methods.mn.teacher.weights` and not with another run; leave "
+                "`start` out."
+            )
+
+    @classmethod
+    def read_switches(cls, recipe: Recipe) -> Section:
+        """Those of ``methods.mn``; ``methods.mn_2d`` has none of its own."""
+        super().read_switches(recipe)
+        return MN.read_switches(recipe)
+
+    def check_parts(self, processes: int) -> None:
+        """See :meth:`Method.check_parts`."""
+        super().check_parts(processes)
+        if self.guided:
+            self.require_in_each_part(self.mixture(None), processes, labelled=1, unlabelled=0)
+
+    @classmethod
+    def students(cls, recipe: Recipe) -> tuple[AnyStudent, ...]:
+        """The 2D network on volumes."""
+        switches: Any = cls.read_switches(recipe)
+        network = switches.teacher.model_copy(update={"weights": None})  # it is only asked which patches suit it
+        return (read_student({"kind": "sliced", "network": network.model_dump(mode="json")}),)
+
+    def build(self) -> Networks:
+        """The 2D network on volumes."""
+        return {"student": self.sliced(self.build_2d())}
+
+    @property
+    def steps(self) -> int:
+        """The recipe's updates."""
+        return self.recipe.updates
+
+    def turn(self, step: int) -> Turn:
+        """Every step trains on labelled patches, on half a batch of them when a guide labels the others."""
+        mixture = self.mixture(None) if self.guided else Mixture(self.recipe.batch, 0)
+        factor = rate_factor(self.recipe.schedule, step, self.recipe.updates)
+        return Turn("train", {"student": self.optimiser("student").rate * factor}, mixture, step)
+
+    def optimiser(self, network: str) -> Optimiser:
+        """The 2D network's."""
+        optimiser: Optimiser = self.switches.teacher_optimiser
+        return optimiser
+
+    def refreshes_foreground(self, step: int) -> bool:
+        """Never: no unlabelled patch is cut."""
+        return False
+
+    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+        """The labelled loss on slices."""
+        sliced = networks["student"]
+        assert isinstance(sliced, SlicedNetwork)
+        n = batch.labelled
+        weights = batch.label_weights
+        labelled = replace(batch, images=batch.images[:n], labels=batch.labels[:n], weights=weights)
+        target = self.targets.encode(labelled.labels)
+        scale = share_of_part(n, turn.mixture.labelled, batch, turn)
+        total = scale * self.loss_2d(sliced.network, labelled, target, Mixture(n, 0))
+        return {"total": total, "supervised": torch.detach(total)}
+
+    def exported(self, networks: Networks) -> nn.Module:
+        """The 2D network on volumes."""
+        return networks["student"]
+
+    def kept(self) -> AnyStudent:
+        """See :meth:`Method.kept`; without the weights that it began with, which the run's own replace."""
+        teacher: Teacher = self.switches.teacher
+        if teacher.weights is not None:
+            teacher = teacher.without_weights(self.build_2d())
+        section = {"kind": "sliced", "network": teacher.model_dump(mode="json"), "chunk": self.switches.chunk}
+        return read_student({**section, "axis": self.task.slice_axis})
+
+    def voters(self, networks: Networks) -> Networks:
+        """The one network."""
+        return {"student": networks["student"]}
