@@ -8,12 +8,17 @@ from torch import nn
 
 @torch.no_grad()
 def average_into(teacher: nn.Module, student: nn.Module, decay: float, *, buffers: bool) -> None:
-    """Move the teacher's parameters towards the student's: decay times its own plus the rest of the student's."""
-    pairs = zip(teacher.parameters(), student.parameters(), strict=True)
-    for mine, theirs in pairs:
-        mine.mul_(decay).add_(theirs.detach(), alpha=1.0 - decay)
+    """Move the teacher's parameters towards the student's: decay times its own plus the rest of the student's.
+
+    Modules that the student shares between its parts may be the teacher's own in each part, or shared as well.
+    """
+    theirs = dict(student.named_parameters(remove_duplicate=False))
+    for name, mine in teacher.named_parameters():
+        mine.mul_(decay).add_(theirs[name].detach(), alpha=1.0 - decay)
     if buffers:
-        for kept, current in zip(teacher.buffers(), student.buffers(), strict=True):
+        currents = dict(student.named_buffers(remove_duplicate=False))
+        for name, kept in teacher.named_buffers():
+            current = currents[name]
             if kept.is_floating_point():
                 kept.mul_(decay).add_(current, alpha=1.0 - decay)
             else:

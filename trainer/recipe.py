@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from semiseg.bundle.manifest import Overlap
 from semiseg.bundle.postprocessing import Postprocessing
 from semiseg.bundle.preprocessing import Intensity, Preprocessing
 from semiseg.bundle.variant import Gate
@@ -20,7 +21,6 @@ Positive = Annotated[int, Field(ge=1)]
 Side = Annotated[int, Field(ge=1, le=4096)]  # voxels; the manifest's limit
 Shade = Annotated[int, Field(ge=0, le=255)]
 Share = Annotated[float, Field(ge=0, le=1)]
-Overlap = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
@@ -275,7 +275,7 @@ class Recipe(Section):
     windows: tuple[tuple[Side, Side, Side], ...] = ()
     average: Literal["logits", "probs"] = "logits"
     blending: Literal["constant", "gaussian"] = "gaussian"
-    overlap: Overlap | tuple[Overlap, Overlap, Overlap] = 0.5
+    overlap: Overlap = 0.5
     transductive: bool = False
     methods: dict[str, dict[str, Any]] = {}
 

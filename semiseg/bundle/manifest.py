@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from semiseg.bundle.fingerprint import Fingerprint
 from semiseg.bundle.mask_fingerprint import MaskFingerprint
@@ -16,7 +16,18 @@ from semiseg.volumes.series_rules import SeriesRule
 
 FORMAT = 1
 
-Overlap = Annotated[float, Field(ge=0, lt=1)]
+
+def _shares(value: Any) -> Any:
+    """Refuse what is no overlap in one sentence, instead of one for each form that it may have."""
+    shares = value if isinstance(value, list | tuple) else [value]
+    numbers = all(isinstance(share, int | float) and 0 <= share < 1 for share in shares)
+    if len(shares) not in (1, 3) or not numbers or (len(shares) == 1 and shares is value):
+        raise ValueError("an overlap is a number from 0 to below 1, or three of them, one for each axis")
+    return value
+
+
+_OneOverlap = Annotated[float, Field(ge=0, lt=1)]
+Overlap = Annotated[_OneOverlap | tuple[_OneOverlap, _OneOverlap, _OneOverlap], BeforeValidator(_shares)]
 HALF = 0.5  # of a window: the overlap of every exported model, whatever its run was judged with
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -181,7 +192,7 @@ class Manifest(_Document):
     window: Window
     windows: tuple[Window, ...]
     divisor: Window
-    overlap: Overlap | tuple[Overlap, Overlap, Overlap] = HALF
+    overlap: Overlap = HALF
     blending: Literal["constant", "gaussian"] = "gaussian"
     fingerprint: Fingerprint
     masks: MaskFingerprint | None = None

@@ -136,6 +136,18 @@ def test_the_first_decoder_is_exported_as_the_student_that_it_is_or_the_mean_of_
     assert not torch.allclose(p, torch.softmax(own, 1), atol=1e-3)
 
 
+def test_the_moving_average_of_the_mean_of_all_follows_each_of_them(tmp_path: Path) -> None:
+    """The decoders share their encoder in training, and the exported mean has one for each."""
+    dataset = phantoms(tmp_path / "data")
+    changes = {"patch": [16, 16, 16], "updates": 3, "batch": 2}
+    last = recipe_for("mcnet", {**changes, "ema": 1e-9}, export="mean")
+    trained(dataset, recipe_for("mcnet", changes, export="mean"), tmp_path / "plain", cache=tmp_path / "cache")
+    trained(dataset, last, tmp_path / "average", cache=tmp_path / "cache")
+    plain, average = (trained_network(tmp_path / name)[1].state_dict() for name in ("plain", "average"))
+    for key, value in plain.items():
+        torch.testing.assert_close(average[key], value, msg=key)
+
+
 def test_a_student_without_an_encoder_is_refused_by_name() -> None:
     student = {"kind": "outside", "function": "tests.trainer.test_students:thin"}
     with pytest.raises(

@@ -294,3 +294,15 @@ def test_a_student_with_a_fixed_window_refuses_further_windows(tmp_path):
     }
     with pytest.raises(RecipeError, match="windows of the patch's size only"):
         plan_of(phantoms(tmp_path / "data"), recipe_of("supervised", changes))
+
+
+@pytest.mark.parametrize("overlap", [1.0, [0.5, 0.5], [0.5, 1.0, 0.5], "half", [0.5], -0.1])
+def test_an_overlap_that_cannot_be_is_refused_in_one_sentence(overlap: object) -> None:
+    with pytest.raises(RecipeError, match="overlap: an overlap is a number from 0 to below 1, or three of them"):
+        make_recipe({"overlap": overlap})
+
+
+def test_an_overlap_is_one_share_or_one_for_each_axis() -> None:
+    assert make_recipe({}).overlap == 0.5
+    assert make_recipe({"overlap": 0}).overlap == 0
+    assert make_recipe({"overlap": [0.84, 0, 0.95]}).overlap == (0.84, 0, 0.95)
