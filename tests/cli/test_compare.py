@@ -76,7 +76,8 @@ def test_a_comparison_trains_judges_and_goes_on(place: Path, compare: Callable[.
 
 def test_draws_and_folds_have_splits_of_their_own_and_go_on(place: Path, compare: Callable[..., Said]) -> None:
     out = place / "drawn"
-    options = ("--methods", "supervised", "--draws", "2", "--folds", "2", "--out", str(out), "--updates", "2")
+    repeated = ("--draws", "2", "--folds", "2", "--jobs", "2")
+    options = ("--methods", "supervised", *repeated, "--out", str(out), "--updates", "2")
     done = compare(*options)
     assert done.code == 0, done.err
     assert "trained 4 of 4" in done.err and "of draws" in done.out
@@ -92,6 +93,7 @@ def test_draws_and_folds_have_splits_of_their_own_and_go_on(place: Path, compare
     assert other.code == 2 and "holds another split than this comparison would draw" in other.err
 
 
+@pytest.mark.long
 def test_draws_of_the_labelled_scans_keep_the_splits_test_scans(place: Path, compare: Callable[..., Said]) -> None:
     out = place / "draws"
     done = compare("--methods", "supervised", "--draws", "2", "--out", str(out), "--updates", "2")
