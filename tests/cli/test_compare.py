@@ -74,6 +74,7 @@ def test_a_comparison_trains_judges_and_goes_on(place: Path, compare: Callable[.
     assert (out / "test.png").stat().st_size > 1000
 
 
+@pytest.mark.long
 def test_draws_and_folds_have_splits_of_their_own_and_go_on(place: Path, compare: Callable[..., Said]) -> None:
     out = place / "drawn"
     repeated = ("--draws", "2", "--folds", "2", "--jobs", "2")

@@ -55,10 +55,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 def pairs() -> Iterator[Any]:
-    """Every method with every student; a pass through swinunetr takes seconds, so that most of its pairs are long."""
+    """Every method with every student; a pass through swinunetr takes seconds, so that most of its pairs are long.
+
+    So are the comparators with students that differ from unet in what the other methods have shown.
+    """
     for method, student in itertools.product(EVERY, STUDENTS):
         long = student == "swinunetr" and method not in ("supervised", "mn", "magicnet")
         long |= (method, student) == ("magicnet", "resnet_vnet")
+        long |= method in ("ict", "urpc", "mcnet", "admt", "dualfete", "mn_2d", "cfr_ft") and student != "unet"
         yield pytest.param(method, student, marks=pytest.mark.long if long else ())
 
 
