@@ -11,8 +11,13 @@ def average_into(teacher: nn.Module, student: nn.Module, decay: float, *, buffer
     """Move the teacher's parameters towards the student's: decay times its own plus the rest of the student's.
 
     Modules that the student shares between its parts may be the teacher's own in each part, or shared as well.
+
+    Raises:
+        ValueError: The two have parameters of other names.
     """
     theirs = dict(student.named_parameters(remove_duplicate=False))
+    if theirs.keys() != dict(teacher.named_parameters(remove_duplicate=False)).keys():
+        raise ValueError("Networks with other parameters have no average.")
     for name, mine in teacher.named_parameters():
         mine.mul_(decay).add_(theirs[name].detach(), alpha=1.0 - decay)
     if buffers:
