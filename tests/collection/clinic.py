@@ -31,6 +31,13 @@ DIRECTIONS = {"axial": "LPS", "sagittal": "PIR", "coronal": "LIA", "oblique": "L
 """The way the columns, rows and slices of a series run, besides a turn for the oblique one."""
 
 
+NAMES = {"liver": 1, "spleen": 2, "kidneys": 3}
+"""The phantom's segments and their labels."""
+
+Case = tuple[DicomSeries, NDArray[np.uint8]]
+"""A series and the labels on its grid."""
+
+
 def scan(seed: int, direction: str = "axial") -> tuple[Volume, NDArray[np.uint8]]:
     """A phantom's image and labels with its axes along ``direction``."""
     phantom = make_phantom(seed, (26, 22, 12), (3.7, 4.3, 8.0))
@@ -152,6 +159,12 @@ def rtstruct(
         out.StructureSetROISequence.append(roi)
         out.ROIContourSequence.append(drawn)
     return out
+
+
+def saved(struct: pydicom.Dataset, folder: Path) -> Path:
+    """Write an RTSTRUCT as rt.dcm in ``folder``; its path."""
+    struct.save_as(folder / "rt.dcm", enforce_file_format=True)
+    return folder / "rt.dcm"
 
 
 def write_labels_as_rtstruct(path: Path, series: DicomSeries, labels: NDArray[np.uint8]) -> pydicom.Dataset:

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.collection.clinic import (
+    DIRECTIONS,
+    Case,
     write_labels_as_rtstruct,
     write_labels_as_seg,
     write_scan,
@@ -27,3 +29,13 @@ def clinic(tmp_path: Path) -> Path:
     (root / "c/.DS_Store").write_bytes(b"hidden")
     (root / "c/broken.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"\x08\0\x05\0")
     return root
+
+
+@pytest.fixture(scope="module", params=list(DIRECTIONS))
+def case(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return write_scan(tmp_path_factory.mktemp("series"), 5, request.param)
+
+
+@pytest.fixture(scope="module")
+def axial(tmp_path_factory: pytest.TempPathFactory) -> Case:
+    return write_scan(tmp_path_factory.mktemp("axial"), 5)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from semiseg.volumes.images import read_stored
 from semiseg.volumes.nifti import read_nifti
@@ -140,3 +141,8 @@ def assert_as_written(path: Path, remarks: tuple[str, ...] = ()) -> None:
     np.testing.assert_array_equal(volume.array, VALUES)
     np.testing.assert_allclose(volume.affine, IN_RAS, atol=1e-5)
     assert codes(path) == list(remarks)
+
+
+def in_order(shape: tuple[int, ...] = (4, 5, 6), dtype: type = np.int16) -> NDArray[Any]:
+    """An array of 0, 1, 2, ... with the last axis the fastest."""
+    return np.arange(np.prod(shape), dtype=dtype).reshape(shape)
