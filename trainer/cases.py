@@ -21,9 +21,9 @@ from semiseg.volumes.segmentation import Segment, overlapping
 from semiseg.volumes.volume import spacing_of
 from trainer.errors import RecipeError
 from trainer.mapped_arrays import by_name, by_value, map_array
+from trainer.targets import MOST_REGIONS
 
 LAYOUT = 2  # raise when what is stored, or how, changes
-MOST_BITS = 8
 IGNORE = 255  # code of a voxel whose label nobody knows
 PLACES = 2000  # voxels remembered per segment, to place patches on foreground
 
@@ -131,7 +131,7 @@ def _prepared(
 def places_of(encoded: NDArray[np.uint8], segments: Sequence[Segment]) -> tuple[NDArray[np.int32], ...]:
     """Up to :data:`PLACES` evenly picked voxels (N, 3) of each segment that is present."""
     out = []
-    known = encoded != IGNORE if len(segments) < MOST_BITS else np.True_
+    known = encoded != IGNORE if len(segments) < MOST_REGIONS else np.True_
     for index in range(len(segments)):
         mask = ((encoded >> index) & 1) & known if overlapping(segments) else encoded == index + 1
         found = np.argwhere(mask)
@@ -150,8 +150,9 @@ def encode_labels(labels: NDArray[Any], segments: Sequence[Segment], ignore: int
     Raises:
         RecipeError: eight regions use every code there is.
     """
-    if ignore is not None and overlapping(segments) and len(segments) >= MOST_BITS:
-        raise RecipeError(f"Labels with an ignore value can have {MOST_BITS - 1} regions at most, not {len(segments)}.")
+    if ignore is not None and overlapping(segments) and len(segments) >= MOST_REGIONS:
+        most = MOST_REGIONS - 1
+        raise RecipeError(f"Labels with an ignore value can have {most} regions at most, not {len(segments)}.")
     out = np.zeros(labels.shape, dtype=np.uint8)
     for index, segment in enumerate(segments):
         mask = np.isin(labels, segment.reference_values)

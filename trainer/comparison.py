@@ -134,10 +134,9 @@ def summarise(found: Mapping[Trial, Evaluation]) -> list[Line]:
             runs.setdefault(key, {})[draw, seed] = _joined(evaluations)
     if not runs:
         raise InputError("No run has all of its folds judged, so there is nothing to compare.")
-    segments = next(iter(next(iter(runs.values())).values())).segments
-    cases = next(iter(next(iter(runs.values())).values())).cases
+    first = next(iter(next(iter(runs.values())).values()))
     keys = sorted(runs, key=lambda key: (key[0], key[1] != BASELINE))
-    return [_line(key, runs[key], runs.get((key[0], BASELINE)), cases, segments) for key in keys]
+    return [_line(key, runs[key], runs.get((key[0], BASELINE)), first.cases, first.segments) for key in keys]
 
 
 def _by_fold(found: Mapping[Trial, Evaluation]) -> dict[tuple[int, str], dict[tuple[int, int], list[Evaluation]]]:

@@ -20,7 +20,7 @@ def dice_pooled(probabilities: Tensor, target: Tensor, weights: Tensor | None = 
     Args:
         probabilities: (N, C, ...).
         target: (N, C, ...), zeros and ones or soft; a channel of which both are empty costs nothing.
-        weights: (N, ...), by which each voxel counts in the sums; None for 1.
+        weights: Weights (N, ...) of the voxels in the sums; None for 1.
     """
     p, y = probabilities.float(), target.float()
     if weights is not None:
@@ -41,7 +41,7 @@ def supervised_loss(logits: Tensor, labels: Tensor, targets: Targets, weights: T
         logits: (N, C, ...).
         labels: (N, ...) int64, as ``targets`` encodes them. N may be 0, for a part of a batch without labelled patches.
         targets: what the channels mean.
-        weights: (N, ...), by which each voxel counts; None for 1.
+        weights: Weights (N, ...) of the voxels; None for 1.
     """
     target = targets.encode(labels)
     crossed = mean_of(targets.cross_entropy(logits, target), weights)

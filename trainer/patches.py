@@ -44,10 +44,10 @@ class Batch:
         labelled: how many of the N are labelled.
         cases: the scans that the patches were cut from.
         step: the step that the batch belongs to.
-        guides: By name of an earlier stage, the pseudo-labels (N, X, Y, Z) int64 that it left for the unlabelled
-            patches; zeros where a patch is labelled.
-        views: By name a further view (N, C, X, Y, Z) of each patch: the same voxels with other values.
-        weights: float32 (N, X, Y, Z), by which each voxel's label counts: 0 where nobody outlined; None for 1.
+        guides: Pseudo-labels (N, X, Y, Z) int64 of the unlabelled patches, by name of the earlier stage that made them;
+            zeros where a patch is labelled.
+        views: Further views (N, C, X, Y, Z) of the patches by name: the same voxels with other values.
+        weights: Weights of the voxels' labels, float32 (N, X, Y, Z): 0 where nobody outlined; None for 1.
         where: float32 (N, 3, 2): where along each axis the patch's two faces lie, as shares of the scan's extent; NaN
             where a turn has made another axis of it.
     """

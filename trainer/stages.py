@@ -175,13 +175,13 @@ class Stages:
 
     def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
         """See :meth:`Method.loss`; earlier stages may add terms to it, and so does deep supervision."""
-        weight = self.at(batch.step)[0].recipe.deep_supervision
+        stage, _ = self.at(batch.step)
+        weight = stage.recipe.deep_supervision
         if not weight or not turn.mixture.labelled:
             return self._guided_loss(networks, batch, turn)
         with ExitStack() as stack:
             heard = {name: stack.enter_context(further_outputs(networks[name])) for name in turn.rates}
             losses = self._guided_loss(networks, batch, turn)
-        stage, _ = self.at(batch.step)
         for name, calls in heard.items():
             coarse = coarse_logits(calls, batch)
             if coarse:

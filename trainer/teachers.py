@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -243,11 +246,16 @@ def _outside(section: Teacher, function: str, inputs: int, outputs: int) -> Slic
     return SliceTeacher(network, nn.Identity(), section.enlarge)
 
 
-def _resunet(section: Teacher, inputs: int, outputs: int) -> SliceTeacher:
-    network = resunet.ResUNet(outputs)
+def _load(section: Teacher, load: Callable[[Path], None]) -> None:
+    """Load pretrained weights from their folder, where the recipe names one."""
     if section.weights is not None and section.weights.folder is not None:
         section.pretrained()  # refuses a licence that is not repeated, before anything is read
-        resunet.load_encoder(network, section.weights.folder)
+        load(section.weights.folder)
+
+
+def _resunet(section: Teacher, inputs: int, outputs: int) -> SliceTeacher:
+    network = resunet.ResUNet(outputs)
+    _load(section, partial(resunet.load_encoder, network))
     if section.finetune == "decoder":
         network.encoder.requires_grad_(False)
     return SliceTeacher(network, from_channels(inputs, section.inputs), section.enlarge)
@@ -255,9 +263,7 @@ def _resunet(section: Teacher, inputs: int, outputs: int) -> SliceTeacher:
 
 def _efficientnet(section: Teacher, inputs: int, outputs: int) -> SliceTeacher:
     network = efficientnet.EfficientUNet(outputs)
-    if section.weights is not None and section.weights.folder is not None:
-        section.pretrained()  # refuses a licence that is not repeated, before anything is read
-        efficientnet.load_encoder(network, section.weights.folder)
+    _load(section, partial(efficientnet.load_encoder, network))
     if section.finetune == "decoder":
         network.encoder.requires_grad_(False)
     elif section.finetune == "lora":

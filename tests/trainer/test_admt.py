@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.tiny import BATCH_NORM, batch_of, clone, method_of, recipe_of, same_weights
+from tests.trainer.tiny import BATCH_NORM, batch_of, clone, disturbed, method_of, recipe_of, same_weights
 from trainer.cutmix import centred_box, inner_box, pasted
 from trainer.errors import RecipeError
 from trainer.losses import supervised_loss
@@ -22,16 +22,6 @@ def admt(changes: dict[str, Any] | None = None, **switches: Any) -> ADMT:
     method = method_of(recipe_of("admt", {"batch": 5, "updates": 100, **(changes or {})}, **switches))
     assert isinstance(method, ADMT)
     return method
-
-
-def built(method: ADMT) -> Networks:
-    torch.manual_seed(0)
-    networks = method.build()
-    with torch.no_grad():
-        for network in networks.values():
-            for p in network.parameters():
-                p.add_(0.3 * torch.randn_like(p))
-    return networks
 
 
 def written_out(
@@ -60,7 +50,7 @@ def written_out(
 @pytest.mark.parametrize("conflicts", ["certain", "teachers"])
 def test_the_loss_of_the_first_teachers_turns_written_out(conflicts: str) -> None:
     method = admt(weight=3.0, ramp=0.0, threshold=0.45, labelled=2, conflicts=conflicts)
-    networks = built(method)
+    networks = disturbed(method)
     step = next(k for k in range(100) if method.active(k) == "teacher")
     batch = batch_of(2, 3)
     losses = method.loss(networks, batch, method.turn(step))
@@ -89,13 +79,13 @@ def test_in_the_second_teachers_turns_boxes_of_patches_change_places_with_all_th
                 assert any(bool(now[row].flatten()[voxel] == value[k].flatten()[voxel]) for k in froms)
     torch.manual_seed(3)
     step = next(k for k in range(100) if method.active(k) == "second_teacher")
-    losses = method.loss(built(method), replace(batch_of(2, 3), views={}), method.turn(step))
+    losses = method.loss(disturbed(method), replace(batch_of(2, 3), views={}), method.turn(step))
     assert float(losses["pseudo"]) > 0, "and no strong view is asked for"
 
 
 def test_without_cutmix_the_second_teachers_turns_show_the_patch_as_it_is() -> None:
     method = admt(weight=1.0, ramp=0.0, threshold=0.45, labelled=2, cutmix=0.0)
-    networks = built(method)
+    networks = disturbed(method)
     step = next(k for k in range(100) if method.active(k) == "second_teacher")
     batch = batch_of(2, 3)
     pseudo, *_ = written_out(networks, batch.images[2:], batch.images[2:], 0.45, True)
@@ -117,7 +107,7 @@ def test_the_teachers_take_turns_of_random_lengths_that_the_seed_decides() -> No
 
 def test_only_the_teacher_whose_turn_it_is_follows_first_as_a_copy() -> None:
     method = admt({"updates": 100, "student": BATCH_NORM}, copied=0.1, decay=0.9)
-    networks = built(method)
+    networks = disturbed(method)
     for step, decay in ((9, 0.0), (10, 0.0), (12, 0.5), (16, 0.75), (90, 0.9)):
         turn = method.turn(step)
         other = {"teacher": "second_teacher", "second_teacher": "teacher"}[turn.stage]
@@ -135,7 +125,7 @@ def test_only_the_teacher_whose_turn_it_is_follows_first_as_a_copy() -> None:
 
 def test_where_no_voxel_is_confident_the_term_is_zero() -> None:
     method = admt(weight=1.0, ramp=0.0, threshold=1.0, labelled=2)
-    losses = method.loss(built(method), batch_of(2, 3), method.turn(0))
+    losses = method.loss(disturbed(method), batch_of(2, 3), method.turn(0))
     assert float(losses["pseudo"]) == 0.0
     losses["total"].backward()
 

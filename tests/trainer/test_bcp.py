@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trainer.tiny import batch_of, clone, method_of, recipe_of, same_weights
+from tests.trainer.tiny import Watched, batch_of, clone, method_of, recipe_of, same_weights
 from trainer.errors import RecipeError
 from trainer.methods.bcp import BCP, largest_component
 from trainer.patches import Batch
@@ -19,20 +19,6 @@ def bcp(changes: dict[str, Any] | None = None, *, unlabelled: int = 12, **switch
     method = method_of(recipe_of("bcp", {"batch": 4, **(changes or {})}, **switches), unlabelled=unlabelled)
     assert isinstance(method, BCP)
     return method
-
-
-class Watched(nn.Module):
-    """Remembers what it was shown."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network, self.seen = network, list[Tensor]()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As the network."""
-        self.seen.append(x.detach().clone())
-        out: Tensor = self.network(x)
-        return out
 
 
 def test_the_mask_is_a_box_of_two_thirds_that_moves_with_the_step_alone() -> None:

@@ -12,7 +12,17 @@ import torch
 from torch import nn
 
 from semiseg.dataset import Dataset
-from tests.trainer.tiny import batch_of, case_of, clone, phantoms, recipe_for, same_weights, trained, weights_of
+from tests.trainer.tiny import (
+    batch_of,
+    broken_off,
+    case_of,
+    clone,
+    phantoms,
+    recipe_for,
+    same_weights,
+    trained,
+    weights_of,
+)
 from trainer.errors import RecipeError, TrainingError
 from trainer.methods import make_method
 from trainer.methods.comparative import Comparative, Contrastive, Convergence
@@ -235,13 +245,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 def stopped_at(dataset: Dataset, recipe: Any, run: Path, cache: Path, step: int) -> dict[str, torch.Tensor]:
     """The student after ``step`` steps."""
-
-    def stop(done: int, steps: int, values: dict[str, Any]) -> None:
-        if done == step + 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        trained(dataset, recipe, run, cache=cache, report=stop)
+    broken_off(dataset, recipe, run, step + 1, cache=cache)
     return clone(torch.load(run / "checkpoint.pt", weights_only=True)["networks"]["student"])
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trainer.tiny import batch_of, method_of, recipe_of
+from tests.trainer.tiny import batch_of, disturbed, method_of, recipe_of
 from trainer.errors import RecipeError
 from trainer.losses import supervised_loss
 from trainer.methods.dualfete import TEACHERS, DualFete
@@ -24,16 +24,6 @@ def dualfete(changes: dict[str, Any] | None = None, **switches: Any) -> DualFete
     method = method_of(recipe_of("dualfete", {"batch": 4, **PLAIN, **(changes or {})}, **switches))
     assert isinstance(method, DualFete)
     return method
-
-
-def built(method: DualFete) -> Networks:
-    torch.manual_seed(0)
-    networks = method.build()
-    with torch.no_grad():
-        for network in networks.values():
-            for p in network.parameters():
-                p.add_(0.3 * torch.randn_like(p))
-    return networks
 
 
 def decisions(networks: Networks, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -76,7 +66,7 @@ def gain(student: nn.Module, batch: Batch, pseudo: Tensor, where: Tensor, length
 @pytest.mark.parametrize("normalise", [True, False])
 def test_all_terms_written_out(normalise: bool) -> None:
     method = dualfete(weight=2.0, ramp=0.0, threshold=0.45, cutmix=0.0, normalise=normalise, step=3.0, feedback=1.5)
-    networks = built(method)
+    networks = disturbed(method)
     batch = batch_of(2, 2)
     losses = method.loss(networks, batch, method.turn(3))
     c1, y1, c2, y2 = decisions(networks, batch)
@@ -121,7 +111,7 @@ def test_all_terms_written_out(normalise: bool) -> None:
 
 def test_trying_a_step_leaves_the_student_where_it_was() -> None:
     method = dualfete(step=100.0)
-    networks = built(method)
+    networks = disturbed(method)
     before = {key: value.clone() for key, value in networks["student"].state_dict().items()}
     method.loss(networks, batch_of(2, 2), method.turn(0))
     assert all(torch.equal(value, before[key]) for key, value in networks["student"].state_dict().items())
@@ -164,13 +154,13 @@ def test_right_pseudo_labels_make_a_teacher_more_certain_and_wrong_ones_less() -
 @pytest.mark.parametrize("attributor", ["agreement", "disagreement"])
 def test_an_ablation_tries_one_area_alone(attributor: str) -> None:
     losses = dualfete(attributor=attributor)
-    found = losses.loss(built(losses), batch_of(2, 2), losses.turn(0))
+    found = losses.loss(disturbed(losses), batch_of(2, 2), losses.turn(0))
     assert [key for key in found if key.startswith("gain/")] == [f"gain/{attributor}"]
 
 
 def test_without_feedback_no_step_is_tried() -> None:
     method = dualfete(feedback=0.0)
-    found = method.loss(built(method), batch_of(2, 2), method.turn(0))
+    found = method.loss(disturbed(method), batch_of(2, 2), method.turn(0))
     assert not any(key.startswith("gain/") for key in found)
 
 

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
 from semiseg.dataset import Dataset
-from tests.trainer.tiny import PARTNER, phantoms, recipe_for, recipe_of, same_weights, trained, weights_of
+from tests.trainer.tiny import PARTNER, broken_off, phantoms, recipe_for, recipe_of, same_weights, trained, weights_of
 
 
 @pytest.fixture(scope="module")
@@ -21,15 +20,9 @@ def test_the_average_written_out_is_what_is_exported(dataset: Dataset, tmp_path:
     changes = {"patch": [16, 16, 16], "updates": 5, "checkpoint_every": 1}
     iterates = []
     for last in range(1, 6):
-
-        def stop(step: int, steps: int, values: dict[str, Any], last: int = last) -> None:
-            if step == last + 1:
-                raise KeyboardInterrupt
-
         run = tmp_path / str(last)
         if last < 5:
-            with pytest.raises(KeyboardInterrupt):
-                trained(dataset, recipe_of("supervised", changes), run, cache=tmp_path / "cache", report=stop)
+            broken_off(dataset, recipe_of("supervised", changes), run, last + 1, cache=tmp_path / "cache")
         else:
             trained(dataset, recipe_of("supervised", changes), run, cache=tmp_path / "cache")
         state = torch.load(run / "checkpoint.pt", weights_only=True)
@@ -51,14 +44,8 @@ def test_a_run_with_an_average_resumes_to_the_same_weights(dataset: Dataset, tmp
     changes = {"patch": [16, 16, 16], "updates": 8, "checkpoint_every": 3, "ema": 0.9}
     switches = {"dual": {"partner": PARTNER}}.get(method, {})
     recipe = recipe_for(method, changes, **switches)
-
-    def stop(step: int, steps: int, values: dict[str, Any]) -> None:
-        if step == 7:
-            raise KeyboardInterrupt
-
     trained(dataset, recipe, tmp_path / "whole", cache=tmp_path / "cache")
-    with pytest.raises(KeyboardInterrupt):
-        trained(dataset, recipe, tmp_path / "broken", cache=tmp_path / "cache", report=stop)
+    broken_off(dataset, recipe, tmp_path / "broken", 7, cache=tmp_path / "cache")
     trained(dataset, recipe, tmp_path / "broken", cache=tmp_path / "cache", resume=True)
     assert same_weights(weights_of(tmp_path / "whole"), weights_of(tmp_path / "broken"))
 
@@ -67,13 +54,7 @@ def test_a_student_that_starts_anew_takes_its_average_along(dataset: Dataset, tm
     """In self-training's second round nothing of the first round's average is left."""
     changes = {"patch": [16, 16, 16], "updates": 6, "checkpoint_every": 1, "ema": 0.99}
     recipe = recipe_of("self_training", changes, first=0.5)
-
-    def stop(step: int, steps: int, values: dict[str, Any]) -> None:
-        if step == 5:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        trained(dataset, recipe, tmp_path / "run", report=stop)
+    broken_off(dataset, recipe, tmp_path / "run", 5)
     networks = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)["networks"]
     for name, value in networks["student"].items():
         if value.is_floating_point():

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from semiseg.dataset import Dataset
-from tests.trainer.tiny import EVERY, phantoms, recipe_for, same_weights, trained, weights_of
+from tests.trainer.tiny import EVERY, broken_off, phantoms, recipe_for, same_weights, trained, weights_of
 
 
 @pytest.fixture(scope="module")
@@ -20,14 +19,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 @pytest.mark.parametrize("method", EVERY)
 def test_every_method_resumes_to_the_same_weights(dataset: Dataset, tmp_path: Path, method: str) -> None:
     recipe = recipe_for(method, {"patch": [16, 16, 16], "updates": 8, "checkpoint_every": 3})
-
-    def stop(step: int, steps: int, values: dict[str, Any]) -> None:
-        if step == 7:
-            raise KeyboardInterrupt
-
     trained(dataset, recipe, tmp_path / "whole", cache=tmp_path / "cache")
-    with pytest.raises(KeyboardInterrupt):
-        trained(dataset, recipe, tmp_path / "broken", cache=tmp_path / "cache", report=stop)
+    broken_off(dataset, recipe, tmp_path / "broken", 7, cache=tmp_path / "cache")
     trained(dataset, recipe, tmp_path / "broken", cache=tmp_path / "cache", resume=True)
     trained(dataset, recipe, tmp_path / "broken", cache=tmp_path / "cache", resume=True)  # nothing is left to do
     assert same_weights(weights_of(tmp_path / "whole"), weights_of(tmp_path / "broken"))

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trainer.tiny import batch_of, method_of, recipe_of
+from tests.trainer.tiny import Watched, batch_of, method_of, recipe_of
 from trainer.errors import RecipeError
 from trainer.losses import supervised_loss
 from trainer.methods.ict import ICT
@@ -19,20 +19,6 @@ def ict(changes: dict[str, Any] | None = None, **switches: Any) -> ICT:
     method = method_of(recipe_of("ict", {"batch": 5, **(changes or {})}, **switches))
     assert isinstance(method, ICT)
     return method
-
-
-class Watched(nn.Module):
-    """Remembers what it was shown."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network, self.seen = network, list[Tensor]()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """As the network."""
-        self.seen.append(x.detach().clone())
-        out: Tensor = self.network(x)
-        return out
 
 
 PAIRS = {"next": ([2, 3, 4], [3, 4, 2]), "half": ([2], [3])}

@@ -70,7 +70,7 @@ def test_the_loss_is_supervised_plus_weighted_consistency(on: str, first: int) -
 
 def test_the_weight_rises_over_its_share_of_the_updates() -> None:
     method = mean_teacher({"updates": 100}, weight=2.0, ramp=0.4)
-    weights = [method.consistency_weight(k) for k in range(101)]
+    weights = [method.weight(k) for k in range(101)]
     assert weights[0] == pytest.approx(2 * 0.0067379, rel=1e-4)
     assert weights[20] == pytest.approx(2 * 2.718281828 ** (-5 * 0.25), rel=1e-6)
     assert weights == sorted(weights)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainer.tiny import batch_of, method_of, phantoms, recipe_of, same_weights, trained, weights_of
+from tests.trainer.tiny import batch_of, broken_off, method_of, phantoms, recipe_of, same_weights, trained, weights_of
 from trainer.errors import RunError
 from trainer.losses import supervised_loss
 from trainer.methods.self_training import SelfTraining
@@ -84,13 +84,7 @@ def test_resuming_inside_any_round_ends_with_the_same_weights(
     dataset = phantoms(tmp_path / "data")
     recipe = recipe_of("self_training", {"batch": 4, "checkpoint_every": 1}, rounds=2, first=0.5)
     trained(dataset, recipe, tmp_path / "whole", cache=tmp_path / "cache")
-
-    def kill(step: int, steps: int, values: dict[str, Any]) -> None:
-        if step == stop + 1:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        trained(dataset, recipe, tmp_path / "broken", cache=tmp_path / "cache", report=kill)
+    broken_off(dataset, recipe, tmp_path / "broken", stop + 1, cache=tmp_path / "cache")
     trained(dataset, recipe, tmp_path / "broken", cache=tmp_path / "cache", resume=True)
     assert same_weights(weights_of(tmp_path / "whole"), weights_of(tmp_path / "broken"))
 

@@ -11,7 +11,18 @@ import pytest
 import torch
 
 from semiseg.dataset import Dataset
-from tests.trainer.tiny import PARTNER, SAM, SHORT, batch_of, phantoms, recipe_for, recipe_of, trained, weights_of
+from tests.trainer.tiny import (
+    PARTNER,
+    SAM,
+    SHORT,
+    batch_of,
+    broken_off,
+    phantoms,
+    recipe_for,
+    recipe_of,
+    trained,
+    weights_of,
+)
 from trainer.errors import RecipeError
 from trainer.methods import METHODS, find_method, make_method
 from trainer.methods.method import Task
@@ -123,20 +134,11 @@ def test_two_networks_of_one_name_are_refused() -> None:
 def test_a_chain_of_three_stages_trains_and_resumes(dataset: Dataset, tmp_path: Path) -> None:
     recipe = recipe_for("comparative", {"patch": [16, 16, 16], "updates": 4, "checkpoint_every": 1}, then="cfr")
     recipe = recipe.model_copy(update={"methods": {**recipe.methods, "cfr": {"sam": SAM, "sam_updates": 2}}})
-
-    def stop_at(step: int) -> Any:
-        def stop(done: int, steps: int, values: dict[str, Any]) -> None:
-            if done == step:
-                raise KeyboardInterrupt
-
-        return stop
-
     trained(dataset, recipe, tmp_path / "whole", cache=tmp_path / "cache")
     whole = weights_of(tmp_path / "whole")
     for step in (3, 5, 8):
         run = tmp_path / f"broken{step}"
-        with pytest.raises(KeyboardInterrupt):
-            trained(dataset, recipe, run, cache=tmp_path / "cache", report=stop_at(step))
+        broken_off(dataset, recipe, run, step, cache=tmp_path / "cache")
         trained(dataset, recipe, run, cache=tmp_path / "cache", resume=True)
         again = weights_of(run)
         assert all(torch.equal(whole[name], again[name]) for name in whole), step

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from semiseg.bundle.manifest import Manifest
 from semiseg.dataset import Dataset, load_dataset, make_split
@@ -18,7 +19,7 @@ from semiseg.volumes.segmentation import Segment
 from trainer.cases import PreparedCase, places_of
 from trainer.loop import train
 from trainer.methods import METHODS, make_method
-from trainer.methods.method import Method, Task
+from trainer.methods.method import Method, Networks, Task
 from trainer.patches import Batch
 from trainer.plan import Plan, make_plan
 from trainer.recipe import Recipe, make_recipe
@@ -105,6 +106,31 @@ def method_of(recipe: Recipe, *, labelled: int = 4, unlabelled: int = 12, output
     return make_method(recipe, Task(1, ExclusiveClasses(outputs - 1), axis, labelled, unlabelled))
 
 
+def disturbed(method: Method) -> Networks:
+    """A method's networks with weights that differ from those of their start, so that a copy differs, too."""
+    torch.manual_seed(0)
+    networks = method.build()
+    with torch.no_grad():
+        for network in networks.values():
+            for p in network.parameters():
+                p.add_(0.3 * torch.randn_like(p))
+    return networks
+
+
+class Watched(nn.Module):
+    """Remembers what it was shown."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.seen = network, list[Tensor]()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the network."""
+        self.seen.append(x.detach().clone())
+        out: Tensor = self.network(x)
+        return out
+
+
 def batch_of(labelled: int, unlabelled: int, *, step: int = 0, outputs: int = 3, seed: int = 0, side: int = 8) -> Batch:
     """Patches of noise whose labels follow the noise."""
     random = torch.Generator().manual_seed(seed)
@@ -151,6 +177,17 @@ def trained(
 ) -> Manifest:
     """Train on the CPU."""
     return train(plan_of(dataset, recipe, labelled, split), run, device="cpu", **options)
+
+
+def broken_off(dataset: Dataset, recipe: Recipe, run: Path, step: int, **options: Any) -> None:
+    """Train, and break off after ``step`` steps as Ctrl-C does, before the last of them is in a checkpoint."""
+
+    def stop(done: int, steps: int, values: dict[str, Any]) -> None:
+        if done == step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(dataset, recipe, run, report=stop, **options)
 
 
 def weights_of(run: Path) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from trainer.losses import mean_where, supervised_loss
 from trainer.methods.method import Method, Networks, Task, Turn, freeze, share_of_part
 from trainer.patches import Batch
 from trainer.recipe import Positive, Recipe, Section, Share
-from trainer.schedules import ema_decay, ramp_up
+from trainer.schedules import ema_decay
 
 TEACHERS = ("teacher", "second_teacher")
 
@@ -46,8 +46,8 @@ class ADMT(Method):
             decay: Limit of the moving averages' decay.
             copied: Share of the updates in which the teacher whose turn it is becomes a copy of the student.
             cutmix: Probability of CutMix in the second teacher's turns; the first one's have the strong view.
-            conflicts: Where the teachers contradict each other the more ``certain`` of them and the student decides, or
-                always the ``teachers``.
+            conflicts: Decision where the teachers contradict each other: ``certain`` takes the student's label if that
+                is more certain than theirs, ``teachers`` always theirs.
             mixed: CutMix moves the student's own decisions along with the patch. In the released code it does not, so
                 that they are compared with another place's.
             labelled: Labelled patches per batch; by default half of it.
@@ -158,10 +158,6 @@ class ADMT(Method):
         update = turn.student_update
         decay = 0.0 if update < copied else ema_decay((update - copied) // 2, self.switches.decay)
         average_into(networks[turn.stage], networks["student"], decay, buffers=True)
-
-    def weight(self, update: int) -> float:
-        """w(t)."""
-        return float(self.switches.weight * ramp_up(update, self.switches.ramp * self.recipe.updates))
 
     def exported(self, networks: Networks) -> nn.Module:
         """One of them."""

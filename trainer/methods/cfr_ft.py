@@ -17,7 +17,7 @@ from trainer.bezier import bend_slices
 from trainer.canvas import Canvas, label_canvas, lay_out
 from trainer.errors import RecipeError
 from trainer.losses import dice_pooled, mean_where
-from trainer.methods.method import Method, Networks, Task, Turn, refuse_deep_supervision, share_of_part
+from trainer.methods.method import Method, Networks, Task, Turn, refuse_deep_supervision, refuse_start, share_of_part
 from trainer.methods.registry import method_class
 from trainer.networks.on_canvas import OnCanvas
 from trainer.patches import Batch, Mixture
@@ -42,11 +42,11 @@ class FineTunedSam(Method):
                 or the same with ``small`` canvases, which ``sam.side`` says.
             grid: cells per side of a canvas, with enlarged slices on several canvases (fig. 5b); None shows the slices
                 as they are, all on one.
-            slices: with a slice per canvas: how many of a patch are drawn for a step.
+            slices: Number of slices of a patch that are drawn for a step, with a slice per canvas.
             bend: share of the slices whose values go along a random curve.
             shuffle_slices, turn_slices: destroy the order of the slices, or turn and mirror each (fig. 4).
             turn_canvas: turn and mirror whole canvases.
-            sam_optimiser, sam_schedule: how the foundation model learns.
+            sam_optimiser, sam_schedule: Optimiser of the foundation model and schedule of its learning rate.
             volumes: labelled patches per step of the foundation model; each is one canvas when concatenated.
         """
 
@@ -163,11 +163,7 @@ class CFRFT(FineTunedSam):
         """See :class:`FineTunedSam`; what only a 3D student has is refused."""
         super().__init__(recipe, task)
         refuse_deep_supervision(self, "trains SAM, which has no levels of a decoder")
-        if recipe.start is not None:
-            raise RecipeError(
-                "In the recipe, start: cfr_ft begins with `methods.cfr.sam.weights` and not with another run; leave "
-                "`start` out."
-            )
+        refuse_start(self, "methods.cfr.sam.weights")
 
     @classmethod
     def read_switches(cls, recipe: Recipe) -> Section:

@@ -16,7 +16,6 @@ from trainer.losses import supervised_loss
 from trainer.methods.method import Method, Networks, Turn, share_of_part
 from trainer.patches import Batch
 from trainer.recipe import Section, Share
-from trainer.schedules import ramp_up
 
 
 class CPS(Method):
@@ -73,10 +72,6 @@ class CPS(Method):
     def crossed(self, a: Tensor, b: Tensor) -> Tensor:
         """CE(a, decisions of b) + CE(b, decisions of a); no gradient passes through a decision."""
         return self._taught(a, by=b) + self._taught(b, by=a)
-
-    def weight(self, update: int) -> float:
-        """w(t)."""
-        return float(self.switches.weight * ramp_up(update, self.switches.ramp * self.recipe.updates))
 
     def voters(self, networks: Networks) -> Networks:
         """Both."""

@@ -7,6 +7,7 @@ its script for the left atrium differ, the script's.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 import torch
@@ -16,12 +17,11 @@ from torch.func import functional_call
 
 from trainer.cutmix import generator, inner_box, pasted
 from trainer.errors import RecipeError
-from trainer.losses import SMALLEST_WEIGHT, mean_where, supervised_loss
+from trainer.losses import mean_of, mean_where, supervised_loss
 from trainer.methods.method import Method, Networks, Task, Turn, share_of_part
 from trainer.parallel import processes, sum_over_processes
 from trainer.patches import Batch
 from trainer.recipe import Recipe, Section, Share
-from trainer.schedules import ramp_up
 
 TEACHERS = ("teacher", "second_teacher")
 VIEWS = ("strong", "stronger")
@@ -153,8 +153,8 @@ class DualFete(Method):
 
         Args:
             student: The student.
-            logits: Its logits of the unlabelled patches, with gradients.
-            pseudo: Their pseudo-labels.
+            logits: The student's logits (N, K, X, Y, Z) of the unlabelled patches, with gradients.
+            pseudo: Pseudo-labels (N, X, Y, Z) of these patches.
             areas: Voxels by name, (N, X, Y, Z) bool.
             batch: The batch.
         """
@@ -162,7 +162,7 @@ class DualFete(Method):
             return {}
         wanted = [a for a in areas if self.switches.attributor in (a, "both")]
         weights = {name: p for name, p in student.named_parameters() if p.requires_grad}
-        before = self.known_loss(student, dict(weights), batch)
+        before = self.known_loss(student, weights, batch)
         gains: dict[str, Tensor] = {}
         for area in wanted:
             loss = supervised_loss(logits, pseudo, self.targets, areas[area].float())
@@ -185,20 +185,12 @@ class DualFete(Method):
         return out
 
     @torch.no_grad()
-    def known_loss(
-        self, student: nn.Module, weights: dict[str, Tensor] | dict[str, nn.Parameter], batch: Batch
-    ) -> Tensor:
+    def known_loss(self, student: nn.Module, weights: Mapping[str, Tensor], batch: Batch) -> Tensor:
         """Mean cross-entropy of the labelled patches, over all processes, of a student with these weights."""
         n = batch.labelled
         logits = functional_call(student, dict(weights), (batch.images[:n],))
         crossed = self.targets.cross_entropy(logits, self.targets.encode(batch.labels[:n]))
-        known = torch.ones_like(crossed) if batch.label_weights is None else batch.label_weights
-        top, total = sum_over_processes(torch.stack([(crossed * known).sum(), known.sum()])).unbind()
-        return top / total.clamp_min(SMALLEST_WEIGHT)
-
-    def weight(self, update: int) -> float:
-        """w(t)."""
-        return float(self.switches.weight * ramp_up(update, self.switches.ramp * self.recipe.updates))
+        return mean_of(crossed, torch.ones_like(crossed) if batch.label_weights is None else batch.label_weights)
 
     def voters(self, networks: Networks) -> Networks:
         """All three."""

@@ -75,7 +75,7 @@ class ICT(MeanTeacher):
         if not turn.mixture.unlabelled:
             return {"total": supervised, "supervised": supervised.detach()}
         consistency = share_of_part(len(unknown), turn.mixture.unlabelled, batch, turn) * self.mixed(networks, unknown)
-        total = supervised + self.consistency_weight(turn.student_update) * consistency
+        total = supervised + self.weight(turn.student_update) * consistency
         return {"total": total, "supervised": supervised.detach(), "consistency": consistency.detach()}
 
     def mixed(self, networks: Networks, images: Tensor) -> Tensor:

@@ -25,7 +25,7 @@ from trainer.networks.features import features_out
 from trainer.parallel import sum_over_processes
 from trainer.patches import Batch
 from trainer.recipe import Positive, Recipe, Section, Share
-from trainer.schedules import ema_decay, ramp_up
+from trainer.schedules import ema_decay
 from trainer.students import read_student
 
 
@@ -47,11 +47,11 @@ class MagicNet(Method):
             labelled: labelled patches per batch; by default half of it.
             location: weight of telling where in the patch a cube lies.
             hidden: width of the layer between the cube's features and its place.
-            cross, within: whether the cross-image and within-image branches teach.
-            blend: Whether the prediction from the cubes is blended into pseudo-labels. Its share at a voxel is the
+            cross, within: true lets the cross-image branch, or the within-image branch, teach.
+            blend: true blends the prediction from the cubes into pseudo-labels. Its share at a voxel is the
                 frequency of the teacher's class there, relative to the most frequent one: frequent classes follow the
                 cubes, rare ones the teacher.
-            blend_from: share of the updates after which it is (100 of 70000).
+            blend_from: share of the updates after which they are blended (100 of 70000).
             temperature: T; class counts are taken to the power 1/T.
             count_every: updates between renewals of the class counts.
         """
@@ -177,10 +177,6 @@ class MagicNet(Method):
         assert isinstance(location, Location)
         if (turn.student_update + 1) % self.switches.count_every == 0:
             location.renew()
-
-    def weight(self, update: int) -> float:
-        """w(t)."""
-        return float(self.switches.weight * ramp_up(update, self.switches.ramp * self.recipe.updates))
 
     def _dice(self, logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
         return dice_pooled(self.targets.probabilities(logits), target, weights)

@@ -21,7 +21,6 @@ from trainer.networks.mean import MeanOfNetworks
 from trainer.networks.outputs import further_outputs
 from trainer.patches import Batch
 from trainer.recipe import Recipe, Section, Share
-from trainer.schedules import ramp_up
 from trainer.students import AnyStudent, read_student
 from trainer.targets import ExclusiveClasses
 
@@ -130,10 +129,6 @@ class MCNet(Method):
         if self.switches.detach:
             p = p.detach()
         return torch.sigmoid(torch.logit(p, eps=1e-6) / self.switches.temperature)
-
-    def weight(self, update: int) -> float:
-        """w(t)."""
-        return float(self.switches.weight * ramp_up(update, self.switches.ramp * self.recipe.updates))
 
     def exported(self, networks: Networks) -> nn.Module:
         """The first decoder with the encoder, or the mean of all."""

@@ -18,7 +18,7 @@ from trainer.losses import mean_of, supervised_loss
 from trainer.methods.method import Method, Networks, Turn, freeze, share_of_part
 from trainer.patches import Batch
 from trainer.recipe import Section, Share
-from trainer.schedules import ema_decay, ramp_up
+from trainer.schedules import ema_decay
 
 
 class MeanTeacher(Method):
@@ -77,7 +77,7 @@ class MeanTeacher(Method):
         consistency = self.consistency(networks, logits[first:], batch.images[first:], turn)
         if not everywhere:
             consistency = consistency * share_of_part(len(batch) - first, turn.mixture.unlabelled, batch, turn)
-        total = supervised + self.consistency_weight(turn.student_update) * consistency
+        total = supervised + self.weight(turn.student_update) * consistency
         told = {"supervised": supervised.detach(), "consistency": consistency.detach()}
         return {"total": total, **told}
 
@@ -110,10 +110,6 @@ class MeanTeacher(Method):
     def exported(self, networks: Networks) -> nn.Module:
         """The student, or by switch its moving average."""
         return networks[self.switches.export]
-
-    def consistency_weight(self, update: int) -> float:
-        """w(t)."""
-        return float(self.switches.weight * ramp_up(update, self.switches.ramp * self.recipe.updates))
 
 
 def bounded_noise(images: Tensor, spread: float) -> Tensor:

@@ -19,7 +19,7 @@ from trainer.losses import supervised_loss
 from trainer.networks.outputs import DeepSupervised, SeveralOutputs
 from trainer.patches import Batch, Mixture
 from trainer.recipe import Optimiser, Recipe, Section
-from trainer.schedules import rate_factor
+from trainer.schedules import ramp_up, rate_factor
 from trainer.students import AnyStudent, read_student
 from trainer.targets import Targets
 
@@ -73,13 +73,12 @@ class Method(ABC):
         name: Name in a recipe.
         patches_together: Number of patches that the loss combines with one another; they are in one part of a batch.
         uses: Names of networks of other stages that this stage works with.
-        guides: Whether this stage adds :meth:`guidance` to the losses of the stages after it.
-        guided: Whether an earlier stage does so to this one: then its batches hold unlabelled patches where there are
-            any.
+        guides: true for a stage that adds :meth:`guidance` to the losses of the stages after it.
+        guided: true for a stage that an earlier one guides: its batches hold unlabelled patches where there are any.
         guided_networks: Names of the networks that learn from guidance.
         views: Names of further views of each patch that the loss compares: ``strong``, and ``stronger``, a second one
             with random changes of its own.
-        coarse_outputs: Whether the loss reads coarser logits of the students' decoders (see
+        coarse_outputs: true for a loss that reads coarser logits of the students' decoders (see
             :mod:`trainer.networks.outputs`).
     """
 
@@ -218,7 +217,7 @@ class Method(ABC):
 
         Args:
             logits: Logits (N, K, X, Y, Z) of the unlabelled patches.
-            labels: Their :meth:`guiding_labels`.
+            labels: Labels (N, X, Y, Z) of these patches, from :meth:`guiding_labels`.
             batch: The batch.
             turn: The step.
         """
@@ -313,6 +312,10 @@ class Method(ABC):
                     "are too few; make the batch larger or `accumulate` smaller."
                 )
 
+    def weight(self, update: int) -> float:
+        """w(t) of methods with the switches ``weight`` and ``ramp``: it rises to the one over that share of updates."""
+        return float(self.switches.weight * ramp_up(update, self.switches.ramp * self.recipe.updates))
+
     def student_rate(self, update: int) -> float:
         """The student's learning rate at its ``update`` under the recipe's schedule."""
         return self.recipe.optimiser.rate * rate_factor(self.recipe.schedule, update, self.recipe.updates)
@@ -343,6 +346,22 @@ def refuse_deep_supervision(method: Method, because: str) -> None:
     """
     if method.recipe.deep_supervision:
         raise RecipeError(f"In the recipe, deep_supervision: {method.name} {because}; leave it out.")
+
+
+def refuse_start(method: Method, weights: str) -> None:
+    """Refuse the recipe key ``start``, a run with a 3D student, for a method that keeps a network for images.
+
+    Args:
+        method: The method.
+        weights: Recipe key of the weights that its network begins with.
+
+    Raises:
+        RecipeError: The recipe has it.
+    """
+    if method.recipe.start is not None:
+        raise RecipeError(
+            f"In the recipe, start: {method.name} begins with `{weights}` and not with another run; leave `start` out."
+        )
 
 
 def share_of_part(patches: int, of: int, batch: Batch, turn: Turn) -> float:

@@ -10,10 +10,9 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from trainer.errors import RecipeError
-from trainer.methods.method import Networks, Task, Turn, refuse_deep_supervision, share_of_part
+from trainer.methods.method import Networks, Task, Turn, refuse_deep_supervision, refuse_start, share_of_part
 from trainer.methods.mn import MN
 from trainer.networks.sliced import SlicedNetwork
 from trainer.patches import Batch, Mixture
@@ -37,11 +36,7 @@ class MN2D(MN):
         """See :class:`Method`; what only a 3D student has is refused."""
         super(MN, self).__init__(recipe, task)  # epochs of whole iterations are mn's
         refuse_deep_supervision(self, "trains a 2D network, whose decoder it does not know")
-        if recipe.start is not None:
-            raise RecipeError(
-                "In the recipe, start: mn_2d begins with `methods.mn.teacher.weights` and not with another run; leave "
-                "`start` out."
-            )
+        refuse_start(self, "methods.mn.teacher.weights")
 
     @classmethod
     def read_switches(cls, recipe: Recipe) -> Section:
@@ -97,10 +92,6 @@ class MN2D(MN):
         scale = share_of_part(n, turn.mixture.labelled, batch, turn)
         total = scale * self.loss_2d(sliced.network, labelled, target, Mixture(n, 0))
         return {"total": total, "supervised": torch.detach(total)}
-
-    def exported(self, networks: Networks) -> nn.Module:
-        """The 2D network on volumes."""
-        return networks["student"]
 
     def kept(self) -> AnyStudent:
         """See :meth:`Method.kept`; without the weights that it began with, which the run's own replace."""

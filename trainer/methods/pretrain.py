@@ -15,7 +15,7 @@ class PretrainThenTrain(Method):
 
     Attributes:
         switch: Name of the switch that names the method that follows.
-        host: That method; its switches stand in the recipe under its own name, as for it alone.
+        host: Method that follows; its switches stand in the recipe under its own name, as for it alone.
     """
 
     switch: ClassVar[str]

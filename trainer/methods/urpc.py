@@ -21,7 +21,6 @@ from trainer.methods.method import Method, Networks, Task, Turn, refuse_deep_sup
 from trainer.networks.outputs import further_outputs
 from trainer.patches import Batch
 from trainer.recipe import Recipe, Section, Share
-from trainer.schedules import ramp_up
 
 
 class URPC(Method):
@@ -108,7 +107,3 @@ class URPC(Method):
             rectified.append(mean_of((p - mean).pow(2).mean(dim=1), torch.exp(-apart)))
             uncertainty.append(mean_of(apart))
         return torch.stack(rectified).mean(), torch.stack(uncertainty).mean()
-
-    def weight(self, update: int) -> float:
-        """w(t)."""
-        return float(self.switches.weight * ramp_up(update, self.switches.ramp * self.recipe.updates))

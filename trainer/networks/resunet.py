@@ -9,15 +9,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from monai.networks.nets.flexible_unet import FlexibleUNet
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.nn import functional
 
-from trainer.errors import RecipeError
 from trainer.networks.colours import COLOURS
+from trainer.networks.encoders import load_weights, on_any_size
 
-DIVISOR = 32  # the encoder halves a slice five times
 WEIGHTS = "model.safetensors"
 
 
@@ -37,10 +34,7 @@ class ResUNet(nn.Module):
 
     def forward(self, slices: Tensor) -> Tensor:
         """(N, 3, H, W) -> logits (N, outputs, H, W)."""
-        height, width = slices.shape[-2:]
-        missing = (0, -width % DIVISOR, 0, -height % DIVISOR)
-        padded = functional.pad(slices, missing, mode="replicate") if any(missing) else slices
-        return self.network(padded)[..., :height, :width]
+        return on_any_size(self.network, slices)
 
 
 def load_encoder(network: ResUNet, folder: Path) -> None:
@@ -49,13 +43,4 @@ def load_encoder(network: ResUNet, folder: Path) -> None:
     Raises:
         RecipeError: no such file, damaged, or not a ResNet-50's.
     """
-    path = folder / WEIGHTS
-    try:
-        tensors = {name: tensor for name, tensor in load_file(path).items() if not name.startswith("fc.")}
-        # num_batches_tracked counts training steps; some files leave it out, and nothing here reads it.
-        missing, unexpected = network.encoder.load_state_dict(tensors, strict=False)
-    except (OSError, SafetensorError, RuntimeError) as error:
-        raise RecipeError(f"The teacher's weights {path} cannot be loaded: {' '.join(str(error).split())}") from None
-    wrong = [name for name in missing if not name.endswith("num_batches_tracked")] + list(unexpected)
-    if wrong:
-        raise RecipeError(f"The teacher's weights {path} are not a ResNet-50's; {wrong[0]} does not fit.")
+    load_weights(network.encoder, folder / WEIGHTS, load_file, ("fc.",), "a ResNet-50's")

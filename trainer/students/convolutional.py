@@ -109,8 +109,8 @@ class VNetStudent(Student):
         kind: ``resnet_vnet`` has a ResNet-34 as encoder (Dual Networks): 17,930,354 parameters.
         norm: of the batch, as the papers have it, or of the instance.
         dropout: probability.
-        upsampling: How the decoder doubles the size: a ``transposed`` convolution, as in V-Net, or ``trilinear`` or
-            ``nearest`` interpolation and a 3x3x3 convolution, as in MC-Net+'s further decoders.
+        upsampling: Layers with which the decoder doubles the size: a ``transposed`` convolution, as in V-Net, or
+            ``trilinear`` or ``nearest`` interpolation and a 3x3x3 convolution, as in MC-Net+'s further decoders.
     """
 
     kind: Literal["vnet", "resnet_vnet"]

@@ -25,8 +25,8 @@ class OutsideStudent(Student):
         several_sizes: whether it takes patches of any size, as you promise.
         modules: names of those that some methods look into (see :class:`Student`).
         encoding: names of those of its encoder.
-        several_outputs: Whether it returns a tuple in training: logits, and then coarser logits, or what a method of
-            one's own wants (see :mod:`trainer.networks.outputs`). In evaluation it returns logits.
+        several_outputs: true for a network that returns a tuple in training: logits, and then coarser logits, or what a
+            method of one's own wants (see :mod:`trainer.networks.outputs`). In evaluation it returns logits.
     """
 
     kind: Literal["outside"]

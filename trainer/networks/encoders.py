@@ -1,0 +1,50 @@
+"""What the U-Nets on slices with a pretrained encoder share: slices of any size, and the loading of its weights."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from torch import Tensor, nn
+from torch.nn import functional
+
+from trainer.errors import RecipeError
+
+DIVISOR = 32  # the encoders halve a slice five times
+
+
+def on_any_size(network: Callable[[Tensor], Tensor], slices: Tensor) -> Tensor:
+    """Logits (N, K, H, W) of slices (N, C, H, W): padded by their border to multiples of 32, and cut again."""
+    height, width = slices.shape[-2:]
+    missing = (0, -width % DIVISOR, 0, -height % DIVISOR)
+    padded = functional.pad(slices, missing, mode="replicate") if any(missing) else slices
+    return network(padded)[..., :height, :width]
+
+
+def load_weights(
+    encoder: nn.Module, path: Path, read: Callable[[Path], Any], beyond: tuple[str, ...], whose: str
+) -> None:
+    """Load an encoder's weights.
+
+    Args:
+        encoder: The encoder.
+        path: File of the weights.
+        read: Function from a file to its tensors by name.
+        beyond: Beginnings of the names of tensors that are no part of the encoder.
+        whose: Name of the network for the error, such as ``a ResNet-50's``.
+
+    Raises:
+        RecipeError: No such file, damaged, or another network's.
+    """
+    try:
+        tensors = {name: tensor for name, tensor in read(path).items() if not name.startswith(beyond)}
+        # num_batches_tracked counts training steps; some files leave it out, and nothing here reads it.
+        missing, unexpected = encoder.load_state_dict(tensors, strict=False)
+    except (OSError, SafetensorError, RuntimeError, AttributeError, EOFError, pickle.UnpicklingError) as error:
+        raise RecipeError(f"The teacher's weights {path} cannot be loaded: {' '.join(str(error).split())}") from None
+    wrong = [name for name in missing if not name.endswith("num_batches_tracked")] + list(unexpected)
+    if wrong:
+        raise RecipeError(f"The teacher's weights {path} are not {whose}; {wrong[0]} does not fit.")
