@@ -20,12 +20,11 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.formats.geometry import placed
+from semiseg.volumes.formats.geometry import four_axes, placed
 from semiseg.volumes.formats.nifti import image_of_pair, parts_of_pair
-from semiseg.volumes.formats.nifti_header import four_axes
 from semiseg.volumes.formats.reader import ImageFile, Reader, Stored
 from semiseg.volumes.formats.spm_matrix import matrix_in
-from semiseg.volumes.formats.stream import opened, voxel_bytes
+from semiseg.volumes.formats.stream import array_of, opened, voxel_bytes
 
 _HEADER = 348
 _TYPES = (1, 2, 4, 8, 16, 32, 64, 128, 130, 132, 136)  # Analyze's, and those that SPM added
@@ -63,11 +62,10 @@ def read(file: ImageFile) -> Stored:
     if not np.isfinite(offset) or offset < 0:
         raise VolumeError(f"{path}: the header's vox_offset is {offset:g}, so the file is damaged.")
     data, _ = voxel_bytes(path, image_of_pair(file), int(offset), math.prod(shape) * dtype.itemsize)
-    array = np.frombuffer(data, dtype=dtype).reshape(shape, order="F")
     slope = float(header["scl_slope"])  # SPM's field funused1
     remarks = placed(path, affine, shape)
     scale = slope if np.isfinite(slope) and slope != 0 else 1.0
-    return Stored(array.astype(dtype.newbyteorder("="), copy=False), scale, 0.0, affine, remarks)
+    return Stored(array_of(data, dtype, shape), scale, 0.0, affine, remarks)
 
 
 def _matrix(file: ImageFile) -> NDArray[np.float64]:
