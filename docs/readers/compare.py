@@ -22,6 +22,7 @@ import numpy as np
 from docs.readers.grids import Grid, differences, value_differences
 from docs.readers.independent import (
     DCMTK_DECODERS,
+    LPS_TO_RAS,
     Image,
     Itk,
     Reading,
@@ -125,8 +126,7 @@ class Comparison:
     def _series(self, row: Row, read: Read, grid: Grid, before: Grid) -> None:
         tolerance = 1.0 if read.syntax in LOSSY else 0.0
         images = self.itk.images("dicom", read.paths)
-        errors = [image.error for image in images if image.error]
-        row.gdcm = _compared(before, Reading((), errors[0]) if errors else stacked(images), tolerance=tolerance)
+        row.gdcm = _compared(before, stacked(images), tolerance=tolerance)
         if row.gdcm == SAME and read.corrected and len(images) > 1:
             row.gdcm = _resampled(grid, images)
         row.dcm2niix = _compared(before, dcm2niix(self.niix, read.paths), place=not read.corrected, tolerance=tolerance)
@@ -164,7 +164,7 @@ def _resampled(grid: Grid, images: Sequence[Image]) -> str:
 
 def _found_in(grid: Grid, image: Image, tolerance: float) -> str:
     """What differs between slices as ITK reads them and the same places of a volume; "" where nothing does."""
-    lps = np.diag([-1.0, -1.0, 1.0, 1.0]) @ grid.affine
+    lps = LPS_TO_RAS @ grid.affine  # its own inverse
     step = image.direction[:, 2] * image.spacing[2]
     for frame in range(len(image.frames)):
         at = np.linalg.solve(lps, [*(image.origin + frame * step), 1.0])[2]

@@ -120,9 +120,7 @@ def _row(case: dict[str, str], folder: Path, product: Product, itk: Itk, niix: P
     if paths[0].name.startswith("scan.nii"):
         others = [itk.nifti(paths[0]), nibabel_reading(paths[0])]
     else:
-        images = itk.images("dicom", paths)
-        errors = [image.error for image in images if image.error]
-        others = [Reading((), errors[0]) if errors else stacked(images), dcm2niix(niix, paths)]
+        others = [stacked(itk.images("dicom", paths)), dcm2niix(niix, paths)]
     return Row(
         case=case["name"],
         files=len(paths),

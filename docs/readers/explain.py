@@ -3,7 +3,7 @@
     python -m docs.readers.explain RAW.csv... --out TABLE.csv
 
 A rule of explanations.yaml names which rows it explains, who is right, and the paragraph that says so. `fault` rules
-are faults of this product, open at the commit that the README names; with `other` ones this product is right.
+are faults of this product; there are none now, and a test holds that. With `other` ones this product is right.
 """
 
 from __future__ import annotations

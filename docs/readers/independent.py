@@ -91,14 +91,6 @@ class Itk:
             raise RuntimeError("The process that reads with SimpleITK has ended.")
         return json.loads(line)
 
-    def series(self, paths: Sequence[Path]) -> Reading:
-        """Single-frame files stacked by the positions that GDCM finds, or the one multi-frame file."""
-        images = self.images("dicom", paths)
-        errors = [image.error for image in images if image.error]
-        if errors:
-            return Reading((), errors[0])
-        return stacked(images)
-
     def nifti(self, path: Path) -> Reading:
         """One NIfTI file."""
         (image,) = self.images("nifti", [path])
@@ -110,7 +102,13 @@ class Itk:
 
 
 def stacked(images: Sequence[Image]) -> Reading:
-    """Slices in the order of their positions along their normal; equal copies at one place count once."""
+    """The one multi-frame file, or slices in the order of their positions along their normal.
+
+    Equal copies at one place count once. There is no volume where a file could not be read.
+    """
+    errors = [image.error for image in images if image.error]
+    if errors:
+        return Reading((), errors[0])
     if len(images) == 1:
         frames = images[0].frames
         if frames.ndim != 3 or len(frames) < 2:
@@ -148,9 +146,7 @@ def dcmtk_decoded(itk: Itk, path: Path, syntax: str) -> Image | None:
         out = Path(folder) / "decoded.dcm"
         done = subprocess.run([tool, path, out], capture_output=True, text=True, check=False)
         if done.returncode or not out.exists():
-            nothing = np.zeros(3)
-            lines = done.stderr.strip().splitlines() or ["no output"]
-            return Image(np.zeros((0, 0, 0)), nothing, nothing, np.eye(3), lines[-1])
+            return _not_read((done.stderr.strip().splitlines() or ["no output"])[-1])
         return itk.images("dicom", [out])[0]
 
 
@@ -205,14 +201,17 @@ def nibabel_reading(path: Path) -> Reading:
         return Reading((), f"{type(error).__name__}: {error}"[:160])
 
 
+def _not_read(error: str) -> Image:
+    nowhere = np.zeros(3)
+    return Image(np.zeros((0, 0, 0)), nowhere, nowhere, np.eye(3), error)
+
+
 def _image(told: dict[str, Any], array: NDArray[Any] | None) -> Image:
     if array is None or told.get("components", 1) != 1:
-        nothing = np.zeros(3)
-        return Image(np.zeros((0, 0, 0)), nothing, nothing, np.eye(3), told.get("error") or "a colour image")
+        return _not_read(told.get("error") or "a colour image")
     side = len(told["spacing"])
     if side < 3:
-        nothing = np.zeros(3)
-        return Image(array, nothing, nothing, np.eye(3), "no volume")
+        return _not_read("no volume")
     direction = np.array(told["direction"]).reshape(side, side)
     return Image(
         frames=array if array.ndim != 2 else array[None],

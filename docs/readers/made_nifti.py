@@ -231,7 +231,6 @@ def main() -> int:
             array, affine = write(case, folder, np.random.default_rng(number))
             if case.must != "refuse":
                 np.savez(folder / "truth.npz", array=array, affine=affine)
-            # Scaled values come as float32.
             file.write(json.dumps({"name": case.name, "must": case.must, "slack": 0.0, "why": case.why}) + "\n")
             count += 1
     print(count)

@@ -69,28 +69,31 @@ def _stored_otherwise() -> None:
     odd("native_trailing_bytes", "either", "PS3.5 8.1.1", plain(), trailing, into=PIXEL_ODDITIES)
     odd("native_short", "refuse", "PS3.5 8.1.1", plain(), short, volume=False, into=PIXEL_ODDITIES)
 
-    def mixed_sign(folder: Path, rng: np.random.Generator) -> Truth:
-        truth = make(plain(), folder, rng)
-        path = files_of(folder)[2]
-        dataset = pydicom.dcmread(path)
+    def with_slice(z: int, stored: Callable[[Dataset], NDArray[Any]]) -> Callable[[Path, np.random.Generator], Truth]:
+        """A series of which one slice is stored by a function that returns the slice's new values."""
+
+        def maker(folder: Path, rng: np.random.Generator) -> Truth:
+            truth = make(plain(), folder, rng)
+            path = files_of(folder)[z]
+            dataset = pydicom.dcmread(path)
+            truth.array[:, :, z] = stored(dataset).T
+            dataset.save_as(path)
+            return truth
+
+        return maker
+
+    def signed(dataset: Dataset) -> NDArray[Any]:
         dataset.PixelRepresentation = 1
         cells = cells_of(dataset)[0].astype(np.int64)
-        meant = np.where(cells > 2047, cells - 4096, cells)
+        meant: NDArray[np.int64] = np.where(cells > 2047, cells - 4096, cells)
         store(dataset, meant.astype("<i2"))
-        dataset.save_as(path)
-        truth.array[:, :, 2] = meant.T
-        return truth
+        return meant
 
-    def mixed_bits(folder: Path, rng: np.random.Generator) -> Truth:
-        truth = make(plain(), folder, rng)
-        path = files_of(folder)[1]
-        dataset = pydicom.dcmread(path)
+    def of_16_bits(dataset: Dataset) -> NDArray[Any]:
         dataset.BitsStored, dataset.HighBit = 16, 15
-        cells = cells_of(dataset)[0].astype(np.int64) * 16 + 7
+        cells: NDArray[np.int64] = cells_of(dataset)[0].astype(np.int64) * 16 + 7
         store(dataset, cells.astype("<u2"))
-        dataset.save_as(path)
-        truth.array[:, :, 1] = cells.T
-        return truth
+        return cells
 
     def mixed_syntax(folder: Path, rng: np.random.Generator) -> Truth:
         truth = make(plain(), folder, rng)
@@ -103,8 +106,8 @@ def _stored_otherwise() -> None:
             dataset.save_as(path)
         return truth
 
-    _add("mixed_signedness", "read", "PS3.3 C.7.6.3.1: Pixel Representation is each image's own", mixed_sign)
-    _add("mixed_bits_stored", "read", "PS3.3 C.7.6.3.1: Bits Stored is each image's own", mixed_bits)
+    _add("mixed_signedness", "read", "PS3.3 C.7.6.3.1: Pixel Representation is each image's own", with_slice(2, signed))
+    _add("mixed_bits_stored", "read", "PS3.3 C.7.6.3.1: Bits Stored is each image's own", with_slice(1, of_16_bits))
     _add("mixed_syntaxes", "read", "PS3.10 7.1: the transfer syntax is each file's own", mixed_syntax)
 
     def floating(name: str, dtype: str) -> Change:
@@ -124,8 +127,7 @@ def _stored_otherwise() -> None:
         def as_vr(dataset: Dataset, z: int, vr: str = vr) -> None:
             dataset["PixelData"].VR = vr
 
-        must: Any = "either"
-        odd(f"native_16_bits_as_{vr}", must, "PS3.5 8.1.2: OW where Bits Allocated is above 8", plain(), as_vr,
+        odd(f"native_16_bits_as_{vr}", "either", "PS3.5 8.1.2: OW where Bits Allocated is above 8", plain(), as_vr,
             into=PIXEL_ODDITIES)  # fmt: skip
 
     def icon(dataset: Dataset, z: int) -> None:

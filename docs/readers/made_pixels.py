@@ -108,7 +108,7 @@ def encode(dataset: pydicom.Dataset, cells: NDArray[Any], form: Format, syntax: 
     """Write an object with its pixels (frames, rows, columns) in a transfer syntax.
 
     Returns:
-        What a decoder gets where the syntax is lossy; None where it gets the cells.
+        The values that a decoder gets if the syntax is lossy; None if it gets the cells.
 
     Raises:
         RuntimeError: the encoder does not take such pixels.

@@ -19,8 +19,8 @@ from semiseg.volumes.dicom_geometry import affine_of, measure
 from semiseg.volumes.dicom_index import look_at
 from semiseg.volumes.dicom_pixels import values_of
 from semiseg.volumes.dicom_series import DicomSeries, read_found
-from semiseg.volumes.images import read_stored
-from semiseg.volumes.nifti import is_nifti, read_nifti
+from semiseg.volumes.images import read_stored, volume_of
+from semiseg.volumes.nifti import is_nifti
 from semiseg.volumes.series_rules import FoundSeries, series_among
 
 FIRST = "(first image of each place)"
@@ -125,12 +125,13 @@ def read_one(found: FoundSeries) -> Read:
 def read_one_nifti(path: Path) -> Read:
     """Read one NIfTI file."""
     try:
-        volume = read_nifti(path)
-        said = " ".join(remark.text for remark in read_stored(path).remarks)
+        stored = read_stored(path)
+        volume = volume_of(path, stored)
     except VolumeError as error:
         return Read((path,), "NIfTI", 0, "", str(error).removeprefix(f"{path}: "))
     except Exception as error:  # noqa: BLE001
         return Read((path,), "NIfTI", 0, "", "", fault=f"{type(error).__name__}: {error}")
+    said = " ".join(remark.text for remark in stored.remarks)
     grid = Grid(volume.array, volume.affine)
     return Read((path,), "NIfTI", volume.shape[2], "", said, grid, grid)
 

@@ -80,7 +80,7 @@ def unpacked(path: str, data: bytes, depth: int = 0) -> Iterator[tuple[str, byte
 
 
 def taken(clone: Path, into: Path) -> tuple[int, int]:
-    """How many files of a clone were written, and how many are absent."""
+    """Write a clone's files; returns the numbers of files that were written and that are absent."""
     count = absent = 0
     for path, data in blobs(clone):
         if data is None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from semiseg.collection.lattice import onto
 from semiseg.errors import VolumeError
 from semiseg.volumes.images import read_stored
-from semiseg.volumes.nifti import read_labels
+from semiseg.volumes.nifti import labels_of
 from semiseg.volumes.volume import Volume
 
 
@@ -22,7 +22,7 @@ class NiftiOutlines:
         path: the file.
         grid: the scan.
         value_of: the values that structures have in the file, by their names.
-        strict: refuse values that have no name; a file that nobody named as a label may be another image.
+        strict: true refuses values that have no name; a file that nobody named as a label may be another image.
 
     Raises:
         VolumeError: not a label map, on another grid, or with values that cannot be labels.
@@ -30,8 +30,9 @@ class NiftiOutlines:
 
     def __init__(self, path: Path, grid: Volume, value_of: Mapping[str, int], *, strict: bool) -> None:
         self._value_of = value_of
-        label = read_labels(path)
-        self.file_remarks = tuple(remark.text for remark in read_stored(path).remarks)
+        stored = read_stored(path)
+        self.file_remarks = tuple(remark.text for remark in stored.remarks)
+        label = labels_of(path, stored)
         try:
             self._array = onto(grid, label)
         except VolumeError as error:

@@ -70,6 +70,6 @@ class SegNrrdOutlines:
         return out
 
     def remarks(self, name: str) -> list[str]:
-        """Whether several segments were put together."""
+        """A remark if several segments were put together."""
         count = sum(segment.name == name for segment in self._segments)
         return [f"'{name}' is {count} segments of the file put together."] if count > 1 else []

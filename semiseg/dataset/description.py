@@ -61,7 +61,7 @@ def channels_of(document: dict[str, Any], path: Path) -> tuple[str, ...]:
 
 
 def file_ending_of(document: dict[str, Any], path: Path) -> str | None:
-    """What the names of scans and labels end with, from nnU-Net's ``file_ending``; None where it is not given.
+    """Ending of the names of scans and labels, from nnU-Net's ``file_ending``; None where it is not given.
 
     Raises:
         DatasetError: it is that of no format of volumes that is read.

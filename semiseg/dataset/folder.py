@@ -166,7 +166,7 @@ def case_id_of(path: Path, ending: str | None = None) -> str | None:
 
     Args:
         path: The file.
-        ending: What the names of all scans end with, where the dataset says so (nnU-Net's ``file_ending``).
+        ending: Ending of the names of all scans, if the dataset gives one (nnU-Net's ``file_ending``).
     """
     for suffix in suffixes() if ending is None else (ending,):
         if path.name.lower().endswith(suffix) and not path.name.startswith("."):

@@ -20,7 +20,8 @@ from semiseg.outputs.nrrd import write_nrrd, write_seg_nrrd
 from semiseg.outputs.report import ModelIdentity, Report
 from semiseg.system.durable_files import replace_file
 from semiseg.volumes.dicom_series import DicomSeries
-from semiseg.volumes.nifti import is_gzip, is_nifti, write_nifti, write_segmentation
+from semiseg.volumes.formats.stream import is_gzip
+from semiseg.volumes.nifti import is_nifti, write_nifti, write_segmentation
 from semiseg.volumes.segmentation import Segmentation, painted_values
 from semiseg.volumes.volume import Volume
 

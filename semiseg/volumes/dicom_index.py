@@ -90,7 +90,7 @@ class LeftOut:
         sentence: what it is instead.
         damaged: True if it starts like DICOM, or is empty; it may be a missing slice.
         like_dicom: True if it starts like DICOM.
-        directory: whether it is a DICOMDIR.
+        directory: True for a DICOMDIR.
     """
 
     path: Path
@@ -163,7 +163,7 @@ def missed(
 
     Args:
         left_out, objects: results of :func:`look_at`.
-        names: the files' names where they came from, if those are other ones.
+        names: original names of the files, if their paths are copies under other names.
     """
 
     def called(path: Path) -> Path:

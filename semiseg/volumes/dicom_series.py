@@ -28,7 +28,7 @@ from semiseg.volumes.dicom_mixtures import differing, refuse_mixture
 from semiseg.volumes.dicom_pixels import rescaled, stored_values, values_of
 from semiseg.volumes.dicom_regular import RegularGrid, regular_grid
 from semiseg.volumes.dicom_slices import Slice, slices_of
-from semiseg.volumes.nifti import MAX_VOXEL_BYTES
+from semiseg.volumes.formats.stream import MAX_VOXEL_BYTES
 from semiseg.volumes.remark import Remark
 from semiseg.volumes.series_rules import FoundSeries, SeriesRule, Verdict, choose, series_among
 from semiseg.volumes.volume import Volume
@@ -143,13 +143,13 @@ def read_looked_at(
     Args:
         objects, left_out: results of that function.
         rules, named, strict: arguments of :func:`read_study`.
-        names: the files' names where they came from, if those are other ones (in a zip).
+        names: original names of the files, if their paths are copies under other names (out of a zip).
     """
     if not objects:
         if len(left_out) < 2:
             raise VolumeError(left_out[0].sentence if left_out else "There are no files to read.")
         raise VolumeError(f"None of the {len(left_out)} files is a DICOM image; the first: {left_out[0].sentence}")
-    lost = missed(left_out, objects, names or {})
+    lost = missed(left_out, objects, names)
     if lost and strict:
         raise VolumeError(f"{lost[0].sentence} It may be a slice of the series.")
     chosen, verdicts = choose(series_among(objects), rules, named)

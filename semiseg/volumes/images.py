@@ -49,6 +49,18 @@ def channels_of(path: Path, stored: Stored, names: Sequence[str]) -> dict[str, V
     return {name: Volume(finite(path, scaled(stored, k)), stored.affine) for k, name in enumerate(names)}
 
 
+def volume_of(path: Path, stored: Stored) -> Volume:
+    """The only volume (X, Y, Z) of a file.
+
+    Raises:
+        VolumeError: There are several, or voxels are NaN or infinite.
+    """
+    count = stored.array.shape[3]
+    if count != 1:
+        raise VolumeError(f"{path}: one volume is needed, but the file holds {count} (shape {shape_text(stored)}).")
+    return Volume(finite(path, scaled(stored, 0)), stored.affine)
+
+
 def scaled(stored: Stored, index: int) -> NDArray[Any]:
     """Volume ``index`` (X, Y, Z) with the header's scaling applied, as float32 if there is any."""
     raw = stored.array[..., index]

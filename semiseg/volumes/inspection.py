@@ -28,11 +28,11 @@ class Inspected:
     """One series, or one volume in a file.
 
     Attributes:
-        name: what it is called.
-        title: the same, short enough for a picture.
-        facts: what it is, as short phrases.
-        outcome: what would be done with it, as sentences.
-        volume: what it would be read as; None if it would be refused.
+        name: name of the series, or of the file.
+        title: a name short enough for a picture.
+        facts: description in short phrases.
+        outcome: sentences about what would be done with it.
+        volume: the volume that would be read; None if it would be refused.
     """
 
     name: str
@@ -78,12 +78,12 @@ def _image(file: ImageFile, name: str) -> Inspected:
         return Inspected(name, title, (reader.name,), f"Refused: {_sentence(error, [file.path])}", None)
     count = stored.array.shape[3]
     facts = (reader.name, *([f"{count} volumes or channels"] if count > 1 else []), *_grid(volume))
-    return Inspected(name, title, facts, _outcome(stored.remarks), volume)
+    return Inspected(name, title, facts, _outcome(stored.remarks, "remark"), volume)
 
 
-def _outcome(remarks: Sequence[Remark]) -> str:
+def _outcome(remarks: Sequence[Remark], kind: str) -> str:
     done = " ".join(remark.text for remark in remarks)
-    return f"Read with a remark: {done}" if done else "Read as it is."
+    return f"Read with a {kind}: {done}" if done else "Read as it is."
 
 
 def _sentence(error: VolumeError, files: Sequence[Path], name: str = "") -> str:
@@ -108,8 +108,7 @@ def _series(found: FoundSeries) -> Inspected:
     except VolumeError as error:
         sentence = _sentence(error, [one.path for one in found.images], found.name)
         return Inspected(found.name, title, facts, f"Refused: {sentence}", None)
-    done = " ".join(remark.text for remark in series.remarks)
-    outcome = f"Read with a correction: {done}" if done else "Read as it is."
+    outcome = _outcome(series.remarks, "correction")
     return Inspected(found.name, title, (*facts, *_grid(series.volume)), outcome, series.volume)
 
 

@@ -50,7 +50,7 @@ def what_is(path: Path, name: str = "") -> str:
 
     Args:
         path: The file.
-        name: Its name where it came from, if that is another one.
+        name: Original name of the file, if ``path`` is a copy under another name.
     """
     name = (name or path.name).lower()
     try:

@@ -21,29 +21,16 @@ from semiseg.system.durable_files import atomic_file
 from semiseg.volumes.formats.nifti import is_single_nifti
 from semiseg.volumes.formats.nifti_header import parse_header
 from semiseg.volumes.formats.reader import Stored
-from semiseg.volumes.formats.stream import MAX_VOXEL_BYTES, is_gzip, opened, start_of
-from semiseg.volumes.images import channels_of, finite, read_stored, scaled, shape_text
+from semiseg.volumes.formats.stream import opened, start_of
+from semiseg.volumes.images import channels_of, finite, read_stored, shape_text, volume_of
 from semiseg.volumes.segmentation import Segmentation
 from semiseg.volumes.volume import Volume, same_grid
-
-__all__ = [
-    "MAX_VOXEL_BYTES",
-    "is_gzip",
-    "is_nifti",
-    "read_labels",
-    "read_nifti",
-    "read_nifti_channels",
-    "write_nifti",
-    "write_segmentation",
-]
 
 _SCANNER = 1  # NIFTI_XFORM_SCANNER_ANAT
 _ROUNDED = 0.5 * 10.0 ** (1 - int(np.finfo(np.float32).precision))
 """What rounding may do to a label, as a share of it: half a unit in the last of the six decimal digits that float32
 holds. NIfTI-1 stores slope and intercept as float32, many programs compute in it, and print it with six digits."""
 _LARGEST_LABEL = 255  # a share of larger values would let interpolated ones pass
-
-_read, _finite, _scaled, _shape_text = read_stored, finite, scaled, shape_text
 
 
 def is_nifti(path: Path) -> bool:
@@ -63,11 +50,7 @@ def read_nifti(path: str | Path) -> Volume:
             infinite.
     """
     path = Path(path)
-    stored = read_stored(path)
-    count = stored.array.shape[3]
-    if count != 1:
-        raise VolumeError(f"{path}: one volume is needed, but the file holds {count} (shape {shape_text(stored)}).")
-    return Volume(finite(path, scaled(stored, 0)), stored.affine)
+    return volume_of(path, read_stored(path))
 
 
 def read_nifti_channels(path: Path, names: Sequence[str]) -> dict[str, Volume]:
@@ -90,9 +73,17 @@ def read_labels(path: Path) -> Volume:
         VolumeError: as :func:`read_nifti`, or a voxel is not an integer or does not fit 32 bits.
     """
     path = Path(path)
-    stored = _read(path)
+    return labels_of(path, read_stored(path))
+
+
+def labels_of(path: Path, stored: Stored) -> Volume:
+    """The label map that a file holds; see :func:`read_labels`.
+
+    Raises:
+        VolumeError: more than one volume, a voxel that is not an integer, or one that does not fit 32 bits.
+    """
     if stored.array.shape[3] != 1:
-        raise VolumeError(f"{path}: a label map is one volume; this file has shape {_shape_text(stored)}.")
+        raise VolumeError(f"{path}: a label map is one volume; this file has shape {shape_text(stored)}.")
     values = _whole(path, stored)
     low, high = values.min(), values.max()
     if low < -(2**31) or high >= 2**31:
@@ -144,7 +135,7 @@ def _whole(path: Path, stored: Stored) -> NDArray[Any]:
         product = values.astype(np.float64) * stored.slope
         # What is subtracted brings its rounding along, however small the difference is.
         values, size = product + stored.intercept, np.abs(product) + abs(stored.intercept)
-    _finite(path, values)
+    finite(path, values)
     if size is None:
         return values
     whole: NDArray[Any] = np.rint(values)

@@ -27,9 +27,9 @@ class StoredSegment:
     """One segment, as the header describes it.
 
     Attributes:
-        name: Its name; its ID where it has none.
+        name: Name of the segment, or the ID of one without a name.
         layer: Index of the volume that holds it.
-        value: Its value there; None where any value but 0 is meant (files of older versions of Slicer).
+        value: Value of its voxels; None for any value but 0 (files of older versions of Slicer).
     """
 
     name: str

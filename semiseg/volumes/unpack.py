@@ -68,7 +68,7 @@ def finder_among(image: Path, names: Mapping[Path, str]) -> Callable[[str], Path
 
     Args:
         image: One of the files that :func:`unpack_named` wrote.
-        names: What it returned.
+        names: Result of that function: the files with their names in the archive.
     """
     by_name = {PurePosixPath(name.replace("\\", "/")): path for path, name in names.items()}
     ignoring_case = {str(name).lower(): path for name, path in by_name.items()}

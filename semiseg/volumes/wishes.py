@@ -14,10 +14,10 @@ class Wishes:
     """Which series is meant, and what to refuse or to trust.
 
     Attributes:
-        series: which DICOM series to take: a Series Instance UID, or ``NAME=UID,NAME=UID`` for several channels.
-        strict: refuse a series whose slices would have to be corrected, files that would be left out, and a volume
-            whose header contradicts itself or does not tell left from right.
-        aligned: the channels lie in one space although nothing in them says so.
+        series: DICOM series to take: a Series Instance UID, or ``NAME=UID,NAME=UID`` for several channels.
+        strict: true refuses a series whose slices would have to be corrected, files that would be left out, and a
+            volume whose header contradicts itself or does not tell left from right; false reads them with remarks.
+        aligned: true for channels that lie in one space although nothing in them says so.
     """
 
     series: str | None = None

@@ -11,25 +11,12 @@ import pytest
 from pydicom.uid import generate_uid
 
 from semiseg.errors import VolumeError
-from semiseg.phantoms.anatomy import make_phantom
-from semiseg.phantoms.write import write_dicom_series
 from semiseg.volumes.dicom_series import read_series
 from semiseg.volumes.scan import open_scan
 from semiseg.volumes.volume import Volume
 from semiseg.volumes.wishes import Wishes
 from tests.volumes.edited_series import COUNT, Change, edit, setting
 from tests.volumes.enhanced import write_enhanced
-
-
-@pytest.fixture(scope="module")
-def phantom() -> Volume:
-    return make_phantom(7, (26, 22, COUNT), (3.6, 4.2, 5.0)).image
-
-
-@pytest.fixture
-def files(phantom: Volume, tmp_path: Path) -> list[Path]:
-    return write_dicom_series(tmp_path / "series", phantom)
-
 
 # --- copies -------------------------------------------------------------------------------------------------------
 

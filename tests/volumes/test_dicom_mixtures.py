@@ -13,20 +13,8 @@ from semiseg.errors import VolumeError
 from semiseg.phantoms.anatomy import make_phantom
 from semiseg.phantoms.write import write_dicom_series
 from semiseg.volumes.dicom_series import read_series
-from semiseg.volumes.volume import Volume
 from tests.volumes.edited_series import COUNT, Change, edit, setting
 from tests.volumes.enhanced import write_enhanced
-
-
-@pytest.fixture(scope="module")
-def phantom() -> Volume:
-    return make_phantom(7, (26, 22, COUNT), (3.6, 4.2, 5.0)).image
-
-
-@pytest.fixture
-def files(phantom: Volume, tmp_path: Path) -> list[Path]:
-    return write_dicom_series(tmp_path / "series", phantom)
-
 
 # --- mixtures whose positions do not coincide ---------------------------------------------------------------------
 
@@ -74,7 +62,7 @@ ONE_VOLUME = {
 
 
 @pytest.mark.parametrize("what", ONE_VOLUME)
-def test_an_acquisition_in_several_passes_is_one_volume(files: list[Path], phantom: Volume, what: str) -> None:
+def test_an_acquisition_in_several_passes_is_one_volume(files: list[Path], what: str) -> None:
     before = read_series(files).volume
     edit(files, ONE_VOLUME[what])
     found = read_series(files)

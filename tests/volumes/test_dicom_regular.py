@@ -16,7 +16,6 @@ from scipy.spatial.transform import Rotation
 
 from semiseg.errors import VolumeError
 from semiseg.phantoms.anatomy import make_phantom
-from semiseg.phantoms.write import write_dicom_series
 from semiseg.volumes.dicom_geometry import Plane, irregularities, measure, plane_of
 from semiseg.volumes.dicom_regular import RegularGrid, regular_grid
 from semiseg.volumes.dicom_series import read_series
@@ -102,11 +101,6 @@ def test_planes_are_as_close_as_the_closest_slices_but_not_closer_than_half_the_
 @pytest.fixture
 def phantom() -> Volume:
     return make_phantom(7, (26, 22, 12), (3.6, 4.2, 4.0)).image
-
-
-@pytest.fixture
-def files(phantom: Volume, tmp_path: Path) -> list[Path]:
-    return write_dicom_series(tmp_path / "series", phantom)
 
 
 def changed(path: Path, target: Path, **values: object) -> Path:

@@ -36,11 +36,6 @@ def phantom() -> Volume:
     return make_phantom(7, (26, 22, 9), (3.6, 4.2, 11.0)).image
 
 
-@pytest.fixture
-def files(phantom: Volume, tmp_path: Path) -> list[Path]:
-    return write_dicom_series(tmp_path / "series", phantom)
-
-
 def edit(path: Path, change: Callable[[pydicom.Dataset], None]) -> None:
     dataset = pydicom.dcmread(path)
     change(dataset)

@@ -97,6 +97,24 @@ def test_an_analyze_pair_is_read_where_spm_says_its_place_and_refused_by_name_el
         read_nifti(header)
 
 
+def test_a_damaged_matrix_of_spm_cannot_end_the_process(tmp_path: Path) -> None:
+    """VOL-06: SciPy 1.17 ends with a segmentation fault where such a file has an unknown type of numbers."""
+    header = analyze(tmp_path)
+    savemat(tmp_path / "scan.mat", {"mat": IN_RAS}, format="5")
+    content = bytearray((tmp_path / "scan.mat").read_bytes())
+    content[176] = 0  # the type of the stored numbers
+    (tmp_path / "scan.mat").write_bytes(content)
+    with pytest.raises(VolumeError, match="an Analyze pair without orientation"):
+        read_nifti(header)
+
+
+def test_a_matrix_of_spm_in_a_file_of_matlab_7_3_is_none(tmp_path: Path) -> None:
+    header = analyze(tmp_path)
+    (tmp_path / "scan.mat").write_bytes(b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM" + b"\x89HDF\r\n\x1a\n")
+    with pytest.raises(VolumeError, match="an Analyze pair without orientation"):
+        read_nifti(header)
+
+
 # What all have in common
 
 

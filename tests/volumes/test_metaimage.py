@@ -18,6 +18,7 @@ from tests.volumes.volume_files import (
     META,
     VALUES,
     assert_as_written,
+    assert_refused,
     big,
     codes,
     little,
@@ -110,6 +111,4 @@ NOT_READ_META = {
 @pytest.mark.parametrize("what", NOT_READ_META)
 def test_a_metaimage_that_cannot_be_meant_is_refused_with_a_sentence(what: str, tmp_path: Path) -> None:
     tags, sentence = NOT_READ_META[what]
-    with pytest.raises(VolumeError, match=rf"a\.mha: .*{sentence}.*\.$") as caught:
-        read_nifti(meta(tmp_path / "a.mha", tags))
-    assert "\n" not in str(caught.value)
+    assert_refused(meta(tmp_path / "a.mha", tags), sentence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import re
 import struct
 import zlib
 from collections.abc import Mapping
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
+from semiseg.errors import VolumeError
 from semiseg.volumes.images import read_stored
 from semiseg.volumes.nifti import read_nifti
 
@@ -133,6 +136,13 @@ def packed(data: bytes) -> bytes:
 
 def codes(path: Path) -> list[str]:
     return [remark.code for remark in read_stored(path).remarks]
+
+
+def assert_refused(path: Path, sentence: str) -> None:
+    """Reading the file is refused in one line that names it and says ``sentence``, a pattern."""
+    with pytest.raises(VolumeError, match=rf"{re.escape(path.name)}: .*{sentence}.*\.$") as caught:
+        read_nifti(path)
+    assert "\n" not in str(caught.value)
 
 
 def assert_as_written(path: Path, remarks: tuple[str, ...] = ()) -> None:

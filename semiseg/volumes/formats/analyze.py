@@ -7,7 +7,6 @@ is 0 in nearly all files, meant or not. A pair is therefore read only where SPM 
 
 from __future__ import annotations
 
-import io
 import math
 import struct
 import zlib
@@ -21,16 +20,15 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.formats.geometry import placed
+from semiseg.volumes.formats.geometry import four_axes, placed
 from semiseg.volumes.formats.nifti import image_of_pair, parts_of_pair
-from semiseg.volumes.formats.nifti_header import four_axes
 from semiseg.volumes.formats.reader import ImageFile, Reader, Stored
-from semiseg.volumes.formats.stream import opened, voxel_bytes
+from semiseg.volumes.formats.spm_matrix import matrix_in
+from semiseg.volumes.formats.stream import array_of, opened, voxel_bytes
 
 _HEADER = 348
 _TYPES = (1, 2, 4, 8, 16, 32, 64, 128, 130, 132, 136)  # Analyze's, and those that SPM added
 _MAX_MATRIX_BYTES = 2**16
-_MAT_ERRORS = (NotImplementedError, ValueError, TypeError, KeyError, EOFError, OSError, zlib.error, IndexError)
 
 
 def read(file: ImageFile) -> Stored:
@@ -64,11 +62,10 @@ def read(file: ImageFile) -> Stored:
     if not np.isfinite(offset) or offset < 0:
         raise VolumeError(f"{path}: the header's vox_offset is {offset:g}, so the file is damaged.")
     data, _ = voxel_bytes(path, image_of_pair(file), int(offset), math.prod(shape) * dtype.itemsize)
-    array = np.frombuffer(data, dtype=dtype).reshape(shape, order="F")
     slope = float(header["scl_slope"])  # SPM's field funused1
     remarks = placed(path, affine, shape)
     scale = slope if np.isfinite(slope) and slope != 0 else 1.0
-    return Stored(array.astype(dtype.newbyteorder("="), copy=False), scale, 0.0, affine, remarks)
+    return Stored(array_of(data, dtype, shape), scale, 0.0, affine, remarks)
 
 
 def _matrix(file: ImageFile) -> NDArray[np.float64]:
@@ -77,9 +74,6 @@ def _matrix(file: ImageFile) -> NDArray[np.float64]:
     Raises:
         VolumeError: There is none, or none that says which side is left.
     """
-    from scipy.io import loadmat  # takes a while to import, for a format that few have
-    from scipy.io.matlab import MatReadError
-
     refusal = VolumeError(
         f"{file.path}: this is an Analyze pair without orientation: nothing says which side is left. Convert it to "
         "NIfTI with a program that knows how it was made."
@@ -91,12 +85,10 @@ def _matrix(file: ImageFile) -> NDArray[np.float64]:
     if matrix.stat().st_size > _MAX_MATRIX_BYTES:
         raise refusal
     try:
-        found = np.asarray(loadmat(io.BytesIO(matrix.read_bytes()))["mat"], dtype=np.float64)
-    except (MatReadError, *_MAT_ERRORS):
+        found = matrix_in(matrix.read_bytes())
+    except OSError:
         raise refusal from None
-    if found.ndim == 3:  # one for each volume; nibabel takes the first, too
-        found = found[:, :, 0]
-    if found.shape != (4, 4):
+    if found is None:
         raise refusal
     from_one = np.eye(4)
     from_one[:3, 3] = 1

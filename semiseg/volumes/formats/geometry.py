@@ -29,6 +29,23 @@ LPS_TO_RAS: NDArray[np.float64] = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Turns DICOM's world coordinates (left, posterior, superior) into RAS+."""
 
 
+def four_axes(path: Path, shape: list[int]) -> tuple[int, int, int, int]:
+    """(X, Y, Z, K) of a declared shape; axes of length one behind the third are dropped.
+
+    Raises:
+        VolumeError: The image is empty, flat, or has more than four axes.
+    """
+    if any(n < 1 for n in shape):
+        raise VolumeError(f"{path}: the header declares an empty image (shape {tuple(shape)}).")
+    if len(shape) < 3:
+        raise VolumeError(f"{path}: a 3D image is needed, but this file has shape {tuple(shape)}.")
+    counts = [n for n in shape[3:] if n != 1]
+    if len(counts) > 1:
+        raise VolumeError(f"{path}: a 3D or 4D image is needed, but this file has shape {tuple(shape)}.")
+    x, y, z = shape[:3]
+    return (x, y, z, counts[0] if counts else 1)
+
+
 def placed(path: Path, affine: NDArray[np.float64], shape: tuple[int, ...]) -> tuple[Remark, ...]:
     """Refuse an affine that places voxels nowhere, and remark on a scan of a size that no person has.
 

@@ -20,7 +20,7 @@ from semiseg.errors import VolumeError
 from semiseg.volumes.formats.geometry import LPS_TO_RAS, longer_than_declared, no_orientation, placed
 from semiseg.volumes.formats.nrrd import numbered_names
 from semiseg.volumes.formats.reader import ImageFile, Reader, Stored
-from semiseg.volumes.formats.stream import MAX_HEADER_BYTES, MAX_VOXEL_BYTES, Compression, voxel_bytes
+from semiseg.volumes.formats.stream import MAX_HEADER_BYTES, Compression, array_of, require_allowed, voxel_bytes
 from semiseg.volumes.remark import Remark
 
 _TYPES = {
@@ -171,12 +171,11 @@ def _scaling(header: _Header) -> tuple[float, float]:
 def _values(
     file: ImageFile, header: _Header, sizes: list[int], dtype: np.dtype[Any]
 ) -> tuple[NDArray[Any], tuple[Remark, ...]]:
-    """All values in the order of the file, and a remark where a file holds more of them."""
+    """The array in the order of its axes, in native byte order, and a remark where a file holds more."""
     if not header.true("BinaryData", default=True):
         raise VolumeError(f"{file.path}: a MetaImage whose voxels are text (BinaryData = False) is not read.")
     wanted = math.prod(sizes) * dtype.itemsize
-    if wanted > MAX_VOXEL_BYTES:
-        raise VolumeError(f"{file.path}: the header declares {wanted} bytes of voxels; the limit is {MAX_VOXEL_BYTES}.")
+    require_allowed(file.path, wanted)
     names = _data_files(header)
     sources = [file.beside(name) for name in names] if names else [file.path]
     if len(sources) > 1 and sizes[-1] % len(sources):
@@ -200,8 +199,7 @@ def _values(
                 "may have been written with 8."
             )
         longer += [longer_than_declared(source)] * more
-    array = np.frombuffer(data, dtype=dtype)
-    return array if dtype.isnative else array.astype(dtype.newbyteorder("=")), tuple(longer[:1])
+    return array_of(data, dtype, sizes), tuple(longer[:1])
 
 
 def _data_files(header: _Header) -> list[str]:

@@ -14,10 +14,9 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.formats.geometry import no_orientation, placed
-from semiseg.volumes.formats.nifti_header import four_axes
+from semiseg.volumes.formats.geometry import four_axes, no_orientation, placed
 from semiseg.volumes.formats.reader import ImageFile, Reader, Stored
-from semiseg.volumes.formats.stream import opened, voxel_bytes
+from semiseg.volumes.formats.stream import array_of, opened, voxel_bytes
 
 _ORIENTED_AT, _HEADER, _VOXELS_AT = 28, 90, 284  # bytes; the first is goodRASFlag's place
 _TYPES = {0: "u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
@@ -54,8 +53,7 @@ def read(file: ImageFile) -> Stored:
         followed = "voxels of 1 mm in FreeSurfer's coronal orientation were assumed"
         remarks = (no_orientation("its goodRASFlag is 0", followed), *remarks)
     data, _ = voxel_bytes(path, path, _VOXELS_AT, math.prod(shape) * dtype.itemsize)
-    array = np.frombuffer(data, dtype=dtype).reshape(shape, order="F").astype(dtype.newbyteorder("="), copy=False)
-    return Stored(array, 1.0, 0.0, affine, remarks)
+    return Stored(array_of(data, dtype, shape), 1.0, 0.0, affine, remarks)
 
 
 def _recognises(start: bytes) -> bool:

@@ -8,13 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Literal
 
-import numpy as np
-
 from semiseg.errors import VolumeError
 from semiseg.volumes.formats.geometry import longer_than_declared
 from semiseg.volumes.formats.nifti_header import NiftiHeader, parse_header
 from semiseg.volumes.formats.reader import ImageFile, Reader, Stored
-from semiseg.volumes.formats.stream import is_gzip, opened, start_of, voxel_bytes
+from semiseg.volumes.formats.stream import array_of, is_gzip, opened, start_of, voxel_bytes
 from semiseg.volumes.remark import Remark
 
 
@@ -34,7 +32,7 @@ def read(file: ImageFile) -> Stored:
         with opened(path) as stream:
             header = parse_header(path, stream)
             shape, dtype = header.shape(), header.dtype()
-            header.affine()
+            affine = header.affine()
             slope, intercept = header.scaling()
             wanted = math.prod(shape) * dtype.itemsize
             source = path if header.single else image_of_pair(file)
@@ -47,11 +45,8 @@ def read(file: ImageFile) -> Stored:
     if offset < 0:
         raise VolumeError(f"{path}: the header's vox_offset is {offset}, so the file is damaged.")
     data, more = voxel_bytes(path, source, offset, wanted)
-    array = np.frombuffer(data, dtype=dtype).reshape(shape, order="F")
-    if not dtype.isnative:
-        array = array.astype(dtype.newbyteorder("="))
     remarks = (*_length_remarks(header, dtype.itemsize, doubt, more), *header.remarks(shape))
-    return Stored(array, slope, intercept, header.affine(), remarks)
+    return Stored(array_of(data, dtype, shape), slope, intercept, affine, remarks)
 
 
 def image_of_pair(file: ImageFile) -> Path:

@@ -20,7 +20,7 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.formats.geometry import no_orientation, placed
+from semiseg.volumes.formats.geometry import four_axes, no_orientation, placed
 from semiseg.volumes.remark import Remark
 from semiseg.volumes.volume import corner_distance
 
@@ -50,8 +50,8 @@ class NiftiHeader:
     Attributes:
         path: The file.
         raw: The fields as stored, in nibabel's class.
-        fixed: The same after nibabel's repairs.
-        single: Whether the voxels are in the same file (magic ``n+1``), and not in an ``.img`` beside it (``ni1``).
+        fixed: A copy of them after nibabel's repairs.
+        single: True if the voxels are in the same file (magic ``n+1``); false if in an ``.img`` beside it (``ni1``).
     """
 
     path: Path
@@ -244,23 +244,6 @@ def parse_header(path: Path, file: IO[bytes]) -> NiftiHeader:
     except (HeaderDataError, WrapStructError, ValueError, KeyError) as error:
         raise VolumeError(f"{path}: the NIfTI header is damaged ({error}).") from error
     return NiftiHeader(path, raw, fixed, single=magic[1:2] == b"+")
-
-
-def four_axes(path: Path, shape: list[int]) -> tuple[int, int, int, int]:
-    """(X, Y, Z, K) of a declared shape; axes of length one behind the third are dropped.
-
-    Raises:
-        VolumeError: The image is empty, flat, or has more than four axes.
-    """
-    if any(n < 1 for n in shape):
-        raise VolumeError(f"{path}: the header declares an empty image (shape {tuple(shape)}).")
-    if len(shape) < 3:
-        raise VolumeError(f"{path}: a 3D image is needed, but this file has shape {tuple(shape)}.")
-    counts = [n for n in shape[3:] if n != 1]
-    if len(counts) > 1:
-        raise VolumeError(f"{path}: a 3D or 4D image is needed, but this file has shape {tuple(shape)}.")
-    x, y, z = shape[:3]
-    return (x, y, z, counts[0] if counts else 1)
 
 
 def _mark(kind: Any, order: str) -> bytes:

@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 
 from semiseg.errors import VolumeError
 from semiseg.volumes.formats.geometry import longer_than_declared, placed
-from semiseg.volumes.formats.nrrd_header import NrrdHeader, is_nrrd, parse_nrrd
+from semiseg.volumes.formats.nrrd_header import TEXT_ENCODINGS, NrrdHeader, is_nrrd, parse_nrrd
 from semiseg.volumes.formats.reader import ImageFile, Reader, Stored
-from semiseg.volumes.formats.stream import MAX_VOXEL_BYTES, Compression, voxel_bytes
+from semiseg.volumes.formats.stream import Compression, array_of, require_allowed, voxel_bytes
 from semiseg.volumes.remark import Remark
 
 _COMPRESSION: dict[str, Compression] = {
@@ -26,7 +26,6 @@ _COMPRESSION: dict[str, Compression] = {
     "bzip2": "bzip2",
     "bz2": "bzip2",
 }
-_TEXT = ("ascii", "text", "txt")
 _PATTERN = re.compile(r"(\S*%0?\d{0,2}d\S*)\s+(-?\d+)\s+(-?\d+)\s+(-?\d+)(?:\s+\d+)?")
 _MAX_FILES = 20_000
 _MAX_TEXT_BYTES = 2**28  # numbers as text take many times their bytes while they are parsed
@@ -79,16 +78,15 @@ def _values(
             f"{file.path}: {len(sources)} data files cannot hold slices of the sizes {sizes} in equal parts."
         )
     wanted = math.prod(sizes) * dtype.itemsize
-    if wanted > MAX_VOXEL_BYTES:
-        raise VolumeError(f"{file.path}: the header declares {wanted} bytes of voxels; the limit is {MAX_VOXEL_BYTES}.")
+    require_allowed(file.path, wanted)
     encoding = header.needed("encoding").lower()
-    if encoding in _TEXT:
+    if encoding in TEXT_ENCODINGS:
         if len(sources) > 1:
             raise VolumeError(f"{file.path}: text data in several files is not read.")
         values = _from_text(header, sources[0], 0 if names else header.length, math.prod(sizes), dtype)
         return values.reshape(sizes, order="F"), ()
     if encoding not in _COMPRESSION:
-        known = ", ".join((*_COMPRESSION, *_TEXT))
+        known = ", ".join((*_COMPRESSION, *TEXT_ENCODINGS))
         raise VolumeError(f"{file.path}: the NRRD encoding '{encoding[:40]}' is not read; these are: {known}.")
     data, longer = bytearray(), []
     for source in sources:
@@ -96,14 +94,13 @@ def _values(
         block, more = _block(header, source, start, part, _COMPRESSION[encoding])
         data = data + block if data else block
         longer += [longer_than_declared(source)] * more
-    array = np.frombuffer(data, dtype=dtype).reshape(sizes, order="F")
-    return array if dtype.isnative else array.astype(dtype.newbyteorder("=")), tuple(longer[:1])
+    return array_of(data, dtype, sizes), tuple(longer[:1])
 
 
 def _block(
     header: NrrdHeader, source: Path, offset: int, wanted: int, compression: Compression
 ) -> tuple[bytearray, bool]:
-    """The bytes of one data file, after the lines and bytes that are to be skipped, and whether there are more."""
+    """The bytes of one data file, after the lines and bytes that are to be skipped, and True if there are more."""
     lines, skip = header.skip("line skip"), header.skip("byte skip")
     if lines < 0 or skip < -1 or (skip == -1 and compression != "none"):
         raise VolumeError(f"{header.path}: the NRRD header skips {lines} lines and {skip} bytes, which cannot be.")

@@ -34,6 +34,7 @@ _TYPES = {
     for name in names.split(",")
 }
 _ALIASES = {"datafile": "data file", "lineskip": "line skip", "byteskip": "byte skip", "centers": "centerings"}
+TEXT_ENCODINGS = ("ascii", "text", "txt")
 _LPS, _RAS, _LAS = LPS_TO_RAS, np.eye(4), np.diag([-1.0, 1.0, 1.0, 1.0])
 _SPACES = {
     "left-posterior-superior": _LPS,
@@ -103,7 +104,7 @@ class NrrdHeader:
         endian = self.fields.get("endian", "").lower()
         if endian not in ("", "little", "big"):
             raise self._wrong("endian", "it is little or big")
-        text = self.fields.get("encoding", "").lower() in ("ascii", "text", "txt")
+        text = self.fields.get("encoding", "").lower() in TEXT_ENCODINGS
         if not endian and code[1] != "1" and not text:
             raise VolumeError(f"{self.path}: the NRRD header does not say the byte order (field 'endian').")
         return np.dtype((">" if endian == "big" else "<") + code)

@@ -26,7 +26,7 @@ class Stored:
         array: Stored values, shape (X, Y, Z, K), in native byte order; the scaling is not applied.
         slope, intercept: A stored value means ``value * slope + intercept``.
         affine: (4, 4) matrix from voxel indices to RAS+ mm.
-        remarks: What a reader of the result has to know; ``--strict`` refuses a scan that has any.
+        remarks: Facts that a user of the result has to know; ``--strict`` refuses a scan that has any.
     """
 
     array: NDArray[Any]
@@ -96,10 +96,10 @@ class Reader:
 
     Attributes:
         name: Name of the format in sentences, such as "NIfTI file".
-        suffixes: What the names of such files end with.
-        recognises: Whether a file that begins with these (unpacked) bytes is one; at most 1024 bytes are given.
-        read: Reads one.
-        packed: Whether the whole file may be a gzip stream.
+        suffixes: Endings of the names of such files.
+        recognises: Test of a file's first (unpacked) bytes, 1024 at most; true if the file is of this format.
+        read: Function that reads a file.
+        packed: True if the whole file may be a gzip stream.
         parts: For formats of several files: all files of a scan by names under which its header finds them in one
             archive, the header first; none for a scan in one file.
     """

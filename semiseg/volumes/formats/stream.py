@@ -9,18 +9,22 @@ from __future__ import annotations
 import bz2
 import gzip
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO, Literal, Protocol, cast
+from typing import IO, Any, Literal, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
 
 from semiseg.errors import VolumeError
 
 MAX_VOXEL_BYTES = 2**34
 """Refuse volumes of more than 16 GiB of voxels: no scan that a network segments is near that."""
 
-Compression = Literal["none", "gzip", "zlib", "bzip2"]
 MAX_HEADER_BYTES = 2**20
 """Longest text header that is read; Slicer's segmentations with hundreds of segments stay below a third of it."""
 
+Compression = Literal["none", "gzip", "zlib", "bzip2"]
 _RATIOS = {"none": 1, "gzip": 1032, "zlib": 1032, "bzip2": 2**20}  # the most that each can expand (deflate: zlib's own)
 _CHUNK = 2**24
 _START = 1024
@@ -61,25 +65,24 @@ def voxel_bytes(
     Args:
         header: File that declares them, for sentences.
         source: File that holds them.
-        offset: Where they begin: in the unpacked stream for ``compression=None``, else in the file itself.
-        wanted: How many there have to be.
-        compression: How the bytes from ``offset`` on are packed; None: the whole file may be a gzip stream.
+        offset: Position of the first one, in the unpacked stream for ``compression=None``, else in the file itself.
+        wanted: Number of bytes.
+        compression: Packing of the bytes from ``offset`` on; None: the whole file may be a gzip stream.
 
     Returns:
-        The bytes, and whether the file holds more of them.
+        The bytes, and True if the file holds more of them.
 
     Raises:
         VolumeError: The file cannot hold so many, ends before, or is damaged.
     """
-    if wanted > MAX_VOXEL_BYTES:
-        raise VolumeError(f"{header}: the header declares {wanted} bytes of voxels; the limit is {MAX_VOXEL_BYTES}.")
+    require_allowed(header, wanted)
     try:
         size = source.stat().st_size
         whole = compression is None
         kind: Compression = compression or ("gzip" if is_gzip(source) else "none")
-        most = size * _RATIOS[kind] if whole else max(size - offset, 0) * _RATIOS[kind]
-        needed = offset + wanted if whole or kind == "none" else wanted
-        if (offset + wanted if whole else wanted) > most:
+        from_start = whole or kind == "none"  # the bytes before ``offset`` come out of the same stream
+        needed = offset + wanted if from_start else wanted
+        if needed > _RATIOS[kind] * (size if from_start else max(size - offset, 0)):
             raise VolumeError(
                 f"{header}: the header declares {needed} bytes, but a file of {size} bytes cannot hold them; it is cut "
                 "short or damaged."
@@ -91,6 +94,22 @@ def voxel_bytes(
         raise VolumeError(f"{source}: the compressed stream is damaged or cut short ({error}).") from error
     except OSError as error:
         raise VolumeError(f"{source}: cannot be read ({error.strerror or error}).") from error
+
+
+def require_allowed(header: Path, wanted: int) -> None:
+    """Refuse more voxels than a scan has.
+
+    Raises:
+        VolumeError: ``wanted`` bytes are more than :data:`MAX_VOXEL_BYTES`.
+    """
+    if wanted > MAX_VOXEL_BYTES:
+        raise VolumeError(f"{header}: the header declares {wanted} bytes of voxels; the limit is {MAX_VOXEL_BYTES}.")
+
+
+def array_of(data: bytearray, dtype: np.dtype[Any], shape: Sequence[int]) -> NDArray[Any]:
+    """An array of ``shape`` whose first axis is the fastest in ``data``, in native byte order."""
+    array = np.frombuffer(data, dtype=dtype).reshape(shape, order="F")
+    return array.astype(dtype.newbyteorder("="), copy=False)
 
 
 def _taken(header: Path, stream: Readable, wanted: int) -> tuple[bytearray, bool]:
