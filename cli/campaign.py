@@ -78,9 +78,7 @@ class Campaign:
 
     def split_of(self, trial: Trial) -> Path | None:
         """The split file of a trial; None for the dataset's own."""
-        if not trial.draw and not trial.fold:
-            return self.split
-        return self.out / "splits" / f"draw{trial.draw}-fold{trial.fold}.json"
+        return self._drawn(trial.draw, trial.fold) if trial.draw or trial.fold else self.split
 
     def write_splits(self, labelled: Sequence[int], draws: int, folds: int) -> None:
         """Draw the splits of a comparison that is repeated, and write down those that are not there yet.
@@ -103,13 +101,15 @@ class Campaign:
                     raise InputError(f"{self.data} has no split.json to draw from; make one, or use --folds.")
                 made[draw, 0] = draw_labelled(dataset, read_split(dataset, path), labelled, draw)
         for (draw, fold), split in made.items():
-            file = self.split_of(Trial("", 0, 0, draw, fold))
-            assert file is not None
+            file = self._drawn(draw, fold)
             file.parent.mkdir(parents=True, exist_ok=True)
             if not file.is_file():
                 write_split(split, file)
             elif _lists(read_split(dataset, file)) != _lists(split):
                 raise InputError(f"{file} holds another split than this comparison would draw; name a new folder.")
+
+    def _drawn(self, draw: int, fold: int) -> Path:
+        return self.out / "splits" / f"draw{draw}-fold{fold}.json"
 
     def calibrate(self, trials: Sequence[Trial], minutes: float) -> None:
         """The budget of each method: its updates in ``minutes``, all its fixed costs included, from a short run."""

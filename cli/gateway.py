@@ -222,7 +222,7 @@ def conflict(
     take_new: Annotated[bool, typer.Option("--take-new", help="What came last counts; the rest is deleted.")] = False,
 ) -> None:
     """Decide about a study that came with two contents or of two patients; without an option, show what differs."""
-    from server.gateway.conflicts import conflict_of, counts
+    from server.gateway.conflicts import Choice, conflict_of, counts
     from server.gateway.finding import find_study
     from server.gateway.inbox import STUDIES
     from server.gateway.kinds import STUDY as DECIDING
@@ -238,8 +238,9 @@ def conflict(
     names = Names(state / KEY)
     if not keep_old and not take_new:
         typer.echo(f"{name}: {found.sentence()}")
-        for option, choice in (("--keep-old", "old"), ("--take-new", "new")):
-            replaced, deleted = counts(state / STUDIES / name, names, "new" if choice == "new" else "old")
+        options: dict[str, Choice] = {"--keep-old": "old", "--take-new": "new"}
+        for option, choice in options.items():
+            replaced, deleted = counts(state / STUDIES / name, names, choice)
             typer.echo(f"  {option}: replaces {replaced} and deletes {deleted} instance(s) of another patient")
         typer.echo("  `semiseg gateway complete STUDY` has what came first segmented, and keeps the rest undecided")
         return

@@ -23,7 +23,7 @@ def inspect(
     picture: Annotated[Path | None, typer.Option(help="Write a contact sheet of what can be read: a .png.")] = None,
 ) -> None:
     """Say what is in PATH, and what semiseg would do with it. Nothing is written unless --picture is given."""
-    from semiseg.bundle.bundle import MANIFEST, RUN, read_manifest
+    from cli.models import manifest_of
     from semiseg.outputs.overlay import series_sheet
     from semiseg.volumes.inspection import inspect
     from semiseg.volumes.scan import files_in, open_scan
@@ -33,7 +33,7 @@ def inspect(
         raise InputError(f"{picture}: the picture is a .png.")
     rules = {"scan": SeriesRule()}
     if model is not None:
-        rules = read_manifest(model / (RUN if (model / RUN).is_file() else MANIFEST)).rules
+        rules = manifest_of(model).rules
     console = Console(highlight=False, soft_wrap=True)
 
     def say(text: str, style: str | None = None) -> None:

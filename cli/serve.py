@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from semiseg.errors import InputError
+from server.http.front import HOSTS, PREFIX, PROXIES, Front
 
 app = typer.Typer(add_completion=False)
 
@@ -36,7 +37,7 @@ def serve(
     allowed_host: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="SEMISEG_ALLOWED_HOSTS",
+            envvar=HOSTS,
             help="Name by which the server may be called besides its addresses, localhost and --host, such as "
             "scans.example.org; *.example.org for all below one, * for every name.",
         ),
@@ -44,12 +45,12 @@ def serve(
     proxy: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="SEMISEG_PROXIES",
+            envvar=PROXIES,
             help="Address or network of a proxy in front, whose X-Forwarded-For, -Host and -Prefix are believed.",
         ),
     ] = None,
     path_prefix: Annotated[
-        str, typer.Option(envvar="SEMISEG_PATH_PREFIX", help="Path below which a proxy shows the server: /semiseg.")
+        str, typer.Option(envvar=PREFIX, help="Path below which a proxy shows the server: /semiseg.")
     ] = "",
     per_address: Annotated[int, typer.Option(min=1, help="Open connections of one address that is no proxy's.")] = 500,
     state: Annotated[
@@ -74,7 +75,6 @@ def serve(
     """Segment scans over HTTP until told to stop. The page / takes scans and describes the interface."""
     from cli.models import parse_window
     from semiseg.bundle.variant import precision_named
-    from server.http.front import Front
     from server.http.limits import MEGABYTE, Limits
     from server.http.model import ModelSettings
     from server.http.start import Place

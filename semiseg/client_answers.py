@@ -23,11 +23,11 @@ class Answer:
 
     Attributes:
         body: the file: .nii.gz, DICOM, or JSON text.
-        media_type: ``application/gzip``, ``application/dicom`` or ``application/json``.
+        media_type: media type of the form, such as ``application/gzip`` (:data:`semiseg.outputs.kind.FORMS`).
         millilitres: volume of each segment by name.
         seconds: time per stage on the server.
         model: identity of the model: name, sha256, method, version.
-        remarks: what was noticed about the scan or done to it: pairs of a code and a sentence.
+        remarks: observations and corrections of the scan, as pairs of a code and a sentence.
     """
 
     body: bytes
@@ -43,8 +43,8 @@ class Forms:
     """An answer in several forms.
 
     Attributes:
-        files: of each form, in the order in which they were asked for; several only of ``overlay``.
-        model, millilitres, remarks: as of :class:`Answer`.
+        files: the files of each form, in the order in which they were asked for; several only of ``overlay``.
+        model, millilitres, remarks: the same as in :class:`Answer`.
     """
 
     files: dict[str, tuple[bytes, ...]]

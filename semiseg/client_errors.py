@@ -31,8 +31,8 @@ class Refused(InputError):  # noqa: N818 - as above
 
     Attributes:
         status: The HTTP status.
-        own_words: Whether the sentence is a semiseg server's own, in its JSON form, and not made up here for an answer
-            of a proxy or another program.
+        own_words: True for a sentence that a semiseg server wrote, in its JSON form; False for one that was made up
+            here for an answer of a proxy or another program.
     """
 
     def __init__(self, sentence: str, status: int, *, own_words: bool) -> None:

@@ -41,9 +41,9 @@ class BrowserGuard:
             hosts: Further names by which the server may be called; ``*.example.org`` for all below one, ``*`` for
                 every name.
             origins: Origins of other servers whose pages may use this one.
-            keys: Whether requests need an API key. Such a server is checked only for ``hosts`` that are given: a
+            keys: True for a server whose requests need an API key. It is checked only for ``hosts`` that are given: a
                 page of another name has no key, and colleagues know the server by names that it does not know.
-            option: What an operator sets to allow a name, for the sentence of a refusal.
+            option: Option or key of the configuration that allows a name, for the sentence of a refusal.
 
         Raises:
             InputError: one of the names is none.

@@ -29,7 +29,7 @@ class Answer:
     """A successful answer.
 
     Attributes:
-        report: What was found, and by which model.
+        report: The report: segments, remarks, identity of the model.
         body: The file, or a zip of several.
         media_type: Type of the body.
         headers: Further headers, bounded in size.

@@ -36,7 +36,8 @@ from server.http.schemas import JobAnswer
 from server.http.state import JOBS, JobFiles
 from server.jobs.fair_limiter import FairLimiter
 from server.jobs.files import remove
-from server.jobs.queue import Job, QueueFull, State
+from server.jobs.lanes import Lane
+from server.jobs.queue import Job, State
 from server.jobs.worker import JobFailed, Postponed, Task, Worker
 
 TIDYING = 60.0  # seconds between two looks for results that are too old
@@ -148,7 +149,6 @@ class Jobs:
             order = Order.of(received.upload, accept, self._reception.models)
             told = {"accept": accept, "model": order.model.identity.name}
             if address:
-                self._require_room(address)
                 told["address"] = address
             if key is not None:
                 sent = received.upload
@@ -160,7 +160,8 @@ class Jobs:
                 owner=owner,
                 key=key,
                 most=limits.queued,
-                most_of_owner=limits.queued_per_client if owner else None,
+                most_of_owner=self._most_waiting(address) if owner or address else None,
+                lane=Lane("address", (address,)) if address else None,
             )
 
         job = await anyio.to_thread.run_sync(accept)
@@ -168,13 +169,11 @@ class Jobs:
             self._worker.wake()
         return await self._described(job, 202, prefix_of(request.scope))
 
-    def _require_room(self, address: str) -> None:
-        """Without keys an address is a client, whose jobs leave a place for those of others."""
+    def _most_waiting(self, address: str) -> int:
+        """Number of jobs of one client that may wait; without keys an address is one, and leaves places for others."""
         limits = self._reception.limits
-        most = min(limits.queued_per_client, math.ceil(limits.queued * SHARE))
-        waiting = self._files.queue.jobs("waiting", queue=JOBS)
-        if sum(job.payload.get("address") == address for job in waiting) >= most:
-            raise QueueFull(most, address)
+        most = limits.queued_per_client
+        return min(most, max(1, math.floor(limits.queued * SHARE))) if address else most
 
     async def _get(self, request: Request) -> Response:
         return await self._described(await self._job(request), 200)

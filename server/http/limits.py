@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from semiseg.errors import SemisegError
 from semiseg.system.durable_files import free_bytes
+from server.listening import PER_ADDRESS
 
 MEGABYTE = 2**20
 RETRY_SECONDS = 5
@@ -53,7 +54,7 @@ class Limits(BaseModel):
     parallel: Annotated[int, Field(ge=1)] = 2
     waiting: Annotated[int, Field(ge=0)] = 16
     per_client: Annotated[int, Field(ge=1)] = 16
-    connections_per_address: Annotated[int, Field(ge=1)] = 500
+    connections_per_address: Annotated[int, Field(ge=1)] = PER_ADDRESS
     queued: Annotated[int, Field(ge=1)] = 100
     queued_per_client: Annotated[int, Field(ge=1)] = 50
     disk_bytes: Annotated[int, Field(ge=0)] = 1024 * MEGABYTE
@@ -69,7 +70,7 @@ class Admission:
     def __init__(self, limits: Limits, folder: Path) -> None:
         """Count none; ``folder`` is where uploads go."""
         self._most = limits.parallel + limits.waiting
-        self._most_of_client = min(limits.per_client, max(1, self._most - 1) if limits.waiting else limits.per_client)
+        self._most_of_client = min(limits.per_client, self._most - 1) if limits.waiting else limits.per_client
         self._limits = limits
         self._folder = folder
         self._inside: Counter[str] = Counter()

@@ -108,7 +108,7 @@ def _segment(form: dict[str, Any]) -> dict[str, Any]:
         f"`Accept: {ANSWERS}` any answer comes as a zip with a folder for each form, and the report in its "
         "folder `json`.",
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
-        "responses": {"200": _segmentation(), **_errors(*ERRORS)},
+        "responses": {"200": _segmentation(ANSWERS), **_errors(*ERRORS)},
     }
 
 
@@ -217,15 +217,14 @@ def _get(name: str, summary: str, schema: dict[str, Any], errors: Iterable[int])
     }
 
 
-def _segmentation() -> dict[str, Any]:
+def _segmentation(*more: str) -> dict[str, Any]:
+    """The answer to a scan in any form, or of another media type of ``more``."""
+    types = dict.fromkeys([*(form.media_type for form in FORMS.values()), *more])
     return {
         "description": "The segmentation, in the form asked for.",
         "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()},
         "content": {
-            FORMS["nifti"].media_type: {"schema": {"type": "string", "format": "binary"}},
-            FORMS["seg"].media_type: {"schema": {"type": "string", "format": "binary"}},
-            FORMS["overlay"].media_type: {"schema": {"type": "string", "format": "binary"}},
-            FORMS["nrrd"].media_type: {"schema": {"type": "string", "format": "binary"}},
+            **{media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in types},
             FORMS["json"].media_type: {"schema": {"$ref": _REF.format(model=Report.__name__)}},
         },
     }
@@ -286,8 +285,9 @@ def _form(models: Models, limits: Limits) -> dict[str, Any]:
                 "type": "string",
                 "enum": ["true", "false"],
                 "default": "false",
-                "description": "Refuse a DICOM series whose slices would have to be corrected (a tilted gantry, uneven "
-                "gaps, missing slices), or of which files would be left out (copies, damaged ones).",
+                "description": "Refuse a scan that would have to be corrected (a tilted gantry, uneven gaps, missing "
+                "slices, a header that contradicts itself), or of which files would be left out (copies, damaged "
+                "ones).",
             },
         },
     }

@@ -30,7 +30,7 @@ class Order:
         model: the one that is meant.
         forms: of the answer; none where the scan's own is wanted.
         wishes: what is said of the scan besides.
-        with_report: Whether the answer is a zip that holds the report beside the forms.
+        with_report: True for an answer that is a zip with the report beside the forms.
     """
 
     upload: Upload

@@ -38,7 +38,7 @@ class JobAnswer(_Document):
         windows_done, windows_total: of the sliding window; both 0 until it begins.
         seconds_left: for the windows that are left, at the speed of those that are done; None before and after.
         millilitres: Volume of each segment in ml, by name, once it is done.
-        remarks: What was noticed about the scan or done to it, once it is done.
+        remarks: Observations and corrections of the scan, once it is done.
         error: why it failed.
         status: of an answer of POST /segment that would have failed so.
     """

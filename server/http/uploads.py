@@ -40,7 +40,7 @@ class Upload:
         channels: the same by channel, where they came under channels' names.
         fields: the values of the text fields that were given.
         received: bytes.
-        dicom: Whether a file of it was seen to begin like DICOM while it came in.
+        dicom: True where one of the files was seen to begin like DICOM while it came in.
     """
 
     files: tuple[Path, ...]

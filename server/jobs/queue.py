@@ -77,11 +77,12 @@ class Queue(Leases):
         owner: str = "",
         most: int | None = None,
         most_of_owner: int | None = None,
+        lane: Lane | None = None,
     ) -> Job:
         """Accept a job; when this returns, it is on the disk.
 
         With a ``key`` that the queue already has, the job that has it is the answer and nothing is added. Otherwise at
-        most ``most`` jobs may wait, and ``most_of_owner`` of one owner.
+        most ``most`` jobs may wait, and ``most_of_owner`` of one owner; with a ``lane``, its jobs are counted instead.
 
         Raises:
             QueueFull: so many wait already.
@@ -92,12 +93,11 @@ class Queue(Leases):
         with self._database.transaction() as run:
             if key is not None and (there := run("SELECT * FROM jobs WHERE queue = ? AND key = ?", (queue, key))):
                 return job_of(there[0])
-            for limit, whose in ((most, None), (most_of_owner, owner)):
+            mine = lane.condition() if lane else ("owner = :owner", {"owner": owner})
+            for limit, whose, (condition, values) in ((most, None, ("1", {})), (most_of_owner, owner, mine)):
                 if limit is not None:
-                    count = (
-                        "SELECT COUNT(*) FROM jobs WHERE queue = ? AND state = 'waiting' AND owner = COALESCE(?, owner)"
-                    )
-                    if run(count, (queue, whose))[0][0] >= limit:
+                    count = f"SELECT COUNT(*) FROM jobs WHERE queue = :queue AND state = 'waiting' AND {condition}"
+                    if run(count, values | {"queue": queue})[0][0] >= limit:
                         raise QueueFull(limit, whose)
             names = "id, queue, key, owner, state, payload, created, changed"
             return job_of(run(f"INSERT INTO jobs ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING *", row)[0])

@@ -7,23 +7,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import nibabel as nib
-import numpy as np
 import pytest
 
 from semiseg.errors import InputError
 from server.browser_guard import BrowserGuard
 from server.forwarded import Proxies
-from tests.bundles import make_threshold_bundle, scan_array
+from tests.bundles import make_threshold_bundle
 from tests.gateway.stand import alone, running_gateway
 from tests.server.running import RunningServer, running
-from tests.server.test_guard import WARD, with_key
+from tests.server.test_guard import WARD, nifti, with_key
 
 EVIL = {"Host": "rebound.example:3000"}
-
-
-def nifti() -> bytes:
-    return nib.Nifti1Image(scan_array((12, 10, 8)), np.eye(4)).to_bytes()
 
 
 @pytest.fixture(scope="module")

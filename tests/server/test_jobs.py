@@ -355,3 +355,23 @@ def test_one_clients_jobs_do_not_go_before_all_of_anothers(bundle, tmp_path):
         only = post(server, nifti(), second).json()["id"]
         until(lambda: state_of(only, second) == "done")
         assert sum(state_of(name, first) == "waiting" for name in waiting) >= 2
+
+
+def test_one_address_leaves_a_place_in_a_short_queue_too(bundle, tmp_path):
+    options = ("--state", str(tmp_path / "s"), "--parallel", "1", "--queued", "2", "--proxy", "127.0.0.1")
+    with running(bundle, tmp_path, *options) as server:
+        wait(server, post(server, slow_scan()).json()["id"], "running")
+        sent = [post(server, nifti(), {"X-Forwarded-For": f"10.0.0.{client}"}).status_code for client in (1, 1, 2)]
+        assert sent == [202, 503, 202]
+
+
+def test_request_that_is_sent_again_is_answered_although_its_address_has_as_many_jobs_as_one_may(bundle, tmp_path):
+    options = ("--state", str(tmp_path / "s"), "--parallel", "1", "--queued", "10")
+    with running(bundle, tmp_path, *options) as server:
+        wait(server, post(server, slow_scan()).json()["id"], "running")
+        keys = [{"Idempotency-Key": str(number)} for number in range(9)]
+        accepted = [post(server, nifti(), key).json()["id"] for key in keys]
+        assert post(server, nifti(), {"Idempotency-Key": "new"}).status_code == 503
+        again = post(server, nifti(), keys[-1])
+        assert again.status_code == 202, again.text
+        assert again.json()["id"] == accepted[-1]

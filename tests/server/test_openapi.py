@@ -12,6 +12,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
+from semiseg.outputs.kind import ANSWERS
 from semiseg.phantoms.write import write_dicom_series
 from semiseg.volumes.volume import Volume
 from tests.bundles import make_threshold_bundle, nowhere_air, scan_array
@@ -123,6 +124,8 @@ def test_every_form_of_answer_that_is_described_can_be_had(server, document, ser
         ours = {_title(n) for n in answer.headers if n.startswith("x-semiseg-")}
         undescribed = ours - set(operation["responses"]["200"]["headers"])
         assert not undescribed
+    packed = server.segment(*series, headers={"Accept": ANSWERS})
+    media.add(packed.headers["content-type"])
     assert media == set(operation["responses"]["200"]["content"])
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from urllib.parse import urljoin
 
 import httpx
-import nibabel as nib
 import numpy as np
 import pytest
 
@@ -23,7 +22,7 @@ from tests.bundles import make_threshold_bundle, scan_array
 from tests.ports import free_port
 from tests.server.running import RunningServer, running
 from tests.server.test_answer_headers import many_segments
-from tests.server.test_jobs import post, wait
+from tests.server.test_jobs import nifti, post, wait
 from tests.server.test_page import browser, wait_for  # noqa: F401 - a fixture
 from tests.waiting import until
 
@@ -111,10 +110,6 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("series")
     write_dicom_series(folder, Volume(scan_array((16, 14, 9), 3), np.diag([-1.5, -1.5, 3.0, 1.0])))
     return folder
-
-
-def nifti(seed: int = 0) -> bytes:
-    return nib.Nifti1Image(scan_array((12, 10, 8), seed), np.eye(4)).to_bytes()
 
 
 def test_answer_with_fourteen_segments_comes_through_the_default_buffers(start_nginx, server, series):
