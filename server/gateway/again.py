@@ -17,12 +17,12 @@ from typing import Literal
 from semiseg.errors import InputError
 from server.gateway.config import Poll
 from server.gateway.finding import find_series, find_studies, find_study
+from server.gateway.inbox import STUDIES
 from server.gateway.kinds import DELIVER, FETCH, RESULTS, SEGMENT, STUDY, tidied
 from server.gateway.names import KEY, Names
 from server.gateway.ups_claims import is_of_workitem
 from server.jobs.queue import ENDED, Job, Queue
 
-STUDIES = "studies"  # in the state folder
 What = Literal["deliver", "segment", "decide"]
 
 

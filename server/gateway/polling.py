@@ -15,9 +15,10 @@ from requests import RequestException
 
 from semiseg.errors import SemisegError
 from server.gateway.config import Poll
+from server.gateway.dicom_json import first
 from server.gateway.dicomweb import archive_at, said
 from server.gateway.inbox import count_in
-from server.gateway.retrieving import STUDY, STUDY_COUNT, first, instances_at
+from server.gateway.retrieving import STUDY, STUDY_COUNT, instances_at
 
 MOST = 5000  # studies of one look
 PATIENCE = 10  # quiet times after which a study whose number of instances goes on changing is shown as in trouble

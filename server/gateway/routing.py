@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from semiseg.volumes.dicom_index import DicomObject
 from semiseg.volumes.series_rules import FoundSeries, series_among
@@ -54,6 +55,18 @@ class Order:
         """The same for the same instances, model, forms and destinations, so that it is done once."""
         told = [study, self.rule.name, self.rule.model, self.forms, sorted(self.to.items()), sorted(self.files)]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
+
+    def payload(self, study: str, series: str) -> dict[str, Any]:
+        """Payload of the job that has it segmented, by the names of its study and series."""
+        return {
+            "study": study,
+            "rule": self.rule.name,
+            "series": series,
+            "model": self.rule.model,
+            "files": self.files,
+            "forms": self.forms,
+            "to": self.to,
+        }
 
 
 def decide(

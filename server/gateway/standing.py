@@ -95,15 +95,17 @@ def problems(told: Mapping[str, Any]) -> list[dict[str, str]]:
     found = []
     if told["trouble"]:
         found.append(_problem(told["trouble"], "semiseg gateway check"))
-    for kind, key in (("Server", "url"), ("Destination", "name"), ("Archive that is polled", "url")):
-        for one in told[{"Server": "servers", "Destination": "destinations"}.get(kind, "polls")]:
+    for kind, peers, key in (
+        ("Server", "servers", "url"),
+        ("Destination", "destinations", "name"),
+        ("Archive that is polled", "polls", "url"),
+        ("Worklist", "worklists", "name"),
+    ):
+        for one in told[peers]:
             if one["trouble"]:
                 found.append(_problem(f"{kind} {one[key]}: {one['trouble']}", "semiseg gateway check"))
     listed = set()
     managers = {one["name"]: one["trouble"] for one in told["worklists"]}
-    for name, why in managers.items():
-        if why:
-            found.append(_problem(f"Worklist {name}: {why}", "semiseg gateway check"))
     for one in told["workitems"]:
         if one["trouble"] and one["trouble"] != managers.get(one["worklist"]):  # each is said once
             listed.add(one["workitem"])
