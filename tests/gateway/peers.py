@@ -25,6 +25,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 PATIENT = "Mueller^Hans"
+UNREADABLE = ["http://archive:port/dicom-web", "http://archive:99999/", "http://[archive/"]  # as a redirect's address
 KINDS = {"seg": SegmentationStorage, "sr": Comprehensive3DSRStorage, "rtstruct": RTStructureSetStorage}
 
 
