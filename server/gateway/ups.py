@@ -91,7 +91,7 @@ class Worklists:
         trouble = GaugeMetricFamily(
             "semiseg_gateway_workitems_in_trouble", "Workitems that do not go on, by worklist", labels=["worklist"]
         )
-        well = GaugeMetricFamily("semiseg_gateway_worklist_up", "1 while the manager answers", labels=["worklist"])
+        well = GaugeMetricFamily("semiseg_gateway_worklist_up", "1 while workitems can be claimed", labels=["worklist"])
         ends = CounterMetricFamily(
             "semiseg_gateway_workitems_ended", "Workitems by worklist and end", labels=["worklist", "end"]
         )
