@@ -133,7 +133,7 @@ def described(
     Reasons quote Series Descriptions, which have no business in a log; the job's result keeps them.
 
     Args:
-        decisions: What the rules said.
+        decisions: Decisions of the rules.
         series_name: Function that returns the name of a series, by its UID.
     """
     told: list[dict[str, Any]] = [

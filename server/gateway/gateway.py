@@ -69,8 +69,8 @@ class Gateway:
         """Start.
 
         Args:
-            config: the configuration.
-            announce: told where the doors are.
+            config: The configuration.
+            announce: Function that is told, line by line, what listens, what is asked, and that all is ready.
 
         Raises:
             InputError, QueueError: the state folder, a port, a key or a certificate cannot be used.

@@ -72,8 +72,8 @@ def fetch(poll: Poll, uid: str, inbox: Inbox, cancelled: Callable[[], bool]) -> 
     Args:
         poll: The archive.
         uid: Study Instance UID.
-        inbox: Where they go.
-        cancelled: Asked now and then.
+        inbox: Instances on the disk.
+        cancelled: Function that returns True once the job is stopped; asked now and then.
 
     Returns:
         Number of instances.
@@ -186,8 +186,8 @@ def retrieved(
     Args:
         poll: The archive.
         uid: Study Instance UID.
-        inbox: Where the files are written.
-        cancelled: Asked now and then.
+        inbox: Folder of what arrives, in which the files are written.
+        cancelled: Function that returns True once the job is stopped; asked now and then.
         series: Series Instance UID; "" for the whole study.
 
     Raises:

@@ -31,8 +31,8 @@ class NotNow(SemisegError):  # noqa: N818 - it passes
     """No server could do it at present.
 
     Attributes:
-        seconds: How long one of them asks to wait, 0 where none says.
-        of_servers: Whether the servers are the reason, so that other scans fail as well, and not perhaps the scan.
+        seconds: Seconds that one of them asks to wait; 0 where none says.
+        of_servers: True if the servers are the reason, so that other scans fail as well; False if it may be the scan.
     """
 
     def __init__(self, sentence: str, seconds: float = 0.0, *, of_servers: bool = False) -> None:
@@ -44,9 +44,9 @@ class _Unable(SemisegError):  # noqa: N818 - as above
     """One server could not do it.
 
     Attributes:
-        rest: Whether it is asked last for a while.
-        seconds: For how long it asked that; None where it did not.
-        of_server: Whether other scans would fail there as well.
+        rest: True if the server is asked last for a while.
+        seconds: Seconds for which it asked that; None where it did not.
+        of_server: True if other scans would fail there as well.
     """
 
     def __init__(self, sentence: str, *, rest: bool, seconds: float | None = None, of_server: bool = True) -> None:
@@ -78,9 +78,9 @@ class Made:
     """What a server made of a scan.
 
     Attributes:
-        files: names of the files of each form.
-        server: which one it was.
-        told: the model, the volumes and the remarks, as the server told them.
+        files: Names of the files of each output format.
+        server: Address of the server.
+        told: The model, the volumes and the remarks, as the server told them.
     """
 
     files: dict[str, list[str]]
@@ -111,11 +111,11 @@ class Segmenting:
         """Have a scan segmented, and write each form into ``folder``.
 
         Args:
-            files: its instances.
-            forms: what is made.
-            model: which of a server's models.
-            folder: for the results; it exists.
-            stopped: asked now and then.
+            files: DICOM files of the scan.
+            forms: Output formats.
+            model: Name of the server's model; None where it has only one.
+            folder: Folder of the results; it exists.
+            stopped: Function that returns True once the job is stopped; asked now and then.
 
         Raises:
             InputError: a server will not have this scan; again would not help.

@@ -68,8 +68,8 @@ def document(queue: Queue, state: Path, live: Mapping[str, Any], *, shown: int |
 
     Args:
         queue: The gateway's queue.
-        state: Its state folder.
-        live: What the gateway that runs knows.
+        state: The gateway's state folder.
+        live: State that only the gateway that runs knows, as :func:`read` gives it.
         shown: Number of studies and of jobs of each table; all when it is None.
     """
     held = {one["study"]: one["why"] for one in live["studies_in_trouble"]}

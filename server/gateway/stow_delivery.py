@@ -38,7 +38,7 @@ def send(files: Sequence[Path], destination: Destination, stopped: Callable[[], 
     Args:
         files: DICOM files.
         destination: The archive; it has a ``web`` part.
-        stopped: Asked before each request.
+        stopped: Function that returns True once the delivery is stopped; asked before each request.
 
     Raises:
         InputError: the token cannot be read.

@@ -61,8 +61,8 @@ class Events:
             worklist: The worklist.
             ae_title: Our AE title, which names the subscriber.
             retry: Delays after failures.
-            told: Called with the Event Type ID and the UID of the workitem of each event.
-            connected: Told whether the connection stands.
+            told: Function that is told the Event Type ID and the UID of the workitem of each event.
+            connected: Function that is told True when the connection stands, and False when it does not.
 
         Raises:
             InputError: The library is not installed.

@@ -24,10 +24,10 @@ class Standing:
 
     Attributes:
         percent: Progress, 0-100.
-        words: What is being done.
-        trouble: Why it does not go on at present, without anything of a patient; "" where it does.
+        words: Description of the work that is being done.
+        trouble: Reason why it does not go on at present, without anything of a patient; "" where it does.
         end: ``COMPLETED`` or ``CANCELED`` when nothing more is done; "" before.
-        reason: Why it is canceled.
+        reason: Reason why it is canceled; None where it is not.
     """
 
     percent: int

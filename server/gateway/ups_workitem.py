@@ -110,7 +110,7 @@ class Workitem:
         """The inputs, and where they are fetched.
 
         Args:
-            archives: Those of the configuration, each with the AE titles that stand for it.
+            archives: Archives of the configuration, each with the AE titles that stand for it.
 
         Raises:
             Unusable: There are none, or some are somewhere else.

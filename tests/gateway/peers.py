@@ -59,9 +59,9 @@ class DimseArchive:
     """A storage SCP.
 
     Attributes:
-        port: Where it listens.
-        got: What it was sent and its status, in order.
-        associations: How many it accepted.
+        port: Port that it listens on.
+        got: Data sets that it was sent, each with its status, in order.
+        associations: Number of associations that it accepted.
     """
 
     def __init__(
