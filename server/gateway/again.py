@@ -17,12 +17,12 @@ from typing import Literal
 from semiseg.errors import InputError
 from server.gateway.config import Poll
 from server.gateway.finding import find_series, find_studies, find_study
+from server.gateway.inbox import STUDIES
 from server.gateway.kinds import DELIVER, FETCH, RESULTS, SEGMENT, STUDY, tidied
 from server.gateway.names import KEY, Names
 from server.gateway.ups_claims import is_of_workitem
 from server.jobs.queue import ENDED, Job, Queue
 
-STUDIES = "studies"  # in the state folder
 What = Literal["deliver", "segment", "decide"]
 
 
@@ -33,8 +33,8 @@ def again(queue: Queue, state: Path, typed: str, what: What | None = None) -> tu
         queue: The gateway's queue.
         state: The gateway's state folder.
         typed: A job that delivered or segmented, a study or a series, as :mod:`server.gateway.finding` finds them.
-        what: What is done. By default a delivery is delivered, a segmentation or a series is segmented, and a study is
-            decided on.
+        what: Work that is done again. By default a delivery is delivered, a segmentation or a series is segmented, and
+            a study is decided on.
 
     Returns:
         The jobs, which wait, and a sentence for each thing that was left as it is.
@@ -84,7 +84,7 @@ def fetch_again(queue: Queue, state: Path, polls: Sequence[Poll], typed: str, so
         queue: The gateway's queue.
         state: The gateway's state folder.
         polls: Archives of the configuration.
-        typed: A Study Instance UID, or what finds a study that was fetched before.
+        typed: A Study Instance UID, or one of the names by which a study that was fetched before is found.
         source: Name of the archive; needed where there are several and none has given the study before.
 
     Returns:

@@ -24,12 +24,12 @@ def back_up(queue: Queue, state: Path, target: Path) -> int:
     under the same UIDs. Files are copied and not linked, so that overwriting what is deleted does not reach the copy.
 
     Args:
-        queue: the gateway's queue.
-        state: its folder.
-        target: the folder to make.
+        queue: The gateway's queue.
+        state: The gateway's state folder.
+        target: Folder to make.
 
     Returns:
-        How many files of studies and results were copied.
+        Number of files of studies and results that were copied.
 
     Raises:
         InputError: the target exists, or cannot be written.

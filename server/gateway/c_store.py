@@ -48,8 +48,8 @@ def send(
         files: DICOM files, in the order in which they are sent.
         destination: The archive; it has a ``dimse`` part.
         title: Our AE title.
-        commitments: Where reports of storage commitment arrive.
-        stopped: Asked before each file.
+        commitments: Reports of storage commitment from archives.
+        stopped: Function that returns True once the delivery is stopped; asked before each file.
 
     Raises:
         InputError: our certificate cannot be used.

@@ -58,8 +58,8 @@ class Finding:
 
     Attributes:
         what: The thing that was looked at.
-        trouble: What is wrong with it and what is to be done; "" where nothing is.
-        good: What is told where nothing is wrong.
+        trouble: Sentence that says what is wrong with it and what is to be done; "" where nothing is wrong.
+        good: Words for a thing with which nothing is wrong.
     """
 
     what: str

@@ -55,10 +55,10 @@ def not_committed(
         headers: SOP Class UID and SOP Instance UID of each instance.
         to: The archive.
         where: The archive's name in sentences.
-        commitments: Receives the report.
+        commitments: Reports of storage commitment from archives.
 
     Returns:
-        For the SOP Instance UID of each instance without a commitment, a sentence.
+        Sentence for each instance without a commitment, by SOP Instance UID.
     """
     request = Dataset()
     request.TransactionUID = generate_uid(entropy_srcs=[secrets.token_hex(16)])

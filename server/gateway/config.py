@@ -25,23 +25,23 @@ class Completeness(Part):
     """When a study is taken to be complete.
 
     Attributes:
-        quiet_seconds: nothing more has come for so long. Null: quiet completes no study, so that there is no result
-            before a count, a poll or somebody's word says that the study is complete.
-        believe_counts: also when exactly as many instances are there as they themselves announce (Number of Study
-            Related Instances, (0020,1208)), which few modalities fill in. A number that more instances came than it
-            says, or that differs from instance to instance, is not believed.
+        quiet_seconds: Seconds without a further instance after which a study is complete. Null: quiet completes no
+            study, so that there is no result before a count, a poll or somebody's word says that the study is complete.
+        believe_counts: True: a study is also complete when exactly as many instances are there as they themselves
+            announce (Number of Study Related Instances, (0020,1208)), which few modalities fill in. A number that more
+            instances came than it says, or that differs from instance to instance, is not believed.
         counted_seconds: Seconds without a further instance, after the end of the sender's association, before such a
             number is believed; never longer than `quiet_seconds`.
         interrupted_seconds: Seconds for which the sender of an association or request that broke off is waited for, in
             the place of `quiet_seconds`; five times `quiet_seconds` when it is not given.
-        incomplete: What happens to a study that is known not to be whole (an instance of it was refused or broke off,
-            an archive would not give all of it) when nothing more comes: `hold` it until an operator says
-            `complete STUDY`, or `segment` what is there.
-        late: What happens to a series that got more instances after its result was made: `supersede` makes another
-            result, which says so; `hold` holds the study until an operator says `complete STUDY`.
-        patients: What happens to a study whose instances name different patients (Patient ID, Patient's Name or
-            Patient's Birth Date), as after a correction: `hold` it until an operator decides by `conflict STUDY`, or
-            `segment` it.
+        incomplete: Treatment of a study that is known not to be whole (an instance of it was refused or broke off, an
+            archive would not give all of it) when nothing more comes: `hold` it until an operator says `complete
+            STUDY`, or `segment` what is there.
+        late: Treatment of a series that got more instances after its result was made: `supersede` makes another result,
+            which says so; `hold` holds the study until an operator says `complete STUDY`.
+        patients: Treatment of a study whose instances name different patients (Patient ID, Patient's Name or Patient's
+            Birth Date), as after a correction: `hold` it until an operator decides by `conflict STUDY`, or `segment`
+            it.
     """
 
     quiet_seconds: Seconds | None = 60.0
@@ -62,13 +62,13 @@ class Rule(SeriesRule):
     """What happens to which series: all rules that fit one are followed.
 
     Attributes:
-        name: for people and for the audit log.
-        senders: AE titles one of which has sent the study; all when none is given.
-        whole_study: send all image series of a study in which one fits as one scan: for models of several channels,
-            whose bundle says which series serves which.
-        model: name of the server's model; None where it has only one.
-        forms: what is made.
-        to: names of destinations.
+        name: Name of the rule, for people and for the audit log.
+        senders: AE titles, one of which has sent the study; all when none is given.
+        whole_study: True: all image series of a study in which one fits are sent as one scan, for models of several
+            channels, whose bundle says which series serves which.
+        model: Name of the server's model; None where it has only one.
+        forms: Output formats that are made.
+        to: Names of destinations.
     """
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
@@ -83,10 +83,10 @@ class DimseDestination(Part):
     """An archive that takes results by C-STORE.
 
     Attributes:
-        ae_title, host, port: the archive.
-        commitment: whether it is asked to commit itself to what it took (PS3.4 Annex J).
-        commitment_seconds: how long its report is waited for.
-        tls: None for an unencrypted connection.
+        ae_title, host, port: AE title and address of the archive.
+        commitment: True: the archive is asked to commit itself to what it took (PS3.4 Annex J).
+        commitment_seconds: Seconds for which its report is waited for.
+        tls: Encryption; None for an unencrypted connection.
     """
 
     ae_title: AETitle
@@ -101,8 +101,8 @@ class WebDestination(Part):
     """An archive that takes results by STOW-RS.
 
     Attributes:
-        url: its DICOMweb root.
-        token: a file whose content is sent as bearer token.
+        url: DICOMweb root of the archive.
+        token: File whose content is sent as bearer token.
     """
 
     url: Url
@@ -113,9 +113,9 @@ class Retry(Part):
     """How often something is tried that others do not let happen.
 
     Attributes:
-        first_seconds: delay after the first failure; each further one waits twice as long, give or take a quarter.
-        longest_seconds: but no longer than this.
-        hours: after so many it is a dead letter, which an operator can look at and send once more.
+        first_seconds: Delay after the first failure; each further one waits twice as long, give or take a quarter.
+        longest_seconds: Longest delay.
+        hours: Hours of waiting after which a job is a dead letter, which an operator can look at and send once more.
     """
 
     first_seconds: Seconds = 5.0
@@ -130,8 +130,8 @@ class Destination(Part):
     that goes to another.
 
     Attributes:
-        dimse, web: how they are sent.
-        forms: the only forms that it is sent; all of a rule's when none is given.
+        dimse, web: Address of the archive, by C-STORE or STOW-RS.
+        forms: Output formats that it is sent; all of a rule's when none is given.
         parallel: Number of results that are sent at the same time.
         connect_seconds: Time-out of a connection.
         answer_seconds: Time-out of an answer, to an association, a C-STORE or a STOW-RS request.
@@ -157,11 +157,11 @@ class Servers(Part):
     """The servers that segment.
 
     Attributes:
-        urls: of `semiseg serve`; a name with several addresses stands for several servers.
-        key: a file with the API key.
-        parallel: scans that one server is given at the same time.
-        timeout_seconds: for one scan.
-        silence_seconds: A server that answers nothing at all for so long, not even whether it lives, is taken to hang:
+        urls: Addresses of `semiseg serve`; a name with several addresses stands for several servers.
+        key: File with the API key.
+        parallel: Number of scans that one server is given at the same time.
+        timeout_seconds: Time-out of one scan.
+        silence_seconds: Seconds without any answer, not even whether it lives, after which a server is taken to hang:
             its scans go to others.
     """
 
@@ -176,10 +176,11 @@ class Keep(Part):
     """What stays how long, and how it goes.
 
     Attributes:
-        hours: a study and its results after everything of it was delivered, or nothing was to be done.
-        failed_days: a study of which something is a dead letter.
-        free_bytes: instances are refused (0xA700) while less is free on the state folder's volume.
-        overwrite: write zeros over files before they are deleted; of use on disks that write in place.
+        hours: Hours for which a study and its results are kept after everything of it was delivered, or nothing was to
+            be done.
+        failed_days: Days for which a study is kept that is held or undecided, or of which something is a dead letter.
+        free_bytes: Free bytes of the state folder's volume, below which instances are refused (0xA700).
+        overwrite: True: zeros are written over files before they are deleted; of use on disks that write in place.
     """
 
     hours: Seconds = 24.0
@@ -192,17 +193,21 @@ class GatewayConfig(Part):
     """The whole file.
 
     Attributes:
-        state: the folder of everything that must not be lost.
-        ae_title: ours, which senders have to call.
-        dimse, web, polls: the doors; None and none for those that are shut.
+        state: Folder of everything that must not be lost.
+        ae_title: The gateway's AE title, which senders have to call.
+        dimse: Listener for studies by DIMSE; None where there is none.
+        web: Listener for STOW-RS, the status page and the metrics; None where there is none.
+        polls: Archives that are asked for new studies.
         worklists: UPS-RS managers whose workitems are performed.
-        complete: when a study is.
-        servers: which segment.
-        rules: what happens to which series.
-        destinations: by name.
-        retry, keep: patience and retention.
-        reveal_uids: write UIDs into the audit log; otherwise a keyed hash of them.
-        uids: Which UIDs are refused: `strict` those that break PS3.5 9.1; `lenient` lets components begin with a zero.
+        complete: Rules for when a study is complete.
+        servers: Servers that segment.
+        rules: Rules that say which series are segmented, and where the results go.
+        destinations: Archives that results are sent to, by name.
+        retry: Delays after failures, for destinations without delays of their own and for all that is no delivery.
+        keep: Times for which studies and results are kept, and the room that stays free.
+        reveal_uids: True: UIDs of series are written into the audit log, in the place of keyed hashes of them.
+        uids: Rule by which UIDs are refused: `strict` refuses those that break PS3.5 9.1; `lenient` lets components
+            begin with a zero.
     """
 
     state: File

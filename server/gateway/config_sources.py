@@ -13,10 +13,10 @@ class Sender(Part):
     """Who may send by DIMSE.
 
     Attributes:
-        ae_title: what it calls itself.
+        ae_title: AE title by which the sender calls itself.
         addresses: IP addresses or networks (10.0.1.0/24) from which it may come; all of them when none is given.
-        commitment: (address, port) to which storage commitment is reported (PS3.4 J.3.3); on the association that asked
-            for it when none is given.
+        commitment: Address and port to which storage commitment is reported (PS3.4 J.3.3); when they are not given, it
+            is reported on the association that asked for it.
     """
 
     ae_title: AETitle
@@ -39,16 +39,16 @@ class DimseDoor(Part):
     """C-ECHO, C-STORE and storage commitment, as their provider.
 
     Attributes:
-        host, port: where it listens; port 0 takes a free one.
-        senders: who may send; nobody else is let in. Empty only with ``anybody``.
-        anybody: let everybody send, whatever they call themselves.
-        associations: how many at the same time.
-        associations_per_address: how many of them from one address; four fifths of `associations` when it is not given,
+        host, port: Address of the listener; port 0 takes a free one.
+        senders: Devices that may send; nobody else is let in. Empty only with ``anybody``.
+        anybody: True: everybody may send, whatever they call themselves.
+        associations: Number of associations at the same time.
+        associations_per_address: Number of them from one address; four fifths of `associations` when it is not given,
             so that no address can take them all.
-        pdu: largest PDU that a sender may send, in bytes.
-        acse_seconds, dimse_seconds, network_seconds: patience with the beginning of an association, with an answer,
-            and with silence in between.
-        tls: None for an unencrypted door.
+        pdu: Largest PDU that a sender may send, in bytes.
+        acse_seconds, dimse_seconds, network_seconds: Time-outs of the beginning of an association, of an answer, and of
+            silence in between.
+        tls: Encryption; None for an unencrypted listener.
     """
 
     host: str = "127.0.0.1"
@@ -80,11 +80,11 @@ class WebDoor(Part):
     """STOW-RS, the status page and the metrics.
 
     Attributes:
-        host, port: where it listens; port 0 takes a free one.
-        keys: a file of API keys, as of `semiseg serve --keys`; needed on other addresses than loopback.
+        host, port: Address of the listener; port 0 takes a free one.
+        keys: File of API keys, as of `semiseg serve --keys`; needed on other addresses than loopback.
         hosts: Further names by which it may be called, as of `semiseg serve --allowed-host`.
         proxies: Addresses and networks of proxies in front, as of `semiseg serve --proxy`.
-        upload_bytes: the largest request body.
+        upload_bytes: Largest request body.
         connections_per_address: Number of connections that one address may have at the same time, of a thousand in all.
     """
 
@@ -101,12 +101,12 @@ class Poll(Part):
     """An archive that is asked for new studies by QIDO-RS and that gives them by WADO-RS.
 
     Attributes:
-        url: its DICOMweb root.
-        name: stands for a sender's AE title in rules.
-        every_seconds: from one look to the next.
-        days: how far back by Study Date, today included.
-        matching: further attributes that a study has to match (PS3.18 8.3.4), such as ModalitiesInStudy.
-        token: a file whose content is sent as bearer token.
+        url: DICOMweb root of the archive.
+        name: Name that stands for a sender's AE title in rules.
+        every_seconds: Time from one look to the next.
+        days: Number of days back by Study Date, today included.
+        matching: Further attributes that a study has to match (PS3.18 8.3.4), such as ModalitiesInStudy.
+        token: File whose content is sent as bearer token.
         trouble_after: Number of failed fetches of a study after which it is shown as in trouble; it is fetched again
             all the same.
     """

@@ -47,9 +47,9 @@ class Tls(Part):
     """Encryption of DIMSE (PS3.15 B.9), by files in PEM form.
 
     Attributes:
-        certificate, key: our own.
-        authority: whose certificates the other side's are checked against; a door with one lets in nobody without a
-            certificate of it (mutual authentication).
+        certificate, key: Certificate and key of the gateway.
+        authority: File with the certificates against which the other side's is checked; a listener with one lets in
+            nobody without a certificate of it (mutual authentication).
     """
 
     certificate: File | None = None

@@ -160,7 +160,7 @@ def decide(folder: Path, names: Names, choice: Choice) -> None:
 
     Args:
         folder: Folder of the study.
-        names: Hashes the patients' attributes.
+        names: Keyed hashes of the patients' attributes.
         choice: ``old`` or ``new``.
     """
     kept = _chosen(folder, choice)

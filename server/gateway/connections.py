@@ -49,10 +49,10 @@ class Listener(ThreadedAssociationServer):
         """Listen.
 
         Args:
-            args, options: As for pynetdicom's server.
+            args, options: Arguments of pynetdicom's server.
             networks: Networks from which somebody may come, None for all.
             associations, of_one_address: Numbers of associations that are allowed, in all and from one address.
-            refused: Told of each connection that is refused: the reason, the address, and a sentence.
+            refused: Function that is told of each connection that is refused: the reason, the address, and a sentence.
         """
         self._networks, self.refused = networks, refused
         self._most, self._most_of_one = associations + SILENT, of_one_address + SILENT_OF_ONE_ADDRESS

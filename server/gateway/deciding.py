@@ -7,16 +7,14 @@ from functools import partial
 from typing import Any
 
 from semiseg.volumes.dicom_index import look_at
-from server.gateway.audit import Audit
-from server.gateway.config import GatewayConfig
 from server.gateway.conflicts import Choice
-from server.gateway.inbox import Inbox, delete
+from server.gateway.context import GatewayContext
+from server.gateway.inbox import delete
 from server.gateway.kinds import DELIVER, RESULTS, SEGMENT, STUDY, again_of, tidied
-from server.gateway.names import Names
-from server.gateway.routing import decide, orders
+from server.gateway.routing import Decision, decide, orders
 from server.gateway.study_list import quoteless
 from server.jobs.lanes import Lane
-from server.jobs.queue import Job, Queue
+from server.jobs.queue import Job
 from server.jobs.worker import JobFailed, Postponed, Task
 
 WAIT = 1.0  # seconds after which a job asks again for what another one holds
@@ -26,21 +24,19 @@ class Deciding:
     """Makes the orders of studies; to be used from any thread."""
 
     def __init__(
-        self,
-        config: GatewayConfig,
-        queue: Queue,
-        inbox: Inbox,
-        names: Names,
-        audit: Audit,
-        *,
-        is_open: Callable[[str], bool],
-        complete: Callable[[str, str], None],
-        wake: Callable[[str], None],
+        self, context: GatewayContext, *, is_open: Callable[[str], bool], complete: Callable[[str, str], None]
     ) -> None:
-        """Apply the rules of ``config``; the other arguments are those of :class:`server.gateway.work.Work`."""
-        self._config, self._queue, self._inbox, self._names, self._audit = config, queue, inbox, names, audit
-        self._is_open, self._complete, self._wake = is_open, complete, wake
-        self._results = config.state / RESULTS
+        """Apply the rules of the configuration.
+
+        Args:
+            context: The gateway's parts.
+            is_open: Function that returns True while something of a study is arriving.
+            complete: Function that is told that a study is complete, and why.
+        """
+        self._config, self._queue, self._inbox = context.config, context.queue, context.inbox
+        self._series_name, self._audit, self._wake = context.series_name, context.audit, context.wake
+        self._is_open, self._complete = is_open, complete
+        self._results = context.config.state / RESULTS
 
     def study(self, task: Task) -> dict[str, Any]:
         """Apply the rules to a study that is complete."""
@@ -60,15 +56,7 @@ class Deciding:
             before.setdefault((job.payload["rule"], job.payload["series"]), []).append(job)
         made = self._made_before(task.job, name)
         for order in orders(decisions, self._config):
-            payload = {
-                "study": name,
-                "rule": order.rule.name,
-                "series": self._said(order.series),
-                "model": order.rule.model,
-                "files": order.files,
-                "forms": order.forms,
-                "to": order.to,
-            }
+            payload = order.payload(name, self._series_name(order.series))
             keys = made.get((payload["rule"], payload["series"]), ())
             if keys and order.key(name) not in keys:
                 late += 1
@@ -83,12 +71,7 @@ class Deciding:
         self._wake(SEGMENT)
         if late:
             self._inbox.hold(name, "late", f"{late} series got more instances after a result was made.")
-        told = [
-            {"rule": one.rule, "series": self._said(one.series.uid), "fits": one.fits, "reason": one.reason}
-            for one in decisions
-        ]
-        # Reasons quote Series Descriptions, which have no business in a log; the job's result keeps them.
-        quiet = [one | {"reason": quoteless(str(one["reason"]))} for one in told]
+        told, quiet = described(decisions, self._series_name)
         self._audit.tell("decided", study=name, instances=len(objects), decisions=quiet, jobs=put, **again_of(task.job))
         return {"instances": len(objects), "decisions": told, "jobs": put}
 
@@ -141,5 +124,20 @@ class Deciding:
                 found.setdefault((one.payload["rule"], one.payload["series"]), set()).add(one.key or "")
         return found
 
-    def _said(self, uid: str) -> str:
-        return uid if self._config.reveal_uids else self._names.of(uid)
+
+def described(
+    decisions: Sequence[Decision], series_name: Callable[[str], str]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Decisions as a job's result keeps them, and the same for the audit log.
+
+    Reasons quote Series Descriptions, which have no business in a log; the job's result keeps them.
+
+    Args:
+        decisions: Decisions of the rules.
+        series_name: Function that returns the name of a series, by its UID.
+    """
+    told: list[dict[str, Any]] = [
+        {"rule": one.rule, "series": series_name(one.series.uid), "fits": one.fits, "reason": one.reason}
+        for one in decisions
+    ]
+    return told, [one | {"reason": quoteless(str(one["reason"]))} for one in told]

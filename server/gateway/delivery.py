@@ -28,13 +28,13 @@ def deliver(
 
     Args:
         files: DICOM files.
-        destination: the archive.
-        title: our AE title.
-        commitments: where reports of storage commitment arrive.
-        stopped: asked now and then.
+        destination: The archive.
+        title: Our AE title.
+        commitments: Reports of storage commitment from archives.
+        stopped: Function that returns True once the delivery is stopped; asked now and then.
 
     Returns:
-        Which it has confirmed, which it refused, and whether it is well.
+        The files that it has confirmed, those that it refused, and what is wrong with the destination as a whole.
 
     Raises:
         InputError: a token or a certificate of ours cannot be used.

@@ -41,7 +41,10 @@ class _Session(requests.Session):
         if target is None:
             return None
         asked = str(resp.request.url)
-        if (where := origin_of(urljoin(asked, target))) != origin_of(asked):
+        where = origin_of(after_redirect(asked, target))
+        if not where:
+            raise SentElsewhere(f"HTTP {resp.status_code}, a redirect to an address that cannot be read")
+        if where != origin_of(asked):
             raise SentElsewhere(
                 f"HTTP {resp.status_code} to {where}, which is not followed: name it in the configuration"
             )
@@ -77,13 +80,26 @@ def session_of(token: Path | None) -> requests.Session:
 
 
 def origin_of(url: str) -> str:
-    """Scheme, host and port of a URL, which hold nothing of a patient."""
-    parts = urlsplit(url)
+    """Scheme, host and port of a URL, which hold nothing of a patient; "" where it cannot be read."""
     try:
+        parts = urlsplit(url)
         port = parts.port or _PORTS.get(parts.scheme, 0)
     except ValueError:
-        port = 0
-    return f"{parts.scheme}://{parts.hostname}:{port}"
+        return ""
+    return f"{parts.scheme}://{parts.hostname}:{port}" if parts.hostname else ""
+
+
+def after_redirect(asked: str, location: str) -> str:
+    """The address that an answer's Location names; "" where it cannot be read.
+
+    Args:
+        asked: Address that was asked.
+        location: The header of the answer.
+    """
+    try:
+        return urljoin(asked, location)
+    except ValueError:
+        return ""
 
 
 def said(error: requests.RequestException) -> str:

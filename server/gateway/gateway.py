@@ -23,6 +23,7 @@ from server.forwarded import Proxies
 from server.gateway import standing
 from server.gateway.audit import Audit
 from server.gateway.config import GatewayConfig, Poll, WebDoor
+from server.gateway.context import GatewayContext
 from server.gateway.deciding import Deciding
 from server.gateway.delivery import Commitments
 from server.gateway.inbox import Inbox
@@ -68,8 +69,8 @@ class Gateway:
         """Start.
 
         Args:
-            config: the configuration.
-            announce: told where the doors are.
+            config: The configuration.
+            announce: Function that is told, line by line, what listens, what is asked, and that all is ready.
 
         Raises:
             InputError, QueueError: the state folder, a port, a key or a certificate cannot be used.
@@ -122,41 +123,21 @@ class Gateway:
         )
         commitments, replicas = Commitments(), Replicas(config.servers)
         self.overview.watch_servers(replicas.troubles)
-        self.retrying = Retrying(config, self.queue, self.audit, wake=self._wake, ended=self._ended)
-        segmenting = Segmenting(config.servers, replicas)
-        self.deciding = Deciding(
-            config,
-            self.queue,
-            self.inbox,
-            names,
-            self.audit,
-            is_open=self.studies.is_open,
-            complete=self.studies.end,
-            wake=self._wake,
-        )
+        context = GatewayContext(config, self.queue, self.inbox, names, self.audit, self._wake)
+        self.retrying = Retrying(context, ended=self._ended)
+        is_open, complete = self.studies.is_open, self.studies.end
+        self.deciding = Deciding(context, is_open=is_open, complete=complete)
         self.work = Work(
-            config,
-            self.queue,
-            self.inbox,
-            segmenting,
+            context,
+            Segmenting(config.servers, replicas),
             commitments,
-            self.audit,
             self.retrying,
-            is_open=self.studies.is_open,
-            complete=self.studies.end,
-            wake=self._wake,
+            is_open=is_open,
+            complete=complete,
         )
-        self.worklists = Worklists(config, self.queue, self.inbox, names, self.audit, self._wake)
+        self.worklists = Worklists(context)
         self.overview.watch_worklists(self.worklists)
-        self.retention = Retention(
-            config,
-            self.queue,
-            self.inbox,
-            self.studies,
-            self.work,
-            self.audit,
-            is_claimed=self.worklists.claims.has,
-        )
+        self.retention = Retention(context, self.studies, self.work, is_claimed=self.worklists.claims.has)
         self.overview.watch_destinations({name: one.told for name, one in self.retrying.backoffs.items()})
         # What waited for others when the gateway ended is tried at once: they may be well since.
         for kind in (SEGMENT, DELIVER):

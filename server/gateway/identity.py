@@ -51,8 +51,8 @@ def identity_of(file: Path, names: Names, uids: UidRule) -> Identity:
 
     Args:
         file: The instance.
-        names: Hashes what says of which patient it is.
-        uids: Which UIDs are refused.
+        names: Keyed hashes of what says of which patient it is.
+        uids: Rule by which UIDs are refused.
 
     Raises:
         NotOurs: The file is no DICOM, lacks a UID that it needs, or has one that breaks PS3.5 9.1. The sentence

@@ -51,10 +51,10 @@ class Arrival:
     """An instance that is on the disk.
 
     Attributes:
-        study: name of its study.
-        instance: its own name.
-        new: whether it was not there before.
-        differs: Whether an object of the same UID with another content was there; it stays, and this one is kept beside
+        study: Name of its study.
+        instance: Name of the instance.
+        new: True if it was not there before.
+        differs: True if an object of the same UID with another content was there; it stays, and this one is kept beside
             it until somebody decides.
         attributes: Keywords of the attributes that differ.
     """
@@ -80,12 +80,12 @@ class Inbox:
         """Make them, and empty what a former process was receiving.
 
         Args:
-            folder: above both.
-            names: what UIDs are called.
-            keep_free: bytes that must stay free on the volume.
-            arriving: told of each instance just before it gets its place: its study's name, and how many instances
-                that has by its own account, or None.
-            uids: Which UIDs are refused.
+            folder: Folder above both.
+            names: Keyed hashes of UIDs.
+            keep_free: Bytes that must stay free on the volume.
+            arriving: Function that is told of each instance just before it gets its place: its study's name, and the
+                number of instances that the study has by the instance's own account, or None.
+            uids: Rule by which UIDs are refused.
         """
         self.incoming, self.studies = folder / "incoming", folder / STUDIES
         for one in (self.incoming, self.studies):
@@ -108,10 +108,10 @@ class Inbox:
         """Give a file in ``incoming`` its place; when this returns, a power cut cannot take it away.
 
         Args:
-            file: a DICOM file; it is gone afterwards, whatever happens.
-            sender: AE title of who sent it.
-            identity: what :meth:`identify` said of it, where it was asked already.
-            more_follows: Whether the sender's association or request is still open; :meth:`sent` is called at its end.
+            file: DICOM file; it is gone afterwards, whatever happens.
+            sender: AE title of the sender.
+            identity: Identity that :meth:`identify` read, where it was asked already.
+            more_follows: True if the sender's association or request is still open; :meth:`sent` is called at its end.
 
         Raises:
             NotOurs: no DICOM, or without the UIDs that it needs.

@@ -84,8 +84,8 @@ class _Brought:
         taken, refused: Numbers of instances.
         studies: Studies of those that were taken, or whose study could be read.
         unplaced: Announced UIDs of refused instances whose study could not be read, with the reason.
-        released: Whether the sender has asked for its release.
-        over: Whether the connection is closed.
+        released: True once the sender has asked for its release.
+        over: True once the connection is closed.
     """
 
     taken: int = 0
@@ -112,13 +112,14 @@ class Node:
         """Listen.
 
         Args:
-            door: the configuration.
-            title: our AE title.
-            inbox: where instances go.
-            commitments: told of what archives report to us.
-            audit: told who sent how many.
-            studies: Told when an association that brought something of a study ends.
-            rejections: Told who was not let in, and why.
+            door: Configuration of the listener.
+            title: Our AE title.
+            inbox: Instances on the disk.
+            commitments: Reports of storage commitment from archives.
+            audit: Audit log.
+            studies: Studies that are waited for, which hear of the end of each association that brought something of
+                them.
+            rejections: Record of those that were not let in, and why.
 
         Raises:
             InputError: the port cannot be had, or a file of TLS cannot be used.

@@ -15,8 +15,8 @@ class Outcome:
 
     Attributes:
         taken: Names of the files that it has confirmed.
-        refused: For the other files that it has seen, a sentence without anything of a patient.
-        trouble: A sentence where the destination as a whole is not well (it does not answer, rejects the association,
+        refused: Sentence for each of the other files that it has seen, without anything of a patient, by name.
+        trouble: Sentence where the destination as a whole is not well (it does not answer, rejects the association,
             does not know the key); "" otherwise. Nothing is said of the files that it has not seen.
         wait_seconds: Time after which the destination asked to be tried again; 0 where it did not.
         remarks: Warnings of the destination about instances that it took.

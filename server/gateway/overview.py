@@ -38,14 +38,14 @@ class Overview:
         """Read from these.
 
         Args:
-            queue: the jobs.
-            folder: whose volume's free bytes are told.
-            keep_free: bytes below which nothing is accepted.
-            studies: how many studies are kept.
-            opened: how many of them are arriving.
-            arriving: Names of those.
-            in_trouble: Studies that are not whole: name, since when, and why.
-            rejections: Who was not let in.
+            queue: Queue of all jobs.
+            folder: State folder, of whose volume the free bytes are shown.
+            keep_free: Free bytes below which nothing is accepted.
+            studies: Function that returns the number of studies that are kept.
+            opened: Function that returns the number of those that are arriving.
+            arriving: Function that returns the names of those that are arriving.
+            in_trouble: Function that returns the studies that are not whole: name, since when, and why.
+            rejections: Record of those that were not let in.
         """
         self._queue, self._folder, self._keep_free = queue, folder, keep_free
         self._studies, self._opened = studies, opened

@@ -22,7 +22,7 @@ class Parts:
         folder: Folder of the files.
         boundary: Boundary of the parts, without the hyphens before it.
         prefix: Beginning of the files' names.
-        ended: Whether the closing boundary has come.
+        ended: True once the closing boundary has come.
     """
 
     folder: Path

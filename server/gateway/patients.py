@@ -36,7 +36,7 @@ def patient_of(values: Mapping[str, str], names: Names) -> Patient:
 
     Args:
         values: Text of the attributes, by keyword.
-        names: Hashes them.
+        names: Keyed hashes.
     """
     told = {kind: _plain(kind, values.get(keyword, "")) for kind, keyword in KINDS.items()}
     return {kind: names.of(f"{kind}\n{value}") for kind, value in told.items() if value}

@@ -15,9 +15,10 @@ from requests import RequestException
 
 from semiseg.errors import SemisegError
 from server.gateway.config import Poll
+from server.gateway.dicom_json import first
 from server.gateway.dicomweb import archive_at, said
 from server.gateway.inbox import count_in
-from server.gateway.retrieving import STUDY, STUDY_COUNT, first, instances_at
+from server.gateway.retrieving import STUDY, STUDY_COUNT, instances_at
 
 MOST = 5000  # studies of one look
 PATIENCE = 10  # quiet times after which a study whose number of instances goes on changing is shown as in trouble
@@ -31,8 +32,8 @@ class _Seen:
 
     Attributes:
         count: Number of its instances.
-        since: Since when the number is this one.
-        unsettled_since: Since when it has not stayed the same for the quiet time.
+        since: Time since which the number is this one.
+        unsettled_since: Time since which it has not stayed the same for the quiet time.
     """
 
     count: int
@@ -53,10 +54,11 @@ class Polling:
         """Begin to ask.
 
         Args:
-            poll: whom, and for what.
-            quiet: seconds for which a study's number of instances has to stay the same.
-            found: told of each study that has stayed the same, its UID and its number of instances; again at each look.
-            name_of: Returns the name of a study, by its UID.
+            poll: Configuration of the archive.
+            quiet: Seconds for which a study's number of instances has to stay the same.
+            found: Function that is told of each study that has stayed the same, its UID and its number of instances;
+                again at each look.
+            name_of: Function that returns the name of a study, by its UID.
         """
         self._poll, self._quiet, self._found, self._name_of = poll, quiet, found, name_of
         self.url = poll.url

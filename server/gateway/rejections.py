@@ -44,7 +44,7 @@ class Rejections:
         Args:
             reason: Short name of what did not match, the label of the metric.
             address: IP address of the peer.
-            sentence: What did not match, as the end of a sentence.
+            sentence: End of a sentence that says what did not match.
             called, calling: AE titles, "" where they did not come.
             contexts: Names of the SOP classes that were proposed.
         """

@@ -43,7 +43,7 @@ class Replicas:
 
         Args:
             besides: URLs that are not wanted, since they were asked already.
-            stopped: asked now and then; True ends the wait.
+            stopped: Function that is asked now and then; True ends the wait.
 
         Yields:
             None when all there are have been asked, or those left do not answer at present.
@@ -66,8 +66,8 @@ class Replicas:
 
         Args:
             url: The server.
-            sentence: What is wrong with it, and what is to be done.
-            seconds: How long it asked to be left alone; None for a time that grows with each failure.
+            sentence: Sentence that says what is wrong with it, and what is to be done.
+            seconds: Seconds for which it asked to be left alone; None for a time that grows with each failure.
         """
         with self._changed:
             if (one := self._servers.get(url)) is None:

@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from server.gateway.audit import Audit
-from server.gateway.config import GatewayConfig
-from server.gateway.inbox import Inbox, delete
+from server.gateway.context import GatewayContext
+from server.gateway.inbox import delete
 from server.gateway.kinds import FETCH, PURGE, SEGMENT
 from server.gateway.studies import Studies
 from server.gateway.work import Work
-from server.jobs.queue import Queue
 
 TIDYING = 60.0  # seconds between two looks for what is too old
 
@@ -20,23 +18,18 @@ class Retention:
     """Deletes what is too old when it is asked to."""
 
     def __init__(
-        self,
-        config: GatewayConfig,
-        queue: Queue,
-        inbox: Inbox,
-        studies: Studies,
-        work: Work,
-        audit: Audit,
-        *,
-        is_claimed: Callable[[str], bool],
+        self, context: GatewayContext, studies: Studies, work: Work, *, is_claimed: Callable[[str], bool]
     ) -> None:
-        """Delete by the ages of ``config.keep``, and nothing that ``is_claimed``: inputs of workitems of that name.
+        """Delete by the ages that `keep` of the configuration gives; nothing is deleted yet.
 
-        The other arguments are where things are, and who is told.
+        Args:
+            context: The gateway's parts.
+            studies: Studies that are waited for or held.
+            work: The work that deletes a study with its jobs and results.
+            is_claimed: Function that returns True for the name of a claimed workitem, whose inputs stay.
         """
-        self._config, self._queue, self._inbox = config, queue, inbox
-        self._studies, self._work, self._audit = studies, work, audit
-        self._is_claimed = is_claimed
+        self._config, self._queue, self._inbox = context.config, context.queue, context.inbox
+        self._audit, self._studies, self._work, self._is_claimed = context.audit, studies, work, is_claimed
 
     def tidy(self) -> float:
         """Delete studies that are done with, and then what is left without one; seconds until the next look."""

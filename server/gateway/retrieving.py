@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import requests
@@ -23,6 +23,7 @@ from python_multipart.multipart import parse_options_header
 from semiseg.errors import Cancelled
 from server.gateway.config import Poll
 from server.gateway.delivery import NotDelivered
+from server.gateway.dicom_json import first
 from server.gateway.dicomweb import archive_at, said, session_of
 from server.gateway.inbox import DiskFull, Identity, Inbox, NotOurs, count_in
 from server.gateway.parts import Parts
@@ -71,8 +72,8 @@ def fetch(poll: Poll, uid: str, inbox: Inbox, cancelled: Callable[[], bool]) -> 
     Args:
         poll: The archive.
         uid: Study Instance UID.
-        inbox: Where they go.
-        cancelled: Asked now and then.
+        inbox: Instances on the disk.
+        cancelled: Function that returns True once the job is stopped; asked now and then.
 
     Returns:
         Number of instances.
@@ -81,7 +82,7 @@ def fetch(poll: Poll, uid: str, inbox: Inbox, cancelled: Callable[[], bool]) -> 
         NotDelivered: The archive does not give the whole study, or there is no room for it.
         Cancelled: It was stopped before the whole study was there.
     """
-    try:
+    with failures_told(poll.url, "study"):
         announced = announced_by(archive_at(poll.url, poll.token), uid)
         with retrieved(poll, uid, inbox, cancelled) as files:
             found = [(file, *identity_of(inbox, file, uid, poll)) for file in files]
@@ -93,13 +94,25 @@ def fetch(poll: Poll, uid: str, inbox: Inbox, cancelled: Callable[[], bool]) -> 
                     inbox.lacks(identity, f"An instance of {poll.name} was refused: {wrong}")
                 else:
                     inbox.take(file, poll.name, identity)
-    except requests.RequestException as error:
-        raise NotDelivered(f"{poll.url} did not give the study ({said(error)}).") from None
-    except DiskFull as error:
-        raise NotDelivered(f"A study of {poll.url} was not taken. {error}") from None
-    except OSError as error:
-        raise NotDelivered(f"A study of {poll.url} could not be written ({error.strerror}).") from None
     return len(got)
+
+
+@contextlib.contextmanager
+def failures_told(url: str, what: Literal["study", "inputs"]) -> Iterator[None]:
+    """Failures to fetch something from the archive at ``url``, as one exception with a sentence.
+
+    Raises:
+        NotDelivered: The archive did not give it, or there is no room for it.
+    """
+    some, was = (f"A study of {url}", "was") if what == "study" else (f"Inputs of {url}", "were")
+    try:
+        yield
+    except requests.RequestException as error:
+        raise NotDelivered(f"{url} did not give the {what} ({said(error)}).") from None
+    except DiskFull as error:
+        raise NotDelivered(f"{some} {was} not taken. {error}") from None
+    except OSError as error:
+        raise NotDelivered(f"{some} could not be written ({error.strerror}).") from None
 
 
 def announced_by(archive: DICOMwebClient, uid: str, only: str = "") -> Announced:
@@ -164,13 +177,6 @@ def instances_at(archive: DICOMwebClient, uid: str, series: str = "") -> frozens
     return frozenset(found)
 
 
-def first(row: dict[str, Any], tag: str) -> Any:
-    """The first value of an attribute in DICOM JSON (PS3.18 F.2), None where there is none."""
-    element = row.get(tag) if isinstance(row, dict) else None
-    values = element.get("Value") if isinstance(element, dict) else None
-    return values[0] if isinstance(values, list) and values else None
-
-
 @contextlib.contextmanager
 def retrieved(
     poll: Poll, uid: str, inbox: Inbox, cancelled: Callable[[], bool], series: str = ""
@@ -180,8 +186,8 @@ def retrieved(
     Args:
         poll: The archive.
         uid: Study Instance UID.
-        inbox: Where the files are written.
-        cancelled: Asked now and then.
+        inbox: Folder of what arrives, in which the files are written.
+        cancelled: Function that returns True once the job is stopped; asked now and then.
         series: Series Instance UID; "" for the whole study.
 
     Raises:

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from typing import Any
 
 from semiseg.errors import Cancelled
-from server.gateway.audit import Audit
 from server.gateway.backoff import Backoff, delay_after
-from server.gateway.config import GatewayConfig, Retry
+from server.gateway.config import Retry
+from server.gateway.context import GatewayContext
 from server.gateway.kinds import DELIVER, SEGMENT
 from server.gateway.outcome import Outcome
 from server.gateway.segmenting import NotNow
 from server.jobs.database import QueueError
 from server.jobs.lanes import Lane
-from server.jobs.queue import Job, Queue, State
+from server.jobs.queue import Job, State
 from server.jobs.worker import JobFailed, Postponed, Task
 
 A_MOMENT = 1.5  # seconds by which the job that found a destination dead lets others go first
@@ -27,28 +27,14 @@ class Retrying:
     """Delays of jobs, of each destination, and of all that waits for servers; to be used from any thread.
 
     Attributes:
-        backoffs: Whether each destination is tried at present, by name.
+        backoffs: Delay of each destination that is not well, by name.
     """
 
-    def __init__(
-        self,
-        config: GatewayConfig,
-        queue: Queue,
-        audit: Audit,
-        *,
-        wake: Callable[[str], None],
-        ended: Callable[[Job, State], None],
-    ) -> None:
-        """Nothing has failed yet.
-
-        Args:
-            config: The configuration.
-            queue: Where the jobs are.
-            audit: Told of each failure.
-            wake: Told of a kind whose jobs may begin now.
-            ended: Told of each job that ended while nobody worked on it.
-        """
-        self._config, self._queue, self._audit, self._wake, self._ended = config, queue, audit, wake, ended
+    def __init__(self, context: GatewayContext, *, ended: Callable[[Job, State], None]) -> None:
+        """Nothing has failed yet; ``ended`` is told of each job that ends while nobody works on it."""
+        config = context.config
+        self._config, self._queue, self._audit, self._wake = config, context.queue, context.audit, context.wake
+        self._ended = ended
         self.backoffs = {name: Backoff(one.retry or config.retry) for name, one in config.destinations.items()}
         self._no_server = False
 

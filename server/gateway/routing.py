@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from semiseg.volumes.dicom_index import DicomObject
 from semiseg.volumes.series_rules import FoundSeries, series_among
@@ -18,10 +19,10 @@ class Decision:
     """What a rule says of a series.
 
     Attributes:
-        rule: its name.
-        series: the series.
-        fits: whether it is taken.
-        reason: why, as a sentence.
+        rule: Name of the rule.
+        series: The series.
+        fits: True if the series is taken.
+        reason: Sentence that says why.
         elsewhere: True if another study holds a part of it, so that no rule sends it.
     """
 
@@ -37,11 +38,11 @@ class Order:
     """One scan to be segmented.
 
     Attributes:
-        rule: whose.
-        files: names of the files that are sent, in order.
+        rule: Rule that made it.
+        files: Names of the files that are sent, in order.
         series: UID of the series, or of the study for a rule of whole studies.
-        forms: what is made.
-        to: for each destination what it gets.
+        forms: Output formats that are made.
+        to: Output formats that each destination gets, by its name.
     """
 
     rule: Rule
@@ -55,6 +56,18 @@ class Order:
         told = [study, self.rule.name, self.rule.model, self.forms, sorted(self.to.items()), sorted(self.files)]
         return hashlib.sha256(json.dumps(told).encode()).hexdigest()
 
+    def payload(self, study: str, series: str) -> dict[str, Any]:
+        """Payload of the job that has it segmented, by the names of its study and series."""
+        return {
+            "study": study,
+            "rule": self.rule.name,
+            "series": series,
+            "model": self.rule.model,
+            "files": self.files,
+            "forms": self.forms,
+            "to": self.to,
+        }
+
 
 def decide(
     objects: Sequence[DicomObject],
@@ -65,10 +78,10 @@ def decide(
     """What each rule says of each series.
 
     Args:
-        objects: the instances of one study.
-        senders: AE titles of who has sent it.
-        rules: of the configuration.
-        elsewhere: predicate: does another study hold a series of this UID, too?
+        objects: Instances of one study.
+        senders: AE titles of those that sent it.
+        rules: Rules of the configuration.
+        elsewhere: Function that returns True for the UID of a series that another study holds, too.
     """
     return list(_decisions(series_among(objects), senders, rules, elsewhere))
 

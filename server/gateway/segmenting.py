@@ -31,8 +31,8 @@ class NotNow(SemisegError):  # noqa: N818 - it passes
     """No server could do it at present.
 
     Attributes:
-        seconds: How long one of them asks to wait, 0 where none says.
-        of_servers: Whether the servers are the reason, so that other scans fail as well, and not perhaps the scan.
+        seconds: Seconds that one of them asks to wait; 0 where none says.
+        of_servers: True if the servers are the reason, so that other scans fail as well; False if it may be the scan.
     """
 
     def __init__(self, sentence: str, seconds: float = 0.0, *, of_servers: bool = False) -> None:
@@ -44,9 +44,9 @@ class _Unable(SemisegError):  # noqa: N818 - as above
     """One server could not do it.
 
     Attributes:
-        rest: Whether it is asked last for a while.
-        seconds: For how long it asked that; None where it did not.
-        of_server: Whether other scans would fail there as well.
+        rest: True if the server is asked last for a while.
+        seconds: Seconds for which it asked that; None where it did not.
+        of_server: True if other scans would fail there as well.
     """
 
     def __init__(self, sentence: str, *, rest: bool, seconds: float | None = None, of_server: bool = True) -> None:
@@ -55,13 +55,32 @@ class _Unable(SemisegError):  # noqa: N818 - as above
 
 
 @dataclass(frozen=True)
+class _Request:
+    """A scan and what is asked for it, of whichever server.
+
+    Attributes:
+        key: API key; None where the servers need none.
+        files: DICOM files of the scan.
+        forms: Output formats.
+        model: Name of the server's model; None where it has only one.
+        stopped: Function that returns True once the job is stopped.
+    """
+
+    key: str | None
+    files: Sequence[Path]
+    forms: Sequence[Form]
+    model: str | None
+    stopped: Callable[[], bool]
+
+
+@dataclass(frozen=True)
 class Made:
     """What a server made of a scan.
 
     Attributes:
-        files: names of the files of each form.
-        server: which one it was.
-        told: the model, the volumes and the remarks, as the server told them.
+        files: Names of the files of each output format.
+        server: Address of the server.
+        told: The model, the volumes and the remarks, as the server told them.
     """
 
     files: dict[str, list[str]]
@@ -92,11 +111,11 @@ class Segmenting:
         """Have a scan segmented, and write each form into ``folder``.
 
         Args:
-            files: its instances.
-            forms: what is made.
-            model: which of a server's models.
-            folder: for the results; it exists.
-            stopped: asked now and then.
+            files: DICOM files of the scan.
+            forms: Output formats.
+            model: Name of the server's model; None where it has only one.
+            folder: Folder of the results; it exists.
+            stopped: Function that returns True once the job is stopped; asked now and then.
 
         Raises:
             InputError: a server will not have this scan; again would not help.
@@ -104,7 +123,7 @@ class Segmenting:
             Cancelled: it was stopped.
         """
         try:
-            key = self._key()
+            request = _Request(self._key(), files, forms, model, stopped)
         except InputError as error:
             raise NotNow(str(error), of_servers=True) from None
         asked: dict[str, _Unable] = {}
@@ -113,7 +132,7 @@ class Segmenting:
                 if url is None:
                     raise self._not_now(asked)
                 try:
-                    answer = self._ask(url, key, files, forms, model, stopped)
+                    answer = self._ask(url, request)
                 except _Unable as error:
                     asked[url] = error
                     _LOG.warning("%s", error)
@@ -138,26 +157,18 @@ class Segmenting:
         of_servers = all(error.of_server for error in asked.values())
         return NotNow(sentence, min(waits, default=0.0), of_servers=of_servers)
 
-    def _ask(
-        self,
-        url: str,
-        key: str | None,
-        files: Sequence[Path],
-        forms: Sequence[Form],
-        model: str | None,
-        stopped: Callable[[], bool],
-    ) -> Forms:
+    def _ask(self, url: str, request: _Request) -> Forms:
         """What the server makes of the scan.
 
         Raises:
-            InputError: its verdict on the scan.
-            _Unable: anything else.
-            Cancelled: it was stopped.
+            InputError: The server will not have the scan, in its own words.
+            _Unable: Anything else.
+            Cancelled: It was stopped.
         """
-        if trouble := self._lacks(url, key, model):
+        if trouble := self._lacks(url, request):
             raise _Unable(trouble, rest=False)
         try:
-            return self._watched(url, key, files, forms, model, stopped)
+            return self._watched(url, request)
         except NoAnswer as error:
             alive = self._lives(url)  # a scan that breaks the connection is not the other scans' affair
             raise _Unable(str(error), rest=not alive, of_server=not alive) from None
@@ -166,7 +177,7 @@ class Segmenting:
         except (Refused, Failed) as error:
             if isinstance(error, Refused) and error.own_words and error.status in OF_THE_SCAN:
                 # A model may have been taken away since it was looked for.
-                if error.status == 400 and (trouble := self._lacks(url, key, model)):
+                if error.status == 400 and (trouble := self._lacks(url, request)):
                     raise _Unable(trouble, rest=False) from None
                 raise
             perhaps = error.status in SCAN_PERHAPS
@@ -177,15 +188,7 @@ class Segmenting:
         except SemisegError as error:
             raise _Unable(str(error), rest=True) from None
 
-    def _watched(
-        self,
-        url: str,
-        key: str | None,
-        files: Sequence[Path],
-        forms: Sequence[Form],
-        model: str | None,
-        stopped: Callable[[], bool],
-    ) -> Forms:
+    def _watched(self, url: str, request: _Request) -> Forms:
         """The request, given up when the server hangs or the job is stopped.
 
         It runs in a thread of its own, which is left behind when it is given up: a socket that waits for an answer
@@ -196,8 +199,8 @@ class Segmenting:
 
         def ask() -> None:
             try:
-                with Client(url, key=key, timeout=self._servers.timeout_seconds) as client:
-                    outcome.append(client.ask_forms(files, forms, model=model))
+                with Client(url, key=request.key, timeout=self._servers.timeout_seconds) as client:
+                    outcome.append(client.ask_forms(request.files, request.forms, model=request.model))
             except BaseException as error:  # noqa: BLE001 - raised again in the thread that waits
                 outcome.append(error)
             finally:
@@ -207,7 +210,7 @@ class Segmenting:
         silence = self._servers.silence_seconds
         heard = looked = time.monotonic()
         while not ended.wait(GLANCE):
-            if stopped():
+            if request.stopped():
                 raise Cancelled("It was stopped while a server worked on it.")
             if time.monotonic() - looked < min(silence / 4, LOOK_SECONDS):
                 continue
@@ -224,14 +227,15 @@ class Segmenting:
             raise found
         return found
 
-    def _lacks(self, url: str, key: str | None, model: str | None) -> str:
-        """Why a server cannot be asked for a model; "" where it can, or does not say.
+    def _lacks(self, url: str, request: _Request) -> str:
+        """Why a server cannot be asked for the model; "" where it can, or does not say.
 
         Raises:
-            _Unable: it does not answer.
+            _Unable: It does not answer.
         """
+        model = request.model
         try:
-            with Client(url, key=key, timeout=LOOK_SECONDS) as client:
+            with Client(url, key=request.key, timeout=LOOK_SECONDS) as client:
                 names = sorted(str(one["identity"]["name"]) for one in client.models())
         except NoAnswer as error:
             raise _Unable(str(error), rest=True) from None

@@ -68,8 +68,8 @@ def document(queue: Queue, state: Path, live: Mapping[str, Any], *, shown: int |
 
     Args:
         queue: The gateway's queue.
-        state: Its state folder.
-        live: What the gateway that runs knows.
+        state: The gateway's state folder.
+        live: State that only the gateway that runs knows, as :func:`read` gives it.
         shown: Number of studies and of jobs of each table; all when it is None.
     """
     held = {one["study"]: one["why"] for one in live["studies_in_trouble"]}
@@ -95,15 +95,17 @@ def problems(told: Mapping[str, Any]) -> list[dict[str, str]]:
     found = []
     if told["trouble"]:
         found.append(_problem(told["trouble"], "semiseg gateway check"))
-    for kind, key in (("Server", "url"), ("Destination", "name"), ("Archive that is polled", "url")):
-        for one in told[{"Server": "servers", "Destination": "destinations"}.get(kind, "polls")]:
+    for kind, peers, key in (
+        ("Server", "servers", "url"),
+        ("Destination", "destinations", "name"),
+        ("Archive that is polled", "polls", "url"),
+        ("Worklist", "worklists", "name"),
+    ):
+        for one in told[peers]:
             if one["trouble"]:
                 found.append(_problem(f"{kind} {one[key]}: {one['trouble']}", "semiseg gateway check"))
     listed = set()
     managers = {one["name"]: one["trouble"] for one in told["worklists"]}
-    for name, why in managers.items():
-        if why:
-            found.append(_problem(f"Worklist {name}: {why}", "semiseg gateway check"))
     for one in told["workitems"]:
         if one["trouble"] and one["trouble"] != managers.get(one["worklist"]):  # each is said once
             listed.add(one["workitem"])

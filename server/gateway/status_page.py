@@ -17,8 +17,8 @@ def page(document: Mapping[str, Any], *, reload: bool = True) -> str:
     """The status page.
 
     Args:
-        document: What /status answers.
-        reload: Whether the browser loads the page anew every few seconds.
+        document: Document that /status answers with.
+        reload: True: the browser loads the page anew every few seconds.
     """
     problems = document["problems"]
     again = f'<meta http-equiv="refresh" content="{RELOAD_SECONDS}">' if reload else ""

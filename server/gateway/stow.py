@@ -43,7 +43,7 @@ class _Brought:
         only: UID of the only study whose instances are taken, None for all.
         taken, failed: Items of the answer.
         studies: Studies of which something was taken, or refused after its study could be read.
-        unplaced: Why instances were refused whose study could not be read.
+        unplaced: Reasons why instances were refused whose study could not be read.
     """
 
     sender: str
@@ -65,9 +65,9 @@ class Stow:
         """Take what a request brings.
 
         Args:
-            request: the request.
-            study: the only study whose instances are taken; None takes all.
-            sender: stands for an AE title.
+            request: The request.
+            study: UID of the only study whose instances are taken; None takes all.
+            sender: Name that stands for an AE title.
 
         Returns:
             The status (200 all were taken, 202 some, 409 none) and the DICOM JSON of PS3.18 10.5.3.

@@ -17,10 +17,10 @@ class StowAnswer:
     """What an answer says of instances.
 
     Attributes:
-        stored: For each SOP Instance UID that was stored, its Warning Reason (0008,1196), or 0.
-        failed: For each that was not, its Failure Reason (0008,1197), or 0 where none is given.
-        known: Whether the body is such a document at all; an empty body is not.
-        empty: Whether there is no body, or a document without anything in it.
+        stored: Warning Reason (0008,1196) of each instance that was stored, or 0, by SOP Instance UID.
+        failed: Failure Reason (0008,1197) of each that was not, or 0 where none is given, by SOP Instance UID.
+        known: True if the body is such a document; an empty body is not.
+        empty: True if there is no body, or a document without anything in it.
     """
 
     stored: dict[str, int] = field(default_factory=dict)
@@ -34,7 +34,7 @@ def stow_answer(body: bytes, media_type: str) -> StowAnswer:
 
     Args:
         body: The answer's body.
-        media_type: Its Content-Type header; parameters, case and quotes do not matter.
+        media_type: Content-Type header of the answer; parameters, case and quotes do not matter.
     """
     kind = media_type.partition(";")[0].strip().strip('"').lower()
     text = body.strip()

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urljoin, urlsplit
 
 import requests
 from pydicom.uid import UID
@@ -19,7 +18,8 @@ from semiseg.client import retry_after
 from semiseg.errors import Cancelled
 from server.gateway import peer_http, statuses
 from server.gateway.config import Destination
-from server.gateway.dicomweb import secret_in
+from server.gateway.dicom_json import first
+from server.gateway.dicomweb import after_redirect, origin_of, secret_in
 from server.gateway.outcome import Outcome
 from server.gateway.stow_answer import StowAnswer, stow_answer
 from server.gateway.syntaxes import header_of, in_syntax, offered
@@ -27,6 +27,7 @@ from server.gateway.syntaxes import header_of, in_syntax, offered
 ANSWER_BYTES = 4 * 2**20
 BLOCK = 2**20
 REDIRECTS = 3
+INSTANCE = "00080018"  # SOP Instance UID
 
 _LOG = logging.getLogger("semiseg.gateway")
 
@@ -37,7 +38,7 @@ def send(files: Sequence[Path], destination: Destination, stopped: Callable[[], 
     Args:
         files: DICOM files.
         destination: The archive; it has a ``web`` part.
-        stopped: Asked before each request.
+        stopped: Function that returns True once the delivery is stopped; asked before each request.
 
     Raises:
         InputError: the token cannot be read.
@@ -88,7 +89,7 @@ class _Sending:
                 return []
             try:
                 answer, content = self._posted(body, boundary)
-            except requests.RequestException as error:
+            except (requests.RequestException, ValueError) as error:  # of an address that cannot be read
                 self.outcome.trouble = f"{self._url} {_why(error)}."
                 return []
         return self._understand(files, syntax, answer, content)
@@ -108,8 +109,8 @@ class _Sending:
                 stream=True,
             ) as answer:
                 content = _bounded(answer, self._times[1])
-            there = urljoin(url, answer.headers.get("Location", ""))
-            if answer.status_code not in (307, 308) or _origin(there) != _origin(url):
+            there = after_redirect(url, answer.headers.get("Location", ""))
+            if answer.status_code not in (307, 308) or origin_of(there) != origin_of(url):
                 break
             url = there
         return answer, content
@@ -165,10 +166,7 @@ class _Sending:
                 listed: Any = json.loads(_bounded(answer, self._times[1])) if answer.status_code == 200 else []
         except (requests.RequestException, ValueError):
             return False
-        uid = {"vr": "UI", "Value": [str(header.SOPInstanceUID)]}
-        return isinstance(listed, list) and any(
-            isinstance(one, dict) and (one.get("00080018") or {}).get("Value") == uid["Value"] for one in listed
-        )
+        return isinstance(listed, list) and any(first(one, INSTANCE) == header.SOPInstanceUID for one in listed)
 
     def _take(self, file: Path, reason: int) -> None:
         kind = UID(header_of(file).SOPClassUID).name
@@ -180,12 +178,6 @@ class _Sending:
     def _refuse(self, files: Sequence[Path], why: str) -> None:
         for file in files:
             self.outcome.refuse(file, f"{self._url} did not take a {UID(header_of(file).SOPClassUID).name}: {why}.")
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    """Scheme, host and port; the port that the scheme implies where none is written."""
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
 
 def _says_all_is_stored(code: int, found: StowAnswer, content: bytes) -> bool:
@@ -214,7 +206,7 @@ def _bounded(answer: requests.Response, seconds: float) -> bytes:
     return content
 
 
-def _why(error: requests.RequestException) -> str:
+def _why(error: Exception) -> str:
     """What became of a request without an answer; never the exception's own words, which hold the address."""
     if isinstance(error, requests.exceptions.SSLError):
         return (

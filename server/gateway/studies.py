@@ -17,12 +17,12 @@ class _Open:
     Attributes:
         since: Monotonic time of its last event.
         hint: Number of instances that its instances announce.
-        contradicted: Whether two instances announced different numbers.
+        contradicted: True once two instances announced different numbers.
         expected: Number of instances that somebody announced by name.
-        said: Why somebody calls it complete; "" where nobody does.
+        said: Reason why somebody calls it complete; "" where nobody does.
         sending: Associations and requests that brought something of it and have not ended.
         broken_by: Sender whose association or request broke off; "" where none did.
-        held: Why it is held although nothing more comes; "" where it is not.
+        held: Reason why it is held although nothing more comes; "" where it is not.
     """
 
     since: float
@@ -61,11 +61,13 @@ class Studies:
 
         Args:
             rule: Configuration.
-            count: Number of instances of a study that are here.
+            count: Function that returns the number of instances of a study that are here.
             known: Names of the studies that are here.
-            lacking: Sentence that says what is known to be missing of a study, "" for nothing.
-            undecided: Sentence that says what an operator has to decide before a study is segmented, "" for nothing.
-            fetching: Whether an archive is still to give a study; its quiet clock does not run meanwhile.
+            lacking: Function that returns a sentence on what is known to be missing of a study, "" for nothing.
+            undecided: Function that returns a sentence on what an operator has to decide before a study is segmented,
+                "" for nothing.
+            fetching: Function that returns True while an archive is still to give a study; its quiet clock does not run
+                meanwhile.
             interrupted: Senders that a former process did not hear the end of, by study.
         """
         self._rule, self._count, self._lacking, self._fetching = rule, count, lacking, fetching

@@ -36,13 +36,13 @@ def studies_in(
 
     Args:
         queue: The gateway's queue.
-        state: Its state folder.
-        held: Why studies wait for something which may not come by itself, by name.
+        state: The gateway's state folder.
+        held: Reasons why studies wait for something which may not come by itself, by name.
         arriving: Names of those that something is arriving of.
         shown: Number of studies; those in trouble are among them before others. All of them when it is None.
 
     Returns:
-        For each study: name, instances, series, senders, moment of the last instance (`came`, Unix seconds, 0 where
+        A record of each study: name, instances, series, senders, moment of the last instance (`came`, Unix seconds, 0 where
         nothing is here), `stage`, `decided`, `reasons`, `results`, `trouble` and the command that helps (`do`).
     """
     jobs: dict[str, list[Job]] = {}

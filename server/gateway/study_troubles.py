@@ -32,8 +32,8 @@ class StudyTroubles:
             config: The configuration.
             queue: The jobs.
             inbox: The studies.
-            held: Returns why studies are held, by name.
-            pollings: Returns the archives that are asked.
+            held: Function that returns the reasons why studies are held, by name.
+            pollings: Function that returns the archives that are asked.
         """
         self._config, self._queue, self._inbox, self._held, self._pollings = config, queue, inbox, held, pollings
 

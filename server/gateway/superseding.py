@@ -47,7 +47,7 @@ def mark(files: Sequence[Path], earlier: Sequence[Path], number: int) -> None:
 
     Args:
         files: DICOM files of the later result.
-        earlier: Those of the result before it.
+        earlier: DICOM files of the result before it.
         number: Number of the later result; the first one of a series has 1.
     """
     before = [pydicom.dcmread(file, stop_before_pixels=True) for file in earlier]

@@ -2,9 +2,12 @@
 
 ups_config       the section `worklists` of gateway.yaml
 ups_client       the requests, and what the answers mean
+ups_events       events over WebSocket
 ups_workitem     a workitem as the manager tells it
+ups_finding      which workitems are claimed
 ups_claims       what is claimed, on the disk
 ups_performer    a thread for each worklist
+ups_lifecycle    a claim from stage to stage
 ups_inputs       the jobs of the kind `workitem`: inputs, whole or not at all, and orders
 ups_progress     how far the queue is with a workitem
 ups_attributes   what is written into a workitem
@@ -13,17 +16,13 @@ ups_attributes   what is written into a workitem
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from server.gateway.audit import Audit
-from server.gateway.config import GatewayConfig
-from server.gateway.inbox import Inbox
-from server.gateway.names import Names
+from server.gateway.context import GatewayContext
 from server.gateway.ups_claims import Claims, described
 from server.gateway.ups_inputs import WorkitemInputs
 from server.gateway.ups_performer import Performer
-from server.jobs.queue import Queue
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
@@ -39,39 +38,17 @@ class Worklists:
         inputs: The work of the jobs of the kind `workitem`.
     """
 
-    def __init__(
-        self,
-        config: GatewayConfig,
-        queue: Queue,
-        inbox: Inbox,
-        names: Names,
-        audit: Audit,
-        wake: Callable[[str], None],
-    ) -> None:
-        """Read what a former process had claimed; nobody is asked before :meth:`begin`.
-
-        Args:
-            config: The configuration.
-            queue: Where the jobs are.
-            inbox: Where the inputs are kept.
-            names: What UIDs are called.
-            audit: Told of everything.
-            wake: Told of the kind of each new job.
-        """
-        self._config, self._queue, self._inbox, self._names = config, queue, inbox, names
-        self._audit, self._wake = audit, wake
-        self.claims = Claims(config.state)
-        self.inputs = WorkitemInputs(config, queue, inbox, names, audit, wake)
+    def __init__(self, context: GatewayContext) -> None:
+        """Read what a former process had claimed; nobody is asked before :meth:`begin`."""
+        self._context = context
+        self.claims = Claims(context.config.state)
+        self.inputs = WorkitemInputs(context)
         self._performers: list[Performer] = []
 
     def begin(self) -> None:
         """Ask the managers."""
-        for one in self._config.worklists:
-            self._performers.append(
-                Performer(
-                    self._config, one, self._queue, self._inbox, self._names, self.claims, self._audit, self._wake
-                )
-            )
+        for one in self._context.config.worklists:
+            self._performers.append(Performer(self._context, one, self.claims))
 
     def close(self, seconds: float) -> None:
         """Ask nobody any more, and wait for so many seconds at most. Claims stay, and are gone on with."""
@@ -114,7 +91,7 @@ class Worklists:
         trouble = GaugeMetricFamily(
             "semiseg_gateway_workitems_in_trouble", "Workitems that do not go on, by worklist", labels=["worklist"]
         )
-        well = GaugeMetricFamily("semiseg_gateway_worklist_up", "1 while the manager answers", labels=["worklist"])
+        well = GaugeMetricFamily("semiseg_gateway_worklist_up", "1 while workitems can be claimed", labels=["worklist"])
         ends = CounterMetricFamily(
             "semiseg_gateway_workitems_ended", "Workitems by worklist and end", labels=["worklist", "end"]
         )

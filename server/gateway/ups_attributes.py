@@ -115,7 +115,7 @@ def outputs(files: Mapping[Path, Iterable[Destination]]) -> list[Dataset]:
     """Items of the Output Information Sequence, one for each series and set of places that hold it.
 
     Args:
-        files: For each DICOM file of the results the destinations that have confirmed it.
+        files: Destinations that have confirmed each DICOM file of the results.
     """
     found: dict[tuple[str, str, tuple[str, ...], tuple[str, ...]], list[Dataset]] = {}
     for file, destinations in files.items():

@@ -44,13 +44,13 @@ class Claim:
         uid: SOP Instance UID of the workitem.
         transaction: Transaction UID.
         step: The configured step, as JSON: what was claimed for one step is not done for another.
-        stage: What is done next.
+        stage: Stage that the claim is at.
         since: Unix seconds at which the claim began.
         codes: Scheduled Workitem Code Sequence, as (value, scheme, meaning).
         started: Performed Procedure Step Start DateTime.
         ended: Performed Procedure Step End DateTime, "" before the end.
-        asked: Whether a claim may have reached the manager without our hearing of it.
-        progress: What the manager was told last: per cent and description.
+        asked: True once a claim may have reached the manager without our hearing of it.
+        progress: Per cent and description that the manager was told last.
         end: The final state to reach: ``COMPLETED`` or ``CANCELED``; "" before it is known.
         reason: Code and sentence of a cancellation: value, meaning, sentence.
         missed: Number of looks in a row at which the manager did not know the workitem.

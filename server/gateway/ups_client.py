@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import requests
 from pydicom.dataset import Dataset
@@ -14,7 +14,8 @@ from pydicom.dataset import Dataset
 from semiseg.client import retry_after
 from semiseg.errors import InputError, SemisegError
 from server.gateway import peer_http
-from server.gateway.dicomweb import SentElsewhere, secret_in, session_of
+from server.gateway.dicom_json import values_at
+from server.gateway.dicomweb import SentElsewhere, origin_of, secret_in, session_of
 from server.gateway.ups_config import Worklist
 
 DICOM_JSON = "application/dicom+json"
@@ -87,7 +88,7 @@ class UpsClient:
         self._worklist, self._ae_title = worklist, ae_title
         self._headers: Mapping[str, str] = {}  # of the last answer
 
-    def search(self, *, limit: int = MOST) -> list[Json]:
+    def search(self) -> list[Json]:
         """Workitems that are SCHEDULED and match (11.9), page by page.
 
         Managers that do not know Input Readiness State as a key refuse the whole query, so it is looked at afterwards.
@@ -97,10 +98,10 @@ class UpsClient:
         """
         found: dict[str, Json] = {}
         asked = 0
-        while len(found) < limit:
+        while len(found) < MOST:
             query = {"ProcedureStepState": "SCHEDULED", **self._worklist.matching}
             pages: list[tuple[str, str | int]] = [*query.items(), *(("includefield", name) for name in FIELDS)]
-            pages += [("limit", min(PAGE, limit)), ("offset", asked)]
+            pages += [("limit", PAGE), ("offset", asked)]
             status, content = self._request("GET", "/workitems", params=pages)
             if status == 204:
                 break
@@ -265,14 +266,9 @@ class UpsClient:
 
 def is_at(address: str, worklist: Worklist) -> bool:
     """Whether a WebSocket's address is on the manager's host and port, with the same protection."""
-    one, other = urlsplit(address), urlsplit(worklist.url)
-    schemes = {"ws": "http", "wss": "https"}
-    default = {"http": 80, "https": 443}
-    try:
-        ports = [one.port or default.get(schemes.get(one.scheme, "")), other.port or default.get(other.scheme)]
-    except ValueError:
-        return False
-    return schemes.get(one.scheme) == other.scheme and one.hostname == other.hostname and ports[0] == ports[1]
+    scheme, _, rest = address.partition("://")
+    over = {"ws": "http", "wss": "https"}.get(scheme.lower())
+    return over is not None and origin_of(f"{over}://{rest}") == origin_of(worklist.url)
 
 
 def _why(error: requests.RequestException) -> str:
@@ -306,6 +302,4 @@ def values_of(dataset: object, keyword: str) -> list[str]:
 def _values(dataset: object, keyword: str) -> list[Any]:
     from pydicom.datadict import tag_for_keyword
 
-    element = dataset.get(f"{tag_for_keyword(keyword):08X}") if isinstance(dataset, dict) else None
-    values = element.get("Value") if isinstance(element, dict) else None
-    return values if isinstance(values, list) else []
+    return values_at(dataset, f"{tag_for_keyword(keyword):08X}")

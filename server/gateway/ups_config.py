@@ -76,7 +76,7 @@ class Worklist(Part):
     """A UPS-RS origin server (PS3.18 11) whose workitems are claimed and performed.
 
     Attributes:
-        name: Stands for a sender's AE title in rules and names the worklist in logs.
+        name: Name that stands for a sender's AE title in rules and for the worklist in logs.
         url: Address below which `workitems` lies.
         token: File whose content is sent as bearer token.
         headers: Further header fields; for each one a file with its value, such as an API key.
@@ -88,13 +88,13 @@ class Worklist(Part):
         matching: Further attributes that a workitem has to match, such as WorklistLabel.
         station: Code that names this gateway: written as the performed station. A workitem that is scheduled for
             stations is claimed only if it names this one.
-        requester: Whether the gateway's AE title follows `state` in the address, as dcm4chee-arc wants it.
-        events: Whether the gateway subscribes to the manager's events (WebSocket), so that it hears of requests to
-            cancel and of new workitems at once. It needs the package websocket-client.
+        requester: True: the gateway's AE title follows `state` in the address, as dcm4chee-arc wants it.
+        events: True: the gateway subscribes to the manager's events (WebSocket), so that it hears of requests to cancel
+            and of new workitems at once. It needs the package websocket-client.
         parallel: Number of workitems that are claimed at the same time; others are left to other performers.
         fetch_hours: Time after which a workitem whose inputs cannot be fetched is canceled.
         inputs: Archives from which inputs may be fetched, beside those of `polls`.
-        steps: Which workitems are claimed, and what is done for them.
+        steps: Kinds of workitems that are claimed, and the work that is done for each.
     """
 
     name: AETitle = "WORKLIST"
@@ -124,7 +124,7 @@ def faults(
         worklists: The section.
         rules: Names of the rules.
         destinations: Output formats that each destination takes; none for all.
-        archives: Whether there are `polls`, whose archives give inputs, too.
+        archives: True if there are `polls`, whose archives give inputs, too.
     """
     names = [one.name for one in worklists]
     if twice := {name for name in names if names.count(name) > 1}:

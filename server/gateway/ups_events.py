@@ -17,6 +17,7 @@ from urllib.parse import quote
 from semiseg.errors import InputError
 from server.gateway.backoff import delay_after
 from server.gateway.config import Retry
+from server.gateway.dicom_json import first
 from server.gateway.dicomweb import secret_in
 from server.gateway.ups_client import Conflict, ManagerTrouble, NotThere, UpsClient
 from server.gateway.ups_config import Worklist
@@ -60,8 +61,8 @@ class Events:
             worklist: The worklist.
             ae_title: Our AE title, which names the subscriber.
             retry: Delays after failures.
-            told: Called with the Event Type ID and the UID of the workitem of each event.
-            connected: Told whether the connection stands.
+            told: Function that is told the Event Type ID and the UID of the workitem of each event.
+            connected: Function that is told True when the connection stands, and False when it does not.
 
         Raises:
             InputError: The library is not installed.
@@ -140,12 +141,6 @@ class Events:
             found = json.loads(message)
         except (ValueError, RecursionError):
             return
-        kinds = [kind for kind in (_first(found, tag) for tag in _TYPES) if isinstance(kind, int)]
+        kinds = [kind for kind in (first(found, tag) for tag in _TYPES) if isinstance(kind, int)]
         if kinds:
-            self._told(kinds[0], str(_first(found, _AFFECTED)))
-
-
-def _first(document: Any, tag: str) -> Any:
-    element = document.get(tag) if isinstance(document, dict) else None
-    values = element.get("Value") if isinstance(element, dict) else None
-    return values[0] if isinstance(values, list) and values else None
+            self._told(kinds[0], str(first(found, _AFFECTED)))

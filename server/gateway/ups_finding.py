@@ -35,8 +35,8 @@ class Finder:
     """Looks through what a search gives; used by the thread of one worklist.
 
     Attributes:
-        passed: Why workitems are left to others that are of a configured step, by name of the claim.
-        full: Why nothing is claimed at present; "" where that is not so.
+        passed: Reasons why workitems of a configured step are left to others, by name of the claim.
+        full: Reason why nothing is claimed at present; "" where there is none.
     """
 
     def __init__(
@@ -51,10 +51,10 @@ class Finder:
 
         Args:
             worklist: The worklist.
-            archives: Where inputs may come from, each with the AE titles that stand for it.
-            inbox: Asked whether there is room on the disk.
-            names: What UIDs are called.
-            claims: What is claimed already.
+            archives: Archives that inputs may come from, each with the AE titles that stand for it.
+            inbox: Instances on the disk, whose free room is looked at.
+            names: Keyed hashes of UIDs.
+            claims: Claimed workitems of all worklists.
         """
         self._worklist, self._archives, self._inbox = worklist, archives, inbox
         self._names, self._claims = names, claims

@@ -15,26 +15,22 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import requests
-
 from semiseg.system.durable_files import sync
 from semiseg.volumes.dicom_index import look_at
-from server.gateway.audit import Audit
 from server.gateway.backoff import delay_after
 from server.gateway.config import GatewayConfig, Poll, Rule
+from server.gateway.context import GatewayContext
+from server.gateway.deciding import described
 from server.gateway.delivery import NotDelivered
-from server.gateway.dicomweb import archive_at, said
-from server.gateway.inbox import DiskFull, Identity, Inbox
+from server.gateway.dicomweb import archive_at
+from server.gateway.inbox import Identity
 from server.gateway.kinds import SEGMENT
-from server.gateway.names import Names
-from server.gateway.retrieving import Announced, announced_by, identity_of, retrieved
+from server.gateway.retrieving import Announced, announced_by, failures_told, identity_of, retrieved
 from server.gateway.routing import decide, orders
-from server.gateway.study_list import quoteless
 from server.gateway.ups_attributes import BAD_TYPE, INCOMPLETE, UNSPECIFIED
 from server.gateway.ups_claims import MARK
 from server.gateway.ups_config import Worklist
 from server.gateway.ups_workitem import Input, archives_of
-from server.jobs.queue import Queue
 from server.jobs.worker import JobFailed, Postponed, Task
 
 _PREFIX = "in-"
@@ -43,27 +39,10 @@ _PREFIX = "in-"
 class WorkitemInputs:
     """The work of the jobs of the kind `workitem`."""
 
-    def __init__(
-        self,
-        config: GatewayConfig,
-        queue: Queue,
-        inbox: Inbox,
-        names: Names,
-        audit: Audit,
-        wake: Callable[[str], None],
-    ) -> None:
-        """Configure it; nothing is fetched.
-
-        Args:
-            config: The configuration.
-            queue: Where the jobs are.
-            inbox: Where the inputs are kept.
-            names: What UIDs are called.
-            audit: Told of everything.
-            wake: Told of the kind of each new job.
-        """
-        self._config, self._queue, self._inbox, self._names = config, queue, inbox, names
-        self._audit, self._wake = audit, wake
+    def __init__(self, context: GatewayContext) -> None:
+        """Configure it; nothing is fetched."""
+        self._context = context
+        self._config, self._inbox, self._audit = context.config, context.inbox, context.audit
 
     def work(self, task: Task) -> dict[str, Any]:
         """Fetch the inputs and put an order for each series into the queue."""
@@ -103,7 +82,7 @@ class WorkitemInputs:
             NotDelivered: The archive does not give all of it, or there is no room for it.
         """
         wanted = frozenset(one.instances)
-        try:
+        with failures_told(poll.url, "inputs"):
             # A workitem that lists its instances says what is whole; otherwise the archive does.
             announced = (
                 Announced(None, {}, wanted)
@@ -119,12 +98,6 @@ class WorkitemInputs:
                     if wrong:
                         raise NotDelivered(f"An input from {poll.url} was refused: {wrong}")
                     self._keep(file, identity, folder)
-        except requests.RequestException as error:
-            raise NotDelivered(f"{poll.url} did not give the inputs ({said(error)}).") from None
-        except DiskFull as error:
-            raise NotDelivered(f"Inputs of {poll.url} were not taken. {error}") from None
-        except OSError as error:
-            raise NotDelivered(f"Inputs of {poll.url} could not be written ({error.strerror}).") from None
         return len(found)
 
     def _keep(self, file: Path, identity: Identity, folder: Path) -> None:
@@ -133,7 +106,7 @@ class WorkitemInputs:
             os.link(file, folder / self._file_of(identity.instance))
 
     def _file_of(self, uid: str) -> str:
-        return f"{_PREFIX}{self._names.of(uid)}.dcm"
+        return f"{_PREFIX}{self._context.names.of(uid)}.dcm"
 
     def _decide(self, task: Task, worklist: Worklist) -> dict[str, Any]:
         name = task.job.payload["study"]
@@ -144,24 +117,11 @@ class WorkitemInputs:
         decisions = decide(objects, [worklist.name], [rule])
         put = []
         for order in orders(decisions, self._config.model_copy(update={"rules": (rule,)})):
-            payload = {
-                "study": name,
-                "rule": rule.name,
-                "series": self._said(order.series),
-                "model": rule.model,
-                "files": order.files,
-                "forms": order.forms,
-                "to": order.to,
-            }
+            payload = order.payload(name, self._context.series_name(order.series))
             # A workitem that is scheduled once more under its UID is performed once more.
             key = f"{order.key(name)} {task.job.payload['transaction']}"
-            put.append(self._queue.put(SEGMENT, payload, key=key, owner=name).id)
-        told = [
-            {"rule": one.rule, "series": self._said(one.series.uid), "fits": one.fits, "reason": one.reason}
-            for one in decisions
-        ]
-        # Reasons quote Series Descriptions, which have no business in a log; the job's result keeps them.
-        quiet = [one | {"reason": quoteless(str(one["reason"]))} for one in told]
+            put.append(self._context.queue.put(SEGMENT, payload, key=key, owner=name).id)
+        told, quiet = described(decisions, self._context.series_name)
         self._audit.tell("decided", workitem=name, instances=len(objects), decisions=quiet, jobs=put)
         if not put:
             raise JobFailed(
@@ -169,11 +129,8 @@ class WorkitemInputs:
                 code=BAD_TYPE,
                 decisions=told,
             )
-        self._wake(SEGMENT)
+        self._context.wake(SEGMENT)
         return {"instances": len(objects), "decisions": told, "jobs": put}
-
-    def _said(self, uid: str) -> str:
-        return uid if self._config.reveal_uids else self._names.of(uid)
 
     def _again(self, task: Task, worklist: Worklist, sentence: str) -> Postponed | JobFailed:
         told, retry = task.job.payload, self._config.retry

@@ -16,9 +16,9 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from server.gateway.audit import Audit
 from server.gateway.backoff import Backoff, delay_after
-from server.gateway.config import GatewayConfig, Poll
+from server.gateway.config import Poll
+from server.gateway.context import GatewayContext
 from server.gateway.kinds import WORKITEM
 from server.gateway.ups_attributes import REJECTED, UNSPECIFIED, Reason, canceled, now, performed, progress
 from server.gateway.ups_claims import Claim, Claims
@@ -26,7 +26,6 @@ from server.gateway.ups_client import Conflict, NotThere, UpsClient
 from server.gateway.ups_config import Worklist
 from server.gateway.ups_progress import Standing, outputs_of, standing_of
 from server.gateway.ups_workitem import Unusable, Workitem
-from server.jobs.queue import Queue
 
 # Looks in a row after which the manager is believed: one answer may be a proxy's, or of a manager that is starting.
 MISSES, REFUSALS = 3, 2
@@ -43,35 +42,29 @@ class Lifecycle:
 
     def __init__(
         self,
-        config: GatewayConfig,
+        context: GatewayContext,
         worklist: Worklist,
-        queue: Queue,
         client: UpsClient,
         claims: Claims,
-        audit: Audit,
         backoff: Backoff,
         *,
         archives: Sequence[tuple[Poll, Sequence[str]]],
-        wake: Callable[[str], None],
         lost: Callable[[str], None],
     ) -> None:
         """Configure it.
 
         Args:
-            config: The configuration.
+            context: The gateway's parts.
             worklist: The worklist.
-            queue: Where the jobs are.
-            client: Asks the manager.
-            claims: Where claimed workitems are kept.
-            audit: Told of everything.
-            backoff: Whether the manager is asked at present.
-            archives: Where inputs may come from, each with the AE titles that stand for it.
-            wake: Told of the kind of each new job.
-            lost: Told the name of each workitem that somebody else was faster with.
+            client: Client of the manager.
+            claims: Claimed workitems of all worklists.
+            backoff: Delay of questions to a manager that is not well.
+            archives: Archives that inputs may come from, each with the AE titles that stand for it.
+            lost: Function that is told the name of each workitem that somebody else was faster with.
         """
-        self._config, self._worklist, self._queue, self._client = config, worklist, queue, client
-        self._claims, self._audit, self._backoff, self._archives = claims, audit, backoff, archives
-        self._wake, self._lost = wake, lost
+        self._config, self._queue, self._audit, self._wake = context.config, context.queue, context.audit, context.wake
+        self._worklist, self._client, self._claims, self._backoff = worklist, client, claims, backoff
+        self._archives, self._lost = archives, lost
         self.due: dict[str, float] = {}
         self._paused: dict[str, float] = {}
         self.cancel_asked: set[str] = set()

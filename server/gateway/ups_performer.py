@@ -7,17 +7,14 @@ import logging
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 from pydicom.uid import generate_uid
 
 from semiseg.errors import SemisegError
-from server.gateway.audit import Audit
 from server.gateway.backoff import Backoff
-from server.gateway.config import GatewayConfig
-from server.gateway.inbox import Inbox
-from server.gateway.names import Names
+from server.gateway.context import GatewayContext
 from server.gateway.ups_claims import Claim, Claims
 from server.gateway.ups_client import ManagerTrouble, UpsClient
 from server.gateway.ups_config import Worklist
@@ -25,7 +22,6 @@ from server.gateway.ups_events import CANCEL_REQUESTED, STATE_REPORT, Events
 from server.gateway.ups_finding import Finder
 from server.gateway.ups_lifecycle import Lifecycle
 from server.gateway.ups_workitem import archives_of
-from server.jobs.queue import Queue
 
 GLANCE = 0.5  # seconds between two looks at the queue
 
@@ -35,47 +31,18 @@ _LOG = logging.getLogger("semiseg.gateway")
 class Performer:
     """Performs the workitems of one worklist, in a thread of its own."""
 
-    def __init__(
-        self,
-        config: GatewayConfig,
-        worklist: Worklist,
-        queue: Queue,
-        inbox: Inbox,
-        names: Names,
-        claims: Claims,
-        audit: Audit,
-        wake: Callable[[str], None],
-    ) -> None:
-        """Begin.
-
-        Args:
-            config: The configuration.
-            worklist: The worklist.
-            queue: Where the jobs are.
-            inbox: Where the inputs are kept.
-            names: What UIDs are called.
-            claims: Where claimed workitems are kept.
-            audit: Told of everything.
-            wake: Told of the kind of each new job.
-        """
+    def __init__(self, context: GatewayContext, worklist: Worklist, claims: Claims) -> None:
+        """Begin to ask the manager of ``worklist``; ``claims`` are those of all worklists."""
+        config = context.config
         self._worklist, self._claims = worklist, claims
         self._client = UpsClient(worklist, config.ae_title)
         self._backoff = Backoff(config.retry)
         self._stop = threading.Event()
         self._next_search = 0.0
         archives = archives_of(config, worklist)
-        self._finder = Finder(worklist, archives, inbox, names, claims)
+        self._finder = Finder(worklist, archives, context.inbox, context.names, claims)
         self._lifecycle = Lifecycle(
-            config,
-            worklist,
-            queue,
-            self._client,
-            claims,
-            audit,
-            self._backoff,
-            archives=archives,
-            wake=wake,
-            lost=self._finder.lost,
+            context, worklist, self._client, claims, self._backoff, archives=archives, lost=self._finder.lost
         )
         self._listening = False
         self._events = (

@@ -24,16 +24,14 @@ class Standing:
 
     Attributes:
         percent: Progress, 0-100.
-        words: What is being done.
-        model: Name of the model that segmented it, "" before.
-        trouble: Why it does not go on at present, without anything of a patient; "" where it does.
+        words: Description of the work that is being done.
+        trouble: Reason why it does not go on at present, without anything of a patient; "" where it does.
         end: ``COMPLETED`` or ``CANCELED`` when nothing more is done; "" before.
-        reason: Why it is canceled.
+        reason: Reason why it is canceled; None where it is not.
     """
 
     percent: int
     words: str
-    model: str = ""
     trouble: str = ""
     end: str = ""
     reason: Reason | None = None
@@ -57,7 +55,6 @@ def standing_of(queue: Queue, name: str, key: str) -> Standing:
     segments = _those(first, known)
     if segments is None:
         return Standing(0, "", end="CANCELED", reason=_OPERATOR)
-    model = next((str(_model(job)) for job in segments if job.state == "done"), "")
     deliveries: list[Job] = []
     for job in segments:
         if job.state == "done":
@@ -67,11 +64,11 @@ def standing_of(queue: Queue, name: str, key: str) -> Standing:
             deliveries += found
     open_jobs = [job for job in (*segments, *deliveries) if not job.ended]
     if open_jobs:
-        return Standing(_percent(segments, deliveries), _words(open_jobs), model, _trouble(open_jobs))
+        return Standing(_percent(segments, deliveries), _words(open_jobs), _trouble(open_jobs))
     bad = next((job for job in (*segments, *deliveries) if job.state != "done"), None)
     if bad is not None:
-        return Standing(0, "", model, end="CANCELED", reason=_reason(bad))
-    return Standing(100, "", model, end="COMPLETED")
+        return Standing(0, "", end="CANCELED", reason=_reason(bad))
+    return Standing(100, "", end="COMPLETED")
 
 
 @dataclass

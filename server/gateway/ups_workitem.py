@@ -6,12 +6,12 @@ import contextlib
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import urlsplit
 
 from pydicom.valuerep import DT
 
 from server.gateway.config import GatewayConfig, Poll
+from server.gateway.dicomweb import origin_of
 from server.gateway.uids import breaks_the_standard
 from server.gateway.ups_client import Json, items_of, value_of, values_of
 from server.gateway.ups_config import Code, Step, Worklist
@@ -110,7 +110,7 @@ class Workitem:
         """The inputs, and where they are fetched.
 
         Args:
-            archives: Those of the configuration, each with the AE titles that stand for it.
+            archives: Archives of the configuration, each with the AE titles that stand for it.
 
         Raises:
             Unusable: There are none, or some are somewhere else.
@@ -185,13 +185,9 @@ def _archive(item: Json, archives: Sequence[tuple[Poll, Sequence[str]]]) -> str:
 
 def is_below(url: str, root: str) -> bool:
     """Whether an address lies below the root of an archive: the same scheme, host and port, and a path below it."""
-    try:
-        one, other = urlsplit(url), urlsplit(root)
-        ports: list[Any] = [part.port or {"http": 80, "https": 443}.get(part.scheme) for part in (one, other)]
-    except ValueError:
+    if origin_of(url) != origin_of(root):
         return False
-    same = (one.scheme, (one.hostname or "").lower()) == (other.scheme, (other.hostname or "").lower())
-    path = one.path
-    if not same or ports[0] != ports[1] or one.username is not None or ".." in path or "%2e" in path.lower():
+    one, above = urlsplit(url), urlsplit(root).path.rstrip("/")
+    if one.username is not None or ".." in one.path or "%2e" in one.path.lower():
         return False
-    return path == other.path or path.startswith(other.path.rstrip("/") + "/")
+    return one.path == above or one.path.startswith(f"{above}/")

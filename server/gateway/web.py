@@ -45,11 +45,11 @@ class Web:
         """Answer.
 
         Args:
-            stow: takes instances.
-            overview: what there is to see.
-            complete: told the UID of a study that somebody calls complete, the number of its instances if it was named,
-                and whether it is taken although something of it is missing. It gives its name here and what is missing
-                ("" for nothing), or None where there is no such study.
+            stow: Service that takes instances.
+            overview: Everything that there is to see.
+            complete: Function that is told the UID of a study that somebody calls complete, the number of its instances
+                if it was named, and True if it is taken although something of it is missing. It returns the study's
+                name here and what is missing ("" for nothing), or None where there is no such study.
         """
         self._stow, self._overview, self._complete = stow, overview, complete
 

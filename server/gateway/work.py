@@ -11,18 +11,17 @@ from collections.abc import Callable
 from typing import Any
 
 from semiseg.errors import Cancelled, InputError
-from server.gateway.audit import Audit
-from server.gateway.config import GatewayConfig
+from server.gateway.context import GatewayContext
 from server.gateway.deciding import WAIT
 from server.gateway.delivery import Commitments, NotDelivered, deliver
-from server.gateway.inbox import Inbox, delete
+from server.gateway.inbox import delete
 from server.gateway.kinds import DELIVER, FETCH, PURGE, RESULTS, SEGMENT, again_of
 from server.gateway.outcome import Outcome
 from server.gateway.retrieving import fetch
 from server.gateway.retrying import Retrying
 from server.gateway.segmenting import NotNow, Segmenting
 from server.gateway.superseding import earlier_orders, mark
-from server.jobs.queue import Job, Queue
+from server.jobs.queue import Job
 from server.jobs.worker import JobFailed, Postponed, Task
 
 UNDECIDED = 30.0  # seconds after which a job looks again whether an operator has decided
@@ -33,36 +32,29 @@ class Work:
 
     def __init__(
         self,
-        config: GatewayConfig,
-        queue: Queue,
-        inbox: Inbox,
+        context: GatewayContext,
         segmenting: Segmenting,
         commitments: Commitments,
-        audit: Audit,
         retrying: Retrying,
         *,
         is_open: Callable[[str], bool],
         complete: Callable[[str, str], None],
-        wake: Callable[[str], None],
     ) -> None:
-        """Do nothing yet.
+        """Make the folder of results; no work begins.
 
         Args:
-            config: the configuration.
-            queue: where the jobs are.
-            inbox: where the studies are.
-            segmenting: asks servers.
-            commitments: where reports of storage commitment arrive.
-            audit: told of everything.
-            retrying: Says when a job is tried again.
-            is_open: whether something of a study is arriving.
-            complete: told that a study is complete, and why.
-            wake: told of the kind of each new job.
+            context: The gateway's parts.
+            segmenting: Requests to the servers.
+            commitments: Reports of storage commitment from archives.
+            retrying: Delays of jobs that are tried again.
+            is_open: Function that returns True while something of a study is arriving.
+            complete: Function that is told that a study is complete, and why.
         """
-        self._config, self._queue, self._inbox = config, queue, inbox
-        self._segmenting, self._commitments, self._audit, self._retrying = segmenting, commitments, audit, retrying
-        self._is_open, self._complete, self._wake = is_open, complete, wake
-        self.results = config.state / RESULTS
+        self._config, self._queue, self._inbox = context.config, context.queue, context.inbox
+        self._audit, self._wake = context.audit, context.wake
+        self._segmenting, self._commitments, self._retrying = segmenting, commitments, retrying
+        self._is_open, self._complete = is_open, complete
+        self.results = context.config.state / RESULTS
         self.results.mkdir(exist_ok=True)
 
     def fetch(self, task: Task) -> dict[str, Any]:

@@ -34,10 +34,10 @@ class Database:
         Before that a copy is made beside it, ``NAME.versionN``, for whoever has to go back.
 
         Args:
-            file: the file.
-            schema: the statements that make it anew.
-            version: of the schema, from 1.
-            steps: of each earlier version that can still be opened, the statements that make the next one of it.
+            file: The file.
+            schema: Statements that make it anew.
+            version: Version of the schema, from 1.
+            steps: Statements that make the next version of each earlier one that can still be opened.
 
         Raises:
             InputError: the file is no database, or one of a version from which no steps lead to this one.

@@ -47,17 +47,17 @@ class Job:
 
     Attributes:
         id: 128 random bits in hexadecimal: whoever does not know it cannot guess it.
-        queue: which kind of work.
-        key: what makes two requests the same one; None for a job that is always new.
-        owner: who put it in, "" for anybody.
+        queue: Kind of work.
+        key: Text that is the same for two requests for the same work; None for a job that is always new.
+        owner: Name of whoever put it in, "" for anybody.
         state: ``waiting``, ``running``, ``done``, ``failed`` or ``cancelled``.
-        payload: what the work needs, as JSON.
-        created, changed: Unix seconds.
-        attempts: how often it was begun.
-        lease: proof of the one who works on it.
-        stop: whether it was asked to stop.
-        progress: what the last heartbeat told.
-        result: what the end told.
+        payload: Data that the work needs, as JSON.
+        created, changed: Times of its arrival and of its last change, in Unix seconds.
+        attempts: Number of times that it was begun.
+        lease: Token of the worker that works on it; None where nobody does.
+        stop: True once it was asked to stop.
+        progress: Progress that the last heartbeat told.
+        result: Result of the work, or the sentence of its failure.
     """
 
     id: str

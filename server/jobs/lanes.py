@@ -51,7 +51,7 @@ class OwnerShares:
 
         Args:
             queue: Kind of work.
-            firsts: For each owner the number of its first free job.
+            firsts: Number of the first free job of each owner.
         """
         keys = {owner: max(number, self._served.get((queue, owner), 0)) for owner, number in firsts.items()}
         return firsts[min(keys, key=lambda owner: (keys[owner], firsts[owner]))]

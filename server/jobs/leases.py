@@ -49,9 +49,9 @@ class Leases:
         Args:
             queue: Kind of work.
             seconds: Length of the lease.
-            ended: Called with each job that ended here.
-            lane: Only the jobs of this lane; all of the kind when it is None.
-            fair: Whether owners take turns; otherwise jobs begin in the order in which they came.
+            ended: Function that is told of each job that ended here.
+            lane: Lane from which jobs are taken; all of the kind when it is None.
+            fair: True: owners take turns; False: jobs begin in the order in which they came.
         """
         over: list[tuple[Job, State]] = []
         job = self._lease(queue, seconds, over, lane, fair)

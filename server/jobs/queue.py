@@ -46,8 +46,8 @@ class Queue(Leases):
         """Open or make the file.
 
         Args:
-            file: the database; SQLite keeps two more files beside it.
-            attempts: how often a job is begun before it is given up.
+            file: File of the database; SQLite keeps two more files beside it.
+            attempts: Number of times that a job is begun before it is given up.
 
         Raises:
             InputError: the file is no job database, or one of another version.
@@ -132,9 +132,9 @@ class Queue(Leases):
 
         Args:
             queue: Kind of work.
-            change: Returns the new payload of a job, or None for a job that stays as it is.
-            lane: Only the jobs of this lane; all of the kind when it is None.
-            at_once: Whether the changed jobs may begin now, whatever delay they had.
+            change: Function that returns the new payload of a job, or None for a job that stays as it is.
+            lane: Lane whose jobs are changed; all of the kind when it is None.
+            at_once: True: the changed jobs may begin now, whatever delay they had.
 
         Returns:
             The number of jobs changed.
@@ -189,11 +189,11 @@ class Queue(Leases):
         """Jobs in the order in which they came.
 
         Args:
-            states: only those in one of these; all of them when none is given.
-            queue: only this kind of work.
-            owner: only what one put in.
-            before: only those that last changed before this moment, in Unix seconds.
-            lane: only those of this lane.
+            states: States of the jobs; any when none is given.
+            queue: Kind of work; any when it is None.
+            owner: Owner of the jobs; anybody when it is None.
+            before: Unix seconds before which the jobs changed last; any time when it is None.
+            lane: Lane of the jobs; any when it is None.
         """
         named = {f"state{number}": state for number, state in enumerate(states or STATES)}
         condition, values = ("1", {}) if lane is None else lane.condition()

@@ -46,8 +46,8 @@ class Task:
     """A job that is being worked on, as the work sees it.
 
     Attributes:
-        job: as it was when it was taken.
-        progress: what the next heartbeat tells; the work replaces it.
+        job: The job as it was when it was taken.
+        progress: Progress that the next heartbeat tells; the work replaces it.
     """
 
     job: Job
@@ -90,16 +90,16 @@ class Worker:
         """Start.
 
         Args:
-            queue: where the jobs are.
-            name: their kind.
-            work: what a job is; returns its result, or raises :class:`JobFailed`, :class:`Postponed`, or ``Cancelled``
-                when its task is.
-            threads: jobs at the same time.
-            turns: a turn is taken before a job is leased, so that no lease runs while others work.
-            ready: whether work can begin; no job is taken before.
-            ended: told of every job that ended here, and how.
-            lane: Only the jobs of this lane are taken; all of the kind when it is None.
-            fair: Whether the owners of jobs take turns.
+            queue: Queue of the jobs.
+            name: Kind of the jobs.
+            work: Function that works on a task; it returns the job's result, or raises :class:`JobFailed`,
+                :class:`Postponed`, or ``Cancelled`` when its task is.
+            threads: Number of jobs at the same time.
+            turns: Turns, one of which is taken before a job is leased, so that no lease runs while others work.
+            ready: Function that returns True when work can begin; no job is taken before.
+            ended: Function that is told of every job that ended here, and how.
+            lane: Lane from which jobs are taken; all of the kind when it is None.
+            fair: True: the owners of jobs take turns.
         """
         self._queue, self._name, self._work, self._turns = queue, name, work, turns
         self._ready, self._ended, self._lane, self._fair = ready, ended, lane, fair

@@ -24,13 +24,13 @@ class Peer:
 
     Attributes:
         studies: Files by Study Instance UID.
-        give: How a study is given, by UID; those that are not named are given well.
+        give: Function that gives a study, by UID; those that are not named are given well.
         rows: Further attributes of a study's row of QIDO-RS, in DICOM JSON, by UID.
         page: Number of rows that it gives at a time, None for as many as are asked for.
-        filters: Whether it looks for the study that is asked for.
-        below: Whether it answers queries for series and instances.
+        filters: True if it looks for the study that is asked for.
+        below: True if it answers queries for series and instances.
         asked: Paths that it was asked for.
-        url: Its DICOMweb root.
+        url: DICOMweb root of the peer.
     """
 
     def __init__(self) -> None:

@@ -25,6 +25,7 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 PATIENT = "Mueller^Hans"
+UNREADABLE = ["http://archive:port/dicom-web", "http://archive:99999/", "http://[archive/"]  # as a redirect's address
 KINDS = {"seg": SegmentationStorage, "sr": Comprehensive3DSRStorage, "rtstruct": RTStructureSetStorage}
 
 
@@ -58,9 +59,9 @@ class DimseArchive:
     """A storage SCP.
 
     Attributes:
-        port: Where it listens.
-        got: What it was sent and its status, in order.
-        associations: How many it accepted.
+        port: Port that it listens on.
+        got: Data sets that it was sent, each with its status, in order.
+        associations: Number of associations that it accepted.
     """
 
     def __init__(

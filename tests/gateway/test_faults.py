@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -18,7 +17,7 @@ from pynetdicom import AE
 from pynetdicom.sop_class import MRImageStorage  # type: ignore[attr-defined]
 
 from tests.bundles import make_threshold_bundle
-from tests.conftest import skip_because
+from tests.disks import small_disk
 from tests.gateway.stand import (
     RunningGateway,
     configuration,
@@ -251,34 +250,25 @@ def test_clock_set_back_changes_nothing(
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def disk(tmp_path: Path) -> Iterator[Path]:
     """A volume of 24 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() != 0 or shutil.which("mount") is None:
-        skip_because("only root can mount a small disk")
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", folder], capture_output=True, text=True)
-    if made.returncode != 0:
-        skip_because(f"a small disk cannot be mounted here ({made.stderr.strip()})")
-    try:
+    with small_disk(tmp_path / "disk", 24) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
 
 
 def test_full_disk_refuses_and_takes_again_when_there_is_room(
-    server: RunningServer, archive: Archive, send: Callable[..., Any], small_disk: Path, tmp_path: Path
+    server: RunningServer, archive: Archive, send: Callable[..., Any], disk: Path, tmp_path: Path
 ) -> None:
     """GW-07."""
-    config = configuration(small_disk, server.url, destinations=to(archive.dicom_port), keep={"free_bytes": 4 * 2**20})
+    config = configuration(disk, server.url, destinations=to(archive.dicom_port), keep={"free_bytes": 4 * 2**20})
     study = write_study(tmp_path / "study", "full")
     with running_gateway(config, tmp_path / "gateway") as gateway:
-        (small_disk / "ballast").write_bytes(bytes(21 * 2**20))
+        (disk / "ballast").write_bytes(bytes(21 * 2**20))
         refused = send(gateway, tmp_path / "study")
         assert refused.returncode != 0
         assert "disk is nearly full" in gateway.status()["trouble"]
         assert list((gateway.state / "incoming").iterdir()) == []
-        (small_disk / "ballast").unlink()
+        (disk / "ballast").unlink()
         assert send(gateway, tmp_path / "study").returncode == 0
         until(lambda: delivered(gateway) == 1, told=lambda: gateway.output)
         assert len(archive.instances(study, "SEG")) == 1

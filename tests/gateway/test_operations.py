@@ -17,6 +17,9 @@ from docs.generators.document import REPOSITORY
 from tests.gateway.dicomweb_peer import Peer, dicomweb_peer
 from tests.gateway.peers import DimseArchive, dimse_archive
 from tests.gateway.stand import RunningGateway, configuration, running_gateway, to, write_study
+from tests.gateway.ups_manager import ups_manager
+from tests.gateway.ups_tables import PROGRESS, input_of
+from tests.gateway.worklists import gateway_config
 from tests.server.running import RunningServer
 from tests.waiting import until
 
@@ -218,6 +221,35 @@ def test_study_is_held(case: Case) -> None:
     assert uid not in case.gateway.output
 
 
+def test_workitem_does_not_go_on(server: RunningServer, send: Callable[..., Any], tmp_path: Path) -> None:
+    status, show, cancel, purge = SYMPTOMS["A workitem does not go on"]
+    write_study(tmp_path / "in", "workitem")
+    objects = [pydicom.dcmread(file) for file in sorted((tmp_path / "in").iterdir())]
+    with dimse_archive(lambda *_: 0xA700) as archive, dicomweb_peer() as peer, ups_manager() as manager:
+        peer.add(tmp_path / "in")
+        config = gateway_config(tmp_path, server.url, peer.url, manager) | {"destinations": to(archive.port)}
+        with running_gateway(config, tmp_path / "gateway") as gateway:
+            case = Case(gateway, archive, [0xA700], peer, send, tmp_path)
+            elsewhere = manager.create([input_of(objects, url="http://elsewhere.invalid")])
+            until(lambda: "is left to others" in case.run(status), told=lambda: gateway.output)
+            assert "from a place that gateway.yaml does not name" in case.run(status)
+            manager.put(elsewhere, "CANCELED")
+            for command in (cancel, purge):
+                uid = manager.create([input_of(objects, url=peer.url)])
+                until(lambda: "could not be delivered to archive yet" in case.run(status), told=lambda: gateway.output)
+                (claimed,) = gateway.status()["workitems"]
+                case.words["NAME"] = claimed["workitem"]
+                held_up = gateway.status()["held_up"]
+                case.words["JOB"] = next(one["id"] for one in held_up if one["study"] == claimed["workitem"])
+                told = case.run(show)
+                assert case.words["JOB"] in told and "+ series" in told
+                case.run(command)
+                until(lambda uid=uid: manager.state(uid) == "CANCELED", told=lambda: gateway.output)
+                until(lambda: not gateway.status()["workitems"], told=lambda: gateway.output)
+                reason = manager.items[uid][PROGRESS].value[0].ProcedureStepDiscontinuationReasonCodeSequence[0]
+                assert reason.CodeValue == "110513"
+
+
 @pytest.mark.parametrize("option", ["--keep-old", "--take-new"])
 def test_patient_was_corrected(case: Case, option: str) -> None:
     look, *decisions = SYMPTOMS["A patient was corrected, or a study came twice with different contents"]
@@ -260,6 +292,7 @@ def test_every_symptom_has_a_test() -> None:
         "Do it again",
         "The archive lost it",
         "A study is held",
+        "A workitem does not go on",
         "A patient was corrected, or a study came twice with different contents",
         "Rotate a key",
         "Upgrade",

@@ -14,6 +14,7 @@ import requests
 
 from server.gateway.dicomweb import SentElsewhere, archive_at, session_of
 from tests.gateway.dicomweb_peer import Answer, Files, body, chunked, dicomweb_peer, number, ui, well
+from tests.gateway.peers import UNREADABLE
 from tests.gateway.stand import alone, running_gateway, write_study
 from tests.waiting import until
 
@@ -239,6 +240,16 @@ def test_neither_token_nor_data_goes_to_another_host(tmp_path: Path, method: str
             session.request(method, f"{peer.url}/studies/{uid}", data=b"patient" if method == "POST" else None)
         with pytest.raises(TimeoutError):
             other.accept()
+
+
+@pytest.mark.parametrize("location", UNREADABLE)
+def test_redirect_to_an_address_that_cannot_be_read_is_a_failure_of_the_request(tmp_path: Path, location: str) -> None:
+    with dicomweb_peer() as peer:
+        write_study(tmp_path / "study", "unreadable")
+        uid = peer.add(tmp_path / "study")
+        peer.give[uid] = lambda answer, files: answer.answer(b"", 307, Location=location)
+        with session_of(None) as session, pytest.raises(SentElsewhere, match="cannot be read"):
+            session.get(f"{peer.url}/studies/{uid}")
 
 
 def test_redirect_on_the_same_host_is_followed(tmp_path: Path) -> None:

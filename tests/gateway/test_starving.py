@@ -12,7 +12,7 @@ from pydicom.uid import generate_uid
 from pynetdicom.sop_class import SegmentationStorage  # type: ignore[attr-defined]
 
 from tests.gateway.peers import dimse_archive, http_peer, silent_port
-from tests.gateway.stand import configuration, running_gateway, write_study
+from tests.gateway.stand import RunningGateway, configuration, running_gateway, write_study
 from tests.ports import free_port
 from tests.server.running import RunningServer
 from tests.waiting import until
@@ -25,6 +25,13 @@ def dimse(port: int, host: str = "127.0.0.1", **more: Any) -> dict[str, Any]:
 def to_all(destinations: dict[str, Any], **more: Any) -> dict[str, Any]:
     rule = {"name": "all MR", "modality": "MR", "to": [*destinations], **more}
     return {"destinations": destinations, "rules": [rule], "retry": {}}
+
+
+def send_studies(gateway: RunningGateway, send: Callable[..., Any], folder: Path, name: str, count: int) -> None:
+    """Write so many studies below a folder, and send each as a modality does."""
+    for k in range(count):
+        write_study(folder / f"study{k}", f"{name}-{k}")
+        assert send(gateway, folder / f"study{k}").returncode == 0
 
 
 def test_healthy_archive_gets_everything_beside_those_that_hang_are_slow_or_nowhere(
@@ -50,9 +57,7 @@ def test_healthy_archive_gets_everything_beside_those_that_hang_are_slow_or_nowh
         }
         config = configuration(tmp_path, server.url, **to_all(destinations))
         with running_gateway(config, tmp_path / "gateway") as gateway:
-            for k in range(12):
-                write_study(tmp_path / f"study{k}", f"starving-{k}")
-                assert send(gateway, tmp_path / f"study{k}").returncode == 0
+            send_studies(gateway, send, tmp_path, "starving", 12)
             until(lambda: len(gateway.audit("segmented")) == 12, 60, told=lambda: gateway.output)
             until(lambda: len(good.got) == 12, 12, told=lambda: gateway.output)
             troubles = {one["name"]: one["trouble"] for one in gateway.status()["destinations"]}
@@ -71,9 +76,7 @@ def test_what_waited_for_an_archive_is_sent_at_once_when_it_is_back(
         }
         config = configuration(tmp_path, server.url, **to_all(destinations))
         with running_gateway(config, tmp_path / "gateway") as gateway:
-            for k in range(6):
-                write_study(tmp_path / f"study{k}", f"back-{k}")
-                assert send(gateway, tmp_path / f"study{k}").returncode == 0
+            send_studies(gateway, send, tmp_path, "back", 6)
             until(lambda: len(gateway.audit("segmented")) == 6, 60, told=lambda: gateway.output)
             until(lambda: len(gateway.status()["held_up"]) == 6, told=lambda: gateway.output)
             assert {one["kind"] for one in gateway.status()["held_up"]} == {"deliver"}
@@ -91,9 +94,7 @@ def test_archive_that_stays_away_makes_dead_letters_of_all_that_waits(
     soon = {"first_seconds": 1.0, "longest_seconds": 1.0, "hours": 2 / 3600}
     config = configuration(tmp_path, server.url, **to_all({"archive": dimse(free_port(), retry=soon)}))
     with running_gateway(config, tmp_path / "gateway") as gateway:
-        for k in range(4):
-            write_study(tmp_path / f"study{k}", f"away-{k}")
-            assert send(gateway, tmp_path / f"study{k}").returncode == 0
+        send_studies(gateway, send, tmp_path, "away", 4)
         until(lambda: len(gateway.status()["dead_letters"]) == 4, 60, told=lambda: gateway.output)
         assert len(gateway.audit("dead letter")) == 4
         assert all("Given up" in one["error"] for one in gateway.status()["dead_letters"])

@@ -12,7 +12,7 @@ from pydicom.uid import ExplicitVRLittleEndian, ImplicitVRLittleEndian
 from server.gateway.config import Destination, WebDestination
 from server.gateway.delivery import Commitments, deliver
 from server.gateway.outcome import Outcome
-from tests.gateway.peers import Exchange, http_peer, result_file, silent_port, stow_answer_of
+from tests.gateway.peers import UNREADABLE, Exchange, http_peer, result_file, silent_port, stow_answer_of
 
 JSON = "application/dicom+json"
 XML = (
@@ -154,6 +154,16 @@ def test_redirect_to_another_host_is_not_followed(files: list[Path], status: int
         outcome = send(files, url)
     assert not outcome.taken and elsewhere == []
     assert f"HTTP {status}" in outcome.trouble and "final address" in outcome.trouble
+
+
+@pytest.mark.parametrize("location", UNREADABLE)
+def test_redirect_to_an_address_that_cannot_be_read_is_trouble_of_the_destination(
+    files: list[Path], location: str
+) -> None:
+    with http_peer(lambda e: e.reply(307, Location=location)) as (url, seen):
+        outcome = send(files, url)
+    assert outcome.trouble.startswith(url) and len(seen) == 1
+    assert "final address" in outcome.trouble or "no answer that can be read" in outcome.trouble
 
 
 @pytest.mark.parametrize("status", [307, 308])

@@ -43,11 +43,11 @@ class Manager:
     Attributes:
         items: Workitems by UID, with their Transaction UID.
         history: (UID, event) in order: the states reached, and refusals by their status.
-        before: Called with each HTTP request before it is answered; True when it has answered.
+        before: Function that is called with each HTTP request before it is answered; True when it has answered.
         conflict: HTTP status of refusals for the state or the Transaction UID.
         asked: Methods and paths of the requests.
         url: Address below which `workitems` lies.
-        requester: Whether `state` is followed by the AE title of who asks.
+        requester: AE title that has to follow `state` in the address; "" where none does.
     """
 
     def __init__(self) -> None:

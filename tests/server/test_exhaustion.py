@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +16,7 @@ import numpy as np
 import pytest
 
 from tests.bundles import make_threshold_bundle, scan_array
-from tests.conftest import skip_because
+from tests.disks import small_disk
 from tests.server.running import HEAD, RunningServer, raw, running
 from tests.server.test_jobs import post, slow_scan, wait
 from tests.waiting import until
@@ -126,20 +124,10 @@ def test_one_address_leaves_a_waiting_job_to_others_where_there_are_no_keys(bund
         server.http.delete(f"{server.url}/jobs/{slow}")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A volume of 16 MB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if shutil.which("mount") is None:
-        skip_because("there is no program `mount`")
-    made = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", folder], capture_output=True, text=True)
-    if made.returncode != 0:
-        skip_because(f"a small disk cannot be mounted here ({made.stderr.strip()})")
-    try:
+@pytest.fixture(name="small_disk")
+def disk_of_16_mb(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path / "disk", 16) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "-l", folder], check=True)
 
 
 def fill(disk: Path, *, leave: int) -> Path:
