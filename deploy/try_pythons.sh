@@ -128,12 +128,8 @@ kept=$(dirname "$(printf '%s\n' tests/releases/*/about.json | sort --version-sor
 free_port="port=\$(python3 -c 'import socket; s = socket.create_server((\"127.0.0.1\", 0)); print(s.getsockname()[1])')"
 extras=serve,gateway
 [[ -z ${TORCH_INDEX:-} ]] || extras=serve,gateway,train,export
-# The suite's core: what it imports of the extras `dev` and `export`, where it lies, and what a file that needs PyTorch says.
+# What the suite's core imports of the extras `dev` and `export`.
 tools='pytest pytest-timeout pytest-xdist hypothesis onnx httpx'
-core='tests/volumes tests/bundle tests/engines tests/inference tests/outputs tests/evaluation tests/collection tests/dataset'
-core+=' tests/predicting tests/phantoms tests/cli/test_predict*.py'
-training='^ *(import|from) (torch|monai|trainer|exporter|matplotlib|tests\.(networks|runs|datasets))'
-[[ -z ${TORCH_INDEX:-} ]] || training='^no file says this$'
 
 for release in "${releases[@]}"; do
     root=$(mktemp -d --tmpdir "semiseg-$release-XXXXXX")
@@ -155,7 +151,7 @@ for release in "${releases[@]}"; do
             .venv/bin/semiseg serve $kept/bundle --port \$port &
             .venv/bin/python deploy/ask_server.py http://127.0.0.1:\$port $kept/scan.nii.gz mask.nii.gz"
         step "the suite's core" in_root "
-            files=\$(grep -rLE '$training' --include='test_*.py' $core)
+            files=\$(deploy/core_tests.sh ${TORCH_INDEX:+--with-torch})
             OMP_NUM_THREADS=1 .venv/bin/python -m pytest -q -n ${JOBS:-2} \$files"
     fi
     if [[ -n $keep ]]; then echo "$release: kept in $root"; else rm -rf --one-file-system -- "$root"; fi

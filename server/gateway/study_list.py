@@ -42,8 +42,8 @@ def studies_in(
         shown: Number of studies; those in trouble are among them before others. All of them when it is None.
 
     Returns:
-        A record of each study: name, instances, series, senders, moment of the last instance (`came`, Unix seconds, 0 where
-        nothing is here), `stage`, `decided`, `reasons`, `results`, `trouble` and the command that helps (`do`).
+        A record of each study: name, instances, series, senders, moment of the last instance (`came`, Unix seconds, 0
+        where nothing is here), `stage`, `decided`, `reasons`, `results`, `trouble` and the command that helps (`do`).
     """
     jobs: dict[str, list[Job]] = {}
     for job in queue.jobs():

@@ -6,16 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from semiseg.dataset import Dataset, find_split, make_split, read_split, write_split
+from semiseg.dataset import Dataset, find_split, load_dataset, make_split, read_split, write_split
 from semiseg.dataset.resampling import draw_labelled, folds
 from semiseg.dataset.split import choose
 from semiseg.errors import DatasetError
-from tests.trainer.tiny import phantoms
+from semiseg.phantoms.write import write_dataset
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return phantoms(tmp_path_factory.mktemp("data"), cases=12, labelled=4, test=3, development=1)
+    folder = tmp_path_factory.mktemp("data")
+    write_dataset(folder, cases=12, labelled=4, test=3, development=1, shape=(16, 16, 12), spacing=(6.0, 6.0, 10.0))
+    return load_dataset(folder)
 
 
 def own(dataset: Dataset) -> object:
