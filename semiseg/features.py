@@ -61,7 +61,7 @@ FEATURES = (
     Feature(
         "Connect a PACS (gateway)",
         "gateway",
-        ("pynetdicom", "dicomweb_client", "starlette", "uvicorn", "httpx", "prometheus_client"),
+        ("pynetdicom", "dicomweb_client", "starlette", "uvicorn", "httpx", "prometheus_client", "websocket"),
         systems=("Linux",),
         elsewhere="in a container",
     ),

@@ -90,7 +90,7 @@ class Worklist(Part):
             stations is claimed only if it names this one.
         requester: True: the gateway's AE title follows `state` in the address, as dcm4chee-arc wants it.
         events: True: the gateway subscribes to the manager's events (WebSocket), so that it hears of requests to cancel
-            and of new workitems at once. It needs the package websocket-client.
+            and of new workitems at once.
         parallel: Number of workitems that are claimed at the same time; others are left to other performers.
         fetch_hours: Time after which a workitem whose inputs cannot be fetched is canceled.
         inputs: Archives from which inputs may be fetched, beside those of `polls`.

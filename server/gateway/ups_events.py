@@ -6,13 +6,14 @@ what they name is looked at the next moment, and what was missed while the conne
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import threading
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
+
+import websocket
 
 from semiseg.errors import InputError
 from server.gateway.backoff import delay_after
@@ -28,20 +29,6 @@ _AFFECTED, _TYPES = "00001000", ("00001002", "00001001")
 SILENCE = 60.0  # seconds, after which a ping asks whether the connection still lives
 LARGEST = 2**20  # bytes of a message
 _LOG = logging.getLogger("semiseg.gateway")
-
-
-def websocket_library() -> Any:
-    """The library of WebSockets, which the gateway does not bring by itself.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        return importlib.import_module("websocket")
-    except ImportError:
-        raise InputError(
-            "`events: true` of a worklist needs the package websocket-client: pip install websocket-client"
-        ) from None
 
 
 class Events:
@@ -63,11 +50,7 @@ class Events:
             retry: Delays after failures.
             told: Function that is told the Event Type ID and the UID of the workitem of each event.
             connected: Function that is told True when the connection stands, and False when it does not.
-
-        Raises:
-            InputError: The library is not installed.
         """
-        self._library = websocket_library()
         self._worklist, self._ae_title, self._retry, self._told = worklist, ae_title, retry, told
         self._connected = connected
         self._client = UpsClient(worklist, ae_title)
@@ -107,7 +90,7 @@ class Events:
         headers = {name: secret_in(file) for name, file in worklist.headers.items()}
         if worklist.token is not None:
             headers["Authorization"] = f"Bearer {secret_in(worklist.token)}"
-        self._connection = self._library.create_connection(
+        self._connection = websocket.create_connection(
             where,
             timeout=worklist.connect_seconds,
             header=headers,
@@ -123,7 +106,7 @@ class Events:
                 try:
                     self._understand(self._connection.recv())
                     silent = False
-                except self._library.WebSocketTimeoutException:
+                except websocket.WebSocketTimeoutException:
                     if silent:
                         raise
                     silent = True
