@@ -6,9 +6,11 @@ import json
 import logging
 import re
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
+from types import TracebackType
 
 OURS = "semiseg"
 TRUSTED = (OURS, "uvicorn", "asyncio")  # whose sentences do not quote what is read from a file
@@ -79,3 +81,19 @@ def keep_logs() -> None:
             logger.propagate = True
     logging.getLogger(OURS).setLevel(logging.INFO)
     logging.captureWarnings(True)
+    threading.excepthook = _thread_ended
+    sys.unraisablehook = _not_raised
+
+
+def _thread_ended(told: threading.ExceptHookArgs) -> None:
+    """Log the error that ended a thread; Python would print its words."""
+    _unexpected("A thread ended", told.exc_type, told.exc_value, told.exc_traceback)
+
+
+def _not_raised(told: sys.UnraisableHookArgs) -> None:
+    """Log an error in a destructor or a callback; Python would print its words."""
+    _unexpected("An error could not be raised", told.exc_type, told.exc_value, told.exc_traceback)
+
+
+def _unexpected(what: str, kind: type[BaseException], error: BaseException | None, where: TracebackType | None) -> None:
+    logging.getLogger(OURS).error("%s", what, exc_info=(kind, error or kind(), where))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 
 from pynetdicom import AE, evt
@@ -14,10 +16,13 @@ from pynetdicom.presentation import PresentationContext
 
 from semiseg.errors import SemisegError
 from server.gateway.config import DimseDestination
+from server.gateway.connections import abort_at_broken_messages
 from server.gateway.tls import client_context
 
 # PS3.7 D.3.3.2; a UUID as PS3.5 B.2 allows. It stays the same as long as the conformance statement does.
 IMPLEMENTATION_CLASS = "2.25.279520917705210394514673571246121522162"
+
+_LOG = logging.getLogger("semiseg.gateway")
 
 
 class NotAssociated(SemisegError):  # noqa: N818 - it is tried again
@@ -61,6 +66,7 @@ def associate(
 
     def connect(event: evt.Event) -> None:
         event.assoc.dul.name = f"DUL@{to.host}"  # for the lines of the log that keep back what pynetdicom said
+        abort_at_broken_messages(event.assoc, partial(_LOG.warning, "%s at %s: %s", to.ae_title, to.host))
         connected.set()
 
     def hear(event: evt.Event) -> None:

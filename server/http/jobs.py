@@ -173,7 +173,7 @@ class Jobs:
         """Number of jobs of one client that may wait; without keys an address is one, and leaves places for others."""
         limits = self._reception.limits
         most = limits.queued_per_client
-        return min(most, max(1, math.floor(limits.queued * SHARE))) if address else most
+        return min(most, math.ceil(limits.queued * SHARE)) if address else most
 
     async def _get(self, request: Request) -> Response:
         return await self._described(await self._job(request), 200)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.bundles import make_threshold_bundle
+from tests.disks import small_disk
 from tests.gateway.stand import dcmtk, storescu
 from tests.outputs.archive import Archive, running_archive
 from tests.server.running import RunningServer, running
@@ -32,3 +34,10 @@ def send(needs_program: Callable[[str], str]) -> Callable[..., subprocess.Comple
     """Sends a folder to a gateway as a modality does."""
     program = dcmtk(needs_program, "storescu")
     return lambda gateway, folder, **options: storescu(program, gateway.dicom_port, folder, **options)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A volume of 24 MB."""
+    with small_disk(tmp_path / "disk", 24) as folder:
+        yield folder

@@ -158,3 +158,19 @@ def test_archive_that_does_not_answer_is_in_trouble_within_the_times_of_its_conf
 def test_name_that_nobody_knows_is_trouble(files: list[Path]) -> None:
     to = Destination(dimse=DimseDestination(ae_title="ARCHIVE", host="archive.invalid", port=104))
     assert "does not answer" in deliver(files, to, "SEMISEG", Commitments()).trouble
+
+
+def test_answer_that_cannot_be_decoded_ends_the_association_at_once(
+    files: list[Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(event: Any, number: int) -> int:
+        # A P-DATA-TF with one presentation data value: a whole command, which is empty (PS3.8 9.3.5, PS3.7 6.3.1).
+        event.assoc.dul.socket.send(bytes.fromhex("0400000000060000000201") + b"\x03")
+        return 0
+
+    began = time.monotonic()
+    with dimse_archive(broken) as archive:
+        outcome = send(files, archive.port)
+    assert time.monotonic() - began < 20, "the time-out of an answer is 60 s"
+    assert not outcome.taken and "broke the association off" in outcome.sentence()
+    assert any("breaks PS3.7" in record.getMessage() for record in caplog.records)

@@ -178,6 +178,32 @@ def test_whoever_means_harm_takes_nobody_down_and_little_memory(gateway: Running
     assert list((gateway.state / "studies").iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        b"",
+        b"\xff\xff\xff\xff",
+        bytes.fromhex("00000000040000003800000000000001020000ff"),
+        bytes.fromhex("000000010200000001000000000010000400000050617469"),
+    ],
+    ids=["empty", "no tag", "no such command", "patient's words"],
+)
+def test_message_that_cannot_be_decoded_ends_its_association_and_is_told_without_its_words(
+    gateway: RunningGateway, command: bytes
+) -> None:
+    with socket.create_connection(("127.0.0.1", gateway.dicom_port), timeout=20) as peer:
+        peer.sendall(association_request("SCANNER"))
+        assert peer.recv(6)[0] == 0x02  # A-ASSOCIATE-AC
+        peer.sendall(p_data(0x03, command))
+        answer = b""
+        while more := peer.recv(4096):
+            answer += more
+        assert b"\x07\x00\x00\x00\x00\x04" in answer, "an A-ABORT (PS3.8 9.3.8)"
+    until(lambda: "breaks PS3.7" in gateway.output)  # the same of one address is written once in a while
+    assert "Traceback" not in gateway.output and "Pati" not in gateway.output
+    assert associate(gateway, "SCANNER").is_established
+
+
 def _flood(peer: socket.socket) -> None:
     """As many bytes as are taken of what was announced as 4 GB."""
     try:

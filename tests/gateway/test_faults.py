@@ -7,7 +7,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ from pynetdicom import AE
 from pynetdicom.sop_class import MRImageStorage  # type: ignore[attr-defined]
 
 from tests.bundles import make_threshold_bundle
-from tests.disks import small_disk
 from tests.gateway.stand import (
     RunningGateway,
     configuration,
@@ -247,13 +246,6 @@ def test_clock_set_back_changes_nothing(
     with running_gateway(config, tmp_path / "gateway") as gateway:
         until(lambda: delivered(gateway) == 1, told=lambda: gateway.output)
         assert len(archive.instances(study, "SEG")) == 1
-
-
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A volume of 24 MB."""
-    with small_disk(tmp_path / "disk", 24) as folder:
-        yield folder
 
 
 def test_full_disk_refuses_and_takes_again_when_there_is_room(

@@ -18,7 +18,6 @@ from pynetdicom.sop_class import MRImageStorage, Verification  # type: ignore[at
 
 from tests.gateway.stand import RunningGateway, alone, associate, running_gateway, write_study
 from tests.gateway.test_dimse_door import association_request
-from tests.gateway.test_faults import small_disk  # noqa: F401 - a fixture
 from tests.waiting import until
 
 
@@ -198,16 +197,13 @@ def test_instance_in_whose_middle_the_connection_broke_off_is_missed(tmp_path: P
         assert list((gateway.state / "incoming").iterdir()) == []
 
 
-def test_disk_that_becomes_full_in_the_middle_of_an_instance_is_a_status(
-    tmp_path: Path,
-    small_disk: Path,  # noqa: F811
-) -> None:
+def test_disk_that_becomes_full_in_the_middle_of_an_instance_is_a_status(tmp_path: Path, disk: Path) -> None:
     """GW-07. keep.free_bytes does not help against an instance that is larger than it."""
     write_study(tmp_path / "study", "large", shape=(2000, 1500, 2))
     write_study(tmp_path / "small", "small")
     large, small = objects_of(tmp_path / "study")[0], objects_of(tmp_path / "small")[0]
-    with running_gateway(alone(small_disk), tmp_path / "gateway") as gateway:
-        (small_disk / "ballast").write_bytes(bytes(21 * 2**20))
+    with running_gateway(alone(disk), tmp_path / "gateway") as gateway:
+        (disk / "ballast").write_bytes(bytes(21 * 2**20))
         with sending(gateway, large) as association:
             assert association.send_c_store(large).Status == 0xA700
             assert association.send_c_store(small).Status == 0

@@ -357,14 +357,6 @@ def test_one_clients_jobs_do_not_go_before_all_of_anothers(bundle, tmp_path):
         assert sum(state_of(name, first) == "waiting" for name in waiting) >= 2
 
 
-def test_one_address_leaves_a_place_in_a_short_queue_too(bundle, tmp_path):
-    options = ("--state", str(tmp_path / "s"), "--parallel", "1", "--queued", "2", "--proxy", "127.0.0.1")
-    with running(bundle, tmp_path, *options) as server:
-        wait(server, post(server, slow_scan()).json()["id"], "running")
-        sent = [post(server, nifti(), {"X-Forwarded-For": f"10.0.0.{client}"}).status_code for client in (1, 1, 2)]
-        assert sent == [202, 503, 202]
-
-
 def test_request_that_is_sent_again_is_answered_although_its_address_has_as_many_jobs_as_one_may(bundle, tmp_path):
     options = ("--state", str(tmp_path / "s"), "--parallel", "1", "--queued", "10")
     with running(bundle, tmp_path, *options) as server:

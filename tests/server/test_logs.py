@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -106,3 +108,22 @@ def test_nothing_that_a_request_says_of_itself_is_in_the_log(tmp_path: Path):
     for line in requests:
         assert line["status"] >= 200 and line["route"] and line["client"] == "127.0.0.1"
     assert "not shown" not in server.output
+
+
+def test_error_that_ends_a_thread_is_told_without_its_words(tmp_path):
+    program = f"""
+import threading
+from server.logs import keep_logs
+class Ends:
+    def __del__(self): raise ValueError("{MARK}")
+def run(): raise KeyError("{MARK}")
+keep_logs()
+one = threading.Thread(target=run)
+one.start(); one.join()
+del one
+Ends()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    told = [json.loads(line) for line in done.stderr.splitlines()]
+    assert [one["kind"] for one in told] == ["KeyError", "ValueError"]
+    assert MARK not in done.stderr and all(one["frames"] for one in told)
