@@ -3,7 +3,7 @@
 # Installs what is missing and nothing twice. With --check: installs nothing, exit code 1 when something is missing.
 set -euo pipefail
 
-packages=(orthanc orthanc-dicomweb dcmtk openssl dicom3tools dcm2niix chromium chromium-driver buildah debootstrap faketime nginx-light)
+packages=(orthanc orthanc-dicomweb dcmtk openssl dicom3tools dcm2niix chromium chromium-driver buildah debootstrap faketime nginx-light caddy)
 
 command -v npm >/dev/null || packages+=(npm) # it brings the viewer of the server's page; any npm will do
 

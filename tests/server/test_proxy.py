@@ -1,11 +1,12 @@
-"""Behind a real nginx: its default buffers, the configuration in deploy/proxies, and a path in front of all others."""
+"""Behind a real nginx and a real Caddy: default buffers, the files of deploy/proxies, a path before all others."""
 
 from __future__ import annotations
 
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -38,20 +39,16 @@ http {{
 """
 
 
-class Nginx:
-    """An nginx with a configuration, in a folder of its own."""
+class Proxy:
+    """A proxy server in a folder of its own."""
 
-    def __init__(self, program: str, folder: Path, configuration: str) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        folder.chmod(0o755)
-        (folder / "nginx.conf").write_text(configuration, encoding="utf-8")
-        command = [program, "-p", str(folder), "-c", "nginx.conf", "-e", "nginx.err", "-g", "user root; "]
+    def __init__(self, command: Sequence[str], folder: Path) -> None:
+        self.process = subprocess.Popen(command, cwd=folder, stderr=(folder / "stderr").open("w"))
         self.folder = folder
-        self.process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
 
     def wait(self, port: int) -> None:
         def answers() -> bool:
-            assert self.process.poll() is None, self.process.stderr and self.process.stderr.read()
+            assert self.process.poll() is None, (self.folder / "stderr").read_text()
             try:
                 return httpx.get(f"http://127.0.0.1:{port}/nothing", trust_env=False).status_code > 0
             except httpx.TransportError:
@@ -62,24 +59,41 @@ class Nginx:
     def stop(self) -> None:
         self.process.terminate()
         self.process.wait(30)
-        if self.process.stderr:
-            self.process.stderr.close()
+
+
+def nginx_command(program: str, folder: Path, configuration: str) -> list[str]:
+    folder.chmod(0o755)
+    (folder / "nginx.conf").write_text(configuration, encoding="utf-8")
+    return [program, "-p", str(folder), "-c", "nginx.conf", "-e", "nginx.err", "-g", "user root; "]
+
+
+def caddy_command(program: str, folder: Path, configuration: str) -> list[str]:
+    (folder / "Caddyfile").write_text(configuration, encoding="utf-8")
+    own = [f"{name}={folder}" for name in ("HOME", "XDG_DATA_HOME", "XDG_CONFIG_HOME")]
+    return ["env", *own, program, "run", "--config", str(folder / "Caddyfile"), "--adapter", "caddyfile"]
+
+
+COMMANDS = {"nginx": nginx_command, "caddy": caddy_command}
 
 
 @pytest.fixture(scope="module")
-def start_nginx(needs_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:
-    program = needs_program("nginx")
-    started: list[Nginx] = []
+def start_proxy(needs_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:
+    started: list[Proxy] = []
 
-    def start(configuration: Callable[[int], str]) -> tuple[Nginx, str]:
-        port = free_port()
-        started.append(Nginx(program, tmp_path_factory.mktemp("nginx"), configuration(port)))
+    def start(name: str, configuration: Callable[[int], str]) -> str:
+        port, folder = free_port(), tmp_path_factory.mktemp(name)
+        started.append(Proxy(COMMANDS[name](needs_program(name), folder, configuration(port)), folder))
         started[-1].wait(port)
-        return started[-1], f"http://127.0.0.1:{port}"
+        return f"http://127.0.0.1:{port}"
 
     yield start
     for one in started:
         one.stop()
+
+
+@pytest.fixture(scope="module")
+def start_nginx(start_proxy: Callable) -> Callable[[Callable[[int], str]], str]:
+    return partial(start_proxy, "nginx")
 
 
 @pytest.fixture(scope="module")
@@ -91,18 +105,25 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         yield server
 
 
-@pytest.fixture(scope="module")
-def below(start_nginx, server) -> tuple[Nginx, str]:
-    """An nginx with the configuration of the documents, and the address below which it shows the server."""
+def nginx_of_the_documents(port: int, server: str) -> str:
+    text = (PROXIES / "nginx.conf").read_text(encoding="utf-8")
+    assert "listen 8443;" in text and "http://127.0.0.1:3000/;" in text
+    text = text.replace("listen 8443;", f"listen 127.0.0.1:{port};")
+    return "daemon off;\n" + text.replace("http://127.0.0.1:3000/;", f"{server}/;")
 
-    def configuration(port: int) -> str:
-        text = (PROXIES / "nginx.conf").read_text(encoding="utf-8")
-        assert "listen 8443;" in text and "http://127.0.0.1:3000/;" in text
-        text = text.replace("listen 8443;", f"listen 127.0.0.1:{port};")
-        return "daemon off;\n" + text.replace("http://127.0.0.1:3000/;", f"{server.url}/;")
 
-    nginx, url = start_nginx(configuration)
-    return nginx, f"{url}/semiseg"
+def caddy_of_the_documents(port: int, server: str) -> str:
+    text = (PROXIES / "Caddyfile").read_text(encoding="utf-8")
+    assert "\nscans.example.org {" in text and "reverse_proxy 127.0.0.1:3000 {" in text
+    text = text.replace("\nscans.example.org {", f"\nhttp://127.0.0.1:{port} {{")
+    return "{\n\tadmin off\n}\n" + text.replace("127.0.0.1:3000", server.removeprefix("http://"))
+
+
+@pytest.fixture(scope="module", params=[nginx_of_the_documents, caddy_of_the_documents], ids=["nginx", "caddy"])
+def below(request, start_proxy, server) -> str:
+    """The address below which a proxy with the configuration of the documents shows the server."""
+    name = "nginx" if request.param is nginx_of_the_documents else "caddy"
+    return f"{start_proxy(name, lambda port: request.param(port, server.url))}/semiseg"
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +134,7 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_answer_with_fourteen_segments_comes_through_the_default_buffers(start_nginx, server, series):
-    _, url = start_nginx(lambda port: DEFAULT.format(port=port, url=server.url, more=""))
+    url = start_nginx(lambda port: DEFAULT.format(port=port, url=server.url, more=""))
     files = [("scan", (str(k), file.read_bytes())) for k, file in enumerate(sorted(series.iterdir()))]
     answer = httpx.post(f"{url}/segment", files=files, timeout=60, trust_env=False)
     assert answer.status_code == 200, answer.text
@@ -125,7 +146,7 @@ def test_answer_with_fourteen_segments_comes_through_the_default_buffers(start_n
 
 
 def test_everything_works_below_a_path(below, server, series):
-    _, url = below
+    url = below
     with httpx.Client(trust_env=False, timeout=60) as http:
         page = http.get(f"{url}/")
         assert page.status_code == 200
@@ -149,7 +170,7 @@ def test_everything_works_below_a_path(below, server, series):
 
 
 def test_page_below_a_path_sends_and_shows_a_case(below, server, browser, tmp_path):  # noqa: F811
-    _, url = below
+    url = below
     scan = tmp_path / "scan.nii"
     scan.write_bytes(nifti(5))
     browser.get(f"{url}/")
@@ -159,13 +180,13 @@ def test_page_below_a_path_sends_and_shows_a_case(below, server, browser, tmp_pa
 
 
 def test_large_upload_is_refused_by_the_servers_own_sentence(below, server):
-    _, url = below
+    url = below
     answer = httpx.post(f"{url}/segment", files={"scan": bytes(3 * 2**20)}, timeout=60, trust_env=False)
     assert answer.status_code == 415 and answer.json()["error"]  # nginx alone would have said 413 at 1 MB
 
 
 def test_upload_that_the_proxy_will_not_take_is_said_to_be_no_fault_of_the_scan(start_nginx, server, tmp_path):
-    _, url = start_nginx(lambda port: DEFAULT.format(port=port, url=server.url, more="client_max_body_size 1k;"))
+    url = start_nginx(lambda port: DEFAULT.format(port=port, url=server.url, more="client_max_body_size 1k;"))
     scan = tmp_path / "scan.nii"
     scan.write_bytes(nifti())
     with Client(url) as client, pytest.raises(InputError, match="HTTP 413") as caught:
@@ -174,7 +195,7 @@ def test_upload_that_the_proxy_will_not_take_is_said_to_be_no_fault_of_the_scan(
 
 
 def test_client_behind_the_proxy_is_known_by_its_own_address(below, server):
-    _, url = below
+    url = below
     before = len(server.lines)
     httpx.get(f"{url}/models", headers={"X-Forwarded-For": "6.6.6.6"}, trust_env=False)
 
@@ -205,7 +226,7 @@ def test_forwarded_headers_of_others_are_not_believed(tmp_path):
 def test_scan_is_not_sent_where_a_redirect_points(start_nginx, server, tmp_path, status):
     before = len(server.lines)
     more = f"return {status} {server.url}$request_uri;"
-    _, url = start_nginx(lambda port: DEFAULT.format(port=port, url=server.url, more=more))
+    url = start_nginx(lambda port: DEFAULT.format(port=port, url=server.url, more=more))
     scan = tmp_path / "scan.nii"
     scan.write_bytes(nifti())
     with Client(url, key="a key that is for the first server only") as client:
@@ -218,7 +239,7 @@ def test_scan_is_not_sent_where_a_redirect_points(start_nginx, server, tmp_path,
 
 def test_address_of_a_job_on_another_server_is_not_asked(start_nginx, server, tmp_path):
     more = "proxy_redirect / http://elsewhere.example/;"
-    _, url = start_nginx(lambda port: DEFAULT.format(port=port, url=server.url, more=more))
+    url = start_nginx(lambda port: DEFAULT.format(port=port, url=server.url, more=more))
     scan = tmp_path / "scan.nii"
     scan.write_bytes(nifti())
     with Client(url) as client:
