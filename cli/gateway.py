@@ -143,14 +143,20 @@ def retry(
     every: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
 ) -> None:
     """Let dead letters be tried once more."""
-    from server.gateway.kinds import tidied
+    from server.gateway.again import is_of_ended_workitem
+    from server.gateway.kinds import DELIVER, tidied
 
-    queue, _ = _state(context)
+    queue, state = _state(context)
     wanted = [job.id for job in queue.jobs("failed")] if every else names or []
     if not wanted and not every:
         raise InputError("Name jobs, or say --all.")
     for name in wanted:
         job = queue.get(name)
+        if job is not None and (every or job.queue != DELIVER) and is_of_ended_workitem(state, job):
+            if not every:
+                raise InputError(f"{name} worked on a workitem that has ended; have the manager schedule it anew.")
+            typer.echo(f"{name}: left as it is, since the workitem it worked on has ended")
+            continue
         if job is None or not queue.retry(name, tidied(job.payload)):
             raise InputError(f"{name} is no job that has failed or was cancelled.")
         typer.echo(f"{name}: waits again")

@@ -18,9 +18,9 @@ from semiseg.errors import InputError
 from server.gateway.config import Poll
 from server.gateway.finding import find_series, find_studies, find_study
 from server.gateway.inbox import STUDIES
-from server.gateway.kinds import DELIVER, FETCH, RESULTS, SEGMENT, STUDY, tidied
+from server.gateway.kinds import DELIVER, FETCH, RESULTS, SEGMENT, STUDY, WORKITEM, tidied
 from server.gateway.names import KEY, Names
-from server.gateway.ups_claims import is_of_workitem
+from server.gateway.ups_claims import is_of_workitem, read_claims
 from server.jobs.queue import ENDED, Job, Queue
 
 What = Literal["deliver", "segment", "decide"]
@@ -207,6 +207,13 @@ def require_no_workitem(state: Path, study: str) -> None:
         raise InputError(
             f"{study} holds the inputs of a workitem, which its worklist decides on; have the manager schedule it anew."
         )
+
+
+def is_of_ended_workitem(state: Path, job: Job) -> bool:
+    """Whether a job belongs to a workitem that is no longer worked on, so that nobody waits for what it would do."""
+    if job.queue != WORKITEM and not is_of_workitem(state / STUDIES, job.owner):
+        return False
+    return not any(claim.name == job.owner and claim.stage == "performing" for claim in read_claims(state))
 
 
 def segmentations(queue: Queue, study: str, series: str | None = None) -> list[Job]:

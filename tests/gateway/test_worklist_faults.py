@@ -173,6 +173,21 @@ def test_operator_who_stops_a_workitem_has_the_manager_told(
             assert "operator" in item[PROGRESS].value[0].ReasonForCancellation
 
 
+def test_workitem_that_has_ended_is_not_begun_again(archive: Archive, server: RunningServer, tmp_path: Path) -> None:
+    objects = stored(archive, tmp_path / "in", "not begun again")
+    with ups_manager() as manager:
+        nowhere = "http://127.0.0.1:9/dicom-web"
+        uid = manager.create([input_of(objects, url=nowhere)])
+        config = gateway_config(tmp_path, server.url, nowhere, manager, to=archive.url, more={"fetch_hours": 1e-4})
+        with running_gateway(config, tmp_path / "gateway") as gateway:
+            ended(manager, uid, "CANCELED", gateway)
+            (job,) = gateway.status()["dead_letters"]
+            refused = gateway.try_command("retry", job["id"])
+            assert refused.returncode == 2 and "have the manager schedule it anew" in refused.stderr
+            assert "left as it is" in gateway.command("retry", "--all")
+            assert [one["id"] for one in gateway.status()["dead_letters"]] == [job["id"]]
+
+
 def test_workitem_whose_worklist_is_gone_from_the_configuration_is_in_the_status(
     archive: Archive, server: RunningServer, tmp_path: Path
 ) -> None:
