@@ -14,6 +14,8 @@ from types import TracebackType
 
 OURS = "semiseg"
 TRUSTED = (OURS, "uvicorn", "asyncio")  # whose sentences do not quote what is read from a file
+SELDOM = 60.0  # seconds in which the same message of another package, about the same peer, is written once
+_MOST_KEYS = 1000
 
 _WARNING = re.compile(r"([^\n:]*(?::[\\/][^\n:]*)?):(\d+): (\w+): ")
 
@@ -33,7 +35,7 @@ class JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """One line."""
-        trusted = record.name.split(".")[0] in TRUSTED
+        trusted = _is_trusted(record)
         message = record.getMessage().partition("\n")[0] if trusted else _without_its_words(record)
         line: dict[str, object] = {
             "time": utc(record.created),
@@ -42,13 +44,52 @@ class JsonLines(logging.Formatter):
             "message": message,
             **getattr(record, "told", {}),
         }
-        if not trusted and "@" in (record.threadName or ""):  # the thread of a connection is called KIND@ADDRESS
-            line["peer"] = str(record.threadName).partition("@")[2]
+        if not trusted and (peer := _peer_of(record)):
+            line["peer"] = peer
         if record.exc_info and record.exc_info[0] is not None:
             line["kind"] = record.exc_info[0].__name__
             frames = traceback.extract_tb(record.exc_info[2])
             line["frames"] = [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames]
         return json.dumps(line)
+
+
+class Repeats(logging.Filter):
+    """Lets a message of another package through once in a while: a damaged scan has hundreds of the same.
+
+    The next that is let through tells how many were not (`repeated`).
+    """
+
+    def __init__(self) -> None:
+        """Nothing has been said yet."""
+        super().__init__()
+        self._lock = threading.Lock()
+        self._said: dict[tuple[object, ...], tuple[float, int]] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether the record is written."""
+        if _is_trusted(record):
+            return True
+        key, now = (record.name, _without_its_words(record), _peer_of(record)), time.monotonic()
+        with self._lock:
+            since, count = self._said.get(key, (-SELDOM, 0))
+            if now - since < SELDOM:
+                self._said[key] = since, count + 1
+                return False
+            if len(self._said) >= _MOST_KEYS:
+                self._said.clear()
+            self._said[key] = now, 0
+        if count:
+            record.told = {**getattr(record, "told", {}), "repeated": count}
+        return True
+
+
+def _is_trusted(record: logging.LogRecord) -> bool:
+    return record.name.split(".")[0] in TRUSTED
+
+
+def _peer_of(record: logging.LogRecord) -> str:
+    """The address that a connection's thread has in its name, KIND@ADDRESS."""
+    return (record.threadName or "").partition("@")[2]
 
 
 def _without_its_words(record: logging.LogRecord) -> str:
@@ -72,6 +113,7 @@ def keep_logs() -> None:
     """Send every logger's records to standard error as JSON lines, and Python's warnings with them."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(JsonLines())
+    handler.addFilter(Repeats())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)

@@ -13,7 +13,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from server.logs import JsonLines
+from server.logs import JsonLines, Repeats
 from tests.bundles import make_threshold_bundle, scan_array
 from tests.server.running import FORM, running
 from tests.waiting import until
@@ -127,3 +127,24 @@ Ends()
     told = [json.loads(line) for line in done.stderr.splitlines()]
     assert [one["kind"] for one in told] == ["KeyError", "ValueError"]
     assert MARK not in done.stderr and all(one["frames"] for one in told)
+
+
+def test_same_message_of_another_package_is_written_once_in_a_while(monkeypatch):
+    now = [1000.0]
+    monkeypatch.setattr("server.logs.time.monotonic", lambda: now[0])
+    repeats = Repeats()
+
+    def written(name: str, line: int = 1, thread: str = "worker") -> bool:
+        record = logging.LogRecord(name, logging.WARNING, "/x/package/a.py", line, MARK, (), None)
+        record.threadName = thread
+        kept = repeats.filter(record)
+        if kept and name != "semiseg":
+            counts.append(getattr(record, "told", {}).get("repeated", 0))
+        return kept
+
+    counts: list[int] = []
+    assert [written("pydicom") for _ in range(5)] == [True, False, False, False, False]
+    assert written("pydicom", line=2) and written("pydicom", thread="DUL@10.0.0.1")
+    assert all(written("semiseg") for _ in range(5))
+    now[0] += 61
+    assert written("pydicom") and counts == [0, 0, 0, 4]
