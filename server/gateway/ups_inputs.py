@@ -112,7 +112,7 @@ class WorkitemInputs:
         name = task.job.payload["study"]
         number = step_of(worklist, task.job.payload["step"])
         assert number is not None
-        rule = rule_of(self._config, worklist, number)
+        rule = self._rule(task, worklist, number)
         objects, _ = look_at(self._inbox.instances(name))
         decisions = decide(objects, [worklist.name], [rule])
         put = []
@@ -131,6 +131,18 @@ class WorkitemInputs:
             )
         self._context.wake(SEGMENT)
         return {"instances": len(objects), "decisions": told, "jobs": put}
+
+    def _rule(self, task: Task, worklist: Worklist, number: int) -> Rule:
+        """The step's rule with the destinations that the workitem asks for, as far as the configuration has them.
+
+        The step's own stay beside them where it asks for another place, too (PS3.3 table C.30.2-1 allows a default).
+        """
+        rule, told = rule_of(self._config, worklist, number), task.job.payload
+        asked = [name for name in told.get("outputs", ()) if name in self._config.destinations]
+        if not asked:
+            return rule
+        more = rule.to if told["outputs_elsewhere"] else ()
+        return rule.model_copy(update={"to": tuple(dict.fromkeys((*asked, *more)))})
 
     def _again(self, task: Task, worklist: Worklist, sentence: str) -> Postponed | JobFailed:
         told, retry = task.job.payload, self._config.retry

@@ -126,9 +126,12 @@ class Lifecycle:
         except Unusable as error:
             self._finish(claim, "CANCELED", Reason(*REJECTED, str(error)))
             return
+        outputs = item.outputs(self._config.destinations)
         payload = {
             "study": claim.name,
             "worklist": claim.worklist,
+            "outputs": outputs.names,
+            "outputs_elsewhere": outputs.elsewhere,
             "step": claim.step,
             "transaction": claim.transaction,
             "inputs": [

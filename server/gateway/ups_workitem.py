@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from pydicom.valuerep import DT
 
-from server.gateway.config import GatewayConfig, Poll
+from server.gateway.config import Destination, GatewayConfig, Poll
 from server.gateway.dicomweb import origin_of
 from server.gateway.uids import breaks_the_standard
 from server.gateway.ups_client import Json, items_of, value_of, values_of
@@ -38,6 +39,18 @@ class Input:
     study: str
     series: str
     instances: tuple[str, ...]
+
+
+class Outputs(NamedTuple):
+    """Where a workitem asks results to be stored.
+
+    Attributes:
+        names: Names of the configured destinations that it asks for.
+        elsewhere: True: it also asks for a place that the configuration does not have.
+    """
+
+    names: tuple[str, ...]
+    elsewhere: bool
 
 
 @dataclass
@@ -120,6 +133,19 @@ class Workitem:
             raise Unusable("The workitem names no input objects.")
         return found
 
+    def outputs(self, destinations: Mapping[str, Destination]) -> Outputs:
+        """The destinations that the workitem asks for (Output Destination Sequence, PS3.3 C.30.2).
+
+        An item for a single SOP class counts as one that is not configured, since a destination gets all results.
+
+        Args:
+            destinations: Destinations of the configuration, by name.
+        """
+        items = items_of(self.document, "OutputDestinationSequence")
+        found = [None if value_of(item, "ReferencedSOPClassUID") else _place(item, destinations) for item in items]
+        names = tuple(dict.fromkeys(name for name in found if name is not None))
+        return Outputs(names, elsewhere=None in found)
+
     def _matches(self, step: Step) -> bool:
         if step.label is not None and step.label.strip().casefold() != self.label.casefold():
             return False
@@ -181,6 +207,18 @@ def _archive(item: Json, archives: Sequence[tuple[Poll, Sequence[str]]]) -> str:
     raise Unusable(
         f"The workitem offers an input by {where} retrieval from a place that gateway.yaml does not name (`inputs`)."
     )
+
+
+def _place(item: Json, destinations: Mapping[str, Destination]) -> str | None:
+    """Name of the destination that an item of the Output Destination Sequence means; None where there is none."""
+    titles = [value_of(one, "DestinationAE").strip() for one in items_of(item, "DICOMStorageSequence")]
+    urls = [value_of(one, "StorageURL") for one in items_of(item, "STOWRSStorageSequence")]
+    for name, one in destinations.items():
+        if one.dimse is not None and one.dimse.ae_title in titles:
+            return name
+        if one.web is not None and any(is_below(url, one.web.url) for url in urls):
+            return name
+    return None
 
 
 def is_below(url: str, root: str) -> bool:

@@ -16,8 +16,9 @@ from pynetdicom import AE
 from pynetdicom.sop_class import UnifiedProcedureStepPull, UnifiedProcedureStepPush  # type: ignore[attr-defined]
 
 from semiseg.errors import InputError
-from server.gateway.config import read_config
-from server.gateway.ups_workitem import is_below
+from server.gateway.config import Destination, DimseDestination, WebDestination, read_config
+from server.gateway.ups_workitem import Workitem, is_below
+from tests.gateway.peers import dimse_archive
 from tests.gateway.stand import alone, running_gateway
 from tests.gateway.ups_manager import PATIENT, Manager, over_dimse, ups_manager
 from tests.gateway.ups_tables import PERFORMED, PROGRESS, coded, input_of, missing_for, wrong_in
@@ -234,6 +235,64 @@ def test_workitem_that_cannot_be_done_is_canceled_with_a_reason(
             assert_nothing_of_the_patient(gateway)
         assert not missing_for(item, "CANCELED")
         assert not [event for _, event in manager.history if event.startswith("0x")]
+
+
+def stored_at(**place: str) -> Dataset:
+    """An item of the Output Destination Sequence."""
+    item, inner = Dataset(), Dataset()
+    for keyword, value in place.items():
+        setattr(item if keyword == "ReferencedSOPClassUID" else inner, keyword, value)
+    name = "DICOMStorageSequence" if "DestinationAE" in place else "STOWRSStorageSequence"
+    setattr(item, name, [inner])
+    return item
+
+
+@pytest.mark.parametrize(
+    ("asked", "names", "elsewhere"),
+    [
+        ([], (), False),
+        ([{"DestinationAE": "PACS"}], ("pacs",), False),
+        ([{"StorageURL": "http://archive/dicom-web/studies"}], ("web",), False),
+        ([{"StorageURL": "http://archive/dicom-web"}, {"DestinationAE": "PACS"}], ("web", "pacs"), False),
+        ([{"DestinationAE": "OTHER"}], (), True),
+        ([{"StorageURL": "http://archive.evil/dicom-web"}, {"DestinationAE": "PACS"}], ("pacs",), True),
+        ([{"DestinationAE": "PACS", "ReferencedSOPClassUID": "1.2.840.10008.5.1.4.1.1.66.4"}], (), True),
+    ],
+)
+def test_destinations_that_a_workitem_asks_for_are_among_the_configured_ones(
+    asked: list[dict[str, str]], names: tuple[str, ...], elsewhere: bool
+) -> None:
+    destinations = {
+        "pacs": Destination(dimse=DimseDestination(ae_title="PACS", host="127.0.0.1", port=104)),
+        "web": Destination(web=WebDestination(url="http://archive/dicom-web")),
+    }
+    one = Dataset()
+    one.SOPInstanceUID, one.OutputDestinationSequence = "1.2.3", [stored_at(**place) for place in asked]
+    assert Workitem.of(one.to_json_dict()).outputs(destinations) == (names, elsewhere)
+
+
+@pytest.mark.parametrize("also", [False, True])
+def test_results_go_where_the_workitem_asks_for_them(
+    archive: Archive, server: RunningServer, tmp_path: Path, also: bool
+) -> None:
+    objects = stored(archive, tmp_path / "in", f"destinations {also}")
+    study = str(objects[0].StudyInstanceUID)
+    with ups_manager() as manager, dimse_archive() as other:
+        asked = [stored_at(DestinationAE="OTHER"), *([stored_at(DestinationAE="NOBODY")] if also else [])]
+        uid = manager.create([input_of(objects, url=archive.url)], OutputDestinationSequence=asked)
+        config = gateway_config(tmp_path, server.url, archive.url, manager)
+        config["destinations"]["other"] = {"dimse": {"ae_title": "OTHER", "host": "127.0.0.1", "port": other.port}}
+        with running_gateway(config, tmp_path / "gateway") as gateway:
+            done = ended(manager, uid, "COMPLETED", gateway)
+        assert sorted(one.Modality for one, _ in other.got) == ["SEG", "SR"]
+        assert len(archive.instances(study, "SEG")) == int(also)
+        (performed,) = done.UnifiedProcedureStepPerformedProcedureSequence
+        titles = [
+            str(place.RetrieveAETitle)
+            for output in performed.OutputInformationSequence
+            for place in output.get("DICOMRetrievalSequence", [])
+        ]
+        assert set(titles) == {"OTHER"}
 
 
 def test_configuration_of_a_worklist_that_cannot_work_is_refused_with_a_sentence(tmp_path: Path) -> None:
