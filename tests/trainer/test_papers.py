@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from semiseg.dataset import Dataset
+from semiseg.inference.windows import starts_along
 from tests.trainer.tiny import SAM, SEGFORMER, phantoms, trained
 from trainer.methods import find_method, make_method
 from trainer.methods.method import Task
@@ -51,6 +52,26 @@ SMALL: dict[str, dict[str, Any]] = {  # what makes a recipe of each kind small
     "comparative": {"feature_updates": 2, "output_updates": 2},
     "contrastive": {"feature_updates": 2, "output_updates": 2},
 }
+
+
+STRIDES = {
+    **dict.fromkeys(("la_dual", "dual_as_released", "la_cfr"), (18, 18, 4)),
+    "pancreas_dual": (16, 16, 16),
+    **dict.fromkeys(("btcv_cfr", "btcv_cfr_magicnet", "mact_cfr", "mact_cfr_magicnet"), (12, 12, 12)),
+    "brats_cfr": (64, 64, 64),
+}
+"""Voxels between two windows, of the papers that say how theirs lie."""
+
+
+@pytest.mark.parametrize("name", STRIDES)
+def test_windows_lie_as_the_paper_has_them(name: str) -> None:
+    recipe = read_recipe(find_recipe(f"papers/{name}"))
+    patch, overlap = recipe.size(), recipe.overlap
+    shares = overlap if isinstance(overlap, tuple) else (overlap,) * 3
+    # Whole numbers of windows after the first, so that only the stride shows.
+    shape = tuple(side + 10 * stride for side, stride in zip(patch, STRIDES[name], strict=True))
+    starts = [starts_along(*one) for one in zip(shape, patch, shares, strict=True)]
+    assert [axis[1] - axis[0] for axis in starts] == list(STRIDES[name]) and {len(axis) for axis in starts} == {11}
 
 
 def without_downloads(name: str) -> dict[str, Any]:
