@@ -27,6 +27,7 @@ for name in "${@:-small full full-aug small-aug full-aug-deep full16-aug}"; do
         full) compare full --draws "${DRAWS:-3}" --set "$full" ;;
         full-aug) compare full-aug --draws "${DRAWS:-3}" --set "$full" "${aug[@]}" ;;
         small-aug) compare small-aug --draws "${DRAWS:-3}" --set "$small" "${aug[@]}" ;;
+        full-aug-flip) compare full-aug-flip --draws "${DRAWS:-3}" --set "$full" "${aug[@]}" --set augmentation.flip=[0] ;;
         full-aug-deep) compare full-aug-deep --draws "${DRAWS:-3}" --set "$full" "${aug[@]}" --set deep_supervision=1.0 ;;
         full-aug-ema) compare full-aug-ema --draws "${DRAWS:-3}" --set "$full" "${aug[@]}" --set ema=0.99 ;;
         full16-aug) compare full16-aug --draws "${DRAWS:-3}" --set "$full16" "${aug[@]}" ;;
