@@ -56,6 +56,7 @@ THREADS = {FETCH: 1, WORKITEM: 2, STUDY: 2, SEGMENT: 16, PURGE: 1}
 STOP_SECONDS, LOOP_SECONDS, POLL_SECONDS, WEB_SECONDS = 6.0, 1.5, 1.0, 4.0
 POLL_QUIET = 60.0  # seconds, where quiet completes no study
 AFTER_FAILURE = 1.0
+WAKE_SECONDS = 0.5
 DATABASE, AUDIT = "jobs.sqlite3", "audit.jsonl"
 
 _LOG = logging.getLogger("semiseg.gateway")
@@ -349,7 +350,9 @@ def run(config: GatewayConfig, announce: Announce) -> None:
         signal.signal(number, lambda *_: stop.set())
     with Gateway(config, announce):
         announce("ready")
-        stop.wait()
+        # Another thread may be the one that the system interrupts; this one runs the handler when it wakes up.
+        while not stop.wait(WAKE_SECONDS):
+            pass
 
 
 def state_of(config: GatewayConfig) -> tuple[Queue, Path]:
