@@ -115,11 +115,14 @@ class RtstructOutlines:
             )
         solid, points = self._solid(name)
         slices: dict[int, list[tuple[float, Contour]]] = defaultdict(list)
+        spreads = []
         for contour in solid:
-            height, outline = self._on_slice(contour, name)
+            height, spread, outline = self._on_slice(contour, name)
+            spreads.append(spread)
             slices[round(height)].append((height, outline))
         out = np.zeros(self._grid.shape, dtype=bool)
         told: Counter[Convention] = Counter()
+        bent = [spread for spread in spreads if spread > _ONE_PLANE]
         for k, outlines in slices.items():
             heights = [height for height, _ in outlines]
             if max(heights) - min(heights) > _ONE_PLANE:
@@ -132,6 +135,11 @@ class RtstructOutlines:
             out[:, :, k] = area.mask
             told.update(area.conventions)
         self._remarks[name] = _remarks(name, slices, out, points, told)
+        if bent:
+            self._remarks[name].append(
+                f"'{name}' has {len(bent)} contour(s) that lie in no plane: their points differ by up to "
+                f"{max(bent) * self._grid.spacing[2]:.2f} mm across the slices; each was taken for its nearest slice."
+            )
         return out
 
     def remarks(self, name: str) -> list[str]:
@@ -150,8 +158,8 @@ class RtstructOutlines:
         solid = [contour for contour, kind in zip(self._contours[name], kinds, strict=True) if kind in SOLID]
         return solid, kinds.count(_POINT)
 
-    def _on_slice(self, contour: pydicom.Dataset, name: str) -> tuple[float, Contour]:
-        """Where a contour lies along the slices, as a slice's index, and the contour in pixels."""
+    def _on_slice(self, contour: pydicom.Dataset, name: str) -> tuple[float, float, Contour]:
+        """Where a contour lies along the slices, as a slice's index, how far its points spread, and its pixels."""
         found = numbers(contour, "ContourData", self._path)
         if not found or len(found) % 3 or not np.isfinite(found).all():
             raise VolumeError(f"{self._path}: a contour of structure '{name}' has no points or a broken list of them.")
@@ -170,7 +178,7 @@ class RtstructOutlines:
             )
         corners, tolerance = settled(indices[:, :2], rounded_by(points, to_index))
         exclusive = text(contour, "ContourGeometricType", self._path) == _XOR
-        return height, Contour(_once(corners), tolerance, exclusive)
+        return height, float(np.ptp(indices[:, 2])), Contour(_once(corners), tolerance, exclusive)
 
 
 def _once(points: NDArray[np.float64]) -> NDArray[np.float64]:

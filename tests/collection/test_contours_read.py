@@ -58,6 +58,18 @@ def test_a_contour_belongs_to_the_slice_within_half_a_slice_distance(axial: Case
         opened.mask("far")
 
 
+@pytest.mark.parametrize(("off", "told"), [(0.05, False), (0.3, True)])
+def test_a_contour_that_lies_in_no_plane_is_remarked_on(off: float, told: bool, axial: Case, tmp_path: Path) -> None:
+    """PS3.3 C.8.8.6.3: the points of a CLOSED_PLANAR contour lie in one plane."""
+    series, _ = axial
+    bent = ring((12, 10), 5, 4.0)
+    bent[7, 2] += off
+    opened = RtstructOutlines(saved(rtstruct(series, {"bent": [world(series, bent)]}), tmp_path), series.volume, "")
+    assert np.flatnonzero(opened.mask("bent").any(axis=(0, 1))).tolist() == [4]
+    remarks = opened.remarks("bent")
+    assert [("lie in no plane" in one, "up to" in one) for one in remarks] == [(True, True)] * told
+
+
 @pytest.mark.parametrize("k", [-1.0, 12.0, 400.0])
 def test_a_contour_off_every_slice_is_refused_by_name(k: float, axial: Case, tmp_path: Path) -> None:
     series, _ = axial
