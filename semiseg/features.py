@@ -89,7 +89,7 @@ PYTHONS = {
     "3.11": "Debian 12: the whole test suite, the demo, the images",
     "3.12": "not tried on a system of its own",
     "3.13": "Debian 13: the whole test suite and the demo",
-    "3.14": "Debian testing: the test suite, of which a few failures are not explained, and the demo",
+    "3.14": "Debian testing: the whole test suite and the demo",
 }
 """Versions of Python, and where each was tried."""
 
