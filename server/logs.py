@@ -10,7 +10,6 @@ import threading
 import time
 import traceback
 from pathlib import Path
-from types import TracebackType
 
 OURS = "semiseg"
 TRUSTED = (OURS, "uvicorn", "asyncio")  # whose sentences do not quote what is read from a file
@@ -128,14 +127,16 @@ def keep_logs() -> None:
 
 
 def _thread_ended(told: threading.ExceptHookArgs) -> None:
-    """Log the error that ended a thread; Python would print its words."""
-    _unexpected("A thread ended", told.exc_type, told.exc_value, told.exc_traceback)
+    """Log the error that ended a thread, where Python would print its words; ``sys.exit`` in a thread is no error."""
+    if told.exc_type is not SystemExit:
+        _unexpected("A thread ended", told)
 
 
 def _not_raised(told: sys.UnraisableHookArgs) -> None:
     """Log an error in a destructor or a callback; Python would print its words."""
-    _unexpected("An error could not be raised", told.exc_type, told.exc_value, told.exc_traceback)
+    _unexpected("An error could not be raised", told)
 
 
-def _unexpected(what: str, kind: type[BaseException], error: BaseException | None, where: TracebackType | None) -> None:
-    logging.getLogger(OURS).error("%s", what, exc_info=(kind, error or kind(), where))
+def _unexpected(what: str, told: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> None:
+    error = told.exc_value or BaseException()  # only the type and the place are written
+    logging.getLogger(OURS).error(what, exc_info=(told.exc_type, error, told.exc_traceback))

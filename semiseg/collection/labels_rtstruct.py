@@ -9,7 +9,7 @@ the report is told where that is a matter of convention. Nothing is interpolated
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +122,6 @@ class RtstructOutlines:
             slices[round(height)].append((height, outline))
         out = np.zeros(self._grid.shape, dtype=bool)
         told: Counter[Convention] = Counter()
-        bent = [spread for spread in spreads if spread > _ONE_PLANE]
         for k, outlines in slices.items():
             heights = [height for height, _ in outlines]
             if max(heights) - min(heights) > _ONE_PLANE:
@@ -134,12 +133,8 @@ class RtstructOutlines:
             area = area_of([outline for _, outline in outlines], self._grid.shape[:2])
             out[:, :, k] = area.mask
             told.update(area.conventions)
-        self._remarks[name] = _remarks(name, slices, out, points, told)
-        if bent:
-            self._remarks[name].append(
-                f"'{name}' has {len(bent)} contour(s) that lie in no plane: their points differ by up to "
-                f"{max(bent) * self._grid.spacing[2]:.2f} mm across the slices; each was taken for its nearest slice."
-            )
+        bent = [spread * self._grid.spacing[2] for spread in spreads if spread > _ONE_PLANE]
+        self._remarks[name] = _remarks(name, slices, out, points, bent, told)
         return out
 
     def remarks(self, name: str) -> list[str]:
@@ -193,9 +188,14 @@ def _once(points: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _remarks(
-    name: str, slices: Collection[int], mask: NDArray[np.bool_], points: int, told: Counter[Convention]
+    name: str,
+    slices: Collection[int],
+    mask: NDArray[np.bool_],
+    points: int,
+    bent: Sequence[float],
+    told: Counter[Convention],
 ) -> list[str]:
-    """What the report says of a structure that was read from contours on ``slices``."""
+    """What the report says of a structure that was read from contours on ``slices``; ``bent`` are spreads in mm."""
     out = []
     drawn = sorted(slices)
     between = drawn[-1] - drawn[0] + 1 - len(drawn) if drawn else 0
@@ -206,6 +206,11 @@ def _remarks(
         out.append(f"'{name}' has contours on {empty} slice(s) that reach no pixel's centre.")
     if points:
         out.append(f"'{name}' has {points} contour(s) of type POINT, which enclose nothing; they were left out.")
+    if bent:
+        out.append(
+            f"'{name}' has {len(bent)} contour(s) that lie in no plane: their points differ by up to {max(bent):.2f} "
+            "mm across the slices; each was taken for its nearest slice."
+        )
     return out + [sentence.format(name=name, n=told[kind]) for kind, sentence in _TOLD.items() if told[kind]]
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from pynetdicom.association import Association
-from pynetdicom.pdu import A_ABORT_RQ
 from pynetdicom.transport import AssociationSocket, ThreadedAssociationServer
 from pynetdicom.transport import RequestHandler as Requests
+
+from server.gateway.entity import abort_at_broken_messages
 
 OTHER_PDUS = 2**20  # bytes; an association request of 128 contexts with all our syntaxes has a tenth
 HANDSHAKE_SECONDS = 10.0
@@ -26,7 +27,6 @@ HANDSHAKE_SECONDS = 10.0
 # many. One address has fewer of them than there are, so that it cannot take all.
 SILENT, SILENT_OF_ONE_ADDRESS = 384, 256
 REQUEST = 0x01  # PDU type of an A-ASSOCIATE-RQ (PS3.8 table 9-11)
-BY_THE_PROVIDER, INVALID_VALUE = 0x02, 0x06  # source and reason of an A-ABORT (PS3.8 table 9-26)
 
 _LOG = logging.getLogger("semiseg.gateway")
 Refused = Callable[..., None]
@@ -132,32 +132,6 @@ def _decoded(decode: Callable[[bytearray], Any], address: str, refused: Refused,
         else:
             refused("not understood", address, f"a PDU of type 0x{pdu[0]:02X} breaks PS3.8")
         raise
-
-
-def abort_at_broken_messages(association: Association, told: Callable[[str], None]) -> None:
-    """Abort an association when a message in it cannot be decoded.
-
-    pynetdicom's reader would end with the error instead, and the association would stay until a time-out.
-
-    Args:
-        association: Association, of either role.
-        told: Function that is told what is wrong, as a sentence without its end.
-    """
-    receive = association.dimse.receive_primitive
-
-    def received(primitive: Any) -> None:
-        try:
-            receive(primitive)
-        except Exception as error:  # noqa: BLE001 - whatever a peer's bytes bring about
-            told(f"a message of it breaks PS3.7 ({type(error).__name__})")
-            abort = A_ABORT_RQ()
-            abort.source, abort.reason_diagnostic = BY_THE_PROVIDER, INVALID_VALUE
-            association.dul._send(abort)
-            # What pynetdicom does at an invalid PDU would leave whoever waits for an answer waiting until the time-out.
-            if (connection := association.dul.socket) is not None:
-                connection.close()
-
-    association.dimse.receive_primitive = received  # type: ignore[method-assign]
 
 
 def shown(title: bytes) -> str:

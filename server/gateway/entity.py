@@ -1,26 +1,27 @@
-"""Our side of every DIMSE association: who we say we are, and what became of one that was asked for."""
+"""Our side of every DIMSE association: who we say we are, what ends one, and what became of one that was asked for."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import version
+from typing import Any
 
 from pynetdicom import AE, evt
 from pynetdicom.association import Association
-from pynetdicom.pdu import A_ASSOCIATE_AC, A_ASSOCIATE_RJ
+from pynetdicom.pdu import A_ABORT_RQ, A_ASSOCIATE_AC, A_ASSOCIATE_RJ
 from pynetdicom.pdu_primitives import SCP_SCU_RoleSelectionNegotiation
 from pynetdicom.presentation import PresentationContext
 
 from semiseg.errors import SemisegError
 from server.gateway.config import DimseDestination
-from server.gateway.connections import abort_at_broken_messages
 from server.gateway.tls import client_context
 
 # PS3.7 D.3.3.2; a UUID as PS3.5 B.2 allows. It stays the same as long as the conformance statement does.
 IMPLEMENTATION_CLASS = "2.25.279520917705210394514673571246121522162"
+BY_THE_PROVIDER, INVALID_VALUE = 0x02, 0x06  # source and reason of an A-ABORT (PS3.8 table 9-26)
 
 _LOG = logging.getLogger("semiseg.gateway")
 
@@ -97,3 +98,29 @@ def associate(
     if isinstance(heard[0], A_ASSOCIATE_AC):
         raise NothingAccepted("takes nothing of what is meant for it")
     raise NotAssociated("broke the association off")
+
+
+def abort_at_broken_messages(association: Association, told: Callable[[str], None]) -> None:
+    """Abort an association when a message in it cannot be decoded.
+
+    pynetdicom's reader would end with the error instead, and the association would stay until a time-out.
+
+    Args:
+        association: Association, of either role.
+        told: Function that is told what is wrong, as a sentence without its end.
+    """
+    receive = association.dimse.receive_primitive
+
+    def received(primitive: Any) -> None:
+        try:
+            receive(primitive)
+        except Exception as error:  # noqa: BLE001 - whatever a peer's bytes bring about
+            told(f"a message of it breaks PS3.7 ({type(error).__name__})")
+            abort = A_ABORT_RQ()
+            abort.source, abort.reason_diagnostic = BY_THE_PROVIDER, INVALID_VALUE
+            association.dul._send(abort)
+            # What pynetdicom does at an invalid PDU would leave whoever waits for an answer waiting until the time-out.
+            if (connection := association.dul.socket) is not None:
+                connection.close()
+
+    association.dimse.receive_primitive = received  # type: ignore[method-assign]

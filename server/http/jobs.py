@@ -170,7 +170,7 @@ class Jobs:
         return await self._described(job, 202, prefix_of(request.scope))
 
     def _most_waiting(self, address: str) -> int:
-        """Number of jobs of one client that may wait; without keys an address is one, and leaves places for others."""
+        """Number of jobs of one client that may wait; an address, one without keys, has at most nine tenths of all."""
         limits = self._reception.limits
         most = limits.queued_per_client
         return min(most, math.ceil(limits.queued * SHARE)) if address else most

@@ -119,11 +119,13 @@ def caddy_of_the_documents(port: int, server: str) -> str:
     return "{\n\tadmin off\n}\n" + text.replace("127.0.0.1:3000", server.removeprefix("http://"))
 
 
-@pytest.fixture(scope="module", params=[nginx_of_the_documents, caddy_of_the_documents], ids=["nginx", "caddy"])
+DOCUMENTED = {"nginx": nginx_of_the_documents, "caddy": caddy_of_the_documents}
+
+
+@pytest.fixture(scope="module", params=DOCUMENTED)
 def below(request, start_proxy, server) -> str:
     """The address below which a proxy with the configuration of the documents shows the server."""
-    name = "nginx" if request.param is nginx_of_the_documents else "caddy"
-    return f"{start_proxy(name, lambda port: request.param(port, server.url))}/semiseg"
+    return f"{start_proxy(request.param, lambda port: DOCUMENTED[request.param](port, server.url))}/semiseg"
 
 
 @pytest.fixture(scope="module")
