@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,6 +55,7 @@ class Campaign:
         tell: told what has been done.
         failed: what there is to complain about, by the name of a trial.
         updates: the budget of each method; the recipe's where a method is not in it.
+        methods: Method of each row of the table whose name is another one.
     """
 
     out: Path
@@ -67,6 +68,7 @@ class Campaign:
     tell: Tell
     failed: dict[str, str] = field(default_factory=dict)
     updates: dict[str, int] = field(default_factory=dict)
+    methods: Mapping[str, str] = field(default_factory=dict)
 
     def run(self, trial: Trial) -> Path:
         """The folder of a run."""
@@ -142,6 +144,7 @@ class Campaign:
             "recipe": _digest(find_recipe(self.recipe)),
             "split": _digest(self.split_of(trial) or self.data / "split.json"),
             "data": str(self.data.resolve()),
+            **({"method": self.methods[trial.method]} if trial.method in self.methods else {}),
         }
         file = self.out / "told" / f"{trial.name}.json"
         if not file.is_file():
@@ -163,7 +166,9 @@ class Campaign:
         def one(trial: Trial) -> None:
             nonlocal ended
             run, error, since = self.run(trial), self.failed.get(trial.name), time.monotonic()
-            there = (run / "student.safetensors").is_file() and (run / "preview.png").is_file()
+            trained = (run / "student.safetensors").is_file() and (run / "preview.png").is_file()
+            # Somebody who keeps the figures of many runs may have removed the runs themselves.
+            there = trained or (self.scores(trial) / "scores.json").is_file()
             if not there and error is None:
                 resume = ["--resume"] if (run / "log.jsonl").exists() else []
                 device = devices.get()
@@ -214,8 +219,9 @@ class Campaign:
     def _command(self, trial: Trial, run: Path, *more: str) -> list[str]:
         """The command that trains ``trial`` in the folder ``run``."""
         changes = [*self._changes(trial.method), f"seed={trial.seed}", *more]
+        method = self.methods.get(trial.method, trial.method)
         return [
-            *("train", "--data", str(self.data), "--recipe", self.recipe, "--method", trial.method),
+            *("train", "--data", str(self.data), "--recipe", self.recipe, "--method", method),
             *("--labelled", str(trial.labelled), "--out", str(run), "--cache", str(self.cache), "--quiet"),
             *(["--split", str(split)] if (split := self.split_of(trial)) else []),
             *[part for change in changes for part in ("--set", change)],

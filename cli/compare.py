@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -29,7 +30,13 @@ class Judged(StrEnum):
 @app.command()
 def compare(
     data: Annotated[Path, typer.Option(help="Dataset folder in Medical Segmentation Decathlon form.")],
-    methods: Annotated[str, typer.Option(help="Methods, separated by commas: supervised,mean_teacher,mn.")],
+    methods: Annotated[
+        str,
+        typer.Option(
+            help="Methods, separated by commas: supervised,mean_teacher,mn. NAME=METHOD is a further row of a method, "
+            "for which --set NAME:key=value says what is different."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for runs, table and plot; name it again to go on.")],
     labelled: Annotated[str, typer.Option(help="Counts of labelled scans, separated by commas.")] = "4",
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas.")] = "0",
@@ -52,7 +59,9 @@ def compare(
     ] = Judged.test,
     set_: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Change the recipe: key=value, or METHOD:key=value for one method; repeatable."),
+        typer.Option(
+            "--set", help="Change the recipe: key=value, or METHOD:key=value for one row of the table; repeatable."
+        ),
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; with several GPUs they take turns.")] = 1,
     cache: Annotated[Path | None, typer.Option(help="Keep preprocessed scans here; by default in OUT.")] = None,
@@ -64,14 +73,15 @@ def compare(
     if updates is not None and minutes is not None:
         raise InputError("A budget is --updates or --minutes, not both.")
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    strangers = {c.partition(":")[0] for c in set_ or [] if is_for_one(c)} - set(_names(methods))
+    rows, renamed = _rows(methods)
+    strangers = {c.partition(":")[0] for c in set_ or [] if is_for_one(c)} - set(rows)
     if strangers:
         raise InputError(f"--set {sorted(strangers)[0]}:... is for a method that is not compared ({methods}).")
     if folds and (split is not None or on is not Judged.test):
         raise InputError("With --folds every outlined scan is judged once; leave --split and --on out.")
     counts = _numbers(labelled, "--labelled")
     todo = trials(
-        _names(methods),
+        rows,
         counts,
         _numbers(seeds, "--seeds"),
         range(1, draws + 1) if draws else (0,),
@@ -82,7 +92,9 @@ def compare(
         *([f"updates={updates}"] if updates else []),
         *([f"threads={max(1, (os.cpu_count() or 1) // jobs)}"] if jobs > 1 else []),
     )
-    campaign = Campaign(out, data, recipe, split, changes, on.value, cache or out / "cache", console.print)
+    campaign = Campaign(
+        out, data, recipe, split, changes, on.value, cache or out / "cache", console.print, methods=renamed
+    )
     (out / "runs").mkdir(parents=True, exist_ok=True)
     campaign.write_splits(counts, draws, folds)
     if minutes is not None:
@@ -108,6 +120,25 @@ def compare(
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _rows(text: str) -> tuple[list[str], dict[str, str]]:
+    """The names of the rows of the table, and the methods of those that have another name.
+
+    Raises:
+        InputError: A name would make no folder, or no METHOD:key=value.
+    """
+    rows, methods = [], {}
+    for part in _names(text):
+        name, equals, method = (piece.strip() for piece in part.partition("="))
+        if equals:
+            if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]*", name) or not method:
+                raise InputError(
+                    f"--methods {part}: a row is NAME=METHOD, and its name consists of letters, digits and _ . + -."
+                )
+            methods[name] = method
+        rows.append(name)
+    return rows, methods
 
 
 def _numbers(text: str, option: str) -> list[int]:

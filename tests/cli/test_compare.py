@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,32 @@ def test_a_comparison_trains_judges_and_goes_on(place: Path, compare: Callable[.
     assert [r["seeds"] for r in rows] == ["2", "2"]
     assert all(0 <= float(r["dice"]) <= 1 for r in rows)
     assert (out / "test.png").stat().st_size > 1000
+
+
+def test_a_method_has_several_rows_under_names_of_their_own(place: Path, compare: Callable[..., Said]) -> None:
+    out = place / "rows"
+    said = compare("--methods", "supervised,fast=supervised", "--out", str(out), "--set", "fast:optimiser.rate=0.003")
+    assert said.code == 0, said.err
+    told = {
+        m: yaml.safe_load((out / "runs" / f"{m}-2-seed0" / "recipe.yaml").read_text()) for m in ("supervised", "fast")
+    }
+    assert {t["recipe"]["method"] for t in told.values()} == {"supervised"}
+    assert told["fast"]["recipe"]["optimiser"]["rate"] == 0.003 != told["supervised"]["recipe"]["optimiser"]["rate"]
+    with (out / "test.csv").open() as stream:
+        rows = {r["method"]: r for r in csv.DictReader(stream)}
+    assert rows["fast"]["difference"], "a row of another name is compared with supervised, too"
+    shutil.rmtree(out / "runs" / "fast-2-seed0" / "cache", ignore_errors=True)
+    for file in (out / "runs" / "fast-2-seed0").glob("*.safetensors"):
+        file.unlink()
+    again = compare("--methods", "supervised,fast=supervised", "--out", str(out), "--set", "fast:optimiser.rate=0.003")
+    assert again.code == 0, again.err
+    assert "trained 2 of 2: fast-2-seed0: there already" in again.err, "its figures are there"
+    other = compare("--methods", "fast=bcp", "--out", str(out), "--set", "fast:optimiser.rate=0.003")
+    assert other.code == 2
+    assert "fast-2-seed0 in" in other.err
+    wrong = compare("--methods", "supervised,a/b=supervised", "--out", str(out))
+    assert wrong.code == 2
+    assert "a row is NAME=METHOD" in wrong.err
 
 
 @pytest.mark.long
