@@ -62,7 +62,9 @@ def train(
             bars.update(tasks["training"], description=f"{values['stage']}: {terms}")
 
         plan = make_plan(dataset, parts, chosen, watch)
-        manifest = run_training(plan, out, resume=resume, cache=cache, device=device, report=report, watch=watch)
+        manifest = run_training(
+            plan, out, resume=resume, cache=cache, device=device, report=report, watch=watch, tell=console.print
+        )
     figures = manifest.validation
     if figures is None:
         console.print("not validated: the split has no validation list, so the last iterate is kept")

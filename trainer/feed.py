@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,17 +10,20 @@ import torch
 from numpy.typing import NDArray
 
 from semiseg.inference.segmenter import Segmenter
+from semiseg.system.processors import usable_processors
 from trainer.cases import PreparedCase, encode_prediction, places_of, prepare_cases, segments_without_label
 from trainer.device import workers
 from trainer.errors import RecipeError
 from trainer.learners import Learners
-from trainer.methods.method import Turn
+from trainer.methods.method import LabelsOfScan, TrainingScans, Turn
 from trainer.parallel import processes, rank, wait_for_all
 from trainer.patches import Batch, Draws, Mixture, PatchSource, Request, batches
 from trainer.plan import Plan, Watch
 from trainer.pseudo_labels import PseudoLabels
+from trainer.soft_labels import decided
 
 Foreground = dict[str, tuple[NDArray[np.int32], ...]]
+Tell = Callable[[str], None]
 
 
 class Feed:
@@ -30,9 +33,27 @@ class Feed:
     besides the recipe and the step.
     """
 
-    def __init__(self, plan: Plan, cases: dict[str, PreparedCase], pseudo: PseudoLabels, device: torch.device) -> None:
-        """Draw from ``cases``; predictions that serve as labels lie in ``pseudo``."""
+    def __init__(
+        self,
+        plan: Plan,
+        cases: dict[str, PreparedCase],
+        pseudo: PseudoLabels,
+        device: torch.device,
+        tell: Tell = lambda sentence: None,
+        watch: Watch | None = None,
+    ) -> None:
+        """Prepare to draw patches.
+
+        Args:
+            plan: The plan of the run.
+            cases: The prepared scans.
+            pseudo: Where predictions that serve as labels lie.
+            device: The device that the run computes on.
+            tell: Called with a sentence for the person who trains.
+            watch: Called with (what is done, number done, total).
+        """
         self._plan, self._cases, self._device = plan, cases, device
+        self._tell, self._watch = tell, watch or (lambda what, done, total: None)
         self._draws = Draws(plan.recipe, cases, plan.split.labelled, plan.unlabelled)
         self._kept = pseudo
         self._pseudo: dict[str, dict[str, NDArray[np.uint8]]] = {}
@@ -89,8 +110,12 @@ class Feed:
         stages = self._plan.stages
         if stages.refreshes_foreground(step):
             self._predict_foreground(learners.segmenter())
-        for labelling in stages.labellings(learners.networks, step):
-            self._predict_labels(step, labelling.source, learners.segmenter(labelling.network))
+        for labelling in stages.labellings(learners.networks, step, self._training_scans()):
+            if labelling.labels_of is None:
+                self._predict_labels(step, learners.segmenter(labelling.network))
+            else:
+                self._label_scans(step, labelling.labels_of)
+            self._take_labels(step, labelling.source)
         learners.renew(step)
 
     def _predict_foreground(self, segmenter: Segmenter) -> None:
@@ -104,16 +129,35 @@ class Feed:
             encoded = encode_prediction(found, self._plan.segments)
             self._draws.foreground[case_id] = places_of(encoded, self._plan.segments)
 
-    def _predict_labels(self, step: int, source: str, segmenter: Segmenter) -> None:
-        """Predict every unlabelled scan, each process its share, and take the predictions as labels from now on."""
-        unlabelled = self._plan.unlabelled
-        for case_id in unlabelled[rank() :: processes()]:
+    def _predict_labels(self, step: int, segmenter: Segmenter) -> None:
+        """Predict every unlabelled scan, each process its share."""
+        for case_id in self._plan.unlabelled[rank() :: processes()]:
             found = segmenter.segment_prepared(np.asarray(self._cases[case_id].image))
             self._kept.write(step, case_id, encode_prediction(found, self._plan.segments))
+
+    def _label_scans(self, step: int, labels_of: LabelsOfScan) -> None:
+        """Label every unlabelled scan without a network, each process its share; those that are there already stay."""
+        mine = self._plan.unlabelled[rank() :: processes()]
+        for case_id, labels in labels_of([case_id for case_id in mine if not self._kept.has(step, case_id)]):
+            self._kept.write(step, case_id, labels)
+
+    def _take_labels(self, step: int, source: str) -> None:
+        """Take the labels that were made before ``step`` as those of a stage from now on."""
         wait_for_all()
-        self._pseudo[source] = self._kept.read(step, unlabelled)
+        self._pseudo[source] = self._kept.read(step, self._plan.unlabelled)
         for case_id, labels in self._pseudo[source].items():
-            self._draws.foreground[case_id] = places_of(np.asarray(labels), self._plan.segments)
+            found = decided(labels, self._plan.stages.last.targets)
+            self._draws.foreground[case_id] = places_of(found, self._plan.segments)
+
+    def _training_scans(self) -> TrainingScans:
+        return TrainingScans(
+            cases=self._cases,
+            labelled=tuple(self._plan.split.labelled),
+            unlabelled=self._plan.unlabelled,
+            processes=self._plan.recipe.threads or usable_processors(),
+            tell=self._tell,
+            progress=self._watch,
+        )
 
 
 def prepared(plan: Plan, cache: Path, watch: Watch | None) -> dict[str, PreparedCase]:

@@ -24,7 +24,7 @@ from semiseg.bundle.bundle import write_manifest
 from semiseg.bundle.manifest import Manifest
 from trainer.checkpoints import RunFolder, State, load_state, load_weights, save_state, save_weights
 from trainer.device import make_accelerator
-from trainer.feed import Feed, prepared
+from trainer.feed import Feed, Tell, prepared
 from trainer.learners import Learners
 from trainer.log import RunLog, draw_curve
 from trainer.methods.method import Turn
@@ -48,6 +48,7 @@ def train(
     device: str | None = None,
     report: Report | None = None,
     watch: Watch | None = None,
+    tell: Tell | None = None,
 ) -> Manifest:
     """Train as planned and leave a run folder.
 
@@ -59,6 +60,7 @@ def train(
         device: ``cpu`` or ``cuda``; by default a GPU when there is one.
         report: called after each step with (step, steps, what was logged).
         watch: called while scans are prepared with (what, done, total).
+        tell: Called with sentences for the person who trains; the run's log has them, too.
 
     Raises:
         RunError: the folder holds another run, or its checkpoint is damaged.
@@ -70,7 +72,7 @@ def train(
     if rank() == 0:
         folder.start(plan.identity, resume=resume)
     wait_for_all()
-    return _Training(plan, folder, cache or folder.cache, accelerator, report, watch).finish()
+    return _Training(plan, folder, cache or folder.cache, accelerator, report, watch, tell).finish()
 
 
 class _Training:
@@ -84,17 +86,18 @@ class _Training:
         accelerator: Accelerator,
         report: Report | None,
         watch: Watch | None,
+        tell: Tell | None,
     ) -> None:
         recipe = plan.recipe
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
-        self.plan, self.folder, self.report = plan, folder, report
+        self.plan, self.folder, self.report, self.tell = plan, folder, report, tell
         self.accelerator = accelerator
         cases = prepared(plan, cache, watch)
         self.manifest = make_manifest(plan)
         self.learners = Learners(plan, self.manifest, accelerator)
         self.pseudo_labels = PseudoLabels(folder.path / "pseudo")
-        self.feed = Feed(plan, cases, self.pseudo_labels, accelerator.device)
+        self.feed = Feed(plan, cases, self.pseudo_labels, accelerator.device, self._say, watch)
         self.step = 0
         self.started = time.perf_counter()
         self.best: float | None = None
@@ -135,6 +138,13 @@ class _Training:
                 self._checkpoint()
             if self.step != batch.step + 1:  # the method has jumped; what was made ahead is of no use
                 return
+
+    def _say(self, sentence: str) -> None:
+        """Tell the person who trains, and keep it in the log."""
+        if self.log is not None:
+            self.log.write(self.step, {"told": sentence})
+        if self.tell is not None:
+            self.tell(sentence)
 
     def _tell(self, turn: Turn, terms: dict[str, float], seconds: float) -> None:
         values: dict[str, Any] = {

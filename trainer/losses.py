@@ -43,7 +43,18 @@ def supervised_loss(logits: Tensor, labels: Tensor, targets: Targets, weights: T
         targets: what the channels mean.
         weights: Weights (N, ...) of the voxels; None for 1.
     """
-    target = targets.encode(labels)
+    return soft_loss(logits, targets.encode(labels), targets, weights)
+
+
+def soft_loss(logits: Tensor, target: Tensor, targets: Targets, weights: Tensor | None = None) -> Tensor:
+    """(Cross-entropy + Dice) / 2 against probabilities.
+
+    Args:
+        logits: (N, C, ...).
+        target: Probabilities (N, C, ...) of the channels.
+        targets: What the channels mean.
+        weights: Weights (N, ...) of the voxels; None for 1.
+    """
     crossed = mean_of(targets.cross_entropy(logits, target), weights)
     return 0.5 * (crossed + dice_pooled(targets.probabilities(logits), target, weights))
 

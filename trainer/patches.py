@@ -21,6 +21,7 @@ from trainer.augmentation import Box, draw_deformation, draw_symmetry, draw_turn
 from trainer.cases import IGNORE, PreparedCase
 from trainer.mapped_arrays import by_name, by_value
 from trainer.recipe import Recipe
+from trainer.soft_labels import is_soft
 from trainer.value_changes import change_values
 
 
@@ -44,8 +45,8 @@ class Batch:
         labelled: how many of the N are labelled.
         cases: the scans that the patches were cut from.
         step: the step that the batch belongs to.
-        guides: Pseudo-labels (N, X, Y, Z) int64 of the unlabelled patches, by name of the earlier stage that made them;
-            zeros where a patch is labelled.
+        guides: Pseudo-labels of the unlabelled patches, by name of the earlier stage that made them: codes (N, X, Y, Z)
+            int64 or soft labels (N, C + 1, X, Y, Z) uint8; zeros where a patch is labelled.
         views: Further views (N, C, X, Y, Z) of the patches by name: the same voxels with other values.
         weights: Weights of the voxels' labels, float32 (N, X, Y, Z): 0 where nobody outlined; None for 1.
         where: float32 (N, 3, 2): where along each axis the patch's two faces lie, as shares of the scan's extent; NaN
@@ -248,33 +249,36 @@ class PatchSource(Dataset[Any]):
         cut = place_cut(case.shape, patch, turn, case.spacing, request.voxel, np.random.default_rng((*request.seed, 2)))
         cut = replace(cut, control=draw_deformation(self._recipe.augmentation, patch, case.spacing, random))
         # Beyond the scan there is no reference: with repeated borders the labels repeat too, else background.
-        wanted = [labels for labels in self._labels(request) if labels is not None]
+        wanted = [one for maps in self._maps(request) for one in maps]
         return Draft(request, read_box(case.image, wanted, cut, patch), random, faces(cut, patch, case.shape))
 
-    def _labels(self, request: Request) -> list[NDArray[np.uint8] | None]:
-        """The label maps of a scan: its own, or the current pseudo-labels, and then those of each guide."""
+    def _maps(self, request: Request) -> list[list[NDArray[np.uint8]]]:
+        """The maps (X, Y, Z) of a scan: its labels or the current pseudo-labels, and then those of each guide.
+
+        Codes are one map, soft labels several, and what there is not is none.
+        """
         if request.labelled:
-            return [self._cases[request.case_id].labels]
-        names = (self._source, *self._guides)
-        return [self._pseudo.get(name, {}).get(request.case_id) for name in names]
+            own = self._cases[request.case_id].labels
+            return [[] if own is None else [own], *([] for _ in self._guides)]
+        found = (self._pseudo.get(name, {}).get(request.case_id) for name in (self._source, *self._guides))
+        return [[] if one is None else list(one) if is_soft(one) else [one] for one in found]
 
     def make(self, draft: Draft) -> dict[str, Any]:
-        """The patch: image float32 (C, X, Y, Z), labels int64 (X, Y, Z), and int64 (X, Y, Z) for each guide."""
+        """The patch: image float32 (C, X, Y, Z), labels int64 (X, Y, Z), and what :class:`Batch` says of each guide."""
         request, random, augmentation = draft.request, draft.random, self._recipe.augmentation
         box = draft.box if self._device is None else draft.box.to(self._device)
         patch = self._recipe.size()
         image, found = sample(box, patch, self._padding)
         symmetry = draw_symmetry(augmentation, self._slice_axis, patch, random)
-        image, found = symmetry.of(image), symmetry.of(found).long()
+        image, found = symmetry.of(image), symmetry.of(found)
         where = symmetry.of_faces(torch.from_numpy(draft.where).float())
         image = change_values(image, augmentation, random)
         # A stream of its own, so that a patch is the same whether or not it has further views.
         other = np.random.default_rng((*request.seed, 3))
         views = {name: change_values(image, self._recipe.strong_augmentation, other) for name in self._views}
-        maps = iter(found)
-        nothing = found.new_zeros(image.shape[1:])
-        labels, *guides = [nothing if one is None else next(maps) for one in self._labels(request)]
-        guides += [nothing] * (len(self._guides) - len(guides))
+        own, *others = found.split([len(maps) for maps in self._maps(request)])
+        labels = own[0].long() if len(own) else torch.zeros(patch, dtype=torch.long, device=image.device)
+        guides = [self._guide(name, maps, labels) for name, maps in zip(self._guides, others, strict=True)]
         known = labels != IGNORE if request.labelled and self._cases[request.case_id].ignores else None
         if known is not None:
             labels = labels * known
@@ -293,6 +297,14 @@ class PatchSource(Dataset[Any]):
             "labelled": request.labelled,
             "where": where,
         }
+
+    def _guide(self, name: str, maps: Tensor, like: Tensor) -> Tensor:
+        """The pseudo-labels of a stage, of ``maps`` (K, X, Y, Z); zeros for none."""
+        example = next(iter(self._pseudo[name].values()), None)
+        if example is None or not is_soft(example):
+            return maps[0].long() if len(maps) else torch.zeros_like(like)
+        soft = maps if len(maps) else torch.zeros((len(example), *like.shape), device=like.device)
+        return soft.to(torch.uint8)
 
 
 class _Steps(Sampler[list[Request]]):

@@ -23,8 +23,12 @@ class PseudoLabels:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
+    def has(self, step: int, case_id: str) -> bool:
+        """Whether the labels of a scan that hold from ``step`` on are there."""
+        return (self._folder / str(step) / f"{case_id}.npy").is_file()
+
     def write(self, step: int, case_id: str, labels: NDArray[np.uint8]) -> None:
-        """Keep the encoded labels (X, Y, Z) of a scan, complete or not at all."""
+        """Keep the labels of a scan, codes (X, Y, Z) or soft (C + 1, X, Y, Z), complete or not at all."""
         target = self._folder / str(step)
         target.mkdir(parents=True, exist_ok=True)
         with atomic_file(target / f"{case_id}.npy") as stream:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from semiseg.bundle.manifest import PretrainedWeights, TaughtBy
 from trainer.deep_supervision import coarse_logits, deep_loss
-from trainer.methods.method import Method, Networks, Turn, share_of_part
+from trainer.methods.method import LabelsOfScan, Method, Networks, TrainingScans, Turn, share_of_part
 from trainer.networks.bare import bare
 from trainer.networks.calls import Calls, calls_of
 from trainer.networks.outputs import further_outputs
@@ -33,10 +33,12 @@ class Labelling:
     Attributes:
         source: Name of the stage that makes them.
         network: Module from windows to logits that predicts; None stands for the student.
+        labels_of: What labels whole scans in place of a network, where the stage has that.
     """
 
     source: str
     network: nn.Module | None
+    labels_of: LabelsOfScan | None = None
 
 
 class Stages:
@@ -132,11 +134,18 @@ class Stages:
         """The stages that label the unlabelled scans before ``step``."""
         return tuple(stage.name for stage, at in self._asked(step) if stage.refreshes_pseudo_labels(at))
 
-    def labellings(self, networks: Networks, step: int) -> Iterator[Labelling]:
-        """The predictions that are made before ``step``."""
+    def labellings(self, networks: Networks, step: int, scans: TrainingScans | None = None) -> Iterator[Labelling]:
+        """The predictions that are made before ``step``.
+
+        Args:
+            networks: The networks of all stages.
+            step: The step.
+            scans: The training scans, for stages that label them without a network.
+        """
         for stage, at in self._asked(step):
             if stage.refreshes_pseudo_labels(at):
-                yield Labelling(stage.name, stage.labeller(self._seen_by(stage, networks), at))
+                labels_of = None if scans is None else stage.scan_labeller(at, scans)
+                yield Labelling(stage.name, stage.labeller(self._seen_by(stage, networks), at), labels_of)
 
     def restarts(self, step: int) -> tuple[str, ...]:
         """See :meth:`Method.restarts`."""

@@ -360,3 +360,32 @@ def test_a_methods_mixtures_always_fill_the_batch() -> None:
         method = method_of(recipe_of(name, {"batch": 3}))
         for step in range(method.steps):
             assert method.turn(step).mixture.total == 3
+
+
+def test_soft_labels_of_a_guide_are_cut_and_turned_with_the_image() -> None:
+    """Maps that say what the image says, voxel by voxel, still do so in a patch that was turned and mirrored."""
+    case = case_of("scan", (12, 12, 12), labelled=False)
+    lies = np.indices((12, 12, 12)).sum(axis=0).astype(np.float32)
+    case = replace(case, image=lies[None])
+    soft = np.stack([lies * 4, 255 - lies * 4, lies * 2]).astype(np.uint8)
+    own = (lies > 15).astype(np.uint8)
+    exact = {**STILL, "flip": (0, 1, 2), "quarter_turns": 1.0, "intensity_probability": 0.0}
+    recipe = recipe_of("supervised", {"patch": PATCH, "augmentation": exact})
+    pseudo = {"atlas": {"scan": soft}, "mine": {"scan": own}}
+    source = PatchSource(recipe, {"scan": case, "other": case_of("other", (12, 12, 12))}, 2, "edge", pseudo, "mine")
+    for seed in range(4):
+        made = source[Request("scan", False, (6, 6, 6), (seed,))]
+        found, image = made["guides"]["atlas"], made["image"][0]
+        assert found.dtype == torch.uint8 and found.shape == (3, *PATCH)
+        torch.testing.assert_close(found[0].float(), image * 4)
+        torch.testing.assert_close(found[1].float(), 255 - image * 4)
+        torch.testing.assert_close(found[2].float(), image * 2)
+        assert torch.equal(made["labels"], (image > 15).long())
+    outlined = source[Request("other", True, (6, 6, 6), (0,))]
+    assert not outlined["guides"]["atlas"].any() and outlined["guides"]["atlas"].shape == (3, *PATCH)
+    batch = next(
+        batches(source, [[Request("other", True, None, (1,)), Request("scan", False, None, (2,))]], 0, 0, False)
+    )
+    assert batch.guides["atlas"].shape == (2, 3, *PATCH)
+    (part,) = batch.parts(1)
+    assert torch.equal(part.guides["atlas"], batch.guides["atlas"])

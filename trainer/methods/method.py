@@ -6,20 +6,25 @@ Everything else (batches, augmentation, precision, checkpoints, resume, logs) be
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from semiseg.bundle.manifest import PretrainedWeights, TaughtBy
 from semiseg.errors import sentence_of
+from trainer.cases import PreparedCase
 from trainer.errors import RecipeError
-from trainer.losses import supervised_loss
+from trainer.losses import soft_loss, supervised_loss
 from trainer.networks.outputs import DeepSupervised, SeveralOutputs
 from trainer.patches import Batch, Mixture
 from trainer.recipe import Optimiser, Recipe, Section
 from trainer.schedules import ramp_up, rate_factor
+from trainer.soft_labels import from_bytes
 from trainer.students import AnyStudent, read_student
 from trainer.targets import Targets
 
@@ -61,6 +66,31 @@ class Turn:
     def label(self) -> str:
         """For the log."""
         return f"{self.host}-{self.stage}" if self.host else self.stage
+
+
+@dataclass(frozen=True)
+class TrainingScans:
+    """What a stage that labels scans without a network works with.
+
+    Attributes:
+        cases: The prepared scans by name.
+        labelled: Names of the labelled ones.
+        unlabelled: Names of the unlabelled ones.
+        processes: Processes that may work at a time.
+        tell: Called with a sentence for the person who trains.
+        progress: Called with (what is done, number done, total).
+    """
+
+    cases: Mapping[str, PreparedCase]
+    labelled: tuple[str, ...]
+    unlabelled: tuple[str, ...]
+    processes: int
+    tell: Callable[[str], None]
+    progress: Callable[[str, int, int], None]
+
+
+LabelsOfScan = Callable[[Sequence[str]], Iterator[tuple[str, NDArray[np.uint8]]]]
+"""From names of scans to pairs of a name and its labels: codes, or soft labels of :mod:`trainer.soft_labels`."""
 
 
 class Method(ABC):
@@ -192,6 +222,18 @@ class Method(ABC):
         """The module from windows to logits whose predictions they are; None stands for the student."""
         return None
 
+    def scan_labeller(self, step: int, scans: TrainingScans) -> LabelsOfScan | None:
+        """What labels whole scans in place of a network; None where :meth:`labeller` does.
+
+        Args:
+            step: The step before which the scans are labelled.
+            scans: The training scans.
+
+        Raises:
+            RecipeError: The labelled scans do not allow it.
+        """
+        return None
+
     def restarts(self, step: int) -> tuple[str, ...]:
         """The networks that start anew, from fresh random weights, before ``step`` (after any predictions)."""
         return ()
@@ -204,7 +246,9 @@ class Method(ABC):
         """Called with the networks of all stages when this stage has ended and another one follows."""
 
     def guiding_labels(self, networks: Networks, batch: Batch) -> Tensor:
-        """Labels (N, X, Y, Z) that this stage gives to the unlabelled patches of a later stage's batch.
+        """Labels that this stage gives to the N unlabelled patches of a later stage's batch.
+
+        They are codes (N, X, Y, Z) or soft labels (N, C + 1, X, Y, Z) of :mod:`trainer.soft_labels`.
 
         Args:
             networks: The networks of all stages.
@@ -216,12 +260,15 @@ class Method(ABC):
         """(Cross-entropy + Dice) / 2 of a later stage's network on unlabelled patches.
 
         Args:
-            logits: Logits (N, K, X, Y, Z) of the unlabelled patches.
-            labels: Labels (N, X, Y, Z) of these patches, from :meth:`guiding_labels`.
+            logits: Logits (N, C, X, Y, Z) of the unlabelled patches.
+            labels: Labels of these patches, from :meth:`guiding_labels`.
             batch: The batch.
             turn: The step.
         """
         scale = share_of_part(len(batch) - batch.labelled, turn.mixture.unlabelled, batch, turn)
+        if labels.ndim == logits.ndim:
+            target, weights = from_bytes(labels)
+            return scale * soft_loss(logits, target, self.targets, weights)
         return scale * supervised_loss(logits, labels, self.targets)
 
     def guidance_weight(self, update: int) -> float:
