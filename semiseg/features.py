@@ -55,7 +55,7 @@ FEATURES = (
     Feature(
         "Train, compare, suggest",
         "train",
-        ("torch", "monai", "transformers", "peft", "accelerate", "safetensors", "matplotlib"),
+        ("torch", "monai", "transformers", "peft", "accelerate", "safetensors", "matplotlib", "SimpleITK"),
     ),
     Feature("Export", "export", ("torch", "monai", "onnx", "onnxscript")),
     Feature(

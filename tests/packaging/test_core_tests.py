@@ -11,8 +11,8 @@ from tests.packaging.environments import REPOSITORY
 
 LISTED = [REPOSITORY / "deploy" / "core_tests.sh"]
 FOR_TRAINING = (
-    "accelerate", "einops", "matplotlib", "monai", "onnxscript", "peft", "safetensors", "tensorboard", "torch",
-    "transformers",
+    "accelerate", "einops", "matplotlib", "monai", "onnxscript", "peft", "safetensors", "SimpleITK", "tensorboard",
+    "torch", "transformers",
 )  # fmt: skip
 
 

@@ -33,6 +33,7 @@ BUILT_IN = {
     "cfr": "trainer.methods.cfr:CFR",
     "comparative": "trainer.methods.comparative:Comparative",
     "contrastive": "trainer.methods.comparative:Contrastive",
+    "atlas": "trainer.methods.atlas:AtlasMethod",
     "mn_2d": "trainer.methods.mn_2d:MN2D",
     "cfr_ft": "trainer.methods.cfr_ft:CFRFT",
     "distil": "trainer.methods.distil:Distil",

@@ -1,0 +1,275 @@
+"""Atlases: labelled scans label the others by registration, judge themselves, and step aside where they do not help."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from semiseg.dataset import Dataset
+from tests.trainer.test_registration import blob
+from tests.trainer.tiny import batch_of, broken_off, phantoms, recipe_for, same_weights, trained, weights_of
+from trainer.atlas_labels import SHARPNESS, Atlases, Channels, Votes, judgement
+from trainer.cases import IGNORE, PreparedCase
+from trainer.checkpoints import read_log
+from trainer.errors import RecipeError
+from trainer.losses import soft_loss
+from trainer.methods import METHODS, make_method
+from trainer.methods.atlas import AtlasMethod, unlike_the_others
+from trainer.methods.method import Task, TrainingScans
+from trainer.soft_labels import decided, from_bytes, to_bytes
+from trainer.stages import Stages
+from trainer.targets import ExclusiveClasses, OverlappingRegions
+
+TWO = ExclusiveClasses(2)
+SHAPE = (28, 32, 24)
+CENTRES = [(0.0, 0.0, 0.0), (3.0, -2.0, 1.0), (-2.0, 3.0, -2.0), (1.0, 2.0, 2.0), (-3.0, -1.0, 1.0)]
+
+
+def outlined(name: str, centre: tuple[float, float, float], *, labelled: bool = True) -> PreparedCase:
+    """An ellipsoid whose core is a segment of its own."""
+    image, mask = blob(SHAPE, (1.0, 1.0, 1.0), centre)
+    _, core = blob(SHAPE, (1.0, 1.0, 1.0), centre, (4.5, 6.0, 4.0))
+    codes = (mask + core).astype(np.uint8)
+    return PreparedCase(name, image[None], codes if labelled else None, ())
+
+
+def scans_of(cases: Sequence[PreparedCase], labelled: int, processes: int = 1) -> tuple[TrainingScans, list[str]]:
+    names, told = [case.case_id for case in cases], list[str]()
+    return TrainingScans(
+        cases={case.case_id: case for case in cases},
+        labelled=tuple(names[:labelled]),
+        unlabelled=tuple(names[labelled:]),
+        processes=processes,
+        tell=told.append,
+        progress=lambda what, done, total: None,
+    ), told
+
+
+def atlas(changes: dict[str, Any] | None = None, *, unlabelled: int = 4, targets: Any = TWO, **switches: Any) -> Any:
+    return make_method(recipe_for("atlas", changes, **switches), Task(1, targets, 2, 4, unlabelled))
+
+
+def labels_of(method: AtlasMethod, scans: TrainingScans) -> dict[str, NDArray[np.uint8]]:
+    return dict(method.scan_labeller(0, scans)(scans.unlabelled))
+
+
+def dice(found: NDArray[np.uint8], wanted: NDArray[np.uint8]) -> list[float]:
+    return [
+        float(2 * ((found == k) & (wanted == k)).sum() / ((found == k).sum() + (wanted == k).sum())) for k in (1, 2)
+    ]
+
+
+def test_atlases_outline_a_scan_that_nobody_outlined() -> None:
+    cases = [outlined(f"s{k}", centre) for k, centre in enumerate(CENTRES)]
+    scans, told = scans_of(cases, 4)
+    found = labels_of(atlas(), scans)
+    assert found.keys() == {"s4"}
+    assert found["s4"].shape == (4, *SHAPE), "three channels and a weight"
+    wanted, copied = np.asarray(cases[4].labels), np.asarray(cases[1].labels)
+    assert min(dice(decided(found["s4"], TWO), wanted)) > 0.85 > max(dice(copied, wanted))
+    probabilities, weights = from_bytes(torch.from_numpy(found["s4"])[None])
+    torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(1, *SHAPE), atol=0.01, rtol=0)
+    assert float(weights.min()) == 0.0, "beyond what an atlas shows"
+    assert 0.3 < float(weights.median()) < float(weights.max()) <= 1
+    assert len(told) == 1
+    assert "reach a mean Dice of 0." in told[0]
+
+
+def test_two_processes_label_as_one_does() -> None:
+    cases = [outlined(f"s{k}", centre) for k, centre in enumerate(CENTRES)]
+    one, _ = scans_of(cases, 3)
+    two, _ = scans_of(cases, 3, processes=2)
+    here, there = labels_of(atlas(), one), labels_of(atlas(), two)
+    assert list(here) == list(there) == ["s3", "s4"]
+    for name in here:
+        np.testing.assert_array_equal(here[name], there[name])
+
+
+def test_regions_and_voxels_that_nobody_outlined() -> None:
+    cases = [outlined(f"s{k}", centre) for k, centre in enumerate(CENTRES[:4])]
+    regions = []
+    for case in cases:  # the whole is a region, the core another
+        codes = np.asarray(case.labels)
+        regions.append(replace(case, labels=((codes > 0) | ((codes == 2) << 1)).astype(np.uint8)))
+    unknown = np.array(regions[0].labels)
+    unknown[: SHAPE[0] // 2] = IGNORE
+    regions[0] = replace(regions[0], labels=unknown, ignores=True)
+    both = OverlappingRegions(2)
+    scans, _ = scans_of(regions, 3)
+    found = labels_of(atlas(targets=both), scans)["s3"]
+    assert found.shape == (3, *SHAPE), "two channels and a weight"
+    codes = decided(found, both)
+    truth = np.asarray(regions[3].labels)
+    for bit in (0, 1):
+        a, b = (codes >> bit) & 1, (truth >> bit) & 1
+        assert 2 * (a & b).sum() / (a.sum() + b.sum()) > 0.85
+
+    half, _ = scans_of([regions[0], regions[3]], 1)
+    alone = labels_of(atlas(targets=both), half)["s3"]
+    assert (alone[-1][:8] == 0).all(), "where the only atlas knows nothing its label has no weight"
+    assert np.median(alone[-1][20:]) > 100
+
+
+def test_a_vote_counts_by_the_likeness_of_the_images_around() -> None:
+    masks = np.zeros((2, 2, 1, 1, 2), np.float32)
+    masks[:, 1] = 1.0  # both know
+    masks[0, 0] = 1.0  # the first says the segment, the second the background
+    away = np.asarray([[[[0.0, 1.0]]], [[[1.0, 0.0]]]], np.float32)
+    segments, weights = Votes(masks, away).fused(2.0)
+    share = 1.0 / (1.0 + np.exp(-2.0))
+    np.testing.assert_allclose(segments[0, 0, 0], [share, 1 - share], rtol=1e-6)
+    np.testing.assert_allclose(weights, 1.0)
+
+
+def test_a_wrong_atlas_is_left_out_and_named() -> None:
+    cases = [outlined(f"s{k}", centre) for k, centre in enumerate(CENTRES)]
+    shifted = np.roll(np.asarray(cases[1].labels), 12, axis=1)
+    cases[1] = replace(cases[1], labels=shifted)
+    scans, told = scans_of(cases, 4)
+    found = labels_of(atlas(least=0.3), scans)["s4"]
+    assert "s1 labels the others much worse than the rest" in told[0]
+    assert min(dice(decided(found, TWO), np.asarray(cases[4].labels))) > 0.85
+
+
+def test_at_least_two_atlases_are_kept_and_two_cannot_tell_who_is_wrong() -> None:
+    assert unlike_the_others({"a": 0.9, "b": 0.1}) == []
+    assert unlike_the_others({"a": 0.8, "b": 0.82, "c": 0.3}) == ["c"]
+    assert unlike_the_others({"a": 0.8, "b": 0.75, "c": 0.7}) == []
+
+
+def test_atlases_that_cannot_label_one_another_are_not_used() -> None:
+    random = np.random.default_rng(0)
+    cases = []
+    for k in range(4):
+        image = random.normal(size=(1, *SHAPE)).astype(np.float32)
+        labels = np.zeros(SHAPE, np.uint8)
+        x, y, z = (int(random.integers(0, n - 8)) for n in SHAPE)
+        labels[x : x + 8, y : y + 4, z : z + 8], labels[x : x + 8, y + 4 : y + 8, z : z + 8] = 1, 2
+        cases.append(PreparedCase(f"s{k}", image, labels, ()))
+    scans, told = scans_of(cases, 3)
+    found = labels_of(atlas(), scans)["s3"]
+    assert told[0].endswith("That is below 0.5 (methods.atlas.least), so the atlases are not used.")
+    assert not found.any()
+
+
+def test_without_weight_the_students_loss_is_the_hosts_own() -> None:
+    method = atlas(host="mean_teacher")
+    stages, batch = Stages(method), batch_of(2, 2)
+    networks = stages.build()
+    turn = stages.turn(0)
+    alone = METHODS["mean_teacher"](method.recipe, method.task)
+    nothing = torch.zeros((4, 4, 8, 8, 8), dtype=torch.uint8)
+    torch.manual_seed(7)
+    one = stages.loss(networks, replace(batch, guides={"atlas": nothing}), turn)
+    torch.manual_seed(7)
+    other = alone.loss(networks, batch, turn)
+    torch.testing.assert_close(one["total"], other["total"])
+    soft = torch.randint(0, 256, nothing.shape, generator=torch.Generator().manual_seed(1)).to(torch.uint8)
+    torch.manual_seed(7)
+    more = stages.loss(networks, replace(batch, guides={"atlas": soft}), turn)
+    logits = networks["student"](batch.images)[2:]
+    expected = soft_loss(logits, soft[2:, :-1] / 255.0, TWO, soft[2:, -1] / 255.0)
+    torch.testing.assert_close(more["total"] - other["total"], expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(("schedule", "expected"), [("constant", 2.0), ("falling", 1.0), ("ramp", 2.0 * np.exp(-1.25))])
+def test_the_weight_follows_its_schedule(schedule: str, expected: float) -> None:
+    method = atlas({"updates": 100}, weight=2.0, schedule=schedule)
+    assert method.guidance_weight(50) == pytest.approx(expected)
+
+
+def test_what_the_labelled_scans_say() -> None:
+    names = ["a", "b"]
+    table = np.full((3, len(SHARPNESS)), 0.5)
+    table[0] = np.nan
+    found = [("a", np.where(np.arange(3)[:, None] == 2, [0.6, 0.8, 0.7, 0.6], table), 1.0)]
+    table = np.full((3, len(SHARPNESS)), 0.4)
+    table[1] = np.nan
+    found += [("b", np.where(np.arange(3)[:, None] == 2, [0.5, 0.7, 0.6, 0.5], table), 3.0)]
+    judged = judgement(names, found)
+    assert judged.dice == {"a": 0.8, "b": 0.7}
+    assert judged.mean == pytest.approx(0.75)
+    assert judged.sharpness == SHARPNESS[1]
+    assert judged.alone == {"a": 0.4, "b": 0.5}
+    assert judged.inconsistency == 2.0
+    assert judgement(["a"], []).dice == {}
+
+
+def test_channels_of_bytes_and_back() -> None:
+    segments = np.asarray([0.25, 0.5], np.float32).reshape(2, 1, 1, 1)
+    assert Channels(2, False).of(segments).ravel().tolist() == [0.25, 0.25, 0.5]
+    assert Channels(2, True).of(segments).ravel().tolist() == [0.25, 0.5]
+    kept = to_bytes(np.asarray([0.0, 0.5, 1.2]).reshape(3, 1, 1, 1), np.asarray([1.0]).reshape(1, 1, 1))
+    probabilities, weights = from_bytes(torch.from_numpy(kept)[None])
+    torch.testing.assert_close(probabilities.ravel(), torch.tensor([0.0, 128 / 255, 1.0]))
+    assert float(weights) == 1.0
+
+
+def test_a_scan_set_of_one_labelled_scan_works_and_says_so() -> None:
+    cases = [outlined(f"s{k}", centre) for k, centre in enumerate(CENTRES[:2])]
+    scans, told = scans_of(cases, 1)
+    found = labels_of(atlas(), scans)["s1"]
+    assert "a single labelled scan cannot be judged" in told[0]
+    assert min(dice(decided(found, TWO), np.asarray(cases[1].labels))) > 0.8
+
+
+def test_there_has_to_be_something_to_label() -> None:
+    with pytest.raises(RecipeError, match="has none; train with `supervised`"):
+        atlas(unlabelled=0)
+    with pytest.raises(RecipeError, match=r"methods\.atlas: .*least"):
+        atlas(least=1.5)
+
+
+# --- a whole run --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return phantoms(tmp_path_factory.mktemp("data"), labelled=3)
+
+
+@pytest.mark.parametrize("host", ["supervised", "mean_teacher"])
+def test_a_run_that_is_resumed_keeps_its_labels_and_ends_with_the_same_weights(
+    dataset: Dataset, tmp_path: Path, host: str
+) -> None:
+    recipe = recipe_for("atlas", {"patch": [16, 16, 8], "updates": 4, "checkpoint_every": 2}, host=host, least=0.0)
+    told = list[str]()
+    whole = trained(dataset, recipe, tmp_path / "whole", cache=tmp_path / "cache", tell=told.append)
+    assert whole.provenance.method == "atlas"
+    assert "mean Dice" in told[0]
+    assert [row["told"] for row in read_log(tmp_path / "whole" / "log.jsonl") if "told" in row] == told
+    assert not (tmp_path / "whole" / "pseudo").exists()
+
+    broken_off(dataset, recipe, tmp_path / "run", 1, cache=tmp_path / "cache")
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "pseudo" / "0").glob("*.npy")}
+    assert len(made) == len(dataset.cases) - 5, "all but three labelled, a test and a development scan"
+    next(iter(made)).unlink()
+    broken_off(dataset, recipe, tmp_path / "run", 3, cache=tmp_path / "cache", resume=True)
+    again = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "pseudo" / "0").glob("*.npy")}
+    assert again.keys() == made.keys()
+    assert sum(again[p] != made[p] for p in made) == 1, "only the one that was missing was made again"
+    trained(dataset, recipe, tmp_path / "run", cache=tmp_path / "cache", resume=True)
+    assert same_weights(weights_of(tmp_path / "run"), weights_of(tmp_path / "whole"))
+
+
+def test_its_student_learns_from_the_atlases(dataset: Dataset, tmp_path: Path) -> None:
+    weights = []
+    for weight in (0.0, 1.0):
+        recipe = recipe_for("atlas", {"patch": [16, 16, 8]}, host="supervised", weight=weight, least=0.0)
+        trained(dataset, recipe, tmp_path / str(weight), cache=tmp_path / "cache")
+        weights.append(weights_of(tmp_path / str(weight)))
+    assert not same_weights(*weights)
+
+
+def test_the_atlases_object_can_leave_some_out() -> None:
+    cases = [outlined(f"s{k}", centre) for k, centre in enumerate(CENTRES[:3])]
+    atlases = Atlases.of(cases, cases, Channels(2, False), 1)
+    assert [case.case_id for case in atlases.without(["s1"]).cases] == ["s0", "s2"]
+    assert atlases.work == 1.0
