@@ -11,16 +11,21 @@ trusted on this anatomy, which k is best, and whether one of the atlases is unli
 
 from __future__ import annotations
 
+import hashlib
+import json
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from semiseg.system.durable_files import atomic_file
 from trainer.cases import IGNORE, PreparedCase
+from trainer.mapped_arrays import ArrayFile, by_name
 from trainer.registration import (
     Scan,
     as_image,
@@ -34,6 +39,7 @@ from trainer.registration import (
 )
 from trainer.soft_labels import to_bytes
 
+LAYOUT = 1  # raise when the labels of the same scans become others
 SHARPNESS = (1.0, 2.0, 4.0, 8.0)  # the values of k that the labelled scans choose from
 SHARPNESS_UNJUDGED = 2.0  # k where there are too few of them to choose
 AROUND = 1.5  # shortest voxel sides: standard deviation of the Gaussian that d is a mean under
@@ -169,9 +175,36 @@ class Atlases:
         """
         yield from self._spread(_judge, range(len(self.cases)))
 
-    def labelled(self, cases: Sequence[PreparedCase], sharpness: float) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-        """Names and soft labels (:mod:`trainer.soft_labels`) of scans, in their order."""
-        yield from self._spread(_label, [(case, sharpness) for case in cases])
+    def labelled(
+        self, cases: Sequence[PreparedCase], sharpness: float, cache: Path
+    ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
+        """Names and soft labels (:mod:`trainer.soft_labels`) of scans, in their order; ``cache`` keeps them."""
+        files = {case.case_id: self._file(case, sharpness, cache) for case in cases}
+        missing = [(case, sharpness) for case in cases if not _is_there(files[case.case_id])]
+        made = self._spread(_label, missing)
+        wanted = {case.case_id for case, _ in missing}
+        for case in cases:
+            file = files[case.case_id]
+            if case.case_id not in wanted:
+                assert file is not None
+                yield case.case_id, np.load(file)
+                continue
+            name, labels = next(made)
+            if file is not None:
+                file.parent.mkdir(parents=True, exist_ok=True)
+                with atomic_file(file) as stream:
+                    np.save(stream, labels)
+            yield name, labels
+
+    def _file(self, case: PreparedCase, sharpness: float, cache: Path) -> Path | None:
+        """Where the labels of a scan are kept; None for scans that have no files, by which they are known."""
+        arrays = [case.image, *(array for atlas in self.cases for array in (atlas.image, atlas.labels))]
+        names = [by_name(array) for array in arrays]
+        if not all(isinstance(name, ArrayFile) for name in names):
+            return None
+        # The name of a file of prepared scans is a hash of what is in it.
+        told = [LAYOUT, *(name.path.name for name in names), sharpness, self.work, vars(self.channels)]
+        return cache / f"{hashlib.sha256(json.dumps(told).encode()).hexdigest()[:32]}-atlas.npy"
 
     def _spread(self, work: Any, items: Sequence[Any]) -> Iterator[Any]:
         """The results of a function for each item, computed by as many processes as may work at a time."""
@@ -200,6 +233,10 @@ def judgement(names: Sequence[str], found: Sequence[tuple[str, NDArray[np.float6
         sharpness=SHARPNESS[best],
         inconsistency=float(np.median([mm for *_, mm in found])),
     )
+
+
+def _is_there(file: Path | None) -> bool:
+    return file is not None and file.is_file()
 
 
 _ATLASES: tuple[Atlases, tuple[Atlas, ...]] | None = None

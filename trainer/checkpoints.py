@@ -61,6 +61,11 @@ class RunFolder:
         return self.path / CACHE
 
     @property
+    def members(self) -> Path:
+        """Runs of networks that the method asked for, such as the members of a committee."""
+        return self.path / "members"
+
+    @property
     def manifest(self) -> Path:
         """The manifest as ``run.json``."""
         return self.path / RUN

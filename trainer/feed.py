@@ -10,7 +10,6 @@ import torch
 from numpy.typing import NDArray
 
 from semiseg.inference.segmenter import Segmenter
-from semiseg.system.processors import usable_processors
 from trainer.cases import PreparedCase, encode_prediction, places_of, prepare_cases, segments_without_label
 from trainer.device import workers
 from trainer.errors import RecipeError
@@ -23,7 +22,6 @@ from trainer.pseudo_labels import PseudoLabels
 from trainer.soft_labels import decided
 
 Foreground = dict[str, tuple[NDArray[np.int32], ...]]
-Tell = Callable[[str], None]
 
 
 class Feed:
@@ -39,8 +37,7 @@ class Feed:
         cases: dict[str, PreparedCase],
         pseudo: PseudoLabels,
         device: torch.device,
-        tell: Tell = lambda sentence: None,
-        watch: Watch | None = None,
+        scans: Callable[[dict[str, PreparedCase]], TrainingScans],
     ) -> None:
         """Prepare to draw patches.
 
@@ -49,11 +46,10 @@ class Feed:
             cases: The prepared scans.
             pseudo: Where predictions that serve as labels lie.
             device: The device that the run computes on.
-            tell: Called with a sentence for the person who trains.
-            watch: Called with (what is done, number done, total).
+            scans: What a stage works with that labels scans without a network of its own.
         """
         self._plan, self._cases, self._device = plan, cases, device
-        self._tell, self._watch = tell, watch or (lambda what, done, total: None)
+        self._scans = scans
         self._draws = Draws(plan.recipe, cases, plan.split.labelled, plan.unlabelled)
         self._kept = pseudo
         self._pseudo: dict[str, dict[str, NDArray[np.uint8]]] = {}
@@ -110,7 +106,7 @@ class Feed:
         stages = self._plan.stages
         if stages.refreshes_foreground(step):
             self._predict_foreground(learners.segmenter())
-        for labelling in stages.labellings(learners.networks, step, self._training_scans()):
+        for labelling in stages.labellings(learners.networks, step, self._scans(self._cases)):
             if labelling.labels_of is None:
                 self._predict_labels(step, learners.segmenter(labelling.network))
             else:
@@ -148,16 +144,6 @@ class Feed:
         for case_id, labels in self._pseudo[source].items():
             found = decided(labels, self._plan.stages.last.targets)
             self._draws.foreground[case_id] = places_of(found, self._plan.segments)
-
-    def _training_scans(self) -> TrainingScans:
-        return TrainingScans(
-            cases=self._cases,
-            labelled=tuple(self._plan.split.labelled),
-            unlabelled=self._plan.unlabelled,
-            processes=self._plan.recipe.threads or usable_processors(),
-            tell=self._tell,
-            progress=self._watch,
-        )
 
 
 def prepared(plan: Plan, cache: Path, watch: Watch | None) -> dict[str, PreparedCase]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,26 @@ from accelerate import Accelerator
 
 from semiseg.bundle.bundle import write_manifest
 from semiseg.bundle.manifest import Manifest
+from semiseg.inference.segmenter import Segmenter
+from semiseg.system.processors import usable_processors
+from trainer.cases import PreparedCase
 from trainer.checkpoints import RunFolder, State, load_state, load_weights, save_state, save_weights
 from trainer.device import make_accelerator
-from trainer.feed import Feed, Tell, prepared
+from trainer.engine import TorchEngine, trained_network
+from trainer.feed import Feed, prepared
 from trainer.learners import Learners
 from trainer.log import RunLog, draw_curve
-from trainer.methods.method import Turn
+from trainer.methods.method import TrainingScans, Turn
 from trainer.parallel import from_first, processes, rank, wait_for_all
-from trainer.plan import Plan, Watch, make_manifest
+from trainer.plan import Plan, Watch, make_manifest, make_plan
 from trainer.preview import draw_preview
 from trainer.pseudo_labels import PseudoLabels
+from trainer.recipe import Recipe
 from trainer.run_sources import RunSources
-from trainer.validation import mean_dice, portray, validate
+from trainer.validation import mean_dice, portray, segmenter_for, validate
 
 Report = Callable[[int, int, dict[str, Any]], None]
+Tell = Callable[[str], None]
 LOG_EVERY = 10
 
 
@@ -49,6 +56,7 @@ def train(
     report: Report | None = None,
     watch: Watch | None = None,
     tell: Tell | None = None,
+    members: Path | None = None,
 ) -> Manifest:
     """Train as planned and leave a run folder.
 
@@ -61,6 +69,7 @@ def train(
         report: called after each step with (step, steps, what was logged).
         watch: called while scans are prepared with (what, done, total).
         tell: Called with sentences for the person who trains; the run's log has them, too.
+        members: Folder for the runs of networks that the method asks for, by default inside ``run``.
 
     Raises:
         RunError: the folder holds another run, or its checkpoint is damaged.
@@ -72,7 +81,17 @@ def train(
     if rank() == 0:
         folder.start(plan.identity, resume=resume)
     wait_for_all()
-    return _Training(plan, folder, cache or folder.cache, accelerator, report, watch, tell).finish()
+    told = _Told(report, watch or (lambda what, done, total: None), tell or (lambda sentence: None))
+    return _Training(plan, folder, cache or folder.cache, members or folder.members, accelerator, told).finish()
+
+
+@dataclass(frozen=True)
+class _Told:
+    """Who is told what of a run in progress; see :func:`train`."""
+
+    report: Report | None
+    watch: Watch
+    tell: Tell
 
 
 class _Training:
@@ -83,21 +102,21 @@ class _Training:
         plan: Plan,
         folder: RunFolder,
         cache: Path,
+        members: Path,
         accelerator: Accelerator,
-        report: Report | None,
-        watch: Watch | None,
-        tell: Tell | None,
+        told: _Told,
     ) -> None:
         recipe = plan.recipe
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
-        self.plan, self.folder, self.report, self.tell = plan, folder, report, tell
+        self.plan, self.folder, self.told = plan, folder, told
+        self.cache, self.members = cache, members
         self.accelerator = accelerator
-        cases = prepared(plan, cache, watch)
+        cases = prepared(plan, cache, told.watch)
         self.manifest = make_manifest(plan)
         self.learners = Learners(plan, self.manifest, accelerator)
         self.pseudo_labels = PseudoLabels(folder.path / "pseudo")
-        self.feed = Feed(plan, cases, self.pseudo_labels, accelerator.device, self._say, watch)
+        self.feed = Feed(plan, cases, self.pseudo_labels, accelerator.device, self._training_scans)
         self.step = 0
         self.started = time.perf_counter()
         self.best: float | None = None
@@ -139,12 +158,43 @@ class _Training:
             if self.step != batch.step + 1:  # the method has jumped; what was made ahead is of no use
                 return
 
+    def _training_scans(self, cases: dict[str, PreparedCase]) -> TrainingScans:
+        return TrainingScans(
+            cases=cases,
+            labelled=tuple(self.plan.split.labelled),
+            unlabelled=self.plan.unlabelled,
+            processes=self.plan.recipe.threads or usable_processors(),
+            cache=self.cache,
+            train=self._train_member,
+            tell=self._say,
+            progress=self.told.watch,
+        )
+
+    def _train_member(self, recipe: Recipe, name: str, labelled: tuple[str, ...]) -> Segmenter:
+        """Train a network that the method asks for, or find it trained; see :class:`TrainingScans`."""
+        folder = RunFolder(self.members / name)
+        if not folder.student.is_file():
+            split = replace(self.plan.split, labelled=labelled, validation=())
+            watch = self.told.watch
+            train(
+                make_plan(self.plan.dataset, split, recipe),
+                folder.path,
+                resume=folder.path.is_dir(),
+                cache=self.cache,
+                device=self.accelerator.device.type,
+                report=lambda step, steps, values: watch(f"training {name}", step, steps),
+                watch=watch,
+                tell=self._say,
+                members=self.members,
+            )
+        manifest, network = trained_network(folder.path)
+        return segmenter_for(manifest, TorchEngine(network, self.accelerator.device))
+
     def _say(self, sentence: str) -> None:
         """Tell the person who trains, and keep it in the log."""
         if self.log is not None:
             self.log.write(self.step, {"told": sentence})
-        if self.tell is not None:
-            self.tell(sentence)
+        self.told.tell(sentence)
 
     def _tell(self, turn: Turn, terms: dict[str, float], seconds: float) -> None:
         values: dict[str, Any] = {
@@ -159,8 +209,8 @@ class _Training:
         due = (self.step - 1) % LOG_EVERY == 0 or self.step == self.plan.stages.steps
         if self.log is not None and due:
             self.log.write(self.step - 1, values)
-        if self.report is not None:
-            self.report(self.step, self.plan.stages.steps, values)
+        if self.told.report is not None:
+            self.told.report(self.step, self.plan.stages.steps, values)
 
     def _validate_if_due(self, turn: Turn) -> bool:
         """With validation scans: measure, keep the best iterate, and say whether to stop early."""

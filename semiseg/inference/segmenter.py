@@ -177,6 +177,12 @@ class Segmenter:
             timing.add("deciding", clock)
         return self._unpadded(out, shape)
 
+    def probabilities_of_prepared(self, array: NDArray[np.float32]) -> NDArray[np.uint8]:
+        """Probabilities (K, X, Y, Z) of the segments, in 255ths, of a preprocessed scan (C, X, Y, Z)."""
+        kept = Probabilities(self.manifest.activation)
+        self.segment_prepared(array, watchers=[kept])
+        return np.asarray(self._unpadded(kept.array(), array.shape[1:]))
+
     def warm_up(self) -> None:
         """Run one window of zeros, so that the first scan does not pay for what the engine sets up lazily."""
         windows = np.zeros((self.batch, len(self.manifest.channels), *self.window), dtype=np.float32)

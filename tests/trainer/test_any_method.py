@@ -62,7 +62,10 @@ def pairs() -> Iterator[Any]:
     for method, student in itertools.product(EVERY, STUDENTS):
         long = student == "swinunetr" and method not in ("supervised", "mn", "magicnet")
         long |= (method, student) == ("magicnet", "resnet_vnet")
-        long |= method in ("ict", "urpc", "mcnet", "admt", "dualfete", "mn_2d", "cfr_ft", "atlas") and student != "unet"
+        long |= (
+            method in ("ict", "urpc", "mcnet", "admt", "dualfete", "mn_2d", "cfr_ft", "atlas", "committee")
+            and student != "unet"
+        )
         yield pytest.param(method, student, marks=pytest.mark.long if long else ())
 
 
@@ -94,7 +97,7 @@ def test_every_method_trains_every_student_or_refuses_it_by_name(dataset: Datase
         labels = (images[:, 0] > 1).long() + (images[:, 0] > 2)
         where = torch.tensor([0.0, 1.0]).expand(4, 3, 2)
         views = dict.fromkeys(("strong", "stronger"), images + 0.1)
-        guides = {"cfr": labels, "atlas": labels}
+        guides = {"cfr": labels, "atlas": labels, "committee": labels}
         batch = Batch(images, labels, turn.mixture.labelled, ("scan",) * 4, step, where, guides, views)
         plan.stages.hand_over(networks, step)
         plan.stages.prepare(networks, turn, step)

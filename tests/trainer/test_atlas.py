@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from semiseg.dataset import Dataset
+from semiseg.inference.segmenter import Segmenter
 from tests.trainer.test_registration import blob
 from tests.trainer.tiny import batch_of, broken_off, phantoms, recipe_for, same_weights, trained, weights_of
 from trainer.atlas_labels import SHARPNESS, Atlases, Channels, Votes, judgement
@@ -23,6 +24,7 @@ from trainer.losses import soft_loss
 from trainer.methods import METHODS, make_method
 from trainer.methods.atlas import AtlasMethod, unlike_the_others
 from trainer.methods.method import Task, TrainingScans
+from trainer.recipe import Recipe
 from trainer.soft_labels import decided, from_bytes, to_bytes
 from trainer.stages import Stages
 from trainer.targets import ExclusiveClasses, OverlappingRegions
@@ -40,6 +42,10 @@ def outlined(name: str, centre: tuple[float, float, float], *, labelled: bool = 
     return PreparedCase(name, image[None], codes if labelled else None, ())
 
 
+def nobody(recipe: Recipe, name: str, labelled: tuple[str, ...]) -> Segmenter:
+    raise AssertionError("atlases train no network")
+
+
 def scans_of(cases: Sequence[PreparedCase], labelled: int, processes: int = 1) -> tuple[TrainingScans, list[str]]:
     names, told = [case.case_id for case in cases], list[str]()
     return TrainingScans(
@@ -47,6 +53,8 @@ def scans_of(cases: Sequence[PreparedCase], labelled: int, processes: int = 1) -
         labelled=tuple(names[:labelled]),
         unlabelled=tuple(names[labelled:]),
         processes=processes,
+        cache=Path("nowhere"),  # scans in memory have no names that a cache could know them by
+        train=nobody,
         tell=told.append,
         progress=lambda what, done, total: None,
     ), told
@@ -251,10 +259,13 @@ def test_a_run_that_is_resumed_keeps_its_labels_and_ends_with_the_same_weights(
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "pseudo" / "0").glob("*.npy")}
     assert len(made) == len(dataset.cases) - 5, "all but three labelled, a test and a development scan"
     next(iter(made)).unlink()
+    kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").glob("*-atlas.npy")}
+    assert len(kept) == len(made), "other runs need not register again"
     broken_off(dataset, recipe, tmp_path / "run", 3, cache=tmp_path / "cache", resume=True)
     again = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "pseudo" / "0").glob("*.npy")}
     assert again.keys() == made.keys()
     assert sum(again[p] != made[p] for p in made) == 1, "only the one that was missing was made again"
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").glob("*-atlas.npy")} == kept
     trained(dataset, recipe, tmp_path / "run", cache=tmp_path / "cache", resume=True)
     assert same_weights(weights_of(tmp_path / "run"), weights_of(tmp_path / "whole"))
 

@@ -88,7 +88,9 @@ def test_the_pseudo_labels_train_the_student_of_every_host(host: str) -> None:
         batch = batch_of(labelled, turn.mixture.unlabelled, step=step)
         pseudo = torch.randint(0, 3, batch.labels.shape, generator=torch.Generator().manual_seed(seed))
         torch.manual_seed(3)
-        total = stages.loss(networks, replace(batch, guides={"cfr": pseudo, "atlas": batch.labels}), turn)["total"]
+        total = stages.loss(
+            networks, replace(batch, guides={"cfr": pseudo, "atlas": batch.labels, "committee": batch.labels}), turn
+        )["total"]
         weights = [p for p in networks["student"].parameters() if p.requires_grad]
         found.append(torch.autograd.grad(total, weights, allow_unused=True))
         assert all(p.grad is None for p in networks["sam"].parameters())

@@ -108,7 +108,7 @@ def test_every_method_trains_with_deep_supervision_and_exports_the_bare_network(
 
 
 # A first stage comes before the student, bcp pastes patches, and the student of dualfete sees no labels.
-WITHOUT = ("bcp", "comparative", "contrastive", "cfr", "dualfete", *OWN_OUTPUTS)
+WITHOUT = ("bcp", "comparative", "contrastive", "cfr", "atlas", "committee", "dualfete", *OWN_OUTPUTS)
 
 
 @pytest.mark.parametrize("method", [name for name in EVERY if name not in WITHOUT])

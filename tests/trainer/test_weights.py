@@ -88,7 +88,7 @@ def test_labels_of_weight_zero_are_of_no_consequence_to_any_method(method: str) 
         turn = stages.turn(step)
         stages.prepare(networks, turn, step)
         batch = batch_of(turn.mixture.labelled, turn.mixture.unlabelled, step=step)
-        batch = replace(batch, guides={"cfr": batch.labels})
+        batch = replace(batch, guides=dict.fromkeys(("cfr", "atlas", "committee"), batch.labels))
         weights = torch.ones(batch.labels.shape)
         weights[:, :3] = 0
         other = batch.labels.clone()

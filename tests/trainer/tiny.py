@@ -93,6 +93,7 @@ def recipe_for(method: str, changes: Mapping[str, Any] | None = None, **switches
         "dual": {"partner": PARTNER},
         "cfr": {"sam": SAM, "sam_updates": 3},
         "cfr_ft": {"sam": SAM},
+        "committee": {"members": [{"method": "supervised"}], "atlas": False},
         "comparative": SHORT,
         "contrastive": SHORT,
     }

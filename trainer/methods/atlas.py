@@ -86,25 +86,37 @@ class AtlasMethod(PretrainThenTrain):
 
     def scan_labeller(self, step: int, scans: TrainingScans) -> LabelsOfScan:
         """The atlases that the labelled scans do not speak against; labels without weight if they all are bad."""
+        labels_of = self.atlases(scans, scans.labelled)
+        return labels_of or (lambda names: self._without_weight(names, scans))
+
+    def atlases(self, scans: TrainingScans, labelled: Sequence[str], *, tell: bool = True) -> LabelsOfScan | None:
+        """Labels by some of the labelled scans; None where they speak against it.
+
+        Args:
+            scans: The training scans.
+            labelled: Names of the scans that serve as atlases.
+            tell: Say what the labelled scans say of the atlases.
+        """
         from trainer.atlas_labels import Atlases, Channels, judgement
 
         channels = Channels(self.targets.segments, not isinstance(self.targets, ExclusiveClasses))
-        labelled = [scans.cases[name] for name in scans.labelled[: self.switches.most]]
+        own = [scans.cases[name] for name in labelled[: self.switches.most]]
         others = [scans.cases[name] for name in scans.unlabelled]
-        atlases = Atlases.of(labelled, others, channels, scans.processes)
+        atlases = Atlases.of(own, others, channels, scans.processes)
         found = []
-        for number, one in enumerate(atlases.judged() if len(labelled) > 1 else (), start=1):
+        for number, one in enumerate(atlases.judged() if len(own) > 1 else (), start=1):
             found.append(one)
-            scans.progress("judging atlases", number, len(labelled))
-        judged = judgement([case.case_id for case in labelled], found)
+            scans.progress("judging atlases", number, len(own))
+        judged = judgement([case.case_id for case in own], found)
         strange = unlike_the_others(judged.alone)
-        scans.tell(sentence_of(judged.mean, judged.inconsistency, strange, self.switches.least))
+        if tell:
+            scans.tell(sentence_of(judged.mean, judged.inconsistency, strange, self.switches.least))
         if judged.mean < self.switches.least:
-            return lambda names: self._without_weight(names, scans)
+            return None
         kept = atlases.without(strange)
 
         def labels_of(names: Sequence[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-            done = kept.labelled([scans.cases[name] for name in names], judged.sharpness)
+            done = kept.labelled([scans.cases[name] for name in names], judged.sharpness, scans.cache)
             for number, one in enumerate(done, start=1):
                 yield one
                 scans.progress("registering atlases", number, len(names))

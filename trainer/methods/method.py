@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from semiseg.bundle.manifest import PretrainedWeights, TaughtBy
 from semiseg.errors import sentence_of
+from semiseg.inference.segmenter import Segmenter
 from trainer.cases import PreparedCase
 from trainer.errors import RecipeError
 from trainer.losses import soft_loss, supervised_loss
@@ -77,6 +79,9 @@ class TrainingScans:
         labelled: Names of the labelled ones.
         unlabelled: Names of the unlabelled ones.
         processes: Processes that may work at a time.
+        cache: Folder of what may be kept for other runs.
+        train: Called with a recipe, the name of a folder and names of labelled scans; trains a network on those and the
+            unlabelled ones, in a run of its own that is kept in this run's folder, or finds it trained.
         tell: Called with a sentence for the person who trains.
         progress: Called with (what is done, number done, total).
     """
@@ -85,6 +90,8 @@ class TrainingScans:
     labelled: tuple[str, ...]
     unlabelled: tuple[str, ...]
     processes: int
+    cache: Path
+    train: Callable[[Recipe, str, tuple[str, ...]], Segmenter]
     tell: Callable[[str], None]
     progress: Callable[[str, int, int], None]
 

@@ -34,6 +34,7 @@ BUILT_IN = {
     "comparative": "trainer.methods.comparative:Comparative",
     "contrastive": "trainer.methods.comparative:Contrastive",
     "atlas": "trainer.methods.atlas:AtlasMethod",
+    "committee": "trainer.methods.committee:Committee",
     "mn_2d": "trainer.methods.mn_2d:MN2D",
     "cfr_ft": "trainer.methods.cfr_ft:CFRFT",
     "distil": "trainer.methods.distil:Distil",

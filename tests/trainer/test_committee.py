@@ -1,0 +1,229 @@
+"""A committee: its members are runs of their own, what they say is calibrated and mixed, and one student is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from semiseg.dataset import Dataset
+from tests.trainer.tiny import broken_off, phantoms, recipe_for, same_weights, trained, weights_of
+from trainer.checkpoints import read_log
+from trainer.committee import best_temperature, channels_of, mixed, mixture_weights, outcomes, tempered
+from trainer.errors import RecipeError
+from trainer.methods import make_method
+from trainer.methods.committee import Committee
+from trainer.methods.method import Task
+from trainer.targets import ExclusiveClasses, OverlappingRegions
+
+TWO = ExclusiveClasses(2)
+MEMBERS = ({"method": "supervised"}, {"method": "mean_teacher", "seed": 3})
+
+
+def committee(*, labelled: int = 4, unlabelled: int = 4, targets: Any = TWO, **switches: Any) -> Committee:
+    chosen = {"members": MEMBERS, "atlas": False, **switches}
+    made = make_method(recipe_for("committee", **chosen), Task(1, targets, 2, labelled, unlabelled))
+    assert isinstance(made, Committee)
+    return made
+
+
+# --- opinions -----------------------------------------------------------------------------------------------------
+
+
+def test_a_temperature_above_one_is_less_certain_and_one_leaves_everything() -> None:
+    shares = np.asarray([[0.9, 0.1], [0.2, 0.8]], np.float32)
+    np.testing.assert_allclose(tempered(shares, 1.0), shares, rtol=1e-5)
+    np.testing.assert_allclose(tempered(shares, 2.0)[0], [0.75, 0.25], rtol=1e-5)
+    np.testing.assert_allclose(tempered(np.asarray([1.0, 0.0], np.float32), 1.0).sum(), 1.0, rtol=1e-6)
+
+
+@pytest.mark.parametrize("wanted", [0.5, 1.0, 2.5])
+def test_the_temperature_is_found_that_makes_an_opinion_right_as_often_as_it_says(wanted: float) -> None:
+    random = np.random.default_rng(0)
+    logits = random.normal(scale=2.0, size=(40_000, 3))
+    honest = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    truth = np.asarray([random.choice(3, p=p) for p in honest])
+    said = np.exp(logits * wanted) / np.exp(logits * wanted).sum(axis=1, keepdims=True)
+    assert best_temperature(said.astype(np.float32), truth) == pytest.approx(wanted, rel=0.06)
+
+
+def test_weights_are_those_under_which_the_outlines_are_most_likely() -> None:
+    random = np.random.default_rng(1)
+    given = random.uniform(0.05, 1.0, size=(2, 5000))
+    given[1] = np.where(random.random(5000) < 0.3, given[1], 0.9 * given[0])
+    weights = mixture_weights(given)
+    assert weights.sum() == pytest.approx(1.0)
+    grid = np.linspace(0.001, 0.999, 999)
+    best = grid[np.argmax([np.log(w * given[0] + (1 - w) * given[1]).mean() for w in grid])]
+    assert weights[0] == pytest.approx(best, abs=0.02)
+    np.testing.assert_allclose(mixture_weights(np.full((3, 10), 0.5)), 1 / 3)
+    useless = np.stack([np.full(100, 0.9), np.full(100, 0.3)])
+    np.testing.assert_allclose(mixture_weights(useless), [1.0, 0.0], atol=1e-6)
+
+
+def test_who_knows_nothing_of_a_voxel_has_no_vote_there() -> None:
+    one = np.asarray([[[[0.8, 0.2]]], [[[0.8, 0.2]]]], np.float32)  # two voxels
+    other = np.asarray([[[[0.4, 0.6]]], [[[0.4, 0.6]]]], np.float32)
+    known = np.asarray([[[1.0]], [[0.0]]], np.float32)
+    found = mixed([one, other], [0.5, 0.5], [None, known])
+    np.testing.assert_allclose(found[0, 0, 0], [0.6, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(found[1, 0, 0], [0.8, 0.2], rtol=1e-6)
+    nobody = mixed([one, other], [0.5, 0.5], [known, known])
+    np.testing.assert_allclose(nobody[1, 0, 0], [0.5, 0.5], rtol=1e-6)
+
+
+@pytest.mark.parametrize("exclusive", [True, False])
+def test_channels_become_outcomes_and_back(exclusive: bool) -> None:
+    channels = np.random.default_rng(0).random((3, 2, 4, 5)).astype(np.float32)
+    found = outcomes(channels, exclusive=exclusive)
+    assert found.shape == ((2, 4, 5, 3) if exclusive else (3, 2, 4, 5, 2))
+    np.testing.assert_array_equal(channels_of(found, exclusive=exclusive), channels)
+
+
+# --- who is in it -------------------------------------------------------------------------------------------------
+
+
+def test_a_round_has_students_of_the_round_before() -> None:
+    first, second = committee(rounds=1), committee(rounds=2, students=3)
+    assert [m.method for m in first.members()] == ["supervised", "mean_teacher"]
+    assert [(m.method, m.seed) for m in second.members()] == [("committee", 1), ("committee", 2), ("committee", 3)]
+    recipe = second.recipe_of(second.members()[0])
+    assert recipe.methods["committee"]["rounds"] == 1
+    assert recipe.methods["committee"]["members"] == list(MEMBERS)
+    changed = committee(members=({"method": "supervised", "changes": ["updates=2", "optimiser.rate=0.5"]},))
+    told = changed.recipe_of(changed.members()[0])
+    assert (told.updates, told.optimiser.rate, told.method) == (2, 0.5, "supervised")
+
+
+def test_what_cannot_work_is_refused_by_name() -> None:
+    with pytest.raises(RecipeError, match="has none; train with `supervised`"):
+        committee(unlabelled=0)
+    with pytest.raises(RecipeError, match=r"folds: 1 labelled scan\(s\) do not make 2 parts"):
+        committee(labelled=1, weighing="cross_fitted")
+    with pytest.raises(RecipeError, match="a committee is no member of another"):
+        committee(members=({"method": "committee"},))
+    with pytest.raises(RecipeError, match="there is no method 'nobody'"):
+        committee(members=({"method": "nobody"},))
+    with pytest.raises(RecipeError, match=r"In methods\.committee\.members, supervised: .*updates"):
+        committee(members=({"method": "supervised", "changes": ["updates=0"]},))
+
+
+# --- whole runs ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return phantoms(tmp_path_factory.mktemp("data"), labelled=4, cases=9)
+
+
+CHANGES = {"patch": [16, 16, 8], "updates": 3, "checkpoint_every": 1}
+
+
+def recipe(**switches: Any) -> Any:
+    return recipe_for("committee", CHANGES, **{"members": MEMBERS, "atlas": False, **switches})
+
+
+def members_of(run: Path) -> dict[str, int]:
+    return {p.parent.name: p.stat().st_mtime_ns for p in (run / "members").glob("*/student.safetensors")}
+
+
+def test_members_are_trained_once_and_one_student_is_kept(dataset: Dataset, tmp_path: Path) -> None:
+    told = list[str]()
+    manifest = trained(dataset, recipe(), tmp_path / "whole", cache=tmp_path / "cache", tell=told.append)
+    assert manifest.provenance.method == "committee"
+    assert manifest.provenance.labelled == 4
+    made = members_of(tmp_path / "whole")
+    assert sorted(name.rpartition("-")[0] for name in made) == ["mean_teacher-seed3", "supervised-seed0"]
+    assert "times the mean volume of the outlined ones" in told[-1]
+    assert told == [row["told"] for row in read_log(tmp_path / "whole" / "log.jsonl") if "told" in row]
+
+    # Killed while the second member trains, then while the student does.
+    def watch(what: str, done: int, total: int) -> None:
+        if what.startswith("training mean_teacher") and done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        trained(dataset, recipe(), tmp_path / "run", cache=tmp_path / "cache", watch=watch)
+    first = members_of(tmp_path / "run")
+    assert [name.partition("-")[0] for name in first] == ["supervised"]
+    broken_off(dataset, recipe(), tmp_path / "run", 2, cache=tmp_path / "cache", resume=True)
+    both = members_of(tmp_path / "run")
+    trained(dataset, recipe(), tmp_path / "run", cache=tmp_path / "cache", resume=True)
+    assert members_of(tmp_path / "run") == both == {**both, **first}, "no member was trained twice"
+    assert same_weights(weights_of(tmp_path / "run"), weights_of(tmp_path / "whole"))
+
+
+def test_a_second_round_shares_the_members_of_the_first_and_atlases_vote(dataset: Dataset, tmp_path: Path) -> None:
+    told = list[str]()
+    chosen = recipe(rounds=2, atlas=True, members=MEMBERS[:1])
+    chosen = chosen.model_copy(update={"methods": {**chosen.methods, "atlas": {"least": 0.0}}})
+    trained(dataset, chosen, tmp_path / "run", cache=tmp_path / "cache", tell=told.append)
+    names = sorted(name.rpartition("-")[0] for name in members_of(tmp_path / "run"))
+    assert names == ["committee-seed1", "committee-seed2", "supervised-seed0"]
+    assert sum("Committee, round 1" in one for one in told) == 2
+    assert sum("Committee, round 2" in one for one in told) == 1
+    assert any("Atlases: labelled by one another" in one for one in told)
+
+
+def test_cross_fitted_weights_come_from_members_that_did_not_see_the_scan(dataset: Dataset, tmp_path: Path) -> None:
+    told = list[str]()
+    trained(dataset, recipe(weighing="cross_fitted"), tmp_path / "run", cache=tmp_path / "cache", tell=told.append)
+    folds = {n.rpartition("-")[2] for n in members_of(tmp_path / "run") if "-fold" in n}
+    assert folds == {"fold1", "fold2"}
+    assert len(members_of(tmp_path / "run")) == 6
+    sentence = next(one for one in told if "weights learned" in one)
+    assert "supervised (seed 0)" in sentence and "mean_teacher (seed 3)" in sentence
+
+
+class Fixed:
+    """A network whose answer for a scan is its outline, blurred by a share that belongs to the network."""
+
+    def __init__(self, truth: dict[str, NDArray[np.uint8]], share: float) -> None:
+        self.truth, self.share = truth, share
+
+    def of(self, names: Sequence[str]) -> Iterator[tuple[str, NDArray[np.float32], None]]:
+        for name in names:
+            right = np.stack([self.truth[name] == k for k in range(3)]).astype(np.float32)
+            noise = np.random.default_rng(len(name)).dirichlet([1.0] * 3, right.shape[1:]).astype(np.float32)
+            yield name, self.share * right + (1 - self.share) * np.moveaxis(noise, -1, 0), None
+
+
+def test_a_better_member_gets_the_larger_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    from tests.trainer.test_atlas import outlined, scans_of
+    from trainer.methods.committee import Opinion
+
+    cases = [outlined(f"s{k}", (float(k), 0.0, 0.0)) for k in range(4)]
+    scans, _ = scans_of(cases, 4)
+    truth = {case.case_id: np.asarray(case.labels) for case in cases}
+    pair = [Opinion("good", Fixed(truth, 0.9).of), Opinion("bad", Fixed(truth, 0.1).of)]
+    asked = []
+
+    def opinions(self: Committee, scans: Any, labelled: tuple[str, ...], suffix: str) -> list[Opinion]:
+        asked.append(labelled)
+        return pair
+
+    monkeypatch.setattr(Committee, "_opinions", opinions)
+    _, weights = committee(weighing="cross_fitted")._weighed(["good", "bad"], scans)
+    assert weights[0] > 0.9
+    assert asked == [("s1", "s3"), ("s0", "s2")], "each scan is judged by what was learned from the others"
+
+
+@pytest.mark.parametrize("targets", [TWO, OverlappingRegions(2)])
+def test_voxels_near_the_organ_are_weighed(targets: Any) -> None:
+    from tests.trainer.test_atlas import SHAPE, outlined
+
+    method = committee(targets=targets)
+    case = outlined("s", (0.0, 0.0, 0.0))
+    right, picked = method._weighed_voxels(case, [np.zeros((targets.channels, *SHAPE), np.float32)])
+    assert len(right) == len(picked)
+    codes = np.asarray(case.labels).reshape(-1)
+    if targets is TWO:
+        np.testing.assert_array_equal(right, codes[picked])
+    else:
+        region, voxel = np.divmod(picked, codes.size)
+        np.testing.assert_array_equal(right, 1 - ((codes[voxel] >> region) & 1))
+    assert 0 < len(picked) < 2 * codes.size
