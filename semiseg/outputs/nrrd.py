@@ -22,9 +22,9 @@ _CONTEXT = "Segmentation category and type - DICOM master list"
 _ANATOMY = "Anatomic codes - DICOM master list"
 
 
-def write_nrrd(path: Path, segmentation: Segmentation) -> None:
+def write_nrrd(path: Path, segmentation: Segmentation, *, compress: bool = True) -> None:
     """Write a label map (X, Y, Z), or for overlapping segments a list of masks (K, X, Y, Z), as unsigned bytes."""
-    _write(path, segmentation.array.astype(np.uint8), segmentation.affine, {})
+    _write(path, segmentation.array.astype(np.uint8), segmentation.affine, {}, compress=compress)
 
 
 def write_seg_nrrd(path: Path, segmentation: Segmentation) -> None:
@@ -94,7 +94,14 @@ def _extent(layer: NDArray[np.uint8]) -> str:
     return " ".join(str(int(bound)) for bound in bounds)
 
 
-def _write(path: Path, array: NDArray[np.uint8], affine: NDArray[np.float64], pairs: Mapping[str, str]) -> None:
+def _write(
+    path: Path,
+    array: NDArray[np.uint8],
+    affine: NDArray[np.float64],
+    pairs: Mapping[str, str],
+    *,
+    compress: bool = True,
+) -> None:
     """Write an array (X, Y, Z) or (K, X, Y, Z) atomically; the same array gives the same bytes."""
     lps = LPS_TO_RAS @ np.asarray(affine, dtype=np.float64)
     several = array.ndim == 4
@@ -108,12 +115,16 @@ def _write(path: Path, array: NDArray[np.uint8], affine: NDArray[np.float64], pa
         f"space directions: {' '.join(['none'] * several + directions)}",
         f"kinds: {' '.join(['list'] * several + ['domain'] * 3)}",
         "endian: little",
-        "encoding: gzip",
+        f"encoding: {'gzip' if compress else 'raw'}",
         f"space origin: {_vector(lps[:3, 3])}",
         *(f"{key}:={_escaped(value)}" for key, value in pairs.items()),
     ]
     with atomic_file(path) as file:
         file.write(("\n".join(lines) + "\n\n").encode())
+        if not compress:
+            for z in range(array.shape[-1]):
+                file.write(array[..., z].tobytes(order="F"))
+            return
         with gzip.GzipFile(filename="", mode="wb", compresslevel=4, fileobj=file, mtime=0) as packed:
             for z in range(array.shape[-1]):
                 packed.write(array[..., z].tobytes(order="F"))

@@ -152,7 +152,7 @@ class LabelStore:
             digest = _sha256(part)
             with self._lock:
                 history = self._history.setdefault(image, [])
-                same = self._same(history, tag, digest, who, model, model_sha256)
+                same = _same(history, tag, digest, who, model, model_sha256)
                 if same is not None:
                     return same
                 version = len(history) + 1
@@ -192,7 +192,7 @@ class LabelStore:
         digest = hashlib.sha256(content).hexdigest()
         with self._lock:
             history = self._history.setdefault(image, [])
-            same = self._same(history, tag, digest, who, "", "")
+            same = _same(history, tag, digest, who, "", "")
             if same is not None:
                 return same
             version = len(history) + 1
@@ -270,16 +270,6 @@ class LabelStore:
         replace_file(place / f"{record.version:06d}.json", text.encode() + b"\n")
         history.append(record)
 
-    @staticmethod
-    def _same(
-        history: list[LabelRecord], tag: str, digest: str, who: str, model: str, model_sha256: str
-    ) -> LabelRecord | None:
-        last = next((one for one in reversed(history) if one.tag == tag and one.kind != "information"), None)
-        if last is None or last.kind != "label":
-            return None
-        equal = (last.sha256, last.who, last.model, last.model_sha256) == (digest, who, model, model_sha256)
-        return last if equal else None
-
     def _place(self, image: str) -> Path:
         if not _IMAGE.fullmatch(image):
             raise InputError(f"The image id {image[:80]!r} cannot be the name of a folder.")
@@ -288,6 +278,17 @@ class LabelStore:
             place.mkdir(exist_ok=True)
             sync(self._root)
         return place
+
+
+def _same(
+    history: list[LabelRecord], tag: str, digest: str, who: str, model: str, model_sha256: str
+) -> LabelRecord | None:
+    """The newest label of a tag, if it is the same; a draft of one model is the same whoever asked for it."""
+    last = next((one for one in reversed(history) if one.tag == tag and one.kind != "information"), None)
+    if last is None or last.kind != "label":
+        return None
+    equal = (last.sha256, last.model, last.model_sha256) == (digest, model, model_sha256)
+    return last if equal and (last.who == who or (model_sha256 and last.state == "draft")) else None
 
 
 def _read_history(place: Path) -> list[LabelRecord]:

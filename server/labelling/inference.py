@@ -1,0 +1,184 @@
+"""``POST /infer/{model}``: an image of the dataset, of a session or of the request itself, segmented."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from semiseg.errors import Cancelled
+from server.http.limits import Refusal
+from server.http.reception import client_of
+from server.http.uploads import Body
+from server.labelling.context import LabellingContext, who_asks
+from server.labelling.forms import Form, receive_form
+from server.labelling.models import LabellingModel
+from server.labelling.record import ORIGINAL
+from server.labelling.results import InferenceResult, encoded, extension_of
+from server.labelling.store import NewLabel
+
+POLL_INTERVAL = 0.2  # seconds between two questions whether the client is still there
+_OUTPUTS = ("", "all", "image", "json", "dicom_seg")
+
+
+@dataclass(frozen=True)
+class InferenceInput:
+    """The image that is to be segmented.
+
+    Attributes:
+        image: Id of the image in the dataset; empty for one that is not in it.
+        files: Files of the image.
+    """
+
+    image: str
+    files: Sequence[Path]
+
+
+class InferenceEndpoint:
+    """Answers each request while its client waits; what it segments of the dataset is kept as a draft."""
+
+    def __init__(self, context: LabellingContext) -> None:
+        """Share the model and its turns with nobody else."""
+        self._context = context
+        most = context.limits.parallel + context.limits.waiting
+        self._pool = ThreadPoolExecutor(most, thread_name_prefix="infer")
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """When the server stops, wait for the windows that still run."""
+        yield
+        await anyio.to_thread.run_sync(partial(self._pool.shutdown, wait=True, cancel_futures=True))
+
+    async def respond(self, request: Request, body: Body, folder: Path) -> Response:
+        """Answer one request."""
+        output = request.query_params.get("output") or ""
+        if output not in _OUTPUTS:
+            raise Refusal(400, "`output` is all, image or json.")
+        if output == "dicom_seg":
+            words = (
+                "The images of a dataset folder are no DICOM series, so there is no DICOM SEG of them; ask for image."
+            )
+            raise Refusal(400, words)
+        form = await receive_form(request, body, folder, self._context.limits)
+        params = form.json("params")
+        extension_of(params)
+        model = await anyio.to_thread.run_sync(self._model, request.path_params["model"])
+        given = self._input(request, form)
+        who, client = who_asks(request, params), client_of(request)
+        work = partial(self._segment, model, given, params, who, client, folder)
+        result = await _run_while_connected(self._pool, request, work)
+        if output == "json":
+            return JSONResponse(dict(result.params))
+        if output == "image":
+            headers = {
+                "Content-Disposition": f'attachment; filename="{result.name}"',
+                "X-Semiseg-Model": json.dumps({"name": model.name, "sha256": model.sha256}),
+            }
+            return Response(result.content, media_type=result.media_type, headers=headers)
+        content, media_type = result.multipart()
+        return Response(content, media_type=media_type)
+
+    def _model(self, name: str) -> LabellingModel:
+        model = self._context.models.current()
+        if model is None:
+            raise Refusal(404, "There is no model yet; outline some images and train one, or start with --bundle.")
+        if name != model.name:
+            raise Refusal(404, f"The model is called {model.name}.")
+        return model
+
+    def _input(self, request: Request, form: Form) -> InferenceInput:
+        if session := request.query_params.get("session_id"):
+            return InferenceInput("", sorted(self._context.sessions.image_of(session).iterdir()))
+        if form.files.get("file"):
+            return InferenceInput("", [form.file("file").path])
+        image = request.query_params.get("image", "")
+        if not image:
+            raise Refusal(400, "Name an image of the dataset (?image=ID), a session, or send one in the field `file`.")
+        case = self._context.datastore.case(image)
+        if case is None:
+            raise Refusal(404, "The dataset has no image of this id.")
+        return InferenceInput(image, [case.image])
+
+    def _segment(
+        self,
+        model: LabellingModel,
+        given: InferenceInput,
+        params: Mapping[str, Any],
+        who: str,
+        client: str,
+        folder: Path,
+        stopped: Callable[[], bool],
+    ) -> InferenceResult:
+        context, predictor = self._context, model.served.predictor
+        if not context.limiter.acquire_unless(stopped, POLL_INTERVAL, client):
+            raise Cancelled("The client went away before its turn came.")
+        try:
+            scan = predictor.open(list(given.files), scratch=folder)
+            prediction = predictor.predict_scan(scan, cancelled=stopped)
+        finally:
+            context.limiter.release(client)
+        names = context.datastore.names
+        array = model.label_map(prediction)
+        voxels = names.count(array)
+        told: dict[str, Any] = {
+            "label_names": {name: names.values[name] for name in voxels},
+            "model": model.name,
+            "model_sha256": model.sha256,
+            "warnings": prediction.warnings,
+        }
+        like = given.files[0] if len(given.files) == 1 else None
+        if given.image and params.get("save_label") is not False:
+            label = NewLabel(array, prediction.affine, like, voxels)
+            record = context.datastore.save(
+                given.image,
+                label,
+                tag=ORIGINAL,
+                who=who,
+                model=model.name,
+                model_sha256=model.sha256,
+                info={"params": {"warnings": prediction.warnings}},
+            )
+            told["version"] = record.version
+        content, name, media_type = encoded(
+            array, prediction.affine, names, params, image=given.image, like=like, folder=folder
+        )
+        return InferenceResult(content, name, media_type, told)
+
+
+async def _run_while_connected(
+    pool: ThreadPoolExecutor, request: Request, work: Callable[[Callable[[], bool]], InferenceResult]
+) -> InferenceResult:
+    """Do ``work`` in a thread; give it up between two windows when the client goes away or the time is over."""
+    stop = threading.Event()
+    job = pool.submit(work, stop.is_set)
+    done = asyncio.wrap_future(job)
+    gone = asyncio.ensure_future(_disconnected(request))
+    either: set[asyncio.Future[Any]] = {done, gone}
+    try:
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        gone.cancel()
+        stop.set()
+        if not job.done() and not job.cancel():
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({done})
+    if done.cancelled():
+        raise Cancelled("The client went away before its turn came.")
+    return done.result()
+
+
+async def _disconnected(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

@@ -1,0 +1,154 @@
+"""What every request passes: the check of its key and its origin, security headers, and one line in the log."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from starlette.responses import JSONResponse, Response
+
+from semiseg.errors import InputError
+from server.browser_guard import BrowserGuard
+from server.forwarded import Proxies
+from server.http.edge import HEADERS
+from server.http.limits import Refusal
+from server.http.replies import refusal_of
+from server.keys import Keys, key_in
+from server.logs import JsonLines, Repeats
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+# In logs a request has the name of its route, so that ids and made-up paths never reach them.
+_NAMED = (
+    (re.compile(r"/(activelearning|infer|train|session|model|batch|scoring|proxy|ohif)/.+"), r"/\1/{name}"),
+    (re.compile(r"/(datastore|auth)/(.*/)*[^/]+"), None),
+)
+KNOWN = (
+    "/", "/info/", "/auth/", "/auth/token", "/auth/token/valid", "/datastore/", "/datastore/image",
+    "/datastore/image/info", "/datastore/label", "/datastore/label/info", "/datastore/updatelabelinfo", "/train/",
+    "/session/", "/logs/", "/livez", "/readyz",
+)  # fmt: skip
+PROBES = ("/livez", "/readyz")
+OPEN = ("/", "/auth/", "/auth/token", *PROBES)
+"""Addresses that answer without a key, so that a client learns that it needs one."""
+METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH")
+LINES = 1000
+
+_LOG = logging.getLogger("semiseg.requests")
+
+
+class RequestMiddleware:
+    """ASGI middleware around the labelling application."""
+
+    def __init__(self, app: ASGIApp, *, keys: Keys, guard: BrowserGuard, proxies: Proxies) -> None:
+        """Wrap ``app``."""
+        self._app, self._keys, self._guard, self._proxies = app, keys, guard, proxies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        since, status = time.monotonic(), 0
+        scope = dict(scope)
+        peer = scope.get("client")
+        self._proxies.apply(scope)
+        scope["semiseg.direct"] = scope.get("client") == peer
+        path = scope["path"]
+
+        async def add_security_headers(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                there = {name.lower() for name, _ in message["headers"]}
+                more = ((name.lower().encode(), value.encode()) for name, value in HEADERS.items())
+                message["headers"] = [*message["headers"], *(one for one in more if one[0] not in there)]
+            await send(message)
+
+        try:
+            try:
+                if path not in PROBES and (found := self._guard.refusal(scope)) is not None:
+                    raise Refusal(*found)
+                if self._keys.required and path not in OPEN:
+                    scope["semiseg.owner"] = owner_of_key(self._keys, scope)
+                await self._app(scope, receive, add_security_headers)
+            except Exception as error:  # noqa: BLE001 - the outermost handler
+                refusal = refusal_of(error)
+                if status:
+                    raise ConnectionAbortedError("The answer broke off; its beginning is sent already.") from None
+                await error_response(refusal)(scope, receive, add_security_headers)
+        finally:
+            if path not in PROBES:
+                fields = {
+                    "request": secrets.token_hex(4),
+                    "method": scope["method"] if scope["method"] in METHODS else "other",
+                    "route": route_of(path),
+                    "status": status,
+                    "seconds": round(time.monotonic() - since, 3),
+                    "client": scope.get("semiseg.owner") or (scope["client"][0] if scope.get("client") else ""),
+                }
+                _LOG.info("Request", extra={"told": fields})
+
+
+def owner_of_key(keys: Keys, scope: Scope) -> str:
+    """The owner of the key that a request carries.
+
+    Raises:
+        Refusal: 401, there is no key, or not a good one; 503, the keys cannot be read.
+    """
+    challenge = {"WWW-Authenticate": "Bearer"}
+    key = key_in(scope["headers"])
+    if key is None:
+        words = "This server asks for an API key: send the header `Authorization: Bearer KEY`, or log in with the key "
+        raise Refusal(401, f"{words}as the password.", headers=challenge)
+    try:
+        owner = keys.owner_of(key)
+    except InputError as error:
+        _LOG.error("%s", error)
+        words = "The server's API keys cannot be read; its operator has to look at them."
+        raise Refusal(503, words, headers={"Retry-After": "30"}) from None
+    if owner is None:
+        raise Refusal(401, "The API key is not one of this server's, or not any more.", headers=challenge)
+    return owner
+
+
+def error_response(refusal: Refusal) -> Response:
+    """A refusal as JSON: the sentence under ``error``, as in semiseg's servers, and ``detail``, as in MONAI Label's."""
+    sentence = str(refusal)
+    return JSONResponse({"error": sentence, "detail": sentence}, refusal.status, headers=refusal.headers)
+
+
+def route_of(path: str) -> str:
+    """The name of a path's route in the log; ``other`` for a path that is not served."""
+    if path in KNOWN or f"{path}/" in KNOWN:
+        return path
+    for pattern, name in _NAMED:
+        if name is not None and (found := pattern.fullmatch(path)):
+            return found.expand(name)
+    return "other"
+
+
+class RecentLog(logging.Handler):
+    """The last lines of the log, for ``GET /logs/``."""
+
+    def __init__(self) -> None:
+        """Keep :data:`LINES` lines."""
+        super().__init__()
+        self.lines: deque[str] = deque(maxlen=LINES)
+        self.setFormatter(JsonLines())
+        self.addFilter(Repeats())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one record as the line that the log has."""
+        self.lines.append(self.format(record))
+
+    def last(self, count: int) -> Sequence[str]:
+        """The last ``count`` lines, oldest first."""
+        lines = list(self.lines)
+        return lines[-count:] if count > 0 else lines

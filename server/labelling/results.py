@@ -1,0 +1,109 @@
+"""What ``POST /infer`` sends: the label map in the format that the client asks for, and the parameters beside it."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from semiseg.outputs.nrrd import write_nrrd, write_seg_nrrd
+from semiseg.volumes.nifti import write_nifti
+from semiseg.volumes.segmentation import Segment, Segmentation
+from server.http.limits import Refusal
+from server.labelling.label_names import LabelNames
+
+EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd")
+_TYPES = {".nii.gz": "application/gzip", ".seg.nrrd": "application/x-nrrd", ".nrrd": "application/x-nrrd"}
+
+
+@dataclass(frozen=True)
+class InferenceResult:
+    """A label map as a file, and what is said about it.
+
+    Attributes:
+        content: Bytes of the file.
+        name: Name of the file.
+        media_type: Media type of the file.
+        params: What the client is told beside the file.
+    """
+
+    content: bytes
+    name: str
+    media_type: str
+    params: Mapping[str, Any]
+
+    def multipart(self) -> tuple[bytes, str]:
+        """The parameters and the file as ``multipart/form-data``: the body and its media type.
+
+        The part ``params`` has no file name and the part ``image`` has one, by which clients tell them apart.
+        """
+        boundary = secrets.token_hex(16)
+        parts = (
+            b'Content-Disposition: form-data; name="params"\r\nContent-Type: application/json\r\n\r\n'
+            + json.dumps(self.params).encode(),
+            f'Content-Disposition: form-data; name="image"; filename="{self.name}"\r\n'
+            f"Content-Type: {self.media_type}\r\n\r\n".encode()
+            + self.content,
+        )
+        mark = f"--{boundary}".encode()
+        body = b"".join(mark + b"\r\n" + part + b"\r\n" for part in parts) + mark + b"--\r\n"
+        return body, f"multipart/form-data; boundary={boundary}"
+
+
+def extension_of(params: Mapping[str, Any]) -> str:
+    """The file name extension that a client asks for.
+
+    Raises:
+        Refusal: 400, it is none of :data:`EXTENSIONS`.
+    """
+    asked = params.get("result_extension") or ".nii.gz"
+    if asked not in EXTENSIONS:
+        raise Refusal(400, f"`result_extension` is {', '.join(EXTENSIONS[:-1])} or {EXTENSIONS[-1]}.")
+    return str(asked)
+
+
+def encoded(
+    array: NDArray[np.uint8],
+    affine: NDArray[np.float64],
+    names: LabelNames,
+    params: Mapping[str, Any],
+    *,
+    image: str,
+    like: Path | None,
+    folder: Path,
+) -> tuple[bytes, str, str]:
+    """A label map in the format that a client asks for.
+
+    Args:
+        array: Label map (X, Y, Z) with the values of the dataset.
+        affine: Matrix (4, 4) from voxel indices to RAS+ mm.
+        names: Label names of the dataset.
+        params: The client's parameters: ``result_extension``, and ``result_compress`` for NRRD.
+        image: Name of the image, for that of the file.
+        like: The image's file.
+        folder: Folder for the file while it is written.
+
+    Returns:
+        The bytes, the name and the media type of the file.
+
+    Raises:
+        Refusal: 400, there is no such format.
+    """
+    extension = extension_of(params)
+    path = folder / f"result{extension}"
+    segments = tuple(Segment(name=name, label=value) for name, value in names.values.items())
+    if extension == ".seg.nrrd":
+        write_seg_nrrd(path, Segmentation(segments, array, affine))
+    elif extension == ".nrrd":
+        write_nrrd(path, Segmentation(segments, array, affine), compress=params.get("result_compress") is not False)
+    else:
+        write_nifti(path, array, affine, like=like)
+    stem = re.sub(r"[^A-Za-z0-9_.-]", "_", image)[:100] or "result"
+    return path.read_bytes(), f"{stem}{extension}", _TYPES.get(extension, "application/octet-stream")

@@ -1,0 +1,138 @@
+"""Images of a client's own that it segments without adding them to the dataset; deleted after a while."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import shutil
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from server.http.limits import Refusal
+from server.labelling.forms import SentFile
+
+EXPIRY_SECONDS = 3600
+MOST = 32  # sessions at the same time
+_ID = re.compile(r"[0-9a-f]{32}")
+
+
+@dataclass(frozen=True)
+class Session:
+    """One session, with the names that MONAI Label's clients know.
+
+    Attributes:
+        name: Id of the session.
+        path: Folder of the session, below the server's own.
+        image: Name of the image; of several files, the folder that holds them.
+        meta: Nothing.
+        create_ts: Unix time at which the session was made.
+        last_access_ts: Unix time of its last use.
+        expiry: Seconds after the last use at which it is deleted.
+    """
+
+    name: str
+    path: str
+    image: str
+    meta: dict[str, str]
+    create_ts: int
+    last_access_ts: int
+    expiry: int
+
+
+class Sessions:
+    """The sessions in a folder, which is emptied when the server starts and stops."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use ``folder``; what an earlier server left there is deleted."""
+        self._folder = folder
+        self._lock = threading.Lock()
+        self._sessions: dict[str, Session] = {}
+        self.clear()
+
+    def clear(self) -> None:
+        """Delete all sessions."""
+        with self._lock:
+            self._sessions.clear()
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder.mkdir(parents=True, exist_ok=True)
+
+    def create(self, files: Sequence[SentFile], expiry: int = 0) -> Session:
+        """Make a session of files that were received; they are moved.
+
+        Raises:
+            Refusal: 400, there is no file; 503, there are too many sessions.
+        """
+        if not files:
+            raise Refusal(400, "Send the image in the field `files`.")
+        self.expire()
+        now, name = int(time.time()), secrets.token_hex(16)
+        seconds = min(expiry, EXPIRY_SECONDS) if expiry > 0 else EXPIRY_SECONDS
+        with self._lock:
+            if len(self._sessions) >= MOST:
+                raise Refusal(503, "The server keeps enough sessions; delete one, or try again later.")
+            inside = self._folder / name / "image"
+            inside.mkdir(parents=True)
+            for number, file in enumerate(files):
+                shutil.move(file.path, inside / (f"{number:05d}-{_plain(file.name)}"))
+            image = f"00000-{_plain(files[0].name)}" if len(files) == 1 else "image"
+            session = Session(name, name, image, {}, now, now, seconds)
+            self._sessions[name] = session
+        return session
+
+    def get(self, name: str) -> Session:
+        """A session by its id; its time begins anew.
+
+        Raises:
+            Refusal: 404, there is none, or not any more.
+        """
+        self.expire()
+        with self._lock:
+            session = self._sessions.get(name) if _ID.fullmatch(name) else None
+            if session is None:
+                raise Refusal(404, "There is no such session, or not any more; send the image again.")
+            session = self._sessions[name] = replace(session, last_access_ts=int(time.time()))
+            return session
+
+    def image_of(self, name: str) -> Path:
+        """The folder that holds the files of a session.
+
+        Raises:
+            Refusal: 404, there is no such session.
+        """
+        return self._folder / self.get(name).path / "image"
+
+    def remove(self, name: str) -> Session:
+        """Delete a session.
+
+        Raises:
+            Refusal: 404, there is none.
+        """
+        session = self.get(name)
+        with self._lock:
+            self._sessions.pop(name, None)
+            shutil.rmtree(self._folder / name, ignore_errors=True)
+        return session
+
+    def expire(self) -> None:
+        """Delete the sessions whose time is over."""
+        now = time.time()
+        with self._lock:
+            over = [name for name, one in self._sessions.items() if one.last_access_ts + one.expiry < now]
+            for name in over:
+                del self._sessions[name]
+                shutil.rmtree(self._folder / name, ignore_errors=True)
+
+
+def document_of(session: Session) -> dict[str, object]:
+    """A session as JSON."""
+    found: dict[str, object] = json.loads(json.dumps(asdict(session)))
+    return found
+
+
+def _plain(name: str) -> str:
+    """The last part of a client's file name, in harmless characters."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "_", re.split(r"[/\\]", name)[-1]).lstrip(".")[-80:] or "image"

@@ -1,0 +1,154 @@
+"""Starting the labelling server: open the labels and the bundle, bind the port, then answer."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from semiseg.bundle.bundle import open_bundle
+from semiseg.dataset.folder import load_dataset
+from semiseg.errors import InputError
+from semiseg.system.file_locks import held
+from semiseg.system.signals import STOP_SIGNALS
+from server.http.front import Front
+from server.http.limits import Admission, Limits
+from server.http.model import ModelSettings
+from server.http.process import prepared
+from server.jobs.fair_limiter import FairLimiter
+from server.keys import VARIABLE, Keys
+from server.labelling.app import make_labelling_app
+from server.labelling.context import LabellingContext
+from server.labelling.datastore import Datastore
+from server.labelling.label_names import LabelNames
+from server.labelling.models import LabellingModel, ModelSlot
+from server.labelling.sessions import Sessions
+from server.labelling.split_growth import BaseSplit
+from server.listening import bound, is_loopback, url_of, uvicorn_of
+from server.logs import OURS, keep_logs
+
+STATE = "labelling"
+REMEDIES = {"other_host": "use --host 127.0.0.1", "other_port": "choose another with --port"}
+
+
+@dataclass(frozen=True)
+class LabelOptions:
+    """What a labelling server is started with.
+
+    Attributes:
+        data: Folder of the dataset.
+        state: Folder of the labels; ``labelling`` in the dataset folder by default.
+        bundle: Bundle that segments until a better one is trained; None for none.
+        split: Split file; the dataset's own by default.
+        labelled: Number of labelled scans to begin with; None for those of the split's only list.
+        host, port: Address and port to listen on; port 0 takes a free one.
+        threads: CPU threads of the network; all by default.
+        front: Names, origins and proxies.
+        open_to_all: Whether everybody who reaches ``host`` is answered although there are no keys.
+    """
+
+    data: Path
+    state: Path | None = None
+    bundle: Path | None = None
+    split: Path | None = None
+    labelled: int | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    threads: int | None = None
+    front: Front = field(default_factory=Front)
+    open_to_all: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """The folder of the labels."""
+        return self.state if self.state is not None else self.data / STATE
+
+
+@contextlib.contextmanager
+def opened(options: LabelOptions) -> Iterator[Datastore]:
+    """The dataset and its labels, held by this process while the block runs.
+
+    Raises:
+        InputError: The dataset, its split or its labels cannot be used, or another process holds them.
+    """
+    dataset = load_dataset(options.data)
+    segments = open_bundle(options.bundle).manifest.segments if options.bundle is not None else ()
+    names = LabelNames.of(dataset, segments)
+    base = BaseSplit.read(dataset, options.split, options.labelled)
+    with held(options.folder):
+        yield Datastore(dataset, names, base, options.folder)
+
+
+def serve_labels(options: LabelOptions, limits: Limits, keys: Keys, announce: Callable[[str], None]) -> None:
+    """Answer until told to stop (SIGTERM, SIGINT; on Windows also Ctrl+Break).
+
+    Args:
+        options: The dataset, the bundle and the address.
+        limits: What is accepted.
+        keys: API keys.
+        announce: Function that is called with a sentence when the server listens and when it is ready.
+
+    Raises:
+        InputError: The address would be open to everybody, or the port cannot be had, or see :func:`opened`.
+        BundleError, EngineError: The bundle cannot be used.
+    """
+    if not (keys.required or options.open_to_all or is_loopback(options.host)):
+        raise InputError(
+            f"Whoever reaches {options.host} could change the labels: give the server keys (--keys FILE, or {VARIABLE} "
+            "in the environment), listen on 127.0.0.1, or say --no-keys."
+        )
+    front = replace(options.front, bound=options.host)
+    front.guard(keys=keys.required)
+    front.trusted()
+    with prepared(None, None) as (scratch, _), opened(options) as datastore:
+        context = make_context(options, datastore, limits, keys, scratch)
+        application = make_labelling_app(context, front)
+        with bound(options.host, options.port, **REMEDIES) as listener:
+            announce(f"listening on {url_of(listener)}, labels in {options.folder}")
+            keep_logs()
+            logging.getLogger(OURS).addHandler(context.log)
+            server = uvicorn_of(
+                application,
+                stop_seconds=limits.stop_seconds,
+                per_address=limits.connections_per_address,
+                proxies=front.trusted(),
+            )
+            for number in STOP_SIGNALS:
+                signal.signal(number, lambda *_: setattr(server, "should_exit", True))
+            threading.Thread(target=context.models.warm_up, name="warm-up", daemon=True).start()
+            try:
+                server.run(sockets=[listener])
+            finally:
+                context.sessions.clear()
+
+
+def make_context(
+    options: LabelOptions, datastore: Datastore, limits: Limits, keys: Keys, scratch: Path
+) -> LabellingContext:
+    """What the endpoints share; the bundle is opened.
+
+    Raises:
+        BundleError, EngineError, InputError: The bundle cannot be used for this dataset.
+    """
+    return LabellingContext(
+        datastore=datastore,
+        models=_models(options, datastore),
+        sessions=Sessions(options.folder / "sessions"),
+        keys=keys,
+        limits=limits,
+        admission=Admission(limits, scratch),
+        limiter=FairLimiter(limits.parallel),
+        scratch=scratch,
+    )
+
+
+def _models(options: LabelOptions, datastore: Datastore) -> ModelSlot:
+    def open_for_dataset(bundle: Path) -> LabellingModel:
+        settings = ModelSettings(bundle=bundle, threads=options.threads)
+        return LabellingModel.open(settings, datastore.dataset, datastore.names)
+
+    return ModelSlot(lambda: options.bundle, open_for_dataset)

@@ -1,0 +1,72 @@
+"""MONAI Label's own client against this server: every call that its class has and a dataset of volumes can answer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from semiseg.volumes.nifti import read_labels, write_nifti
+from tests.bundles import expected, make_threshold_bundle
+from tests.datasets import AFFINE, image_of, label_of
+from tests.server.labelling.folders import write_folder
+from tests.server.labelling.monai_label_client import load_client
+from tests.server.labelling.serving import label_server
+from tests.server.test_guard import LAB
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+def test_the_real_client_works_as_it_is(tmp_path: Path, guarded: bool) -> None:
+    module = load_client()
+    keys = tmp_path / "keys"
+    keys.write_text(f"lab {LAB}\n", encoding="utf-8")
+    bundle = make_threshold_bundle(tmp_path / "bundle").folder
+    downloads = tmp_path / "client"
+    downloads.mkdir()
+    data = write_folder(tmp_path / "data")
+    with label_server(data, bundle=bundle, keys=keys if guarded else None) as server:
+        client = module.MONAILabelClient(server.url, tmpdir=str(downloads), client_id="anna")
+        assert client.auth_enabled() is guarded
+        if guarded:
+            with pytest.raises(module.MONAILabelClientException):
+                client.info()
+            client.update_auth(client.auth_token("lab", LAB))
+            assert client.auth_valid_token()
+        info = client.info()
+        assert info["labels"] == ["low", "high"] and list(info["models"]) == ["threshold"]
+
+        sample = client.next_sample("first", {})
+        assert sample["id"] == "s4" and Path(sample["path"]).is_file()
+        file, params = client.infer("threshold", "s4", {"result_extension": ".nrrd", "result_dtype": "uint8"})
+        assert Path(file).name == "s4.nrrd" and params["label_names"] == {"low": 1, "high": 2}
+        assert np.array_equal(read_labels(Path(file)).array, expected(image_of(4)))
+        draft = client.download_label("s4", "original")
+        assert np.array_equal(read_labels(Path(draft)).array, expected(image_of(4)))
+
+        write_nifti(tmp_path / "corrected label.nii.gz", label_of(40), AFFINE)
+        said = {"label_info": [{"name": "low", "idx": 1}, {"name": "high", "idx": 2}], "model": "threshold"}
+        saved = client.save_label("s4", str(tmp_path / "corrected label.nii.gz"), params=said)
+        assert saved["image"] == saved["label"] == "s4" and saved["version"] == 2
+        objects = client.datastore()["objects"]
+        assert list(objects["s4"]["labels"]) == ["original", "final"]
+        final = objects["s4"]["labels"]["final"]["info"]
+        assert final["who"] == ("lab" if guarded else "anna") and final["model"] == "threshold"
+        assert np.array_equal(read_labels(Path(client.download_label("s4", "final"))).array, label_of(40))
+        assert client.next_sample("first", {})["id"] == "s5"
+        assert client.info()["datastore"]["completed"] == 3
+
+        with pytest.raises(module.MONAILabelClientException, match="403"):
+            client.upload_image(str(tmp_path / "corrected label.nii.gz"), "new")
+        with pytest.raises(module.MONAILabelClientException, match="no image of this id"):
+            client.save_label("nobody", str(tmp_path / "corrected label.nii.gz"))
+        assert client.train_status(check_if_running=True) is False
+
+        write_nifti(tmp_path / "own.nii.gz", image_of(77), AFFINE)
+        session = client.create_session(str(tmp_path / "own.nii.gz"))["session_id"]
+        assert client.get_session(session)["name"] == session
+        file, _ = client.infer("threshold", "own", {"result_extension": ".nii.gz"}, session_id=session)
+        assert np.array_equal(read_labels(Path(file)).array, expected(image_of(77)))
+        assert client.remove_session(session)["name"] == session
+        file, _ = client.infer("threshold", "own", {}, file=str(tmp_path / "own.nii.gz"))
+        assert np.array_equal(read_labels(Path(file)).array, expected(image_of(77)))
