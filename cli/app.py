@@ -27,6 +27,7 @@ COMMANDS = {
     "train": "Train on a few labelled and many unlabelled scans.",
     "compare": "Methods x labels x seeds on one split with one budget: a table and a plot.",
     "suggest": "Which unlabelled scan to outline next.",
+    "label": "Keep the labels that annotators draw in 3D Slicer, in OHIF or by a program, and offer them drafts.",
     "export": "Turn a training run into a bundle: one small network as ONNX, with proof.",
     "predict": "Segment one scan with a bundle, a run, or a server.",
     "evaluate": "Dice, Jaccard, HD95 and ASSD of a bundle or run on a dataset.",
@@ -36,7 +37,7 @@ COMMANDS = {
     "bench": "How fast and lean inference is here, beside MONAI's and nnU-Net's sliding windows.",
     "doctor": "Say what this machine can run, and whether a bundle is sound.",
 }
-GROUPS = ("data", "bench", "gateway")  # commands with subcommands of their own
+GROUPS = ("data", "bench", "gateway", "label")  # commands with subcommands of their own
 
 # Which extra of pyproject.toml brings a module that a command may find missing.
 EXTRAS = {

@@ -1,0 +1,137 @@
+"""`semiseg label`: the server that annotators' programs connect to, and the commands that look after its labels."""
+
+from __future__ import annotations
+
+import getpass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from semiseg.errors import InputError
+from server.http.front import HOSTS, PREFIX, PROXIES, Front
+
+if TYPE_CHECKING:
+    from server.labelling.start import LabelOptions
+
+app = typer.Typer(
+    help="Keep the labels that annotators draw in 3D Slicer, in OHIF or by a program, and offer them drafts.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+)
+
+
+@app.callback(invoke_without_command=True)
+def label(
+    context: typer.Context,
+    data: Annotated[Path, typer.Option(help="Dataset folder in Medical Segmentation Decathlon form.")],
+    bundle: Annotated[
+        Path | None, typer.Option(help="Bundle that drafts labels until a better one is accepted; none by default.")
+    ] = None,
+    state: Annotated[Path | None, typer.Option(help="Folder of the labels; DATA/labelling by default.")] = None,
+    split: Annotated[Path | None, typer.Option(help="Split file; DATA/split.json if there is one.")] = None,
+    labelled: Annotated[
+        int | None, typer.Option(min=0, help="Number of labelled scans of the split to begin with; 0 for none.")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network; all by default.")] = None,
+    parallel: Annotated[int, typer.Option(min=1, help="Images segmented at the same time.")] = 1,
+    waiting: Annotated[int, typer.Option(min=0, help="Further requests that may upload or wait their turn.")] = 16,
+    keys: Annotated[
+        Path | None,
+        typer.Option(help="File of API keys: a line for each, NAME KEY. Without it, SEMISEG_API_KEYS=NAME KEY,..."),
+    ] = None,
+    no_keys: Annotated[
+        bool, typer.Option("--no-keys", help="Answer everybody who reaches --host, although there are no keys.")
+    ] = False,
+    origin: Annotated[
+        list[str] | None, typer.Option(help="A page's origin, such as https://viewer.example, that may use the server.")
+    ] = None,
+    allowed_host: Annotated[
+        list[str] | None,
+        typer.Option(envvar=HOSTS, help="Name by which the server may be called, such as labels.example.org."),
+    ] = None,
+    proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar=PROXIES,
+            help="Address or network of a proxy in front, whose X-Forwarded-For, -Host and -Prefix are believed.",
+        ),
+    ] = None,
+    path_prefix: Annotated[
+        str, typer.Option(envvar=PREFIX, help="Path below which a proxy shows the server: /labels.")
+    ] = "",
+    min_free_mb: Annotated[float, typer.Option(min=0, help="Free space that an upload must leave, in MB.")] = 1024,
+    max_upload_mb: Annotated[float, typer.Option(min=0.001, help="Largest upload, in MB of 2^20 bytes.")] = 2048,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Longest time for one request, in seconds.")] = 3600,
+    idle_timeout: Annotated[float, typer.Option(min=0.1, help="Longest standstill of an upload, in seconds.")] = 60,
+) -> None:
+    """Serve until stopped; or, with one of the commands below, look after the labels."""
+    from server.http.limits import MEGABYTE, Limits
+    from server.keys import Keys
+    from server.labelling.start import LabelOptions, serve_labels
+
+    front = Front(
+        hosts=tuple(allowed_host or ()), origins=tuple(origin or ()), proxies=tuple(proxy or ()), prefix=path_prefix
+    )
+    context.obj = options = LabelOptions(
+        data=data,
+        state=state,
+        bundle=bundle,
+        split=split,
+        labelled=labelled,
+        host=host,
+        port=port,
+        threads=threads,
+        front=front,
+        open_to_all=no_keys,
+    )
+    if context.invoked_subcommand is not None:
+        return
+    limits = Limits(
+        upload_bytes=int(max_upload_mb * MEGABYTE),
+        parallel=parallel,
+        waiting=waiting,
+        disk_bytes=int(min_free_mb * MEGABYTE),
+        idle_seconds=idle_timeout,
+        request_seconds=timeout,
+    )
+    serve_labels(options, limits, Keys(keys), announce=lambda sentence: typer.echo(f"semiseg {sentence}"))
+
+
+@app.command()
+def apply(context: typer.Context) -> None:
+    """Write the newest final labels into the dataset's labelsTr; what they replace is kept in the labels' history."""
+    from server.labelling.applying import apply_labels
+    from server.labelling.start import opened
+
+    with opened(_options(context)) as store:
+        changed = apply_labels(store, getpass.getuser(), typer.echo)
+    typer.echo(f"{len(changed)} label(s) written.")
+
+
+@app.command()
+def history(
+    context: typer.Context,
+    image: Annotated[str | None, typer.Argument(help="Id of an image; all images by default.")] = None,
+) -> None:
+    """List every version of every label: who, when, from which model; and check the files against their SHA-256."""
+    from server.labelling.start import opened
+
+    with opened(_options(context)) as store:
+        for name in [image] if image is not None else store.store.images():
+            for record in store.store.history(name):
+                made = f", model {record.model}" if record.model else ""
+                about = f" of version {record.about}" if record.about is not None else ""
+                typer.echo(
+                    f"{name} {record.version} {record.kind}{about} {record.tag} {record.when} {record.who}{made}"
+                )
+        damaged = store.store.check()
+    if damaged:
+        raise InputError(" ".join(damaged))
+
+
+def _options(context: typer.Context) -> LabelOptions:
+    options: LabelOptions = context.obj
+    return options

@@ -1,0 +1,112 @@
+"""`semiseg label`: the server as a process, and the commands that look after its labels."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import httpx
+import numpy as np
+import pytest
+
+from semiseg.dataset import load_dataset
+from semiseg.volumes.nifti import read_labels, write_nifti
+from tests.bundles import make_threshold_bundle
+from tests.datasets import AFFINE, label_of
+from tests.processes import START_SECONDS, RunningProcess
+from tests.server.labelling.folders import write_folder
+from tests.waiting import until
+
+
+class LabelProcess(RunningProcess):
+    """A process of `semiseg label` and its address."""
+
+    def __init__(self, *arguments: object) -> None:
+        self.url = ""
+        self._listening = threading.Event()
+        super().__init__(["label", *map(str, arguments)], os.environ)
+
+    def heard(self, line: str) -> None:
+        if "listening on " in line:
+            self.url = line.split("listening on ")[1].split(",")[0]
+            self._listening.set()
+
+    def ended(self) -> None:
+        self._listening.set()
+
+    def wait(self) -> LabelProcess:
+        assert self._listening.wait(START_SECONDS) and self.url, self.output
+        until(lambda: httpx.get(f"{self.url}/livez", trust_env=False).status_code == 200)
+        return self
+
+
+def label(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "cli.app", "label", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
+def save(url: str, image: str, seed: int, folder: Path) -> int:
+    write_nifti(folder / "drawn.nii.gz", label_of(seed), AFFINE)
+    files = {"label": ("drawn.nii.gz", (folder / "drawn.nii.gz").read_bytes())}
+    form = {"params": json.dumps({"client_id": "anna"})}
+    answer = httpx.put(f"{url}/datastore/label", params={"image": image}, data=form, files=files, trust_env=False)
+    assert answer.status_code == 200, answer.text
+    return answer.json()["version"]
+
+
+def test_labels_outlast_a_killed_server_and_are_applied_to_the_dataset(tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "data")
+    bundle = make_threshold_bundle(tmp_path / "bundle").folder
+    server = LabelProcess("--data", data, "--bundle", bundle, "--port", "0", "--threads", "1").wait()
+    try:
+        assert server.url.startswith("http://127.0.0.1:")
+        assert save(server.url, "s5", 50, tmp_path) == 1
+        form = {"params": (None, "{}")}
+        answer = httpx.post(f"{server.url}/infer/threshold?image=s6", files=form, timeout=120, trust_env=False)
+        assert answer.status_code == 200
+        assert '"route": "/infer/{name}"' in httpx.get(f"{server.url}/logs/", trust_env=False).text
+        second = label("--data", data, "--port", "0")
+        assert second.returncode == 2 and "Another process works in the folder" in second.stderr
+    finally:
+        server.kill()
+    assert "s5" not in server.output.replace(str(tmp_path), "") and "Traceback" not in server.output
+
+    server = LabelProcess("--data", data, "--port", "0").wait()
+    try:
+        assert save(server.url, "s5", 51, tmp_path) == 2
+    finally:
+        assert server.stop() == 0
+    listed = label("--data", data, "history")
+    assert listed.returncode == 0, listed.stderr
+    assert [line.split(" 20")[0] for line in listed.stdout.splitlines()] == [
+        "s5 1 label final",
+        "s5 2 label final",
+        "s6 1 label original",
+    ]
+    assert listed.stdout.splitlines()[2].endswith("model threshold")
+    applied = label("--data", data, "apply")
+    assert applied.returncode == 0 and "version 2 by anna" in applied.stdout and "1 label(s) written" in applied.stdout
+    assert np.array_equal(read_labels(load_dataset(data).cases["s5"].label).array, label_of(51))
+    (data / "labelling" / "labels" / "s5" / "000001.nii.gz").write_bytes(b"altered")
+    altered = label("--data", data, "history", "s5")
+    assert altered.returncode == 2 and "was altered" in altered.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--data", "nowhere"), "is not a folder"),
+        (("--data", "{data}", "--bundle", "nowhere"), "no bundle folder"),
+        (("--data", "{data}", "--host", "0.0.0.0"), "could change the labels"),
+        (("--data", "{data}", "--split", "nowhere"), "cannot be read"),
+    ],
+)
+def test_what_cannot_be_served_is_said_before_anything_listens(tmp_path: Path, arguments, words) -> None:
+    data = write_folder(tmp_path / "data")
+    run = label(*(one.format(data=data) for one in arguments), "--port", "0")
+    assert run.returncode == 2 and words in run.stderr, run.stderr
+    assert "listening" not in run.stdout and "Traceback" not in run.stderr
