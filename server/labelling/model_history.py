@@ -1,0 +1,116 @@
+"""Which model is in use, and which were before it: one small file for each change, never altered."""
+
+from __future__ import annotations
+
+import re
+import time
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from semiseg.errors import InputError, sentence_of
+from semiseg.system.durable_files import replace_file
+from semiseg.system.file_locks import held
+
+MODELS = "models"
+_ENTRY = re.compile(r"(\d{6})\.json")
+
+
+class ModelEntry(BaseModel):
+    """One change of the model in use.
+
+    Attributes:
+        number: Number of the change, counted from 1.
+        bundle: Folder of the bundle, below the state folder; empty for the bundle that ``--bundle`` names, or none.
+        sha256: SHA-256 of the bundle's graph; empty without a bundle.
+        round: Id of the training that made it; empty without one.
+        who: Name of the person or program that made the change.
+        when: Time of the change, ISO 8601 in UTC.
+        why: Sentence that says why.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    number: Annotated[int, Field(ge=1)]
+    bundle: str
+    sha256: str = ""
+    round: str = ""
+    who: str
+    when: str
+    why: str
+
+
+class ModelHistory:
+    """The changes in a state folder; several processes may read and add at the same time."""
+
+    def __init__(self, state: Path) -> None:
+        """Read from and add to ``state/models``."""
+        self._state = state
+        self._folder = state / MODELS
+
+    def entries(self) -> list[ModelEntry]:
+        """All changes, oldest first.
+
+        Raises:
+            InputError: One cannot be read.
+        """
+        if not self._folder.is_dir():
+            return []
+        return [self._read(path) for path in sorted(self._folder.iterdir()) if _ENTRY.fullmatch(path.name)]
+
+    def current(self) -> ModelEntry | None:
+        """The last change; None before the first one."""
+        names = sorted(path for path in self._folder.glob("*.json") if _ENTRY.fullmatch(path.name))
+        return self._read(names[-1]) if names else None
+
+    def bundle_in_use(self, first: Path | None) -> Path | None:
+        """The folder of the bundle in use; ``first``, the one that ``--bundle`` names, before any change."""
+        entry = self.current()
+        return self._state / entry.bundle if entry is not None and entry.bundle else first
+
+    def add(self, bundle: str, *, sha256: str, round: str, who: str, why: str) -> ModelEntry:  # noqa: A002 - its name
+        """Use another bundle from now on.
+
+        Raises:
+            InputError: Another process is changing the model at this moment.
+        """
+        with held(self._folder):
+            number = len(self.entries()) + 1
+            when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+            entry = ModelEntry(number=number, bundle=bundle, sha256=sha256, round=round, who=who, when=when, why=why)
+            replace_file(self._folder / f"{number:06d}.json", entry.model_dump_json(indent=1).encode() + b"\n")
+        return entry
+
+    def roll_back(self, who: str, to: int | None = None) -> ModelEntry:
+        """Use an earlier model again.
+
+        Args:
+            who: Name of the person who asks for it.
+            to: Number of the change after which the model was in use, 0 for the one before all changes; by default the
+                model before the present one.
+
+        Raises:
+            InputError: There is no such change, or no earlier model.
+        """
+        entries = self.entries()
+        if not entries:
+            raise InputError("The model was never changed, so there is nothing to go back to.")
+        wanted = (
+            to if to is not None else next((e.number for e in reversed(entries) if e.bundle != entries[-1].bundle), 0)
+        )
+        if not 0 <= wanted <= len(entries):
+            raise InputError(f"The changes of the model are numbered from 1 to {len(entries)}.")
+        if wanted == 0:
+            return self.add("", sha256="", round="", who=who, why="Rolled back to the model before all changes.")
+        chosen = entries[wanted - 1]
+        why = f"Rolled back to the model of change {wanted}."
+        return self.add(chosen.bundle, sha256=chosen.sha256, round=chosen.round, who=who, why=why)
+
+    def _read(self, path: Path) -> ModelEntry:
+        try:
+            return ModelEntry.model_validate_json(path.read_text(encoding="utf-8"))
+        except ValidationError as error:
+            raise InputError(f"{path} is not a change of the model: {sentence_of(error)}.") from None
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} cannot be read ({error}).") from None
