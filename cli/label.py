@@ -38,6 +38,13 @@ def label(
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network; all by default.")] = None,
     parallel: Annotated[int, typer.Option(min=1, help="Images segmented at the same time.")] = 1,
     waiting: Annotated[int, typer.Option(min=0, help="Further requests that may upload or wait their turn.")] = 16,
+    config: Annotated[
+        Path | None, typer.Option(help="How to train and what a new model has to reach, a YAML file; the defaults.")
+    ] = None,
+    training: Annotated[
+        bool | None,
+        typer.Option("--training/--no-training", help="Train; by default where the packages for it are installed."),
+    ] = None,
     keys: Annotated[
         Path | None,
         typer.Option(help="File of API keys: a line for each, NAME KEY. Without it, SEMISEG_API_KEYS=NAME KEY,..."),
@@ -85,6 +92,8 @@ def label(
         port=port,
         threads=threads,
         front=front,
+        config=config,
+        train=training,
         open_to_all=no_keys,
     )
     if context.invoked_subcommand is not None:
@@ -130,6 +139,38 @@ def history(
         damaged = store.store.check()
     if damaged:
         raise InputError(" ".join(damaged))
+
+
+@app.command()
+def models(context: typer.Context) -> None:
+    """List the changes of the model in use: which training made it, who accepted it, and why."""
+    from server.labelling.model_history import ModelHistory
+
+    for entry in ModelHistory(_options(context).folder).entries():
+        typer.echo(f"{entry.number} {entry.bundle or '(the bundle of --bundle)'} {entry.when} {entry.who}: {entry.why}")
+
+
+@app.command()
+def rollback(
+    context: typer.Context,
+    to: Annotated[
+        int | None, typer.Option(min=0, help="Change of the model to go back to; 0 for the one before all changes.")
+    ] = None,
+) -> None:
+    """Use the model before the present one again; a server that runs does so from its next request on."""
+    from server.labelling.model_history import ModelHistory
+
+    entry = ModelHistory(_options(context).folder).roll_back(getpass.getuser(), to)
+    typer.echo(f"{entry.why} In use is {entry.bundle or 'the bundle that --bundle names, if any'}.")
+
+
+@app.command(name="run-round", hidden=True)
+def run_round(context: typer.Context, name: Annotated[str, typer.Argument(help="Name of the round.")]) -> None:
+    """Do a round of training that the server has prepared; the server starts this command."""
+    from server.labelling.round import TRAINING
+    from server.labelling.round import run_round as work
+
+    work(_options(context).folder / TRAINING / name)
 
 
 def _options(context: typer.Context) -> LabelOptions:

@@ -14,6 +14,7 @@ from pydantic import BaseModel
 from docs.generators.document import Document, Unfit, table
 from semiseg.bundle.manifest import Manifest
 from server.gateway.config import GatewayConfig
+from server.labelling.round import TrainingConfig
 from trainer.methods import METHODS
 from trainer.recipe import Recipe
 from trainer.students import AnyStudent
@@ -35,6 +36,15 @@ def documents() -> list[Document]:
                 "`manifest.json` beside the graphs, and `run.json` in a training run. Written by semiseg, read by "
                 "whoever wants to know what a model is. The same as [JSON Schema](../manifest.schema.json).",
                 [Manifest],
+            ),
+        ),
+        Document(
+            "docs/reference/labelling.md",
+            _page(
+                "The labelling server's training",
+                "The YAML file that `semiseg label --config` reads, as [docs/labelling.md](../labelling.md) explains "
+                "it. A key that is not here is refused.",
+                [TrainingConfig],
             ),
         ),
         Document(

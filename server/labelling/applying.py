@@ -11,6 +11,7 @@ from typing import Any
 
 from semiseg.dataset.description import read_json
 from semiseg.dataset.folder import Case, Dataset, case_id_of, read_channels, read_reference
+from semiseg.dataset.split_file import SplitFile
 from semiseg.errors import DatasetError
 from semiseg.system.durable_files import atomic_file, replace_file
 from semiseg.volumes.nifti import read_labels, write_nifti
@@ -60,7 +61,7 @@ def apply_labels(store: Datastore, who: str, tell: Callable[[str], None] = lambd
     return changed
 
 
-def view_of(store: Datastore, folder: Path) -> dict[str, str]:
+def view_of(store: Datastore, folder: Path, split: SplitFile | None = None) -> dict[str, str]:
     """Write a dataset folder that lists the same images with the labels that training uses now.
 
     The folder holds ``dataset.json`` and ``split.json`` and refers to the images and labels where they lie, so nothing
@@ -69,6 +70,7 @@ def view_of(store: Datastore, folder: Path) -> dict[str, str]:
     Args:
         store: The dataset and its labels.
         folder: Folder to make.
+        split: Split to write; that of the datastore by default.
 
     Returns:
         The SHA-256 of each listed label by the image's id.
@@ -76,7 +78,7 @@ def view_of(store: Datastore, folder: Path) -> dict[str, str]:
     Raises:
         DatasetError: The dataset has no ``dataset.json``, or an image's name is not its id.
     """
-    dataset, split = store.dataset, store.split()
+    dataset, split = store.dataset, split or store.split()
     source = dataset.folder / _DESCRIPTION
     if not source.is_file():
         raise DatasetError(f"{dataset.folder} has no {_DESCRIPTION} that names the label values; write one to train.")

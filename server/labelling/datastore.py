@@ -93,9 +93,13 @@ class Datastore:
         return done
 
     def finished(self) -> list[str]:
-        """Images with a final label in the store, in the order in which they got it."""
-        found = [(record.when, image) for image in self.store.images() if (record := self.store.newest(image, FINAL))]
-        return [image for _, image in sorted(found) if image in self.dataset.cases]
+        """Images with a final label in the store, in the order in which they got their first one."""
+        found = [
+            (next(one.when for one in self.store.history(image) if one.kind == "label" and one.tag == FINAL), image)
+            for image in self.store.images()
+            if image in self.dataset.cases and self.store.newest(image, FINAL) is not None
+        ]
+        return [image for _, image in sorted(found)]
 
     def split(self) -> SplitFile:
         """The split with which a training would run now."""

@@ -117,6 +117,8 @@ class ModelSlot:
         """The model in use. A new bundle that cannot be opened is logged once, and the model before it stays."""
         bundle = self._find()
         with self._lock:
+            if bundle is None:
+                self._model = None
             if bundle is None or bundle == self._refused or (self._model and bundle == self._model.bundle):
                 return self._model
             try:

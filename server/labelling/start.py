@@ -25,9 +25,11 @@ from server.labelling.app import make_labelling_app
 from server.labelling.context import LabellingContext
 from server.labelling.datastore import Datastore
 from server.labelling.label_names import LabelNames
+from server.labelling.model_history import ModelHistory
 from server.labelling.models import LabellingModel, ModelSlot
 from server.labelling.sessions import Sessions
 from server.labelling.split_growth import BaseSplit
+from server.labelling.training import RoundTraining, can_train, read_config
 from server.listening import bound, is_loopback, url_of, uvicorn_of
 from server.logs import OURS, keep_logs
 
@@ -48,6 +50,8 @@ class LabelOptions:
         host, port: Address and port to listen on; port 0 takes a free one.
         threads: CPU threads of the network; all by default.
         front: Names, origins and proxies.
+        config: Configuration of the training; the defaults without one.
+        train: Whether the server trains; it does by default where the packages for it are installed.
         open_to_all: Whether everybody who reaches ``host`` is answered although there are no keys.
     """
 
@@ -60,6 +64,8 @@ class LabelOptions:
     port: int = 8000
     threads: int | None = None
     front: Front = field(default_factory=Front)
+    config: Path | None = None
+    train: bool | None = None
     open_to_all: bool = False
 
     @property
@@ -106,7 +112,7 @@ def serve_labels(options: LabelOptions, limits: Limits, keys: Keys, announce: Ca
     front.trusted()
     with prepared(None, None) as (scratch, _), opened(options) as datastore:
         context = make_context(options, datastore, limits, keys, scratch)
-        application = make_labelling_app(context, front)
+        application = make_labelling_app(context, front, make_training(options, datastore))
         with bound(options.host, options.port, **REMEDIES) as listener:
             announce(f"listening on {url_of(listener)}, labels in {options.folder}")
             keep_logs()
@@ -146,9 +152,23 @@ def make_context(
     )
 
 
+def make_training(options: LabelOptions, datastore: Datastore) -> RoundTraining | None:
+    """What trains the next model; None for a server that does not train.
+
+    Raises:
+        InputError: The configuration cannot be read, or the packages for training are asked for and missing.
+    """
+    if options.train is False or (options.train is None and options.config is None and not can_train()):
+        return None
+    if not can_train():
+        raise InputError("Training needs the extras `train` and `export`; install them, or say --no-training.")
+    return RoundTraining(datastore, read_config(options.config), options.data, options.bundle)
+
+
 def _models(options: LabelOptions, datastore: Datastore) -> ModelSlot:
     def open_for_dataset(bundle: Path) -> LabellingModel:
         settings = ModelSettings(bundle=bundle, threads=options.threads)
         return LabellingModel.open(settings, datastore.dataset, datastore.names)
 
-    return ModelSlot(lambda: options.bundle, open_for_dataset)
+    history = ModelHistory(options.folder)
+    return ModelSlot(lambda: history.bundle_in_use(options.bundle), open_for_dataset)

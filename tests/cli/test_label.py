@@ -110,3 +110,41 @@ def test_what_cannot_be_served_is_said_before_anything_listens(tmp_path: Path, a
     run = label(*(one.format(data=data) for one in arguments), "--port", "0")
     assert run.returncode == 2 and words in run.stderr, run.stderr
     assert "listening" not in run.stdout and "Traceback" not in run.stderr
+
+
+def test_a_model_that_never_changed_cannot_be_taken_back(tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "data")
+    never = label("--data", data, "rollback")
+    assert never.returncode == 2 and "never changed" in never.stderr
+
+
+def test_the_models_are_listed_and_taken_back(tmp_path: Path) -> None:
+    from server.labelling.model_history import ModelHistory
+
+    data = write_folder(tmp_path / "data")
+    history = ModelHistory(data / "labelling")
+    for number in (1, 2):
+        history.add(
+            f"training/000{number}/bundle", sha256="ab", round=f"000{number}", who="anna", why="It is not worse."
+        )
+    back = label("--data", data, "rollback")
+    assert back.returncode == 0 and "In use is training/0001/bundle." in back.stdout
+    lines = label("--data", data, "models").stdout.splitlines()
+    assert [line.split()[:2] for line in lines] == [
+        ["1", "training/0001/bundle"],
+        ["2", "training/0002/bundle"],
+        ["3", "training/0001/bundle"],
+    ]
+
+
+def test_training_needs_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from semiseg.errors import InputError
+    from server.labelling import start
+
+    options = start.LabelOptions(write_folder(tmp_path / "data"), train=True)
+    monkeypatch.setattr(start, "can_train", lambda: False)
+    with start.opened(options) as store, pytest.raises(InputError, match="extras `train` and `export`"):
+        start.make_training(options, store)
+    without = start.LabelOptions(options.data)
+    with start.opened(without) as store:
+        assert start.make_training(without, store) is None

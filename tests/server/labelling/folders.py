@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 
 from semiseg.dataset import load_dataset
 from server.labelling.datastore import Datastore
@@ -42,3 +43,25 @@ def drawn(seed: int) -> NewLabel:
     """A label map on the grid of the datasets' scans, another one for each seed."""
     array = label_of(seed)
     return NewLabel(array, AFFINE, None, {"low": int(np.sum(array == 1)), "high": int(np.sum(array == 2))})
+
+
+RECIPE = {
+    "name": "tiny",
+    "method": "supervised",
+    "student": {"kind": "unet", "channels": [4, 8], "residual_units": 0},
+    "patch": [16, 16, 8],
+    "batch": 2,
+    "updates": 4,
+    "threads": 1,
+    "optimiser": {"kind": "adamw", "rate": 0.02},
+}
+"""A recipe whose training takes a moment."""
+
+
+def training_config(folder: Path, *, updates: int = 4, **acceptance: object) -> Path:
+    """Write a recipe and a configuration of the training, and return the latter."""
+    recipe = RECIPE | {"updates": updates}
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(recipe), encoding="utf-8")
+    document = {"recipe": "tiny.yaml", "changes": ["checkpoint_every=1"], "threads": 1, "acceptance": acceptance}
+    (folder / "training.yaml").write_text(yaml.safe_dump(document), encoding="utf-8")
+    return folder / "training.yaml"

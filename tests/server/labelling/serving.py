@@ -19,8 +19,7 @@ from server.http.limits import Limits
 from server.keys import Keys
 from server.labelling.app import make_labelling_app
 from server.labelling.datastore import Datastore
-from server.labelling.start import LabelOptions, make_context, opened
-from server.labelling.tasks import Training
+from server.labelling.start import LabelOptions, make_context, make_training, opened
 from server.listening import bound, url_of, uvicorn_of
 from tests.datasets import AFFINE, label_of
 from tests.waiting import until
@@ -56,7 +55,7 @@ class RunningLabelServer:
             "/datastore/label",
             params={"image": image, "tag": tag},
             data={"params": json.dumps({"client_id": "anna", **(params or {})})},
-            files={"label": ("/tmp/some where/label.nii.gz", body)},
+            files={"label": ("/somebody/some where/label.nii.gz", body)},
             headers=headers,
         )
 
@@ -79,7 +78,6 @@ def label_server(
     keys: Path | None = None,
     limits: Limits | None = None,
     front: Front | None = None,
-    training: Training | None = None,
     **options: Any,
 ) -> Iterator[RunningLabelServer]:
     """Serve the dataset folder ``data`` while the block runs; its labels lie in ``state`` beside it."""
@@ -89,6 +87,7 @@ def label_server(
     limits = limits or Limits(disk_bytes=0)
     with opened(given) as datastore, bound("127.0.0.1", 0, other_host="", other_port="") as listener:
         context = make_context(given, datastore, limits, Keys(keys), scratch)
+        training = make_training(given, datastore) if given.config is not None else None
         application = make_labelling_app(context, front or Front(bound="127.0.0.1"), training)
         server = uvicorn_of(application, stop_seconds=5)
         server.install_signal_handlers = lambda: None  # type: ignore[attr-defined]

@@ -7,13 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from semiseg.phantoms.write import write_dataset
 from semiseg.volumes.nifti import read_labels, write_nifti
 from tests.bundles import expected, make_threshold_bundle
 from tests.datasets import AFFINE, image_of, label_of
-from tests.server.labelling.folders import write_folder
+from tests.server.labelling.folders import training_config, write_folder
 from tests.server.labelling.monai_label_client import load_client
 from tests.server.labelling.serving import label_server
 from tests.server.test_guard import LAB
+from tests.waiting import until
 
 
 @pytest.mark.parametrize("guarded", [False, True])
@@ -70,3 +72,25 @@ def test_the_real_client_works_as_it_is(tmp_path: Path, guarded: bool) -> None:
         assert client.remove_session(session)["name"] == session
         file, _ = client.infer("threshold", "own", {}, file=str(tmp_path / "own.nii.gz"))
         assert np.array_equal(read_labels(Path(file)).array, expected(image_of(77)))
+
+
+@pytest.mark.timeout(600)
+def test_the_real_client_starts_watches_and_stops_a_training(tmp_path: Path) -> None:
+    module = load_client()
+    write_dataset(tmp_path / "data", cases=5, labelled=2, test=2, shape=(22, 20, 13), spacing=(5.0, 5.0, 8.0))
+    config = training_config(tmp_path, updates=100_000)
+    with label_server(tmp_path / "data", config=config, labelled=2) as server:
+        client = module.MONAILabelClient(server.url, tmpdir=str(tmp_path), client_id="anna")
+        with pytest.raises(module.MONAILabelClientException, match="404"):
+            client.train_status()
+        (trainer,) = client.info()["trainers"]
+        assert client.train_start(trainer, {})["status"] == "RUNNING"
+        assert client.train_status(check_if_running=True) is True
+        until(lambda: client.info()["train_stats"][trainer]["epoch"] > 10, 300)
+        task = client.train_status()
+        assert task["status"] == "RUNNING" and task["details"] and task["start_ts"]
+        stopped = client.train_stop()
+        assert stopped["status"] == "STOPPED" and stopped["details"][-1] and stopped["end_ts"]
+        assert client.train_status(check_if_running=True) is False
+        with pytest.raises(module.MONAILabelClientException, match="404"):
+            client.train_stop()
