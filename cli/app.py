@@ -27,7 +27,7 @@ COMMANDS = {
     "train": "Train on a few labelled and many unlabelled scans.",
     "compare": "Methods x labels x seeds on one split with one budget: a table and a plot.",
     "suggest": "Which unlabelled scan to outline next.",
-    "label": "Keep the labels that annotators draw in 3D Slicer, in OHIF or by a program, and offer them drafts.",
+    "label": "Keep the labels that annotators draw in 3D Slicer or by a program, offer them drafts, and train.",
     "export": "Turn a training run into a bundle: one small network as ONNX, with proof.",
     "predict": "Segment one scan with a bundle, a run, or a server.",
     "evaluate": "Dice, Jaccard, HD95 and ASSD of a bundle or run on a dataset.",

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from server.labelling.start import LabelOptions
 
 app = typer.Typer(
-    help="Keep the labels that annotators draw in 3D Slicer, in OHIF or by a program, and offer them drafts.",
+    help="Keep the labels that annotators draw in 3D Slicer or by a program, offer them drafts, and train.",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
@@ -116,7 +116,7 @@ def apply(context: typer.Context) -> None:
     from server.labelling.start import opened
 
     with opened(_options(context)) as store:
-        changed = apply_labels(store, getpass.getuser(), typer.echo)
+        changed = apply_labels(store, _user(), typer.echo)
     typer.echo(f"{len(changed)} label(s) written.")
 
 
@@ -160,17 +160,25 @@ def rollback(
     """Use the model before the present one again; a server that runs does so from its next request on."""
     from server.labelling.model_history import ModelHistory
 
-    entry = ModelHistory(_options(context).folder).roll_back(getpass.getuser(), to)
+    entry = ModelHistory(_options(context).folder).roll_back(_user(), to)
     typer.echo(f"{entry.why} In use is {entry.bundle or 'the bundle that --bundle names, if any'}.")
 
 
 @app.command(name="run-round", hidden=True)
 def run_round(context: typer.Context, name: Annotated[str, typer.Argument(help="Name of the round.")]) -> None:
     """Do a round of training that the server has prepared; the server starts this command."""
-    from server.labelling.round import TRAINING
-    from server.labelling.round import run_round as work
+    from server.labelling.training_round import TRAINING
+    from server.labelling.training_round import run_round as work
 
     work(_options(context).folder / TRAINING / name)
+
+
+def _user() -> str:
+    """The name of the user of this process; a container may have none."""
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "unnamed"
 
 
 def _options(context: typer.Context) -> LabelOptions:

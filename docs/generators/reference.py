@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from docs.generators.document import Document, Unfit, table
 from semiseg.bundle.manifest import Manifest
 from server.gateway.config import GatewayConfig
-from server.labelling.round import TrainingConfig
+from server.labelling.training_round import TrainingConfig
 from trainer.methods import METHODS
 from trainer.recipe import Recipe
 from trainer.students import AnyStudent

@@ -1,7 +1,8 @@
 """The labelling application: MONAI Label's REST interface over a dataset folder.
 
-Paths, methods and documents are those that MONAI Label 0.8.5 answers, as its clients for 3D Slicer and OHIF and its
-Python client expect them (https://github.com/Project-MONAI/MONAILabel).
+Paths, methods and documents are those of MONAI Label 0.8.5, as its extension for 3D Slicer and its Python client expect
+them (https://github.com/Project-MONAI/MONAILabel). Its plugin for OHIF asks for DICOM series, and a dataset folder has
+none.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from server.labelling.training_endpoints import TrainingEndpoints
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>semiseg label</title>
 <h1>semiseg label</h1>
 <p>RESEARCH USE ONLY. This server keeps the labels of a dataset. Give its address to the MONAI Label extension of 3D
-Slicer, to the MONAI Label plugin of OHIF, or to a program that speaks MONAI Label's REST interface.</p></html>"""
+Slicer, or to a program that speaks MONAI Label's REST interface.</p></html>"""
 _LINES = 300
 
 

@@ -119,9 +119,12 @@ def who_asks(request: Request, params: dict[str, Any]) -> str:
     """The name under which a change is recorded: the key's owner, or else what the client calls itself."""
     if owner := owner_of(request):
         return owner
-    named = params.get("client_id")
-    text = "".join(c for c in named if c.isprintable())[:NAME_CHARACTERS] if isinstance(named, str) else ""
-    return text or "unnamed"
+    return printable(params.get("client_id")) or "unnamed"
+
+
+def printable(said: object) -> str:
+    """A name that a client gave, in printable characters and not too long; empty for anything but text."""
+    return "".join(c for c in said if c.isprintable())[:NAME_CHARACTERS] if isinstance(said, str) else ""
 
 
 def shown_path(request: Request, path: Path) -> str:

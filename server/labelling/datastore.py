@@ -110,10 +110,6 @@ class Datastore:
         done = {*self.base.labelled, *self.finished()}
         return [image for image in self.dataset.cases if self.base.teaches(image) and image not in done]
 
-    def completed(self) -> list[str]:
-        """Images with a final label, the dataset's own included."""
-        return [image for image in self.dataset.cases if FINAL in self.labels(image)]
-
     def checksum(self, file: Path) -> str:
         """The SHA-256 of a file, computed again only when the file has changed."""
         found = file.stat()

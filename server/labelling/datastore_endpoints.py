@@ -17,11 +17,11 @@ from starlette.routing import Route
 from semiseg.dataset.folder import Case
 from server.http.limits import Refusal
 from server.http.uploads import Body
-from server.labelling.context import LabellingContext, query, shown_path, who_asks
+from server.labelling.context import LabellingContext, printable, query, shown_path, who_asks
 from server.labelling.datastore import KnownLabel
 from server.labelling.forms import receive_form
 from server.labelling.label_input import read_label
-from server.labelling.record import FINAL, state_of
+from server.labelling.record import DATASET, FINAL, state_of
 
 _OUTPUTS = ("stats", "all", "train")
 
@@ -156,16 +156,16 @@ class DatastoreEndpoints:
         case = self._case(query(request, "image"))
         tag = request.query_params.get("tag") or FINAL
         state_of(tag)
+        if tag == DATASET:
+            raise Refusal(422, f"The tag {DATASET} is that of labels that the dataset folder held; choose another one.")
         form = await receive_form(request, body, folder, self._context.limits)
         params, sent = form.json("params"), form.file("label")
         who = who_asks(request, params)
 
         def save() -> dict[str, Any]:
             label = read_label(sent.path, case, self._store.names, params.get("label_info"))
-            model = params.get("model")
-            record = self._store.save(
-                case.id, label, tag=tag, who=who, model=str(model)[:80] if model else "", info=params
-            )
+            model = printable(params.get("model"))
+            record = self._store.save(case.id, label, tag=tag, who=who, model=model, info=params)
             return {"image": case.id, "label": case.id, "version": record.version, "voxels": record.voxels}
 
         return JSONResponse(await anyio.to_thread.run_sync(save))

@@ -321,10 +321,11 @@ def _read_record(place: Path, number: int) -> LabelRecord:
 def _checked_info(info: Mapping[str, Any]) -> dict[str, Any]:
     """A copy of ``info`` as JSON keeps it."""
     try:
-        text = json.dumps(dict(info), allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"What is said about a label has to be JSON ({error}).") from None
-    if len(text) > INFO_BYTES:
+        text = json.dumps(dict(info), allow_nan=False, ensure_ascii=False)
+        size = len(text.encode("utf-8"))
+    except (TypeError, ValueError, RecursionError):
+        raise InputError("What is said about a label has to be JSON in UTF-8, without NaN.") from None
+    if size > INFO_BYTES:
         raise InputError(f"What is said about a label may have at most {INFO_BYTES} bytes.")
     found: dict[str, Any] = json.loads(text)
     return found

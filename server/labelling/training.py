@@ -27,7 +27,9 @@ from server.labelling.acceptance import held_back
 from server.labelling.applying import view_of
 from server.labelling.datastore import Datastore
 from server.labelling.model_history import ModelHistory
-from server.labelling.round import (
+from server.labelling.tasks import DETAILS, TrainingTask
+from server.labelling.training_progress import Progress, progress_of
+from server.labelling.training_round import (
     DECISION,
     OUTPUT,
     PROGRESS,
@@ -43,8 +45,6 @@ from server.labelling.round import (
     read_request,
     write_document,
 )
-from server.labelling.tasks import DETAILS, TrainingTask
-from server.labelling.training_progress import Progress, progress_of
 
 START_SECONDS = 60.0  # within which a round's process has to report
 STOP_SECONDS = 40.0

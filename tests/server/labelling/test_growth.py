@@ -63,7 +63,7 @@ def test_an_annotator_begins_with_the_newest_draft_and_training_uses_the_newest_
 def test_labelling_may_begin_without_any_label(tmp_path: Path) -> None:
     write_dataset(tmp_path, 0, 3)
     store = open_datastore(tmp_path)
-    assert store.waiting() == ["s0", "s1", "s2"] and store.completed() == []
+    assert store.waiting() == ["s0", "s1", "s2"]
     store.save("s1", drawn(1), tag="final", who="anna")
     assert written_split(store) == {**written_split(store), "test": [], "labelled": ["s1"], "train": ["s0", "s1", "s2"]}
 

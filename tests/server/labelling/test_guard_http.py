@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import httpx
@@ -159,3 +161,25 @@ def test_a_form_is_received_although_its_header_is_that_of_an_earlier_request(tm
         for other in (b"{}", b"", b"scan"):
             answer = server.http.put("/session/", content=other, headers={"Content-Type": "application/json"})
             assert answer.status_code == 415
+
+
+def test_odd_names_and_notes_are_cleaned_or_refused_and_leave_nothing(tmp_path: Path) -> None:
+    with label_server(write_folder(tmp_path / "data")) as server:
+        odd = {"client_id": "an\x00na\n\ud800" + "x" * 200, "model": ["liver"]}
+        assert server.save("s5", 50, params=odd).status_code == 422  # a lone surrogate is not text
+        odd["client_id"] = "an\x00na\n" + "x" * 200
+        assert server.save("s5", 50, params=odd).status_code == 200
+        (record,) = server.datastore.store.history("s5")
+        assert record.who == "anna" + "x" * 76 and record.model == ""
+        assert server.save("s5", 51, params={"a": float("nan")}).status_code == 422
+        assert server.save("s5", 51, tag="dataset").status_code == 422
+        assert len(server.datastore.store.history("s5")) == 1 and server.datastore.store.check() == []
+
+
+def test_the_server_imports_neither_torch_nor_the_trainer() -> None:
+    code = (
+        "import sys; from server.labelling import start, training, training_round; start.can_train()\n"
+        "print([name for name in sys.modules if name.split('.')[0] in ('torch', 'monai', 'trainer', 'exporter')])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.stdout.strip() == "[]", run.stdout + run.stderr

@@ -13,9 +13,9 @@ from semiseg.bundle.bundle import open_bundle
 from semiseg.phantoms.write import write_dataset
 from semiseg.system.other_processes import birth_of, tells_births
 from server.labelling.model_history import ModelHistory
-from server.labelling.round import read_progress, read_request
 from server.labelling.training import read_config
 from server.labelling.training_progress import progress_of
+from server.labelling.training_round import read_progress, read_request
 from tests.server.labelling.folders import training_config
 from tests.server.labelling.serving import RunningLabelServer, label_server
 from tests.waiting import until
