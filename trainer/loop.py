@@ -27,6 +27,7 @@ from semiseg.inference.segmenter import Segmenter
 from semiseg.system.processors import usable_processors
 from trainer.cases import PreparedCase
 from trainer.checkpoints import RunFolder, State, load_state, load_weights, save_state, save_weights
+from trainer.choices import Decision, write_decisions
 from trainer.device import make_accelerator
 from trainer.engine import TorchEngine, trained_network
 from trainer.feed import Feed, prepared
@@ -57,6 +58,7 @@ def train(
     watch: Watch | None = None,
     tell: Tell | None = None,
     members: Path | None = None,
+    decisions: tuple[Decision, ...] = (),
 ) -> Manifest:
     """Train as planned and leave a run folder.
 
@@ -69,6 +71,7 @@ def train(
         report: called after each step with (step, steps, what was logged).
         watch: called while scans are prepared with (what, done, total).
         tell: Called with sentences for the person who trains; the run's log has them, too.
+        decisions: What the recipe had left open, to be kept in the run folder.
         members: Folder for the runs of networks that the method asks for, by default inside ``run``.
 
     Raises:
@@ -80,6 +83,8 @@ def train(
     folder = RunFolder(run)
     if rank() == 0:
         folder.start(plan.identity, resume=resume)
+        if decisions:
+            write_decisions(decisions, folder.decisions)
     wait_for_all()
     told = _Told(report, watch or (lambda what, done, total: None), tell or (lambda sentence: None))
     return _Training(plan, folder, cache or folder.cache, members or folder.members, accelerator, told).finish()

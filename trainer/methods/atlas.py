@@ -19,7 +19,7 @@ from pydantic import Field
 from torch import Tensor
 
 from trainer.errors import RecipeError
-from trainer.methods.method import LabelsOfScan, Networks, Task, TrainingScans, Turn
+from trainer.methods.method import Labelling, LabellingWork, LabelsOfScan, Networks, Task, TrainingScans, Turn
 from trainer.methods.pretrain import PretrainThenTrain
 from trainer.methods.registry import MethodName
 from trainer.patches import Batch
@@ -122,6 +122,12 @@ class AtlasMethod(PretrainThenTrain):
                 scans.progress("registering atlases", number, len(names))
 
         return labels_of
+
+    def labelling(self, amount: Labelling) -> LabellingWork:
+        """Every labelled scan onto every other scan, and one way back from each."""
+        atlases = min(amount.labelled, self.switches.most)
+        judged = atlases * (atlases - 1) + atlases if atlases > 1 else 0
+        return LabellingWork(registrations=judged + atlases * amount.unlabelled)
 
     def _without_weight(self, names: Sequence[str], scans: TrainingScans) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         for name in names:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -26,7 +27,7 @@ from trainer.cases import IGNORE, PreparedCase
 from trainer.committee import best_temperature, channels_of, mixed, mixture_weights, outcomes, tempered
 from trainer.errors import RecipeError
 from trainer.methods.atlas import AtlasMethod
-from trainer.methods.method import LabelsOfScan, Networks, Task, TrainingScans, Turn
+from trainer.methods.method import Labelling, LabellingWork, LabelsOfScan, Networks, Task, TrainingScans, Turn
 from trainer.methods.pretrain import PretrainThenTrain
 from trainer.methods.registry import MethodName
 from trainer.patches import Batch
@@ -195,6 +196,16 @@ class Committee(PretrainThenTrain):
                 scans.tell(_volumes_sentence(self.switches.rounds, outlined, volumes))
 
         return labels_of
+
+    def labelling(self, amount: Labelling) -> LabellingWork:
+        """The runs of the members, those of the folds, and the atlases'; a round's members share theirs."""
+        members = [(self.recipe_of(member), amount.labelled, 1) for member in self.members()]
+        folds = self.switches.folds
+        if self.switches.weighing == "cross_fitted":
+            kept = amount.labelled - math.ceil(amount.labelled / folds)
+            members += [(recipe, max(1, kept), folds) for recipe, _, _ in members]
+        own = 0 if self._atlas is None else self._atlas.labelling(amount).registrations
+        return LabellingWork(own, tuple(members))
 
     def _opinions(self, scans: TrainingScans, labelled: tuple[str, ...], suffix: str) -> list[Opinion]:
         """Every source, learned from some of the labelled scans; members that are not trained yet are trained."""
