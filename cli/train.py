@@ -71,7 +71,7 @@ def train(
         def watch(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
+            bars.update(tasks[what], completed=done, total=total)
 
         earlier = how_trained(out)["recipe"] if resume and folder.has_begun else None
         situation = Situation(dataset, parts, kept or folder.cache, device, watch)

@@ -80,6 +80,16 @@ class RunFolder:
         """Whether a run has trained here."""
         return self.log.exists() or self.checkpoint.exists()
 
+    @property
+    def preview(self) -> Path:
+        """A picture of what the network draws: the last thing that a run leaves."""
+        return self.path / "preview.png"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether a run has trained to its end here."""
+        return self.student.is_file() and self.preview.is_file()
+
     def start(self, identity: dict[str, Any], *, resume: bool) -> None:
         """Make the folder, or check that it holds the same run.
 

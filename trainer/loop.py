@@ -34,7 +34,7 @@ from trainer.feed import Feed, prepared
 from trainer.learners import Learners
 from trainer.log import RunLog, draw_curve
 from trainer.methods.method import TrainingScans, Turn
-from trainer.parallel import from_first, processes, rank, wait_for_all
+from trainer.parallel import from_first, processes, processes_here, rank, wait_for_all
 from trainer.plan import Plan, Watch, make_manifest, make_plan
 from trainer.preview import draw_preview
 from trainer.pseudo_labels import PseudoLabels
@@ -168,7 +168,7 @@ class _Training:
             cases=cases,
             labelled=tuple(self.plan.split.labelled),
             unlabelled=self.plan.unlabelled,
-            processes=self.plan.recipe.threads or usable_processors(),
+            processes=max(1, (self.plan.recipe.threads or usable_processors()) // processes_here()),
             cache=self.cache,
             train=self._train_member,
             tell=self._say,
@@ -178,11 +178,13 @@ class _Training:
     def _train_member(self, recipe: Recipe, name: str, labelled: tuple[str, ...]) -> Segmenter:
         """Train a network that the method asks for, or find it trained; see :class:`TrainingScans`."""
         folder = RunFolder(self.members / name)
-        if not folder.student.is_file():
-            split = replace(self.plan.split, labelled=labelled, validation=())
+        split = replace(self.plan.split, labelled=labelled, validation=())
+        if not folder.has_ended:
             watch = self.told.watch
             train(
-                make_plan(self.plan.dataset, split, recipe),
+                make_plan(
+                    self.plan.dataset, split, recipe, scans=self.plan.scans, preprocessing=self.plan.preprocessing
+                ),
                 folder.path,
                 resume=folder.path.is_dir(),
                 cache=self.cache,
@@ -272,6 +274,6 @@ class _Training:
         self.manifest = self.manifest.model_copy(update={"validation": figures, "masks": masks})
         write_manifest(self.folder.manifest, self.manifest)
         draw_curve(self.folder, self.folder.path / "curve.png")
-        draw_preview(segmenter, self.plan, self.folder.path / "preview.png")
+        draw_preview(segmenter, self.plan, self.folder.preview)
         self.feed.release()
         self.pseudo_labels.clear()

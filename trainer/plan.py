@@ -42,6 +42,7 @@ class Plan:
     fingerprint: Fingerprint
     segments: tuple[Segment, ...]
     stages: Stages
+    scans: ScanFacts
     inherited: tuple[PretrainedWeights, ...] = ()
 
     @property
@@ -68,7 +69,12 @@ class Plan:
 
 
 def make_plan(
-    dataset: Dataset, split: Split, recipe: Recipe, watch: Watch | None = None, scans: ScanFacts | None = None
+    dataset: Dataset,
+    split: Split,
+    recipe: Recipe,
+    watch: Watch | None = None,
+    scans: ScanFacts | None = None,
+    preprocessing: Preprocessing | None = None,
 ) -> Plan:
     """Decide what the recipe leaves open, from the training scans alone, and refuse what cannot work.
 
@@ -78,6 +84,7 @@ def make_plan(
         recipe: The recipe.
         watch: Called while scans are read with (what, done, total).
         scans: What is known of the training scans already, so that they need not be read again.
+        preprocessing: What has been decided already, for a network that sees scans as another one does.
 
     Raises:
         RecipeError: the recipe contradicts itself, the dataset or the method.
@@ -94,7 +101,7 @@ def make_plan(
     unlabelled = _unlabelled(split, recipe)
     scans = scans or collect(dataset, (*split.labelled, *unlabelled), recipe.preparation.orientation, watch)
     fingerprint = scans.fingerprint
-    preprocessing = _preprocessing(recipe, fingerprint, len(dataset.channels), scans.thickest)
+    preprocessing = preprocessing or _preprocessing(recipe, fingerprint, len(dataset.channels), scans.thickest)
     recipe = _with_patch(recipe, fingerprint, preprocessing)
     task = Task(
         inputs=len(dataset.channels),
@@ -110,7 +117,7 @@ def make_plan(
             stage.turn(step)  # and mixtures that cannot be
     earlier = check_start(recipe, task.inputs)
     inherited = () if earlier is None else earlier.provenance.pretrained
-    return Plan(recipe, dataset, split, preprocessing, fingerprint, segments, stages, inherited)
+    return Plan(recipe, dataset, split, preprocessing, fingerprint, segments, stages, scans, inherited)
 
 
 def _unlabelled(split: Split, recipe: Recipe) -> tuple[str, ...]:

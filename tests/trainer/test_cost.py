@@ -54,7 +54,7 @@ def test_every_stage_and_what_is_done_once_is_told(
 
 
 def test_the_members_of_a_committee_are_told_and_what_rounds_share_is_told_once(situation: Situation) -> None:
-    members = [{"method": "supervised"}, {"method": "supervised", "seed": 1, "changes": ["updates=4"]}]
+    members = [{"method": "supervised"}, {"method": "supervised", "seed": 1, "updates": 4}]
     one = costs_of(situation, recipe_for("committee", SMALL, members=members, atlas=True))
     assert [(cost.name, cost.steps) for cost in one] == [
         ("committee: supervised (seed 0): supervised", 8),
