@@ -26,7 +26,7 @@ COMMANDS = {
     "data": "Look at a dataset before training on it.",
     "train": "Train on a few labelled and many unlabelled scans.",
     "compare": "Methods x labels x seeds on one split with one budget: a table and a plot.",
-    "suggest": "Which unlabelled scan to outline next.",
+    "suggest": "Which scans to outline first, and which next.",
     "export": "Turn a training run into a bundle: one small network as ONNX, with proof.",
     "predict": "Segment one scan with a bundle, a run, or a server.",
     "evaluate": "Dice, Jaccard, HD95 and ASSD of a bundle or run on a dataset.",
@@ -40,7 +40,17 @@ GROUPS = ("data", "bench", "gateway")  # commands with subcommands of their own
 
 # Which extra of pyproject.toml brings a module that a command may find missing.
 EXTRAS = {
-    "train": ("torch", "monai", "accelerate", "transformers", "peft", "matplotlib", "tensorboard", "safetensors"),
+    "train": (
+        "torch",
+        "monai",
+        "SimpleITK",
+        "accelerate",
+        "transformers",
+        "peft",
+        "matplotlib",
+        "tensorboard",
+        "safetensors",
+    ),
     "export": ("onnx", "onnxscript"),
     "serve": ("bentoml", "onnxruntime"),
     "gateway": (

@@ -96,6 +96,24 @@ def register(fixed: Scan, moving: Scan) -> Image:
     return both
 
 
+def affine_of(fixed: Scan, moving: Scan) -> Image:
+    """The affine transform from points of ``fixed`` to those of ``moving``, without a displacement field after it."""
+    one_thread()
+    return _affine(fixed.work, moving.work)
+
+
+def stretch_of(affine: Image) -> NDArray[np.float64]:
+    """The logarithmic strain log(A^T A) / 2 of an affine transform with the matrix A (Hencky 1928).
+
+    It is zero for a shift or a rotation. Six numbers: the diagonal of this symmetric matrix and what is above it, with
+    axes in the order of :func:`as_image`.
+    """
+    matrix = np.reshape(affine.GetParameters()[:9], (3, 3))
+    squares, axes = np.linalg.eigh(matrix.T @ matrix)
+    strain = (axes * (0.5 * np.log(np.maximum(squares, 1e-12)))) @ axes.T
+    return np.asarray(strain[np.triu_indices(3)], dtype=np.float64)
+
+
 def identity() -> Image:
     """The transform that leaves every point where it is."""
     return SimpleITK.Transform()
