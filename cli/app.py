@@ -26,7 +26,7 @@ COMMANDS = {
     "data": "Look at a dataset before training on it.",
     "train": "Train on a few labelled and many unlabelled scans.",
     "compare": "Methods x labels x seeds on one split with one budget: a table and a plot.",
-    "suggest": "Which unlabelled scan to outline next.",
+    "suggest": "Which scans to outline first, and which next.",
     "label": "Keep the labels that annotators draw in 3D Slicer or by a program, offer them drafts, and train.",
     "export": "Turn a training run into a bundle: one small network as ONNX, with proof.",
     "predict": "Segment one scan with a bundle, a run, or a server.",
@@ -41,7 +41,17 @@ GROUPS = ("data", "bench", "gateway", "label")  # commands with subcommands of t
 
 # Which extra of pyproject.toml brings a module that a command may find missing.
 EXTRAS = {
-    "train": ("torch", "monai", "accelerate", "transformers", "peft", "matplotlib", "tensorboard", "safetensors"),
+    "train": (
+        "torch",
+        "monai",
+        "SimpleITK",
+        "accelerate",
+        "transformers",
+        "peft",
+        "matplotlib",
+        "tensorboard",
+        "safetensors",
+    ),
     "export": ("onnx", "onnxscript"),
     "serve": ("bentoml", "onnxruntime"),
     "gateway": (

@@ -126,9 +126,12 @@ def _rows(text: str) -> tuple[list[str], dict[str, str]]:
     """The names of the rows of the table, and the methods of those that have another name.
 
     Raises:
-        InputError: A name would make no folder, or no METHOD:key=value.
+        InputError: A name would make no folder or no METHOD:key=value, is there twice, or is another method's.
     """
-    rows, methods = [], {}
+    from trainer.methods.registry import BUILT_IN
+
+    rows: list[str] = []
+    methods: dict[str, str] = {}
     for part in _names(text):
         name, equals, method = (piece.strip() for piece in part.partition("="))
         if equals:
@@ -136,7 +139,11 @@ def _rows(text: str) -> tuple[list[str], dict[str, str]]:
                 raise InputError(
                     f"--methods {part}: a row is NAME=METHOD, and its name consists of letters, digits and _ . + -."
                 )
+            if name in BUILT_IN and method != name:
+                raise InputError(f"--methods {part}: {name} is a method, so a row of another one cannot have its name.")
             methods[name] = method
+        if name in rows:
+            raise InputError(f"--methods: {name} is named twice.")
         rows.append(name)
     return rows, methods
 

@@ -1,4 +1,4 @@
-"""`semiseg suggest`: which unlabelled scan to outline next."""
+"""`semiseg suggest`: which scans of a dataset to outline first, and which unlabelled scan to outline next."""
 
 from __future__ import annotations
 
@@ -19,27 +19,50 @@ app = typer.Typer(add_completion=False)
 
 @app.command()
 def suggest(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN...", help="A finished run, or several of them.")],
+    runs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...|DATA", help="A finished run, or several of them; or a dataset folder, before any run."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Folder for suggestions.csv and a picture of each of the first scans.")],
     data: Annotated[
         Path | None, typer.Option(help="Dataset folder that the run was trained on, where it has moved.")
     ] = None,
-    count: Annotated[int, typer.Option(min=1, help="How many scans to show.")] = 5,
-    scans: Annotated[str | None, typer.Option(help="Rank these scans, separated by commas, instead.")] = None,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="Number of scans to show; 5 by default, or 4 of a dataset folder.")
+    ] = None,
+    scans: Annotated[
+        str | None, typer.Option(help="Rank these scans, or choose among them, separated by commas.")
+    ] = None,
     split: Annotated[Path | None, typer.Option(help="Split file; DATA/split.json if there is one.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU when there is one.")] = None,
 ) -> None:
-    """Rank unlabelled scans by how much trained networks disagree on them."""
+    """Rank unlabelled scans by how much trained networks disagree on them; or choose the first scans to outline.
+
+    Given a dataset folder instead of runs, the command chooses scans by their images alone: typical ones that differ
+    from one another.
+    """
+    from cli.first_scans import is_dataset, suggest_first
     from cli.run_dataset import dataset_folder
     from semiseg.dataset import find_split, load_dataset, read_split
     from semiseg.outputs.overlay import contact_sheet
     from semiseg.system.durable_files import atomic_file
     from trainer.suggestion import Vote, caution, committee_of, unlabelled_of, votes
 
+    asked = [name.strip() for name in scans.split(",") if name.strip()] if scans else None
+    folders = [path for path in runs if is_dataset(path)]
+    if folders:
+        if len(runs) > 1:
+            raise InputError(f"{folders[0]} is a dataset folder and no run: give it alone, or name it with --data.")
+        if data is not None:
+            raise InputError(f"{folders[0]} is a dataset folder already, so --data has to be left out.")
+        suggest_first(folders[0], out, count or 4, asked, split)
+        return
+    count = count or 5
     dataset = load_dataset(dataset_folder(data, runs[0]))
     file = find_split(dataset, split)
     closed = () if file is None else (*(lists := read_split(dataset, file)).test, *lists.development)
-    asked = [name.strip() for name in scans.split(",") if name.strip()] if scans else None
     ids = tuple(asked) if asked else unlabelled_of(runs, dataset, closed)
     unknown = [i for i in ids if i not in dataset.cases]
     if unknown:

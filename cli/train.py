@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from trainer.choices import Decision
+    from trainer.cost import Cost
 
 app = typer.Typer()
 
@@ -25,32 +33,59 @@ def train(
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
     cache: Annotated[Path | None, typer.Option(help="Keep preprocessed scans here; runs may share it.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU when there is one.")] = None,
+    budget: Annotated[
+        str | None, typer.Option(help="Time that training may take, such as 30m or 2h; the updates follow.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Say what is decided and how long each part takes here; do not train.")
+    ] = False,
     quiet: Annotated[bool, typer.Option(help="No progress bar.")] = False,
 ) -> None:
     """Train on a few labelled and many unlabelled scans."""
     from semiseg.dataset import load_dataset, make_split
+    from trainer.checkpoints import RunFolder, how_trained
+    from trainer.cost import budget_of
+    from trainer.decided import Situation
     from trainer.loop import train as run_training
     from trainer.parallel import leave
     from trainer.plan import make_plan
-    from trainer.recipe import find_recipe, read_recipe
+    from trainer.recipe import find_recipe, read_document
 
     changes = [*(set_ or []), *([f"method={method}"] if method else [])]
-    chosen = read_recipe(find_recipe(recipe), changes)
+    document = read_document(find_recipe(recipe), changes)
+    seconds = None if budget is None else budget_of(budget)
     dataset = load_dataset(data)
     parts = make_split(dataset, split, labelled)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun or accelerate started
-    console = Console(stderr=True, quiet=quiet or not first)
-    console.print(
-        f"{chosen.method} on {dataset.name}: {len(parts.labelled)} labelled, {len(parts.unlabelled)} unlabelled, "
-        f"{len(parts.validation)} validation scans; {chosen.updates} updates."
-    )
-    with _progress(console) as bars:
+    if seconds is not None and os.environ.get("WORLD_SIZE", "1") != "1":
+        from trainer.errors import RecipeError
+
+        raise RecipeError("Several processes would time themselves differently; say `--set updates=N` and no --budget.")
+    console = Console(stderr=True, quiet=quiet or not first, highlight=False)
+    folder = RunFolder(out)
+    with ExitStack() as stack:
+        kept = Path(stack.enter_context(tempfile.TemporaryDirectory())) if dry_run and cache is None else cache
+        bars = stack.enter_context(_progress(console))
         tasks: dict[str, Any] = {}
 
         def watch(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
+            bars.update(tasks[what], completed=done, total=total)
+
+        earlier = how_trained(out)["recipe"] if resume and folder.has_begun else None
+        situation = Situation(dataset, parts, kept or folder.cache, device, watch)
+        decided = situation.decided(document, earlier, seconds)
+        chosen = decided.recipe
+        console.print(
+            f"{chosen.method} on {dataset.name}: {len(parts.labelled)} labelled, {len(parts.unlabelled)} unlabelled, "
+            f"{len(parts.validation)} validation scans; {chosen.updates} updates."
+        )
+        if decided.decisions:
+            console.print(_decisions(decided.decisions), markup=False)
+        if dry_run:
+            typer.echo(_costs(situation.costs(chosen, decided.scans)))
+            return
 
         def report(step: int, steps: int, values: dict[str, Any]) -> None:
             watch("training", step, steps)
@@ -61,9 +96,17 @@ def train(
             )
             bars.update(tasks["training"], description=f"{values['stage']}: {terms}")
 
-        plan = make_plan(dataset, parts, chosen, watch)
+        plan = make_plan(dataset, parts, chosen, watch, decided.scans)
         manifest = run_training(
-            plan, out, resume=resume, cache=cache, device=device, report=report, watch=watch, tell=console.print
+            plan,
+            out,
+            resume=resume,
+            cache=cache,
+            device=device,
+            report=report,
+            watch=watch,
+            tell=console.print,
+            decisions=decided.decisions,
         )
     figures = manifest.validation
     if figures is None:
@@ -74,6 +117,26 @@ def train(
     if first:
         typer.echo(str(out))
     leave()
+
+
+def _decisions(decisions: Sequence[Decision]) -> str:
+    """What was decided, and why: two lines each."""
+    lines = []
+    for one in decisions:
+        value = yaml.safe_dump(one.value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
+        lines += [f"  {one.key}: {value}", f"      {one.reason}"]
+    return "\n".join(lines)
+
+
+def _costs(costs: Sequence[Cost]) -> str:
+    """What each part of a run takes, and all of them."""
+    from trainer.cost import in_words
+
+    lines = [
+        f"{in_words(cost.seconds):>8}  {cost.name}" + (f", {cost.steps} steps" if cost.steps else "") for cost in costs
+    ]
+    total = sum(cost.seconds for cost in costs)
+    return "\n".join([*lines, f"{in_words(total):>8}  all of it, by a few steps of each on this machine"])
 
 
 def _progress(console: Console) -> Progress:

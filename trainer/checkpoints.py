@@ -61,6 +61,11 @@ class RunFolder:
         return self.path / CACHE
 
     @property
+    def decisions(self) -> Path:
+        """What the recipe left open: what was decided, and why."""
+        return self.path / "decisions.json"
+
+    @property
     def members(self) -> Path:
         """Runs of networks that the method asked for, such as the members of a committee."""
         return self.path / "members"
@@ -69,6 +74,21 @@ class RunFolder:
     def manifest(self) -> Path:
         """The manifest as ``run.json``."""
         return self.path / RUN
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a run has trained here."""
+        return self.log.exists() or self.checkpoint.exists()
+
+    @property
+    def preview(self) -> Path:
+        """A picture of what the network draws: the last thing that a run leaves."""
+        return self.path / "preview.png"
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether a run has trained to its end here."""
+        return self.student.is_file() and self.preview.is_file()
 
     def start(self, identity: dict[str, Any], *, resume: bool) -> None:
         """Make the folder, or check that it holds the same run.
@@ -79,13 +99,14 @@ class RunFolder:
             RunError: the folder holds another run, or a run and ``resume`` is not set, or something else.
         """
         file = self.path / RECIPE
-        begun = self.log.exists() or self.checkpoint.exists()
+        begun = self.has_begun
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise RunError(f"The run folder {self.path} cannot be made: {error.strerror}.") from None
         leftovers = [p for p in self.path.iterdir() if p.name.startswith(".") and p.name.endswith(".part")]
-        if not file.exists() and set(self.path.iterdir()) - {*leftovers}:
+        # Preprocessed scans may be there: timing a run prepares them before it begins.
+        if not file.exists() and set(self.path.iterdir()) - {*leftovers, self.cache}:
             raise RunError(f"{self.path} exists and holds no run; name a new folder with --out.")
         if begun and not resume:
             raise RunError(f"{self.path} already holds a run; continue it with --resume, or name another folder.")

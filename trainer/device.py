@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import timedelta
 
 import torch
@@ -12,7 +11,7 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from semiseg.system.processors import usable_processors
 from trainer.errors import RecipeError, TrainingError
-from trainer.parallel import processes
+from trainer.parallel import processes, processes_here
 from trainer.recipe import Recipe
 
 # Others wait while the first process prepares the scans of a large dataset, or validates.
@@ -68,5 +67,5 @@ def workers(recipe: Recipe, device: torch.device) -> int:
         return recipe.workers
     if device.type == "cpu":
         return 0
-    here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    here = processes_here()
     return max(1, min(MOST_WORKERS, usable_processors() // here - 1))

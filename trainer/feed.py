@@ -67,7 +67,7 @@ class Feed:
         renewed = stages.labelling_sources(step)
         for source, at in made.items():
             if step < stages.steps and source not in renewed:
-                self._pseudo[source] = self._kept.read(at, self._plan.unlabelled)
+                self._pseudo[source] = self._kept.read(at, source, self._plan.unlabelled)
 
     def stretch(self, step: int, learners: Learners) -> Iterator[tuple[Batch, Turn]]:
         """Refresh what ``step`` asks for; then batch and turn of every step up to the next refresh."""
@@ -108,9 +108,9 @@ class Feed:
             self._predict_foreground(learners.segmenter())
         for labelling in stages.labellings(learners.networks, step, self._scans(self._cases)):
             if labelling.labels_of is None:
-                self._predict_labels(step, learners.segmenter(labelling.network))
+                self._predict_labels(step, labelling.source, learners.segmenter(labelling.network))
             else:
-                self._label_scans(step, labelling.labels_of)
+                self._label_scans(step, labelling.source, labelling.labels_of)
             self._take_labels(step, labelling.source)
         learners.renew(step)
 
@@ -125,22 +125,22 @@ class Feed:
             encoded = encode_prediction(found, self._plan.segments)
             self._draws.foreground[case_id] = places_of(encoded, self._plan.segments)
 
-    def _predict_labels(self, step: int, segmenter: Segmenter) -> None:
+    def _predict_labels(self, step: int, source: str, segmenter: Segmenter) -> None:
         """Predict every unlabelled scan, each process its share."""
         for case_id in self._plan.unlabelled[rank() :: processes()]:
             found = segmenter.segment_prepared(np.asarray(self._cases[case_id].image))
-            self._kept.write(step, case_id, encode_prediction(found, self._plan.segments))
+            self._kept.write(step, source, case_id, encode_prediction(found, self._plan.segments))
 
-    def _label_scans(self, step: int, labels_of: LabelsOfScan) -> None:
+    def _label_scans(self, step: int, source: str, labels_of: LabelsOfScan) -> None:
         """Label every unlabelled scan without a network, each process its share; those that are there already stay."""
         mine = self._plan.unlabelled[rank() :: processes()]
-        for case_id, labels in labels_of([case_id for case_id in mine if not self._kept.has(step, case_id)]):
-            self._kept.write(step, case_id, labels)
+        for case_id, labels in labels_of([case_id for case_id in mine if not self._kept.has(step, source, case_id)]):
+            self._kept.write(step, source, case_id, labels)
 
     def _take_labels(self, step: int, source: str) -> None:
         """Take the labels that were made before ``step`` as those of a stage from now on."""
         wait_for_all()
-        self._pseudo[source] = self._kept.read(step, self._plan.unlabelled)
+        self._pseudo[source] = self._kept.read(step, source, self._plan.unlabelled)
         for case_id, labels in self._pseudo[source].items():
             found = decided(labels, self._plan.stages.last.targets)
             self._draws.foreground[case_id] = places_of(found, self._plan.segments)

@@ -27,13 +27,14 @@ from semiseg.inference.segmenter import Segmenter
 from semiseg.system.processors import usable_processors
 from trainer.cases import PreparedCase
 from trainer.checkpoints import RunFolder, State, load_state, load_weights, save_state, save_weights
+from trainer.choices import Decision, write_decisions
 from trainer.device import make_accelerator
 from trainer.engine import TorchEngine, trained_network
 from trainer.feed import Feed, prepared
 from trainer.learners import Learners
 from trainer.log import RunLog, draw_curve
 from trainer.methods.method import TrainingScans, Turn
-from trainer.parallel import from_first, processes, rank, wait_for_all
+from trainer.parallel import from_first, processes, processes_here, rank, wait_for_all
 from trainer.plan import Plan, Watch, make_manifest, make_plan
 from trainer.preview import draw_preview
 from trainer.pseudo_labels import PseudoLabels
@@ -57,6 +58,7 @@ def train(
     watch: Watch | None = None,
     tell: Tell | None = None,
     members: Path | None = None,
+    decisions: tuple[Decision, ...] = (),
 ) -> Manifest:
     """Train as planned and leave a run folder.
 
@@ -69,6 +71,7 @@ def train(
         report: called after each step with (step, steps, what was logged).
         watch: called while scans are prepared with (what, done, total).
         tell: Called with sentences for the person who trains; the run's log has them, too.
+        decisions: What the recipe had left open, to be kept in the run folder.
         members: Folder for the runs of networks that the method asks for, by default inside ``run``.
 
     Raises:
@@ -80,6 +83,8 @@ def train(
     folder = RunFolder(run)
     if rank() == 0:
         folder.start(plan.identity, resume=resume)
+        if decisions:
+            write_decisions(decisions, folder.decisions)
     wait_for_all()
     told = _Told(report, watch or (lambda what, done, total: None), tell or (lambda sentence: None))
     return _Training(plan, folder, cache or folder.cache, members or folder.members, accelerator, told).finish()
@@ -163,7 +168,7 @@ class _Training:
             cases=cases,
             labelled=tuple(self.plan.split.labelled),
             unlabelled=self.plan.unlabelled,
-            processes=self.plan.recipe.threads or usable_processors(),
+            processes=max(1, (self.plan.recipe.threads or usable_processors()) // processes_here()),
             cache=self.cache,
             train=self._train_member,
             tell=self._say,
@@ -173,11 +178,13 @@ class _Training:
     def _train_member(self, recipe: Recipe, name: str, labelled: tuple[str, ...]) -> Segmenter:
         """Train a network that the method asks for, or find it trained; see :class:`TrainingScans`."""
         folder = RunFolder(self.members / name)
-        if not folder.student.is_file():
-            split = replace(self.plan.split, labelled=labelled, validation=())
+        split = replace(self.plan.split, labelled=labelled, validation=())
+        if not folder.has_ended:
             watch = self.told.watch
             train(
-                make_plan(self.plan.dataset, split, recipe),
+                make_plan(
+                    self.plan.dataset, split, recipe, scans=self.plan.scans, preprocessing=self.plan.preprocessing
+                ),
                 folder.path,
                 resume=folder.path.is_dir(),
                 cache=self.cache,
@@ -267,6 +274,6 @@ class _Training:
         self.manifest = self.manifest.model_copy(update={"validation": figures, "masks": masks})
         write_manifest(self.folder.manifest, self.manifest)
         draw_curve(self.folder, self.folder.path / "curve.png")
-        draw_preview(segmenter, self.plan, self.folder.path / "preview.png")
+        draw_preview(segmenter, self.plan, self.folder.preview)
         self.feed.release()
         self.pseudo_labels.clear()

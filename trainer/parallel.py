@@ -22,6 +22,11 @@ def processes() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def processes_here() -> int:
+    """Number of processes that train on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def rank() -> int:
     """Which of them this is; the first one writes the run folder."""
     return dist.get_rank() if processes() > 1 else 0

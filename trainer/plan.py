@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -13,24 +12,21 @@ from typing import Any, Literal
 from semiseg.bundle.fingerprint import Fingerprint
 from semiseg.bundle.manifest import Channel, Manifest, PretrainedWeights, Provenance
 from semiseg.bundle.preprocessing import Preprocessing
-from semiseg.dataset import Dataset, Split, read_channels
+from semiseg.dataset import Dataset, Split
 from semiseg.dataset.description import distinct_colours
-from semiseg.errors import SemisegError
 from semiseg.volumes.segmentation import Segment, overlapping
 from semiseg.volumes.series_rules import SeriesRule
-from semiseg.volumes.volume import Volume
 from trainer.errors import RecipeError
 from trainer.methods import find_method, make_method
 from trainer.methods.method import Task
 from trainer.recipe import Recipe
+from trainer.scan_facts import MODALITIES, ScanFacts, collect
 from trainer.stages import Stages
 from trainer.start import check_start
 from trainer.students import divisor_of, parameters_of
 from trainer.targets import MOST_REGIONS, targets_of
 
 Watch = Callable[[str, int, int], None]
-# Channel names that tell a modality (PS3.3 C.7.3.1.1.1).
-_MODALITIES = {"CT": "CT", "MR": "MR", "MRI": "MR", "PET": "PT", "PT": "PT"}
 AXES: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
 LARGEST_AUTO = 96  # voxels per side of a patch that nobody chose
 
@@ -46,6 +42,7 @@ class Plan:
     fingerprint: Fingerprint
     segments: tuple[Segment, ...]
     stages: Stages
+    scans: ScanFacts
     inherited: tuple[PretrainedWeights, ...] = ()
 
     @property
@@ -71,8 +68,23 @@ class Plan:
         }
 
 
-def make_plan(dataset: Dataset, split: Split, recipe: Recipe, watch: Watch | None = None) -> Plan:
+def make_plan(
+    dataset: Dataset,
+    split: Split,
+    recipe: Recipe,
+    watch: Watch | None = None,
+    scans: ScanFacts | None = None,
+    preprocessing: Preprocessing | None = None,
+) -> Plan:
     """Decide what the recipe leaves open, from the training scans alone, and refuse what cannot work.
+
+    Args:
+        dataset: The dataset.
+        split: Which scans are labelled, unlabelled and for validation.
+        recipe: The recipe.
+        watch: Called while scans are read with (what, done, total).
+        scans: What is known of the training scans already, so that they need not be read again.
+        preprocessing: What has been decided already, for a network that sees scans as another one does.
 
     Raises:
         RecipeError: the recipe contradicts itself, the dataset or the method.
@@ -87,12 +99,9 @@ def make_plan(dataset: Dataset, split: Split, recipe: Recipe, watch: Watch | Non
     _require_channels(recipe, dataset)
     segments = _segments(dataset, recipe)
     unlabelled = _unlabelled(split, recipe)
-    scans = _Scans(dataset, (*split.labelled, *unlabelled), recipe.preparation.orientation, watch)
-    try:
-        fingerprint = Fingerprint.collect(scans, recipe.preparation.orientation)
-    except SemisegError as error:
-        raise RecipeError(f"Case {scans.current}: {error}") from error
-    preprocessing = _preprocessing(recipe, fingerprint, len(dataset.channels), scans.thickest)
+    scans = scans or collect(dataset, (*split.labelled, *unlabelled), recipe.preparation.orientation, watch)
+    fingerprint = scans.fingerprint
+    preprocessing = preprocessing or _preprocessing(recipe, fingerprint, len(dataset.channels), scans.thickest)
     recipe = _with_patch(recipe, fingerprint, preprocessing)
     task = Task(
         inputs=len(dataset.channels),
@@ -108,7 +117,7 @@ def make_plan(dataset: Dataset, split: Split, recipe: Recipe, watch: Watch | Non
             stage.turn(step)  # and mixtures that cannot be
     earlier = check_start(recipe, task.inputs)
     inherited = () if earlier is None else earlier.provenance.pretrained
-    return Plan(recipe, dataset, split, preprocessing, fingerprint, segments, stages, inherited)
+    return Plan(recipe, dataset, split, preprocessing, fingerprint, segments, stages, scans, inherited)
 
 
 def _unlabelled(split: Split, recipe: Recipe) -> tuple[str, ...]:
@@ -239,10 +248,12 @@ def _require_channels(recipe: Recipe, dataset: Dataset) -> None:
 
 def _rule(recipe: Recipe, channel: str) -> SeriesRule:
     """What a DICOM series has to be to serve a channel: the recipe's word, else the modality that the name tells."""
-    return recipe.series.get(channel) or SeriesRule(modality=_MODALITIES.get(channel.upper()))
+    return recipe.series.get(channel) or SeriesRule(modality=MODALITIES.get(channel.upper()))
 
 
-def _preprocessing(recipe: Recipe, fingerprint: Fingerprint, channels: int, thickest: Counter[int]) -> Preprocessing:
+def _preprocessing(
+    recipe: Recipe, fingerprint: Fingerprint, channels: int, thickest: Mapping[int, int]
+) -> Preprocessing:
     wanted = recipe.preparation
     intensity = wanted.intensity * channels if len(wanted.intensity) == 1 else wanted.intensity
     if len(intensity) != channels:
@@ -256,7 +267,7 @@ def _preprocessing(recipe: Recipe, fingerprint: Fingerprint, channels: int, thic
     else:
         spacing = wanted.spacing
     best = max(thickest.values())
-    axis = max(a for a in AXES if thickest[a] == best) if wanted.slice_axis == "auto" else wanted.slice_axis
+    axis = max(a for a in AXES if thickest.get(a, 0) == best) if wanted.slice_axis == "auto" else wanted.slice_axis
     return Preprocessing(
         orientation=wanted.orientation,
         spacing=spacing,
@@ -265,28 +276,3 @@ def _preprocessing(recipe: Recipe, fingerprint: Fingerprint, channels: int, thic
         slice_axis=axis,
         padding=wanted.padding,
     )
-
-
-class _Scans:
-    """The training scans, one after the other, counting on the way which axis each is thickest along."""
-
-    def __init__(self, dataset: Dataset, ids: tuple[str, ...], orientation: str, watch: Watch | None) -> None:
-        self._dataset, self._ids, self._orientation, self._watch = dataset, ids, orientation, watch
-        self.current = ""
-        self.thickest: Counter[int] = Counter()
-
-    def __iter__(self) -> Iterator[Mapping[str, Volume]]:
-        for done, case_id in enumerate(self._ids, start=1):
-            self.current = case_id
-            channels = read_channels(self._dataset.case(case_id), self._dataset.channels)
-            yield channels
-            self.thickest[_thickest_axis(next(iter(channels.values())), self._orientation)] += 1
-            if self._watch is not None:
-                self._watch("reading scans", done, len(self._ids))
-
-
-def _thickest_axis(volume: Volume, orientation: str) -> int:
-    """The axis of ``orientation`` along which the voxels are longest; the last one on a tie."""
-    kinds = ["RLAPSI".index(c) // 2 for c in volume.axcodes]
-    along = [volume.spacing[kinds.index("RLAPSI".index(c) // 2)] for c in orientation]
-    return max(a for a in range(3) if along[a] >= max(along) - 1e-3)

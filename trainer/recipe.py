@@ -298,6 +298,15 @@ def read_recipe(path: Path, changes: list[str] | None = None) -> Recipe:
     Raises:
         RecipeError: not readable, not YAML, or a value that does not hold; the sentence names the key.
     """
+    return make_recipe(read_document(path, changes), source=str(path))
+
+
+def read_document(path: Path, changes: list[str] | None = None) -> dict[str, Any]:
+    """A recipe as YAML gives it, with changes, before any value is looked at: keys may be left open (``auto``).
+
+    Raises:
+        RecipeError: Not readable, not YAML, or a change that is none.
+    """
     try:
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
@@ -306,12 +315,16 @@ def read_recipe(path: Path, changes: list[str] | None = None) -> Recipe:
         raise RecipeError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(document, dict):
         raise RecipeError(f"The recipe {path} is not a list of `key: value` lines.")
-    return make_recipe(document, changes, source=str(path))
+    return changed(document, changes or [])
 
 
-def make_recipe(document: dict[str, Any], changes: list[str] | None = None, *, source: str = "the recipe") -> Recipe:
-    """Validate a recipe given as a mapping; see :func:`read_recipe`."""
-    for change in changes or []:
+def changed(document: dict[str, Any], changes: list[str]) -> dict[str, Any]:
+    """A document with ``--set key=value`` changes.
+
+    Raises:
+        RecipeError: A change is not of that form.
+    """
+    for change in changes:
         key, separator, text = change.partition("=")
         if not separator or not key:
             raise RecipeError(f"`--set {change}` is not of the form key=value.")
@@ -320,6 +333,12 @@ def make_recipe(document: dict[str, Any], changes: list[str] | None = None, *, s
         except yaml.YAMLError:
             raise RecipeError(f"`--set {change}`: {text!r} is not a YAML value.") from None
         _set(document, key.split("."), value, change)
+    return document
+
+
+def make_recipe(document: dict[str, Any], changes: list[str] | None = None, *, source: str = "the recipe") -> Recipe:
+    """Validate a recipe given as a mapping; see :func:`read_recipe`."""
+    document = changed(document, changes or [])
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:

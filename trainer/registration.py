@@ -1,12 +1,14 @@
 """Registration: which point of one scan corresponds to each point of another, by SimpleITK.
 
 An affine transform that maximises the correlation of the images comes first, over a pyramid of resolutions; then a
-displacement field by demons with symmetric forces (Vercauteren et al., "Diffeomorphic demons: efficient non-parametric
-image registration", 2009; Thirion 1998) on images that are normalised locally, so that neither a bias field nor
-another contrast scale counts as a difference. Both work on a grid of isotropic voxels that the two scans share, and of
-no more than :data:`VOXELS`, so that thick slices and large scans take no special way.
+displacement field by demons with symmetric forces (Thirion, "Image matching as a diffusion process: an analogy with
+Maxwell's demons", 1998; ITK's FastSymmetricForcesDemons, whose fields are added up and need not be invertible) on
+images that are normalised locally, so that neither a bias field nor another contrast scale counts as a difference.
+Both work on a grid of isotropic voxels that the two scans share, and of no more than :data:`VOXELS`, so that thick
+slices and large scans take no special way.
 
-Everything here is computed on one thread: the same scans give the same result, bit for bit.
+Everything here is computed on one thread (SimpleITK's own setting, for the whole process): the same scans give the
+same result, bit for bit.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import SimpleITK
 from numpy.typing import NDArray
 
 VOXELS = 400_000  # of the grid that registration works on
-SAMPLES = 40_000  # voxels at which the affine transform's correlation is computed
+SAMPLES = 40_000  # most voxels of a level at which the affine transform's correlation is computed
 NEIGHBOURHOOD = 4.0  # voxels: standard deviation of the Gaussian that local means and variances are taken with
 SMOOTHING = 1.0  # voxels: standard deviation of the Gaussian that smooths the displacements
 LEVELS = ((4, 40), (2, 30), (1, 15))  # shrink factor of each level of the pyramid, and its iterations of the demons
@@ -94,6 +96,24 @@ def register(fixed: Scan, moving: Scan) -> Image:
     return both
 
 
+def affine_of(fixed: Scan, moving: Scan) -> Image:
+    """The affine transform from points of ``fixed`` to those of ``moving``, without a displacement field after it."""
+    one_thread()
+    return _affine(fixed.work, moving.work)
+
+
+def stretch_of(affine: Image) -> NDArray[np.float64]:
+    """The logarithmic strain log(A^T A) / 2 of an affine transform with the matrix A (Hencky 1928).
+
+    It is zero for a shift or a rotation. Six numbers: the diagonal of this symmetric matrix and what is above it, with
+    axes in the order of :func:`as_image`.
+    """
+    matrix = np.reshape(affine.GetParameters()[:9], (3, 3))
+    squares, axes = np.linalg.eigh(matrix.T @ matrix)
+    strain = (axes * (0.5 * np.log(np.maximum(squares, 1e-12)))) @ axes.T
+    return np.asarray(strain[np.triu_indices(3)], dtype=np.float64)
+
+
 def identity() -> Image:
     """The transform that leaves every point where it is."""
     return SimpleITK.Transform()
@@ -136,7 +156,7 @@ def local_mean(array: NDArray[np.float32], spacing: Triple, sigma: float) -> NDA
 def _isotropic(image: Image, side: float) -> Image:
     """``image`` on voxels of ``side`` mm, smoothed first along the axes that become coarser."""
     for axis, mm in enumerate(image.GetSpacing()):
-        if side > 1.01 * mm:
+        if side > 1.01 * mm and image.GetSize()[axis] >= 4:  # the filter needs four values
             image = SimpleITK.RecursiveGaussian(image, sigma=side / 2.0, direction=axis)
     size = [max(1, round(n * mm / side)) for n, mm in zip(image.GetSize(), image.GetSpacing(), strict=True)]
     reference = SimpleITK.Image(size, SimpleITK.sitkFloat32)
@@ -171,15 +191,16 @@ def _onto(moving: Image, fixed: Image, transform: Image) -> Image:
 def _affine(fixed: Image, moving: Image) -> Image:
     method = SimpleITK.ImageRegistrationMethod()
     method.SetMetricAsCorrelation()
+    factors = _factors(fixed)
     if fixed.GetNumberOfPixels() > SAMPLES:
         method.SetMetricSamplingStrategy(method.REGULAR)
-        method.SetMetricSamplingPercentage(SAMPLES / fixed.GetNumberOfPixels(), seed=1)
+        shares = [min(1.0, SAMPLES * factor**3 / fixed.GetNumberOfPixels()) for factor in factors]
+        method.SetMetricSamplingPercentagePerLevel(shares, seed=1)
     method.SetInterpolator(SimpleITK.sitkLinear)
     method.SetOptimizerAsRegularStepGradientDescent(
         learningRate=2.0, minStep=0.01, numberOfIterations=60, relaxationFactor=0.6
     )
     method.SetOptimizerScalesFromPhysicalShift()
-    factors = _factors(fixed)
     method.SetShrinkFactorsPerLevel(factors)
     method.SetSmoothingSigmasPerLevel([factor / 2.0 for factor in factors])
     method.SmoothingSigmasAreSpecifiedInPhysicalUnitsOff()

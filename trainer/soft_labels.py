@@ -40,5 +40,7 @@ def decided(labels: NDArray[np.uint8], targets: Targets) -> NDArray[np.uint8]:
     """The label map (X, Y, Z) of codes that labels of a scan, soft or not, come to."""
     if not is_soft(labels):
         return np.asarray(labels)
-    probabilities, _ = from_bytes(torch.from_numpy(np.array(labels))[None])
-    return np.asarray(targets.decide(probabilities)[0].numpy(), dtype=np.uint8)
+    channels = torch.from_numpy(np.array(labels[:-1]))[None]
+    # Of bytes: deciding needs no more memory than the labels have. A region holds a voxel from one half on.
+    found = targets.decide(channels if targets.segments < targets.channels else channels.float() / FULL)
+    return np.asarray(found[0].numpy(), dtype=np.uint8)

@@ -101,8 +101,8 @@ class Stages:
         return found
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
-        """See :meth:`Method.pretrained`; weights of any stage have taught the student."""
-        return tuple(weights for stage in self.stages for weights in stage.pretrained())
+        """See :meth:`Method.pretrained`; weights of any stage have taught the student, each named once."""
+        return tuple(dict.fromkeys(weights for stage in self.stages for weights in stage.pretrained()))
 
     def taught_by(self) -> TaughtBy | None:
         """See :meth:`Method.taught_by`."""

@@ -99,6 +99,13 @@ def test_a_method_has_several_rows_under_names_of_their_own(place: Path, compare
     wrong = compare("--methods", "supervised,a/b=supervised", "--out", str(out))
     assert wrong.code == 2
     assert "a row is NAME=METHOD" in wrong.err
+    for methods, complaint in (
+        ("fast=supervised,fast=bcp", "fast is named twice"),
+        ("supervised=bcp", "supervised is a method, so a row of another one cannot have its name"),
+    ):
+        wrong = compare("--methods", methods, "--out", str(out))
+        assert wrong.code == 2
+        assert complaint in wrong.err
 
 
 @pytest.mark.long

@@ -14,8 +14,10 @@ import pytest
 from cli.app import main
 from semiseg.dataset import Dataset
 from semiseg.volumes.segmentation import Segment, Segmentation
+from tests.datasets import write_dataset
 from tests.trainer.tiny import phantoms, recipe_of, trained
 from trainer.errors import RunError
+from trainer.first_scans import MEASURED
 from trainer.suggestion import Committee, caution, committee_of, unlabelled_of, votes
 
 AFFINE = np.eye(4)
@@ -101,20 +103,85 @@ def suggest(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
 
 
+def table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
 def test_the_command_ranks_the_unlabelled_scans_and_draws_the_first(
     data: Dataset, runs: dict[str, Path], tmp_path: Path
 ) -> None:
     done = suggest(str(runs["mn0"]), "--data", str(data.folder), "--out", str(tmp_path / "out"), "--count", "2")
     assert done.returncode == 0, done.stderr
     assert "Disagreement (1 - Dice) of the networks of one mn run (3D, 2D)" in done.stdout
-    with (tmp_path / "out" / "suggestions.csv").open() as stream:
-        rows = list(csv.DictReader(stream))
+    rows = table(tmp_path / "out" / "suggestions.csv")
     assert {r["scan"] for r in rows} == set(unlabelled_of([runs["mn0"]], data, ()))
     values = [float(r["disagreement"]) for r in rows]
     assert values == sorted(values, reverse=True)
     assert sorted(p.name for p in (tmp_path / "out").glob("*.png")) == [
         f"0{k + 1}-{rows[k]['scan']}.png" for k in (0, 1)
     ]
+
+
+def test_a_dataset_without_any_label_or_run_has_its_first_scans_chosen(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", 0, 9)
+    done = suggest(str(data.folder), "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert "chosen among 9 by their images alone (no split file keeps scans for the test)" in done.stdout
+    assert MEASURED in done.stdout
+    rows = table(tmp_path / "out" / "suggestions.csv")
+    assert {r["scan"] for r in rows} == set(data.cases)
+    chosen = [r for r in rows if r["rank"]]
+    assert [r["rank"] for r in chosen] == ["1", "2", "3", "4"]
+    assert all(r["nearest"] in {c["scan"] for c in chosen} for r in rows)
+    assert sum(int(r["represents"]) for r in chosen) == len(rows) - 4 - sum(r["unlike_all"] == "yes" for r in rows)
+    pictures = sorted(p.name for p in (tmp_path / "out").glob("*.png"))
+    assert pictures == [f"0{r['rank']}-{r['scan']}.png" for r in chosen]
+    for row in chosen:
+        assert f"{row['rank']}  {row['scan']}  nearest to " in done.stdout
+
+
+@pytest.mark.parametrize("with_train", [True, False])
+def test_scans_that_a_split_keeps_for_judging_are_never_named(tmp_path: Path, with_train: bool) -> None:
+    split = {"test": ["s0", "s1"], "development": ["s2"]}
+    train = {"train": ["s3", "s4", "s5", "s6"]} if with_train else {}
+    data = write_dataset(tmp_path / "data", 8, split={**split, **train})
+    done = suggest(str(data.folder), "--out", str(tmp_path / "out"), "--count", "3")
+    assert done.returncode == 0, done.stderr
+    rows = table(tmp_path / "out" / "suggestions.csv")
+    assert {r["scan"] for r in rows} == {"s3", "s4", "s5", "s6"} | (set() if with_train else {"s7"})
+    assert not any(name in done.stdout for name in ("s0", "s1", "s2"))
+
+
+def test_the_first_scans_can_be_chosen_among_some(tmp_path: Path) -> None:
+    data = write_dataset(tmp_path / "data", 0, 6)
+    done = suggest(str(data.folder), "--out", str(tmp_path / "out"), "--scans", "s1, s3,s5", "--count", "2")
+    assert done.returncode == 0, done.stderr
+    rows = table(tmp_path / "out" / "suggestions.csv")
+    assert {r["scan"] for r in rows} == {"s1", "s3", "s5"}
+    assert sum(bool(r["rank"]) for r in rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (("--count", "9"), "9 scans were asked for, and there are 4 to choose from"),
+        (("--scans", "nobody"), "no scan called 'nobody'"),
+        (("--scans", "s1,s0"), "keeps scan 's0' for judging"),
+        (("--data", "elsewhere"), "--data has to be left out"),
+        (("another",), "give it alone, or name it with --data"),
+    ],
+)
+def test_a_dataset_that_cannot_be_chosen_from_is_one_sentence(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: tuple[str, ...], words: str
+) -> None:
+    data = write_dataset(tmp_path / "data", 5, split={"test": ["s0"]})
+    with pytest.raises(SystemExit) as left:
+        main(["suggest", str(data.folder), *options, "--out", str(tmp_path / "out")])
+    assert left.value.code in (1, 2)
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert words in line
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(

@@ -10,19 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from semiseg.dataset import Dataset
 from semiseg.inference.segmenter import Segmenter
 from tests.trainer.test_registration import blob
 from tests.trainer.tiny import batch_of, broken_off, phantoms, recipe_for, same_weights, trained, weights_of
-from trainer.atlas_labels import SHARPNESS, Atlases, Channels, Votes, judgement
+from trainer.atlas_labels import SHARPNESS, Atlases, Channels, Fusion, Judged, Judgement
 from trainer.cases import IGNORE, PreparedCase
 from trainer.checkpoints import read_log
 from trainer.errors import RecipeError
 from trainer.losses import soft_loss
 from trainer.methods import METHODS, make_method
-from trainer.methods.atlas import AtlasMethod, unlike_the_others
+from trainer.methods.atlas import AtlasMethod
 from trainer.methods.method import Task, TrainingScans
 from trainer.recipe import Recipe
 from trainer.soft_labels import decided, from_bytes, to_bytes
@@ -40,6 +42,19 @@ def outlined(name: str, centre: tuple[float, float, float], *, labelled: bool = 
     _, core = blob(SHAPE, (1.0, 1.0, 1.0), centre, (4.5, 6.0, 4.0))
     codes = (mask + core).astype(np.uint8)
     return PreparedCase(name, image[None], codes if labelled else None, ())
+
+
+def noise_cases(count: int) -> list[PreparedCase]:
+    """Scans of noise with boxes as outlines, which nothing in the image tells."""
+    random = np.random.default_rng(0)
+    cases = []
+    for k in range(count):
+        image = random.normal(size=(1, *SHAPE)).astype(np.float32)
+        labels = np.zeros(SHAPE, np.uint8)
+        x, y, z = (int(random.integers(0, n - 8)) for n in SHAPE)
+        labels[x : x + 8, y : y + 4, z : z + 8], labels[x : x + 8, y + 4 : y + 8, z : z + 8] = 1, 2
+        cases.append(PreparedCase(f"s{k}", image, labels, ()))
+    return cases
 
 
 def nobody(recipe: Recipe, name: str, labelled: tuple[str, ...]) -> Segmenter:
@@ -84,8 +99,7 @@ def test_atlases_outline_a_scan_that_nobody_outlined() -> None:
     assert min(dice(decided(found["s4"], TWO), wanted)) > 0.85 > max(dice(copied, wanted))
     probabilities, weights = from_bytes(torch.from_numpy(found["s4"])[None])
     torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(1, *SHAPE), atol=0.01, rtol=0)
-    assert float(weights.min()) == 0.0, "beyond what an atlas shows"
-    assert 0.3 < float(weights.median()) < float(weights.max()) <= 1
+    assert float(weights.min()) < float(weights.median()) and float(weights.max()) == 1.0
     assert len(told) == 1
     assert "reach a mean Dice of 0." in told[0]
 
@@ -121,19 +135,56 @@ def test_regions_and_voxels_that_nobody_outlined() -> None:
 
     half, _ = scans_of([regions[0], regions[3]], 1)
     alone = labels_of(atlas(targets=both), half)["s3"]
-    assert (alone[-1][:8] == 0).all(), "where the only atlas knows nothing its label has no weight"
-    assert np.median(alone[-1][20:]) > 100
+    inside = truth > 0
+    unknown_half, known_half = inside.copy(), inside.copy()
+    unknown_half[SHAPE[0] // 2 - 3 :], known_half[: SHAPE[0] // 2 + 3] = False, False
+    assert np.median(alone[-1][unknown_half]) == 0, "where the only atlas knows nothing its label has no weight"
+    assert np.median(alone[-1][known_half]) > 100
+
+
+def masks_of(*says: float, known: float = 1.0) -> NDArray[np.float32]:
+    """Warped masks of one segment, and how far the label is known, in a row of voxels."""
+    row = np.asarray(says, np.float32).reshape(1, 1, 1, -1)
+    return np.concatenate([row * known, np.full_like(row, known)])
+
+
+def row(*values: float) -> NDArray[np.float32]:
+    return np.asarray(values, np.float32).reshape(1, 1, -1)
 
 
 def test_a_vote_counts_by_the_likeness_of_the_images_around() -> None:
-    masks = np.zeros((2, 2, 1, 1, 2), np.float32)
-    masks[:, 1] = 1.0  # both know
-    masks[0, 0] = 1.0  # the first says the segment, the second the background
-    away = np.asarray([[[[0.0, 1.0]]], [[[1.0, 0.0]]]], np.float32)
-    segments, weights = Votes(masks, away).fused(2.0)
+    fusion = Fusion(2.0, 1, (1, 1, 2))
+    fusion.add(masks_of(1.0, 1.0), row(0.0, 1.0))
+    fusion.add(masks_of(0.0, 0.0), row(1.0, 0.0))
     share = 1.0 / (1.0 + np.exp(-2.0))
-    np.testing.assert_allclose(segments[0, 0, 0], [share, 1 - share], rtol=1e-6)
-    np.testing.assert_allclose(weights, 1.0)
+    np.testing.assert_allclose(fusion.segments().ravel(), [share, 1 - share], rtol=1e-5)
+    np.testing.assert_allclose(fusion.nearest, 0.0)
+
+
+@given(
+    away=st.lists(st.floats(0, 400), min_size=1, max_size=5),
+    says=st.lists(st.floats(0, 1), min_size=5, max_size=5),
+    sharpness=st.sampled_from(SHARPNESS),
+)
+def test_votes_taken_in_one_by_one_are_the_weighted_mean_however_unlike_the_images_are(
+    away: list[float], says: list[float], sharpness: float
+) -> None:
+    fusion = Fusion(sharpness, 1, (1, 1, 1))
+    for d, said in zip(away, says, strict=False):
+        fusion.add(masks_of(said), row(d))
+    weights = np.exp(-sharpness * (np.asarray(away) - min(away)))
+    expected = (weights * np.asarray(says[: len(away)])).sum() / weights.sum()
+    assert float(fusion.segments().item()) == pytest.approx(expected, abs=1e-4)
+    assert float(fusion.nearest.item()) == pytest.approx(min(away), rel=1e-6)
+
+
+def test_who_does_not_know_a_voxel_has_no_vote_and_half_known_ones_are_not_thinned() -> None:
+    fusion = Fusion(2.0, 1, (1, 1, 1))
+    fusion.add(masks_of(1.0, known=0.0), row(0.0))
+    assert float(fusion.segments().item()) == 0.0 and np.isinf(fusion.nearest).all()
+    fusion.add(masks_of(1.0, known=0.5), row(3.0))
+    assert float(fusion.segments().item()) == pytest.approx(1.0)
+    assert float(fusion.nearest.item()) == 3.0
 
 
 def test_a_wrong_atlas_is_left_out_and_named() -> None:
@@ -141,29 +192,55 @@ def test_a_wrong_atlas_is_left_out_and_named() -> None:
     shifted = np.roll(np.asarray(cases[1].labels), 12, axis=1)
     cases[1] = replace(cases[1], labels=shifted)
     scans, told = scans_of(cases, 4)
-    found = labels_of(atlas(least=0.3), scans)["s4"]
+    found = labels_of(atlas(), scans)["s4"]
     assert "s1 labels the others much worse than the rest" in told[0]
+    assert "are not used" not in told[0], "what it did to the others does not count"
     assert min(dice(decided(found, TWO), np.asarray(cases[4].labels))) > 0.85
 
 
+def judgement(alone: dict[str, float]) -> Judgement:
+    return Judgement(0.8, alone, 2.0, 0.1, 1.0)
+
+
 def test_at_least_two_atlases_are_kept_and_two_cannot_tell_who_is_wrong() -> None:
-    assert unlike_the_others({"a": 0.9, "b": 0.1}) == []
-    assert unlike_the_others({"a": 0.8, "b": 0.82, "c": 0.3}) == ["c"]
-    assert unlike_the_others({"a": 0.8, "b": 0.75, "c": 0.7}) == []
+    assert judgement({"a": 0.9, "b": 0.1}).unlike_the_others() == []
+    assert judgement({"a": 0.8, "b": 0.82, "c": 0.3}).unlike_the_others() == ["c"]
+    assert judgement({"a": 0.8, "b": 0.75, "c": 0.7}).unlike_the_others() == []
+
+
+def test_a_labelled_scan_without_the_organ_does_not_switch_the_judgement_off() -> None:
+    cases = [outlined(f"s{k}", centre) for k, centre in enumerate(CENTRES)]
+    empty = noise_cases(1)[0]
+    cases[2] = replace(empty, case_id="s2", labels=np.zeros(SHAPE, np.uint8))
+    scans, told = scans_of(cases, 4)
+    found = labels_of(atlas(), scans)["s4"]
+    assert "s2 labels the others much worse" in told[0]
+    assert min(dice(decided(found, TWO), np.asarray(cases[4].labels))) > 0.85
+    useless = [*noise_cases(3), cases[4]]
+    useless[1] = replace(useless[1], labels=np.zeros(SHAPE, np.uint8))
+    scans, told = scans_of(useless, 3)
+    assert not labels_of(atlas(), scans)["s4"].any()
+    assert "are not used" in told[0]
+    nothing = [replace(case, labels=np.zeros(SHAPE, np.uint8)) for case in cases[:3]]
+    scans, told = scans_of([*nothing, cases[4]], 3)
+    assert not labels_of(atlas(), scans)["s4"].any()
+    assert "no labelled scan holds a segment" in told[0]
+
+
+def test_a_scan_that_looks_like_no_atlas_is_named_and_counts_less() -> None:
+    cases = [outlined(f"s{k}", centre) for k, centre in enumerate(CENTRES)]
+    cases.append(replace(noise_cases(1)[0], case_id="strange", labels=None))
+    scans, told = scans_of(cases, 4)
+    found = labels_of(atlas(), scans)
+    assert np.median(found["s4"][-1]) > 200 > 128 > np.median(found["strange"][-1])
+    assert told[1] == "Atlases: 1 scan(s) look like no atlas, and their labels count less: strange."
+    assert (found["strange"][-1] > 0).any(), "what is known is never rounded away"
 
 
 def test_atlases_that_cannot_label_one_another_are_not_used() -> None:
-    random = np.random.default_rng(0)
-    cases = []
-    for k in range(4):
-        image = random.normal(size=(1, *SHAPE)).astype(np.float32)
-        labels = np.zeros(SHAPE, np.uint8)
-        x, y, z = (int(random.integers(0, n - 8)) for n in SHAPE)
-        labels[x : x + 8, y : y + 4, z : z + 8], labels[x : x + 8, y + 4 : y + 8, z : z + 8] = 1, 2
-        cases.append(PreparedCase(f"s{k}", image, labels, ()))
-    scans, told = scans_of(cases, 3)
+    scans, told = scans_of(noise_cases(4), 3)
     found = labels_of(atlas(), scans)["s3"]
-    assert told[0].endswith("That is below 0.5 (methods.atlas.least), so the atlases are not used.")
+    assert told[0].endswith("That is below 0.5 (methods.atlas.min_dice), so the atlases are not used.")
     assert not found.any()
 
 
@@ -184,6 +261,7 @@ def test_without_weight_the_students_loss_is_the_hosts_own() -> None:
     more = stages.loss(networks, replace(batch, guides={"atlas": soft}), turn)
     logits = networks["student"](batch.images)[2:]
     expected = soft_loss(logits, soft[2:, :-1] / 255.0, TWO, soft[2:, -1] / 255.0)
+    expected = expected * (soft[2:, -1] / 255.0).mean()
     torch.testing.assert_close(more["total"] - other["total"], expected, rtol=1e-4, atol=1e-5)
 
 
@@ -194,20 +272,14 @@ def test_the_weight_follows_its_schedule(schedule: str, expected: float) -> None
 
 
 def test_what_the_labelled_scans_say() -> None:
-    names = ["a", "b"]
-    table = np.full((3, len(SHARPNESS)), 0.5)
-    table[0] = np.nan
-    found = [("a", np.where(np.arange(3)[:, None] == 2, [0.6, 0.8, 0.7, 0.6], table), 1.0)]
-    table = np.full((3, len(SHARPNESS)), 0.4)
-    table[1] = np.nan
-    found += [("b", np.where(np.arange(3)[:, None] == 2, [0.5, 0.7, 0.6, 0.5], table), 3.0)]
-    judged = judgement(names, found)
-    assert judged.dice == {"a": 0.8, "b": 0.7}
-    assert judged.mean == pytest.approx(0.75)
-    assert judged.sharpness == SHARPNESS[1]
-    assert judged.alone == {"a": 0.4, "b": 0.5}
-    assert judged.inconsistency == 2.0
-    assert judgement(["a"], []).dice == {}
+    found = [
+        Judged("a", (None, 0.5), (0.6, 0.8, 0.7, 0.6), 0.1, 1.0),
+        Judged("b", (0.4, None), (0.5, 0.7, 0.6, 0.5), 0.3, 3.0),
+        Judged("c", (0.6, None), None, 0.5, 2.0),
+    ]
+    judged = Judgement.of(["a", "b"], found)
+    assert judged == Judgement(0.75, {"a": 0.5, "b": 0.5}, SHARPNESS[1], 0.3, 2.0)
+    assert Judgement.of(["a"], []) == Judgement(None, {}, 2.0, None, None)
 
 
 def test_channels_of_bytes_and_back() -> None:
@@ -231,8 +303,8 @@ def test_a_scan_set_of_one_labelled_scan_works_and_says_so() -> None:
 def test_there_has_to_be_something_to_label() -> None:
     with pytest.raises(RecipeError, match="has none; train with `supervised`"):
         atlas(unlabelled=0)
-    with pytest.raises(RecipeError, match=r"methods\.atlas: .*least"):
-        atlas(least=1.5)
+    with pytest.raises(RecipeError, match=r"methods\.atlas: .*min_dice"):
+        atlas(min_dice=1.5)
 
 
 # --- a whole run --------------------------------------------------------------------------------------------------
@@ -247,7 +319,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def test_a_run_that_is_resumed_keeps_its_labels_and_ends_with_the_same_weights(
     dataset: Dataset, tmp_path: Path, host: str
 ) -> None:
-    recipe = recipe_for("atlas", {"patch": [16, 16, 8], "updates": 4, "checkpoint_every": 2}, host=host, least=0.0)
+    recipe = recipe_for("atlas", {"patch": [16, 16, 8], "updates": 4, "checkpoint_every": 2}, host=host, min_dice=0.0)
     told = list[str]()
     whole = trained(dataset, recipe, tmp_path / "whole", cache=tmp_path / "cache", tell=told.append)
     assert whole.provenance.method == "atlas"
@@ -256,13 +328,13 @@ def test_a_run_that_is_resumed_keeps_its_labels_and_ends_with_the_same_weights(
     assert not (tmp_path / "whole" / "pseudo").exists()
 
     broken_off(dataset, recipe, tmp_path / "run", 1, cache=tmp_path / "cache")
-    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "pseudo" / "0").glob("*.npy")}
+    made = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "pseudo" / "0" / "atlas").glob("*.npy")}
     assert len(made) == len(dataset.cases) - 5, "all but three labelled, a test and a development scan"
     next(iter(made)).unlink()
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").glob("*-atlas.npy")}
     assert len(kept) == len(made), "other runs need not register again"
     broken_off(dataset, recipe, tmp_path / "run", 3, cache=tmp_path / "cache", resume=True)
-    again = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "pseudo" / "0").glob("*.npy")}
+    again = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "pseudo" / "0" / "atlas").glob("*.npy")}
     assert again.keys() == made.keys()
     assert sum(again[p] != made[p] for p in made) == 1, "only the one that was missing was made again"
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").glob("*-atlas.npy")} == kept
@@ -273,7 +345,7 @@ def test_a_run_that_is_resumed_keeps_its_labels_and_ends_with_the_same_weights(
 def test_its_student_learns_from_the_atlases(dataset: Dataset, tmp_path: Path) -> None:
     weights = []
     for weight in (0.0, 1.0):
-        recipe = recipe_for("atlas", {"patch": [16, 16, 8]}, host="supervised", weight=weight, least=0.0)
+        recipe = recipe_for("atlas", {"patch": [16, 16, 8]}, host="supervised", weight=weight, min_dice=0.0)
         trained(dataset, recipe, tmp_path / str(weight), cache=tmp_path / "cache")
         weights.append(weights_of(tmp_path / str(weight)))
     assert not same_weights(*weights)
@@ -281,6 +353,6 @@ def test_its_student_learns_from_the_atlases(dataset: Dataset, tmp_path: Path) -
 
 def test_the_atlases_object_can_leave_some_out() -> None:
     cases = [outlined(f"s{k}", centre) for k, centre in enumerate(CENTRES[:3])]
-    atlases = Atlases.of(cases, cases, Channels(2, False), 1)
-    assert [case.case_id for case in atlases.without(["s1"]).cases] == ["s0", "s2"]
+    atlases = Atlases.of(cases, cases, Channels(2, False), Path("nowhere"), 8)
+    assert atlases.without(["s1"]).names == ("s0", "s2")
     assert atlases.work == 1.0

@@ -2,31 +2,45 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from numpy.typing import NDArray
 
-from semiseg.dataset import Dataset
+from semiseg.dataset import Dataset, make_split
+from tests.trainer.test_atlas import SHAPE, outlined, scans_of
 from tests.trainer.tiny import broken_off, phantoms, recipe_for, same_weights, trained, weights_of
+from trainer.cases import IGNORE
 from trainer.checkpoints import read_log
 from trainer.committee import best_temperature, channels_of, mixed, mixture_weights, outcomes, tempered
 from trainer.errors import RecipeError
+from trainer.loop import _Training
 from trainer.methods import make_method
-from trainer.methods.committee import Committee
+from trainer.methods.committee import Committee, Opinion
 from trainer.methods.method import Task
+from trainer.stages import Stages
 from trainer.targets import ExclusiveClasses, OverlappingRegions
 
 TWO = ExclusiveClasses(2)
 MEMBERS = ({"method": "supervised"}, {"method": "mean_teacher", "seed": 3})
 
 
-def committee(*, labelled: int = 4, unlabelled: int = 4, targets: Any = TWO, **switches: Any) -> Committee:
+def committee(
+    changes: dict[str, Any] | None = None,
+    *,
+    labelled: int = 4,
+    unlabelled: int = 4,
+    targets: Any = TWO,
+    **switches: Any,
+) -> Committee:
     chosen = {"members": MEMBERS, "atlas": False, **switches}
-    made = make_method(recipe_for("committee", **chosen), Task(1, targets, 2, labelled, unlabelled))
+    made = make_method(recipe_for("committee", changes, **chosen), Task(1, targets, 2, labelled, unlabelled))
     assert isinstance(made, Committee)
     return made
 
@@ -94,9 +108,28 @@ def test_a_round_has_students_of_the_round_before() -> None:
     recipe = second.recipe_of(second.members()[0])
     assert recipe.methods["committee"]["rounds"] == 1
     assert recipe.methods["committee"]["members"] == list(MEMBERS)
-    changed = committee(members=({"method": "supervised", "changes": ["updates=2", "optimiser.rate=0.5"]},))
-    told = changed.recipe_of(changed.members()[0])
-    assert (told.updates, told.optimiser.rate, told.method) == (2, 0.5, "supervised")
+    changed = committee(
+        {"patience": 3},
+        members=(
+            {"method": "mean_teacher", "updates": 2, "student": {"kind": "vnet"}, "switches": {"weight": 3.0}},
+            {"method": "supervised"},
+        ),
+    )
+    taught, plain = map(changed.recipe_of, changed.members())
+    assert (taught.updates, taught.student, taught.methods["mean_teacher"]["weight"]) == (2, {"kind": "vnet"}, 3.0)
+    assert (plain.updates, plain.student, plain.patience) == (changed.recipe.updates, changed.recipe.student, None)
+    folders = [changed._folder_of(one, held) for one in changed.members() for held in (("a", "b"), ("a", "c"))]
+    assert len(set(folders)) == 4, "a run is known by its member and by what it learned from"
+
+
+def test_weights_that_a_member_starts_from_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    from semiseg.bundle.manifest import PretrainedWeights
+    from trainer.methods.supervised import Supervised
+
+    told = PretrainedWeights(name="some weights", revision="1", licence="mit")
+    monkeypatch.setattr(Supervised, "pretrained", lambda self: (told,))
+    assert Stages(committee()).pretrained() == (told,)
+    assert Stages(committee(rounds=2)).pretrained() == (told,)
 
 
 def test_what_cannot_work_is_refused_by_name() -> None:
@@ -104,12 +137,26 @@ def test_what_cannot_work_is_refused_by_name() -> None:
         committee(unlabelled=0)
     with pytest.raises(RecipeError, match=r"folds: 1 labelled scan\(s\) do not make 2 parts"):
         committee(labelled=1, weighing="cross_fitted")
-    with pytest.raises(RecipeError, match="a committee is no member of another"):
+    with pytest.raises(RecipeError, match="committee is, or leads to, a committee; `rounds` repeats it"):
         committee(members=({"method": "committee"},))
     with pytest.raises(RecipeError, match="there is no method 'nobody'"):
         committee(members=({"method": "nobody"},))
-    with pytest.raises(RecipeError, match=r"In methods\.committee\.members, supervised: .*updates"):
-        committee(members=({"method": "supervised", "changes": ["updates=0"]},))
+    with pytest.raises(RecipeError, match=r"methods\.committee: .*updates"):
+        committee(members=({"method": "supervised", "updates": 0},))
+    with pytest.raises(RecipeError, match="supervised is there twice; give it another seed"):
+        committee(members=({"method": "supervised"}, {"method": "supervised"}))
+    with pytest.raises(RecipeError, match=r"methods\.mean_teacher"):
+        committee(members=({"method": "mean_teacher", "switches": {"wait": 1}},))
+    with pytest.raises(RecipeError, match="committee -> committee has no end"):
+        committee(host="committee")
+    loop = recipe_for("atlas", host="cfr")
+    loop = loop.model_copy(update={"methods": {**loop.methods, "cfr": {"host": "atlas"}}})
+    with pytest.raises(RecipeError, match="atlas -> cfr -> atlas has no end"):
+        make_method(loop, Task(1, TWO, 2, 4, 4))
+    leads = recipe_for("committee", members=[{"method": "atlas"}])
+    leads = leads.model_copy(update={"methods": {**leads.methods, "atlas": {"host": "committee"}}})
+    with pytest.raises(RecipeError, match="atlas is, or leads to, a committee"):
+        make_method(leads, Task(1, TWO, 2, 4, 4))
 
 
 # --- whole runs ---------------------------------------------------------------------------------------------------
@@ -160,7 +207,7 @@ def test_members_are_trained_once_and_one_student_is_kept(dataset: Dataset, tmp_
 def test_a_second_round_shares_the_members_of_the_first_and_atlases_vote(dataset: Dataset, tmp_path: Path) -> None:
     told = list[str]()
     chosen = recipe(rounds=2, atlas=True, members=MEMBERS[:1])
-    chosen = chosen.model_copy(update={"methods": {**chosen.methods, "atlas": {"least": 0.0}}})
+    chosen = chosen.model_copy(update={"methods": {**chosen.methods, "atlas": {"min_dice": 0.0}}})
     trained(dataset, chosen, tmp_path / "run", cache=tmp_path / "cache", tell=told.append)
     names = sorted(name.rpartition("-")[0] for name in members_of(tmp_path / "run"))
     assert names == ["committee-seed1", "committee-seed2", "supervised-seed0"]
@@ -169,14 +216,95 @@ def test_a_second_round_shares_the_members_of_the_first_and_atlases_vote(dataset
     assert any("Atlases: labelled by one another" in one for one in told)
 
 
-def test_cross_fitted_weights_come_from_members_that_did_not_see_the_scan(dataset: Dataset, tmp_path: Path) -> None:
+def learned_from(run: Path) -> dict[str, set[str]]:
+    """The labelled scans of each member's run."""
+    found = {}
+    for folder in (run / "members").iterdir():
+        split = yaml.safe_load((folder / "recipe.yaml").read_text())["split"]
+        found[folder.name] = {*split["labelled"]}
+        assert not split["validation"]
+    return found
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_cross_fitted_weights_come_from_members_that_did_not_see_the_scan(
+    dataset: Dataset, tmp_path: Path, rounds: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[set[str], str]] = []
+    original = Committee._by_network
+
+    def watched(self: Committee, segmenter: Any, scans: Any) -> Any:
+        of = original(self, segmenter, scans)
+
+        def watch(names: Sequence[str]) -> Any:
+            for name, channels, known in of(names):
+                asked.append(({*segmenter.learned}, name))
+                yield name, channels, known
+
+        return watch
+
+    train = _Training._train_member
+
+    def training(self: Any, recipe: Any, name: str, labelled: tuple[str, ...]) -> Any:
+        segmenter = train(self, recipe, name, labelled)
+        segmenter.learned = labelled  # type: ignore[attr-defined]
+        assert {*yaml.safe_load((self.members / name / "recipe.yaml").read_text())["split"]["labelled"]} == {*labelled}
+        return segmenter
+
+    monkeypatch.setattr(Committee, "_by_network", watched)
+    monkeypatch.setattr(_Training, "_train_member", training)
     told = list[str]()
-    trained(dataset, recipe(weighing="cross_fitted"), tmp_path / "run", cache=tmp_path / "cache", tell=told.append)
-    folds = {n.rpartition("-")[2] for n in members_of(tmp_path / "run") if "-fold" in n}
-    assert folds == {"fold1", "fold2"}
-    assert len(members_of(tmp_path / "run")) == 6
+    chosen = recipe(weighing="cross_fitted", rounds=rounds)
+    trained(dataset, chosen, tmp_path / "run", cache=tmp_path / "cache", tell=told.append)
+    labelled = {*make_split(dataset).labelled}
+    judged = [(learned, name) for learned, name in asked if name in labelled]
+    assert {name for _, name in judged} == labelled
+    assert all(name not in learned and len(learned) == 2 for learned, name in judged)
+    assert sum(learned == labelled for learned in learned_from(tmp_path / "run").values()) == (2 if rounds == 1 else 4)
     sentence = next(one for one in told if "weights learned" in one)
     assert "supervised (seed 0)" in sentence and "mean_teacher (seed 3)" in sentence
+
+
+def test_scans_without_which_a_segment_is_missing_are_not_held_back() -> None:
+    cases = [outlined(f"s{k}", (float(k), 0.0, 0.0)) for k in range(4)]
+    cores = [replace(case, labels=np.minimum(np.asarray(case.labels), 1)) for case in cases[1:]]
+    scans, told = scans_of([cases[0], *cores], 4)
+    assert committee(weighing="cross_fitted")._folds(scans) == ()
+    assert "without s0, s2 no labelled scan holds every segment" in told[0]
+    fine, told = scans_of(cases, 4)
+    assert committee(weighing="cross_fitted")._folds(fine) == (("s0", "s2"), ("s1", "s3"))
+    assert told == []
+
+
+def test_voxels_that_nobody_outlined_have_no_volume() -> None:
+    case = outlined("s", (0.0, 0.0, 0.0))
+    codes = np.zeros((4, 4, 4), np.uint8)
+    codes[0], codes[1] = IGNORE, 1
+    case = replace(case, labels=codes, ignores=True)
+    assert committee(targets=OverlappingRegions(2))._volumes(codes, case) == [pytest.approx(0.016), 0.0]
+    assert committee()._volumes(codes, case) == [pytest.approx(0.016), 0.0]
+
+
+def test_patience_is_the_students_alone(dataset: Dataset, tmp_path: Path) -> None:
+    document = json.loads((dataset.folder / "split.json").read_text())
+    labels = next(iter(document["labelled"].values()))
+    document["labelled"], document["validation"] = {str(len(labels)): labels[1:]}, labels[:1]
+    (tmp_path / "split.json").write_text(json.dumps(document))
+    chosen = recipe().model_copy(update={"patience": 1, "validate_every": 1})
+    manifest = trained(dataset, chosen, tmp_path / "run", split=tmp_path / "split.json")
+    assert manifest.validation is not None
+    assert len(members_of(tmp_path / "run")) == 2
+
+
+def test_atlases_within_a_committee_keep_labels_of_their_own(dataset: Dataset, tmp_path: Path) -> None:
+    chosen = recipe(host="atlas", members=MEMBERS[:1])
+    methods = {**chosen.methods, "atlas": {"host": "supervised", "min_dice": 0.0}}
+    chosen = chosen.model_copy(update={"methods": methods})
+    broken_off(dataset, chosen, tmp_path / "run", 1, cache=tmp_path / "cache")
+    labels = tmp_path / "run" / "pseudo" / "0"
+    by_atlases, by_committee = (sorted((labels / source).glob("*.npy")) for source in ("atlas", "committee"))
+    assert len(by_atlases) == len(by_committee) > 0
+    assert any(not np.array_equal(np.load(a), np.load(b)) for a, b in zip(by_atlases, by_committee, strict=True))
 
 
 class Fixed:
@@ -193,29 +321,25 @@ class Fixed:
 
 
 def test_a_better_member_gets_the_larger_weight(monkeypatch: pytest.MonkeyPatch) -> None:
-    from tests.trainer.test_atlas import outlined, scans_of
-    from trainer.methods.committee import Opinion
-
     cases = [outlined(f"s{k}", (float(k), 0.0, 0.0)) for k in range(4)]
     scans, _ = scans_of(cases, 4)
     truth = {case.case_id: np.asarray(case.labels) for case in cases}
-    pair = [Opinion("good", Fixed(truth, 0.9).of), Opinion("bad", Fixed(truth, 0.1).of)]
+    pair = [Opinion("a network", Fixed(truth, 0.9).of), Opinion("a network", Fixed(truth, 0.1).of)]
     asked = []
 
-    def opinions(self: Committee, scans: Any, labelled: tuple[str, ...], suffix: str) -> list[Opinion]:
+    def opinions(self: Committee, scans: Any, labelled: tuple[str, ...]) -> list[Opinion]:
         asked.append(labelled)
         return pair
 
     monkeypatch.setattr(Committee, "_opinions", opinions)
-    _, weights = committee(weighing="cross_fitted")._weighed(["good", "bad"], scans)
+    method = committee(weighing="cross_fitted")
+    _, weights = method._weighed(pair, method._folds(scans), scans)
     assert weights[0] > 0.9
     assert asked == [("s1", "s3"), ("s0", "s2")], "each scan is judged by what was learned from the others"
 
 
 @pytest.mark.parametrize("targets", [TWO, OverlappingRegions(2)])
 def test_voxels_near_the_organ_are_weighed(targets: Any) -> None:
-    from tests.trainer.test_atlas import SHAPE, outlined
-
     method = committee(targets=targets)
     case = outlined("s", (0.0, 0.0, 0.0))
     right, picked = method._weighed_voxels(case, [np.zeros((targets.channels, *SHAPE), np.float32)])

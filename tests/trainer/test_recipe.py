@@ -16,9 +16,11 @@ from semiseg.dataset import Dataset, load_dataset, make_split
 from semiseg.volumes.nifti import write_nifti
 from semiseg.volumes.series_rules import SeriesRule
 from tests.trainer.tiny import SEGFORMER, phantoms, plan_of, recipe_of
+from trainer.choices import decide
 from trainer.errors import RecipeError
+from trainer.facts import Machine, facts_of
 from trainer.plan import Plan, make_manifest, make_plan
-from trainer.recipe import Recipe, find_recipe, make_recipe, read_recipe
+from trainer.recipe import Recipe, find_recipe, make_recipe, read_document, read_recipe
 
 SHIPPED = sorted(p.stem for p in find_recipe("default").parent.glob("*.yaml"))
 
@@ -116,8 +118,9 @@ def test_a_recipe_survives_its_own_yaml() -> None:
 def test_every_recipe_that_comes_with_semiseg_makes_a_plan_for_every_method(
     dataset: Dataset, name: str, method: str
 ) -> None:
-    recipe = read_recipe(find_recipe(name), [f"method={method}", "segments={}"])
-    plan = plan_of(dataset, recipe)
+    document = read_document(find_recipe(name), [f"method={method}", "segments={}"])
+    done, _ = decide(document, facts_of(dataset, make_split(dataset), "RAS", {}), Machine("a processor", 2, 8.0))
+    plan = plan_of(dataset, make_recipe(done))
     networks = plan.stages.build()
     assert plan.stages.exported(networks) is networks["student"]
     manifest = make_manifest(plan)

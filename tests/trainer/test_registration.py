@@ -8,12 +8,14 @@ from numpy.typing import NDArray
 
 from trainer.registration import (
     Scan,
+    affine_of,
     as_image,
     as_scan,
     identity,
     inverse_inconsistency,
     local_mean,
     register,
+    stretch_of,
     warp,
     work_spacing,
 )
@@ -109,3 +111,12 @@ def test_a_local_mean_is_a_gaussian_in_millimetres() -> None:
     assert found.sum() == pytest.approx(1.0, abs=0.02)
     assert found[15 + 4, 15, 8] == pytest.approx(found[15, 15, 8 + 2], rel=0.2), "4 mm along either axis"
     assert found[15 + 3, 15, 8] / found[15, 15, 8] == pytest.approx(np.exp(-0.5), rel=0.05)
+
+
+def test_a_stretch_is_found_and_a_shift_is_none() -> None:
+    moved, grown = (blob((40, 48, 36), (1.0, 1.0, 1.0), (2.0, -1.0, 1.0), r)[0] for r in ((9, 12, 8), (9, 15, 8)))
+    image, _ = blob((40, 48, 36), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    fixed, shifted, longer = (as_scan(a, (1.0, 1.0, 1.0), 1.0) for a in (image, moved, grown))
+    assert np.abs(stretch_of(affine_of(fixed, shifted))).max() < 0.05
+    # Its axes are z, y, x; the organ is 15 / 12 as long along y.
+    assert stretch_of(affine_of(fixed, longer))[3] == pytest.approx(np.log(15 / 12), abs=0.06)

@@ -64,3 +64,48 @@ def test_wrong_use_is_one_sentence_and_exit_code_2(
     assert line.startswith("semiseg: ")
     assert complaint in line
     assert "Traceback" not in err
+
+
+def untold(folder: Path, run: str, *more: str) -> int:
+    """`semiseg train` with no recipe named."""
+    options = ["--data", folder / "data", "--out", folder / run, "--device", "cpu", "--method", "supervised"]
+    with pytest.raises(SystemExit) as end:
+        main(["train", *map(str, options), *more])
+    return int(end.value.code or 0)
+
+
+def test_without_a_recipe_everything_is_decided_told_and_kept(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert untold(folder, "told", "--dry-run") == 0
+    out, err = capsys.readouterr()
+    assert "supervised, 2000 steps" in out and "all of it" in out
+    assert "training is on a processor" in err
+    assert not (folder / "told").exists(), "a dry run leaves nothing"
+    assert untold(folder, "told", "--set", "updates=2") == 0
+    kept = {d["key"]: d for d in json.loads((folder / "told" / "decisions.json").read_text())}
+    recipe = yaml.safe_load((folder / "told" / "recipe.yaml").read_text())["recipe"]
+    assert recipe["student"] == kept["student"]["value"]
+    assert "updates" not in kept and recipe["updates"] == 2
+    assert all(d["reason"] for d in kept.values())
+
+
+def test_a_budget_is_kept_and_a_resumed_run_goes_on_as_it_began(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from trainer.cost import Costs
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Costs, "_step", lambda self, plan, number, cases: 1.0)
+        assert untold(folder, "budget", "--budget", "64s") == 0
+    recipe = yaml.safe_load((folder / "budget" / "recipe.yaml").read_text())["recipe"]
+    assert recipe["updates"] == 64
+    assert untold(folder, "budget", "--budget", "2h", "--resume") == 0, "nothing is timed, and it has ended"
+    assert untold(folder, "other", "--budget", "soon") == 2
+    assert untold(folder, "other", "--budget", "1s") == 2
+    assert untold(folder, "other", "--budget", "30m", "--set", "updates=3") == 2
+    err = " ".join(capsys.readouterr().err.split())
+    assert "A budget is a time such as 30m" in err
+    assert "which is too few" in err
+    assert "leave one of them out" in err
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert untold(folder, "other", "--budget", "30m") == 2
+    assert "Several processes would time themselves differently" in " ".join(capsys.readouterr().err.split())

@@ -8,10 +8,8 @@ the others. See :mod:`trainer.atlas_labels` and :mod:`trainer.registration` for 
 from __future__ import annotations
 
 import importlib.util
-import math
-import statistics
 from collections.abc import Iterator, Sequence
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,15 +17,19 @@ from pydantic import Field
 from torch import Tensor
 
 from trainer.errors import RecipeError
-from trainer.methods.method import LabelsOfScan, Networks, Task, TrainingScans, Turn
+from trainer.methods.method import Labelling, LabellingWork, LabelsOfScan, Networks, Task, TrainingScans, Turn
 from trainer.methods.pretrain import PretrainThenTrain
 from trainer.methods.registry import MethodName
 from trainer.patches import Batch
 from trainer.recipe import Positive, Recipe, Section, Share
 from trainer.schedules import ramp_up
+from trainer.soft_labels import FULL, from_bytes
 from trainer.targets import ExclusiveClasses
 
-OUTLIER = 0.2  # of Dice: an atlas that is this much worse than the median one is left out
+if TYPE_CHECKING:
+    from trainer.atlas_labels import Atlases, Judgement
+
+UNLIKE = 0.5  # median weight of a scan's voxels below which the scan looks like no atlas
 
 
 class AtlasMethod(PretrainThenTrain):
@@ -45,15 +47,17 @@ class AtlasMethod(PretrainThenTrain):
             weight: Largest weight of the atlases' term.
             schedule: That weight stays ``constant``, follows the ``ramp`` of consistency terms, or goes ``falling`` as
                 1 - t/T, so that the student may outgrow the atlases.
-            least: Mean Dice of the labelled scans, labelled by one another, below which the atlases are not used.
-            most: Number of labelled scans that serve as atlases; the first ones of the split.
+            min_dice: Mean Dice of the labelled scans, labelled by one another, below which the atlases are not used. A
+                host that learns from unlabelled patches then goes on without them; with ``supervised``, half of each
+                batch is unlabelled and teaches nothing.
+            max_atlases: Most labelled scans that serve as atlases, the first ones of the split.
         """
 
         host: MethodName = "mean_teacher"
         weight: Annotated[float, Field(ge=0)] = 1.0
         schedule: Literal["constant", "ramp", "falling"] = "constant"
-        least: Share = 0.5
-        most: Positive = 16
+        min_dice: Share = 0.5
+        max_atlases: Positive = 16
 
     def __init__(self, recipe: Recipe, task: Task) -> None:
         """See :class:`PretrainThenTrain`; there has to be something to label."""
@@ -85,43 +89,68 @@ class AtlasMethod(PretrainThenTrain):
         return step == 0
 
     def scan_labeller(self, step: int, scans: TrainingScans) -> LabelsOfScan:
-        """The atlases that the labelled scans do not speak against; labels without weight if they all are bad."""
-        labels_of = self.atlases(scans, scans.labelled)
-        return labels_of or (lambda names: self._without_weight(names, scans))
+        """The atlases that the labelled scans allow; labels without weight if they allow none."""
+        return self.atlases(scans, scans.labelled) or (lambda names: self._without_weight(names, scans))
 
     def atlases(self, scans: TrainingScans, labelled: Sequence[str], *, tell: bool = True) -> LabelsOfScan | None:
-        """Labels by some of the labelled scans; None where they speak against it.
+        """What labels scans by some of the labelled ones; None where these show that it cannot.
 
         Args:
             scans: The training scans.
             labelled: Names of the scans that serve as atlases.
-            tell: Say what the labelled scans say of the atlases.
+            tell: Say what was found.
         """
-        from trainer.atlas_labels import Atlases, Channels, judgement
+        from trainer.atlas_labels import Atlases, Channels  # needs SimpleITK
 
         channels = Channels(self.targets.segments, not isinstance(self.targets, ExclusiveClasses))
-        own = [scans.cases[name] for name in labelled[: self.switches.most]]
-        others = [scans.cases[name] for name in scans.unlabelled]
-        atlases = Atlases.of(own, others, channels, scans.processes)
-        found = []
-        for number, one in enumerate(atlases.judged() if len(own) > 1 else (), start=1):
-            found.append(one)
-            scans.progress("judging atlases", number, len(own))
-        judged = judgement([case.case_id for case in own], found)
-        strange = unlike_the_others(judged.alone)
+        own = [scans.cases[name] for name in labelled[: self.switches.max_atlases]]
+        others = [scans.cases[name] for name in (*scans.labelled, *scans.unlabelled)]
+        kept = Atlases.of(own, others, channels, scans.cache, scans.processes)
+        judged = self._judged(kept, scans)
+        strange = judged.unlike_the_others()
+        if strange:  # what they did to the votes of the others must not count
+            kept = kept.without(strange)
+            judged = self._judged(kept, scans)
         if tell:
-            scans.tell(sentence_of(judged.mean, judged.inconsistency, strange, self.switches.least))
-        if judged.mean < self.switches.least:
+            scans.tell(sentence_of(judged, len(own), strange, self.switches.min_dice))
+        if len(own) > 1 and (judged.dice is None or judged.dice < self.switches.min_dice):
             return None
-        kept = atlases.without(strange)
 
         def labels_of(names: Sequence[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
-            done = kept.labelled([scans.cases[name] for name in names], judged.sharpness, scans.cache)
-            for number, one in enumerate(done, start=1):
-                yield one
+            unlike = []
+            done = kept.labelled([scans.cases[name] for name in names], judged.sharpness, judged.difference)
+            for number, (name, labels) in enumerate(done, start=1):
+                if np.median(labels[-1]) < UNLIKE * FULL:
+                    unlike.append(name)
+                yield name, labels
                 scans.progress("registering atlases", number, len(names))
+            if tell and unlike:
+                first = ", ".join(unlike[:3]) + (" and others" if len(unlike) > 3 else "")
+                scans.tell(f"Atlases: {len(unlike)} scan(s) look like no atlas, and their labels count less: {first}.")
 
         return labels_of
+
+    def _judged(self, atlases: Atlases, scans: TrainingScans) -> Judgement:
+        from trainer.atlas_labels import Judgement
+
+        found = []
+        for number, one in enumerate(atlases.judged(), start=1):
+            found.append(one)
+            scans.progress("judging atlases", number, len(atlases.cases))
+        return Judgement.of(atlases.names, found)
+
+    def guidance(self, logits: Tensor, labels: Tensor, batch: Batch, turn: Turn) -> Tensor:
+        """See :meth:`Method.guidance`; patches that look like no atlas count less as a whole, too."""
+        term = super().guidance(logits, labels, batch, turn)
+        if labels.ndim < logits.ndim or not len(labels):
+            return term
+        return term * from_bytes(labels)[1].mean()
+
+    def labelling(self, amount: Labelling) -> LabellingWork:
+        """Every labelled scan onto every other scan, and one way back from each."""
+        atlases = min(amount.labelled, self.switches.max_atlases)
+        judged = atlases * (atlases - 1) + atlases if atlases > 1 else 0
+        return LabellingWork(registrations=judged + atlases * amount.unlabelled)
 
     def _without_weight(self, names: Sequence[str], scans: TrainingScans) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         for name in names:
@@ -138,25 +167,25 @@ class AtlasMethod(PretrainThenTrain):
         return {}
 
 
-def unlike_the_others(alone: dict[str, float]) -> list[str]:
-    """The atlases that label the others much worse than the median one does; at least two are always kept."""
-    if len(alone) < 3:
-        return []
-    middle = statistics.median(alone.values())
-    strange = sorted((dice, name) for name, dice in alone.items() if dice < middle - OUTLIER)
-    return [name for _, name in strange[: len(alone) - 2]]
+def sentence_of(judged: Judgement, atlases: int, strange: Sequence[str], min_dice: float) -> str:
+    """What the labelled scans say of the atlases, for the person who trains.
 
-
-def sentence_of(dice: float, inconsistency: float, strange: Sequence[str], least: float) -> str:
-    """What the labelled scans say of the atlases, for the person who trains."""
-    if math.isnan(dice):
+    Args:
+        judged: The judgement.
+        atlases: Number of labelled scans before any was left out.
+        strange: Those that were left out.
+        min_dice: See :class:`AtlasMethod.Switches`.
+    """
+    if atlases < 2:
         return "Atlases: a single labelled scan cannot be judged by others, so its labels are taken as they come."
+    if judged.dice is None:
+        return "Atlases: no labelled scan holds a segment, so the atlases are not used."
     said = (
-        f"Atlases: labelled by one another, the labelled scans reach a mean Dice of {dice:.3f}, and a point is "
-        f"{inconsistency:.1f} mm from where the way to another scan and back leads it."
+        f"Atlases: labelled by one another, the labelled scans reach a mean Dice of {judged.dice:.3f}, and a point is "
+        f"{judged.inconsistency:.1f} mm from where the way to another scan and back leads it."
     )
-    if dice < least:
-        return f"{said} That is below {least:g} (methods.atlas.least), so the atlases are not used."
     if strange:
         said += f" {', '.join(strange)} labels the others much worse than the rest, and is left out as an atlas."
+    if judged.dice < min_dice:
+        return f"{said} That is below {min_dice:g} (methods.atlas.min_dice), so the atlases are not used."
     return said

@@ -3,14 +3,15 @@
 Each member is a run of its own inside the run folder, trained by the method that it names. What the members say of the
 unlabelled scans is calibrated and mixed (:mod:`trainer.committee`), and a new student of any size learns from the
 labels and from these soft labels, as in distillation from an ensemble (Hinton, Vinyals and Dean 2015) and in
-self-training with a noisy student (Xie et al., CVPR 2020). A second round has such students as its members. Only the
-last student is kept.
+self-training with a noisy student (Xie et al., CVPR 2020). A second round has such students as its members. The last
+student is the one that is kept, evaluated and exported; the members' runs stay in RUN/members.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
@@ -21,36 +22,42 @@ from pydantic import Field
 from scipy.ndimage import binary_dilation
 from torch import Tensor
 
+from semiseg.bundle.manifest import PretrainedWeights
 from semiseg.inference.segmenter import Segmenter
 from trainer.cases import IGNORE, PreparedCase
 from trainer.committee import best_temperature, channels_of, mixed, mixture_weights, outcomes, tempered
 from trainer.errors import RecipeError
 from trainer.methods.atlas import AtlasMethod
-from trainer.methods.method import LabelsOfScan, Networks, Task, TrainingScans, Turn
+from trainer.methods.method import Labelling, LabellingWork, LabelsOfScan, Networks, Task, TrainingScans, Turn
 from trainer.methods.pretrain import PretrainThenTrain
-from trainer.methods.registry import MethodName
+from trainer.methods.registry import MethodName, method_class
 from trainer.patches import Batch
-from trainer.recipe import Recipe, Section, make_recipe
+from trainer.recipe import Positive, Recipe, Section, make_recipe
 from trainer.soft_labels import FULL, decided, to_bytes
 from trainer.targets import ExclusiveClasses
 
-SEED = Annotated[int, Field(ge=0, lt=2**63)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Float = NDArray[np.float32]
 NEAR = 4  # voxels: how far from any foreground the voxels lie that opinions are weighed on
 MOST_VOXELS = 20_000  # of a scan, on which opinions are weighed
 
 
 class Member(Section):
-    """A network of the committee.
+    """A network of the committee, trained on the scans as the student sees them.
 
     Attributes:
         method: Method that trains it; its switches stand in the recipe under its own name.
         seed: Seed of its run.
-        changes: Further changes of the recipe for it, each as `--set` has them: ``updates=800``.
+        updates: Its updates, where they are not the recipe's.
+        student: Its network, where that is not the recipe's student.
+        switches: Further switches of its method.
     """
 
     method: MethodName
-    seed: SEED = 0
-    changes: tuple[str, ...] = ()
+    seed: Seed = 0
+    updates: Positive | None = None
+    student: dict[str, Any] | None = None
+    switches: dict[str, Any] = Field(default_factory=dict)
 
 
 DEFAULT = (Member(method="mn"), Member(method="mean_teacher"))
@@ -67,7 +74,7 @@ class Opinion:
     """
 
     name: str
-    of: Callable[[Sequence[str]], Iterator[tuple[str, NDArray[np.float32], NDArray[np.float32] | None]]]
+    of: Callable[[Sequence[str]], Iterator[tuple[str, Float, Float | None]]]
 
 
 class Committee(PretrainThenTrain):
@@ -86,9 +93,9 @@ class Committee(PretrainThenTrain):
             host: Method that the student is trained with, beside what the committee says.
             rounds: Rounds; the members of each further one are students of the one before.
             students: Number of students of a round that are members of the next.
-            weighing: ``equal`` votes; or ``cross_fitted``: temperatures and weights under which the labelled scans are
-                most likely, each labelled by networks that did not learn from it. That trains each member
-                ``folds`` times more.
+            weighing: ``equal`` votes; or ``cross_fitted``: temperatures and weights of the first round's sources under
+                which the labelled scans are most likely, each labelled by networks that did not learn from it. That
+                trains each member ``folds`` times more. The students of a round have equal votes in the next.
             folds: Number of parts of the labelled scans that are held back in turn.
             weight: Weight of the committee's term.
         """
@@ -106,38 +113,61 @@ class Committee(PretrainThenTrain):
         """See :class:`PretrainThenTrain`; members that cannot work are refused now.
 
         Raises:
-            RecipeError: There is nothing to label, too few labelled scans to hold some back, or a member that is a
-                committee itself.
+            RecipeError: There is nothing to label, too few labelled scans to hold some back, or a member that is there
+                twice or a committee itself.
         """
         super().__init__(recipe, task)
         if not task.unlabelled:
             raise RecipeError("committee labels unlabelled scans, and the split has none; train with `supervised`.")
-        if self.switches.weighing == "cross_fitted" and task.labelled < self.switches.folds:
+        if self._cross_fits and task.labelled < self.switches.folds:
             raise RecipeError(
                 f"methods.committee.folds: {task.labelled} labelled scan(s) do not make {self.switches.folds} parts; "
                 "take fewer folds, or `weighing: equal`."
             )
-        if any(member.method == self.name for member in self.switches.members):
-            raise RecipeError("methods.committee.members: a committee is no member of another; `rounds` repeats it.")
+        chosen = list(self.switches.members)
+        if twice := next((one for number, one in enumerate(chosen) if one in chosen[:number]), None):
+            raise RecipeError(f"methods.committee.members: {twice.method} is there twice; give it another seed.")
+        for member in chosen:
+            method = method_class(member.method)
+            if method.name == self.name or (
+                issubclass(method, PretrainThenTrain) and self.name in method.chain(recipe)
+            ):
+                raise RecipeError(
+                    f"methods.committee.members: {member.method} is, or leads to, a committee; `rounds` repeats it."
+                )
         self._atlas = AtlasMethod(recipe, task) if self.switches.atlas else None
         self._exclusive = isinstance(self.targets, ExclusiveClasses)
-        from trainer.methods import make_method  # which imports this module
+        from trainer.stages import Stages  # which imports the methods
 
-        for member in self.members():
-            make_method(self.recipe_of(member), task)
+        self._stages = [Stages(method_class(made.method)(made, task)) for made in map(self.recipe_of, self.members())]
+
+    @property
+    def _cross_fits(self) -> bool:
+        return self.switches.weighing == "cross_fitted" and self.switches.rounds == 1
 
     def members(self) -> tuple[Member, ...]:
         """The networks of this round."""
         if self.switches.rounds == 1:
             return tuple(self.switches.members)
-        earlier = (f"methods.committee.rounds={self.switches.rounds - 1}",)
+        earlier = {"rounds": self.switches.rounds - 1}
         seeds = range(self.recipe.seed + 1, self.recipe.seed + 1 + self.switches.students)
-        return tuple(Member(method=self.name, seed=seed, changes=earlier) for seed in seeds)
+        return tuple(Member(method=self.name, seed=seed, switches=earlier) for seed in seeds)
 
     def recipe_of(self, member: Member) -> Recipe:
-        """The recipe of a member's run."""
-        document = {**self.recipe.model_dump(mode="json"), "method": member.method, "seed": member.seed}
-        return make_recipe(document, list(member.changes), source=f"methods.committee.members, {member.method}")
+        """The recipe of a member's run; it keeps its last iterate, as validation scans are for the student."""
+        document = self.recipe.model_dump(mode="json")
+        own = document["methods"].get(member.method, {})
+        document |= {"method": member.method, "seed": member.seed, "patience": None}
+        document["methods"] = {**document["methods"], member.method: {**own, **member.switches}}
+        if member.updates is not None:
+            document["updates"] = member.updates
+        if member.student is not None:
+            document["student"] = member.student
+        return make_recipe(document, source=f"methods.committee.members, {member.method}")
+
+    def pretrained(self) -> tuple[PretrainedWeights, ...]:
+        """Weights that any member starts from have taught the student, too."""
+        return tuple(dict.fromkeys(weights for stages in self._stages for weights in stages.pretrained()))
 
     def build(self) -> Networks:
         """None of its own; the members' runs have theirs."""
@@ -170,22 +200,29 @@ class Committee(PretrainThenTrain):
 
     # --- what the committee says ----------------------------------------------------------------------------------
 
+    def labelling(self, amount: Labelling) -> LabellingWork:
+        """The runs of the members, those of the folds, and the atlases'; a round's members share theirs."""
+        members = [(self.recipe_of(member), amount.labelled, 1) for member in self.members()]
+        if self._cross_fits:
+            kept = amount.labelled - math.ceil(amount.labelled / self.switches.folds)
+            members += [(recipe, max(1, kept), self.switches.folds) for recipe, _, _ in members]
+        own = 0 if self._atlas is None else self._atlas.labelling(amount).registrations
+        return LabellingWork(own, tuple(members))
+
     def scan_labeller(self, step: int, scans: TrainingScans) -> LabelsOfScan:
         """The members, trained where they are not yet, and the mixture of what they say."""
-        opinions = self._opinions(scans, scans.labelled, "")
+        folds = self._folds(scans) if self._cross_fits else ()
+        opinions = self._opinions(scans, scans.labelled)
         temperatures, weights = [1.0] * len(opinions), [1.0 / len(opinions)] * len(opinions)
-        if self.switches.weighing == "cross_fitted":
-            temperatures, weights = self._weighed([one.name for one in opinions], scans)
+        if folds:
+            temperatures, weights = self._weighed(opinions, folds, scans)
             scans.tell(_weights_sentence([one.name for one in opinions], temperatures, weights))
 
         def labels_of(names: Sequence[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
             volumes = []
             streams = [one.of(names) for one in opinions]
             for number, name in enumerate(names, start=1):
-                said = [next(stream)[1:] for stream in streams]
-                pool = [tempered(self._outcomes(p), t) for (p, _), t in zip(said, temperatures, strict=True)]
-                known = [self._known(where) for _, where in said]
-                channels = channels_of(mixed(pool, weights, known), exclusive=self._exclusive)
+                channels = self._mixed([next(stream)[1:] for stream in streams], temperatures, weights)
                 labels = to_bytes(channels, np.ones(channels.shape[1:], np.float32))
                 volumes.append(self._volumes(decided(labels, self.targets), scans.cases[name]))
                 yield name, labels
@@ -196,21 +233,29 @@ class Committee(PretrainThenTrain):
 
         return labels_of
 
-    def _opinions(self, scans: TrainingScans, labelled: tuple[str, ...], suffix: str) -> list[Opinion]:
-        """Every source, learned from some of the labelled scans; members that are not trained yet are trained."""
+    def _opinions(self, scans: TrainingScans, labelled: tuple[str, ...]) -> list[Opinion]:
+        """Every source, learned from some of the labelled scans; members that are not trained yet are trained.
+
+        The atlases, if they have a vote, are the last.
+        """
         found = []
         for member in self.members():
-            recipe = self.recipe_of(member)
-            segmenter = scans.train(recipe, _folder_of(recipe) + suffix, labelled)
+            segmenter = scans.train(self.recipe_of(member), self._folder_of(member, labelled), labelled)
             found.append(Opinion(f"{member.method} (seed {member.seed})", self._by_network(segmenter, scans)))
         if self._atlas is not None:
-            atlases = self._atlas.atlases(scans, labelled, tell=not suffix)
+            atlases = self._atlas.atlases(scans, labelled, tell=labelled == scans.labelled)
             if atlases is not None:
                 found.append(Opinion("atlas", self._by_atlases(atlases)))
         return found
 
+    def _folder_of(self, member: Member, labelled: tuple[str, ...]) -> str:
+        """A name for a member's run that tells it from every other one's of this run."""
+        told = json.dumps([member.model_dump(mode="json"), sorted(labelled)], sort_keys=True)
+        digest = hashlib.sha256(told.encode()).hexdigest()[:8]
+        return f"{member.method.replace(':', '.')}-seed{member.seed}-{digest}"
+
     def _by_network(self, segmenter: Segmenter, scans: TrainingScans) -> Any:
-        def of(names: Sequence[str]) -> Iterator[tuple[str, NDArray[np.float32], None]]:
+        def of(names: Sequence[str]) -> Iterator[tuple[str, Float, None]]:
             for name in names:
                 segments = segmenter.probabilities_of_prepared(np.asarray(scans.cases[name].image))
                 yield name, self._channels(segments.astype(np.float32) / np.float32(FULL)), None
@@ -218,81 +263,116 @@ class Committee(PretrainThenTrain):
         return of
 
     def _by_atlases(self, labels_of: LabelsOfScan) -> Any:
-        def of(names: Sequence[str]) -> Iterator[tuple[str, NDArray[np.float32], NDArray[np.float32]]]:
+        def of(names: Sequence[str]) -> Iterator[tuple[str, Float, Float]]:
             for name, labels in labels_of(names):
                 values = labels.astype(np.float32) / np.float32(FULL)
                 yield name, values[:-1], values[-1]
 
         return of
 
-    def _channels(self, segments: NDArray[np.float32]) -> NDArray[np.float32]:
+    def _channels(self, segments: Float) -> Float:
         if not self._exclusive:
             return segments
         return np.concatenate([np.clip(1.0 - segments.sum(axis=0, keepdims=True), 0.0, 1.0), segments])
 
-    def _outcomes(self, channels: NDArray[np.float32]) -> NDArray[np.float32]:
-        return outcomes(channels, exclusive=self._exclusive)
+    def _mixed(
+        self, said: Sequence[tuple[Float, Float | None]], temperatures: Sequence[float], weights: Sequence[float]
+    ) -> Float:
+        """Channels (C, X, Y, Z) of what the sources say."""
+        pool = [self._tempered(channels, t) for (channels, _), t in zip(said, temperatures, strict=True)]
+        return channels_of(mixed(pool, weights, [self._known(where) for _, where in said]), exclusive=self._exclusive)
 
-    def _known(self, where: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
+    def _tempered(self, channels: Float, temperature: float) -> Float:
+        opinion = outcomes(channels, exclusive=self._exclusive)
+        return opinion if temperature == 1.0 else tempered(opinion, temperature)
+
+    def _known(self, where: Float | None) -> Float | None:
         if where is None or self._exclusive:
             return where
         return np.broadcast_to(where, (self.targets.channels, *where.shape))
 
+    def _masks(self, codes: NDArray[np.uint8], case: PreparedCase) -> NDArray[np.bool_]:
+        """Masks (segments, X, Y, Z) of codes, where they are known."""
+        known = codes != IGNORE if case.ignores else np.ones(codes.shape, bool)
+        of = range(self.targets.segments)
+        return np.stack([((codes == k + 1) if self._exclusive else ((codes >> k) & 1) > 0) & known for k in of])
+
     def _volumes(self, codes: NDArray[np.uint8], case: PreparedCase) -> list[float]:
         """Volume in ml of each segment."""
         ml = float(np.prod(case.spacing)) / 1000.0
-        of = range(self.targets.segments)
-        masks = (codes == k + 1 if self._exclusive else (codes >> k) & 1 for k in of)
-        return [float(mask.sum()) * ml for mask in masks]
+        return [float(mask.sum()) * ml for mask in self._masks(codes, case)]
 
     # --- cross-fitting --------------------------------------------------------------------------------------------
 
-    def _weighed(self, names: Sequence[str], scans: TrainingScans) -> tuple[list[float], list[float]]:
+    def _folds(self, scans: TrainingScans) -> tuple[tuple[str, ...], ...]:
+        """Parts of the labelled scans to hold back in turn; none, and a sentence, where that is not possible."""
+        folds = tuple(scans.labelled[k :: self.switches.folds] for k in range(self.switches.folds))
+        holding = {
+            name: {
+                k
+                for k, mask in enumerate(self._masks(np.asarray(scans.cases[name].labels), scans.cases[name]))
+                if mask.any()
+            }
+            for name in scans.labelled
+        }
+        for held in folds:
+            rest = set().union(*(holding[name] for name in scans.labelled if name not in held))
+            if len(rest) < self.targets.segments:
+                scans.tell(
+                    f"Committee: without {', '.join(held)} no labelled scan holds every segment, so none can be held "
+                    "back, and the members have equal votes."
+                )
+                return ()
+        return folds
+
+    def _weighed(
+        self, opinions: Sequence[Opinion], folds: Sequence[tuple[str, ...]], scans: TrainingScans
+    ) -> tuple[list[float], list[float]]:
         """Temperatures and weights of the sources, from labelled scans that they did not learn from."""
-        folds = self.switches.folds
-        shares: dict[str, list[NDArray[np.float32]]] = {name: [] for name in names}
+        shares: list[list[Float]] = [[] for _ in opinions]
         truth: list[NDArray[np.int64]] = []
-        for fold in range(folds):
-            held = scans.labelled[fold::folds]
+        for held in folds:
             rest = tuple(name for name in scans.labelled if name not in held)
-            opinions = {one.name: one for one in self._opinions(scans, rest, f"-fold{fold + 1}")}
-            streams = [opinions[name].of(held) if name in opinions else None for name in names]
+            streams = [one.of(held) for one in self._opinions(scans, rest)]
             for case_id in held:
-                said = [None if stream is None else next(stream)[1] for stream in streams]
-                right, chosen = self._weighed_voxels(scans.cases[case_id], [one for one in said if one is not None])
+                said = [next(stream)[1:] for stream in streams]
+                right, chosen = self._weighed_voxels(scans.cases[case_id], [channels for channels, _ in said])
                 truth.append(right)
-                for name, one in zip(names, said, strict=True):
-                    flat = self._uniform(len(right)) if one is None else self._flat(one)[chosen]
-                    shares[name].append(flat)
+                for number, flat in enumerate(shares):
+                    # Atlases that step aside with fewer labelled scans have no opinion there.
+                    flat.append(self._flat(said[number], chosen) if number < len(said) else self._uniform(len(right)))
         right = np.concatenate(truth)
-        joined = [np.concatenate(shares[name]) for name in names]
+        if not len(right):
+            return [1.0] * len(opinions), [1.0 / len(opinions)] * len(opinions)
+        joined = [np.concatenate(flat) for flat in shares]
         temperatures = [best_temperature(one, right) for one in joined]
         rows = np.arange(len(right))
         given = np.stack([tempered(one, t)[rows, right] for one, t in zip(joined, temperatures, strict=True)])
         return temperatures, [float(w) for w in mixture_weights(given)]
 
-    def _flat(self, channels: NDArray[np.float32]) -> NDArray[np.float32]:
-        found = self._outcomes(channels)
-        return found.reshape(-1, found.shape[-1])
+    def _flat(self, said: tuple[Float, Float | None], chosen: NDArray[np.int64]) -> Float:
+        """Opinions (V, K) of chosen outcomes; where the source knows nothing, all outcomes are alike."""
+        channels, where = said
+        found = outcomes(channels, exclusive=self._exclusive)
+        flat = found.reshape(-1, found.shape[-1])[chosen]
+        known = self._known(where)
+        if known is not None:
+            flat = np.where(known.reshape(-1)[chosen, None] > 0, flat, self._uniform(1))
+        return np.asarray(flat, dtype=np.float32)
 
-    def _uniform(self, count: int) -> NDArray[np.float32]:
+    def _uniform(self, count: int) -> Float:
         """The opinion of who has none."""
         size = self.targets.channels if self._exclusive else 2
         return np.full((count, size), 1.0 / size, np.float32)
 
-    def _weighed_voxels(
-        self, case: PreparedCase, said: Sequence[NDArray[np.float32]]
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _weighed_voxels(self, case: PreparedCase, said: Sequence[Float]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Right outcomes, and which of the flat outcomes they are: near what anybody calls a segment."""
         codes = np.asarray(case.labels)
         known = codes != IGNORE if case.ignores else np.ones(codes.shape, bool)
-        masks = np.stack(
-            [(codes == k + 1 if self._exclusive else (codes >> k) & 1) & known for k in range(self.targets.segments)]
-        ).astype(bool)
+        masks = self._masks(codes, case)
         found = masks.any(axis=0)
         for one in said:
-            segments = one[1:] if self._exclusive else one
-            found |= (segments >= 0.5).any(axis=0)
+            found |= ((one[1:] if self._exclusive else one) >= 0.5).any(axis=0)
         near = binary_dilation(found, iterations=NEAR) & known
         if self._exclusive:
             right, where = np.where(known, codes, 0), near
@@ -303,12 +383,6 @@ class Committee(PretrainThenTrain):
         return right.reshape(-1)[picked].astype(np.int64), picked
 
 
-def _folder_of(recipe: Recipe) -> str:
-    """A name for a member's run that tells it from every other one's."""
-    told = json.dumps(recipe.model_dump(mode="json"), sort_keys=True)
-    return f"{recipe.method.replace(':', '.')}-seed{recipe.seed}-{hashlib.sha256(told.encode()).hexdigest()[:8]}"
-
-
 def _weights_sentence(names: Sequence[str], temperatures: Sequence[float], weights: Sequence[float]) -> str:
     each = (f"{n} {w:.2f} (temperature {t:.2f})" for n, w, t in zip(names, weights, temperatures, strict=True))
     return f"Committee: weights learned from labelled scans that were held back: {', '.join(each)}."
@@ -317,6 +391,6 @@ def _weights_sentence(names: Sequence[str], temperatures: Sequence[float], weigh
 def _volumes_sentence(rounds: int, outlined: Sequence[Sequence[float]], found: Sequence[Sequence[float]]) -> str:
     ratios = np.mean(found, axis=0) / np.maximum(np.mean(outlined, axis=0), 1e-9)
     return (
-        f"Committee, round {rounds}: the segments of the scans that it labelled have "
+        f"Committee, round {rounds}: in the {len(found)} scans that it labelled, the segments have "
         f"{', '.join(f'{r:.2f}' for r in ratios)} times the mean volume of the outlined ones."
     )

@@ -96,6 +96,35 @@ class TrainingScans:
     progress: Callable[[str, int, int], None]
 
 
+@dataclass(frozen=True)
+class Labelling:
+    """How much there is to label without a network of the stage's own; see :meth:`Method.labelling`.
+
+    Attributes:
+        labelled: Number of labelled scans.
+        unlabelled: Number of unlabelled ones.
+        processes: Processes that may work at a time.
+    """
+
+    labelled: int
+    unlabelled: int
+    processes: int
+
+
+@dataclass(frozen=True)
+class LabellingWork:
+    """What labelling consists of.
+
+    Attributes:
+        registrations: Number of registrations of one scan onto another.
+        members: Of each network that is trained for it: its recipe, its number of labelled scans, and how often one
+            like it is trained.
+    """
+
+    registrations: int = 0
+    members: tuple[tuple[Recipe, int, int], ...] = ()
+
+
 LabelsOfScan = Callable[[Sequence[str]], Iterator[tuple[str, NDArray[np.uint8]]]]
 """From names of scans to pairs of a name and its labels: codes, or soft labels of :mod:`trainer.soft_labels`."""
 
@@ -239,6 +268,10 @@ class Method(ABC):
         Raises:
             RecipeError: The labelled scans do not allow it.
         """
+        return None
+
+    def labelling(self, amount: Labelling) -> LabellingWork | None:
+        """What :meth:`scan_labeller` would do, so that its time can be told before; None where a network labels."""
         return None
 
     def restarts(self, step: int) -> tuple[str, ...]:

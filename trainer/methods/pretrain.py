@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from trainer.errors import RecipeError
 from trainer.methods.method import Method, Task
 from trainer.methods.registry import method_class
 from trainer.recipe import Recipe
@@ -23,7 +24,28 @@ class PretrainThenTrain(Method):
     def __init__(self, recipe: Recipe, task: Task) -> None:
         """See :class:`Method`; the method that follows reads its own section."""
         super().__init__(recipe, task)
+        self.refuse_circles(recipe)
         self.host = self._chosen(recipe)(recipe, task)
+
+    @classmethod
+    def refuse_circles(cls, recipe: Recipe) -> None:
+        """Refuse a method that would follow itself.
+
+        Raises:
+            RecipeError: It would.
+        """
+        chain = cls.chain(recipe)
+        if chain[-1] in chain[:-1]:
+            raise RecipeError(f"In the recipe, methods.{cls.name}.{cls.switch}: {' -> '.join(chain)} has no end.")
+
+    @classmethod
+    def chain(cls, recipe: Recipe) -> list[str]:
+        """Names of this method and of those that follow it; one that is there already is the last."""
+        names, following = [cls.name], cls._chosen(recipe)
+        while following.name not in names and issubclass(following, PretrainThenTrain):
+            names.append(following.name)
+            following = following._chosen(recipe)
+        return [*names, following.name]
 
     def stages(self) -> tuple[Method, ...]:
         """This one, then those of the method that follows."""

@@ -9,7 +9,7 @@ mkdir -p "$work"
 
 for method in supervised mean_teacher mn; do
     started=$SECONDS
-    semiseg train --data "$data" --recipe hippocampus --method "$method" --labelled 4 \
+    semiseg train --data "$data" --recipe "$here/recipe.yaml" --method "$method" --labelled 4 \
         --out "$work/$method" --cache "$work/cache" --quiet
     echo "$method: $((SECONDS - started)) s" | tee -a "$work/seconds.txt"
 done

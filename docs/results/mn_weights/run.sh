@@ -9,7 +9,7 @@ export PYTHONPATH=$here${PYTHONPATH:+:$PYTHONPATH}
 mkdir -p "$work"
 
 train() { # name, what the 2D network starts from
-    [[ -f $work/$1/student.safetensors ]] || semiseg train --data "$data" --recipe hippocampus --method mn --labelled 4 \
+    [[ -f $work/$1/student.safetensors ]] || semiseg train --data "$data" --recipe "$here/../hippocampus/recipe.yaml" --method mn --labelled 4 \
         --set updates=1200 --set threads=1 --set seed=$seed --set methods.mn.teacher_optimiser.rate=0.001 \
         --set "methods.mn.teacher={kind: outside, function: 'squeezenet:build', finetune: whole, enlarge: 2$2}" \
         --out "$work/$1" --cache "$work/cache" --quiet $([[ -f $work/$1/log.jsonl ]] && echo --resume)

@@ -6,6 +6,7 @@
 set -euo pipefail
 data=$1 work=$2
 shift 2
+here=$(dirname "${BASH_SOURCE[0]}")
 small='student={kind: unet, channels: [16, 32, 64, 128], residual_units: 0}'
 full='student={kind: unet, channels: [8, 16, 32, 64, 128], strides: [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]], residual_units: 0}'
 full16='student={kind: unet, channels: [16, 32, 64, 128, 128], strides: [[1, 1, 1], [2, 2, 2], [2, 2, 2], [2, 2, 2]], residual_units: 0}'
@@ -15,7 +16,7 @@ aug=(--set augmentation.elastic=4 --set augmentation.blur_probability=0.2 --set 
 compare() { # name, then options of semiseg compare
     local name=$1
     shift
-    semiseg compare --data "$data" --recipe hippocampus --methods supervised --labelled 4 --updates 1200 \
+    semiseg compare --data "$data" --recipe "$here/../hippocampus/recipe.yaml" --methods supervised --labelled 4 --updates 1200 \
         --on development --out "$work/$name" --cache "$work/cache" --set threads=1 "$@" | tee "$work/$name.txt"
 }
 

@@ -23,6 +23,8 @@ from semiseg.evaluation.bootstrap import bootstrap_differences
 from semiseg.evaluation.result import Evaluation
 from trainer.comparison import table_of
 
+RECIPE = Path(__file__).parents[1] / "hippocampus" / "recipe.yaml"
+
 
 def semiseg(*arguments: str) -> None:
     """Run a command, or end with what it says."""
@@ -44,7 +46,7 @@ def main() -> None:
     work, data = options.work, options.data
     work.mkdir(parents=True, exist_ok=True)
     changes = [part for change in options.changes for part in ("--set", change)]
-    common = ["--data", str(data), "--recipe", "hippocampus", "--cache", str(work / "cache"), "--quiet", *changes]
+    common = ["--data", str(data), "--recipe", str(RECIPE), "--cache", str(work / "cache"), "--quiet", *changes]
     base = work / "committee"
     if not (base / "student.safetensors").is_file():
         semiseg("train", *common, "--method", options.committee, "--labelled", "4", "--out", str(base))

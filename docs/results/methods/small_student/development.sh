@@ -1,15 +1,17 @@
 #!/usr/bin/env bash
 # Settings and causes, asked of the development scans and never of the test scans.
-#   docs/results/methods/development.sh DATA WORK magicnet|part-two
+#   docs/results/methods/small_student/development.sh DATA WORK magicnet|part-two
 # Two runs at a time, one thread each; interrupted, it goes on where it was.
 set -euo pipefail
 export data=$1 work=$2/$3
+here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+export here
 mkdir -p "$work"
 
 one() { # name, then options of semiseg train
     local name=$1 run=$work/$1
     shift
-    [[ -f $run/student.safetensors ]] || semiseg train --data "$data" --recipe hippocampus --labelled 4 \
+    [[ -f $run/student.safetensors ]] || semiseg train --data "$data" --recipe "$here/../../hippocampus/recipe.yaml" --labelled 4 \
         --set threads=1 --out "$run" --cache "$work/../cache" --quiet $([[ -f $run/log.jsonl ]] && echo --resume) "$@"
     semiseg evaluate "$run" --data "$data" --on development --out "$run/development" >"$run.txt"
     echo "$name: $(grep '^ mean' "$run.txt")" >>"$work/all.txt"

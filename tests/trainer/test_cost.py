@@ -1,0 +1,132 @@
+"""How long a run would take, told before it begins, part by part."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from semiseg.dataset import Dataset, make_split
+from tests.trainer.tiny import phantoms, recipe_for
+from trainer.cost import Cost, Costs, budget_of, in_words
+from trainer.decided import Situation
+from trainer.errors import RecipeError
+from trainer.plan import Plan, make_plan
+from trainer.recipe import Recipe, find_recipe, read_document
+from trainer.scan_facts import collect
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    return phantoms(tmp_path_factory.mktemp("data"), labelled=3)
+
+
+@pytest.fixture
+def situation(dataset: Dataset, tmp_path: Path) -> Situation:
+    return Situation(dataset, make_split(dataset), tmp_path / "cache", "cpu")
+
+
+SMALL = {"patch": [16, 16, 8], "updates": 8}
+
+
+def costs_of(situation: Situation, recipe: Recipe) -> list[Cost]:
+    return situation.costs(recipe, None)
+
+
+@pytest.mark.parametrize(
+    ("method", "switches", "parts"),
+    [
+        ("supervised", {}, [("supervised", 8)]),
+        ("mn", {"iterations": 2}, [("mn", 14)]),
+        ("self_training", {}, [("self_training: labels of the unlabelled scans", 0), ("self_training", 8)]),
+        ("cfr", {}, [("cfr: labels of the unlabelled scans", 0), ("cfr", 3), ("mean_teacher", 8)]),
+        ("atlas", {}, [("atlas: registration", 0), ("mean_teacher", 8)]),
+    ],
+)
+def test_every_stage_and_what_is_done_once_is_told(
+    situation: Situation, method: str, switches: dict[str, Any], parts: list[tuple[str, int]]
+) -> None:
+    found = costs_of(situation, recipe_for(method, SMALL, **switches))
+    assert [(cost.name, cost.steps) for cost in found] == parts
+    assert all(cost.seconds > 0 for cost in found)
+    assert not list(situation.cache.parent.glob("*/log.jsonl")), "nothing was trained"
+
+
+def test_the_members_of_a_committee_are_told_and_what_rounds_share_is_told_once(situation: Situation) -> None:
+    members = [{"method": "supervised"}, {"method": "supervised", "seed": 1, "updates": 4}]
+    one = costs_of(situation, recipe_for("committee", SMALL, members=members, atlas=True))
+    assert [(cost.name, cost.steps) for cost in one] == [
+        ("committee: supervised (seed 0): supervised", 8),
+        ("committee: supervised (seed 0): labels", 0),
+        ("committee: supervised (seed 1): supervised", 4),
+        ("committee: supervised (seed 1): labels", 0),
+        ("committee: registration", 0),
+        ("supervised", 8),
+    ]
+    two = costs_of(situation, recipe_for("committee", SMALL, members=members[:1], rounds=2, atlas=False))
+    assert sum(cost.name.endswith("supervised (seed 0): supervised") for cost in two) == 1
+    assert sum(cost.steps for cost in two) == 8 + 2 * 8 + 8
+    folds = costs_of(
+        situation, recipe_for("committee", SMALL, members=members[:1], atlas=False, weighing="cross_fitted")
+    )
+    assert [cost.name for cost in folds if "2 times" in cost.name] == [
+        "committee: supervised (seed 0): supervised, 2 times"
+    ]
+
+
+def test_a_budget_becomes_the_most_updates_that_fit(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = make_split(dataset)
+    scans = collect(dataset, (*split.labelled, *split.unlabelled), "RAS")
+    costs = Costs(tmp_path, "cpu", scans)
+    monkeypatch.setattr(Costs, "_step", lambda self, plan, number, cases: 0.5)
+    monkeypatch.setattr(Costs, "_prediction", lambda self, plan, cases: 2.0)
+
+    def plan_of(updates: int, method: str = "supervised") -> Plan:
+        return make_plan(dataset, split, recipe_for(method, {**SMALL, "updates": updates}), scans=scans)
+
+    assert costs.updates_within(100.0, plan_of) == 200
+    unlabelled = len(split.unlabelled)
+    fixed = 3 * 0.5 + 2.0 * unlabelled  # what CFR does before the student's first update
+    assert costs.updates_within(100.0, lambda n: plan_of(n, "cfr")) == int((100 - fixed) / 0.5) // 8 * 8
+    with pytest.raises(RecipeError, match="allows 40 updates on this machine, which is too few; 64 take 32 s"):
+        costs.updates_within(20.0, plan_of)
+
+
+def test_with_a_budget_the_updates_and_on_a_processor_the_size_follow_from_it(
+    situation: Situation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def seconds(self: Costs, plan: Plan, number: int, cases: Any) -> float:
+        return 0.1 * plan.recipe.student["channels"][0] / 8
+
+    monkeypatch.setattr(Costs, "_step", seconds)
+    document = read_document(find_recipe("default"), ["method=supervised", "segments={}"])
+    short = situation.decided(document, None, 60.0)
+    assert short.recipe.student["channels"][0] == 8 and short.recipe.updates == 600
+    assert "as many as 60 s allow" in next(d.reason for d in short.decisions if d.key == "updates")
+    long = situation.decided(document, None, 3600.0)
+    assert long.recipe.student["channels"][0] == 16 and long.recipe.updates == 18_000
+    with pytest.raises(RecipeError, match="A budget decides the number of updates, and the recipe says it"):
+        situation.decided({**document, "updates": 100}, None, 60.0)
+
+
+def test_a_run_that_is_gone_on_with_keeps_what_was_decided(situation: Situation) -> None:
+    document = read_document(find_recipe("default"), ["method=supervised", "segments={}"])
+    first = situation.decided(document, None, None)
+    earlier = {**first.recipe.model_dump(mode="json"), "updates": 777, "batch": 2}
+    again = situation.decided(document, earlier, 3600.0)
+    assert (again.recipe.updates, again.recipe.batch) == (777, 2)
+    assert (
+        again.recipe.model_copy(update={"updates": first.recipe.updates, "batch": first.recipe.batch}) == first.recipe
+    )
+    assert again.decisions == ()
+
+
+def test_times_for_people() -> None:
+    assert [budget_of(text) for text in ("90s", "30m", "1.5h")] == [90.0, 1800.0, 5400.0]
+    for wrong in ("", "30", "m", "-5m", "infh", "an hour"):
+        with pytest.raises(RecipeError, match="A budget is a time such as 30m"):
+            budget_of(wrong)
+    assert [in_words(s) for s in (40, 720, 12600)] == ["40 s", "12 min", "3.5 h"]

@@ -1,0 +1,231 @@
+"""How long a run would take on this machine, told before it begins: a few steps of each stage are timed.
+
+What the steps of a stage cost does not depend on their number, so the same timings tell how many updates fit into a
+budget of time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from semiseg.system.processors import usable_processors
+from trainer.cases import PreparedCase
+from trainer.device import make_accelerator
+from trainer.engine import TorchEngine
+from trainer.errors import RecipeError
+from trainer.feed import prepared
+from trainer.learners import Learners
+from trainer.methods.method import Labelling, Method
+from trainer.patches import Batch, Draws, Mixture, PatchSource, batches
+from trainer.plan import Plan, Watch, make_manifest, make_plan
+from trainer.scan_facts import ScanFacts
+from trainer.validation import segmenter_for
+
+SAMPLES = 3  # places in a stage at which steps are timed
+TIMED = 2  # steps timed at each, after one that is not
+ROUND = 8  # updates are a multiple of this: some methods count in epochs of eight
+FEWEST = 64  # updates that a budget has to allow
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a part of a run takes.
+
+    Attributes:
+        name: The part, for the person who waits.
+        steps: Number of its steps; 0 for what is done once.
+        seconds: Of all of it.
+    """
+
+    name: str
+    steps: int
+    seconds: float
+
+
+class Costs:
+    """Times what a run consists of, each part once."""
+
+    def __init__(self, cache: Path, device: str | None, scans: ScanFacts, watch: Watch | None = None) -> None:
+        """Prepare to time.
+
+        Args:
+            cache: Folder of the preprocessed scans, which timing fills.
+            device: ``cpu`` or ``cuda``; None for a GPU where there is one.
+            scans: What is known of the training scans.
+            watch: Called with (what is done, number done, total).
+        """
+        self._cache, self._device, self._scans, self._watch = cache, device, scans, watch
+        self._known: dict[tuple[str, ...], float] = {}
+        self._counted: set[str] = set()
+
+    def of(self, plan: Plan) -> list[Cost]:
+        """The parts of a run, in their order; what several members share is counted once."""
+        self._counted = set()
+        return list(self._parts(plan, ()))
+
+    def updates_within(self, seconds: float, plan_of: Callable[[int], Plan]) -> int:
+        """The most updates of the student with which a run ends within a time.
+
+        Args:
+            seconds: The time.
+            plan_of: The plan for a number of updates.
+
+        Raises:
+            RecipeError: The time does not suffice for :data:`FEWEST` updates.
+        """
+        low, high = 10 * ROUND, 20 * ROUND
+        first, second = (sum(cost.seconds for cost in self.of(plan_of(n))) for n in (low, high))
+        slope = max((second - first) / (high - low), 1e-9)
+        updates = int((low + (seconds - first) / slope) // ROUND * ROUND)
+        if updates < FEWEST:
+            needed = first + (FEWEST - low) * slope
+            raise RecipeError(
+                f"A budget of {in_words(seconds)} allows {max(updates, 0)} updates on this machine, which is too few; "
+                f"{FEWEST} take {in_words(needed)}. Allow more, or take a smaller patch, batch or student."
+            )
+        return updates
+
+    # --- the parts ------------------------------------------------------------------------------------------------
+
+    def _parts(self, plan: Plan, within: tuple[str, ...]) -> Iterator[Cost]:
+        cases = self._cases(plan)
+        for number, stage in enumerate(plan.stages.stages):
+            name = ": ".join((*within, stage.name))
+            yield from self._labelling(plan, stage, cases, name, within)
+            if stage.steps:
+                each = self._timed((*within, stage.name), partial(self._step, plan, number, cases))
+                yield Cost(name, stage.steps, stage.steps * each)
+
+    def _labelling(
+        self, plan: Plan, stage: Method, cases: dict[str, PreparedCase], name: str, within: tuple[str, ...]
+    ) -> Iterator[Cost]:
+        times = sum(stage.refreshes_pseudo_labels(step) for step in range(stage.steps + 1))
+        if not times:
+            return
+        work = Labelling(
+            labelled=len(plan.split.labelled),
+            unlabelled=len(plan.unlabelled),
+            processes=plan.recipe.threads or usable_processors(),
+        )
+        own = stage.labelling(work)
+        if own is None:
+            scan = self._timed((*within, stage.name, "scan"), partial(self._prediction, plan, cases))
+            yield Cost(f"{name}: labels of the unlabelled scans", 0, times * len(plan.unlabelled) * scan)
+            return
+        for recipe, labelled, runs in own.members:
+            if not self._first(f"{recipe.model_dump_json()} {labelled}"):
+                continue
+            split = replace(plan.split, labelled=plan.split.labelled[:labelled], validation=())
+            member = make_plan(plan.dataset, split, recipe, scans=self._scans)
+            key = (*within, stage.name, f"{recipe.method} (seed {recipe.seed})")
+            for cost in self._parts(member, key):
+                yield Cost(f"{cost.name}{f', {runs} times' if runs > 1 else ''}", cost.steps, runs * cost.seconds)
+            scan = self._timed((*key, "scan"), partial(self._prediction, member, cases))
+            yield Cost(f"{': '.join(key)}: labels", 0, len(plan.unlabelled) * scan)
+        if own.registrations and self._first("registration"):
+            each = self._timed(("registration",), partial(_registration, plan, cases))
+            yield Cost(f"{name}: registration", 0, own.registrations * each / work.processes)
+
+    def _first(self, part: str) -> bool:
+        """Whether a part that is kept for others is met for the first time."""
+        met = part in self._counted
+        self._counted.add(part)
+        return not met
+
+    def _timed(self, key: tuple[str, ...], measure: Callable[[], float]) -> float:
+        if key not in self._known:
+            self._known[key] = measure()
+        return self._known[key]
+
+    def _cases(self, plan: Plan) -> dict[str, PreparedCase]:
+        return prepared(plan, self._cache, self._watch)
+
+    def _step(self, plan: Plan, number: int, cases: dict[str, PreparedCase]) -> float:
+        """Seconds of a step of a stage, patches included: the mean over places in the stage."""
+        if plan.recipe.threads is not None:
+            torch.set_num_threads(plan.recipe.threads)
+        accelerator = make_accelerator(plan.recipe, self._device)
+        learners = Learners(plan, make_manifest(plan), accelerator)
+        first = sum(stage.steps for stage in plan.stages.stages[:number])
+        steps = plan.stages.stages[number].steps
+        found = []
+        for place in np.linspace(0, max(0, steps - TIMED - 1), SAMPLES).astype(int):
+            for offset in range(min(TIMED + 1, steps)):
+                step = first + min(int(place) + offset, steps - 1)
+                started = time.perf_counter()
+                learners.update(self._batch(plan, step, cases).to(accelerator.device), plan.stages.turn(step))
+                if accelerator.device.type == "cuda":
+                    torch.cuda.synchronize()
+                if offset or steps == 1:
+                    found.append(time.perf_counter() - started)
+        return float(np.mean(found))
+
+    def _batch(self, plan: Plan, step: int, cases: dict[str, PreparedCase]) -> Batch:
+        """Patches of a step, with empty labels by the stages that guide."""
+        stage, _ = plan.stages.at(step)
+        draws = Draws(plan.recipe, cases, plan.split.labelled, plan.unlabelled)
+        source = PatchSource(
+            plan.recipe, cases, plan.preprocessing.slice_axis, plan.preprocessing.padding, views=stage.views
+        )
+        requests = draws.requests(step, plan.stages.turn(step).mixture, Mixture(0, 0))
+        made = next(batches(source, [requests], step, 0, False))
+        guides = [earlier.name for earlier in plan.stages.stages if earlier.guides]
+        return replace(made, guides=dict.fromkeys(guides, torch.zeros_like(made.labels)))
+
+    def _prediction(self, plan: Plan, cases: dict[str, PreparedCase]) -> float:
+        """Seconds in which the student labels a scan of median size."""
+        accelerator = make_accelerator(plan.recipe, self._device)
+        manifest = make_manifest(plan)
+        network = Learners(plan, manifest, accelerator).exported()
+        segmenter = segmenter_for(manifest, TorchEngine(network, accelerator.device))
+        image = np.asarray(_median_case(cases).image)
+        started = time.perf_counter()
+        segmenter.segment_prepared(image)
+        return time.perf_counter() - started
+
+
+def budget_of(text: str) -> float:
+    """Seconds of a time such as ``30m``, ``1.5h`` or ``90s``.
+
+    Raises:
+        RecipeError: It is none.
+    """
+    units = {"s": 1.0, "m": 60.0, "h": 3600.0}
+    try:
+        seconds = float(text[:-1]) * units[text[-1:]]
+    except (ValueError, KeyError):
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise RecipeError(f"A budget is a time such as 30m, 1.5h or 90s, not {text!r}.")
+    return seconds
+
+
+def in_words(seconds: float) -> str:
+    """A time for a person: ``40 s``, ``12 min``, ``3.5 h``."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
+def _median_case(cases: dict[str, PreparedCase]) -> PreparedCase:
+    ordered = sorted(cases.values(), key=lambda case: case.image.size)
+    return ordered[len(ordered) // 2]
+
+
+def _registration(plan: Plan, cases: dict[str, PreparedCase]) -> float:
+    """Seconds in which one labelled scan is registered onto a scan of median size."""
+    from trainer.registration import as_scan, register, work_spacing
+
+    moving, fixed = cases[plan.split.labelled[0]], _median_case(cases)
+    side = work_spacing([case.shape for case in cases.values()], [case.spacing for case in cases.values()])
+    scans = [as_scan(np.asarray(case.image[0]), case.spacing, side) for case in (fixed, moving)]
+    started = time.perf_counter()
+    register(*scans)
+    return time.perf_counter() - started

@@ -1,0 +1,127 @@
+"""From a recipe that leaves keys open to one that is decided, for a dataset, a machine, and a budget of time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from semiseg.dataset import Dataset, Split
+from trainer.choices import Decision, decide, open_keys, read_key, write_key
+from trainer.cost import Cost, Costs, in_words
+from trainer.errors import RecipeError
+from trainer.facts import Machine, facts_of
+from trainer.plan import Plan, Watch, make_plan
+from trainer.recipe import Recipe, make_recipe
+from trainer.scan_facts import ScanFacts, collect
+
+ENOUGH = 2000  # updates from which on a processor's time goes into a larger network
+UPDATES = "updates"
+
+
+@dataclass(frozen=True)
+class Decided:
+    """A recipe with nothing open.
+
+    Attributes:
+        recipe: The recipe.
+        decisions: What was decided, in its order.
+        scans: What is known of the training scans; None where nothing had to be known.
+    """
+
+    recipe: Recipe
+    decisions: tuple[Decision, ...] = ()
+    scans: ScanFacts | None = None
+
+
+@dataclass(frozen=True)
+class Situation:
+    """What a recipe is decided for.
+
+    Attributes:
+        dataset: The dataset.
+        split: Which scans are labelled and unlabelled.
+        cache: Folder of the preprocessed scans.
+        device: ``cpu`` or ``cuda``; None for a GPU where there is one.
+        watch: Called with (what is done, number done, total).
+    """
+
+    dataset: Dataset
+    split: Split
+    cache: Path
+    device: str | None = None
+    watch: Watch | None = None
+
+    def plan(self, recipe: Recipe, scans: ScanFacts | None) -> Plan:
+        """The plan of a recipe."""
+        return make_plan(self.dataset, self.split, recipe, self.watch, scans)
+
+    def costs(self, recipe: Recipe, scans: ScanFacts | None) -> list[Cost]:
+        """What a run of a recipe takes here, part by part."""
+        scans = scans or self._scans(recipe.model_dump(mode="json"))
+        return Costs(self.cache, self.device, scans, self.watch).of(self.plan(recipe, scans))
+
+    def decided(self, document: Mapping[str, Any], earlier: Mapping[str, Any] | None, budget: float | None) -> Decided:
+        """Decide what a recipe leaves open.
+
+        Args:
+            document: The recipe as YAML gives it.
+            earlier: The recipe of the run that is gone on with, which was decided before.
+            budget: Seconds that training may take; None for no limit.
+
+        Raises:
+            RecipeError: What is decided, or what is not, cannot work; or the budget is too small.
+        """
+        keys = open_keys(document)
+        if budget is not None and UPDATES not in keys and earlier is None:
+            raise RecipeError("A budget decides the number of updates, and the recipe says it: leave one of them out.")
+        if not keys:
+            return Decided(make_recipe(dict(document)))
+        if earlier is not None:
+            taken = dict(document)
+            for key in keys:
+                write_key(taken, key, read_key(earlier, key))
+            return Decided(make_recipe(taken))
+        scans = self._scans(document)
+        machine = Machine.here(self.device)
+        if budget is None:
+            return self._decided(document, scans, machine)
+        return self._within(budget, document, scans, machine)
+
+    def _within(self, budget: float, document: Mapping[str, Any], scans: ScanFacts, machine: Machine) -> Decided:
+        """Everything decided, with as many updates as fit; on a processor the larger network, if they are enough."""
+        sizes = ("small", "auto") if machine.gpu is None and document.get("student") == "auto" else ("",)
+        for number, size in enumerate(sizes):
+            tried = {**document, "student": size} if size else dict(document)
+            first = self._decided(tried, scans, machine)
+
+            def plan_of(updates: int, recipe: Recipe = first.recipe) -> Plan:
+                return self.plan(recipe.model_copy(update={UPDATES: updates}), scans)
+
+            try:
+                updates = Costs(self.cache, self.device, scans, self.watch).updates_within(budget, plan_of)
+            except RecipeError:
+                if number == len(sizes) - 1:
+                    raise
+                continue
+            if updates >= ENOUGH or number == len(sizes) - 1:
+                break
+        reason = f"as many as {in_words(budget)} allow on {machine}, timed with a few steps"
+        made = Decision(UPDATES, updates, reason)
+        decisions = tuple(made if one.key == UPDATES else one for one in first.decisions)
+        return Decided(first.recipe.model_copy(update={UPDATES: updates}), decisions, scans)
+
+    def _decided(self, document: Mapping[str, Any], scans: ScanFacts, machine: Machine) -> Decided:
+        told = {name: (rule or {}).get("modality") for name, rule in (document.get("series") or {}).items()}
+        facts = facts_of(self.dataset, self.split, _orientation(document), told, scans)
+        done, decisions = decide(document, facts, machine)
+        return Decided(make_recipe(done), tuple(decisions), scans)
+
+    def _scans(self, document: Mapping[str, Any]) -> ScanFacts:
+        unlabelled = (*self.split.unlabelled, *(self.split.test if document.get("transductive") else ()))
+        return collect(self.dataset, (*self.split.labelled, *unlabelled), _orientation(document), self.watch)
+
+
+def _orientation(document: Mapping[str, Any]) -> str:
+    return str((document.get("preparation") or {}).get("orientation", "RAS"))

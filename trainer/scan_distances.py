@@ -1,0 +1,176 @@
+"""Distances between scans that nobody has outlined, from their images alone.
+
+Each scan is described by three blocks of numbers, none of which needs a label: quantiles of its normalised values, its
+extent (or the stretch of an affine registration), and a thumbnail that shows where structures lie. Each block is
+divided by its spread over the scans, so that its units and its length do not decide its weight. Distances are Euclidean
+between the principal components of all blocks together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from semiseg.bundle.preprocessing import Intensity, Prepared, Preprocessing
+from semiseg.dataset import Dataset, read_channels
+from semiseg.errors import InputError, SemisegError
+from semiseg.volumes.volume import spacing_of
+from trainer.registration import affine_of, as_scan, stretch_of, warp, work_spacing
+
+CELLS = 12  # of a thumbnail along each axis
+QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
+NEIGHBOURHOOD = 3.0  # halves of a cell: standard deviation of the Gaussian of local means and deviations
+NEGLIGIBLE = 0.1  # spread of a block's numbers over the scans below which it is not enlarged to the weight of others
+KEPT = 0.95  # share of the variance that the kept principal components hold
+
+Blocks = Mapping[str, NDArray[np.float64]]
+Progress = Callable[[int, int], None]
+
+
+def image_distances(dataset: Dataset, ids: Sequence[str], progress: Progress | None = None) -> NDArray[np.float64]:
+    """Distances (scans, scans) of scans as they are stored, in medians of the distances between two of them.
+
+    Args:
+        dataset: The scans; label files are not opened.
+        ids: Names of the scans.
+        progress: Called with the number of scans that were read and the number of all.
+
+    Raises:
+        InputError: A scan cannot be read; the sentence names it.
+    """
+    found: list[Blocks] = []
+    for done, case_id in enumerate(ids, start=1):
+        found.append(_blocks(_prepared(dataset, case_id)))
+        if progress is not None:
+            progress(done, len(ids))
+    return distances(found)
+
+
+def registered_distances(
+    dataset: Dataset, ids: Sequence[str], pivot: str, progress: Progress | None = None
+) -> NDArray[np.float64]:
+    """Distances (scans, scans) of scans that were registered onto one of them by an affine transform.
+
+    The blocks are the quantiles, the stretch of the transform, and a thumbnail of the first channel on the grid of
+    ``pivot``. Each scan is registered once; registering every pair would take ``len(ids)`` times as long.
+
+    Args:
+        dataset: The scans; label files are not opened.
+        ids: Names of the scans.
+        pivot: Name of the scan that all others are registered onto, such as the most typical one.
+        progress: Called with the number of scans that were registered and the number of all.
+
+    Raises:
+        InputError: A scan cannot be read; the sentence names it.
+    """
+    central = _prepared(dataset, pivot)
+    side = work_spacing([_shape(central)], [_spacing(central)])
+    fixed = as_scan(central.array[0], _spacing(central), side)
+    found: list[Blocks] = []
+    for done, case_id in enumerate(ids, start=1):
+        prepared = _prepared(dataset, case_id)
+        moving = as_scan(prepared.array[0], _spacing(prepared), side)
+        transform = affine_of(fixed, moving)
+        thumbnail = cells(warp(moving.local, fixed.work, transform), CELLS)
+        blocks = {
+            "values": _quantiles(_fine(prepared)),
+            "stretch": stretch_of(transform),
+            "thumbnail": thumbnail.ravel(),
+        }
+        found.append(blocks)
+        if progress is not None:
+            progress(done, len(ids))
+    return distances(found)
+
+
+def distances(scans: Sequence[Blocks]) -> NDArray[np.float64]:
+    """Distances (scans, scans) between scans described by the same blocks of numbers, in medians of them all.
+
+    Numbers are standard deviations of a scan's values or logarithms of lengths, so they are of order one. A block whose
+    numbers vary by less than :data:`NEGLIGIBLE` is not enlarged to the weight of the others, because differences of a
+    tenth of a deviation or a tenth of a length say little. All distances are zero where all scans are equal.
+    """
+    weighted = []
+    for name in scans[0]:
+        block = np.stack([blocks[name] for blocks in scans])
+        block = block - block.mean(axis=0)
+        spread = float(np.sqrt(np.mean(np.sum(block**2, axis=1))))
+        weighted.append(block / max(spread, NEGLIGIBLE * np.sqrt(block.shape[1])))
+    vectors, lengths, _ = np.linalg.svd(np.concatenate(weighted, axis=1), full_matrices=False)
+    shares = np.cumsum(lengths**2) / max(float(np.sum(lengths**2)), 1e-12)
+    kept = int(np.searchsorted(shares, KEPT)) + 1
+    at = (vectors * lengths)[:, :kept]
+    apart = np.sqrt(np.maximum(((at[:, None] - at[None]) ** 2).sum(axis=2), 0.0))
+    pairs = apart[np.triu_indices(len(scans), k=1)]
+    unit = float(np.median(pairs)) if pairs.size else 0.0
+    unit = unit if unit > 0 else float(pairs.max(initial=0.0))
+    return apart / unit if unit > 0 else apart
+
+
+def cells(array: NDArray[np.floating], count: int) -> NDArray[np.float64]:
+    """The mean of a volume (X, Y, Z) in each of ``count`` equal parts of every axis: (count, count, count).
+
+    A voxel on a border counts for both sides by its share, so that scans of any shape have comparable cells.
+    """
+    out = np.asarray(array, dtype=np.float64) if array.size < 1 << 24 else array
+    for axis in range(3):
+        out = np.moveaxis(np.tensordot(_shares(out.shape[axis], count, out.dtype), out, axes=(1, axis)), 0, axis)
+    return np.asarray(out, dtype=np.float64)
+
+
+def _prepared(dataset: Dataset, case_id: str) -> Prepared:
+    """A scan in RAS without the air around it, its channels normalised, on voxels of its own size."""
+    values = Intensity(percentiles=(0.5, 99.5))
+    preprocessing = Preprocessing(orientation="RAS", intensity=(values,) * len(dataset.channels), crop="nonzero")
+    try:
+        return preprocessing.apply(read_channels(dataset.case(case_id), dataset.channels))
+    except SemisegError as error:
+        raise InputError(f"Scan {case_id}: {error}") from error
+
+
+def _blocks(prepared: Prepared) -> Blocks:
+    extent = np.log([n * mm for n, mm in zip(_shape(prepared), _spacing(prepared), strict=True)])
+    fine = _fine(prepared)
+    thumbnail = np.stack([_thumbnail(channel) for channel in fine])
+    return {"values": _quantiles(fine), "extent": extent, "thumbnail": thumbnail.ravel()}
+
+
+def _fine(prepared: Prepared) -> list[NDArray[np.float64]]:
+    """Each channel in twice as many cells as a thumbnail has along each axis, so that voxel sizes do not count."""
+    return [cells(channel, 2 * CELLS) for channel in prepared.array]
+
+
+def _quantiles(fine: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+    """Quantiles of each channel's values, one channel after the other."""
+    return np.concatenate([np.quantile(channel, QUANTILES) for channel in fine])
+
+
+def _thumbnail(fine: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A channel, normalised locally, so that neither a bias field nor a contrast scale shows: (12, 12, 12)."""
+    away = fine - ndimage.gaussian_filter(fine, NEIGHBOURHOOD, mode="nearest")
+    # A share of the whole scan's deviation, so that noise in the air is not blown up.
+    floor = 0.1 * float(fine.std()) + 1e-6
+    deviation = np.sqrt(ndimage.gaussian_filter(away**2, NEIGHBOURHOOD, mode="nearest") + floor**2)
+    return cells(away / deviation, CELLS)
+
+
+def _shares(voxels: int, count: int, kind: np.dtype[np.floating]) -> NDArray[np.floating]:
+    """Which share of each of ``count`` cells each voxel of an axis fills: (count, voxels); rows add up to one."""
+    starts = np.arange(count)[:, None] * (voxels / count)
+    ends = starts + voxels / count
+    place = np.arange(voxels)[None]
+    covered = np.clip(np.minimum(ends, place + 1) - np.maximum(starts, place), 0.0, None)
+    return np.asarray(covered / (voxels / count), dtype=kind)
+
+
+def _shape(prepared: Prepared) -> tuple[int, int, int]:
+    x, y, z = prepared.array.shape[1:]
+    return (x, y, z)
+
+
+def _spacing(prepared: Prepared) -> tuple[float, float, float]:
+    x, y, z = spacing_of(prepared.affine)
+    return (x, y, z)
