@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from statistics import fmean, median
 from typing import Annotated
 
@@ -27,9 +28,11 @@ class AcceptanceCriteria(BaseModel):
         hold_back_every: For a dataset without validation scans: of the labelled scans, in the order in which they were
             labelled, each one of this number is kept out of all trainings, and the models are compared on these. 0
             keeps none out.
-        least_agreement: Share of the median agreement that each label of the training has to reach. The agreement of a
-            label is its Dice with the new model's own segmentation of its scan. A label that was shifted, mirrored or
-            drawn on another patient falls below.
+        least_agreement: Share of the median agreement that each label has to reach. The agreement of a label is its
+            Dice with a model's own segmentation of its scan: that of the new model for all labels that teach or judge,
+            and that of the model in use for those that it has not learned from. A label that was shifted, mirrored or
+            drawn on another patient falls below, also where the new model has learned it by heart. A label that
+            somebody has confirmed counts as right.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,6 +43,24 @@ class AcceptanceCriteria(BaseModel):
     least_scans: Annotated[int, Field(ge=1)] = 1
     hold_back_every: Annotated[int, Field(ge=0)] = 5
     least_agreement: _Share = 0.5
+
+
+class LabelAgreement(BaseModel):
+    """How far models agree with one label.
+
+    Attributes:
+        image: Id of the image.
+        new: Mean Dice over the segments of the new model's segmentation; None where no segment occurs.
+        in_use: The same of the model in use; None for a label that it has learned from, or without such a model.
+        confirmed: Whether somebody has confirmed that the label is right.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    image: str
+    new: float | None
+    in_use: float | None = None
+    confirmed: bool = False
 
 
 class Decision(BaseModel):
@@ -54,7 +75,7 @@ class Decision(BaseModel):
         candidate: Dice of the new model by scan and segment.
         current: Dice of the model in use; None if there was none.
         differences: New model minus model in use, by segment and over ``all``: mean, limits of the 95% interval, scans.
-        labels: Agreement of each label of the training with the new model, lowest first.
+        labels: Agreement of each label that teaches or judges, in the order of the scans.
         failures: Scans that could not be segmented or compared, with the reason.
     """
 
@@ -68,7 +89,7 @@ class Decision(BaseModel):
     candidate: dict[str, dict[str, float | None]]
     current: dict[str, dict[str, float | None]] | None
     differences: dict[str, dict[str, float | None]]
-    labels: tuple[tuple[str, float | None], ...]
+    labels: tuple[LabelAgreement, ...]
     failures: dict[str, str]
 
 
@@ -88,6 +109,8 @@ def decide(
     candidate: Evaluation | None,
     current: Evaluation | None,
     labels: Evaluation,
+    unseen: Evaluation | None = None,
+    confirmed: Iterable[str] = (),
     replaces: bool,
 ) -> Decision:
     """Decide whether a new model replaces the one in use.
@@ -98,14 +121,18 @@ def decide(
         candidate: The new model on the scans that judge; None if there are none.
         current: The model in use on the same scans; None if there is no model or no scan.
         labels: The new model on the scans that it was trained on with a label.
+        unseen: The model in use on the scans whose label it has not learned from; None if there are none.
+        confirmed: Images whose label somebody has confirmed.
         replaces: Whether there is a model in use.
     """
     differences = compare(candidate, current) if candidate is not None and current is not None else {}
     overall = differences.get("all") or next(iter(differences.values()), None)
-    agreement = _agreement(labels)
+    new = _agreement(labels if candidate is None else replace(labels, rows=(*labels.rows, *candidate.rows)))
+    in_use = _agreement(unseen) if unseen is not None else {}
+    right = {*confirmed}
     failures = {**labels.failures, **(candidate.failures if candidate else {}), **(current.failures if current else {})}
     against = [
-        *_doubted(agreement, criteria),
+        *_doubted(new, in_use, right, criteria),
         *(f"The scan {case} could not be compared: {sentence}" for case, sentence in failures.items()),
         *_worse(differences, overall, criteria),
     ]
@@ -130,34 +157,43 @@ def decide(
         candidate=_table(candidate) if candidate is not None else {},
         current=_table(current) if current is not None else None,
         differences={name: _numbers(one) for name, one in differences.items()},
-        labels=tuple((case, _number(value)) for case, value in agreement.items()),
+        labels=tuple(
+            LabelAgreement(
+                image=case, new=_rounded(new.get(case)), in_use=_rounded(in_use.get(case)), confirmed=case in right
+            )
+            for case in dict.fromkeys((*new, *in_use))
+        ),
         failures=failures,
     )
 
 
 def _agreement(labels: Evaluation) -> dict[str, float]:
-    """The mean Dice of each scan over its segments, lowest first; scans in which no segment occurs are left out."""
+    """The mean Dice of each scan over its segments; scans in which no segment occurs are left out."""
     found: dict[str, float] = {}
     for case in labels.cases:
         values = [row.score.dice for row in labels.rows if row.case == case and not math.isnan(row.score.dice)]
         if values:
             found[case] = fmean(values)
-    return dict(sorted(found.items(), key=lambda item: item[1]))
+    return found
 
 
-def _doubted(agreement: Mapping[str, float], criteria: AcceptanceCriteria) -> list[str]:
-    """A sentence for the label that agrees least with the model that was trained on it, if that is too little."""
-    if len(agreement) < 3:
-        return []
-    middle = median(agreement.values())
-    case, least = next(iter(agreement.items()))
-    if least >= criteria.least_agreement * middle:
-        return []
-    return [
-        f"The label of {case} disagrees most with what the other labels teach: its Dice with the new model is "
-        f"{least:.2f}, the median of the {len(agreement)} labels is {middle:.2f}. Look whether it was shifted, "
-        "mirrored, or drawn on another scan."
-    ]
+def _doubted(
+    new: Mapping[str, float], in_use: Mapping[str, float], right: set[str], criteria: AcceptanceCriteria
+) -> list[str]:
+    """A sentence for the label that agrees least with a model, if that is too little beside the other labels."""
+    for model, agreement in (("the new model", new), ("the model in use", in_use)):
+        doubtful = {case: value for case, value in agreement.items() if case not in right}
+        if len(agreement) < 3 or not doubtful:
+            continue
+        middle = median(agreement.values())
+        case = min(doubtful, key=lambda one: doubtful[one])
+        if doubtful[case] < criteria.least_agreement * middle:
+            return [
+                f"The label of {case} disagrees most: its Dice with {model} is {doubtful[case]:.2f}, and the median of "
+                f"{len(agreement)} labels is {middle:.2f}. Look whether it was shifted, mirrored, or drawn on another "
+                "scan; if it is right, confirm it, and if it is not, save another one."
+            ]
+    return []
 
 
 def _worse(
@@ -192,6 +228,10 @@ def _table(evaluation: Evaluation) -> dict[str, dict[str, float | None]]:
 
 def _numbers(one: Difference) -> dict[str, float | None]:
     return {"mean": _number(one.mean), "low": _number(one.low), "high": _number(one.high), "scans": one.pairs}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else _number(value)
 
 
 def _number(value: float) -> float | None:

@@ -122,7 +122,7 @@ class ModelSlot:
             if bundle is None or bundle == self._refused or (self._model and bundle == self._model.bundle):
                 return self._model
             try:
-                self._model = self._open(bundle)
+                self._model = _warm(self._open(bundle))
             except SemisegError as error:
                 self._refused = bundle
                 _LOG.error("The new model cannot be used: %s", error)
@@ -132,3 +132,15 @@ class ModelSlot:
         """Run a first window, so that the first annotator does not wait for it."""
         if self._model is not None:
             self._model.served.warm_up()
+
+
+def _warm(model: LabellingModel) -> LabellingModel:
+    """The model after its first window.
+
+    Raises:
+        SemisegError: The network does not run.
+    """
+    model.served.warm_up()
+    if model.served.failure is not None:
+        raise model.served.failure
+    return model

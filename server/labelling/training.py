@@ -27,6 +27,7 @@ from server.labelling.acceptance import held_back
 from server.labelling.applying import view_of
 from server.labelling.datastore import Datastore
 from server.labelling.model_history import ModelHistory
+from server.labelling.record import FINAL
 from server.labelling.tasks import DETAILS, TrainingTask
 from server.labelling.training_progress import Progress, progress_of
 from server.labelling.training_round import (
@@ -186,6 +187,8 @@ class RoundTraining:
         shutil.rmtree(folder, ignore_errors=True)  # of a start that failed before it was written down
         folder.mkdir(parents=True)
         sums = view_of(self._store, folder / VIEW, split)
+        compared = (*(split.labelled or ()), *judged)
+        learned = self._learned_by_the_model_in_use()
         request = RoundRequest(
             id=folder.name,
             who=who,
@@ -195,6 +198,8 @@ class RoundTraining:
             first_bundle=str(self._bundle.resolve()) if self._bundle is not None else "",
             labels=sums,
             labelled=tuple(split.labelled or ()),
+            unseen=tuple(image for image in compared if learned.get(image) != sums[image]),
+            confirmed=tuple(image for image in compared if self._is_confirmed(image)),
             judged_on=tuple(judged),
             judged_because=because,
         )
@@ -210,7 +215,7 @@ class RoundTraining:
         """
         split = self._store.split()
         labelled = list(split.labelled or ())
-        judged = [image for image in split.validation if self._store.label(image, "final") is not None]
+        judged = [image for image in split.validation if self._store.label(image, FINAL) is not None]
         because = "They are the validation scans of the split."
         if not split.validation:
             judged = held_back(labelled, self._config.acceptance)
@@ -222,6 +227,26 @@ class RoundTraining:
         if not labelled:
             raise Refusal(409, "There is no final label to learn from yet; label some scans first.")
         return split, judged, because
+
+    def _learned_by_the_model_in_use(self) -> dict[str, str]:
+        """SHA-256 of each label that the model in use has learned from.
+
+        Of a model that no round made that is not known; it is taken to have learned from the dataset's own labels.
+        """
+        current = self._models.current()
+        if current is not None and current.round:
+            request = read_request(self._folder / current.round)
+            return {image: request.labels[image] for image in request.labelled}
+        own = {image: self._store.label(image, FINAL) for image in self._store.base.labelled}
+        return {
+            image: self._store.checksum(label.file)
+            for image, label in own.items()
+            if label is not None and label.record is None
+        }
+
+    def _is_confirmed(self, image: str) -> bool:
+        label = self._store.label(image, FINAL)
+        return label is not None and label.info.get("confirmed") is True
 
     def _start_from(self) -> str:
         """The run of the model in use, if a round made it and trainings start warm."""
@@ -251,7 +276,7 @@ class RoundTraining:
         return last.folder if same else None
 
     def _final(self, image: str) -> Any:
-        return self._store.label(image, "final")
+        return self._store.label(image, FINAL)
 
     def _launch(self, folder: Path) -> None:
         (folder / STOP).unlink(missing_ok=True)

@@ -74,6 +74,8 @@ class RoundRequest(BaseModel):
         first_bundle: Bundle that is in use before any change of the model; empty for none.
         labels: SHA-256 of each label that it may open, by the image's id.
         labelled: Scans that it learns from with a label.
+        unseen: Scans, of those that teach or judge, whose label the model in use has not learned from.
+        confirmed: Scans whose label somebody has confirmed (``"confirmed": true`` in a note about it).
         judged_on: Scans on which the models are compared.
         judged_because: Why these scans.
     """
@@ -88,6 +90,8 @@ class RoundRequest(BaseModel):
     first_bundle: str = ""
     labels: dict[str, str]
     labelled: tuple[str, ...]
+    unseen: tuple[str, ...] = ()
+    confirmed: tuple[str, ...] = ()
     judged_on: tuple[str, ...]
     judged_because: str
 
@@ -252,12 +256,17 @@ class _Round:
         candidate = self._evaluated(new, scans, "new model") if scans else None
         before = self._evaluated(old, scans, "model in use") if scans and old is not None else None
         labels = self._evaluated(new, request.labelled, "labels of the training")
+        unseen = None
+        if old is not None and request.unseen:
+            unseen = self._evaluated(old, request.unseen, "labels that are new to the model in use")
         return decide(
             config.acceptance,
             judged_because=request.judged_because,
             candidate=candidate,
             current=before,
             labels=labels,
+            unseen=unseen,
+            confirmed=request.confirmed,
             replaces=old is not None,
         )
 

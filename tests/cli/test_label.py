@@ -15,6 +15,7 @@ import pytest
 
 from semiseg.dataset import load_dataset
 from semiseg.volumes.nifti import read_labels, write_nifti
+from server.labelling.store import LabelStore
 from tests.bundles import make_threshold_bundle
 from tests.datasets import AFFINE, label_of
 from tests.processes import START_SECONDS, RunningProcess
@@ -148,3 +149,46 @@ def test_training_needs_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyP
     without = start.LabelOptions(options.data)
     with start.opened(without) as store:
         assert start.make_training(without, store) is None
+
+
+def test_annotators_whose_server_is_killed_send_again_and_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
+    """Two annotators save one label after the other; the server is killed four times and started again each time."""
+    data = write_folder(tmp_path / "data")
+    unsent = {"anna": list(range(100, 140)), "ben": list(range(200, 240))}
+    images = {"anna": "s5", "ben": "s6"}
+    contents = {}
+    for seed in (seed for seeds in unsent.values() for seed in seeds):
+        write_nifti(tmp_path / "drawn.nii.gz", label_of(seed), AFFINE)
+        contents[seed] = (tmp_path / "drawn.nii.gz").read_bytes()
+
+    def annotate(who: str, url: str) -> None:
+        form = {"params": json.dumps({"client_id": who})}
+        with httpx.Client(trust_env=False, timeout=60) as client:
+            while unsent[who]:
+                files = {"label": ("drawn.nii.gz", contents[unsent[who][0]])}
+                try:
+                    answer = client.put(f"{url}/datastore/label", params={"image": images[who]}, data=form, files=files)
+                except httpx.TransportError:
+                    return  # the server is gone; the label is sent again to the next one
+                assert answer.status_code == 200, answer.text
+                del unsent[who][0]
+
+    for attempt in range(5):
+        server = LabelProcess("--data", data, "--port", "0", "--no-training").wait()
+        threads = [threading.Thread(target=annotate, args=(who, server.url)) for who in unsent]
+        left = sum(map(len, unsent.values()))
+        for thread in threads:
+            thread.start()
+        if attempt < 4:
+            until(lambda before=left: sum(map(len, unsent.values())) <= before - 3)
+            server.kill()
+        for thread in threads:
+            thread.join()
+    assert server.stop() == 0 and unsent == {"anna": [], "ben": []}
+    store = LabelStore(data / "labelling")
+    assert store.check() == []
+    for who, first in (("anna", 100), ("ben", 200)):
+        records = store.history(images[who])
+        assert len(records) == 40, "a label that was sent again became a second version"
+        for k, record in enumerate(records):
+            assert record.who == who and np.array_equal(read_labels(store.file_of(record)).array, label_of(first + k))

@@ -36,8 +36,10 @@ def figures(dice: dict[str, tuple[float, float]], failed: tuple[str, ...] = ()) 
 GOOD = figures({f"t{k}": (0.9, 0.9) for k in range(5)})
 
 
-def decided(candidate, current, *, labels=GOOD, criteria=CRITERIA, replaces=True):
-    return decide(criteria, judged_because="", candidate=candidate, current=current, labels=labels, replaces=replaces)
+def decided(candidate, current, *, labels=GOOD, criteria=CRITERIA, replaces=True, **more):
+    return decide(
+        criteria, judged_because="", candidate=candidate, current=current, labels=labels, replaces=replaces, **more
+    )
 
 
 def test_a_better_and_an_equal_model_are_accepted_with_their_evidence() -> None:
@@ -120,9 +122,16 @@ def test_a_poisoned_label_is_named_and_the_model_not_used(tmp_path: Path, poison
 
     labels = evaluate(segment, dataset, tuple(dataset.cases))
     decision = decided(GOOD, GOOD, labels=labels)
-    assert not decision.accepted and decision.labels[0][0] == "s4"
+    assert not decision.accepted and min(decision.labels, key=lambda one: one.new).image == "s4"
     assert decision.reasons[1].startswith("The label of s4 disagrees most")
     assert decided(GOOD, GOOD, labels=labels, criteria=AcceptanceCriteria(least_agreement=0)).accepted
+
+
+def test_a_poisoned_label_among_those_that_judge_is_named_too() -> None:
+    """Both models seem to be bad on it, so the comparison alone would not show it."""
+    judges = figures({"v0": (0.9, 0.9), "v1": (0.2, 0.3), "v2": (0.9, 0.9)})
+    decision = decided(judges, judges)
+    assert not decision.accepted and decision.reasons[1].startswith("The label of v1 disagrees most")
 
 
 def test_the_way_back_to_an_earlier_model(tmp_path: Path) -> None:
@@ -146,3 +155,20 @@ def test_the_only_model_is_taken_back_to_the_one_before_all_changes(tmp_path: Pa
     history = ModelHistory(tmp_path)
     history.add("training/0001/bundle", sha256="ab", round="0001", who="anna", why="first")
     assert history.roll_back("ben").bundle == "" and history.bundle_in_use(None) is None
+
+
+def test_a_label_that_the_new_model_has_learned_by_heart_is_found_by_the_model_in_use() -> None:
+    unseen = figures({"t0": (0.7, 0.8), "t1": (0.6, 0.9), "t2": (0.1, 0.2), "t3": (0.8, 0.7)})
+    decision = decided(GOOD, GOOD, unseen=unseen)
+    assert (
+        not decision.accepted
+        and "The label of t2 disagrees most: its Dice with the model in use" in decision.reasons[1]
+    )
+    by_image = {one.image: one for one in decision.labels}
+    assert by_image["t2"].in_use == pytest.approx(0.15) and by_image["t2"].new == 0.9 and by_image["t4"].in_use is None
+
+
+def test_a_label_that_somebody_has_confirmed_is_not_doubted() -> None:
+    unseen = figures({"t0": (0.7, 0.8), "t1": (0.6, 0.9), "t2": (0.1, 0.2), "t3": (0.8, 0.7)})
+    decision = decided(GOOD, GOOD, unseen=unseen, confirmed=("t2",))
+    assert decision.accepted and [one.image for one in decision.labels if one.confirmed] == ["t2"]

@@ -15,6 +15,7 @@ from semiseg.errors import InputError
 from semiseg.volumes.nifti import read_labels, write_nifti
 from semiseg.volumes.seg_nrrd import read_seg_nrrd
 from server.http.limits import Limits
+from server.labelling.model_history import ModelHistory
 from tests.bundles import expected, make_threshold_bundle, nowhere_air
 from tests.datasets import AFFINE, image_of, write_dataset
 from tests.server.labelling.folders import write_folder
@@ -185,3 +186,18 @@ def test_a_client_that_goes_away_leaves_nothing_behind(tmp_path: Path) -> None:
             until(lambda: list(scratch.iterdir()))
         until(lambda: not list(scratch.iterdir()))
         assert server.datastore.store.images() == []
+
+
+def test_a_new_model_is_used_at_once_and_one_that_cannot_be_opened_never(tmp_path: Path, bundle: Path) -> None:
+    write_dataset(tmp_path / "data", 0, 2)
+    with label_server(tmp_path / "data", bundle=bundle) as server:
+        history = ModelHistory(server.datastore.state)
+        (server.datastore.state / "broken").mkdir()
+        history.add("broken", sha256="", round="", who="anna", why="")
+        assert list(server.info()["models"]) == ["threshold"] and server.infer(image="s0").status_code == 200
+        make_threshold_bundle(server.datastore.state / "new", name="new")
+        history.add("new", sha256="", round="", who="anna", why="")
+        assert list(server.info()["models"]) == ["new"]
+        assert server.infer("new", image="s0").status_code == 200 and server.infer(image="s0").status_code == 404
+        history.roll_back("anna", 0)
+        assert list(server.info()["models"]) == ["threshold"]
