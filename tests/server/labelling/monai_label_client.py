@@ -16,7 +16,9 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from tests.conftest import needs_package, skip_because
+import pytest
+
+from tests.conftest import needs_package
 
 VARIABLE = "SEMISEG_MONAILABEL_CLIENT"
 
@@ -25,7 +27,7 @@ def load_client() -> Any:
     """The module; the test is skipped where nobody named it."""
     named = os.environ.get(VARIABLE)
     if not named:
-        skip_because(f"{VARIABLE} is unset: no client of MONAI Label to test with")
+        pytest.skip(f"{VARIABLE} is unset: no client of MONAI Label to test with")
     needs_package("requests")
     path = Path(named)
     assert path.is_file(), f"{VARIABLE} names {path}, which is no file"
