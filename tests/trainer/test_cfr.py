@@ -196,7 +196,7 @@ def test_cached_labels_are_those_of_the_foundation_model(dataset: Dataset, tmp_p
     with pytest.raises(KeyboardInterrupt):
         trained(dataset, recipe, tmp_path / "run", report=stop)
     plan = plan_of(dataset, recipe)
-    found = {p.stem: np.load(p) for p in (tmp_path / "run" / "pseudo" / "3").glob("*.npy")}
+    found = {p.stem: np.load(p) for p in (tmp_path / "run" / "pseudo" / "3" / "cfr").glob("*.npy")}
     assert found.keys() == set(plan.unlabelled)
     networks = plan.stages.build()
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)

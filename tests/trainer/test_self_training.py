@@ -65,9 +65,10 @@ def test_a_run_uses_its_own_predictions_and_removes_them_at_the_end(
     seen: list[tuple[int, str, frozenset[int]]] = []
     write = PseudoLabels.write
 
-    def watch(self: PseudoLabels, step: int, case_id: str, labels: np.ndarray) -> None:
+    def watch(self: PseudoLabels, step: int, source: str, case_id: str, labels: np.ndarray) -> None:
         seen.append((step, case_id, frozenset(np.unique(labels).tolist())))
-        write(self, step, case_id, labels)
+        assert source == "self_training"
+        write(self, step, source, case_id, labels)
 
     monkeypatch.setattr(PseudoLabels, "write", watch)
     trained(dataset, recipe_of("self_training", {"batch": 4}, rounds=2, first=0.5), tmp_path / "run")
@@ -91,4 +92,4 @@ def test_resuming_inside_any_round_ends_with_the_same_weights(
 
 def test_missing_pseudo_labels_are_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="pseudo-labels of step 4"):
-        PseudoLabels(tmp_path).read(4, ["a"])
+        PseudoLabels(tmp_path).read(4, "self_training", ["a"])
