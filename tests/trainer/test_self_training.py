@@ -90,6 +90,12 @@ def test_resuming_inside_any_round_ends_with_the_same_weights(
     assert same_weights(weights_of(tmp_path / "whole"), weights_of(tmp_path / "broken"))
 
 
+def test_pseudo_labels_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    (tmp_path / "4").mkdir()
+    np.save(tmp_path / "4" / "a.npy", np.ones((2, 2, 2), np.uint8))
+    assert (PseudoLabels(tmp_path).read(4, "self_training", ["a"])["a"] == 1).all()
+
+
 def test_missing_pseudo_labels_are_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="pseudo-labels of step 4"):
         PseudoLabels(tmp_path).read(4, "self_training", ["a"])
