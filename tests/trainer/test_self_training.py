@@ -32,7 +32,7 @@ def test_the_updates_are_shared_by_the_rounds() -> None:
 
 def test_the_schedule_starts_anew_in_every_round() -> None:
     method = self_training({"updates": 8}, first=0.5)
-    rates = [method.turn(k).rates["student"] for k in range(8)]
+    rates = [method.step_plan(k).rates["student"] for k in range(8)]
     assert rates[:4] == rates[4:]
     assert rates[0] == 0.01
     assert rates[3] < rates[0]
@@ -40,7 +40,7 @@ def test_the_schedule_starts_anew_in_every_round() -> None:
 
 def test_without_unlabelled_scans_there_are_no_rounds() -> None:
     method = self_training({"updates": 8}, unlabelled=0)
-    assert {method.turn(k).stage for k in range(8)} == {"labelled"}
+    assert {method.step_plan(k).stage for k in range(8)} == {"labelled"}
 
 
 def test_pseudo_labels_are_learned_like_labels() -> None:
@@ -49,7 +49,7 @@ def test_pseudo_labels_are_learned_like_labels() -> None:
     networks = method.build()
     batch = batch_of(2, 2)
     batch.labels[2:] = 1
-    losses = method.loss(networks, batch, method.turn(6))
+    losses = method.loss(networks, batch, method.step_plan(6))
     logits = networks["student"](batch.images)
     labelled = supervised_loss(logits[:2], batch.labels[:2], method.targets)
     pseudo = supervised_loss(logits[2:], batch.labels[2:], method.targets)
