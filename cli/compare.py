@@ -67,7 +67,7 @@ def compare(
     cache: Annotated[Path | None, typer.Option(help="Keep preprocessed scans here; by default in OUT.")] = None,
 ) -> None:
     """Train every method with every count of labels, draw, fold and seed, judge them on the same scans, and compare."""
-    from cli.campaign import Campaign, is_for_one
+    from cli.comparison_runner import ComparisonRunner, is_for_one
     from trainer.comparison import as_text, draw, finished, summarise, trials, write_csv
 
     if updates is not None and minutes is not None:
@@ -92,18 +92,18 @@ def compare(
         *([f"updates={updates}"] if updates else []),
         *([f"threads={max(1, (os.cpu_count() or 1) // jobs)}"] if jobs > 1 else []),
     )
-    campaign = Campaign(
+    runner = ComparisonRunner(
         out, data, recipe, split, changes, on.value, cache or out / "cache", console.print, methods=renamed
     )
     (out / "runs").mkdir(parents=True, exist_ok=True)
-    campaign.write_splits(counts, draws, folds)
+    runner.write_splits(counts, draws, folds)
     if minutes is not None:
-        campaign.calibrate(todo, minutes)
+        runner.calibrate(todo, minutes)
     for trial in todo:
-        campaign.require_same(trial)
-    campaign.train(todo, jobs)
-    campaign.judge(todo)
-    found = finished((trial, campaign.scores(trial) / "scores.json") for trial in todo)
+        runner.require_same(trial)
+    runner.train(todo, jobs)
+    runner.judge(todo)
+    found = finished((trial, runner.scores(trial) / "scores.json") for trial in todo)
     lines = summarise(found)
     title = f"{data.resolve().name}: {on.value} scans" + (f", {minutes:g} min each" if minutes else "")
     _show(as_text(lines), title)
@@ -112,9 +112,9 @@ def compare(
     remarks = dict.fromkeys(note for evaluation in found.values() for note in evaluation.notes)
     for remark in (*remarks, *(line.remark for line in lines if line.remark)):
         typer.echo(remark)
-    for name, sentence in campaign.failed.items():
+    for name, sentence in runner.failed.items():
         console.print(f"failed: {name}: {sentence}", style="red")
-    if campaign.failed:
+    if runner.failed:
         raise typer.Exit(1)
 
 

@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from trainer.choices import Decision
-    from trainer.cost import Cost
+    from trainer.recipe_rules import Decision
+    from trainer.time_estimate import Cost
 
 app = typer.Typer()
 
@@ -44,12 +44,12 @@ def train(
     """Train on a few labelled and many unlabelled scans."""
     from semiseg.dataset import load_dataset, make_split
     from trainer.checkpoints import RunFolder, how_trained
-    from trainer.cost import budget_of
-    from trainer.decided import Situation
     from trainer.loop import train as run_training
     from trainer.parallel import leave
     from trainer.plan import make_plan
     from trainer.recipe import find_recipe, read_document
+    from trainer.recipe_planning import PlanningContext
+    from trainer.time_estimate import budget_of
 
     changes = [*(set_ or []), *([f"method={method}"] if method else [])]
     document = read_document(find_recipe(recipe), changes)
@@ -74,8 +74,8 @@ def train(
             bars.update(tasks[what], completed=done, total=total)
 
         earlier = how_trained(out)["recipe"] if resume and folder.has_begun else None
-        situation = Situation(dataset, parts, kept or folder.cache, device, watch)
-        decided = situation.decided(document, earlier, seconds)
+        context = PlanningContext(dataset, parts, kept or folder.cache, device, watch)
+        decided = context.decided(document, earlier, seconds)
         chosen = decided.recipe
         console.print(
             f"{chosen.method} on {dataset.name}: {len(parts.labelled)} labelled, {len(parts.unlabelled)} unlabelled, "
@@ -84,7 +84,7 @@ def train(
         if decided.decisions:
             console.print(_decisions(decided.decisions), markup=False)
         if dry_run:
-            typer.echo(_costs(situation.costs(chosen, decided.scans)))
+            typer.echo(_costs(context.costs(chosen, decided.scans)))
             return
 
         def report(step: int, steps: int, values: dict[str, Any]) -> None:
@@ -130,7 +130,7 @@ def _decisions(decisions: Sequence[Decision]) -> str:
 
 def _costs(costs: Sequence[Cost]) -> str:
     """What each part of a run takes, and all of them."""
-    from trainer.cost import in_words
+    from trainer.time_estimate import in_words
 
     lines = [
         f"{in_words(cost.seconds):>8}  {cost.name}" + (f", {cost.steps} steps" if cost.steps else "") for cost in costs

@@ -83,7 +83,7 @@ def trials(
 
 
 @dataclass(frozen=True)
-class Line:
+class ComparisonRow:
     """One method with one count of labels, over its draws and seeds.
 
     Attributes:
@@ -120,7 +120,7 @@ class Line:
         return f"{self.method} with {self.labelled} labels: {', '.join(parts)}." if parts else None
 
 
-def summarise(found: Mapping[Trial, Evaluation]) -> list[Line]:
+def summarise(found: Mapping[Trial, Evaluation]) -> list[ComparisonRow]:
     """What the finished trials come to, the counts of labels in order, ``supervised`` first within each.
 
     Raises:
@@ -172,7 +172,7 @@ def _joined(evaluations: Sequence[Evaluation]) -> Evaluation:
 
 def _line(
     key: tuple[int, str], runs: Runs, baseline: Runs | None, cases: Sequence[str], segments: Sequence[str]
-) -> Line:
+) -> ComparisonRow:
     labelled, method = key
     tables = {metric: np.stack([table_of(e, metric, cases) for e in runs.values()]) for metric in SHOWN}
     by_segment = _means(tables["dice"].transpose(2, 0, 1).reshape(len(segments), -1))
@@ -189,7 +189,7 @@ def _line(
             pairs = {r: table_of(a, "dice", cases) - table_of(b, "dice", cases) for r, (a, b) in shared.items()}
             found = hierarchical_bootstrap(_grid(pairs))
             difference = (found.mean, found.low, found.high)
-    return Line(
+    return ComparisonRow(
         method=method,
         labelled=labelled,
         figures={metric: _over_scans(table) for metric, table in tables.items()},
@@ -223,7 +223,7 @@ def table_of(evaluation: Evaluation, metric: str, cases: Sequence[str]) -> NDArr
     return np.asarray([[values[case, segment] for segment in evaluation.segments] for case in cases])
 
 
-def as_text(lines: Sequence[Line]) -> list[list[str]]:
+def as_text(lines: Sequence[ComparisonRow]) -> list[list[str]]:
     """A table, headings first."""
     segments = list(lines[0].dice)
     names = [f"Dice {s}" for s in segments] if len(segments) > 1 else []
@@ -244,7 +244,7 @@ def as_text(lines: Sequence[Line]) -> list[list[str]]:
     return rows
 
 
-def write_csv(lines: Sequence[Line], path: Path) -> None:
+def write_csv(lines: Sequence[ComparisonRow], path: Path) -> None:
     """Every figure, one line a method and count of labels."""
     text = io.StringIO(newline="")
     writer = csv.writer(text)
@@ -273,7 +273,7 @@ def write_csv(lines: Sequence[Line], path: Path) -> None:
         stream.write(text.getvalue().encode())
 
 
-def draw(lines: Sequence[Line], path: Path, title: str) -> None:
+def draw(lines: Sequence[ComparisonRow], path: Path, title: str) -> None:
     """Mean Dice against the number of labelled scans, a line a method, the range of its draws or seeds as a bar."""
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     counts = sorted({line.labelled for line in lines})

@@ -1,6 +1,6 @@
 """The one training loop: it carries any method.
 
-    plan -> prepared scans -> networks -> [ feed: turn, batch -> learners: loss, update ] -> run folder
+    plan -> prepared scans -> networks -> [ batch stream: plan, batch -> model set: loss, update ] -> run folder
 
 What happens at a step is a function of the recipe and the step; all that is carried from step to step is in
 :class:`trainer.checkpoints.State`. A run that was killed at any moment and resumed ends with the same weights, bit for
@@ -25,22 +25,22 @@ from semiseg.bundle.bundle import write_manifest
 from semiseg.bundle.manifest import Manifest
 from semiseg.inference.segmenter import Segmenter
 from semiseg.system.processors import usable_processors
+from trainer.batch_stream import BatchStream, prepared
 from trainer.cases import PreparedCase
 from trainer.checkpoints import RunFolder, State, load_state, load_weights, save_state, save_weights
-from trainer.choices import Decision, write_decisions
 from trainer.device import make_accelerator
 from trainer.engine import TorchEngine, trained_network
-from trainer.feed import Feed, prepared
-from trainer.learners import Learners
 from trainer.log import RunLog, draw_curve
-from trainer.methods.method import TrainingScans, Turn
+from trainer.methods.method import StepPlan, TrainingScans
+from trainer.model_set import ModelSet
 from trainer.parallel import from_first, processes, processes_here, rank, wait_for_all
 from trainer.plan import Plan, Watch, make_manifest, make_plan
 from trainer.preview import draw_preview
 from trainer.pseudo_labels import PseudoLabels
 from trainer.recipe import Recipe
+from trainer.recipe_rules import Decision, write_decisions
 from trainer.run_sources import RunSources
-from trainer.validation import mean_dice, portray, segmenter_for, validate
+from trainer.validation import mask_statistics, mean_dice, segmenter_for, validate
 
 Report = Callable[[int, int, dict[str, Any]], None]
 Tell = Callable[[str], None]
@@ -119,9 +119,9 @@ class _Training:
         self.accelerator = accelerator
         cases = prepared(plan, cache, told.watch)
         self.manifest = make_manifest(plan)
-        self.learners = Learners(plan, self.manifest, accelerator)
+        self.models = ModelSet(plan, self.manifest, accelerator)
         self.pseudo_labels = PseudoLabels(folder.path / "pseudo")
-        self.feed = Feed(plan, cases, self.pseudo_labels, accelerator.device, self._training_scans)
+        self.batches = BatchStream(plan, cases, self.pseudo_labels, accelerator.device, self._training_scans)
         self.step = 0
         self.started = time.perf_counter()
         self.best: float | None = None
@@ -150,13 +150,13 @@ class _Training:
 
     def _train_to_the_next_refresh(self) -> None:
         stages = self.plan.stages
-        for batch, turn in self.feed.stretch(self.step, self.learners):
+        for batch, step_plan in self.batches.until_refresh(self.step, self.models):
             started = time.perf_counter()
-            terms = self.learners.update(batch, turn)
+            terms = self.models.update(batch, step_plan)
             self.step += 1
-            self._tell(turn, terms, time.perf_counter() - started)
-            self.step = stages.jump(self.learners.networks, self.step)
-            if self._validate_if_due(turn):
+            self._tell(step_plan, terms, time.perf_counter() - started)
+            self.step = stages.jump(self.models.networks, self.step)
+            if self._validate_if_due(step_plan):
                 return
             if self.step % self.plan.recipe.checkpoint_every == 0 and self.step < stages.steps:
                 self._checkpoint()
@@ -203,13 +203,13 @@ class _Training:
             self.log.write(self.step, {"told": sentence})
         self.told.tell(sentence)
 
-    def _tell(self, turn: Turn, terms: dict[str, float], seconds: float) -> None:
+    def _tell(self, step_plan: StepPlan, terms: dict[str, float], seconds: float) -> None:
         values: dict[str, Any] = {
             **terms,
-            **{f"rate/{name}": rate for name, rate in turn.rates.items()},
-            "stage": turn.label,
-            "unlabelled": turn.mixture.total - turn.mixture.labelled,
-            "update": turn.student_update,
+            **{f"rate/{name}": rate for name, rate in step_plan.rates.items()},
+            "stage": step_plan.label,
+            "unlabelled": step_plan.composition.total - step_plan.composition.labelled,
+            "update": step_plan.student_update,
             "seconds": round(seconds, 4),
             "elapsed": round(time.perf_counter() - self.started, 3),
         }
@@ -219,15 +219,15 @@ class _Training:
         if self.told.report is not None:
             self.told.report(self.step, self.plan.stages.steps, values)
 
-    def _validate_if_due(self, turn: Turn) -> bool:
+    def _validate_if_due(self, step_plan: StepPlan) -> bool:
         """With validation scans: measure, keep the best iterate, and say whether to stop early."""
         recipe = self.plan.recipe
-        if not self.plan.split.validation or "student" not in turn.rates or not turn.judged:
+        if not self.plan.split.validation or "student" not in step_plan.rates or not step_plan.judged:
             return False
         last = self.step == self.plan.stages.steps
-        if (turn.student_update + 1) % recipe.validate_every and not last:
+        if (step_plan.student_update + 1) % recipe.validate_every and not last:
             return False
-        dice = mean_dice(validate(self.learners.segmenter(), self.plan)) if rank() == 0 else 0.0
+        dice = mean_dice(validate(self.models.segmenter(), self.plan)) if rank() == 0 else 0.0
         dice = from_first(dice, self.accelerator.device)
         if self.log is not None:
             self.log.write(self.step - 1, {"validation_dice": dice})
@@ -236,7 +236,7 @@ class _Training:
         if better:
             self.best = dice
             if rank() == 0:
-                save_weights(self.folder.best, self.learners.exported())
+                save_weights(self.folder.best, self.models.exported())
             self._checkpoint()
         return self._stopped()
 
@@ -249,31 +249,31 @@ class _Training:
             return
         state = State(
             step=self.step,
-            **self.learners.state(),
-            foreground={k: [torch.from_numpy(p) for p in v] for k, v in self.feed.foreground.items()},
+            **self.models.state(),
+            foreground={k: [torch.from_numpy(p) for p in v] for k, v in self.batches.foreground.items()},
             best=self.best,
             waited=self.waited,
         )
         save_state(self.folder.checkpoint, state)
 
     def _restore(self, state: State) -> None:
-        self.learners.restore(state.networks, state.optimisers, state.scaler)
+        self.models.restore(state.networks, state.optimisers, state.scaler)
         foreground = {k: tuple(p.cpu().numpy() for p in v) for k, v in state.foreground.items()}
-        self.feed.restore(state.step, foreground)
+        self.batches.restore(state.step, foreground)
         self.step, self.best, self.waited = state.step, state.best, state.waited
 
     def _keep(self) -> None:
         """Write the exported module, its figures, the curve and the preview; remove what only training needed."""
-        network = self.learners.exported()
+        network = self.models.exported()
         if self.best is not None:
             network = load_weights(self.folder.best, network)
         save_weights(self.folder.student, network)
-        segmenter = self.learners.segmenter(network)
+        segmenter = self.models.segmenter(network)
         figures = validate(segmenter, self.plan) if self.plan.split.validation else None
-        masks = portray(segmenter, self.plan)
+        masks = mask_statistics(segmenter, self.plan)
         self.manifest = self.manifest.model_copy(update={"validation": figures, "masks": masks})
         write_manifest(self.folder.manifest, self.manifest)
         draw_curve(self.folder, self.folder.path / "curve.png")
         draw_preview(segmenter, self.plan, self.folder.preview)
-        self.feed.release()
+        self.batches.release()
         self.pseudo_labels.clear()

@@ -22,19 +22,19 @@ def make_optimiser(section: Optimiser, network: nn.Module) -> torch.optim.Optimi
 
 
 def step_together(
-    learners: Mapping[str, torch.optim.Optimizer],
+    optimisers: Mapping[str, torch.optim.Optimizer],
     networks: Mapping[str, nn.Module],
     clip: Mapping[str, float | None],
     scaler: Any,
 ) -> None:
-    """Step every learner; with fp16 one scaler serves them all and is updated once, after the last."""
-    for name, optimiser in learners.items():
+    """Step all optimisers; with fp16 one scaler serves them all and is updated once, after the last."""
+    for name, optimiser in optimisers.items():
         if scaler is not None:
             scaler.unscale_(optimiser)
         limit = clip[name]
         if limit is not None:
             torch.nn.utils.clip_grad_norm_(networks[name].parameters(), limit)
-    for optimiser in learners.values():
+    for optimiser in optimisers.values():
         if scaler is None:
             optimiser.step()
         else:

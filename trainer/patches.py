@@ -103,7 +103,7 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Mixture:
+class BatchComposition:
     """How many patches of which kind the batch of a step holds, ``crops`` of each scan that is drawn.
 
     ``either`` are patches of all training scans, cut anywhere and without a label; a batch counts them as unlabelled.
@@ -114,9 +114,11 @@ class Mixture:
     either: int = 0
     crops: int = 1
 
-    def __add__(self, other: Mixture) -> Mixture:
+    def __add__(self, other: BatchComposition) -> BatchComposition:
         """The patches of both."""
-        return Mixture(self.labelled + other.labelled, self.unlabelled + other.unlabelled, self.either + other.either)
+        return BatchComposition(
+            self.labelled + other.labelled, self.unlabelled + other.unlabelled, self.either + other.either
+        )
 
     @property
     def total(self) -> int:
@@ -127,7 +129,7 @@ class Mixture:
 _EITHER = 2  # the third pool of a mixture
 
 
-class Draws:
+class PatchSampler:
     """Draws the requests of each step: the scans by shuffled passes over each pool, the places by the recipe."""
 
     def __init__(
@@ -138,7 +140,7 @@ class Draws:
         self._pools = (tuple(labelled), tuple(unlabelled), (*labelled, *unlabelled))
         self.foreground: dict[str, tuple[NDArray[np.int32], ...]] = {}
 
-    def requests(self, step: int, mixture: Mixture, before: Mixture) -> list[Request]:
+    def requests(self, step: int, composition: BatchComposition, before: BatchComposition) -> list[Request]:
         """The patches of ``step``, labelled first; ``before`` counts what all earlier steps drew.
 
         The k-th scan from a pool of n is entry k mod n of shuffle k // n: every pass sees each scan once, and a pool
@@ -146,14 +148,14 @@ class Draws:
         """
         out: list[Request] = []
         counts = zip(
-            (mixture.labelled, mixture.unlabelled, mixture.either),
+            (composition.labelled, composition.unlabelled, composition.either),
             (before.labelled, before.unlabelled, before.either),
             strict=True,
         )
         for kind, (count, offset) in enumerate(counts):
             pool = self._pools[kind]
             for k in range(offset, offset + count):
-                turn, entry = divmod(k // mixture.crops, len(pool))
+                turn, entry = divmod(k // composition.crops, len(pool))
                 shuffle = np.random.default_rng((self._recipe.seed, kind, turn))
                 case_id = pool[int(shuffle.permutation(len(pool))[entry])]
                 seed = (self._recipe.seed, 2, kind, k)
@@ -173,7 +175,7 @@ class Draws:
 
 
 @dataclass(frozen=True)
-class Draft:
+class UncutPatch:
     """What a patch is made of, read but not yet cut, turned or bent.
 
     Attributes:
@@ -188,7 +190,7 @@ class Draft:
     random: np.random.Generator
     where: NDArray[np.float64]
 
-    def pin_memory(self) -> Draft:
+    def pin_memory(self) -> UncutPatch:
         """The same in page-locked memory; the loader asks for it."""
         return replace(self, box=self.box.pin_memory())
 
@@ -235,12 +237,12 @@ class PatchSource(Dataset[Any]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state, _pseudo=_each(by_value, state["_pseudo"]))
 
-    def __getitem__(self, request: Request) -> dict[str, Any] | Draft:
+    def __getitem__(self, request: Request) -> dict[str, Any] | UncutPatch:
         """The patch of ``request``, or what the device makes it of."""
         draft = self.read(request)
         return draft if self._device is not None else self.make(draft)
 
-    def read(self, request: Request) -> Draft:
+    def read(self, request: Request) -> UncutPatch:
         """Decide where the patch lies and read that part of the scan."""
         case = self._cases[request.case_id]
         random = np.random.default_rng((*request.seed, 1))
@@ -250,7 +252,7 @@ class PatchSource(Dataset[Any]):
         cut = replace(cut, control=draw_deformation(self._recipe.augmentation, patch, case.spacing, random))
         # Beyond the scan there is no reference: with repeated borders the labels repeat too, else background.
         wanted = [one for maps in self._maps(request) for one in maps]
-        return Draft(request, read_box(case.image, wanted, cut, patch), random, faces(cut, patch, case.shape))
+        return UncutPatch(request, read_box(case.image, wanted, cut, patch), random, faces(cut, patch, case.shape))
 
     def _maps(self, request: Request) -> list[list[NDArray[np.uint8]]]:
         """The maps (X, Y, Z) of a scan: its labels or the current pseudo-labels, and then those of each guide.
@@ -263,7 +265,7 @@ class PatchSource(Dataset[Any]):
         found = (self._pseudo.get(name, {}).get(request.case_id) for name in (self._source, *self._guides))
         return [[] if one is None else list(one) if is_soft(one) else [one] for one in found]
 
-    def make(self, draft: Draft) -> dict[str, Any]:
+    def make(self, draft: UncutPatch) -> dict[str, Any]:
         """The patch: image float32 (C, X, Y, Z), labels int64 (X, Y, Z), and what :class:`Batch` says of each guide."""
         request, random, augmentation = draft.request, draft.random, self._recipe.augmentation
         box = draft.box if self._device is None else draft.box.to(self._device)
@@ -334,7 +336,7 @@ def batches(
 
 def _collate(samples: list[Any]) -> Any:
     """Patches become one batch where they were made; drafts go as they are to the device that will make them."""
-    return samples if isinstance(samples[0], Draft) else _stack(samples)
+    return samples if isinstance(samples[0], UncutPatch) else _stack(samples)
 
 
 def _stack(samples: list[dict[str, Any]]) -> Batch:

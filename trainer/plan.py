@@ -114,7 +114,7 @@ def make_plan(
     stages.pretrained()  # weights that are missing or may not be used are refused now
     for stage in stages.stages:
         for step in {0, stage.steps - 1} if stage.steps else ():
-            stage.turn(step)  # and mixtures that cannot be
+            stage.step_plan(step)  # and batches that cannot be composed so
     earlier = check_start(recipe, task.inputs)
     inherited = () if earlier is None else earlier.provenance.pretrained
     return Plan(recipe, dataset, split, preprocessing, fingerprint, segments, stages, scans, inherited)

@@ -41,8 +41,11 @@ class PseudoLabels:
         Raises:
             RunError: one is missing.
         """
+        folder = self._of(step, source)
+        if not folder.is_dir():  # a run of before December 2026 kept those of all stages together
+            folder = folder.parent
         try:
-            return {i: map_array(self._of(step, source) / f"{i}.npy") for i in case_ids}
+            return {i: map_array(folder / f"{i}.npy") for i in case_ids}
         except (OSError, ValueError) as error:
             raise RunError(
                 f"The run's pseudo-labels of step {step} cannot be read ({error}); start the run anew."

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from semiseg.bundle.manifest import PretrainedWeights, TaughtBy
 from trainer.deep_supervision import coarse_logits, deep_loss
-from trainer.methods.method import LabelsOfScan, Method, Networks, TrainingScans, Turn, share_of_part
+from trainer.methods.method import LabelsOfScan, Method, Networks, StepPlan, TrainingScans, share_of_part
 from trainer.networks.bare import bare
 from trainer.networks.calls import Calls, calls_of
 from trainer.networks.outputs import further_outputs
@@ -163,70 +163,70 @@ class Stages:
 
     # --- a step ---------------------------------------------------------------------------------------------------
 
-    def turn(self, step: int) -> Turn:
-        """See :meth:`Method.turn`."""
+    def step_plan(self, step: int) -> StepPlan:
+        """See :meth:`Method.step_plan`."""
         stage, at = self.at(step)
-        turn = stage.turn(at)
-        return replace(turn, host=stage.name) if stage is self.last and len(self.stages) > 1 else turn
+        step_plan = stage.step_plan(at)
+        return replace(step_plan, host=stage.name) if stage is self.last and len(self.stages) > 1 else step_plan
 
     def source(self, step: int) -> str:
         """The stage whose own pseudo-labels are those of the unlabelled patches of ``step``."""
         return self.at(step)[0].name
 
-    def prepare(self, networks: Networks, turn: Turn, step: int) -> None:
+    def prepare(self, networks: Networks, step_plan: StepPlan, step: int) -> None:
         """See :meth:`Method.prepare`; networks that the stage does not know are in evaluation mode."""
         stage, _ = self.at(step)
         seen = self._seen_by(stage, networks)
         for name, network in networks.items():
             if name not in seen:
                 network.eval()
-        stage.prepare(seen, turn)
+        stage.prepare(seen, step_plan)
 
-    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """See :meth:`Method.loss`; earlier stages may add terms to it, and so does deep supervision."""
         stage, _ = self.at(batch.step)
         weight = stage.recipe.deep_supervision
-        if not weight or not turn.mixture.labelled:
-            return self._guided_loss(networks, batch, turn)
+        if not weight or not step_plan.composition.labelled:
+            return self._guided_loss(networks, batch, step_plan)
         with ExitStack() as stack:
-            heard = {name: stack.enter_context(further_outputs(networks[name])) for name in turn.rates}
-            losses = self._guided_loss(networks, batch, turn)
+            heard = {name: stack.enter_context(further_outputs(networks[name])) for name in step_plan.rates}
+            losses = self._guided_loss(networks, batch, step_plan)
         for name, calls in heard.items():
             coarse = coarse_logits(calls, batch)
             if coarse:
-                scale = share_of_part(batch.labelled, turn.mixture.labelled, batch, turn)
+                scale = share_of_part(batch.labelled, step_plan.composition.labelled, batch, step_plan)
                 term = scale * deep_loss(coarse, batch, stage.targets)
                 losses["total"] = losses["total"] + weight * term
                 losses["deep" if name == "student" else f"deep/{name}"] = term.detach()
         return losses
 
-    def _guided_loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def _guided_loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """The stage's loss, and the terms of earlier stages (:meth:`Method.guidance`)."""
         stage, _ = self.at(batch.step)
         seen = self._seen_by(stage, networks)
         guides = [earlier for earlier in self.stages[: self.stages.index(stage)] if earlier.guides]
-        if not guides or not turn.mixture.unlabelled:
-            return stage.loss(seen, batch, turn)
+        if not guides or not step_plan.composition.unlabelled:
+            return stage.loss(seen, batch, step_plan)
         labels = [guide.guiding_labels(networks, batch) for guide in guides]
         with ExitStack() as stack:
             calls: Mapping[str, Calls] = {
                 name: stack.enter_context(calls_of(networks[name]))
                 for name in stage.guided_networks
-                if name in turn.rates
+                if name in step_plan.rates
             }
-            losses = stage.loss(seen, batch, turn)
+            losses = stage.loss(seen, batch, step_plan)
         for guide, wanted in zip(guides, labels, strict=True):
             for name, made in calls.items():
                 logits = made.of(batch.images, batch.labelled)
-                term = guide.guidance(logits, wanted, batch, turn)
-                losses["total"] = losses["total"] + guide.guidance_weight(turn.student_update) * term
+                term = guide.guidance(logits, wanted, batch, step_plan)
+                losses["total"] = losses["total"] + guide.guidance_weight(step_plan.student_update) * term
                 losses[guide.name if name == "student" else f"{guide.name}/{name}"] = term.detach()
         return losses
 
-    def after_update(self, networks: Networks, turn: Turn, step: int) -> None:
+    def after_update(self, networks: Networks, step_plan: StepPlan, step: int) -> None:
         """See :meth:`Method.after_update`."""
         stage, _ = self.at(step)
-        stage.after_update(self._seen_by(stage, networks), turn)
+        stage.after_update(self._seen_by(stage, networks), step_plan)
 
     def jump(self, networks: Networks, step: int) -> int:
         """See :meth:`Method.jump`."""

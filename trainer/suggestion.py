@@ -41,7 +41,7 @@ NOISE = 0.1  # of the input that a network without companions sees the second ti
 
 
 @dataclass(frozen=True)
-class Committee:
+class VotingNetworks:
     """Networks that vote on scans, by name, and what kind of committee it is, in words."""
 
     voters: Mapping[str, Segmenter]
@@ -68,7 +68,7 @@ class Vote:
     masks: Mapping[str, Segmentation]
 
 
-def committee_of(runs: Sequence[Path], device: str | None = None) -> Committee:
+def committee_of(runs: Sequence[Path], device: str | None = None) -> VotingNetworks:
     """The networks of a finished run that vote, or the students of several runs.
 
     Raises:
@@ -85,11 +85,11 @@ def committee_of(runs: Sequence[Path], device: str | None = None) -> Committee:
             if manifest.segments != first.segments or manifest.channel_names != first.channel_names:
                 raise RunError(f"{name} has other channels or segments than {runs[0].name}; they cannot vote together.")
         voters = {name: segmenter_for(m, TorchEngine(network, device)) for name, (m, network) in opened.items()}
-        return Committee(voters, f"the students of {len(runs)} runs", first)
+        return VotingNetworks(voters, f"the students of {len(runs)} runs", first)
     manifest, networks = _voters_of(runs[0])
     words = f"the networks of one {manifest.provenance.method} run ({', '.join(networks)})"
     voters = {name: segmenter_for(manifest, TorchEngine(network, device)) for name, network in networks.items()}
-    return Committee(voters, words, manifest)
+    return VotingNetworks(voters, words, manifest)
 
 
 def _voters_of(run: Path) -> tuple[Manifest, dict[str, nn.Module]]:
@@ -129,7 +129,10 @@ def unlabelled_of(runs: Sequence[Path], dataset: Dataset, closed: Sequence[str])
 
 
 def votes(
-    committee: Committee, dataset: Dataset, case_ids: Sequence[str], progress: Callable[[int, int], None] | None = None
+    committee: VotingNetworks,
+    dataset: Dataset,
+    case_ids: Sequence[str],
+    progress: Callable[[int, int], None] | None = None,
 ) -> Iterator[Vote]:
     """What the committee says of each scan, one after the other."""
     for done, case_id in enumerate(case_ids, start=1):

@@ -43,7 +43,7 @@ def validate(segmenter: Segmenter, plan: Plan) -> Figures:
     return Figures(scans=len(plan.split.validation), dice=means)
 
 
-def portray(segmenter: Segmenter, plan: Plan) -> MaskFingerprint:
+def mask_statistics(segmenter: Segmenter, plan: Plan) -> MaskFingerprint:
     """What the model's masks of its training scans are like: the labelled ones, then as many others as it takes."""
     others = plan.unlabelled[:: max(1, len(plan.unlabelled) // PORTRAYED)]
     masks = []

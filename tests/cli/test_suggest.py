@@ -18,7 +18,7 @@ from tests.datasets import write_dataset
 from tests.trainer.tiny import phantoms, recipe_of, trained
 from trainer.errors import RunError
 from trainer.first_scans import MEASURED
-from trainer.suggestion import Committee, caution, committee_of, unlabelled_of, votes
+from trainer.suggestion import VotingNetworks, caution, committee_of, unlabelled_of, votes
 
 AFFINE = np.eye(4)
 
@@ -72,7 +72,9 @@ def test_disagreement_is_one_minus_dice_over_pairs_and_segments(data: Dataset, r
     arrays[0][:2] = first.label
     arrays[1][:2] = first.label
     arrays[2][1:3] = first.label  # Dice 1/2 with the other two
-    committee = Committee(dict(zip("abc", (Says(manifest.segments, a) for a in arrays), strict=True)), "", manifest)  # type: ignore[arg-type]
+    committee = VotingNetworks(
+        dict(zip("abc", (Says(manifest.segments, a) for a in arrays), strict=True)), "", manifest
+    )  # type: ignore[arg-type]
     (vote,) = votes(committee, data, [next(iter(data.cases))])
     assert vote.by_segment[first.name] == pytest.approx((0 + 0.5 + 0.5) / 3)
     assert math.isnan(vote.by_segment[second.name]), "nobody finds it"

@@ -54,7 +54,7 @@ def test_a_voxel_between_two_classes_is_ambiguous_for_any_number_of_classes(
     for step in (0, 50, 99):
         for student, ambiguous in ((Says(3.0, 3.0, *others), True), (Says(3.0, 0.0, *others), False)):
             networks = {"student": student, "teacher": teacher}
-            loss = method.consistency(networks, student(images), images, method.turn(step))
+            loss = method.consistency(networks, student(images), images, method.step_plan(step))
             assert (float(loss.detach()) > 0) is ambiguous
 
 
@@ -62,7 +62,7 @@ def test_a_certain_student_has_no_ambiguous_voxel_and_a_loss_of_zero() -> None:
     method = acmt(noise=0.0)
     networks = {"student": Says(9.0, 0.0, 0.0), "teacher": Says(0.0, 9.0, 0.0)}
     images = torch.zeros(2, 1, 4, 4, 4)
-    value = method.consistency(networks, networks["student"](images), images, method.turn(0))
+    value = method.consistency(networks, networks["student"](images), images, method.step_plan(0))
     assert float(value.detach()) == 0.0
     value.backward()
     grad = networks["student"].logits.grad
@@ -75,10 +75,10 @@ def test_an_uncertain_student_has_to_agree_on_the_mean_over_the_channels() -> No
     networks = {"student": Says(0.1, 0.0, 0.0), "teacher": Says(0.0, 2.0, 0.0)}
     images = torch.zeros(2, 1, 4, 4, 4)
     p, q = (torch.softmax(n.logits.detach().flatten(), dim=0) for n in networks.values())
-    entropy = method.consistency(networks, networks["student"](images), images, method.turn(0))
+    entropy = method.consistency(networks, networks["student"](images), images, method.step_plan(0))
     assert float(entropy.detach()) == pytest.approx(float((p - q).pow(2).mean()), rel=1e-5)
     uncertainty = acmt(noise=0.0, selection="model_uncertainty")
-    value = uncertainty.consistency(networks, networks["student"](images), images, method.turn(0))
+    value = uncertainty.consistency(networks, networks["student"](images), images, method.step_plan(0))
     assert float(value.detach()) == pytest.approx(float((p - q).pow(2).sum()), rel=1e-5), "as released: a sum"
 
 
@@ -89,10 +89,10 @@ def test_each_selection_teaches_the_student_alone(selection: str) -> None:
     networks = method.build()
     torch.manual_seed(1)
     networks["teacher"] = method.build()["teacher"]
-    turn = method.turn(0)
-    method.prepare(networks, turn)
+    step_plan = method.step_plan(0)
+    method.prepare(networks, step_plan)
     images = batch_of(0, 4).images
-    method.consistency(networks, networks["student"](images), images, turn).backward()
+    method.consistency(networks, networks["student"](images), images, step_plan).backward()
     gradients = [p.grad for p in networks["student"].parameters()]
     assert all(g is not None and bool(torch.isfinite(g).all()) for g in gradients)
     assert max(float(g.abs().max()) for g in gradients if g is not None) > 1e-7
@@ -130,7 +130,7 @@ def test_the_entropy_of_clean_voxels_is_weighted_by_certainty() -> None:
     values = []
     for certainty in (0.0, 1.0, 3.0):
         method = acmt(selection="prototype_error", noise=0.0, certainty=certainty)
-        found = method.consistency(networks, networks["student"](images), images, method.turn(0))
+        found = method.consistency(networks, networks["student"](images), images, method.step_plan(0))
         values.append(float(found.detach()))
     assert values[1] > values[0]
     assert values[2] - values[0] == pytest.approx(3 * (values[1] - values[0]), rel=1e-4)

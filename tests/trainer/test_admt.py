@@ -53,7 +53,7 @@ def test_the_loss_of_the_first_teachers_turns_written_out(conflicts: str) -> Non
     networks = disturbed(method)
     step = next(k for k in range(100) if method.active(k) == "teacher")
     batch = batch_of(2, 3)
-    losses = method.loss(networks, batch, method.turn(step))
+    losses = method.loss(networks, batch, method.step_plan(step))
     strong = batch.views["strong"][2:]
     pseudo, count, decided = written_out(networks, batch.images[2:], strong, 0.45, conflicts == "certain")
     assert 0 < count < 3 * 8**3, "the threshold decides something"
@@ -79,7 +79,7 @@ def test_in_the_second_teachers_turns_boxes_of_patches_change_places_with_all_th
                 assert any(bool(now[row].flatten()[voxel] == value[k].flatten()[voxel]) for k in froms)
     torch.manual_seed(3)
     step = next(k for k in range(100) if method.active(k) == "second_teacher")
-    losses = method.loss(disturbed(method), replace(batch_of(2, 3), views={}), method.turn(step))
+    losses = method.loss(disturbed(method), replace(batch_of(2, 3), views={}), method.step_plan(step))
     assert float(losses["pseudo"]) > 0, "and no strong view is asked for"
 
 
@@ -89,7 +89,7 @@ def test_without_cutmix_the_second_teachers_turns_show_the_patch_as_it_is() -> N
     step = next(k for k in range(100) if method.active(k) == "second_teacher")
     batch = batch_of(2, 3)
     pseudo, *_ = written_out(networks, batch.images[2:], batch.images[2:], 0.45, True)
-    found = method.loss(networks, batch, method.turn(step))["pseudo"]
+    found = method.loss(networks, batch, method.step_plan(step))["pseudo"]
     torch.testing.assert_close(found, pseudo, rtol=1e-4, atol=1e-5)
 
 
@@ -109,14 +109,14 @@ def test_only_the_teacher_whose_turn_it_is_follows_first_as_a_copy() -> None:
     method = admt({"updates": 100, "student": BATCH_NORM}, copied=0.1, decay=0.9)
     networks = disturbed(method)
     for step, decay in ((9, 0.0), (10, 0.0), (12, 0.5), (16, 0.75), (90, 0.9)):
-        turn = method.turn(step)
-        other = {"teacher": "second_teacher", "second_teacher": "teacher"}[turn.stage]
+        step_plan = method.step_plan(step)
+        other = {"teacher": "second_teacher", "second_teacher": "teacher"}[step_plan.stage]
         before = {name: clone(network.state_dict()) for name, network in networks.items()}
-        method.after_update(networks, turn)
+        method.after_update(networks, step_plan)
         assert same_weights(networks[other].state_dict(), before[other])
-        for key, value in networks[turn.stage].state_dict().items():
+        for key, value in networks[step_plan.stage].state_dict().items():
             if value.is_floating_point():
-                wanted = decay * before[turn.stage][key] + (1 - decay) * before["student"][key]
+                wanted = decay * before[step_plan.stage][key] + (1 - decay) * before["student"][key]
                 torch.testing.assert_close(value, wanted, msg=f"{key} at step {step}")
         with torch.no_grad():
             for p in networks["student"].parameters():
@@ -125,7 +125,7 @@ def test_only_the_teacher_whose_turn_it_is_follows_first_as_a_copy() -> None:
 
 def test_where_no_voxel_is_confident_the_term_is_zero() -> None:
     method = admt(weight=1.0, ramp=0.0, threshold=1.0, labelled=2)
-    losses = method.loss(disturbed(method), batch_of(2, 3), method.turn(0))
+    losses = method.loss(disturbed(method), batch_of(2, 3), method.step_plan(0))
     assert float(losses["pseudo"]) == 0.0
     losses["total"].backward()
 

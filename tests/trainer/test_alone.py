@@ -22,7 +22,7 @@ from trainer.methods.mn import MN
 from trainer.methods.mn_2d import MN2D
 from trainer.networks.on_canvas import OnCanvas
 from trainer.networks.sliced import SlicedNetwork
-from trainer.patches import Mixture
+from trainer.patches import BatchComposition
 from trainer.recipe import Recipe
 from trainer.sam import Sam, build_sam
 from trainer.slices import to_slices
@@ -60,10 +60,10 @@ def test_the_2d_network_learns_the_labelled_loss_that_it_has_in_stage_one_of_mn(
     crossed = torch.nn.functional.cross_entropy(logits, labels) / 3  # over the channels, as released
     p, y = torch.softmax(logits, 1), torch.nn.functional.one_hot(labels, 3).movedim(-1, 1)
     dice = 1 - (2 * (p * y).sum((0, 2, 3)) / ((p * p).sum((0, 2, 3)) + (y * y).sum((0, 2, 3)))).mean()
-    turn = method.turn(0)
-    assert turn.mixture == Mixture(4, 0)
-    assert turn.rates == {"student": 1e-3}
-    torch.testing.assert_close(method.loss(networks, batch, turn)["total"], crossed + dice)
+    step_plan = method.step_plan(0)
+    assert step_plan.composition == BatchComposition(4, 0)
+    assert step_plan.rates == {"student": 1e-3}
+    torch.testing.assert_close(method.loss(networks, batch, step_plan)["total"], crossed + dice)
 
 
 def test_it_answers_for_each_slice_by_itself() -> None:
@@ -142,8 +142,8 @@ def test_sam_alone_learns_the_loss_that_it_has_as_a_first_stage() -> None:
     assert isinstance(sam, OnCanvas)
     batch = batch_of(4, 0, side=16)
     batch = batch.__class__(batch.images[..., :8], batch.labels[..., :8], 4, batch.cases, 0)
-    theirs = first.stages()[0].loss({"sam": sam.sam}, batch, first.turn(0))["total"]
-    torch.testing.assert_close(alone.loss(networks, batch, alone.turn(0))["total"], theirs)
+    theirs = first.stages()[0].loss({"sam": sam.sam}, batch, first.step_plan(0))["total"]
+    torch.testing.assert_close(alone.loss(networks, batch, alone.step_plan(0))["total"], theirs)
 
 
 @pytest.mark.parametrize(("grid", "given"), [(None, "concatenate"), (2, "concatenate"), (None, "upsample")])

@@ -92,17 +92,17 @@ def test_every_method_trains_every_student_or_refuses_it_by_name(dataset: Datase
     networks = plan.stages.build()
     last = plan.stages.steps - 1
     for step in (last,) if student == "swinunetr" else (0, last):  # it takes seconds a pass
-        turn = plan.stages.turn(step)
+        step_plan = plan.stages.step_plan(step)
         images = torch.randn((4, 1, *plan.recipe.size()), generator=torch.Generator().manual_seed(1))
         labels = (images[:, 0] > 1).long() + (images[:, 0] > 2)
         where = torch.tensor([0.0, 1.0]).expand(4, 3, 2)
         views = dict.fromkeys(("strong", "stronger"), images + 0.1)
         guides = {"cfr": labels, "atlas": labels, "committee": labels}
-        batch = Batch(images, labels, turn.mixture.labelled, ("scan",) * 4, step, where, guides, views)
+        batch = Batch(images, labels, step_plan.composition.labelled, ("scan",) * 4, step, where, guides, views)
         plan.stages.hand_over(networks, step)
-        plan.stages.prepare(networks, turn, step)
-        plan.stages.loss(networks, batch, turn)["total"].backward()
-        plan.stages.after_update(networks, turn, step)
+        plan.stages.prepare(networks, step_plan, step)
+        plan.stages.loss(networks, batch, step_plan)["total"].backward()
+        plan.stages.after_update(networks, step_plan, step)
     gradients = [p.grad for p in networks["student"].parameters() if p.grad is not None]
     assert gradients
     assert all(bool(torch.isfinite(g).all()) for g in gradients)

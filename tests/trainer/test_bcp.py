@@ -40,9 +40,9 @@ def test_stage_two_pastes_in_both_directions() -> None:
     networks = method.build()
     networks["student"] = watched = Watched(networks["student"])
     batch = batch_of(2, 2)
-    turn = method.turn(0)
-    assert (turn.stage, turn.mixture.labelled, turn.mixture.unlabelled) == ("train", 2, 2)
-    method.loss(networks, batch, turn)
+    step_plan = method.step_plan(0)
+    assert (step_plan.stage, step_plan.composition.labelled, step_plan.composition.unlabelled) == ("train", 2, 2)
+    method.loss(networks, batch, step_plan)
     m = method.paste_mask(batch)
     x = batch.images
     torch.testing.assert_close(watched.seen[0], x[0:1] * m + x[2:3] * (1 - m))  # labelled around unlabelled
@@ -51,12 +51,12 @@ def test_stage_two_pastes_in_both_directions() -> None:
 
 def test_stage_one_pastes_labelled_into_labelled_and_the_teacher_is_the_student() -> None:
     method = bcp({"updates": 10}, pretrain=0.5)
-    assert [method.turn(k).stage for k in range(10)] == ["pretrain"] * 5 + ["train"] * 5
+    assert [method.step_plan(k).stage for k in range(10)] == ["pretrain"] * 5 + ["train"] * 5
     torch.manual_seed(0)
     networks = method.build()
     networks["student"] = watched = Watched(networks["student"])
     batch = batch_of(4, 0)
-    losses = method.loss(networks, batch, method.turn(0))
+    losses = method.loss(networks, batch, method.step_plan(0))
     m = method.paste_mask(batch)
     torch.testing.assert_close(watched.seen[0], batch.images[:2] * m + batch.images[2:] * (1 - m))
     assert float(losses["total"].detach()) > 0
@@ -64,13 +64,13 @@ def test_stage_one_pastes_labelled_into_labelled_and_the_teacher_is_the_student(
     with torch.no_grad():
         for p in networks["student"].parameters():
             p.add_(1.0)
-    method.after_update(networks, method.turn(0))
+    method.after_update(networks, method.step_plan(0))
     assert same_weights(networks["teacher"].state_dict(), networks["student"].state_dict())
     old = clone(networks["teacher"].state_dict())
     with torch.no_grad():
         for p in networks["student"].parameters():
             p.add_(1.0)
-    method.after_update(networks, method.turn(7))
+    method.after_update(networks, method.step_plan(7))
     for name, value in networks["teacher"].state_dict().items():
         torch.testing.assert_close(value, old[name] + 0.01)
 
@@ -96,7 +96,7 @@ def test_pseudo_labels_keep_the_largest_component_of_each_segment() -> None:
     assert largest_component(mask).sum() == 27
     assert not largest_component(np.zeros((3, 3, 3), dtype=bool)).any()
 
-    class Draws(nn.Module):
+    class PatchSampler(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             """Class 1 where the mask is, class 2 on one voxel, else background."""
             out = torch.zeros(1, 3, 8, 8, 8)
@@ -105,11 +105,11 @@ def test_pseudo_labels_keep_the_largest_component_of_each_segment() -> None:
             out[0, 2, 7, 7, 7] = 9
             return out
 
-    found = bcp().pseudo_labels(Draws(), torch.zeros(1, 1, 8, 8, 8))[0]
+    found = bcp().pseudo_labels(PatchSampler(), torch.zeros(1, 1, 8, 8, 8))[0]
     assert int((found == 1).sum()) == 27
     assert int(found[7, 7, 7]) == 2
     assert int(found[0, 0, 0]) == 0
-    whole = bcp(largest_component=False).pseudo_labels(Draws(), torch.zeros(1, 1, 8, 8, 8))[0]
+    whole = bcp(largest_component=False).pseudo_labels(PatchSampler(), torch.zeros(1, 1, 8, 8, 8))[0]
     assert int((whole == 1).sum()) == 28
 
 
@@ -127,7 +127,7 @@ def test_each_direction_teaches_the_student_alone(direction: int, monkeypatch: p
         return out if called[-1] == direction else out.detach()
 
     monkeypatch.setattr(networks["student"], "forward", one_direction)
-    method.loss(networks, batch_of(2, 2), method.turn(0))["total"].backward()
+    method.loss(networks, batch_of(2, 2), method.step_plan(0))["total"].backward()
     assert called == [0, 1]
     assert max(float(p.grad.abs().max()) for p in networks["student"].parameters() if p.grad is not None) > 1e-6
     assert all(p.grad is None for p in networks["teacher"].parameters())
@@ -138,7 +138,7 @@ def test_the_weight_of_pseudo_labels() -> None:
     networks = bcp(pretrain=0.0).build()
     batch = batch_of(2, 2)
     values = [bcp(pretrain=0.0, weight=w) for w in (0.0, 0.5, 1.0)]
-    totals = [float(m.loss(networks, batch, m.turn(0))["total"].detach()) for m in values]
+    totals = [float(m.loss(networks, batch, m.step_plan(0))["total"].detach()) for m in values]
     assert totals[1] - totals[0] == pytest.approx(totals[2] - totals[1], rel=1e-4)
     assert totals[0] < totals[1]
 

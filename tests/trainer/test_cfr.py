@@ -49,23 +49,23 @@ def test_without_weight_on_the_pseudo_labels_the_step_is_the_hosts_own(host: str
     method = cfr(host=host, pseudo_weight=0.0)
     stages, batch = Stages(method), told(method)
     networks = stages.build()
-    turn = stages.turn(batch.step)
+    step_plan = stages.step_plan(batch.step)
     alone = METHODS[host](method.recipe, method.task)
     torch.manual_seed(7)
-    one = stages.loss(networks, batch, turn)["total"]
+    one = stages.loss(networks, batch, step_plan)["total"]
     torch.manual_seed(7)
-    other = alone.loss(networks, batch, turn)["total"]
+    other = alone.loss(networks, batch, step_plan)["total"]
     torch.testing.assert_close(one, other)
 
 
 def test_without_consistency_perfect_pseudo_labels_are_supervision() -> None:
     method = cfr({"updates": 4})
-    method.host.switches = method.host.switches.model_copy(update={"weight": 0.0})
+    method.host.config = method.host.config.model_copy(update={"weight": 0.0})
     stages, batch = Stages(method), told(method)
     networks = stages.build()
     logits, pseudo = networks["student"](batch.images), batch.guides["cfr"][2:]
     expected = supervised_loss(logits[:2], batch.labels[:2], TWO) + supervised_loss(logits[2:], pseudo, TWO)
-    torch.testing.assert_close(stages.loss(networks, batch, stages.turn(batch.step))["total"], expected)
+    torch.testing.assert_close(stages.loss(networks, batch, stages.step_plan(batch.step))["total"], expected)
 
 
 @pytest.mark.parametrize("host", [name for name in METHODS if name not in ("distil", "cfr")])
@@ -78,18 +78,22 @@ def test_the_pseudo_labels_train_the_student_of_every_host(host: str) -> None:
     step = max(
         s
         for s in range(method.steps, stages.steps)
-        if "student" in stages.turn(s).rates and stages.turn(s).mixture.unlabelled and stages.turn(s).mixture.labelled
+        if "student" in stages.step_plan(s).rates
+        and stages.step_plan(s).composition.unlabelled
+        and stages.step_plan(s).composition.labelled
     )
-    turn = stages.turn(step)
-    stages.prepare(networks, turn, step)
-    labelled = turn.mixture.labelled
+    step_plan = stages.step_plan(step)
+    stages.prepare(networks, step_plan, step)
+    labelled = step_plan.composition.labelled
     found = []
     for seed in (1, 2):
-        batch = batch_of(labelled, turn.mixture.unlabelled, step=step)
+        batch = batch_of(labelled, step_plan.composition.unlabelled, step=step)
         pseudo = torch.randint(0, 3, batch.labels.shape, generator=torch.Generator().manual_seed(seed))
         torch.manual_seed(3)
         total = stages.loss(
-            networks, replace(batch, guides={"cfr": pseudo, "atlas": batch.labels, "committee": batch.labels}), turn
+            networks,
+            replace(batch, guides={"cfr": pseudo, "atlas": batch.labels, "committee": batch.labels}),
+            step_plan,
         )["total"]
         weights = [p for p in networks["student"].parameters() if p.requires_grad]
         found.append(torch.autograd.grad(total, weights, allow_unused=True))
@@ -108,8 +112,8 @@ def test_on_the_fly_the_foundation_model_labels_the_patch_itself() -> None:
     method = cfr(pseudo_labels="on_the_fly")
     stages, batch = Stages(method), told(method)
     networks = stages.build()
-    turn = stages.turn(batch.step)
-    stages.prepare(networks, turn, batch.step)
+    step_plan = stages.step_plan(batch.step)
+    stages.prepare(networks, step_plan, batch.step)
     assert not networks["sam"].training
     with torch.no_grad():
         pseudo = torch.softmax(method.on_volumes(networks["sam"])(batch.images[2:]), dim=1).argmax(dim=1)
@@ -117,7 +121,7 @@ def test_on_the_fly_the_foundation_model_labels_the_patch_itself() -> None:
     assert pseudo.dtype == torch.long
     cached, whole = replace(batch, guides={"cfr": torch.cat([batch.labels[:2], pseudo])}), Stages(cfr())
     whole.build()
-    one, other = stages.loss(networks, batch, turn)["total"], whole.loss(networks, cached, turn)["total"]
+    one, other = stages.loss(networks, batch, step_plan)["total"], whole.loss(networks, cached, step_plan)["total"]
     torch.testing.assert_close(one, other)
 
 
@@ -138,18 +142,18 @@ def test_self_training_learns_from_the_foundation_models_labels_in_every_round()
     labels = torch.cat([batch.labels[:2], own_labels])
     for step, rounds in ((first + 1, 0), (first + 5, 1)):
         at = replace(batch, labels=labels, step=step)
-        assert stages.turn(step).mixture.unlabelled == 2
+        assert stages.step_plan(step).composition.unlabelled == 2
         logits = networks["student"](at.images)
         expected = supervised_loss(logits[:2], labels[:2], TWO) + rounds * supervised_loss(logits[2:], own_labels, TWO)
         expected = expected + 0.5 * supervised_loss(logits[2:], at.guides["cfr"][2:], TWO)
-        torch.testing.assert_close(stages.loss(networks, at, stages.turn(step))["total"], expected)
+        torch.testing.assert_close(stages.loss(networks, at, stages.step_plan(step))["total"], expected)
 
 
 def test_a_host_that_never_shows_the_student_the_patches_themselves_is_guided_in_a_pass_of_its_own() -> None:
     method = cfr({"updates": 8}, host="bcp")
     stages, batch = Stages(method), replace(told(method), step=method.steps + 7)
-    networks, turn = stages.build(), stages.turn(batch.step)
-    terms = stages.loss(networks, batch, turn)
+    networks, step_plan = stages.build(), stages.step_plan(batch.step)
+    terms = stages.loss(networks, batch, step_plan)
     expected = supervised_loss(networks["student"](batch.images[2:]), batch.guides["cfr"][2:], TWO)
     torch.testing.assert_close(terms["cfr"], expected.detach())
 
@@ -196,7 +200,7 @@ def test_cached_labels_are_those_of_the_foundation_model(dataset: Dataset, tmp_p
     with pytest.raises(KeyboardInterrupt):
         trained(dataset, recipe, tmp_path / "run", report=stop)
     plan = plan_of(dataset, recipe)
-    found = {p.stem: np.load(p) for p in (tmp_path / "run" / "pseudo" / "3").glob("*.npy")}
+    found = {p.stem: np.load(p) for p in (tmp_path / "run" / "pseudo" / "3" / "cfr").glob("*.npy")}
     assert found.keys() == set(plan.unlabelled)
     networks = plan.stages.build()
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
@@ -223,9 +227,9 @@ def test_the_teacher_of_the_host_follows_its_student() -> None:
     with torch.no_grad():
         for p in networks["student"].parameters():
             p.add_(1.0)
-    stages.after_update(networks, stages.turn(0), 0)
+    stages.after_update(networks, stages.step_plan(0), 0)
     assert not same_weights(networks["student"].state_dict(), networks["teacher"].state_dict()), "not yet"
-    stages.after_update(networks, stages.turn(3), 3)
+    stages.after_update(networks, stages.step_plan(3), 3)
     assert same_weights(networks["student"].state_dict(), networks["teacher"].state_dict()), "its first step copies"
 
 

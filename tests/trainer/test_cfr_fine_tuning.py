@@ -25,25 +25,27 @@ def test_the_foundation_model_learns_first_and_from_labels_alone() -> None:
     stages = Stages(method)
     assert stages.steps == 3 + method.recipe.updates
     for step in range(3):
-        turn = stages.turn(step)
-        assert (set(turn.rates), turn.stage) == ({"sam"}, "fine-tune")
-        assert (turn.mixture.labelled, turn.mixture.unlabelled) == (2, 0)
-    rates = [method.turn(step).rates["sam"] for step in range(3)]
+        step_plan = stages.step_plan(step)
+        assert (set(step_plan.rates), step_plan.stage) == ({"sam"}, "fine-tune")
+        assert (step_plan.composition.labelled, step_plan.composition.unlabelled) == (2, 0)
+    rates = [method.step_plan(step).rates["sam"] for step in range(3)]
     assert rates[0] == 1e-3
     assert rates[2] == pytest.approx(1e-3 * (1 / 3) ** 0.9)
     for step in range(3, stages.steps):
-        turn = stages.turn(step)
-        assert "sam" not in turn.rates
-        assert turn.label == f"mean_teacher-{turn.stage}"
-        assert turn.student_update == step - 3
+        step_plan = stages.step_plan(step)
+        assert "sam" not in step_plan.rates
+        assert step_plan.label == f"mean_teacher-{step_plan.stage}"
+        assert step_plan.student_update == step - 3
 
 
 def test_the_foundation_model_follows_a_schedule_of_its_own() -> None:
     steady = cfr(sam_updates=4, sam_schedule={"kind": "constant"})
     falling = cfr(sam_updates=4, sam_schedule={"kind": "poly"})
-    assert len({steady.turn(step).rates["sam"] for step in range(4)}) == 1
-    rates = [falling.turn(step).rates["sam"] for step in range(4)]
-    assert rates[0] == steady.turn(0).rates["sam"] and rates == sorted(rates, reverse=True) and len(set(rates)) == 4
+    assert len({steady.step_plan(step).rates["sam"] for step in range(4)}) == 1
+    rates = [falling.step_plan(step).rates["sam"] for step in range(4)]
+    assert (
+        rates[0] == steady.step_plan(0).rates["sam"] and rates == sorted(rates, reverse=True) and len(set(rates)) == 4
+    )
 
 
 def test_the_loss_on_canvases_written_out() -> None:
@@ -111,7 +113,7 @@ def test_the_input_strategies(switches: dict[str, Any], shape: tuple[int, ...]) 
     method = cfr(**switches)
     networks, batch = networks_of(method), batch_of(2, 0)
     assert method.canvases(batch)[0].shape == shape
-    total = method.loss(networks, batch, method.turn(0))["total"]
+    total = method.loss(networks, batch, method.step_plan(0))["total"]
     total.backward()
     assert max(float(p.grad.abs().max()) for p in networks["sam"].parameters() if p.grad is not None) > 0
     whole = method.on_volumes(networks["sam"])(batch.images)
@@ -121,12 +123,12 @@ def test_the_input_strategies(switches: dict[str, Any], shape: tuple[int, ...]) 
 def test_the_fine_tuning_reaches_the_adapters_and_leaves_the_students_alone() -> None:
     method = cfr()
     networks = networks_of(method)
-    method.prepare(networks, method.turn(0))
+    method.prepare(networks, method.step_plan(0))
     with torch.no_grad():  # at the start an adapter's first half has no gradient, since its second half is zero
         for name, p in networks["sam"].named_parameters():
             if "_up.weight" in name:
                 p.fill_(0.01)
-    method.loss(networks, batch_of(2, 0), method.turn(0))["total"].backward()
+    method.loss(networks, batch_of(2, 0), method.step_plan(0))["total"].backward()
     adapters = [p.grad for n, p in networks["sam"].named_parameters() if "_down.weight" in n]
     assert len(adapters) == 4
     assert all(g is not None and float(g.abs().max()) > 0 for g in adapters)
@@ -141,7 +143,7 @@ def test_the_foundation_model_learns_by_its_own_optimiser_and_its_weights_are_to
     stages = Stages(method)
     stages.build()
     assert stages.optimiser("sam").kind == "sgd"
-    assert stages.turn(0).rates == {"sam": 0.5}
+    assert stages.step_plan(0).rates == {"sam": 0.5}
     assert stages.optimiser("student") == method.recipe.optimiser
     assert [(w.name, w.licence) for w in stages.pretrained()] == [("tiny-sam", "mit")]
 

@@ -27,7 +27,7 @@ from trainer.errors import RecipeError, TrainingError
 from trainer.methods import make_method
 from trainer.methods.comparative import Comparative, Contrastive, Convergence
 from trainer.methods.method import Task
-from trainer.patches import Batch, Draws, Mixture, PatchSource
+from trainer.patches import Batch, BatchComposition, PatchSampler, PatchSource
 from trainer.slice_similarity import Slices, comparative_loss, contrastive_loss
 from trainer.stages import Stages
 from trainer.targets import ExclusiveClasses
@@ -68,25 +68,27 @@ def encoder_of(method: Comparative, network: nn.Module) -> dict[str, torch.Tenso
 def test_pre_training_draws_pairs_of_crops_from_unlabelled_scans(name: str) -> None:
     method = comparative(name=name)
     for step in range(8):
-        turn = method.turn(step)
-        assert (turn.stage, set(turn.rates)) == ("features" if step < 4 else "output", {"student"})
-        assert turn.mixture == Mixture(0, 0, either=4, crops=2)
-        assert turn.rates["student"] == method.recipe.optimiser.rate
-        assert not turn.judged
-    after = Stages(method).turn(8)
+        step_plan = method.step_plan(step)
+        assert (step_plan.stage, set(step_plan.rates)) == ("features" if step < 4 else "output", {"student"})
+        assert step_plan.composition == BatchComposition(0, 0, either=4, crops=2)
+        assert step_plan.rates["student"] == method.recipe.optimiser.rate
+        assert not step_plan.judged
+    after = Stages(method).step_plan(8)
     assert (after.label, after.judged) == ("supervised-train", True)
-    assert comparative(name=name, unlabelled=0).turn(0).mixture == Mixture(0, 0, either=4, crops=2)
-    assert comparative(name=name, rate=0.5).turn(0).rates["student"] == 0.5
+    assert comparative(name=name, unlabelled=0).step_plan(0).composition == BatchComposition(0, 0, either=4, crops=2)
+    assert comparative(name=name, rate=0.5).step_plan(0).rates["student"] == 0.5
 
 
 def test_pre_training_cuts_all_training_scans_anywhere() -> None:
     cases = {name: case_of(name, (20, 20, 20), seed=k) for k, name in enumerate(("a", "b", "c"))}
     recipe = recipe_for("comparative", {"foreground": 1.0})
-    draws = Draws(recipe, cases, ["a", "b"], ["c"])
-    requests = draws.requests(0, Mixture(0, 0, either=6, crops=2), Mixture(0, 0))
+    draws = PatchSampler(recipe, cases, ["a", "b"], ["c"])
+    requests = draws.requests(0, BatchComposition(0, 0, either=6, crops=2), BatchComposition(0, 0))
     assert sorted(r.case_id for r in requests) == ["a", "a", "b", "b", "c", "c"]
     assert all(r.voxel is None and not r.labelled for r in requests)
-    assert all(r.voxel for r in draws.requests(0, Mixture(2, 0), Mixture(0, 0))), "labels would be followed"
+    assert all(r.voxel for r in draws.requests(0, BatchComposition(2, 0), BatchComposition(0, 0))), (
+        "labels would be followed"
+    )
     source = PatchSource(recipe, cases, 2, "edge")
     assert all(int(source[r]["labels"].sum()) == 0 for r in requests)  # type: ignore[index]
 
@@ -96,8 +98,8 @@ def test_no_label_is_looked_at() -> None:
         method = comparative()
         networks, batch = networks_of(method), placed(step)
         other = Batch(batch.images, torch.ones_like(batch.labels), 0, batch.cases, step, batch.where)
-        turn = method.turn(step)
-        one, two = (float(method.loss(networks, b, turn)["total"].detach()) for b in (batch, other))
+        step_plan = method.step_plan(step)
+        one, two = (float(method.loss(networks, b, step_plan)["total"].detach()) for b in (batch, other))
         assert one == two
 
 
@@ -179,9 +181,9 @@ def test_features_train_the_encoder_and_the_output_trains_the_rest(name: str) ->
     assert encoder
     for step, moved in ((0, encoder), (5, set(student.state_dict()) - encoder)):
         student.zero_grad(set_to_none=True)
-        turn = method.turn(step)
-        method.prepare(networks, turn)
-        method.loss(networks, placed(step), turn)["total"].backward()
+        step_plan = method.step_plan(step)
+        method.prepare(networks, step_plan)
+        method.loss(networks, placed(step), step_plan)["total"].backward()
         found = {n for n, p in student.named_parameters() if p.grad is not None and float(p.grad.abs().max()) > 0}
         weights = {n for n, _ in student.named_parameters() if n.endswith("conv.weight")}
         assert found & weights == moved & weights
@@ -192,8 +194,8 @@ def test_features_train_the_encoder_and_the_output_trains_the_rest(name: str) ->
 def test_the_whole_network_can_be_trained_in_the_second_stage() -> None:
     method = comparative(freeze_encoder=False, space="probabilities")
     networks = networks_of(method)
-    method.prepare(networks, method.turn(5))
-    method.loss(networks, placed(5), method.turn(5))["total"].backward()
+    method.prepare(networks, method.step_plan(5))
+    method.loss(networks, placed(5), method.step_plan(5))["total"].backward()
     first = next(networks["student"].parameters())
     assert first.grad is not None
     assert float(first.grad.abs().max()) > 0
@@ -206,8 +208,8 @@ def test_the_gradient_does_not_grow_with_the_number_of_terms(name: str) -> None:
         for partitions in (2, 4):
             method = comparative(name=name, partitions=partitions, reduction=reduction, space="probabilities")
             networks = networks_of(method)
-            method.prepare(networks, method.turn(6))
-            terms = method.loss(networks, placed(6), method.turn(6))
+            method.prepare(networks, method.step_plan(6))
+            terms = method.loss(networks, placed(6), method.step_plan(6))
             terms["total"].backward()
             gradients = [p.grad.flatten() for p in networks["student"].parameters() if p.grad is not None]
             norms.setdefault(reduction, []).append(float(torch.cat(gradients).norm()))
@@ -221,7 +223,7 @@ def test_probabilities_are_compared_when_told_to() -> None:
     for space in ("logits", "probabilities"):
         method = comparative(space=space)
         networks = networks_of(method)
-        found[space] = float(method.loss(networks, placed(6), method.turn(6))["total"].detach())
+        found[space] = float(method.loss(networks, placed(6), method.step_plan(6))["total"].detach())
     logits = networks["student"](placed(6).images)
     (s,) = method.slices(torch.softmax(logits, dim=1), placed(6))
     loss, terms = method.objective(s)
@@ -232,10 +234,10 @@ def test_probabilities_are_compared_when_told_to() -> None:
 def test_bcp_as_host_begins_with_its_own_first_stage() -> None:
     stages = Stages(comparative({"updates": 20}, then="bcp"))
     networks = stages.build()
-    turn = stages.turn(8)
-    assert (turn.stage, turn.label) == ("pretrain", "bcp-pretrain")
+    step_plan = stages.step_plan(8)
+    assert (step_plan.stage, step_plan.label) == ("pretrain", "bcp-pretrain")
     labelled = batch_of(4, 0, step=8)
-    assert set(stages.loss(networks, labelled, turn)) == {"total", "pasted"}
+    assert set(stages.loss(networks, labelled, step_plan)) == {"total", "pasted"}
 
 
 @pytest.fixture(scope="module")

@@ -39,7 +39,7 @@ def test_the_loss_written_out(on: str, first: int) -> None:
     supervised = sum(supervised_loss(y[:2], batch.labels[:2], method.targets) for y in (a, b))
     crossed = functional.cross_entropy(a[first:], b[first:].argmax(1))
     crossed = crossed + functional.cross_entropy(b[first:], a[first:].argmax(1))
-    torch.testing.assert_close(method.loss(networks, batch, method.turn(3))["total"], supervised + 2.0 * crossed)
+    torch.testing.assert_close(method.loss(networks, batch, method.step_plan(3))["total"], supervised + 2.0 * crossed)
 
 
 def test_the_loss_is_the_same_when_the_two_are_swapped() -> None:
@@ -47,7 +47,7 @@ def test_the_loss_is_the_same_when_the_two_are_swapped() -> None:
     networks = networks_of(method)
     swapped = {"student": networks["second"], "second": networks["student"]}
     batch = batch_of(2, 2)
-    one, other = (method.loss(n, batch, method.turn(0))["total"] for n in (networks, swapped))
+    one, other = (method.loss(n, batch, method.step_plan(0))["total"] for n in (networks, swapped))
     torch.testing.assert_close(one, other)
 
 
@@ -72,7 +72,7 @@ def test_the_crossed_term_teaches_both_networks() -> None:
 
 def test_both_learn_at_the_same_rate_and_one_is_kept() -> None:
     method = cps(export="second")
-    rates = method.turn(2).rates
+    rates = method.step_plan(2).rates
     assert set(rates) == {"student", "second"}
     assert rates["student"] == rates["second"]
     networks = networks_of(method)

@@ -98,11 +98,11 @@ def test_the_two_terms_share_the_loss_and_only_the_student_learns(teacher: Path,
     networks = method.build()
     before = clone(networks["teacher"].state_dict())
     assert same_weights(before, weights_of(teacher)), "it starts as its run left it"
-    turn = method.turn(0)
-    assert set(turn.rates) == {"student"} and turn.mixture.unlabelled == 1
-    method.prepare(networks, turn)
+    step_plan = method.step_plan(0)
+    assert set(step_plan.rates) == {"student"} and step_plan.composition.unlabelled == 1
+    method.prepare(networks, step_plan)
     assert not networks["teacher"].training
-    terms = method.loss(networks, batch_of(1, 1, outputs=outputs), turn)
+    terms = method.loss(networks, batch_of(1, 1, outputs=outputs), step_plan)
     expected = (1 - soft) * float(terms["supervised"]) + soft * float(terms["soft"])
     assert terms["total"].item() == pytest.approx(expected, rel=1e-5)
     terms["total"].backward()
@@ -116,13 +116,13 @@ def test_the_unlabelled_patches_are_taught_too(teacher: Path) -> None:
     method = distil(teacher, outputs, soft=1.0)
     networks = method.build()
     batch = batch_of(1, 1, outputs=outputs)
-    before = float(method.loss(networks, batch, method.turn(0))["soft"])
+    before = float(method.loss(networks, batch, method.step_plan(0))["soft"])
     batch.images[1] += 1.0
-    assert float(method.loss(networks, batch, method.turn(0))["soft"]) != before
+    assert float(method.loss(networks, batch, method.step_plan(0))["soft"]) != before
     batch.labels[1] = 1  # nobody looks at these
-    after = method.loss(networks, batch, method.turn(0))
+    after = method.loss(networks, batch, method.step_plan(0))
     batch.labels[1] = 0
-    assert method.loss(networks, batch, method.turn(0))["total"].item() == after["total"].item()
+    assert method.loss(networks, batch, method.step_plan(0))["total"].item() == after["total"].item()
 
 
 def test_a_run_learns_what_its_teacher_knows_and_says_who_that_was(teacher: Path, tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def test_the_supervised_term_written_out(confident: float) -> None:
 
 
 def terms_of(method: Dual, networks: dict[str, nn.Module], batch: Batch, update: int = 4) -> dict[str, Tensor]:
-    return method.loss(networks, batch, method.turn(update))
+    return method.loss(networks, batch, method.step_plan(update))
 
 
 def only(term: str, targets: Targets = TWO, **switches: Any) -> Dual:
@@ -219,7 +219,7 @@ def test_every_unlabelled_term_trains_the_network_that_it_is_for(term: str) -> N
     """T7. In the released code two of the four are constants."""
     method = only(term, teacher="student")
     networks, batch = networks_of(method), batch_of(0, 4)
-    method.prepare(networks, method.turn(3))
+    method.prepare(networks, method.step_plan(3))
     total = terms_of(method, networks, batch, 3)["total"]
     assert float(total.detach().abs()) > 0
     assert slope(total, networks["partner"]) > 1e-7, "the learner"
@@ -242,10 +242,10 @@ def test_who_teaches_makes_the_pseudo_labels_and_who_learns_is_pulled_by_its_own
     better: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method = dual(changes={"updates": 4}, keep_quantile=0.3)
-    networks, batch, turn = networks_of(method), batch_of(2, 2), method.turn(2)
+    networks, batch, step_plan = networks_of(method), batch_of(2, 2), method.step_plan(2)
     learner = "partner" if better == "student" else "student"
     monkeypatch.setattr(method, "roles", lambda probabilities, batch: (better, learner))
-    terms = method.loss(networks, batch, turn)
+    terms = method.loss(networks, batch, step_plan)
     logits, features = method._forward(networks, batch.images)
     p = {name: torch.softmax(y[2:], dim=1) for name, y in logits.items()}
     decided = {name: q.argmax(dim=1) for name, q in p.items()}
@@ -271,13 +271,13 @@ def test_a_part_of_a_batch_without_labels_is_refused() -> None:
 def test_the_uncertainty_term_sees_labelled_patches_only_when_told_to(on: str, expected: bool) -> None:
     method = only("unc", uncertainty_on=on)
     networks, batch = networks_of(method), batch_of(4, 0)
-    turn = method.turn(3)
-    assert ("unc" in method.loss(networks, batch, turn)) or not expected
+    step_plan = method.step_plan(3)
+    assert ("unc" in method.loss(networks, batch, step_plan)) or not expected
     images = batch.images.clone()
     images[:2] += 1.0
     changed = Batch(images, batch.labels, 2, batch.cases, 0)
     plain = Batch(batch.images, batch.labels, 2, batch.cases, 0)
-    one, other = (float(method.loss(networks, b, turn)["unc"]) for b in (plain, changed))
+    one, other = (float(method.loss(networks, b, step_plan)["unc"]) for b in (plain, changed))
     assert (one != other) is expected
 
 

@@ -68,7 +68,7 @@ def test_all_terms_written_out(normalise: bool) -> None:
     method = dualfete(weight=2.0, ramp=0.0, threshold=0.45, cutmix=0.0, normalise=normalise, step=3.0, feedback=1.5)
     networks = disturbed(method)
     batch = batch_of(2, 2)
-    losses = method.loss(networks, batch, method.turn(3))
+    losses = method.loss(networks, batch, method.step_plan(3))
     c1, y1, c2, y2 = decisions(networks, batch)
     pseudo = torch.where(c1 > c2, y1, y2)
     agree = y1 == y2
@@ -113,7 +113,7 @@ def test_trying_a_step_leaves_the_student_where_it_was() -> None:
     method = dualfete(step=100.0)
     networks = disturbed(method)
     before = {key: value.clone() for key, value in networks["student"].state_dict().items()}
-    method.loss(networks, batch_of(2, 2), method.turn(0))
+    method.loss(networks, batch_of(2, 2), method.step_plan(0))
     assert all(torch.equal(value, before[key]) for key, value in networks["student"].state_dict().items())
     assert all(p.grad is None for p in networks["student"].parameters())
 
@@ -142,7 +142,7 @@ def test_right_pseudo_labels_make_a_teacher_more_certain_and_wrong_ones_less() -
     for labels, sign in ((half.labels, 1), (wrong, -1)):
         for k, name in enumerate(TEACHERS):
             networks[name] = Says(labels, 1.0 + k)
-        losses = method.loss(networks, batch, method.turn(0))
+        losses = method.loss(networks, batch, method.step_plan(0))
         assert float(losses["gain/agreement"]) * sign > 0
         less = networks[TEACHERS[0]].sure
         (gradient,) = torch.autograd.grad(losses["total"] - losses["total"].detach(), [less], retain_graph=True)
@@ -154,13 +154,13 @@ def test_right_pseudo_labels_make_a_teacher_more_certain_and_wrong_ones_less() -
 @pytest.mark.parametrize("attributor", ["agreement", "disagreement"])
 def test_an_ablation_tries_one_area_alone(attributor: str) -> None:
     losses = dualfete(attributor=attributor)
-    found = losses.loss(disturbed(losses), batch_of(2, 2), losses.turn(0))
+    found = losses.loss(disturbed(losses), batch_of(2, 2), losses.step_plan(0))
     assert [key for key in found if key.startswith("gain/")] == [f"gain/{attributor}"]
 
 
 def test_without_feedback_no_step_is_tried() -> None:
     method = dualfete(feedback=0.0)
-    found = method.loss(disturbed(method), batch_of(2, 2), method.turn(0))
+    found = method.loss(disturbed(method), batch_of(2, 2), method.step_plan(0))
     assert not any(key.startswith("gain/") for key in found)
 
 

@@ -119,9 +119,11 @@ def test_it_teaches_as_mns_2d_network() -> None:
     images = torch.randn(4, 1, 32, 32, 8)
     batch = batch_of(2, 2, side=8)
     batch = type(batch)(images, (images[:, 0] > 1).long(), 2, batch.cases, 6)
-    turn = next(t for t in map(method.turn, range(method.steps)) if "teacher" in t.rates and t.mixture.unlabelled)
-    method.prepare(networks, turn)
-    method.loss(networks, batch, turn)["total"].backward()
+    step_plan = next(
+        t for t in map(method.step_plan, range(method.steps)) if "teacher" in t.rates and t.composition.unlabelled
+    )
+    method.prepare(networks, step_plan)
+    method.loss(networks, batch, step_plan)["total"].backward()
     assert any(p.grad is not None for n, p in networks["teacher"].named_parameters() if "lora" in n)
 
 

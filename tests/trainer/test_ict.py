@@ -36,7 +36,7 @@ def test_the_loss_written_out(pairs: str, factor: str) -> None:
     student = networks["student"]
     networks["student"] = watched = Watched(student)
     batch = batch_of(2, 3)
-    loss = method.loss(networks, batch, method.turn(5))["total"]
+    loss = method.loss(networks, batch, method.step_plan(5))["total"]
     known, mixed = watched.seen
     assert torch.equal(known, batch.images[:2])
     first, second = PAIRS[pairs]
@@ -80,7 +80,7 @@ def test_only_the_student_learns() -> None:
     method = ict(weight=1.0, ramp=0.0)
     torch.manual_seed(0)
     networks = method.build()
-    method.loss(networks, batch_of(2, 3), method.turn(0))["total"].backward()
+    method.loss(networks, batch_of(2, 3), method.step_plan(0))["total"].backward()
     assert all(p.grad is None for p in networks["teacher"].parameters())
     assert max(float(p.grad.abs().max()) for p in networks["student"].parameters() if p.grad is not None) > 0
 

@@ -125,12 +125,12 @@ def gradients(parts: int, **switches: Any) -> dict[str, torch.Tensor]:
     method = method_of(recipe_of("mn", {"batch": 4}, lrg="fixed", fixed_unlabelled=2, **switches))
     torch.manual_seed(0)
     networks = method.build()
-    turn = next(t for t in map(method.turn, range(method.steps)) if t.stage == "cotrain-student")
+    step_plan = next(t for t in map(method.step_plan, range(method.steps)) if t.stage == "cotrain-student")
     for network in networks.values():
         network.eval()  # what depends on the composition of a batch (batch norm, dropout) aside
     batch = batch_of(2, 2)
     for part in batch.parts(parts):
-        (method.loss(networks, part, turn)["total"] * (len(part) / len(batch))).backward()
+        (method.loss(networks, part, step_plan)["total"] * (len(part) / len(batch))).backward()
     return {n: p.grad for n, p in networks["student"].named_parameters() if p.grad is not None}
 
 

@@ -12,7 +12,7 @@ from torch.nn import functional
 from tests.trainer.tiny import batch_of, method_of, recipe_of
 from trainer.losses import dice_pooled, supervised_loss
 from trainer.methods.mn import MN
-from trainer.patches import Mixture
+from trainer.patches import BatchComposition
 from trainer.targets import ExclusiveClasses, OverlappingRegions
 
 
@@ -120,7 +120,7 @@ def test_on_a_mixed_batch_the_kl_part_is_weighted_by_the_shares_of_the_patches(
     parts = (labelled * kl_mean(logits[:labelled], target[:labelled])) / 5
     parts += ((5 - labelled) * kl_mean(logits[labelled:], target[labelled:])) / 5
     torch.testing.assert_close(
-        mn(weight_dice=0.0, loss=loss).mixed_loss(logits, target, labelled, Mixture(labelled, 5 - labelled)),
+        mn(weight_dice=0.0, loss=loss).mixed_loss(logits, target, labelled, BatchComposition(labelled, 5 - labelled)),
         channels * parts,
     )
 
@@ -138,7 +138,7 @@ def test_the_weighted_loss_is_equation_5_to_the_letter(labelled: int) -> None:
         pairs = list(zip(y.flatten().tolist(), p.flatten().tolist(), strict=True))
         apart = sum(float(a * math.log(a / b)) for a, b in pairs if a > 0)
         expected += count / 5 * (apart / (count * voxels) + float(dice_pooled(p, y)))
-    value = mn(loss="weighted").mixed_loss(logits, target, labelled, Mixture(labelled, 5 - labelled))
+    value = mn(loss="weighted").mixed_loss(logits, target, labelled, BatchComposition(labelled, 5 - labelled))
     assert float(value) == pytest.approx(expected, rel=1e-5)
 
 
@@ -146,8 +146,8 @@ def test_one_dice_over_the_batch_is_not_the_weighted_mean_of_two() -> None:
     logits, labels = logits_and_labels(5, 3)
     logits[2:, 0] += 3  # the unlabelled patches hold mostly background
     target = torch.cat([one_hot(labels[:2], 3), torch.softmax(logits.flip(0)[2:], dim=1)])
-    pooled = mn(weight_kl=0.0, loss="pooled").mixed_loss(logits, target, 2, Mixture(2, 3))
-    weighted = mn(weight_kl=0.0, loss="weighted").mixed_loss(logits, target, 2, Mixture(2, 3))
+    pooled = mn(weight_kl=0.0, loss="pooled").mixed_loss(logits, target, 2, BatchComposition(2, 3))
+    weighted = mn(weight_kl=0.0, loss="weighted").mixed_loss(logits, target, 2, BatchComposition(2, 3))
     soft = torch.softmax(logits, dim=1)
     torch.testing.assert_close(pooled, dice_pooled(soft, target))
     torch.testing.assert_close(
@@ -162,7 +162,7 @@ def test_the_weights_of_the_two_terms_are_the_recipes() -> None:
     kl = kl_mean(logits, target)
     dice = dice_pooled(torch.softmax(logits, dim=1), target)
     torch.testing.assert_close(
-        mn(weight_kl=2.0, weight_dice=3.0).mixed_loss(logits, target, 2, Mixture(2, 0)), 2 * kl + 3 * dice
+        mn(weight_kl=2.0, weight_dice=3.0).mixed_loss(logits, target, 2, BatchComposition(2, 0)), 2 * kl + 3 * dice
     )
 
 
@@ -176,10 +176,10 @@ def test_each_term_of_m_and_n_teaches_the_network_whose_turn_it_is(
     method = method_of(recipe_of("mn", weight_kl=weights[0], weight_dice=weights[1], **fixed))
     torch.manual_seed(0)
     networks = method.build()
-    turn = next(t for t in map(method.turn, range(method.steps)) if t.stage == f"cotrain-{learner}")
-    assert (turn.mixture.labelled, turn.mixture.unlabelled) == (labelled, unlabelled)
-    method.prepare(networks, turn)
-    method.loss(networks, batch_of(labelled, unlabelled), turn)["total"].backward()
+    step_plan = next(t for t in map(method.step_plan, range(method.steps)) if t.stage == f"cotrain-{learner}")
+    assert (step_plan.composition.labelled, step_plan.composition.unlabelled) == (labelled, unlabelled)
+    method.prepare(networks, step_plan)
+    method.loss(networks, batch_of(labelled, unlabelled), step_plan)["total"].backward()
     gradients = [p.grad for p in networks[learner].parameters() if p.requires_grad]
     # The biases before a normalisation have a gradient of zero; every weight has one that is not.
     assert all(g is not None and bool(torch.isfinite(g).all()) for g in gradients)
@@ -191,8 +191,8 @@ def test_each_term_of_mean_teacher_teaches_the_student(term: str) -> None:
     method = method_of(recipe_of("mean_teacher", weight=1.0, ramp=0.0))
     torch.manual_seed(0)
     networks = method.build()
-    turn = method.turn(0)
-    method.prepare(networks, turn)
+    step_plan = method.step_plan(0)
+    method.prepare(networks, step_plan)
     batch = batch_of(1, 1)
     if term == "supervised":
         batch.images[1:] = 0  # nothing to be inconsistent about
@@ -200,7 +200,7 @@ def test_each_term_of_mean_teacher_teaches_the_student(term: str) -> None:
     else:
         torch.manual_seed(1)
         networks["teacher"] = method.build()["teacher"]  # another network, so that the two disagree
-    losses = method.loss(networks, batch, turn)
+    losses = method.loss(networks, batch, step_plan)
     value = (
         losses["total"]
         if term == "supervised"

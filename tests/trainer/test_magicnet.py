@@ -36,19 +36,19 @@ def test_the_location_head_has_the_papers_size() -> None:
 
 def test_the_terms_add_up_and_each_branch_can_be_left_out() -> None:
     method = magicnet(weight=2.0, ramp=0.0)
-    losses = method.loss(networks_of(method), batch_of(2, 2, side=16), method.turn(0))
+    losses = method.loss(networks_of(method), batch_of(2, 2, side=16), method.step_plan(0))
     expected = losses["supervised"] + 0.1 * losses["location"] + 2.0 * losses["pseudo"]
     torch.testing.assert_close(losses["total"].detach(), expected)
     for switch, gone in (("cross", "pseudo"), ("within", "location")):
         method = magicnet(**{switch: False})
-        losses = method.loss(networks_of(method), batch_of(2, 2, side=16), method.turn(0))
+        losses = method.loss(networks_of(method), batch_of(2, 2, side=16), method.step_plan(0))
         assert gone not in losses
 
 
 def test_telling_places_teaches_the_encoder_and_the_head() -> None:
     method = magicnet(location=1.0)
     networks = networks_of(method)
-    method.prepare(networks, method.turn(0))
+    method.prepare(networks, method.step_plan(0))
     _, location = method.read_cubes(networks, batch_of(2, 2, side=16).images)
     location.backward()
     deepest = networks["student"].get_submodule(method._deepest())
@@ -62,10 +62,10 @@ def test_labels_teach_through_each_branch(branch: str) -> None:
     networks = networks_of(method)
     batch = batch_of(4, 0, side=16)
     torch.manual_seed(3)
-    total = method.loss(networks, batch, method.turn(0))["total"]
+    total = method.loss(networks, batch, method.step_plan(0))["total"]
     plain = magicnet(weight=0.0, location=0.0, cross=False, within=False)
     torch.manual_seed(3)
-    alone = plain.loss(networks, batch, plain.turn(0))["total"]
+    alone = plain.loss(networks, batch, plain.step_plan(0))["total"]
     of_branch = total if branch == "plain" else total - alone
     gradients = torch.autograd.grad(of_branch, list(networks["student"].parameters()), allow_unused=True)
     assert max(float(g.abs().max()) for g in gradients if g is not None) > 1e-6
@@ -81,7 +81,7 @@ def test_the_pseudo_label_of_a_crossed_patch_alone_teaches_the_student() -> None
     for weight in (1.0, 0.0):
         torch.manual_seed(3)  # the same noise and the same orders of cubes
         chosen = magicnet(weight=weight, ramp=0.0, location=0.0, within=False)
-        totals.append(chosen.loss(networks, batch, chosen.turn(0))["total"])
+        totals.append(chosen.loss(networks, batch, chosen.step_plan(0))["total"])
     pseudo = totals[0] - totals[1]
     assert float(pseudo.detach()) > 0
     gradients = torch.autograd.grad(pseudo, list(networks["student"].parameters()), allow_unused=True)
@@ -147,7 +147,7 @@ def test_class_counts_are_renewed_as_often_as_asked_for() -> None:
     for update in range(6):
         location.see(torch.full((3,), 1 + update))
         before = float(location.counted.sum())
-        method.after_update(networks, method.turn(update))
+        method.after_update(networks, method.step_plan(update))
         renewed.append(float(location.counted.sum()) > before)
     assert renewed == [False, False, True, False, False, True]
 
@@ -159,14 +159,14 @@ def test_frequent_classes_follow_the_cubes_and_rare_ones_the_teacher(blend: bool
     location = networks["location"]
     assert isinstance(location, Location)
     location.counted.copy_(torch.tensor([100.0, 50.0, 0.0]))
-    turn = method.turn(5)
+    step_plan = method.step_plan(5)
     images = torch.zeros(1, 1, 2, 2, 2)
     for said, expected in ((0, 1), (2, 2)):  # the teacher's class, the blended one; the cubes say 1
         logits = [0.0, 0.0, 0.0]
         logits[said] = 5.0
         networks["teacher"] = Says(*logits)
         within = Says(0.0, 9.0, 0.0)(images)
-        found = method.pseudo_labels(networks, images, within, turn)
+        found = method.pseudo_labels(networks, images, within, step_plan)
         assert set(found.unique().tolist()) == {expected if blend else said}
 
 

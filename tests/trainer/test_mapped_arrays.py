@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from tests.trainer.tiny import phantoms, recipe_of
+from trainer.batch_stream import prepared
 from trainer.cases import PreparedCase
-from trainer.feed import prepared
 from trainer.mapped_arrays import ArrayFile, by_name, by_value, map_array
-from trainer.patches import Draws, Mixture, PatchSource, batches
+from trainer.patches import BatchComposition, PatchSampler, PatchSource, batches
 from trainer.plan import make_plan
 
 
@@ -63,8 +63,8 @@ def test_worker_that_is_started_anew_makes_the_same_patches(tmp_path: Path, monk
     plan = make_plan(dataset, make_split(dataset, labelled=2), recipe)
     cases = prepared(plan, tmp_path / "cache", None)
     source = PatchSource(recipe, cases, 2, "constant")
-    draws = Draws(recipe, cases, plan.split.labelled, plan.unlabelled)
-    steps = [draws.requests(step, Mixture(1, 1), Mixture(step, step)) for step in range(2)]
+    draws = PatchSampler(recipe, cases, plan.split.labelled, plan.unlabelled)
+    steps = [draws.requests(step, BatchComposition(1, 1), BatchComposition(step, step)) for step in range(2)]
     alone = list(batches(source, steps, 0, 0, False))
     before = multiprocessing.get_start_method()
     multiprocessing.set_start_method("spawn", force=True)

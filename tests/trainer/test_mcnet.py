@@ -52,7 +52,7 @@ def test_the_loss_and_its_gradient_written_out(count: int, detach: bool) -> None
             sharp = p[j] ** 2 / (p[j] ** 2 + (1 - p[j]) ** 2)
             if i != j:
                 expected = expected + 2.0 * ((p[i] - (sharp.detach() if detach else sharp)) ** 2).mean()
-    loss = method.loss(networks, batch, method.turn(0))["total"]
+    loss = method.loss(networks, batch, method.step_plan(0))["total"]
     torch.testing.assert_close(loss, expected, rtol=1e-4, atol=1e-6)
     weights = list(decoders.parameters())
     for one, other in zip(torch.autograd.grad(loss, weights), torch.autograd.grad(expected, weights), strict=True):
@@ -110,7 +110,7 @@ def test_the_decoders_see_the_features_of_one_call_of_the_encoder(student: dict[
 
             leaf.register_forward_hook(count)
     batch = batch_of(1, 1, side=32)
-    method.loss(networks, batch, method.turn(0))["total"].backward()
+    method.loss(networks, batch, method.step_plan(0))["total"].backward()
     assert calls
     assert set(calls.values()) == {1}, {k: v for k, v in calls.items() if v > 1}
     once = decoders.network(batch.images)

@@ -35,14 +35,14 @@ def disturb(network: nn.Module) -> None:
 def test_equal_networks_without_noise_agree() -> None:
     method = mean_teacher(noise=0.0)
     networks = networks_of(method)
-    losses = method.loss(networks, batch_of(2, 2), method.turn(0))
+    losses = method.loss(networks, batch_of(2, 2), method.step_plan(0))
     assert float(losses["consistency"]) == 0.0
     assert torch.equal(losses["total"], losses["supervised"])
 
 
 def test_noise_on_the_teachers_input_makes_them_disagree() -> None:
     method = mean_teacher(noise=0.5)
-    assert float(method.loss(networks_of(method), batch_of(2, 2), method.turn(0))["consistency"]) > 1e-7
+    assert float(method.loss(networks_of(method), batch_of(2, 2), method.step_plan(0))["consistency"]) > 1e-7
 
 
 def test_the_noise_is_cut_at_twice_its_spread() -> None:
@@ -58,7 +58,7 @@ def test_the_loss_is_supervised_plus_weighted_consistency(on: str, first: int) -
     networks = networks_of(method)
     disturb(networks["teacher"])
     batch = batch_of(2, 2)
-    losses = method.loss(networks, batch, method.turn(5))
+    losses = method.loss(networks, batch, method.step_plan(5))
     logits = networks["student"](batch.images)
     supervised = supervised_loss(logits[:2], batch.labels[:2], method.targets)
     p, q = torch.softmax(logits, dim=1), torch.softmax(networks["teacher"](batch.images), dim=1)
@@ -83,7 +83,7 @@ def test_the_moving_average_is_the_papers_at_updates_0_1_and_99() -> None:
         networks = networks_of(method)
         disturb(networks["teacher"])
         old, new = clone(networks["teacher"].state_dict()), clone(networks["student"].state_dict())
-        method.after_update(networks, method.turn(update))
+        method.after_update(networks, method.step_plan(update))
         for name, value in networks["teacher"].state_dict().items():
             torch.testing.assert_close(value, a * old[name] + (1 - a) * new[name])
         assert same_weights(new, networks["student"].state_dict()), "the student is not moved"
@@ -92,7 +92,7 @@ def test_the_moving_average_is_the_papers_at_updates_0_1_and_99() -> None:
 def test_only_the_student_gets_gradients() -> None:
     method = mean_teacher(consistency_on="all")
     networks = networks_of(method)
-    method.loss(networks, batch_of(2, 2), method.turn(0))["total"].backward()
+    method.loss(networks, batch_of(2, 2), method.step_plan(0))["total"].backward()
     assert all(p.grad is None and not p.requires_grad for p in networks["teacher"].parameters())
     assert all(p.grad is not None for p in networks["student"].parameters())
 
@@ -100,7 +100,7 @@ def test_only_the_student_gets_gradients() -> None:
 def test_both_networks_train_with_dropout_as_in_the_papers() -> None:
     method = mean_teacher({"student": BATCH_NORM})
     networks = networks_of(method)
-    method.prepare(networks, method.turn(0))
+    method.prepare(networks, method.step_plan(0))
     assert all(m.training for network in networks.values() for m in network.modules())
 
 
@@ -116,7 +116,7 @@ def test_buffers_are_averaged_only_when_asked(averaged: bool) -> None:
     assert means
     assert counts
     old = clone(teacher)
-    method.after_update(networks, method.turn(1))
+    method.after_update(networks, method.step_plan(1))
     for name in means:
         expected = 0.5 * old[name] + 0.5 * student[name] if averaged else old[name]
         torch.testing.assert_close(teacher[name], expected)
@@ -145,13 +145,13 @@ def test_the_mixture_is_half_and_half_or_the_recipes(
     batch: int, labelled: int | None, unlabelled_scans: int, mixture: tuple[int, int]
 ) -> None:
     method = mean_teacher({"batch": batch}, unlabelled=unlabelled_scans, labelled=labelled)
-    turn = method.turn(3)
-    assert (turn.mixture.labelled, turn.mixture.unlabelled) == mixture
+    step_plan = method.step_plan(3)
+    assert (step_plan.composition.labelled, step_plan.composition.unlabelled) == mixture
 
 
 def test_without_unlabelled_patches_the_loss_is_the_supervised_one() -> None:
     method = mean_teacher({"batch": 2}, unlabelled=0)
-    losses = method.loss(networks_of(method), batch_of(2, 0), method.turn(0))
+    losses = method.loss(networks_of(method), batch_of(2, 0), method.step_plan(0))
     assert set(losses) == {"total", "supervised"}
 
 
@@ -162,10 +162,10 @@ def test_parts_of_a_batch_weigh_each_term_as_the_whole_batch_does(labelled: int,
     method = mean_teacher(noise=0.0, weight=3.0, ramp=0.0, labelled=labelled, consistency_on=on)
     networks = networks_of(method)
     disturb(networks["teacher"])
-    batch, turn = batch_of(labelled, 4 - labelled), method.turn(5)
-    whole = method.loss(networks, batch, turn)
+    batch, step_plan = batch_of(labelled, 4 - labelled), method.step_plan(5)
+    whole = method.loss(networks, batch, step_plan)
     # Cross-entropy and consistency are means over patches, so they add up; the Dice part is pooled over each part.
-    terms = [(len(part) / len(batch), method.loss(networks, part, turn), part) for part in batch.parts(parts)]
+    terms = [(len(part) / len(batch), method.loss(networks, part, step_plan), part) for part in batch.parts(parts)]
     assert all(bool(torch.isfinite(losses["total"])) for _, losses, _ in terms), "a part may hold no labelled patch"
     consistency = sum(share * losses.get("consistency", torch.tensor(0.0)) for share, losses, _ in terms)
     torch.testing.assert_close(consistency, whole["consistency"])
@@ -186,7 +186,7 @@ def test_parts_of_a_batch_weigh_each_term_as_the_whole_batch_does(labelled: int,
 @pytest.mark.parametrize(("batch", "labelled"), [(1, None), (2, 2), (4, 9)])
 def test_a_batch_without_a_place_for_unlabelled_patches_is_refused(batch: int, labelled: int | None) -> None:
     with pytest.raises(RecipeError, match="leave no place for unlabelled ones"):
-        mean_teacher({"batch": batch}, labelled=labelled).turn(0)
+        mean_teacher({"batch": batch}, labelled=labelled).step_plan(0)
 
 
 @pytest.mark.parametrize("switches", [{"wieght": 1}, {"decay": 1.0}, {"weight": -1}, {"export": "both"}])

@@ -46,32 +46,35 @@ def test_the_stages_have_the_papers_lengths() -> None:
     method = paper()
     assert method.epochs == (500, 3500)
     assert method.steps == 8 * (500 + 2 * 3500)
-    assert method.turn(3999).stage == "labelled"
-    assert set(method.turn(3999).rates) == {"student", "teacher"}
-    stages = [method.turn(4000 + 8 * k).stage for k in range(4)]
+    assert method.step_plan(3999).stage == "labelled"
+    assert set(method.step_plan(3999).rates) == {"student", "teacher"}
+    stages = [method.step_plan(4000 + 8 * k).stage for k in range(4)]
     assert stages == ["cotrain-teacher", "cotrain-student"] * 2
 
 
 def test_the_student_gets_the_recipes_updates_and_the_teacher_as_many() -> None:
     method = mn({"updates": 40}, iterations=4, stage1=0.3)
-    turns = [method.turn(step) for step in range(method.steps)]
-    of_student = [turn.student_update for turn in turns if "student" in turn.rates]
+    step_plans = [method.step_plan(step) for step in range(method.steps)]
+    of_student = [step_plan.student_update for step_plan in step_plans if "student" in step_plan.rates]
     assert of_student == list(range(40))
-    assert sum("teacher" in turn.rates for turn in turns) == 40
+    assert sum("teacher" in step_plan.rates for step_plan in step_plans) == 40
 
 
 def test_with_a_fixed_2d_network_only_the_student_learns_after_stage_1() -> None:
     method = mn({"updates": 40}, iterations=4, stage1=0.3, cotrain="fixed2d")
     assert method.steps == 40
-    turns = [method.turn(step) for step in range(40)]
-    assert [turn.student_update for turn in turns] == list(range(40))
-    assert all(set(turn.rates) == ({"student", "teacher"} if k < 12 else {"student"}) for k, turn in enumerate(turns))
+    step_plans = [method.step_plan(step) for step in range(40)]
+    assert [step_plan.student_update for step_plan in step_plans] == list(range(40))
+    assert all(
+        set(step_plan.rates) == ({"student", "teacher"} if k < 12 else {"student"})
+        for k, step_plan in enumerate(step_plans)
+    )
 
 
 @pytest.mark.parametrize(("share", "stages"), [(0.0, {"cotrain-teacher", "cotrain-student"}), (1.0, {"labelled"})])
 def test_either_stage_may_be_left_out(share: float, stages: set[str]) -> None:
     method = mn(stage1=share)
-    assert {method.turn(step).stage for step in range(method.steps)} == stages
+    assert {method.step_plan(step).stage for step in range(method.steps)} == stages
 
 
 def test_updates_that_are_not_whole_epochs_are_refused_before_anything_is_read() -> None:
@@ -98,14 +101,16 @@ def test_the_mixture_follows_the_rate_of_the_turn(batch: int, epochs: int, rule:
     method = mn({"batch": batch, "updates": 2 * epochs, "optimiser": {"rate": 0.5}}, stage1=0.0, lrg=rule)
     seen = []
     for epoch in range(epochs):
-        turn = method.turn(2 * (2 * epoch + 1))  # the student's part
-        assert turn.stage == "cotrain-student"
-        assert turn.mixture == method.turn(4 * epoch).mixture, "both networks of an epoch see the same mixture"
-        assert turn.mixture.labelled + turn.mixture.unlabelled == batch
+        step_plan = method.step_plan(2 * (2 * epoch + 1))  # the student's part
+        assert step_plan.stage == "cotrain-student"
+        assert step_plan.composition == method.step_plan(4 * epoch).composition, (
+            "both networks of an epoch see the same mixture"
+        )
+        assert step_plan.composition.labelled + step_plan.composition.unlabelled == batch
         if rule == "lr":
-            exact = (0.5 - turn.rates["student"]) / 0.5 * batch  # Eq. 10 with eta_end = 0
-            assert turn.mixture.unlabelled == math.floor(exact + 1e-6)
-        seen.append(turn.mixture.unlabelled)
+            exact = (0.5 - step_plan.rates["student"]) / 0.5 * batch  # Eq. 10 with eta_end = 0
+            assert step_plan.composition.unlabelled == math.floor(exact + 1e-6)
+        seen.append(step_plan.composition.unlabelled)
     assert seen[0] == 0
     assert seen == sorted(seen)
     assert method.unlabelled_in_batch(epochs, 0) == batch, "eta = eta_end would be (0, B)"
@@ -113,27 +118,33 @@ def test_the_mixture_follows_the_rate_of_the_turn(batch: int, epochs: int, rule:
 
 def test_fixed_sampling_keeps_its_mixture() -> None:
     method = mn({"batch": 5}, lrg="fixed", fixed_unlabelled=3)
-    mixtures = {method.turn(s).mixture.unlabelled for s in range(method.steps) if method.turn(s).stage != "labelled"}
+    mixtures = {
+        method.step_plan(s).composition.unlabelled
+        for s in range(method.steps)
+        if method.step_plan(s).stage != "labelled"
+    }
     assert mixtures == {3}
 
 
 def test_uniform_sampling_draws_scans_as_often_as_there_are() -> None:
     method = mn({"batch": 8, "updates": 2000}, stage1=0.0, lrg="uniform", unlabelled=12)
-    drawn = [method.turn(step).mixture.unlabelled for step in range(method.steps)]
+    drawn = [method.step_plan(step).composition.unlabelled for step in range(method.steps)]
     assert sum(drawn) / (8 * len(drawn)) == pytest.approx(12 / 16, abs=0.02)
-    assert drawn == [method.turn(step).mixture.unlabelled for step in range(method.steps)], "a function of the step"
+    assert drawn == [method.step_plan(step).composition.unlabelled for step in range(method.steps)], (
+        "a function of the step"
+    )
 
 
 def test_without_unlabelled_scans_every_batch_is_labelled() -> None:
     method = mn({"batch": 4}, unlabelled=0, lrg="fixed")
-    assert {method.turn(step).mixture.unlabelled for step in range(method.steps)} == {0}
+    assert {method.step_plan(step).composition.unlabelled for step in range(method.steps)} == {0}
 
 
 def test_pseudo_masks_of_whole_scans_are_renewed_at_the_papers_epochs_before_the_students_part() -> None:
     method = paper()
     steps = [step for step in range(0, method.steps, 8) if method.refreshes_foreground(step)]
-    assert [method.turn(step).student_update // 8 for step in steps] == [500, 1000, 1500, 2000, 3000]
-    assert {method.turn(step).stage for step in steps} == {"cotrain-student"}
+    assert [method.step_plan(step).student_update // 8 for step in steps] == [500, 1000, 1500, 2000, 3000]
+    assert {method.step_plan(step).stage for step in steps} == {"cotrain-student"}
 
 
 # --- what each learns from ----------------------------------------------------------------------------------------
@@ -141,7 +152,9 @@ def test_pseudo_masks_of_whole_scans_are_renewed_at_the_papers_epochs_before_the
 
 def turn_of(method: MN, stage: str, unlabelled: int) -> Any:
     return next(
-        t for t in map(method.turn, range(method.steps)) if t.stage == stage and t.mixture.unlabelled == unlabelled
+        t
+        for t in map(method.step_plan, range(method.steps))
+        if t.stage == stage and t.composition.unlabelled == unlabelled
     )
 
 
@@ -149,9 +162,9 @@ def turn_of(method: MN, stage: str, unlabelled: int) -> Any:
 def test_the_network_that_teaches_gets_no_gradient_and_is_in_evaluation_mode(learner: str, other: str) -> None:
     method = mn(lrg="fixed", fixed_unlabelled=1)
     networks = method.build()
-    turn = turn_of(method, f"cotrain-{learner}", 1)
-    method.prepare(networks, turn)
-    method.loss(networks, batch_of(1, 1), turn)["total"].backward()
+    step_plan = turn_of(method, f"cotrain-{learner}", 1)
+    method.prepare(networks, step_plan)
+    method.loss(networks, batch_of(1, 1), step_plan)["total"].backward()
     assert all(p.grad is None for p in networks[other].parameters())
     assert not any(m.training for m in networks[other].modules())
     assert networks[learner].training
@@ -212,15 +225,15 @@ def test_the_values_of_an_unlabelled_patchs_labels_do_not_reach_the_loss(learner
     networks = method.build()
     for network in networks.values():
         network.eval()
-    turn = turn_of(method, f"cotrain-{learner}", 1)
+    step_plan = turn_of(method, f"cotrain-{learner}", 1)
     batch = batch_of(1, 1)
-    before = method.loss(networks, batch, turn)["total"]
+    before = method.loss(networks, batch, step_plan)["total"]
     labels = batch.labels.clone()
     labels[1:] = 2
-    after = method.loss(networks, dataclasses.replace(batch, labels=labels), turn)["total"]
+    after = method.loss(networks, dataclasses.replace(batch, labels=labels), step_plan)["total"]
     assert torch.equal(before, after)
     labels[:1] = 2 - labels[:1]
-    assert not torch.equal(before, method.loss(networks, dataclasses.replace(batch, labels=labels), turn)["total"])
+    assert not torch.equal(before, method.loss(networks, dataclasses.replace(batch, labels=labels), step_plan)["total"])
 
 
 class _Recorder(nn.Module):
@@ -243,8 +256,8 @@ def test_a_subset_of_slices_is_the_same_for_image_and_target(axis: int) -> None:
     targets: list[torch.Tensor] = []
     method.mixed_loss = lambda logits, target, *_: targets.append(target) or logits.sum()  # type: ignore
     teacher = _Recorder()
-    turn = method.turn(0)
-    method.loss({"student": method.build_student(), "teacher": teacher}, batch, turn)
+    step_plan = method.step_plan(0)
+    method.loss({"student": method.build_student(), "teacher": teacher}, batch, step_plan)
     images, target = teacher.shown, targets[-1]
     assert images.shape[0] == target.shape[0] == 2 * 3
     depth_of = []
@@ -254,7 +267,7 @@ def test_a_subset_of_slices_is_the_same_for_image_and_target(axis: int) -> None:
         assert torch.equal(wanted.select(axis, k), target[row].argmax(dim=0))
         depth_of.append(k)
     assert depth_of[:3] == depth_of[3:] == sorted(depth_of[:3]), "the same slices of each volume"
-    method.loss({"student": method.build_student(), "teacher": teacher}, dataclasses.replace(batch, step=1), turn)
+    method.loss({"student": method.build_student(), "teacher": teacher}, dataclasses.replace(batch, step=1), step_plan)
     assert not torch.equal(images, teacher.shown), "other slices at another step"
 
 

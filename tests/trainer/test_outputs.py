@@ -81,7 +81,7 @@ def test_the_loss_of_coarser_levels_written_out(student: dict[str, Any], sizes: 
         step = 8 // sizes[level - 1]
         small = functional.interpolate(batch.labels[:, None].float(), scale_factor=1 / step, mode="nearest-exact")
         expected = expected + 0.7 * 0.5**level * supervised_loss(found, small[:, 0].long(), ExclusiveClasses(2))
-    torch.testing.assert_close(stages.loss(networks, batch, stages.turn(0))["total"], expected)
+    torch.testing.assert_close(stages.loss(networks, batch, stages.step_plan(0))["total"], expected)
 
 
 OWN_OUTPUTS = ("urpc", "mcnet", "mn_2d", "cfr_ft")
@@ -117,10 +117,10 @@ def test_deep_supervision_reaches_every_method_that_shows_the_student_labelled_p
     switches: dict[str, Any] = {"partner": {**THREE_LEVELS, "residual_units": 1}} if method == "dual" else {}
     stages = stages_of(method_of(recipe_for(method, changes, **switches)))
     networks = stages.build()
-    turn = stages.turn(0)
-    stages.prepare(networks, turn, 0)
-    batch = batch_of(turn.mixture.labelled, turn.mixture.unlabelled, side=16)
-    assert "deep" in stages.loss(networks, batch, turn)
+    step_plan = stages.step_plan(0)
+    stages.prepare(networks, step_plan, 0)
+    batch = batch_of(step_plan.composition.labelled, step_plan.composition.unlabelled, side=16)
+    assert "deep" in stages.loss(networks, batch, step_plan)
 
 
 def test_a_student_whose_decoder_nobody_knows_is_refused() -> None:
@@ -173,14 +173,14 @@ def test_a_network_from_outside_may_return_several_outputs(dataset: Dataset, tmp
 
 def test_a_method_may_ask_for_a_strong_view_of_each_patch(dataset: Dataset, tmp_path: Path) -> None:
     from trainer.cases import prepare_cases
-    from trainer.patches import Draws, Mixture, PatchSource, batches
+    from trainer.patches import BatchComposition, PatchSampler, PatchSource, batches
 
     brighter = {"gamma_probability": 0.0, "brightness": 2.0, "intensity_probability": 1.0}
     recipe = recipe_of("supervised", {"strong_augmentation": brighter})
     plan = plan_of(dataset, recipe)
     cases = prepare_cases(dataset, plan.split.labelled, plan.unlabelled, plan.segments, plan.preprocessing, tmp_path)
-    draws = Draws(recipe, cases, plan.split.labelled, plan.unlabelled)
-    requests = [draws.requests(0, Mixture(2, 2), Mixture(0, 0))]
+    draws = PatchSampler(recipe, cases, plan.split.labelled, plan.unlabelled)
+    requests = [draws.requests(0, BatchComposition(2, 2), BatchComposition(0, 0))]
     made = {
         views: next(batches(PatchSource(recipe, cases, 2, "edge", views=views), requests, 0, 0, False))
         for views in ((), ("strong",))

@@ -150,7 +150,7 @@ def test_every_change_that_the_documentation_gives_is_one_that_the_recipe_takes(
 @pytest.mark.parametrize(("name", "weight"), [("la_dual", 0.0), ("pancreas_dual", 0.0), ("dual_as_released", 0.5)])
 def test_a_term_of_the_released_code_alone_is_in_its_recipe_alone(name: str, weight: float) -> None:
     recipe = make_recipe(without_downloads(name))
-    assert find_method(recipe).read_switches(recipe).mistake_weight == weight  # type: ignore[attr-defined]
+    assert find_method(recipe).read_config(recipe).mistake_weight == weight  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -18,7 +18,7 @@ from semiseg.inference.windows import padding_for
 from tests.trainer.tiny import SEGMENTS, batch_of, case_of, method_of, recipe_of
 from trainer.cases import PreparedCase, places_of
 from trainer.mapped_arrays import by_name, by_value
-from trainer.patches import Draws, Mixture, PatchSource, Request, batches
+from trainer.patches import BatchComposition, PatchSampler, PatchSource, Request, batches
 from trainer.recipe import Recipe
 
 PATCH = (8, 8, 8)
@@ -36,30 +36,30 @@ def source(
     return PatchSource(chosen, held, slice_axis, padding), held
 
 
-def walk(draws: Draws, mixtures: list[Mixture]) -> list[list[Request]]:
+def walk(draws: PatchSampler, compositions: list[BatchComposition]) -> list[list[Request]]:
     out = []
-    before = Mixture(0, 0)
-    for step, mixture in enumerate(mixtures):
-        out.append(draws.requests(step, mixture, before))
-        before += mixture
+    before = BatchComposition(0, 0)
+    for step, composition in enumerate(compositions):
+        out.append(draws.requests(step, composition, before))
+        before += composition
     return out
 
 
 # --- which scans --------------------------------------------------------------------------------------------------
 
 
-def draws_of(labelled: int, unlabelled: int, seed: int = 0) -> Draws:
+def draws_of(labelled: int, unlabelled: int, seed: int = 0) -> PatchSampler:
     cases = [case_of(f"l{k}", (10, 10, 10), seed=k) for k in range(labelled)]
     cases += [case_of(f"u{k}", (10, 10, 10), seed=k, labelled=False) for k in range(unlabelled)]
     chosen = recipe_of("supervised", {"seed": seed})
     held = {case.case_id: case for case in cases}
-    return Draws(chosen, held, [i for i in held if i[0] == "l"], [i for i in held if i[0] == "u"])
+    return PatchSampler(chosen, held, [i for i in held if i[0] == "l"], [i for i in held if i[0] == "u"])
 
 
 @given(st.integers(1, 5), st.integers(1, 7), st.integers(0, 4), st.integers(0, 4), st.integers(0, 3))
 @settings(max_examples=25, deadline=None)
 def test_every_batch_holds_its_mixture_labelled_first(n: int, m: int, b_l: int, b_u: int, seed: int) -> None:
-    for requests in walk(draws_of(n, m, seed), [Mixture(b_l, b_u)] * 4):
+    for requests in walk(draws_of(n, m, seed), [BatchComposition(b_l, b_u)] * 4):
         assert [r.labelled for r in requests] == [True] * b_l + [False] * b_u
         assert all(r.case_id.startswith("l" if r.labelled else "u") for r in requests)
 
@@ -67,7 +67,7 @@ def test_every_batch_holds_its_mixture_labelled_first(n: int, m: int, b_l: int, 
 @given(st.integers(1, 6), st.integers(1, 5), st.integers(0, 3))
 @settings(max_examples=25, deadline=None)
 def test_each_pass_over_a_pool_sees_each_scan_once(n: int, batch: int, seed: int) -> None:
-    requests = walk(draws_of(n, 3, seed), [Mixture(batch, 1)] * (4 * n))
+    requests = walk(draws_of(n, 3, seed), [BatchComposition(batch, 1)] * (4 * n))
     drawn = [r.case_id for step in requests for r in step if r.labelled]
     for first in range(0, len(drawn), n):
         assert len(set(drawn[first : first + n])) == len(drawn[first : first + n])
@@ -76,20 +76,20 @@ def test_each_pass_over_a_pool_sees_each_scan_once(n: int, batch: int, seed: int
 
 
 def test_one_labelled_scan_fills_a_batch_of_four() -> None:
-    (requests,) = walk(draws_of(1, 3), [Mixture(4, 0)])
+    (requests,) = walk(draws_of(1, 3), [BatchComposition(4, 0)])
     assert [r.case_id for r in requests] == ["l0"] * 4
     assert len({r.seed for r in requests}) == 4, "four different patches of it"
 
 
 def test_the_passes_are_shuffled_anew() -> None:
-    drawn = [r.case_id for step in walk(draws_of(6, 1), [Mixture(6, 0)] * 5) for r in step]
+    drawn = [r.case_id for step in walk(draws_of(6, 1), [BatchComposition(6, 0)] * 5) for r in step]
     assert len({tuple(drawn[k : k + 6]) for k in range(0, 30, 6)}) > 1
 
 
 def test_a_request_depends_on_the_seed_and_the_step_alone() -> None:
-    mixtures = [Mixture(4 - k % 3, k % 3) for k in range(12)]
+    mixtures = [BatchComposition(4 - k % 3, k % 3) for k in range(12)]
     whole = walk(draws_of(3, 5, seed=7), mixtures)
-    before = sum(mixtures[:6], Mixture(0, 0))
+    before = sum(mixtures[:6], BatchComposition(0, 0))
     assert draws_of(3, 5, seed=7).requests(6, mixtures[6], before) == whole[6]
     assert walk(draws_of(3, 5, seed=8), mixtures) != whole
 
@@ -110,8 +110,8 @@ def isolated(shape: tuple[int, int, int], voxel: tuple[int, int, int], reach: in
 def test_a_patch_on_demanded_foreground_contains_it(voxel: tuple[int, int, int], seed: int) -> None:
     case = isolated((20, 20, 20), voxel)
     made, held = source(recipe(foreground=1.0, **STILL), case)
-    draws = Draws(recipe_of("supervised", {"seed": seed, "foreground": 1.0}), held, ["scan"], [])
-    (request,) = draws.requests(0, Mixture(1, 0), Mixture(0, 0))
+    draws = PatchSampler(recipe_of("supervised", {"seed": seed, "foreground": 1.0}), held, ["scan"], [])
+    (request,) = draws.requests(0, BatchComposition(1, 0), BatchComposition(0, 0))
     assert request.voxel == voxel
     assert int(made[request]["labels"].sum()) == 1
 
@@ -140,20 +140,20 @@ def test_a_turned_patch_contains_foreground_in_a_corner_of_the_scan(corner: tupl
 def test_without_foreground_a_patch_lies_anywhere_and_nothing_waits_for_it() -> None:
     empty = PreparedCase("scan", np.zeros((1, 20, 20, 20), np.float32), np.zeros((20, 20, 20), np.uint8), ())
     made, held = source(recipe(foreground=1.0, **STILL), empty)
-    draws = Draws(recipe_of("supervised", {"foreground": 1.0}), held, ["scan"], [])
-    (request,) = draws.requests(0, Mixture(1, 0), Mixture(0, 0))
+    draws = PatchSampler(recipe_of("supervised", {"foreground": 1.0}), held, ["scan"], [])
+    (request,) = draws.requests(0, BatchComposition(1, 0), BatchComposition(0, 0))
     assert request.voxel is None
     assert made[request]["labels"].shape == PATCH
 
 
 def test_an_unlabelled_scan_is_cut_where_foreground_was_predicted() -> None:
     case = case_of("scan", (30, 30, 30), labelled=False)
-    draws = Draws(recipe_of("supervised", {"foreground": 1.0}), {"scan": case}, ["scan"], ["scan"])
-    assert draws.requests(0, Mixture(0, 1), Mixture(0, 0))[0].voxel is None
+    draws = PatchSampler(recipe_of("supervised", {"foreground": 1.0}), {"scan": case}, ["scan"], ["scan"])
+    assert draws.requests(0, BatchComposition(0, 1), BatchComposition(0, 0))[0].voxel is None
     draws.foreground["scan"] = (np.asarray([[3, 4, 5]], np.int32),)
-    assert draws.requests(0, Mixture(0, 1), Mixture(0, 0))[0].voxel == (3, 4, 5)
+    assert draws.requests(0, BatchComposition(0, 1), BatchComposition(0, 0))[0].voxel == (3, 4, 5)
     draws.foreground["scan"] = ()  # a prediction without foreground
-    assert draws.requests(0, Mixture(0, 1), Mixture(0, 0))[0].voxel is None
+    assert draws.requests(0, BatchComposition(0, 1), BatchComposition(0, 0))[0].voxel is None
 
 
 @pytest.mark.parametrize("padding", ["edge", "zero"])
@@ -217,7 +217,7 @@ def test_a_patch_knows_where_in_its_scan_its_faces_lie(affine: float) -> None:
 
 def test_several_crops_of_a_scan_come_one_after_the_other_and_differ() -> None:
     draws = draws_of(3, 5)
-    steps = walk(draws, [Mixture(0, 4, crops=2)] * 5)
+    steps = walk(draws, [BatchComposition(0, 4, crops=2)] * 5)
     seen = [r.case_id for requests in steps for r in requests]
     assert seen[::2] == seen[1::2]
     assert sorted(seen[:10:2]) == sorted(seen[10:20:2]) == [f"u{k}" for k in range(5)], "every pass sees each scan once"
@@ -273,7 +273,7 @@ def test_worker_processes_make_the_same_batches() -> None:
     cases = [case_of(f"s{k}", (12, 12, 12), seed=k) for k in range(3)]
     chosen = recipe_of("supervised", {"augmentation": {"rotate": 20, "noise": 0.2, "gamma_probability": 1.0}})
     made, held = source(chosen, *cases)
-    requests = walk(Draws(chosen, held, list(held), list(held)), [Mixture(2, 1)] * 5)
+    requests = walk(PatchSampler(chosen, held, list(held), list(held)), [BatchComposition(2, 1)] * 5)
     alone = list(batches(made, requests, 3, 0, False))
     by_workers = list(batches(made, requests, 3, 2, False))
     assert [b.step for b in alone] == [3, 4, 5, 6, 7]
@@ -317,7 +317,7 @@ def test_patches_made_by_the_device_are_those_made_by_the_workers(padding: str, 
     held = {f"s{k}": case_of(f"s{k}", (12, 7, 12), seed=k) for k in range(3)}
     chosen = {"patch": PATCH, "augmentation": WILD}
     apart = recipe_of("supervised", {**chosen, "augment_on": "device"})
-    requests = walk(Draws(apart, held, list(held), list(held)), [Mixture(2, 1)] * 5)
+    requests = walk(PatchSampler(apart, held, list(held), list(held)), [BatchComposition(2, 1)] * 5)
     there = PatchSource(apart, held, 2, padding, device=torch.device("cpu"))
     here = PatchSource(recipe_of("supervised", chosen), held, 2, padding, device=torch.device("cpu"))
     pairs = zip(batches(there, requests, 3, count, False), batches(here, requests, 3, 0, False), strict=True)
@@ -333,7 +333,7 @@ def test_nothing_of_a_patch_is_left_behind_when_another_device_makes_it(padding:
     held = {"s": case_of("s", (12, 7, 12), seed=1)}
     apart = recipe_of("supervised", {"patch": PATCH, "augment_on": "device", "augmentation": {**WILD, "noise": 0.0}})
     there = PatchSource(apart, held, 2, padding, device=torch.device("meta"))
-    requests = walk(Draws(apart, held, ["s"], ["s"]), [Mixture(2, 1)] * 5)
+    requests = walk(PatchSampler(apart, held, ["s"], ["s"]), [BatchComposition(2, 1)] * 5)
     for batch in batches(there, requests, 0, 0, False):
         assert batch.images.shape == (3, 1, *PATCH)
         assert {batch.images.device.type, batch.labels.device.type} == {"meta"}
@@ -359,7 +359,7 @@ def test_a_methods_mixtures_always_fill_the_batch() -> None:
     for name in ("supervised", "mean_teacher", "mn"):
         method = method_of(recipe_of(name, {"batch": 3}))
         for step in range(method.steps):
-            assert method.turn(step).mixture.total == 3
+            assert method.step_plan(step).composition.total == 3
 
 
 def test_soft_labels_of_a_guide_are_cut_and_turned_with_the_image() -> None:

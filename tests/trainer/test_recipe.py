@@ -16,11 +16,11 @@ from semiseg.dataset import Dataset, load_dataset, make_split
 from semiseg.volumes.nifti import write_nifti
 from semiseg.volumes.series_rules import SeriesRule
 from tests.trainer.tiny import SEGFORMER, phantoms, plan_of, recipe_of
-from trainer.choices import decide
 from trainer.errors import RecipeError
-from trainer.facts import Machine, facts_of
 from trainer.plan import Plan, make_manifest, make_plan
+from trainer.planning_facts import Machine, facts_of
 from trainer.recipe import Recipe, find_recipe, make_recipe, read_document, read_recipe
+from trainer.recipe_rules import decide
 
 SHIPPED = sorted(p.stem for p in find_recipe("default").parent.glob("*.yaml"))
 

@@ -111,10 +111,10 @@ def test_the_log_tells_every_tenth_step_its_rates_and_its_terms(finished: Path) 
     steps = 6 + 2 * 18
     assert [row["step"] for row in rows] == [*range(0, steps, 10), steps - 1]
     for row in rows:
-        learners = {"student", "teacher"} if row["stage"] == "labelled" else {row["stage"].removeprefix("cotrain-")}
-        assert {f"rate/{name}" for name in learners} == {key for key in row if key.startswith("rate/")}
-        assert learners == {key for key in row if key in ("student", "teacher")}
-        assert row["total"] == pytest.approx(sum(row[name] for name in learners), rel=1e-5)
+        models = {"student", "teacher"} if row["stage"] == "labelled" else {row["stage"].removeprefix("cotrain-")}
+        assert {f"rate/{name}" for name in models} == {key for key in row if key.startswith("rate/")}
+        assert models == {key for key in row if key in ("student", "teacher")}
+        assert row["total"] == pytest.approx(sum(row[name] for name in models), rel=1e-5)
     assert list((finished / "tensorboard").glob("events.out.tfevents.*"))
 
 

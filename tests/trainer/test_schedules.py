@@ -35,13 +35,13 @@ def step_of(epoch: int, *, network: str = "teacher") -> int:
     [(0, 1e-5), (25, 5.05e-4), (50, 1e-3), (499, 1.2e-8), (500, 1e-3), (2250, 5e-4), (3999, 2e-10)],
 )
 def test_the_2d_networks_rate_is_the_papers(paper: MN, epoch: int, rate: float) -> None:
-    assert paper.turn(step_of(epoch)).rates["teacher"] == pytest.approx(rate, rel=0.02)
+    assert paper.step_plan(step_of(epoch)).rates["teacher"] == pytest.approx(rate, rel=0.02)
 
 
 def test_the_3d_networks_rate_has_the_same_shape_a_tenth_as_high(paper: MN) -> None:
     for epoch in (0, 25, 499, 500, 2250, 3999):
-        teacher = paper.turn(step_of(epoch)).rates["teacher"]
-        student = paper.turn(step_of(epoch, network="student")).rates["student"]
+        teacher = paper.step_plan(step_of(epoch)).rates["teacher"]
+        student = paper.step_plan(step_of(epoch, network="student")).rates["student"]
         assert student == pytest.approx(teacher / 10, rel=1e-9)
 
 
@@ -63,13 +63,13 @@ def test_every_epochs_rate_is_the_one_of_torchs_schedulers(paper: MN) -> None:
 
     expected = rates(first_stage, 500)
     expected += rates(lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, T_max=3500), 3500)
-    ours = [paper.turn(step_of(epoch)).rates["teacher"] for epoch in range(4000)]
+    ours = [paper.step_plan(step_of(epoch)).rates["teacher"] for epoch in range(4000)]
     assert ours == pytest.approx(expected, rel=1e-6, abs=1e-12)
 
 
 def test_the_rate_stays_the_same_within_an_epoch(paper: MN) -> None:
     for first in (0, 8 * 30, 8 * 499, 8 * 2000, 8 * 7499 - 8):
-        assert len({tuple(paper.turn(first + k).rates.items()) for k in range(8)}) == 1
+        assert len({tuple(paper.step_plan(first + k).rates.items()) for k in range(8)}) == 1
 
 
 @pytest.mark.parametrize(("iteration", "weight"), [(0, 0.00067), (1500, 0.00601), (3000, 0.02865), (4500, 0.07316)])

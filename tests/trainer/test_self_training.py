@@ -32,7 +32,7 @@ def test_the_updates_are_shared_by_the_rounds() -> None:
 
 def test_the_schedule_starts_anew_in_every_round() -> None:
     method = self_training({"updates": 8}, first=0.5)
-    rates = [method.turn(k).rates["student"] for k in range(8)]
+    rates = [method.step_plan(k).rates["student"] for k in range(8)]
     assert rates[:4] == rates[4:]
     assert rates[0] == 0.01
     assert rates[3] < rates[0]
@@ -40,7 +40,7 @@ def test_the_schedule_starts_anew_in_every_round() -> None:
 
 def test_without_unlabelled_scans_there_are_no_rounds() -> None:
     method = self_training({"updates": 8}, unlabelled=0)
-    assert {method.turn(k).stage for k in range(8)} == {"labelled"}
+    assert {method.step_plan(k).stage for k in range(8)} == {"labelled"}
 
 
 def test_pseudo_labels_are_learned_like_labels() -> None:
@@ -49,7 +49,7 @@ def test_pseudo_labels_are_learned_like_labels() -> None:
     networks = method.build()
     batch = batch_of(2, 2)
     batch.labels[2:] = 1
-    losses = method.loss(networks, batch, method.turn(6))
+    losses = method.loss(networks, batch, method.step_plan(6))
     logits = networks["student"](batch.images)
     labelled = supervised_loss(logits[:2], batch.labels[:2], method.targets)
     pseudo = supervised_loss(logits[2:], batch.labels[2:], method.targets)
@@ -65,9 +65,10 @@ def test_a_run_uses_its_own_predictions_and_removes_them_at_the_end(
     seen: list[tuple[int, str, frozenset[int]]] = []
     write = PseudoLabels.write
 
-    def watch(self: PseudoLabels, step: int, case_id: str, labels: np.ndarray) -> None:
+    def watch(self: PseudoLabels, step: int, source: str, case_id: str, labels: np.ndarray) -> None:
         seen.append((step, case_id, frozenset(np.unique(labels).tolist())))
-        write(self, step, case_id, labels)
+        assert source == "self_training"
+        write(self, step, source, case_id, labels)
 
     monkeypatch.setattr(PseudoLabels, "write", watch)
     trained(dataset, recipe_of("self_training", {"batch": 4}, rounds=2, first=0.5), tmp_path / "run")
@@ -89,6 +90,12 @@ def test_resuming_inside_any_round_ends_with_the_same_weights(
     assert same_weights(weights_of(tmp_path / "whole"), weights_of(tmp_path / "broken"))
 
 
+def test_pseudo_labels_of_an_earlier_version_are_read(tmp_path: Path) -> None:
+    (tmp_path / "4").mkdir()
+    np.save(tmp_path / "4" / "a.npy", np.ones((2, 2, 2), np.uint8))
+    assert (PseudoLabels(tmp_path).read(4, "self_training", ["a"])["a"] == 1).all()
+
+
 def test_missing_pseudo_labels_are_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(RunError, match="pseudo-labels of step 4"):
-        PseudoLabels(tmp_path).read(4, ["a"])
+        PseudoLabels(tmp_path).read(4, "self_training", ["a"])

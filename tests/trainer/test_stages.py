@@ -28,7 +28,7 @@ from trainer.methods import METHODS, find_method, make_method
 from trainer.methods.method import Task
 from trainer.methods.registry import method_class
 from trainer.networks.calls import calls_of
-from trainer.patches import Mixture
+from trainer.patches import BatchComposition
 from trainer.recipe import make_recipe
 from trainer.stages import Stages
 from trainer.targets import ExclusiveClasses
@@ -43,12 +43,12 @@ from trainer.methods.supervised import Supervised
 class Tenfold(Supervised):
     name = "tenfold"
 
-    class Switches(Supervised.Switches):
+    class Config(Supervised.Config):
         factor: float = 10.0
 
-    def loss(self, networks, batch, turn):
-        terms = super().loss(networks, batch, turn)
-        return {**terms, "total": self.switches.factor * terms["total"]}
+    def loss(self, networks, batch, step_plan):
+        terms = super().loss(networks, batch, step_plan)
+        return {**terms, "total": self.config.factor * terms["total"]}
 
 
 class NoMethod:
@@ -92,7 +92,7 @@ def test_three_stages_follow_each_other_and_each_counts_its_own_steps() -> None:
     ]
     assert [s for s in range(stages.steps) if stages.is_boundary(s)] == [2, 4, 7]
     assert stages.labelling_sources(7) == ("cfr",)
-    assert [stages.turn(s).label for s in (0, 4, 7)] == ["features", "fine-tune", "mean_teacher-train"]
+    assert [stages.step_plan(s).label for s in (0, 4, 7)] == ["features", "fine-tune", "mean_teacher-train"]
     with pytest.raises(IndexError):
         stages.at(stages.steps)
 
@@ -104,8 +104,8 @@ def test_networks_of_other_stages_are_out_of_a_stages_sight_and_in_evaluation_mo
     seen: list[set[str]] = []
     first = stages.stages[0]
     original = first.prepare
-    first.prepare = lambda networks, turn: (seen.append(set(networks)), original(networks, turn))  # type: ignore
-    stages.prepare(networks, stages.turn(0), 0)
+    first.prepare = lambda networks, step_plan: (seen.append(set(networks)), original(networks, step_plan))  # type: ignore
+    stages.prepare(networks, stages.step_plan(0), 0)
     assert seen == [{"student", "convergence"}]
     assert networks["student"].training and not networks["second"].training
     assert set(stages.voters(networks)) == {"student", "second"}
@@ -156,16 +156,16 @@ def test_guidance_shares_the_pass_of_a_loss_that_sees_the_patches_as_they_are(na
     step = stages.steps - 1
     labels = torch.randint(0, 3, (4, 8, 8, 8), generator=torch.Generator().manual_seed(1))
     batch = replace(batch_of(2, 2, step=step), guides={"cfr": labels})
-    turn = stages.turn(step)
-    stages.prepare(networks, turn, step)
+    step_plan = stages.step_plan(step)
+    stages.prepare(networks, step_plan, step)
     passes: list[tuple[int, ...]] = []
     handle = networks["student"].register_forward_hook(lambda m, x, y: passes.append(tuple(x[0].shape)))
-    stages.loss(networks, batch, turn)
+    stages.loss(networks, batch, step_plan)
     handle.remove()
     with_guide = len(passes)
     passes.clear()
     handle = networks["student"].register_forward_hook(lambda m, x, y: passes.append(tuple(x[0].shape)))
-    stages.last.loss({k: n for k, n in networks.items() if k != "sam"}, batch, turn)
+    stages.last.loss({k: n for k, n in networks.items() if k != "sam"}, batch, step_plan)
     handle.remove()
     assert with_guide == len(passes)
 
@@ -207,7 +207,9 @@ def test_a_method_of_ones_own_is_named_by_module_and_class(own: str, dataset: Da
 def test_a_method_of_ones_own_may_follow_any_first_stage(own: str, name: str, switch: str) -> None:
     stages = Stages(make_method(recipe_for(name, **{switch: own}), TASK))
     assert stages.last.name == "tenfold"
-    assert stages.turn(stages.steps - 1).mixture == (Mixture(2, 2) if name == "cfr" else Mixture(4, 0))
+    assert stages.step_plan(stages.steps - 1).composition == (
+        BatchComposition(2, 2) if name == "cfr" else BatchComposition(4, 0)
+    )
 
 
 def test_an_installed_package_may_offer_a_method_by_name(

@@ -91,7 +91,7 @@ def test_without_a_recipe_everything_is_decided_told_and_kept(folder: Path, caps
 def test_a_budget_is_kept_and_a_resumed_run_goes_on_as_it_began(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainer.cost import Costs
+    from trainer.time_estimate import Costs
 
     with monkeypatch.context() as patch:
         patch.setattr(Costs, "_step", lambda self, plan, number, cases: 1.0)

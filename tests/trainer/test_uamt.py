@@ -57,7 +57,7 @@ def test_where_the_teacher_is_certain_the_student_has_to_agree(logits: tuple[flo
     method = uamt(noise=0.0)
     networks = {"student": Says(0.0, 3.0, 0.0), "teacher": Says(*logits)}
     images = torch.zeros(2, 1, 4, 4, 4)
-    value = method.consistency(networks, networks["student"](images), images, method.turn(0))
+    value = method.consistency(networks, networks["student"](images), images, method.step_plan(0))
     p, q = (torch.softmax(n.logits.flatten(), dim=0) for n in networks.values())
     expected = float((p - q).pow(2).sum().detach() / 3) if counted else 0.0
     assert float(value.detach()) == pytest.approx(expected, abs=1e-6)
@@ -67,7 +67,7 @@ def test_the_uncertainty_is_that_of_the_mean_of_noisy_passes_with_dropout() -> N
     method = uamt({"student": BATCH_NORM}, passes=4, noise=0.3)
     torch.manual_seed(0)
     networks = method.build()
-    method.prepare(networks, method.turn(0))
+    method.prepare(networks, method.step_plan(0))
     images = batch_of(0, 2).images
     torch.manual_seed(5)
     found = method.uncertainty(networks["teacher"], images)
@@ -88,7 +88,7 @@ def test_only_the_student_learns_from_the_consistency() -> None:
         list(networks["teacher"].parameters())[-1][0] += 5.0  # certain of a class, or nothing would count
     batch = batch_of(2, 2)
     logits = networks["student"](batch.images[2:])
-    late = method.turn(method.recipe.updates - 1)
+    late = method.step_plan(method.recipe.updates - 1)
     method.consistency(networks, logits, batch.images[2:], late).backward()
     weights = [p for name, p in networks["student"].named_parameters() if name.endswith("weight")]
     assert max(float(p.grad.abs().max()) for p in weights if p.grad is not None) > 1e-6
@@ -105,7 +105,7 @@ def test_acmt_takes_the_voxels_that_uamt_leaves(sure: bool) -> None:
     of_teacher = {"student": Says(0.0, 3.0, 0.0), "teacher": Says(*said)}
     of_student = {"student": Says(*said), "teacher": Says(0.0, 3.0, 0.0)}
     values = [
-        float(m.consistency(n, n["student"](images), images, m.turn(0)).detach())
+        float(m.consistency(n, n["student"](images), images, m.step_plan(0)).detach())
         for m, n in ((ours, of_teacher), (other, of_student))
     ]
     assert (values[0] > 0, values[1] > 0) == (sure, not sure)

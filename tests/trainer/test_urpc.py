@@ -55,7 +55,7 @@ def test_the_loss_written_out(divergence: str) -> None:
         w = torch.exp(-d)
         unsupervised = unsupervised + ((one - mean) ** 2 * w).mean() / w.mean() + d.mean()
     expected = supervised + 2.0 * unsupervised / 3
-    torch.testing.assert_close(method.loss(networks, batch, method.turn(0))["total"], expected)
+    torch.testing.assert_close(method.loss(networks, batch, method.step_plan(0))["total"], expected)
 
 
 def test_gradients_of_certain_predictions_are_finite() -> None:
@@ -80,7 +80,7 @@ def test_the_labels_teach_every_level_and_the_unlabelled_patches_too() -> None:
     batch = batch_of(2, 2)
     student = networks["student"]
     assert isinstance(student, DeepSupervised)
-    method.loss(networks, batch, method.turn(0))["total"].backward()
+    method.loss(networks, batch, method.step_plan(0))["total"].backward()
     assert all(float(head.weight.grad.abs().max()) > 0 for head in student.heads)  # type: ignore[union-attr, operator]
 
 

@@ -32,7 +32,7 @@ from tests.trainer.tiny import (
 from trainer.cases import IGNORE, encode_labels, places_of, prepare_cases
 from trainer.errors import RecipeError
 from trainer.losses import dice_pooled, mean_of, supervised_loss
-from trainer.patches import Draws, Mixture, PatchSource, batches
+from trainer.patches import BatchComposition, PatchSampler, PatchSource, batches
 from trainer.stages import Stages
 from trainer.targets import ExclusiveClasses
 
@@ -85,9 +85,9 @@ def test_labels_of_weight_zero_are_of_no_consequence_to_any_method(method: str) 
     torch.manual_seed(0)
     networks = stages.build()
     for step in (0, stages.steps - 1):
-        turn = stages.turn(step)
-        stages.prepare(networks, turn, step)
-        batch = batch_of(turn.mixture.labelled, turn.mixture.unlabelled, step=step)
+        step_plan = stages.step_plan(step)
+        stages.prepare(networks, step_plan, step)
+        batch = batch_of(step_plan.composition.labelled, step_plan.composition.unlabelled, step=step)
         batch = replace(batch, guides=dict.fromkeys(("cfr", "atlas", "committee"), batch.labels))
         weights = torch.ones(batch.labels.shape)
         weights[:, :3] = 0
@@ -98,7 +98,7 @@ def test_labels_of_weight_zero_are_of_no_consequence_to_any_method(method: str) 
         losses = []
         for labels in (batch.labels, other, seen):
             torch.manual_seed(1)
-            total = stages.loss(networks, replace(batch, labels=labels, weights=weights), turn)["total"]
+            total = stages.loss(networks, replace(batch, labels=labels, weights=weights), step_plan)["total"]
             losses.append(float(total.detach()))
         assert losses[0] == losses[1], "labels that do not count"
         assert losses[0] != losses[2], "labels that do"
@@ -148,8 +148,8 @@ def test_unknown_voxels_have_weight_zero_and_no_patch_is_placed_on_them(partly: 
     case = cases[plan.split.labelled[0]]
     assert case.ignores and bool((case.labels[12:] == IGNORE).all())
     assert all(bool((places[:, 0] < 12).all()) for places in case.places)
-    draws = Draws(recipe, cases, plan.split.labelled, plan.unlabelled)
-    requests = [draws.requests(0, Mixture(2, 2), Mixture(0, 0))]
+    draws = PatchSampler(recipe, cases, plan.split.labelled, plan.unlabelled)
+    requests = [draws.requests(0, BatchComposition(2, 2), BatchComposition(0, 0))]
     batch = next(batches(PatchSource(recipe, cases, 2, "edge"), requests, 0, 0, False))
     assert batch.weights is not None
     assert bool((batch.weights[:2, 12:] == 0).all()) and bool((batch.weights[:2, :12] == 1).all())
@@ -163,8 +163,8 @@ def test_a_scan_may_count_less(tmp_path: Path) -> None:
     first, second = plan.split.labelled[:2]
     recipe = recipe_of("supervised", {"scan_weights": {first: 0.25}})
     cases = prepare_cases(dataset, plan.split.labelled, (), plan.segments, plan.preprocessing, tmp_path / "cache")
-    draws = Draws(recipe, cases, plan.split.labelled, ())
-    requests = [draws.requests(0, Mixture(2, 0), Mixture(0, 0))]
+    draws = PatchSampler(recipe, cases, plan.split.labelled, ())
+    requests = [draws.requests(0, BatchComposition(2, 0), BatchComposition(0, 0))]
     batch = next(batches(PatchSource(recipe, cases, 2, "edge"), requests, 0, 0, False))
     assert batch.weights is not None
     found = {case: float(w.mean()) for case, w in zip(batch.cases, batch.weights, strict=True)}

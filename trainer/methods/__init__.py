@@ -28,8 +28,8 @@ def find_method(recipe: Recipe) -> type[Method]:
     chosen = _class(recipe.method)
     for name in recipe.methods:
         if name != chosen.name:
-            _class(name).read_switches(recipe)  # a mistake in what another method is told would come out days later
-    chosen.read_switches(recipe)
+            _class(name).read_config(recipe)  # a mistake in what another method is told would come out days later
+    chosen.read_config(recipe)
     return chosen
 
 

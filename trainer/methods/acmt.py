@@ -16,7 +16,7 @@ from trainer.confident_learning import label_errors
 from trainer.errors import RecipeError
 from trainer.losses import mean_where
 from trainer.methods.mean_teacher import MeanTeacher
-from trainer.methods.method import Networks, Task, Turn
+from trainer.methods.method import Networks, StepPlan, Task
 from trainer.networks.features import features_into
 from trainer.recipe import Positive, Recipe
 from trainer.schedules import ramp_up
@@ -33,7 +33,7 @@ class ACMT(MeanTeacher):
 
     name = "acmt"
 
-    class Switches(MeanTeacher.Switches):
+    class Config(MeanTeacher.Config):
         """Mean Teacher's, and the four ways to find ambiguous voxels.
 
         Attributes:
@@ -58,7 +58,7 @@ class ACMT(MeanTeacher):
     def __init__(self, recipe: Recipe, task: Task) -> None:
         """See :class:`Method`; two of the selections compare classes."""
         super().__init__(recipe, task)
-        selection = self.switches.selection
+        selection = self.config.selection
         if selection in ("prototype_error", "label_error") and not isinstance(self.targets, ExclusiveClasses):
             raise RecipeError(
                 f"methods.acmt.selection: {selection} compares exclusive classes, and these segments overlap; "
@@ -67,35 +67,35 @@ class ACMT(MeanTeacher):
         if selection == "prototype_error":
             read_student(recipe.student).layer("features")  # refuses a student that does not say where they are
 
-    def consistency(self, networks: Networks, logits: Tensor, images: Tensor, turn: Turn) -> Tensor:
+    def consistency(self, networks: Networks, logits: Tensor, images: Tensor, step_plan: StepPlan) -> Tensor:
         """Eq. 3 over the voxels that ``selection`` finds."""
         probabilities = self.targets.probabilities(logits)
         squares = (probabilities - self.teacher_probabilities(networks["teacher"], images)).pow(2)
-        selection = self.switches.selection
+        selection = self.config.selection
         if selection == "entropy":
-            ambiguous = self.targets.ambiguity(probabilities.detach()) >= self.least_entropy(turn.student_update)
+            ambiguous = self.targets.ambiguity(probabilities.detach()) >= self.least_entropy(step_plan.student_update)
             return mean_where(squares.mean(dim=1), ambiguous)  # as released: the mask is repeated over the channels
         if selection == "model_uncertainty":
             uncertain = self.uncertainty(networks["student"], images)
-            return mean_where(squares.sum(dim=1), uncertain >= self.least_entropy(turn.student_update))
+            return mean_where(squares.sum(dim=1), uncertain >= self.least_entropy(step_plan.student_update))
         decided = self.targets.decide(probabilities.detach())
         if selection == "label_error":
             wrong = label_errors(decided, self.teacher_probabilities(networks["teacher"], images))
             return mean_where(squares.mean(dim=1), wrong, otherwise=squares.mean(dim=1))
         noisy = self.prototype_errors(networks["teacher"], images, decided)
         clean = mean_where(self.targets.entropy(probabilities), ~noisy)
-        return mean_where(squares.mean(dim=1), noisy) + self.switches.certainty * clean
+        return mean_where(squares.mean(dim=1), noisy) + self.config.certainty * clean
 
     def least_entropy(self, update: int) -> float:
         """h(t), in bits."""
-        rise = {"entropy": 0.20, "model_uncertainty": 0.15}.get(self.switches.selection, 0.0)
-        step = -0.15 if self.switches.threshold == "paper" else rise
+        rise = {"entropy": 0.20, "model_uncertainty": 0.15}.get(self.config.selection, 0.0)
+        step = -0.15 if self.config.threshold == "paper" else rise
         return 0.75 + step * ramp_up(update, self.recipe.updates)
 
     @torch.no_grad()
     def uncertainty(self, student: nn.Module, images: Tensor) -> Tensor:
         """The entropy (N, X, Y, Z) of the mean of the student's noisy passes, in bits."""
-        return self.targets.ambiguity(self.mean_probabilities(student, images, self.switches.passes))
+        return self.targets.ambiguity(self.mean_probabilities(student, images, self.config.passes))
 
     @torch.no_grad()
     def prototype_errors(self, teacher: nn.Module, images: Tensor, decided: Tensor) -> Tensor:
@@ -104,7 +104,7 @@ class ACMT(MeanTeacher):
         A prototype is the mean of a class's features, weighted by its probability, over voxels on which the noisy
         passes agree. A class without such a voxel has no prototype; without any prototype all voxels count as errors.
         """
-        count = self.switches.prototype_passes
+        count = self.config.prototype_passes
         p = square = f = torch.zeros((), device=images.device)
         layer = read_student(self.recipe.student).layer("features")
         for _ in range(count):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trainer.averaging import average_into
 from trainer.cutmix import centred_box, generator, pasted
 from trainer.losses import mean_where, supervised_loss
-from trainer.methods.method import Method, Networks, Task, Turn, freeze, share_of_part
+from trainer.methods.method import Method, Networks, StepPlan, Task, freeze, share_of_part
 from trainer.patches import Batch
 from trainer.recipe import Positive, Recipe, Section, Share
 from trainer.schedules import ema_decay
@@ -34,7 +34,7 @@ class ADMT(Method):
     name = "admt"
     views = ("strong",)
 
-    class Switches(Section):
+    class Config(Section):
         """The paper's settings.
 
         Attributes:
@@ -70,67 +70,67 @@ class ADMT(Method):
         """See :class:`Method`."""
         super().__init__(recipe, task)
         random = np.random.default_rng((recipe.seed, 8))
-        periods = random.integers(1, self.switches.period + 1, size=recipe.updates)
+        periods = random.integers(1, self.config.period + 1, size=recipe.updates)
         self._ends = np.cumsum(periods)
 
     def check_parts(self, processes: int) -> None:
         """See :meth:`Method.check_parts`."""
         super().check_parts(processes)
         if self.task.unlabelled:
-            self.require_in_each_part(self.mixture(self.switches.labelled), processes, labelled=0, unlabelled=1)
+            self.require_in_each_part(self.composition(self.config.labelled), processes, labelled=0, unlabelled=1)
 
     def build(self) -> Networks:
         """The student and two moving averages of it."""
         student = self.build_student()
         return {"student": student, **{name: freeze(copy.deepcopy(student)) for name in TEACHERS}}
 
-    def turn(self, step: int) -> Turn:
+    def step_plan(self, step: int) -> StepPlan:
         """Every step trains the student; the stage names the teacher whose turn it is."""
-        mixture = self.mixture(self.switches.labelled)
-        return Turn(self.active(step), {"student": self.student_rate(step)}, mixture, step)
+        composition = self.composition(self.config.labelled)
+        return StepPlan(self.active(step), {"student": self.student_rate(step)}, composition, step)
 
     def active(self, step: int) -> str:
         """The teacher whose turn it is: periods of random lengths, one teacher's after the other's."""
         return TEACHERS[int(np.searchsorted(self._ends, step, side="right")) % 2]
 
-    def prepare(self, networks: Networks, turn: Turn) -> None:
+    def prepare(self, networks: Networks, step_plan: StepPlan) -> None:
         """The student and the teacher whose turn it is in train mode, as released."""
         for name, network in networks.items():
-            network.train(name in ("student", turn.stage))
+            network.train(name in ("student", step_plan.stage))
 
-    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """The supervised term, and the cross-entropy to the pseudo-labels of disturbed patches."""
         n = batch.labelled
         logits = networks["student"](batch.images)
-        scale = share_of_part(n, turn.mixture.labelled, batch, turn)
+        scale = share_of_part(n, step_plan.composition.labelled, batch, step_plan)
         labels, weights = batch.labels[:n], batch.label_weights
         supervised = scale * supervised_loss(logits[:n], labels, self.targets, weights)
-        if not turn.mixture.unlabelled:
+        if not step_plan.composition.unlabelled:
             return {"total": supervised, "supervised": supervised.detach()}
-        scale = share_of_part(len(batch) - n, turn.mixture.unlabelled, batch, turn)
-        pseudo = scale * self.pseudo(networks, batch, logits[n:].detach(), turn)
-        total = supervised + self.weight(turn.student_update) * pseudo
+        scale = share_of_part(len(batch) - n, step_plan.composition.unlabelled, batch, step_plan)
+        pseudo = scale * self.pseudo(networks, batch, logits[n:].detach(), step_plan)
+        total = supervised + self.weight(step_plan.student_update) * pseudo
         return {"total": total, "supervised": supervised.detach(), "pseudo": pseudo.detach()}
 
-    def pseudo(self, networks: Networks, batch: Batch, logits: Tensor, turn: Turn) -> Tensor:
+    def pseudo(self, networks: Networks, batch: Batch, logits: Tensor, step_plan: StepPlan) -> Tensor:
         """The cross-entropy on disturbed unlabelled patches; ``logits`` are the student's of the undisturbed ones."""
         n = batch.labelled
         labels, confidence, conflict = self.ensemble(networks, batch.images[n:])
         q = self.targets.probabilities(logits)
         own, own_confidence = self.targets.decide(q), self.targets.confidence(q)
-        if turn.stage == TEACHERS[0]:
+        if step_plan.stage == TEACHERS[0]:
             seen = batch.views["strong"][n:]
         else:
             seen, moved = self.cut_and_mixed(batch.images[n:], (labels, confidence, conflict, own, own_confidence))
             labels, confidence, conflict = moved[:3]
-            if self.switches.mixed:
+            if self.config.mixed:
                 own, own_confidence = moved[3:]
-        if self.switches.conflicts == "certain":
+        if self.config.conflicts == "certain":
             taken = conflict & (own != labels) & (own_confidence > confidence)
             labels = torch.where(taken, own, labels)
             confidence = torch.where(taken, own_confidence, confidence)
         crossed = self.targets.cross_entropy(networks["student"](seen), self.targets.encode(labels))
-        return mean_where(crossed, confidence >= self.switches.threshold)
+        return mean_where(crossed, confidence >= self.config.threshold)
 
     @torch.no_grad()
     def ensemble(self, networks: Networks, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -145,20 +145,20 @@ class ADMT(Method):
     def cut_and_mixed(self, images: Tensor, along: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Patches with a box of another one in each, and what moves along with them."""
         random = generator()
-        if random.random() >= self.switches.cutmix:
+        if random.random() >= self.config.cutmix:
             return images, along
         share = float(random.beta(4, 4))
         boxes = [centred_box(images.shape[2:], random, share) for _ in range(len(images))]
         sources = random.permutation(len(images)).tolist()
         return pasted(images, boxes, sources), tuple(pasted(values, boxes, sources) for values in along)
 
-    def after_update(self, networks: Networks, turn: Turn) -> None:
+    def after_update(self, networks: Networks, step_plan: StepPlan) -> None:
         """The teacher whose turn it is follows the student, buffers too; t counts half of the updates."""
-        copied = round(self.switches.copied * self.recipe.updates)
-        update = turn.student_update
-        decay = 0.0 if update < copied else ema_decay((update - copied) // 2, self.switches.decay)
-        average_into(networks[turn.stage], networks["student"], decay, buffers=True)
+        copied = round(self.config.copied * self.recipe.updates)
+        update = step_plan.student_update
+        decay = 0.0 if update < copied else ema_decay((update - copied) // 2, self.config.decay)
+        average_into(networks[step_plan.stage], networks["student"], decay, buffers=True)
 
     def exported(self, networks: Networks) -> nn.Module:
         """One of them."""
-        return networks[self.switches.export]
+        return networks[self.config.export]

@@ -17,7 +17,7 @@ from pydantic import Field
 from torch import Tensor
 
 from trainer.errors import RecipeError
-from trainer.methods.method import Labelling, LabellingWork, LabelsOfScan, Networks, Task, TrainingScans, Turn
+from trainer.methods.method import LabellingWork, LabelsOfScan, Networks, ScanCounts, StepPlan, Task, TrainingScans
 from trainer.methods.pretrain import PretrainThenTrain
 from trainer.methods.registry import MethodName
 from trainer.patches import Batch
@@ -39,7 +39,7 @@ class AtlasMethod(PretrainThenTrain):
     switch = "host"
     guides = True
 
-    class Switches(Section):
+    class Config(Section):
         """How far the atlases are trusted. The host's own switches stand under its name, as for the host alone.
 
         Attributes:
@@ -76,11 +76,11 @@ class AtlasMethod(PretrainThenTrain):
         """None: the scans are labelled before the first step of the host."""
         return 0
 
-    def turn(self, step: int) -> Turn:
+    def step_plan(self, step: int) -> StepPlan:
         """There is no step of this stage."""
         raise IndexError(step)
 
-    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """There is no step of this stage."""
         raise IndexError(batch.step)
 
@@ -103,7 +103,7 @@ class AtlasMethod(PretrainThenTrain):
         from trainer.atlas_labels import Atlases, Channels  # needs SimpleITK
 
         channels = Channels(self.targets.segments, not isinstance(self.targets, ExclusiveClasses))
-        own = [scans.cases[name] for name in labelled[: self.switches.max_atlases]]
+        own = [scans.cases[name] for name in labelled[: self.config.max_atlases]]
         others = [scans.cases[name] for name in (*scans.labelled, *scans.unlabelled)]
         kept = Atlases.of(own, others, channels, scans.cache, scans.processes)
         judged = self._judged(kept, scans)
@@ -112,8 +112,8 @@ class AtlasMethod(PretrainThenTrain):
             kept = kept.without(strange)
             judged = self._judged(kept, scans)
         if tell:
-            scans.tell(sentence_of(judged, len(own), strange, self.switches.min_dice))
-        if len(own) > 1 and (judged.dice is None or judged.dice < self.switches.min_dice):
+            scans.tell(sentence_of(judged, len(own), strange, self.config.min_dice))
+        if len(own) > 1 and (judged.dice is None or judged.dice < self.config.min_dice):
             return None
 
         def labels_of(names: Sequence[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
@@ -139,16 +139,16 @@ class AtlasMethod(PretrainThenTrain):
             scans.progress("judging atlases", number, len(atlases.cases))
         return Judgement.of(atlases.names, found)
 
-    def guidance(self, logits: Tensor, labels: Tensor, batch: Batch, turn: Turn) -> Tensor:
+    def guidance(self, logits: Tensor, labels: Tensor, batch: Batch, step_plan: StepPlan) -> Tensor:
         """See :meth:`Method.guidance`; patches that look like no atlas count less as a whole, too."""
-        term = super().guidance(logits, labels, batch, turn)
+        term = super().guidance(logits, labels, batch, step_plan)
         if labels.ndim < logits.ndim or not len(labels):
             return term
         return term * from_bytes(labels)[1].mean()
 
-    def labelling(self, amount: Labelling) -> LabellingWork:
+    def labelling(self, amount: ScanCounts) -> LabellingWork:
         """Every labelled scan onto every other scan, and one way back from each."""
-        atlases = min(amount.labelled, self.switches.max_atlases)
+        atlases = min(amount.labelled, self.config.max_atlases)
         judged = atlases * (atlases - 1) + atlases if atlases > 1 else 0
         return LabellingWork(registrations=judged + atlases * amount.unlabelled)
 
@@ -160,7 +160,7 @@ class AtlasMethod(PretrainThenTrain):
         """The weight of the atlases' term at the student's ``update``."""
         total = self.recipe.updates
         factors = {"constant": 1.0, "ramp": ramp_up(update, total), "falling": 1.0 - update / total}
-        return float(self.switches.weight * factors[self.switches.schedule])
+        return float(self.config.weight * factors[self.config.schedule])
 
     def voters(self, networks: Networks) -> Networks:
         """No network of this stage."""
@@ -174,7 +174,7 @@ def sentence_of(judged: Judgement, atlases: int, strange: Sequence[str], min_dic
         judged: The judgement.
         atlases: Number of labelled scans before any was left out.
         strange: Those that were left out.
-        min_dice: See :class:`AtlasMethod.Switches`.
+        min_dice: See :class:`AtlasMethod.Config`.
     """
     if atlases < 2:
         return "Atlases: a single labelled scan cannot be judged by others, so its labels are taken as they come."

@@ -21,8 +21,8 @@ from semiseg.bundle.postprocessing import CONNECTIVITY
 from trainer.averaging import average_into
 from trainer.errors import RecipeError
 from trainer.losses import dice_pooled
-from trainer.methods.method import Method, Networks, Task, Turn, freeze
-from trainer.patches import Batch, Mixture
+from trainer.methods.method import Method, Networks, StepPlan, Task, freeze
+from trainer.patches import Batch, BatchComposition
 from trainer.recipe import Recipe, Section, Share
 
 
@@ -32,7 +32,7 @@ class BCP(Method):
     name = "bcp"
     patches_together = 4  # two labelled, two unlabelled
 
-    class Switches(Section):
+    class Config(Section):
         """The paper's settings.
 
         Attributes:
@@ -62,23 +62,23 @@ class BCP(Method):
         student = self.build_student()
         return {"student": student, "teacher": freeze(copy.deepcopy(student))}
 
-    def turn(self, step: int) -> Turn:
+    def step_plan(self, step: int) -> StepPlan:
         """Labelled patches alone, then halves."""
-        first = step < round(self.switches.pretrain * self.recipe.updates)
+        first = step < round(self.config.pretrain * self.recipe.updates)
         half = self.recipe.batch // 2
-        mixture = Mixture(self.recipe.batch, 0) if first else Mixture(half, half)
-        return Turn("pretrain" if first else "train", {"student": self.student_rate(step)}, mixture, step)
+        composition = BatchComposition(self.recipe.batch, 0) if first else BatchComposition(half, half)
+        return StepPlan("pretrain" if first else "train", {"student": self.student_rate(step)}, composition, step)
 
-    def prepare(self, networks: Networks, turn: Turn) -> None:
+    def prepare(self, networks: Networks, step_plan: StepPlan) -> None:
         """Both in train mode, as released."""
         for network in networks.values():
             network.train()
 
-    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """Stage 1: on pasted labelled patches. Stage 2: inward and outward (Eqs. 7 to 9)."""
         outside = self.paste_mask(batch)
         images, half = batch.images, len(batch) // 2
-        if turn.stage == "pretrain":
+        if step_plan.stage == "pretrain":
             mixed = images[:half] * outside + images[half:] * (1 - outside)
             logits = networks["student"](mixed)
             a, b = (self.targets.encode(part) for part in (batch.labels[:half], batch.labels[half:]))
@@ -94,7 +94,7 @@ class BCP(Method):
         # Labelled around unlabelled, with the first of each; unlabelled around labelled, with the second of each.
         inward = networks["student"](images[:quarter] * outside + images[half : half + quarter] * inside)
         outward = networks["student"](images[half + quarter :] * outside + images[quarter:half] * inside)
-        alpha = self.switches.weight
+        alpha = self.config.weight
         first, second = outside, inside  # where labels count, of the first and of the second of each
         if batch.weights is not None:
             first, second = batch.weights[:quarter, None] * outside, batch.weights[quarter:half, None] * inside
@@ -104,15 +104,15 @@ class BCP(Method):
         )
         return {"total": around + within, "inward": around.detach(), "outward": within.detach()}
 
-    def after_update(self, networks: Networks, turn: Turn) -> None:
+    def after_update(self, networks: Networks, step_plan: StepPlan) -> None:
         """In stage 1 the teacher is the student; then it follows it."""
-        decay = 0.0 if turn.stage == "pretrain" else self.switches.decay
+        decay = 0.0 if step_plan.stage == "pretrain" else self.config.decay
         # As released only parameters are averaged; but before its first use the teacher has no statistics of its own.
-        average_into(networks["teacher"], networks["student"], decay, buffers=turn.stage == "pretrain")
+        average_into(networks["teacher"], networks["student"], decay, buffers=step_plan.stage == "pretrain")
 
     def exported(self, networks: Networks) -> nn.Module:
         """The student, or by switch its moving average."""
-        return networks[self.switches.export]
+        return networks[self.config.export]
 
     def paste_mask(self, batch: Batch) -> Tensor:
         """M (1, 1, X, Y, Z): one outside a box, zero in it; where the box lies depends on the step alone."""
@@ -121,7 +121,7 @@ class BCP(Method):
         mask = torch.ones((1, 1, *sides))
         box: list[slice] = []
         for side in sides:
-            length = max(1, int(side * self.switches.box))
+            length = max(1, int(side * self.config.box))
             start = int(random.integers(0, side - length + 1))
             box.append(slice(start, start + length))
         x, y, z = box
@@ -132,7 +132,7 @@ class BCP(Method):
     def pseudo_labels(self, teacher: nn.Module, images: Tensor) -> Tensor:
         """The teacher's decisions (N, X, Y, Z), each segment cut down to its largest component."""
         decided = self.targets.decide(self.targets.probabilities(teacher(images)))
-        if not self.switches.largest_component:
+        if not self.config.largest_component:
             return decided
         masks = self.targets.encode(decided).bool().cpu().numpy()
         first = self.targets.channels - self.targets.segments  # a background channel is never cut

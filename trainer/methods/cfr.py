@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from trainer.errors import RecipeError
 from trainer.methods.cfr_ft import FineTunedSam
-from trainer.methods.method import Networks, Task, Turn
+from trainer.methods.method import Networks, StepPlan, Task
 from trainer.methods.pretrain import PretrainThenTrain
 from trainer.methods.registry import MethodName
-from trainer.patches import Batch, Mixture
+from trainer.patches import Batch, BatchComposition
 from trainer.recipe import Positive, Recipe
 from trainer.schedules import ramp_up, rate_factor
 
@@ -32,7 +32,7 @@ class CFR(FineTunedSam, PretrainThenTrain):
     switch = "host"
     guides = True
 
-    class Switches(FineTunedSam.Switches):
+    class Config(FineTunedSam.Config):
         """The paper's ablations. The host's own switches stand under its name, as for the host alone.
 
         Attributes:
@@ -66,14 +66,14 @@ class CFR(FineTunedSam, PretrainThenTrain):
     @property
     def steps(self) -> int:
         """The foundation model's updates."""
-        return int(self.switches.sam_updates)
+        return int(self.config.sam_updates)
 
-    def turn(self, step: int) -> Turn:
+    def step_plan(self, step: int) -> StepPlan:
         """Fine-tuning on labelled patches."""
-        rate = self.switches.sam_optimiser.rate * rate_factor(self.switches.sam_schedule, step, self.steps)
-        return Turn("fine-tune", {SAM: rate}, Mixture(self.switches.volumes, 0), 0)
+        rate = self.config.sam_optimiser.rate * rate_factor(self.config.sam_schedule, step, self.steps)
+        return StepPlan("fine-tune", {SAM: rate}, BatchComposition(self.config.volumes, 0), 0)
 
-    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """Eq. 5."""
         total = self.canvas_loss(networks[SAM], batch)
         return {"total": total, "sam": total.detach()}
@@ -82,7 +82,7 @@ class CFR(FineTunedSam, PretrainThenTrain):
 
     def refreshes_pseudo_labels(self, step: int) -> bool:
         """When the foundation model has learned, if it labels whole scans."""
-        return step == self.steps and self.switches.pseudo_labels == "cached"
+        return step == self.steps and self.config.pseudo_labels == "cached"
 
     def labeller(self, networks: Networks, step: int) -> nn.Module:
         """The foundation model."""
@@ -91,16 +91,16 @@ class CFR(FineTunedSam, PretrainThenTrain):
     @torch.no_grad()
     def guiding_labels(self, networks: Networks, batch: Batch) -> Tensor:
         """The foundation model's labels of the unlabelled patches (Algorithm 1, line 16)."""
-        if self.switches.pseudo_labels == "cached" or len(batch) == batch.labelled:
+        if self.config.pseudo_labels == "cached" or len(batch) == batch.labelled:
             return super().guiding_labels(networks, batch)
         found = self.targets.probabilities(self.on_volumes(networks[SAM])(batch.images[batch.labelled :]))
         return self.targets.decide(found)
 
     def guidance_weight(self, update: int) -> float:
         """lambda of L_pl (Eq. 6, 7) at the student's ``update``; it is added at every update (Algorithm 1, line 18)."""
-        total, weight = self.recipe.updates, self.switches.pseudo_weight
+        total, weight = self.recipe.updates, self.config.pseudo_weight
         factors = {"constant": 1.0, "ramp": ramp_up(update, total), "falling": 1.0 - update / total}
-        return float(weight * factors[self.switches.pseudo_schedule])
+        return float(weight * factors[self.config.pseudo_schedule])
 
     def voters(self, networks: Networks) -> Networks:
         """The foundation model, beside those of the method that follows."""

@@ -17,10 +17,18 @@ from trainer.bezier import bend_slices
 from trainer.canvas import Canvas, label_canvas, lay_out
 from trainer.errors import RecipeError
 from trainer.losses import dice_pooled, mean_where
-from trainer.methods.method import Method, Networks, Task, Turn, refuse_deep_supervision, refuse_start, share_of_part
+from trainer.methods.method import (
+    Method,
+    Networks,
+    StepPlan,
+    Task,
+    refuse_deep_supervision,
+    refuse_start,
+    share_of_part,
+)
 from trainer.methods.registry import method_class
 from trainer.networks.on_canvas import OnCanvas
-from trainer.patches import Batch, Mixture
+from trainer.patches import Batch, BatchComposition
 from trainer.recipe import Optimiser, Positive, Recipe, Schedule, Section, Share
 from trainer.sam import Sam, SamSegmenter, build_sam
 from trainer.schedules import rate_factor
@@ -33,7 +41,7 @@ UNKNOWN = -2  # label of a voxel that nobody outlined
 class FineTunedSam(Method):
     """What CFR and its first stage alone share: SAM, canvases, and the loss on them."""
 
-    class Switches(Section):
+    class Config(Section):
         """The foundation model and what it sees.
 
         Attributes:
@@ -65,7 +73,7 @@ class FineTunedSam(Method):
     def __init__(self, recipe: Recipe, task: Task) -> None:
         """See :class:`Method`; the slices have to fit."""
         super().__init__(recipe, task)
-        switches = self.switches
+        switches = self.config
         if switches.input != "concatenate" and switches.grid is not None:
             raise RecipeError("methods.cfr.grid says how slices are concatenated; leave it out.")
         if switches.input == "small" and switches.sam.side is None:
@@ -76,30 +84,30 @@ class FineTunedSam(Method):
         """See :meth:`Method.check_parts`; the foundation model's batches are shared evenly too."""
         super().check_parts(processes)
         parts = processes * self.recipe.accumulate
-        if self.switches.volumes % parts:
+        if self.config.volumes % parts:
             raise RecipeError(
-                f"methods.cfr.volumes: {self.switches.volumes} patches cannot be shared evenly by {parts} part(s); "
+                f"methods.cfr.volumes: {self.config.volumes} patches cannot be shared evenly by {parts} part(s); "
                 f"make it a multiple of {parts}."
             )
 
     def optimiser(self, network: str) -> Optimiser:
         """The foundation model's own."""
-        own: Optimiser = self.switches.sam_optimiser
+        own: Optimiser = self.config.sam_optimiser
         return own
 
     @property
     def cells(self) -> int | None:
         """Cells per side of a canvas; None for as many as hold all slices."""
-        grid: int | None = self.switches.grid
-        return grid if self.switches.input == "concatenate" else 1
+        grid: int | None = self.config.grid
+        return grid if self.config.input == "concatenate" else 1
 
     def build_sam(self) -> SamSegmenter:
         """The foundation model."""
-        return build_sam(self.switches.sam, self.task.inputs, self.targets.channels)
+        return build_sam(self.config.sam, self.task.inputs, self.targets.channels)
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
         """The foundation model's weights."""
-        sam: Sam = self.switches.sam
+        sam: Sam = self.config.sam
         return sam.pretrained()
 
     def canvas_loss(self, sam: nn.Module, batch: Batch) -> Tensor:
@@ -125,19 +133,19 @@ class FineTunedSam(Method):
             labels = torch.where(batch.weights > 0, labels, torch.full_like(labels, UNKNOWN))
         both = torch.cat([batch.images, labels[:, None].to(batch.images.dtype)], dim=1)
         slices = to_slices(both, axis)
-        if self.switches.turn_slices:
+        if self.config.turn_slices:
             slices = _each_turned(slices)
-        if self.switches.shuffle_slices:
+        if self.config.shuffle_slices:
             stacks = slices.unflatten(0, (count, -1))
             order = torch.randperm(stacks.shape[1]).to(slices.device)
             slices = stacks[:, order].flatten(0, 1)
-        bent = bend_slices(slices[:, :-1], self.switches.bend)
+        bent = bend_slices(slices[:, :-1], self.config.bend)
         images = self.canvas.concatenate(from_slices(bent, count, axis))
         labels, there = label_canvas(self.canvas, from_slices(slices[:, -1:], count, axis)[:, 0].round().long())
-        if self.switches.input != "concatenate":
-            drawn = torch.randperm(len(images))[: self.switches.slices * count].to(images.device)
+        if self.config.input != "concatenate":
+            drawn = torch.randperm(len(images))[: self.config.slices * count].to(images.device)
             images, labels, there = images[drawn], labels[drawn], there[drawn]
-        if self.switches.turn_canvas:
+        if self.config.turn_canvas:
             joined = _each_turned(torch.cat([images, labels[:, None], there[:, None]], dim=1))
             images, labels, there = joined[:, :-2], joined[:, -2].long(), joined[:, -1].bool()
         return images, labels, there
@@ -153,7 +161,7 @@ class CFRFT(FineTunedSam):
 
     name = "cfr_ft"
 
-    class Switches(Section):
+    class Config(Section):
         """The foundation model and its settings are those of ``methods.cfr``: ``sam``, ``sam_optimiser``,
         ``sam_schedule``, ``volumes``, and what canvases look like. The recipe's ``updates`` holds; ``student`` is not
         used.
@@ -166,10 +174,10 @@ class CFRFT(FineTunedSam):
         refuse_start(self, "methods.cfr.sam.weights")
 
     @classmethod
-    def read_switches(cls, recipe: Recipe) -> Section:
+    def read_config(cls, recipe: Recipe) -> Section:
         """Those of ``methods.cfr``; ``methods.cfr_ft`` has none of its own."""
-        super().read_switches(recipe)
-        return method_class("cfr").read_switches(recipe)
+        super().read_config(recipe)
+        return method_class("cfr").read_config(recipe)
 
     @classmethod
     def students(cls, recipe: Recipe) -> tuple[AnyStudent, ...]:
@@ -180,30 +188,30 @@ class CFRFT(FineTunedSam):
         """See :meth:`FineTunedSam.check_parts`."""
         super().check_parts(processes)
         if self.guided:
-            self.require_in_each_part(self.mixture(None), processes, labelled=1, unlabelled=0)
+            self.require_in_each_part(self.composition(None), processes, labelled=1, unlabelled=0)
 
     def build(self) -> Networks:
         """The foundation model on volumes."""
         return {"student": self.on_volumes(self.build_sam())}
 
-    def turn(self, step: int) -> Turn:
+    def step_plan(self, step: int) -> StepPlan:
         """Every step trains on labelled patches, on half a batch of them when a guide labels the others."""
-        mixture = self.mixture(None) if self.guided else Mixture(self.switches.volumes, 0)
-        factor = rate_factor(self.switches.sam_schedule, step, self.recipe.updates)
-        return Turn("fine-tune", {"student": self.optimiser("student").rate * factor}, mixture, step)
+        composition = self.composition(None) if self.guided else BatchComposition(self.config.volumes, 0)
+        factor = rate_factor(self.config.sam_schedule, step, self.recipe.updates)
+        return StepPlan("fine-tune", {"student": self.optimiser("student").rate * factor}, composition, step)
 
-    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """Eq. 5."""
         sam = networks["student"]
         assert isinstance(sam, OnCanvas)
         n = batch.labelled
         known = replace(batch, images=batch.images[:n], labels=batch.labels[:n], weights=batch.label_weights)
-        total = share_of_part(n, turn.mixture.labelled, batch, turn) * self.canvas_loss(sam.sam, known)
+        total = share_of_part(n, step_plan.composition.labelled, batch, step_plan) * self.canvas_loss(sam.sam, known)
         return {"total": total, "sam": total.detach()}
 
     def kept(self) -> AnyStudent:
         """See :meth:`Method.kept`; without the weights that it began with, which the run's own replace."""
-        sam: Sam = self.switches.sam
+        sam: Sam = self.config.sam
         if sam.weights is not None:
             sam = sam.without_weights(self.build_sam().network)
         section = {"kind": "canvas", "sam": sam.model_dump(mode="json"), "grid": self.cells}

@@ -28,7 +28,7 @@ from trainer.cases import IGNORE, PreparedCase
 from trainer.committee import best_temperature, channels_of, mixed, mixture_weights, outcomes, tempered
 from trainer.errors import RecipeError
 from trainer.methods.atlas import AtlasMethod
-from trainer.methods.method import Labelling, LabellingWork, LabelsOfScan, Networks, Task, TrainingScans, Turn
+from trainer.methods.method import LabellingWork, LabelsOfScan, Networks, ScanCounts, StepPlan, Task, TrainingScans
 from trainer.methods.pretrain import PretrainThenTrain
 from trainer.methods.registry import MethodName, method_class
 from trainer.patches import Batch
@@ -84,7 +84,7 @@ class Committee(PretrainThenTrain):
     switch = "host"
     guides = True
 
-    class Switches(Section):
+    class Config(Section):
         """Who is in the committee, and how it is heard.
 
         Attributes:
@@ -96,7 +96,7 @@ class Committee(PretrainThenTrain):
             weighing: ``equal`` votes; or ``cross_fitted``: temperatures and weights of the first round's sources under
                 which the labelled scans are most likely, each labelled by networks that did not learn from it. That
                 trains each member ``folds`` times more. The students of a round have equal votes in the next.
-            folds: Number of parts of the labelled scans that are held back in turn.
+            folds: Number of parts of the labelled scans that are held back in step_plan.
             weight: Weight of the committee's term.
         """
 
@@ -119,12 +119,12 @@ class Committee(PretrainThenTrain):
         super().__init__(recipe, task)
         if not task.unlabelled:
             raise RecipeError("committee labels unlabelled scans, and the split has none; train with `supervised`.")
-        if self._cross_fits and task.labelled < self.switches.folds:
+        if self._cross_fits and task.labelled < self.config.folds:
             raise RecipeError(
-                f"methods.committee.folds: {task.labelled} labelled scan(s) do not make {self.switches.folds} parts; "
+                f"methods.committee.folds: {task.labelled} labelled scan(s) do not make {self.config.folds} parts; "
                 "take fewer folds, or `weighing: equal`."
             )
-        chosen = list(self.switches.members)
+        chosen = list(self.config.members)
         if twice := next((one for number, one in enumerate(chosen) if one in chosen[:number]), None):
             raise RecipeError(f"methods.committee.members: {twice.method} is there twice; give it another seed.")
         for member in chosen:
@@ -135,7 +135,7 @@ class Committee(PretrainThenTrain):
                 raise RecipeError(
                     f"methods.committee.members: {member.method} is, or leads to, a committee; `rounds` repeats it."
                 )
-        self._atlas = AtlasMethod(recipe, task) if self.switches.atlas else None
+        self._atlas = AtlasMethod(recipe, task) if self.config.atlas else None
         self._exclusive = isinstance(self.targets, ExclusiveClasses)
         from trainer.stages import Stages  # which imports the methods
 
@@ -143,14 +143,14 @@ class Committee(PretrainThenTrain):
 
     @property
     def _cross_fits(self) -> bool:
-        return self.switches.weighing == "cross_fitted" and self.switches.rounds == 1
+        return self.config.weighing == "cross_fitted" and self.config.rounds == 1
 
     def members(self) -> tuple[Member, ...]:
         """The networks of this round."""
-        if self.switches.rounds == 1:
-            return tuple(self.switches.members)
-        earlier = {"rounds": self.switches.rounds - 1}
-        seeds = range(self.recipe.seed + 1, self.recipe.seed + 1 + self.switches.students)
+        if self.config.rounds == 1:
+            return tuple(self.config.members)
+        earlier = {"rounds": self.config.rounds - 1}
+        seeds = range(self.recipe.seed + 1, self.recipe.seed + 1 + self.config.students)
         return tuple(Member(method=self.name, seed=seed, switches=earlier) for seed in seeds)
 
     def recipe_of(self, member: Member) -> Recipe:
@@ -178,11 +178,11 @@ class Committee(PretrainThenTrain):
         """None: the scans are labelled before the first step of the host."""
         return 0
 
-    def turn(self, step: int) -> Turn:
+    def step_plan(self, step: int) -> StepPlan:
         """There is no step of this stage."""
         raise IndexError(step)
 
-    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """There is no step of this stage."""
         raise IndexError(batch.step)
 
@@ -192,7 +192,7 @@ class Committee(PretrainThenTrain):
 
     def guidance_weight(self, update: int) -> float:
         """Constant."""
-        return float(self.switches.weight)
+        return float(self.config.weight)
 
     def voters(self, networks: Networks) -> Networks:
         """No network of this stage."""
@@ -200,12 +200,12 @@ class Committee(PretrainThenTrain):
 
     # --- what the committee says ----------------------------------------------------------------------------------
 
-    def labelling(self, amount: Labelling) -> LabellingWork:
+    def labelling(self, amount: ScanCounts) -> LabellingWork:
         """The runs of the members, those of the folds, and the atlases'; a round's members share theirs."""
         members = [(self.recipe_of(member), amount.labelled, 1) for member in self.members()]
         if self._cross_fits:
-            kept = amount.labelled - math.ceil(amount.labelled / self.switches.folds)
-            members += [(recipe, max(1, kept), self.switches.folds) for recipe, _, _ in members]
+            kept = amount.labelled - math.ceil(amount.labelled / self.config.folds)
+            members += [(recipe, max(1, kept), self.config.folds) for recipe, _, _ in members]
         own = 0 if self._atlas is None else self._atlas.labelling(amount).registrations
         return LabellingWork(own, tuple(members))
 
@@ -229,7 +229,7 @@ class Committee(PretrainThenTrain):
                 scans.progress("asking the committee", number, len(names))
             if volumes:
                 outlined = [self._volumes(np.asarray(scans.cases[n].labels), scans.cases[n]) for n in scans.labelled]
-                scans.tell(_volumes_sentence(self.switches.rounds, outlined, volumes))
+                scans.tell(_volumes_sentence(self.config.rounds, outlined, volumes))
 
         return labels_of
 
@@ -306,7 +306,7 @@ class Committee(PretrainThenTrain):
 
     def _folds(self, scans: TrainingScans) -> tuple[tuple[str, ...], ...]:
         """Parts of the labelled scans to hold back in turn; none, and a sentence, where that is not possible."""
-        folds = tuple(scans.labelled[k :: self.switches.folds] for k in range(self.switches.folds))
+        folds = tuple(scans.labelled[k :: self.config.folds] for k in range(self.config.folds))
         holding = {
             name: {
                 k

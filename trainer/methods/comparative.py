@@ -16,14 +16,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from trainer.errors import RecipeError, TrainingError
-from trainer.methods.method import Networks, Task, Turn
+from trainer.methods.method import Networks, StepPlan, Task
 from trainer.methods.pretrain import PretrainThenTrain
 from trainer.methods.registry import MethodName
 from trainer.methods.self_training import SelfTraining
 from trainer.networks.bare import bare
 from trainer.networks.features import features_out
 from trainer.parallel import sum_over_processes
-from trainer.patches import Batch, Mixture
+from trainer.patches import Batch, BatchComposition
 from trainer.recipe import Positive, Recipe, Section, Share
 from trainer.slice_similarity import (
     Slices,
@@ -45,7 +45,7 @@ class Comparative(PretrainThenTrain):
     switch = "then"
     uses = ("student",)
 
-    class Switches(Section):
+    class Config(Section):
         """The paper's settings, and where its text and its code differ.
 
         Attributes:
@@ -98,10 +98,10 @@ class Comparative(PretrainThenTrain):
     def __init__(self, recipe: Recipe, task: Task) -> None:
         """See :class:`PretrainThenTrain`; the student has to say which of its modules are what."""
         super().__init__(recipe, task)
-        student, switches = read_student(recipe.student), self.switches
+        student, switches = read_student(recipe.student), self.config
         if switches.feature_updates:
             student.layer("compared")
-        if isinstance(self.host, SelfTraining) and self.host.switches.restart:
+        if isinstance(self.host, SelfTraining) and self.host.config.restart:
             raise RecipeError(
                 "methods.self_training.restart: a student that starts anew in each round would lose what it was "
                 "pre-trained for; set it to false."
@@ -115,7 +115,7 @@ class Comparative(PretrainThenTrain):
     def check_parts(self, processes: int) -> None:
         """See :meth:`Method.check_parts`; a patch alone has nothing to be compared with."""
         super().check_parts(processes)
-        patches, parts = self.switches.volumes * self.switches.crops, processes * self.recipe.accumulate
+        patches, parts = self.config.volumes * self.config.crops, processes * self.recipe.accumulate
         if patches < 2 * parts:
             raise RecipeError(
                 f"{self.name} compares patches with each other: {patches} (methods.{self.name}.volumes x crops) in "
@@ -124,29 +124,29 @@ class Comparative(PretrainThenTrain):
 
     def build(self) -> Networks:
         """The memory that tells whether a stage has converged; the student is that of the method that follows."""
-        if self.switches.positions == "patch" and self.switches.feature_updates:
+        if self.config.positions == "patch" and self.config.feature_updates:
             with torch.device("meta"):
                 self._require_slices(self.build_student())
-        return {"convergence": Convergence(self.switches.window, self.switches.converged)}
+        return {"convergence": Convergence(self.config.window, self.config.converged)}
 
     # --- who learns when ------------------------------------------------------------------------------------------
 
     @property
     def steps(self) -> int:
         """Both objectives."""
-        return int(self.switches.feature_updates + self.switches.output_updates)
+        return int(self.config.feature_updates + self.config.output_updates)
 
-    def turn(self, step: int) -> Turn:
+    def step_plan(self, step: int) -> StepPlan:
         """Patches of all training scans, cut anywhere; no label is looked at."""
-        count, crops = self.switches.volumes * self.switches.crops, self.switches.crops
-        rate = self.switches.rate or self.recipe.optimiser.rate
-        stage = "features" if step < self.switches.feature_updates else "output"
-        return Turn(stage, {"student": rate}, Mixture(0, 0, count, crops), 0, judged=False)
+        count, crops = self.config.volumes * self.config.crops, self.config.crops
+        rate = self.config.rate or self.recipe.optimiser.rate
+        stage = "features" if step < self.config.feature_updates else "output"
+        return StepPlan(stage, {"student": rate}, BatchComposition(0, 0, count, crops), 0, judged=False)
 
-    def prepare(self, networks: Networks, turn: Turn) -> None:
+    def prepare(self, networks: Networks, step_plan: StepPlan) -> None:
         """Freeze the encoder where it is frozen."""
-        super().prepare(networks, turn)
-        self._train_encoder(networks["student"], not (turn.stage == "output" and self.switches.freeze_encoder))
+        super().prepare(networks, step_plan)
+        self._train_encoder(networks["student"], not (step_plan.stage == "output" and self.config.freeze_encoder))
 
     def hand_over(self, networks: Networks) -> None:
         """Give the student to those networks of the next stage that started as its copy."""
@@ -167,38 +167,38 @@ class Comparative(PretrainThenTrain):
 
     def fresh_optimisers(self, step: int) -> tuple[str, ...]:
         """Each objective, and the next stage, begins without the moments of the one before."""
-        return ("student",) if step in (self.switches.feature_updates, self.steps) else ()
+        return ("student",) if step in (self.config.feature_updates, self.steps) else ()
 
     def jump(self, networks: Networks, step: int) -> int:
         """To the end of an objective that has converged."""
         convergence = networks["convergence"]
         assert isinstance(convergence, Convergence)
-        begun, ended = (0, self.switches.feature_updates)
+        begun, ended = (0, self.config.feature_updates)
         if step > ended:
             begun, ended = ended, self.steps
         if step >= ended:
             if step == ended:
                 convergence.clear()
             return step
-        if (step - begun) % self.switches.look_every:
+        if (step - begun) % self.config.look_every:
             return step
-        if convergence.look() and step - begun >= self.switches.least_updates:
+        if convergence.look() and step - begun >= self.config.least_updates:
             convergence.clear()
             return int(ended)
         return step
 
     # --- what they learn ------------------------------------------------------------------------------------------
 
-    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """The objective on the features or on the output."""
         student = networks["student"]
-        if turn.stage == "features":
+        if step_plan.stage == "features":
             with features_out(student, self._layer()) as found:
                 student(batch.images)
             compared = found[0]
         else:
             compared = student(batch.images)
-            if self.switches.space == "probabilities":
+            if self.config.space == "probabilities":
                 compared = self.targets.probabilities(compared)
         with torch.autocast(compared.device.type, enabled=False):
             losses, counts = zip(*map(self.objective, self.slices(compared, batch)), strict=True)
@@ -208,14 +208,14 @@ class Comparative(PretrainThenTrain):
             convergence = networks["convergence"]
             assert isinstance(convergence, Convergence)
             convergence.add(total, terms)
-            if self.switches.reduction == "mean":
+            if self.config.reduction == "mean":
                 top, count = sum_over_processes(torch.stack([total, terms.to(total.dtype)])).unbind()
                 total = top / count.clamp_min(1)
         return {"total": total, self.name: total.detach(), "terms": terms.detach()}
 
     def slices(self, compared: Tensor, batch: Batch) -> list[Slices]:
         """The slices that are compared, for each axis whose turn it is."""
-        switches = self.switches
+        switches = self.config
         # One offset for all patches and processes: it depends on the step alone.
         random = np.random.default_rng((self.recipe.seed, 8, batch.step))
         names = {case: number for number, case in enumerate(dict.fromkeys(batch.cases))}
@@ -236,7 +236,7 @@ class Comparative(PretrainThenTrain):
         shape = torch.zeros((1, self.task.inputs, *self.recipe.size()), device="meta")
         with torch.no_grad(), features_out(copy := deepcopy(student).to("meta"), self._layer()) as found:
             copy(shape)
-        parts = self.switches.partitions
+        parts = self.config.partitions
         for axis, count in enumerate(found[0].shape[2:]):
             if count < parts:
                 raise RecipeError(
@@ -246,17 +246,17 @@ class Comparative(PretrainThenTrain):
 
     def axes_at(self, step: int) -> tuple[int, ...]:
         """The axes along which a step slices."""
-        if self.switches.axes == "together":
+        if self.config.axes == "together":
             return (0, 1, 2)
-        if self.switches.axes == "cycle":
+        if self.config.axes == "cycle":
             return (step % 3,)
         scans = self.task.unlabelled + self.task.labelled
-        return (step // -(-scans // self.switches.volumes) % 3,)
+        return (step // -(-scans // self.config.volumes) % 3,)
 
     def objective(self, slices: Slices) -> tuple[Tensor, Tensor]:
         """Eq. 2, and how many terms its sum has."""
-        similarity = slices.similarity(self.switches.temperature)
-        triplets = slices.triplets(self.switches.triplets)
+        similarity = slices.similarity(self.config.temperature)
+        triplets = slices.triplets(self.config.triplets)
         return comparative_loss(similarity, triplets), triplets.sum()
 
     def _layer(self) -> str:
@@ -274,11 +274,11 @@ class Contrastive(Comparative):
 
     def objective(self, slices: Slices) -> tuple[Tensor, Tensor]:
         """Eq. 3: a term for each pair; as released for each triplet."""
-        similarity = slices.similarity(self.switches.temperature)
-        if self.switches.denominator == "released":
+        similarity = slices.similarity(self.config.temperature)
+        if self.config.denominator == "released":
             triplets = slices.triplets("all")
             return contrastive_loss(similarity, triplets, released=True), triplets.sum()
-        triplets = slices.triplets(self.switches.triplets) & slices.of_one_scan()[:, None, :]
+        triplets = slices.triplets(self.config.triplets) & slices.of_one_scan()[:, None, :]
         return contrastive_loss(similarity, triplets, released=False), triplets.any(dim=2).sum()
 
 

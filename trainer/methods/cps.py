@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from trainer.losses import supervised_loss
-from trainer.methods.method import Method, Networks, Turn, share_of_part
+from trainer.methods.method import Method, Networks, StepPlan, share_of_part
 from trainer.patches import Batch
 from trainer.recipe import Section, Share
 
@@ -24,7 +24,7 @@ class CPS(Method):
     name = "cps"
     guided_networks = ("student", "second")
 
-    class Switches(Section):
+    class Config(Section):
         """Settings of the paper's family.
 
         Attributes:
@@ -45,28 +45,30 @@ class CPS(Method):
         """Two students that differ by their random start."""
         return {"student": self.build_student(), "second": self.build_student()}
 
-    def turn(self, step: int) -> Turn:
+    def step_plan(self, step: int) -> StepPlan:
         """Both learn in every step."""
         rate = self.student_rate(step)
-        mixture = self.mixture(self.switches.labelled)
-        return Turn("train", {"student": rate, "second": rate}, mixture, step)
+        composition = self.composition(self.config.labelled)
+        return StepPlan("train", {"student": rate, "second": rate}, composition, step)
 
-    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """The supervised and the crossed terms of both networks."""
         both = [networks["student"](batch.images), networks["second"](batch.images)]
         labels = batch.labels[: batch.labelled]
-        scale = share_of_part(batch.labelled, turn.mixture.labelled, batch, turn)
+        scale = share_of_part(batch.labelled, step_plan.composition.labelled, batch, step_plan)
         parts = [supervised_loss(y[: batch.labelled], labels, self.targets, batch.label_weights) for y in both]
         supervised = scale * torch.stack(parts).sum()
         crossed = torch.zeros_like(supervised)
-        everywhere = self.switches.pseudo_on == "all"
+        everywhere = self.config.pseudo_on == "all"
         first = 0 if everywhere else batch.labelled
         if first < len(batch):
             a, b = (y[first:] for y in both)
             crossed = self.crossed(a, b)
             if not everywhere:
-                crossed = crossed * share_of_part(len(batch) - first, turn.mixture.unlabelled, batch, turn)
-        total = supervised + self.weight(turn.student_update) * crossed
+                crossed = crossed * share_of_part(
+                    len(batch) - first, step_plan.composition.unlabelled, batch, step_plan
+                )
+        total = supervised + self.weight(step_plan.student_update) * crossed
         return {"total": total, "supervised": supervised.detach(), "crossed": crossed.detach()}
 
     def crossed(self, a: Tensor, b: Tensor) -> Tensor:
@@ -79,7 +81,7 @@ class CPS(Method):
 
     def exported(self, networks: Networks) -> nn.Module:
         """One of the two."""
-        return networks[self.switches.export]
+        return networks[self.config.export]
 
     def _taught(self, logits: Tensor, *, by: Tensor) -> Tensor:
         with torch.no_grad():

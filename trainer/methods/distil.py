@@ -20,7 +20,7 @@ from trainer.checkpoints import RUN
 from trainer.engine import trained_network
 from trainer.errors import RecipeError
 from trainer.losses import mean_of, supervised_loss
-from trainer.methods.method import Method, Networks, Task, Turn, freeze, share_of_part
+from trainer.methods.method import Method, Networks, StepPlan, Task, freeze, share_of_part
 from trainer.patches import Batch
 from trainer.recipe import Recipe, Section, Share
 from trainer.targets import ExclusiveClasses
@@ -31,7 +31,7 @@ class Distil(Method):
 
     name = "distil"
 
-    class Switches(Section):
+    class Config(Section):
         """Settings of the paper.
 
         Attributes:
@@ -54,7 +54,7 @@ class Distil(Method):
             BundleError: it is no run.
         """
         super().__init__(recipe, task)
-        run: Path = self.switches.teacher
+        run: Path = self.config.teacher
         if run == Path():
             raise RecipeError("methods.distil.teacher: name the finished run whose network shall teach.")
         self._teacher = read_manifest(run / RUN)
@@ -69,29 +69,29 @@ class Distil(Method):
 
     def build(self) -> Networks:
         """The student, and the teacher as its run left it."""
-        _, teacher = trained_network(self.switches.teacher)
+        _, teacher = trained_network(self.config.teacher)
         return {"student": self.build_student(), "teacher": freeze(teacher)}
 
-    def turn(self, step: int) -> Turn:
-        """Every step trains the student on a fixed mixture."""
-        return Turn("train", {"student": self.student_rate(step)}, self.mixture(self.switches.labelled), step)
+    def step_plan(self, step: int) -> StepPlan:
+        """Every step trains the student on a fixed composition."""
+        return StepPlan("train", {"student": self.student_rate(step)}, self.composition(self.config.labelled), step)
 
-    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """The supervised term on the labelled patches and the soft term on all."""
         logits = networks["student"](batch.images)
-        scale = share_of_part(batch.labelled, turn.mixture.labelled, batch, turn)
+        scale = share_of_part(batch.labelled, step_plan.composition.labelled, batch, step_plan)
         labels = batch.labels[: batch.labelled]
         supervised = scale * supervised_loss(logits[: batch.labelled], labels, self.targets, batch.label_weights)
         with torch.no_grad():
             taught = networks["teacher"](batch.images)
         soft = self.soft_loss(logits, taught)
-        share = float(self.switches.soft)
+        share = float(self.config.soft)
         total = (1.0 - share) * supervised + share * soft
         return {"total": total, "supervised": supervised.detach(), "soft": soft.detach()}
 
     def soft_loss(self, logits: Tensor, taught: Tensor) -> Tensor:
         """T^2 KL(teacher || student), summed over classes (or the mean over regions), the mean over voxels."""
-        t = float(self.switches.temperature)
+        t = float(self.config.temperature)
         target = self.targets.probabilities(taught.float() / t)
         divergence = self.targets.divergence(logits.float() / t, target)
         # Classes share one distribution, regions have one each.

@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from trainer.errors import RecipeError
 from trainer.losses import dice_pooled, mean_of, mean_where
-from trainer.methods.method import Method, Networks, Task, Turn, share_of_part
+from trainer.methods.method import Method, Networks, StepPlan, Task, share_of_part
 from trainer.networks.bare import bare
 from trainer.networks.features import features_into
 from trainer.networks.mean import MeanOfNetworks
@@ -36,7 +36,7 @@ class Dual(Method):
     name = "dual"
     guided_networks = ("student", "partner")
 
-    class Switches(Section):
+    class Config(Section):
         """The paper's ablations, and where its text and its code differ.
 
         Attributes:
@@ -83,11 +83,11 @@ class Dual(Method):
         """See :class:`Method`; what needs a look into the networks, or one segment, is refused here."""
         super().__init__(recipe, task)
         self._sections = dict(zip(("student", "partner"), self.students(recipe), strict=True))
-        if self.switches.weight_con:
+        if self.config.weight_con:
             for section in self._sections.values():
                 section.layer("features")
         self._exclusive = isinstance(self.targets, ExclusiveClasses)
-        if self.switches.pseudo_labels == "union" and self._exclusive and self.targets.segments > 1:
+        if self.config.pseudo_labels == "union" and self._exclusive and self.targets.segments > 1:
             raise RecipeError(
                 "methods.dual.pseudo_labels: two exclusive segments have no union in a voxel; take `teacher`."
             )
@@ -95,7 +95,7 @@ class Dual(Method):
     def check_parts(self, processes: int) -> None:
         """See :meth:`Method.check_parts`; without a label nobody knows who is better."""
         super().check_parts(processes)
-        labelled, parts = self.mixture(self.switches.labelled).labelled, processes * self.recipe.accumulate
+        labelled, parts = self.composition(self.config.labelled).labelled, processes * self.recipe.accumulate
         if labelled < parts:
             raise RecipeError(
                 f"dual compares its networks on labelled patches: {labelled} in {parts} part(s) are too few; make the "
@@ -105,36 +105,36 @@ class Dual(Method):
     @classmethod
     def students(cls, recipe: Recipe) -> tuple[AnyStudent, ...]:
         """The recipe's student and its partner."""
-        switches: Any = cls.read_switches(recipe)
+        switches: Any = cls.read_config(recipe)
         return read_student(recipe.student), read_student(switches.partner, "methods.dual.partner")
 
     def build(self) -> Networks:
         """Both, each from its own random start."""
         return {name: self.build_network(section) for name, section in self._sections.items()}
 
-    def turn(self, step: int) -> Turn:
+    def step_plan(self, step: int) -> StepPlan:
         """Both learn in every step."""
         rate = self.student_rate(step)
-        return Turn("train", dict.fromkeys(self._sections, rate), self.mixture(self.switches.labelled), step)
+        return StepPlan("train", dict.fromkeys(self._sections, rate), self.composition(self.config.labelled), step)
 
-    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """All terms on a batch that both networks see unchanged."""
-        switches, n = self.switches, batch.labelled
+        switches, n = self.config, batch.labelled
         logits, features = self._forward(networks, batch.images)
         probabilities = {name: self.targets.probabilities(y) for name, y in logits.items()}
         teacher, learner = self.roles(probabilities, batch)
-        on_labelled = share_of_part(n, turn.mixture.labelled, batch, turn)
+        on_labelled = share_of_part(n, step_plan.composition.labelled, batch, step_plan)
         terms = {"supervised": on_labelled * self.supervised(logits, probabilities, batch)}
         if switches.weight_reg:
             terms["reg"] = switches.weight_reg * self.disagreement(*probabilities.values())
-        if switches.weight_unc and (switches.uncertainty_on == "all" or turn.mixture.unlabelled):
+        if switches.weight_unc and (switches.uncertainty_on == "all" or step_plan.composition.unlabelled):
             first, scale = 0, 1.0
             if switches.uncertainty_on == "unlabelled":
-                first, scale = n, share_of_part(len(batch) - n, turn.mixture.unlabelled, batch, turn)
+                first, scale = n, share_of_part(len(batch) - n, step_plan.composition.unlabelled, batch, step_plan)
             unc = self.uncertainty(logits[learner][first:], logits[teacher][first:])
             terms["unc"] = switches.weight_unc * scale * unc
-        if turn.mixture.unlabelled:
-            scale = share_of_part(len(batch) - n, turn.mixture.unlabelled, batch, turn)
+        if step_plan.composition.unlabelled:
+            scale = share_of_part(len(batch) - n, step_plan.composition.unlabelled, batch, step_plan)
             kept = self.certain(*(p[n:].detach() for p in probabilities.values()))
             decided = {name: self.targets.decide(p[n:].detach()) for name, p in probabilities.items()}
             pseudo = decided[teacher]
@@ -144,7 +144,7 @@ class Dual(Method):
                 terms["semi"] = switches.weight_semi * scale * self.semi(logits, n, pseudo, kept)
             if switches.weight_con:
                 con = self.contrast(features[learner][n:], pseudo, kept, decided[learner])
-                terms["con"] = self.contrast_weight(turn.student_update) * scale * con
+                terms["con"] = self.contrast_weight(step_plan.student_update) * scale * con
         total = torch.stack(list(terms.values())).sum()
         told = {name: value.detach() for name, value in terms.items()}
         return {"total": total, **told, "teacher_is_student": total.new_tensor(float(teacher == "student"))}
@@ -152,7 +152,7 @@ class Dual(Method):
     @torch.no_grad()
     def roles(self, probabilities: dict[str, Tensor], batch: Batch) -> tuple[str, str]:
         """(who teaches, who learns): the smaller labelled Dice loss teaches; ``student`` does on a tie."""
-        if self.switches.teacher == "student":
+        if self.config.teacher == "student":
             return "student", "partner"
         target = self.targets.encode(batch.labels[: batch.labelled])
         dice = [
@@ -166,17 +166,17 @@ class Dual(Method):
         n = batch.labelled
         target = self.targets.encode(batch.labels[:n])
         segments = {name: self.targets.foreground(p[:n]) for name, p in probabilities.items()}
-        sure = [p >= self.switches.confident for p in segments.values()]
+        sure = [p >= self.config.confident for p in segments.values()]
         total = torch.zeros((), device=batch.images.device)
         for name, p in segments.items():
             total = total + mean_of(self.targets.cross_entropy(logits[name][:n], target), batch.label_weights)
             total = total + self._dice(probabilities[name][:n], target, batch.label_weights)
-            if self.switches.mistake_weight:
+            if self.config.mistake_weight:
                 errors = (p - self.targets.foreground(target)).pow(2)
                 mistakes = sure[0] ^ sure[1]
                 if batch.label_weights is not None:
                     mistakes = mistakes & (batch.label_weights > 0)[:, None]
-                total = total + self.switches.mistake_weight * mean_where(errors, mistakes)
+                total = total + self.config.mistake_weight * mean_where(errors, mistakes)
         return total
 
     @torch.no_grad()
@@ -200,8 +200,8 @@ class Dual(Method):
         teacher = teacher.detach()
         p = self.targets.probabilities(teacher)
         apart = self.targets.divergence(learner, p).sum(dim=1) / (1 if self._exclusive else self.targets.segments)
-        sharpened = self.targets.probabilities(teacher / self.switches.temperature)
-        target = sharpened if self.switches.soft_targets else self.targets.encode(self.targets.decide(sharpened))
+        sharpened = self.targets.probabilities(teacher / self.config.temperature)
+        target = sharpened if self.config.soft_targets else self.targets.encode(self.targets.decide(sharpened))
         crossed = self.targets.cross_entropy(learner, target)
         return mean_of(torch.exp(-apart) * crossed) + mean_of(apart)
 
@@ -215,7 +215,7 @@ class Dual(Method):
             own: the learner's labels, that say to which prototype an uncertain voxel goes.
         """
         rows = features.float().movedim(1, -1).flatten(0, -2)
-        apart = self.switches.prototypes == "apart"
+        apart = self.config.prototypes == "apart"
         if self._exclusive:
             pairs, classes = [(pseudo, own)], self.targets.channels
         else:  # a region against what is not in it
@@ -226,18 +226,18 @@ class Dual(Method):
 
     def contrast_weight(self, update: int) -> float:
         """lambda(t)."""
-        return float(self.switches.weight_con * ramp_up(update, self.switches.ramp * self.recipe.updates))
+        return float(self.config.weight_con * ramp_up(update, self.config.ramp * self.recipe.updates))
 
     def exported(self, networks: Networks) -> nn.Module:
         """One of them, or the mean of both."""
-        if self.switches.export != "mean":
-            return networks[self.switches.export]
+        if self.config.export != "mean":
+            return networks[self.config.export]
         return MeanOfNetworks((bare(networks[name]) for name in self._sections), regions=not self._exclusive)
 
     def kept(self) -> AnyStudent:
         """See :meth:`Method.kept`."""
-        if self.switches.export != "mean":
-            return self._sections[self.switches.export]
+        if self.config.export != "mean":
+            return self._sections[self.config.export]
         members = [section.model_dump(mode="json") for section in self._sections.values()]
         return read_student({"kind": "mean", "members": members, "regions": not self._exclusive})
 
@@ -247,7 +247,7 @@ class Dual(Method):
 
     def _forward(self, networks: Networks, images: Tensor) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Logits of both, and the features before their last layer where they are needed."""
-        if not self.switches.weight_con:
+        if not self.config.weight_con:
             return {name: networks[name](images) for name in self._sections}, {}
         with ExitStack() as stack:
             found = {
@@ -267,7 +267,7 @@ class Dual(Method):
     def _below_quantile(self, entropy: Tensor) -> Tensor:
         if not entropy.numel():
             return torch.zeros_like(entropy, dtype=torch.bool)
-        count = math.ceil(self.switches.keep_quantile * entropy.numel())
+        count = math.ceil(self.config.keep_quantile * entropy.numel())
         return entropy <= entropy.flatten().kthvalue(count).values
 
 

@@ -18,7 +18,7 @@ from torch.func import functional_call
 from trainer.cutmix import generator, inner_box, pasted
 from trainer.errors import RecipeError
 from trainer.losses import mean_of, mean_where, supervised_loss
-from trainer.methods.method import Method, Networks, Task, Turn, share_of_part
+from trainer.methods.method import Method, Networks, StepPlan, Task, share_of_part
 from trainer.parallel import processes, sum_over_processes
 from trainer.patches import Batch
 from trainer.recipe import Recipe, Section, Share
@@ -38,7 +38,7 @@ class DualFete(Method):
     name = "dualfete"
     views = ("strong", "stronger")
 
-    class Switches(Section):
+    class Config(Section):
         """The paper's settings.
 
         Attributes:
@@ -77,23 +77,23 @@ class DualFete(Method):
         """See :meth:`Method.check_parts`; feedback needs labels, and the student unlabelled patches."""
         super().check_parts(processes)
         if self.task.unlabelled:
-            mixture = self.mixture(self.switches.labelled)
-            self.require_in_each_part(mixture, processes, labelled=1, unlabelled=1)
+            composition = self.composition(self.config.labelled)
+            self.require_in_each_part(composition, processes, labelled=1, unlabelled=1)
 
     def build(self) -> Networks:
         """A student and two teachers that differ by their random starts; all learn by gradients."""
         return {name: self.build_student() for name in ("student", *TEACHERS)}
 
-    def turn(self, step: int) -> Turn:
+    def step_plan(self, step: int) -> StepPlan:
         """All learn in every step."""
         rate = self.student_rate(step)
         rates = dict.fromkeys(("student", *TEACHERS), rate)
-        return Turn("train", rates, self.mixture(self.switches.labelled), step)
+        return StepPlan("train", rates, self.composition(self.config.labelled), step)
 
-    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """The student's loss and those of both teachers; each touches its own network alone."""
         n = batch.labelled
-        share = share_of_part(len(batch) - n, turn.mixture.unlabelled, batch, turn)
+        share = share_of_part(len(batch) - n, step_plan.composition.unlabelled, batch, step_plan)
         with torch.no_grad():
             found = [self.targets.probabilities(networks[name](batch.images[n:])) for name in TEACHERS]
         decided = [self.targets.decide(p) for p in found]
@@ -108,7 +108,7 @@ class DualFete(Method):
             logits = networks["student"](batch.images[n:])
             learned = share * supervised_loss(logits, pseudo, self.targets)
             gains = self.feedback(networks["student"], logits, pseudo, areas, batch)
-        scale = share_of_part(n, turn.mixture.labelled, batch, turn)
+        scale = share_of_part(n, step_plan.composition.labelled, batch, step_plan)
         terms = {"student": learned, "supervised": torch.zeros_like(learned), "cross": torch.zeros_like(learned)}
         terms["feedback"] = torch.zeros_like(learned)
         for k, (name, view) in enumerate(zip(TEACHERS, VIEWS, strict=True)):
@@ -120,9 +120,9 @@ class DualFete(Method):
             told = {"agreement": agree & less[k], "disagreement": ~agree & taken[k]}
             for area, gain in gains.items():
                 terms["feedback"] = terms["feedback"] + gain * mean_where(likelihood, told[area])
-            reliable = (certain[1 - k] >= self.switches.threshold).float()
+            reliable = (certain[1 - k] >= self.config.threshold).float()
             terms["cross"] = terms["cross"] + share * self.crossed(teacher, strong, decided[1 - k], reliable)
-        weights = {"feedback": self.switches.feedback * share, "cross": self.weight(turn.student_update)}
+        weights = {"feedback": self.config.feedback * share, "cross": self.weight(step_plan.student_update)}
         total = torch.stack([weights.get(name, 1.0) * value for name, value in terms.items()]).sum()
         gained = {f"gain/{area}": gain for area, gain in gains.items()}
         return {"total": total, **{name: value.detach() for name, value in terms.items()}, **gained}
@@ -138,7 +138,7 @@ class DualFete(Method):
         A box of each patch is seen in another one; its logits are brought back before they are compared.
         """
         random = generator()
-        if random.random() >= self.switches.cutmix:
+        if random.random() >= self.config.cutmix:
             return supervised_loss(teacher(strong), labels, self.targets, reliable)
         count = len(strong)
         boxes = [inner_box(strong.shape[2:], random, float(random.beta(4, 4)))] * count
@@ -158,9 +158,9 @@ class DualFete(Method):
             areas: Voxels by name, (N, X, Y, Z) bool.
             batch: The batch.
         """
-        if not self.switches.feedback:
+        if not self.config.feedback:
             return {}
-        wanted = [a for a in areas if self.switches.attributor in (a, "both")]
+        wanted = [a for a in areas if self.config.attributor in (a, "both")]
         weights = {name: p for name, p in student.named_parameters() if p.requires_grad}
         before = self.known_loss(student, weights, batch)
         gains: dict[str, Tensor] = {}
@@ -174,12 +174,12 @@ class DualFete(Method):
     @torch.no_grad()
     def moved(self, weights: dict[str, nn.Parameter], gradients: tuple[Tensor | None, ...]) -> dict[str, Tensor]:
         """The weights after a step along the gradients of all processes."""
-        length = self.switches.step * self.recipe.optimiser.rate
+        length = self.config.step * self.recipe.optimiser.rate
         out: dict[str, Tensor] = {}
         for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
             step = torch.zeros_like(weight) if gradient is None else sum_over_processes(gradient) / processes()
             norm = step.norm()
-            if self.switches.normalise and float(norm) > 0:
+            if self.config.normalise and float(norm) > 0:
                 step = step / norm
             out[name] = weight - length * step
         return out
@@ -198,4 +198,4 @@ class DualFete(Method):
 
     def exported(self, networks: Networks) -> nn.Module:
         """One of them."""
-        return networks[self.switches.export]
+        return networks[self.config.export]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from trainer.losses import mean_of, supervised_loss
 from trainer.methods.mean_teacher import MeanTeacher
-from trainer.methods.method import Networks, Turn, share_of_part
+from trainer.methods.method import Networks, StepPlan, share_of_part
 from trainer.patches import Batch
 from trainer.recipe import Section, Share
 
@@ -27,7 +27,7 @@ class ICT(MeanTeacher):
 
     name = "ict"
 
-    class Switches(Section):
+    class Config(Section):
         """The paper's settings.
 
         Attributes:
@@ -58,9 +58,9 @@ class ICT(MeanTeacher):
         """See :meth:`Method.check_parts`; a patch is mixed with another one of its part."""
         super().check_parts(processes)
         if self.task.unlabelled:
-            self.require_in_each_part(self.mixture(self.switches.labelled), processes, labelled=0, unlabelled=2)
+            self.require_in_each_part(self.composition(self.config.labelled), processes, labelled=0, unlabelled=2)
 
-    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """The supervised term, and the consistency of mixtures.
 
         The labelled patches and the mixtures are two calls of the student, as in the paper's code.
@@ -70,12 +70,14 @@ class ICT(MeanTeacher):
         supervised = torch.zeros((), device=batch.images.device)
         if n:
             logits = networks["student"](known)
-            scale = share_of_part(n, turn.mixture.labelled, batch, turn)
+            scale = share_of_part(n, step_plan.composition.labelled, batch, step_plan)
             supervised = scale * supervised_loss(logits, batch.labels[:n], self.targets, batch.label_weights)
-        if not turn.mixture.unlabelled:
+        if not step_plan.composition.unlabelled:
             return {"total": supervised, "supervised": supervised.detach()}
-        consistency = share_of_part(len(unknown), turn.mixture.unlabelled, batch, turn) * self.mixed(networks, unknown)
-        total = supervised + self.weight(turn.student_update) * consistency
+        consistency = share_of_part(len(unknown), step_plan.composition.unlabelled, batch, step_plan) * self.mixed(
+            networks, unknown
+        )
+        total = supervised + self.weight(step_plan.student_update) * consistency
         return {"total": total, "supervised": supervised.detach(), "consistency": consistency.detach()}
 
     def mixed(self, networks: Networks, images: Tensor) -> Tensor:
@@ -83,8 +85,8 @@ class ICT(MeanTeacher):
         with torch.no_grad():
             answers = self.targets.probabilities(networks["teacher"](images))
         first, second = self.partners(len(images))
-        count = len(first) if self.switches.factor == "patch" else 1
-        alpha = torch.tensor(self.switches.alpha)
+        count = len(first) if self.config.factor == "patch" else 1
+        alpha = torch.tensor(self.config.alpha)
         share = torch.distributions.Beta(alpha, alpha).sample((count,)).to(images.device).view(-1, 1, 1, 1, 1)
         seen = share * images[first] + (1.0 - share) * images[second]
         wanted = share * answers[first] + (1.0 - share) * answers[second]
@@ -93,6 +95,6 @@ class ICT(MeanTeacher):
     def partners(self, count: int) -> tuple[list[int], list[int]]:
         """The rows that are mixed with one another: row k of the first list with row k of the second."""
         rows = list(range(count))
-        if self.switches.pairs == "half":
+        if self.config.pairs == "half":
             return rows[: count // 2], rows[count // 2 : count // 2 * 2]
         return rows, rows[1:] + rows[:1]

@@ -20,7 +20,7 @@ from trainer.cubes import draw_orders, from_cubes, mix, to_cubes, unmix
 from trainer.errors import RecipeError
 from trainer.losses import dice_pooled, mean_of
 from trainer.methods.mean_teacher import bounded_noise
-from trainer.methods.method import Method, Networks, Task, Turn, freeze, share_of_part
+from trainer.methods.method import Method, Networks, StepPlan, Task, freeze, share_of_part
 from trainer.networks.features import features_out
 from trainer.parallel import sum_over_processes
 from trainer.patches import Batch
@@ -35,7 +35,7 @@ class MagicNet(Method):
     name = "magicnet"
     patches_together = 2  # one alone cannot be mixed
 
-    class Switches(Section):
+    class Config(Section):
         """The paper's settings and the rows of its ablation table.
 
         Attributes:
@@ -75,7 +75,7 @@ class MagicNet(Method):
         """See :class:`Method`; the student has to take a cube."""
         super().__init__(recipe, task)
         student = read_student(recipe.student)
-        k = self.switches.cubes
+        k = self.config.cubes
         if not student.takes_any_size:
             raise RecipeError(
                 f"magicnet reads cubes of the patch with the student, and a {student.kind} takes the patch's size only."
@@ -92,34 +92,34 @@ class MagicNet(Method):
     def build(self) -> Networks:
         """Student, its moving average, and the head that tells a cube's place (with the class counts)."""
         student = self.build_student()
-        sides = [side // self.switches.cubes for side in self.recipe.size()]
+        sides = [side // self.config.cubes for side in self.recipe.size()]
         with torch.no_grad(), features_out(student, self._deepest()) as found:
             student.eval()(torch.zeros((1, self.task.inputs, *sides)))
         student.train()
-        location = Location(found[0].numel(), self.switches.hidden, self.switches.cubes**3, self.targets.codes)
+        location = Location(found[0].numel(), self.config.hidden, self.config.cubes**3, self.targets.codes)
         return {"student": student, "teacher": freeze(copy.deepcopy(student)), "location": location}
 
-    def turn(self, step: int) -> Turn:
+    def step_plan(self, step: int) -> StepPlan:
         """The student and the location head learn in every step."""
         rate = self.student_rate(step)
-        mixture = self.mixture(self.switches.labelled)
-        rates = {"student": rate, **({"location": rate} if self.switches.within else {})}
-        return Turn("train", rates, mixture, step)
+        composition = self.composition(self.config.labelled)
+        rates = {"student": rate, **({"location": rate} if self.config.within else {})}
+        return StepPlan("train", rates, composition, step)
 
-    def prepare(self, networks: Networks, turn: Turn) -> None:
+    def prepare(self, networks: Networks, step_plan: StepPlan) -> None:
         """All in train mode, as released."""
         for network in networks.values():
             network.train()
 
-    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """The terms of the class's docstring."""
-        student, k, n = networks["student"], self.switches.cubes, batch.labelled
+        student, k, n = networks["student"], self.config.cubes, batch.labelled
         terms: dict[str, Tensor] = {}
         crossed = within = None
-        if self.switches.cross:
+        if self.config.cross:
             orders = draw_orders(k**3, len(batch))
             crossed = unmix(student(mix(batch.images, orders, k)), orders, k)
-        if self.switches.within:
+        if self.config.within:
             within, terms["location"] = self.read_cubes(networks, batch.images)
         zero = batch.images.sum() * 0.0
         target = self.targets.encode(batch.labels[:n])
@@ -128,21 +128,23 @@ class MagicNet(Method):
         weights = batch.label_weights
         parts = [mean_of(self.targets.cross_entropy(logits, target), weights), self._dice(logits, target, weights)]
         parts += [self._dice(branch[:n], target, weights) for branch in (crossed, within) if branch is not None]
-        terms["supervised"] = torch.stack(parts).sum() / 4.0 * share_of_part(n, turn.mixture.labelled, batch, turn)
-        if crossed is not None and turn.mixture.unlabelled:
-            pseudo = self.pseudo_labels(networks, batch.images[n:], None if within is None else within[n:], turn)
-            scale = share_of_part(len(batch) - n, turn.mixture.unlabelled, batch, turn)
+        terms["supervised"] = (
+            torch.stack(parts).sum() / 4.0 * share_of_part(n, step_plan.composition.labelled, batch, step_plan)
+        )
+        if crossed is not None and step_plan.composition.unlabelled:
+            pseudo = self.pseudo_labels(networks, batch.images[n:], None if within is None else within[n:], step_plan)
+            scale = share_of_part(len(batch) - n, step_plan.composition.unlabelled, batch, step_plan)
             terms["pseudo"] = self._dice(crossed[n:], self.targets.encode(pseudo)) * scale
         total = (
             terms["supervised"]
-            + self.switches.location * terms.get("location", zero)
-            + self.weight(turn.student_update) * terms.get("pseudo", zero)
+            + self.config.location * terms.get("location", zero)
+            + self.weight(step_plan.student_update) * terms.get("pseudo", zero)
         )
         return {"total": total, **{name: value.detach() for name, value in terms.items()}}
 
     def read_cubes(self, networks: Networks, images: Tensor) -> tuple[Tensor, Tensor]:
         """Every cube through the student by itself: logits of the whole patches, and the loss of telling its place."""
-        k = self.switches.cubes
+        k = self.config.cubes
         cubes = to_cubes(images, k)
         positions, n = cubes.shape[:2]
         place = torch.arange(positions, device=images.device).repeat_interleave(n)
@@ -154,28 +156,28 @@ class MagicNet(Method):
         return from_cubes(back.reshape(positions, n, *back.shape[1:]), k), location
 
     @torch.no_grad()
-    def pseudo_labels(self, networks: Networks, images: Tensor, within: Tensor | None, turn: Turn) -> Tensor:
+    def pseudo_labels(self, networks: Networks, images: Tensor, within: Tensor | None, step_plan: StepPlan) -> Tensor:
         """Decisions (N, X, Y, Z) on (1 - Omega) p_teacher + Omega p_within, Omega a voxel's class count over the
         largest; rare classes follow the teacher."""
-        noise = bounded_noise(images, self.switches.noise)
+        noise = bounded_noise(images, self.config.noise)
         p = self.targets.probabilities(networks["teacher"](images + noise))
         decided = self.targets.decide(p)
         location = networks["location"]
         assert isinstance(location, Location)
-        late = turn.student_update > self.switches.blend_from * self.recipe.updates
-        if self.switches.blend and within is not None and late and bool(location.counted.sum() > 0):
-            omega = location.shares(self.switches.temperature)[decided][:, None]
+        late = step_plan.student_update > self.config.blend_from * self.recipe.updates
+        if self.config.blend and within is not None and late and bool(location.counted.sum() > 0):
+            omega = location.shares(self.config.temperature)[decided][:, None]
             decided = self.targets.decide((1.0 - omega) * p + omega * self.targets.probabilities(within))
         location.see(torch.bincount(decided.flatten(), minlength=self.targets.codes))
         return decided
 
-    def after_update(self, networks: Networks, turn: Turn) -> None:
+    def after_update(self, networks: Networks, step_plan: StepPlan) -> None:
         """The teacher follows; the class counts are renewed every ``count_every`` updates."""
-        decay = ema_decay(turn.student_update, self.switches.decay)
+        decay = ema_decay(step_plan.student_update, self.config.decay)
         average_into(networks["teacher"], networks["student"], decay, buffers=False)
         location = networks["location"]
         assert isinstance(location, Location)
-        if (turn.student_update + 1) % self.switches.count_every == 0:
+        if (step_plan.student_update + 1) % self.config.count_every == 0:
             location.renew()
 
     def _dice(self, logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trainer.errors import RecipeError
 from trainer.losses import dice_pooled, mean_of
-from trainer.methods.method import Method, Networks, Task, Turn, refuse_deep_supervision, share_of_part
+from trainer.methods.method import Method, Networks, StepPlan, Task, refuse_deep_supervision, share_of_part
 from trainer.networks.decoders import SeveralDecoders
 from trainer.networks.mean import MeanOfNetworks
 from trainer.networks.outputs import further_outputs
@@ -33,7 +33,7 @@ class MCNet(Method):
 
     name = "mcnet"
 
-    class Switches(Section):
+    class Config(Section):
         """The paper's settings.
 
         Attributes:
@@ -76,8 +76,8 @@ class MCNet(Method):
     def sections(self) -> list[AnyStudent]:
         """The section of each decoder's network."""
         student = read_student(self.recipe.student)
-        offered = list(student.decoders()) if self.switches.differ == "upsampling" else [student]
-        cycled = itertools.islice(itertools.cycle(offered), self.switches.decoders)
+        offered = list(student.decoders()) if self.config.differ == "upsampling" else [student]
+        cycled = itertools.islice(itertools.cycle(offered), self.config.decoders)
         return [read_student(section.model_dump(mode="json")) for section in cycled]
 
     def build(self) -> Networks:
@@ -86,19 +86,21 @@ class MCNet(Method):
         networks = [s.build(self.task.inputs, self.targets.channels, self.recipe.size()) for s in sections]
         return {"student": SeveralDecoders(networks, sections[0].encoder())}
 
-    def turn(self, step: int) -> Turn:
-        """Every step trains all decoders on a fixed mixture."""
-        mixture = self.mixture(self.switches.labelled)
-        return Turn("train", {"student": self.student_rate(step)}, mixture, step)
+    def step_plan(self, step: int) -> StepPlan:
+        """Every step trains all decoders on a fixed composition."""
+        composition = self.composition(self.config.labelled)
+        return StepPlan("train", {"student": self.student_rate(step)}, composition, step)
 
-    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """The supervised Dice of all decoders, and their mutual consistency on all patches."""
         with further_outputs(networks["student"]) as heard:
             first = networks["student"](batch.images)
         logits = [first, *(heard[-1][1] if heard else ())]
-        supervised = share_of_part(batch.labelled, turn.mixture.labelled, batch, turn) * self.supervised(logits, batch)
+        supervised = share_of_part(batch.labelled, step_plan.composition.labelled, batch, step_plan) * self.supervised(
+            logits, batch
+        )
         consistency = self.consistency([self.targets.probabilities(y) for y in logits])
-        total = supervised + self.weight(turn.student_update) * consistency
+        total = supervised + self.weight(step_plan.student_update) * consistency
         return {"total": total, "supervised": supervised.detach(), "consistency": consistency.detach()}
 
     def supervised(self, logits: list[Tensor], batch: Batch) -> Tensor:
@@ -109,10 +111,10 @@ class MCNet(Method):
         total = torch.zeros((), device=batch.images.device)
         for y in logits:
             found = self.targets.foreground(self.targets.probabilities(y[:n]))
-            total = total + self.switches.weight_seg * dice_pooled(found, wanted, weights)
-            if self.switches.cross_entropy:
+            total = total + self.config.weight_seg * dice_pooled(found, wanted, weights)
+            if self.config.cross_entropy:
                 crossed = mean_of(self.targets.cross_entropy(y[:n], target), weights)
-                total = total + self.switches.cross_entropy * crossed
+                total = total + self.config.cross_entropy * crossed
         return total
 
     def consistency(self, probabilities: list[Tensor]) -> Tensor:
@@ -126,13 +128,13 @@ class MCNet(Method):
 
         Written as a sigmoid of the log-odds over T, whose gradient is finite at 0 and 1.
         """
-        if self.switches.detach:
+        if self.config.detach:
             p = p.detach()
-        return torch.sigmoid(torch.logit(p, eps=1e-6) / self.switches.temperature)
+        return torch.sigmoid(torch.logit(p, eps=1e-6) / self.config.temperature)
 
     def exported(self, networks: Networks) -> nn.Module:
         """The first decoder with the encoder, or the mean of all."""
-        if self.switches.export == "first":
+        if self.config.export == "first":
             return networks["student"]
         decoders = networks["student"]
         assert isinstance(decoders, SeveralDecoders)
@@ -140,7 +142,7 @@ class MCNet(Method):
 
     def kept(self) -> AnyStudent:
         """See :meth:`Method.kept`."""
-        if self.switches.export == "first":
+        if self.config.export == "first":
             return self.sections()[0]
         members = [section.model_dump(mode="json") for section in self.sections()]
         regions = not isinstance(self.targets, ExclusiveClasses)

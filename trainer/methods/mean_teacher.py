@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trainer.averaging import average_into
 from trainer.losses import mean_of, supervised_loss
-from trainer.methods.method import Method, Networks, Turn, freeze, share_of_part
+from trainer.methods.method import Method, Networks, StepPlan, freeze, share_of_part
 from trainer.patches import Batch
 from trainer.recipe import Section, Share
 from trainer.schedules import ema_decay
@@ -26,7 +26,7 @@ class MeanTeacher(Method):
 
     name = "mean_teacher"
 
-    class Switches(Section):
+    class Config(Section):
         """Settings of the paper's family.
 
         Attributes:
@@ -54,34 +54,36 @@ class MeanTeacher(Method):
         student = self.build_student()
         return {"student": student, "teacher": freeze(copy.deepcopy(student))}
 
-    def turn(self, step: int) -> Turn:
-        """Every step trains the student on a fixed mixture."""
-        mixture = self.mixture(self.switches.labelled)
-        return Turn("train", {"student": self.student_rate(step)}, mixture, step)
+    def step_plan(self, step: int) -> StepPlan:
+        """Every step trains the student on a fixed composition."""
+        composition = self.composition(self.config.labelled)
+        return StepPlan("train", {"student": self.student_rate(step)}, composition, step)
 
-    def prepare(self, networks: Networks, turn: Turn) -> None:
+    def prepare(self, networks: Networks, step_plan: StepPlan) -> None:
         """Both in train mode: the papers' teacher keeps its dropout and batch statistics."""
         for network in networks.values():
             network.train()
 
-    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """The supervised term and the weighted consistency term."""
         logits = networks["student"](batch.images)
-        scale = share_of_part(batch.labelled, turn.mixture.labelled, batch, turn)
+        scale = share_of_part(batch.labelled, step_plan.composition.labelled, batch, step_plan)
         labels = batch.labels[: batch.labelled]
         supervised = scale * supervised_loss(logits[: batch.labelled], labels, self.targets, batch.label_weights)
-        everywhere = self.switches.consistency_on == "all"
+        everywhere = self.config.consistency_on == "all"
         first = 0 if everywhere else batch.labelled
-        if not everywhere and not turn.mixture.unlabelled:
+        if not everywhere and not step_plan.composition.unlabelled:
             return {"total": supervised, "supervised": supervised.detach()}
-        consistency = self.consistency(networks, logits[first:], batch.images[first:], turn)
+        consistency = self.consistency(networks, logits[first:], batch.images[first:], step_plan)
         if not everywhere:
-            consistency = consistency * share_of_part(len(batch) - first, turn.mixture.unlabelled, batch, turn)
-        total = supervised + self.weight(turn.student_update) * consistency
+            consistency = consistency * share_of_part(
+                len(batch) - first, step_plan.composition.unlabelled, batch, step_plan
+            )
+        total = supervised + self.weight(step_plan.student_update) * consistency
         told = {"supervised": supervised.detach(), "consistency": consistency.detach()}
         return {"total": total, **told}
 
-    def consistency(self, networks: Networks, logits: Tensor, images: Tensor, turn: Turn) -> Tensor:
+    def consistency(self, networks: Networks, logits: Tensor, images: Tensor, step_plan: StepPlan) -> Tensor:
         """mean (p_student - p_teacher)^2 over voxels and channels."""
         target = self.teacher_probabilities(networks["teacher"], images)
         return mean_of((self.targets.probabilities(logits) - target).pow(2))
@@ -100,16 +102,16 @@ class MeanTeacher(Method):
 
     def noise(self, images: Tensor) -> Tensor:
         """See :func:`bounded_noise`."""
-        return bounded_noise(images, self.switches.noise)
+        return bounded_noise(images, self.config.noise)
 
-    def after_update(self, networks: Networks, turn: Turn) -> None:
+    def after_update(self, networks: Networks, step_plan: StepPlan) -> None:
         """theta' <- a theta' + (1 - a) theta with a = min(1 - 1/(t+1), decay)."""
-        decay = ema_decay(turn.student_update, self.switches.decay)
-        average_into(networks["teacher"], networks["student"], decay, buffers=self.switches.average_buffers)
+        decay = ema_decay(step_plan.student_update, self.config.decay)
+        average_into(networks["teacher"], networks["student"], decay, buffers=self.config.average_buffers)
 
     def exported(self, networks: Networks) -> nn.Module:
         """The student, or by switch its moving average."""
-        return networks[self.switches.export]
+        return networks[self.config.export]
 
 
 def bounded_noise(images: Tensor, spread: float) -> Tensor:

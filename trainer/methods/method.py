@@ -23,7 +23,7 @@ from trainer.cases import PreparedCase
 from trainer.errors import RecipeError
 from trainer.losses import soft_loss, supervised_loss
 from trainer.networks.outputs import DeepSupervised, SeveralOutputs
-from trainer.patches import Batch, Mixture
+from trainer.patches import Batch, BatchComposition
 from trainer.recipe import Optimiser, Recipe, Section
 from trainer.schedules import ramp_up, rate_factor
 from trainer.soft_labels import from_bytes
@@ -49,8 +49,8 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Turn:
-    """One step of the loop: who learns, at which rate, and from which mixture.
+class StepPlan:
+    """One step of the loop: which networks learn, at which rates, and how its batch is composed.
 
     ``rates`` maps each network that learns in this step to its learning rate. ``student_update`` counts the student's
     own updates before this step. ``host`` names the method inside another one whose step it is. After a step that is
@@ -59,7 +59,7 @@ class Turn:
 
     stage: str
     rates: dict[str, float]
-    mixture: Mixture
+    composition: BatchComposition
     student_update: int
     host: str = ""
     judged: bool = True
@@ -97,7 +97,7 @@ class TrainingScans:
 
 
 @dataclass(frozen=True)
-class Labelling:
+class ScanCounts:
     """How much there is to label without a network of the stage's own; see :meth:`Method.labelling`.
 
     Attributes:
@@ -156,7 +156,7 @@ class Method(ABC):
     guided_networks: ClassVar[tuple[str, ...]] = ("student",)
     views: ClassVar[tuple[Literal["strong", "stronger"], ...]] = ()
     coarse_outputs: ClassVar[bool] = False
-    Switches: ClassVar[type[Section]]
+    Config: ClassVar[type[Section]]
 
     def __init__(self, recipe: Recipe, task: Task) -> None:
         """Read the recipe's switches for this method.
@@ -167,21 +167,21 @@ class Method(ABC):
         self.recipe = recipe
         self.task = task
         self.targets = task.targets
-        self.switches: Any = self.read_switches(recipe)
+        self.config: Any = self.read_config(recipe)
         self.check_parts(1)
         if self.coarse_outputs:
             for section in self.students(recipe):
                 self.coarser_levels(section)
 
     @classmethod
-    def read_switches(cls, recipe: Recipe) -> Section:
+    def read_config(cls, recipe: Recipe) -> Section:
         """What ``methods.<name>`` of a recipe says.
 
         Raises:
             RecipeError: a switch that does not exist, or a value that does not hold.
         """
         try:
-            return cls.Switches.model_validate(recipe.methods.get(cls.name, {}))
+            return cls.Config.model_validate(recipe.methods.get(cls.name, {}))
         except ValidationError as error:
             raise RecipeError(f"In the recipe, methods.{cls.name}: {sentence_of(error)}.") from None
 
@@ -215,11 +215,11 @@ class Method(ABC):
         """
 
     @abstractmethod
-    def turn(self, step: int) -> Turn:
+    def step_plan(self, step: int) -> StepPlan:
         """What happens at ``step``: a pure function, so that a resumed run repeats it."""
 
     @abstractmethod
-    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """Scalar terms of the loss; ``total`` is what is minimised, the others are logged."""
 
     @property
@@ -227,13 +227,13 @@ class Method(ABC):
         """Steps of the loop for the recipe's number of student updates."""
         return self.recipe.updates
 
-    def after_update(self, networks: Networks, turn: Turn) -> None:  # noqa: B027 - most methods have nothing to do
+    def after_update(self, networks: Networks, step_plan: StepPlan) -> None:  # noqa: B027 - most methods have nothing to do
         """Called after the optimisers stepped."""
 
-    def prepare(self, networks: Networks, turn: Turn) -> None:
+    def prepare(self, networks: Networks, step_plan: StepPlan) -> None:
         """Set the networks that learn to train mode and the others to evaluation mode."""
         for name, network in networks.items():
-            network.train(name in turn.rates)
+            network.train(name in step_plan.rates)
 
     def optimiser(self, network: str) -> Optimiser:
         """How ``network`` learns."""
@@ -270,7 +270,7 @@ class Method(ABC):
         """
         return None
 
-    def labelling(self, amount: Labelling) -> LabellingWork | None:
+    def labelling(self, amount: ScanCounts) -> LabellingWork | None:
         """What :meth:`scan_labeller` would do, so that its time can be told before; None where a network labels."""
         return None
 
@@ -296,16 +296,16 @@ class Method(ABC):
         """
         return batch.guides[self.name][batch.labelled :]
 
-    def guidance(self, logits: Tensor, labels: Tensor, batch: Batch, turn: Turn) -> Tensor:
+    def guidance(self, logits: Tensor, labels: Tensor, batch: Batch, step_plan: StepPlan) -> Tensor:
         """(Cross-entropy + Dice) / 2 of a later stage's network on unlabelled patches.
 
         Args:
             logits: Logits (N, C, X, Y, Z) of the unlabelled patches.
             labels: Labels of these patches, from :meth:`guiding_labels`.
             batch: The batch.
-            turn: The step.
+            step_plan: The step.
         """
-        scale = share_of_part(len(batch) - batch.labelled, turn.mixture.unlabelled, batch, turn)
+        scale = share_of_part(len(batch) - batch.labelled, step_plan.composition.unlabelled, batch, step_plan)
         if labels.ndim == logits.ndim:
             target, weights = from_bytes(labels)
             return scale * soft_loss(logits, target, self.targets, weights)
@@ -376,7 +376,9 @@ class Method(ABC):
             )
         return levels
 
-    def require_in_each_part(self, mixture: Mixture, processes: int, *, labelled: int, unlabelled: int) -> None:
+    def require_in_each_part(
+        self, composition: BatchComposition, processes: int, *, labelled: int, unlabelled: int
+    ) -> None:
         """Refuse a batch that leaves a part, of a process or of an accumulation, fewer patches of a kind.
 
         Args:
@@ -390,8 +392,8 @@ class Method(ABC):
         """
         parts = processes * self.recipe.accumulate
         for kind, count, needed in (
-            ("labelled", mixture.labelled, labelled),
-            ("unlabelled", mixture.unlabelled, unlabelled),
+            ("labelled", composition.labelled, labelled),
+            ("unlabelled", composition.unlabelled, unlabelled),
         ):
             if count < parts * needed:
                 raise RecipeError(
@@ -401,13 +403,13 @@ class Method(ABC):
 
     def weight(self, update: int) -> float:
         """w(t) of methods with the switches ``weight`` and ``ramp``: it rises to the one over that share of updates."""
-        return float(self.switches.weight * ramp_up(update, self.switches.ramp * self.recipe.updates))
+        return float(self.config.weight * ramp_up(update, self.config.ramp * self.recipe.updates))
 
     def student_rate(self, update: int) -> float:
         """The student's learning rate at its ``update`` under the recipe's schedule."""
         return self.recipe.optimiser.rate * rate_factor(self.recipe.schedule, update, self.recipe.updates)
 
-    def mixture(self, labelled: int | None) -> Mixture:
+    def composition(self, labelled: int | None) -> BatchComposition:
         """A fixed mixture: ``labelled`` patches (by default half of the batch), the rest unlabelled, if there are any.
 
         Raises:
@@ -415,14 +417,14 @@ class Method(ABC):
         """
         batch = self.recipe.batch
         if not self.task.unlabelled:
-            return Mixture(batch, 0)
+            return BatchComposition(batch, 0)
         count = labelled or (batch + 1) // 2
         if count >= batch:
             raise RecipeError(
                 f"{self.name}: {count} labelled patches leave no place for unlabelled ones in a batch of {batch}; "
                 "make the batch larger."
             )
-        return Mixture(count, batch - count)
+        return BatchComposition(count, batch - count)
 
 
 def refuse_deep_supervision(method: Method, because: str) -> None:
@@ -451,13 +453,13 @@ def refuse_start(method: Method, weights: str) -> None:
         )
 
 
-def share_of_part(patches: int, of: int, batch: Batch, turn: Turn) -> float:
+def share_of_part(patches: int, of: int, batch: Batch, step_plan: StepPlan) -> float:
     """The weight of a mean over ``patches`` when they are a part of the ``of`` that the whole batch holds.
 
     The loop weights a part of a batch (of a process, or of an accumulation) by its share of all patches; a mean over
     the labelled ones alone needs their share of the labelled ones. It is 1 for a whole batch.
     """
-    return patches * turn.mixture.total / (of * len(batch))
+    return patches * step_plan.composition.total / (of * len(batch))
 
 
 def freeze(network: nn.Module) -> nn.Module:

@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from semiseg.bundle.manifest import PretrainedWeights
 from trainer.errors import RecipeError
 from trainer.losses import dice_pooled, mean_of
-from trainer.methods.method import Method, Networks, Task, Turn
+from trainer.methods.method import Method, Networks, StepPlan, Task
 from trainer.networks.sliced import SlicedNetwork
-from trainer.patches import Batch, Mixture
+from trainer.patches import Batch, BatchComposition
 from trainer.recipe import Optimiser, Positive, Recipe, Section, Share
 from trainer.schedules import cosine, warm_up_cosine
 from trainer.slices import to_slices
@@ -36,7 +36,7 @@ class MN(Method):
 
     name = "mn"
 
-    class Switches(Section):
+    class Config(Section):
         """The paper's settings and the rows of its ablation table.
 
         Attributes:
@@ -78,10 +78,10 @@ class MN(Method):
     def __init__(self, recipe: Recipe, task: Task) -> None:
         """See :class:`Method`; the updates have to make whole epochs."""
         super().__init__(recipe, task)
-        if self.recipe.updates % self.switches.iterations:
+        if self.recipe.updates % self.config.iterations:
             raise RecipeError(
                 f"methods.mn.iterations: {self.recipe.updates} updates are not a whole number of epochs of "
-                f"{self.switches.iterations} updates."
+                f"{self.config.iterations} updates."
             )
 
     def build(self) -> Networks:
@@ -95,7 +95,7 @@ class MN(Method):
         Raises:
             RecipeError: The patch's slices are too small for it.
         """
-        teacher = build_teacher(self.switches.teacher, self.task.inputs, self.targets.channels)
+        teacher = build_teacher(self.config.teacher, self.task.inputs, self.targets.channels)
         sides = [n for axis, n in enumerate(self.recipe.size()) if axis != self.task.slice_axis]
         if min(sides) < teacher.smallest_slice():
             raise RecipeError(
@@ -106,12 +106,12 @@ class MN(Method):
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
         """The 2D network's weights."""
-        teacher: Teacher = self.switches.teacher
+        teacher: Teacher = self.config.teacher
         return teacher.pretrained()
 
     def optimiser(self, network: str) -> Optimiser:
         """Each network has its own."""
-        optimiser: Optimiser = self.switches.teacher_optimiser
+        optimiser: Optimiser = self.config.teacher_optimiser
         return optimiser if network == "teacher" else self.recipe.optimiser
 
     # --- who learns when ------------------------------------------------------------------------------------------
@@ -119,78 +119,85 @@ class MN(Method):
     @property
     def epochs(self) -> tuple[int, int]:
         """Epochs of stage 1 and of stage 2, counted for the student."""
-        total = self.recipe.updates // self.switches.iterations
-        first = min(round(self.switches.stage1 * total), total)
+        total = self.recipe.updates // self.config.iterations
+        first = min(round(self.config.stage1 * total), total)
         return first, total - first
 
     @property
     def steps(self) -> int:
         """Stage 1 trains both networks in one step; in stage 2 each has steps of its own."""
         first, second = self.epochs
-        return int(self.switches.iterations * (first + second * self._epochs_per_round))
+        return int(self.config.iterations * (first + second * self._epochs_per_round))
 
-    def turn(self, step: int) -> Turn:
+    def step_plan(self, step: int) -> StepPlan:
         """Stage 1: both. Stage 2: an epoch of the 2D network, then an epoch of the 3D network, and so on."""
-        length = self.switches.iterations
+        length = self.config.iterations
         first, second = self.epochs
         epoch, within = divmod(step, length)
         if epoch < first:
-            factor = warm_up_cosine(epoch, first, round(self.switches.warm_up * first))
-            return Turn("labelled", self._rates(factor, "student", "teacher"), Mixture(self.recipe.batch, 0), step)
+            factor = warm_up_cosine(epoch, first, round(self.config.warm_up * first))
+            return StepPlan(
+                "labelled", self._rates(factor, "student", "teacher"), BatchComposition(self.recipe.batch, 0), step
+            )
         pair, part = divmod(epoch - first, self._epochs_per_round)
         learner = "teacher" if self._epochs_per_round == 2 and part == 0 else "student"
         factor = cosine(pair, second)
         update = (first + pair) * length + (within if learner == "student" else 0)
         unlabelled = self.unlabelled_in_batch(pair, step) if self.task.unlabelled else 0
-        mixture = Mixture(self.recipe.batch - unlabelled, unlabelled)
-        return Turn(f"cotrain-{learner}", self._rates(factor, learner), mixture, update)
+        composition = BatchComposition(self.recipe.batch - unlabelled, unlabelled)
+        return StepPlan(f"cotrain-{learner}", self._rates(factor, learner), composition, update)
 
     def unlabelled_in_batch(self, epoch: int, step: int) -> int:
         """b_u of a stage-2 ``epoch``: Eq. 10, floor((eta_0 - eta) / (eta_0 - eta_end) B) with eta_end = 0."""
         batch, second = self.recipe.batch, self.epochs[1]
-        if self.switches.lrg == "fixed":
-            return int(min(self.switches.fixed_unlabelled, batch))
-        if self.switches.lrg == "uniform":
+        if self.config.lrg == "fixed":
+            return int(min(self.config.fixed_unlabelled, batch))
+        if self.config.lrg == "uniform":
             share = self.task.unlabelled / (self.task.unlabelled + self.task.labelled)
             return int(np.random.default_rng((self.recipe.seed, 3, step)).binomial(batch, share))
-        fallen = 1.0 - cosine(epoch, second) if self.switches.lrg == "lr" else epoch / max(second, 1)
+        fallen = 1.0 - cosine(epoch, second) if self.config.lrg == "lr" else epoch / max(second, 1)
         # The tolerance keeps a product that is a whole number up to rounding from losing a patch.
         return min(batch, math.floor(fallen * batch + 1e-9))
 
     def refreshes_foreground(self, step: int) -> bool:
         """At the chosen shares of the student's epochs, before the student's part."""
-        length = self.switches.iterations
+        length = self.config.iterations
         total = sum(self.epochs)
-        turn = self.turn(step)
-        if step % length or "student" not in turn.rates or turn.stage == "labelled":
+        step_plan = self.step_plan(step)
+        if step % length or "student" not in step_plan.rates or step_plan.stage == "labelled":
             return False
-        epoch = turn.student_update // length
-        return epoch in {round(share * total) for share in self.switches.refresh}
+        epoch = step_plan.student_update // length
+        return epoch in {round(share * total) for share in self.config.refresh}
 
     @property
     def _epochs_per_round(self) -> int:
-        return 2 if self.switches.cotrain == "iterative" else 1
+        return 2 if self.config.cotrain == "iterative" else 1
 
     def _rates(self, factor: float, *networks: str) -> dict[str, float]:
         return {name: self.optimiser(name).rate * factor for name in networks}
 
     # --- what they learn ------------------------------------------------------------------------------------------
 
-    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """The labelled loss of each learner, or the co-training loss (Eq. 5) of the one whose turn it is."""
         terms: dict[str, Tensor] = {}
-        if "student" in turn.rates:
-            target = self._target(batch, networks["teacher"] if turn.mixture.unlabelled else None, flat=True)
+        if "student" in step_plan.rates:
+            target = self._target(batch, networks["teacher"] if step_plan.composition.unlabelled else None, flat=True)
             logits = networks["student"](batch.images)
             weights = _all_weights(batch)
-            terms["student"] = self.mixed_loss(logits, target, batch.labelled, turn.mixture, weights)
-        if "teacher" in turn.rates:
-            target = self._target(batch, networks["student"] if turn.mixture.unlabelled else None, flat=False)
-            terms["teacher"] = self.loss_2d(networks["teacher"], batch, target, turn.mixture)
+            terms["student"] = self.mixed_loss(logits, target, batch.labelled, step_plan.composition, weights)
+        if "teacher" in step_plan.rates:
+            target = self._target(batch, networks["student"] if step_plan.composition.unlabelled else None, flat=False)
+            terms["teacher"] = self.loss_2d(networks["teacher"], batch, target, step_plan.composition)
         return {"total": torch.stack(list(terms.values())).sum(), **{k: v.detach() for k, v in terms.items()}}
 
     def mixed_loss(
-        self, logits: Tensor, target: Tensor, labelled: int, mixture: Mixture, weights: Tensor | None = None
+        self,
+        logits: Tensor,
+        target: Tensor,
+        labelled: int,
+        composition: BatchComposition,
+        weights: Tensor | None = None,
     ) -> Tensor:
         """KL and Dice between predictions and targets (N, C, ...), of which the first ``labelled`` are labels.
 
@@ -198,7 +205,7 @@ class MN(Method):
         number of channels, the Dice part is only about the weighted one. ``weighted``: Eq. 5; ``mixture`` holds b_l
         and b_u.
         """
-        if self.switches.loss == "pooled" or not mixture.labelled or not mixture.unlabelled:
+        if self.config.loss == "pooled" or not composition.labelled or not composition.unlabelled:
             return self._pair(logits, target, weights)
         count = logits.shape[0]
         parts = ((slice(0, labelled), labelled, weights), (slice(labelled, None), count - labelled, None))
@@ -210,21 +217,21 @@ class MN(Method):
     def _pair(self, logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
         """KL and Dice, weighted; for one-hot targets KL is cross-entropy (over C when pooled, as released)."""
         divergences = self.targets.divergence(logits, target)
-        if self.switches.loss == "weighted":
+        if self.config.loss == "weighted":
             divergences = self.targets.over_channels(divergences)
         by_value = weights
         if weights is not None and divergences.ndim > weights.ndim:
             by_value = weights[:, None].expand_as(divergences)
         divergence = mean_of(divergences, by_value)
         dice = dice_pooled(self.targets.probabilities(logits), target, weights)
-        return self.switches.weight_kl * divergence + self.switches.weight_dice * dice
+        return self.config.weight_kl * divergence + self.config.weight_dice * dice
 
-    def loss_2d(self, teacher: nn.Module, batch: Batch, target: Tensor, mixture: Mixture) -> Tensor:
+    def loss_2d(self, teacher: nn.Module, batch: Batch, target: Tensor, composition: BatchComposition) -> Tensor:
         """The 2D network's loss on the slices of a batch, against encoded targets (N, C, X, Y, Z)."""
         axis = self.task.slice_axis
         depth = batch.images.shape[2 + axis]
         images, wanted, weights = batch.images, target, _all_weights(batch)
-        count = self.switches.slices
+        count = self.config.slices
         if count is not None and count < depth:
             # Slices of each volume are drawn alike for image and target; which ones depends on the step alone.
             random = np.random.default_rng((self.recipe.seed, 4, batch.step))
@@ -234,7 +241,7 @@ class MN(Method):
             depth = count
         logits = teacher(to_slices(images, axis))
         flat = None if weights is None else to_slices(weights[:, None], axis)[:, 0]
-        return self.mixed_loss(logits, to_slices(wanted, axis), batch.labelled * depth, mixture, flat)
+        return self.mixed_loss(logits, to_slices(wanted, axis), batch.labelled * depth, composition, flat)
 
     def voters(self, networks: Networks) -> Networks:
         """The 3D network, and the 2D network slice by slice."""
@@ -252,7 +259,7 @@ class MN(Method):
 
     def sliced(self, teacher: nn.Module) -> SlicedNetwork:
         """The 2D network on volumes (N, C, X, Y, Z)."""
-        return SlicedNetwork(teacher, self.task.slice_axis, self.switches.chunk)
+        return SlicedNetwork(teacher, self.task.slice_axis, self.config.chunk)
 
 
 def _all_weights(batch: Batch) -> Tensor | None:

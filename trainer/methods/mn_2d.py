@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.methods.method import Networks, Task, Turn, refuse_deep_supervision, refuse_start, share_of_part
+from trainer.methods.method import Networks, StepPlan, Task, refuse_deep_supervision, refuse_start, share_of_part
 from trainer.methods.mn import MN
 from trainer.networks.sliced import SlicedNetwork
-from trainer.patches import Batch, Mixture
+from trainer.patches import Batch, BatchComposition
 from trainer.recipe import Optimiser, Recipe, Section
 from trainer.schedules import rate_factor
 from trainer.students import AnyStudent, read_student
@@ -27,7 +27,7 @@ class MN2D(MN):
 
     name = "mn_2d"
 
-    class Switches(Section):
+    class Config(Section):
         """The network and its settings are those of ``methods.mn``: ``teacher``, ``teacher_optimiser``, ``slices``,
         ``chunk``, ``loss`` and the weights of its two terms. The recipe's ``schedule`` holds; ``student`` is not used.
         """
@@ -39,21 +39,21 @@ class MN2D(MN):
         refuse_start(self, "methods.mn.teacher.weights")
 
     @classmethod
-    def read_switches(cls, recipe: Recipe) -> Section:
+    def read_config(cls, recipe: Recipe) -> Section:
         """Those of ``methods.mn``; ``methods.mn_2d`` has none of its own."""
-        super().read_switches(recipe)
-        return MN.read_switches(recipe)
+        super().read_config(recipe)
+        return MN.read_config(recipe)
 
     def check_parts(self, processes: int) -> None:
         """See :meth:`Method.check_parts`."""
         super().check_parts(processes)
         if self.guided:
-            self.require_in_each_part(self.mixture(None), processes, labelled=1, unlabelled=0)
+            self.require_in_each_part(self.composition(None), processes, labelled=1, unlabelled=0)
 
     @classmethod
     def students(cls, recipe: Recipe) -> tuple[AnyStudent, ...]:
         """The 2D network on volumes."""
-        switches: Any = cls.read_switches(recipe)
+        switches: Any = cls.read_config(recipe)
         network = switches.teacher.model_copy(update={"weights": None})  # it is only asked which patches suit it
         return (read_student({"kind": "sliced", "network": network.model_dump(mode="json")}),)
 
@@ -66,22 +66,22 @@ class MN2D(MN):
         """The recipe's updates."""
         return self.recipe.updates
 
-    def turn(self, step: int) -> Turn:
+    def step_plan(self, step: int) -> StepPlan:
         """Every step trains on labelled patches, on half a batch of them when a guide labels the others."""
-        mixture = self.mixture(None) if self.guided else Mixture(self.recipe.batch, 0)
+        composition = self.composition(None) if self.guided else BatchComposition(self.recipe.batch, 0)
         factor = rate_factor(self.recipe.schedule, step, self.recipe.updates)
-        return Turn("train", {"student": self.optimiser("student").rate * factor}, mixture, step)
+        return StepPlan("train", {"student": self.optimiser("student").rate * factor}, composition, step)
 
     def optimiser(self, network: str) -> Optimiser:
         """The 2D network's."""
-        optimiser: Optimiser = self.switches.teacher_optimiser
+        optimiser: Optimiser = self.config.teacher_optimiser
         return optimiser
 
     def refreshes_foreground(self, step: int) -> bool:
         """Never: no unlabelled patch is cut."""
         return False
 
-    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """The labelled loss on slices."""
         sliced = networks["student"]
         assert isinstance(sliced, SlicedNetwork)
@@ -89,16 +89,16 @@ class MN2D(MN):
         weights = batch.label_weights
         labelled = replace(batch, images=batch.images[:n], labels=batch.labels[:n], weights=weights)
         target = self.targets.encode(labelled.labels)
-        scale = share_of_part(n, turn.mixture.labelled, batch, turn)
-        total = scale * self.loss_2d(sliced.network, labelled, target, Mixture(n, 0))
+        scale = share_of_part(n, step_plan.composition.labelled, batch, step_plan)
+        total = scale * self.loss_2d(sliced.network, labelled, target, BatchComposition(n, 0))
         return {"total": total, "supervised": torch.detach(total)}
 
     def kept(self) -> AnyStudent:
         """See :meth:`Method.kept`; without the weights that it began with, which the run's own replace."""
-        teacher: Teacher = self.switches.teacher
+        teacher: Teacher = self.config.teacher
         if teacher.weights is not None:
             teacher = teacher.without_weights(self.build_2d())
-        section = {"kind": "sliced", "network": teacher.model_dump(mode="json"), "chunk": self.switches.chunk}
+        section = {"kind": "sliced", "network": teacher.model_dump(mode="json"), "chunk": self.config.chunk}
         return read_student({**section, "axis": self.task.slice_axis})
 
     def voters(self, networks: Networks) -> Networks:

@@ -58,4 +58,4 @@ class PretrainThenTrain(Method):
 
     @classmethod
     def _chosen(cls, recipe: Recipe) -> type[Method]:
-        return method_class(getattr(cls.read_switches(recipe), cls.switch))
+        return method_class(getattr(cls.read_config(recipe), cls.switch))

@@ -57,8 +57,8 @@ def method_class(name: str) -> type[Method]:
     found = _imported(where)
     if not (isinstance(found, type) and issubclass(found, Method)):
         raise ValueError(f"{where} is no method: it does not derive from trainer.methods.method.Method")
-    if not isinstance(getattr(found, "name", None), str) or not hasattr(found, "Switches"):
-        raise ValueError(f"{where} has no `name`, or no `Switches`, which every method has")
+    if not isinstance(getattr(found, "name", None), str) or not hasattr(found, "Config"):
+        raise ValueError(f"{where} has no `name`, or no `Config`, which every method has")
     return found
 
 

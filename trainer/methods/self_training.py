@@ -12,8 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from trainer.losses import supervised_loss
-from trainer.methods.method import Method, Networks, Turn, share_of_part
-from trainer.patches import Batch, Mixture
+from trainer.methods.method import Method, Networks, StepPlan, share_of_part
+from trainer.patches import Batch, BatchComposition
 from trainer.recipe import Positive, Section, Share
 from trainer.schedules import rate_factor
 
@@ -23,7 +23,7 @@ class SelfTraining(Method):
 
     name = "self_training"
 
-    class Switches(Section):
+    class Config(Section):
         """The paper leaves the number of rounds open.
 
         Attributes:
@@ -44,20 +44,20 @@ class SelfTraining(Method):
         """The student alone."""
         return {"student": self.build_student()}
 
-    def turn(self, step: int) -> Turn:
+    def step_plan(self, step: int) -> StepPlan:
         """The labelled stage, then the rounds; the learning rate's schedule starts anew in each."""
         current, begun, ended = self.round_at(step)
         rate = self.recipe.optimiser.rate * rate_factor(self.recipe.schedule, step - begun, ended - begun)
         pseudo = current or self.guided
-        mixture = self.mixture(self.switches.labelled) if pseudo else Mixture(self.recipe.batch, 0)
-        return Turn(f"round-{current}" if current else "labelled", {"student": rate}, mixture, step)
+        composition = self.composition(self.config.labelled) if pseudo else BatchComposition(self.recipe.batch, 0)
+        return StepPlan(f"round-{current}" if current else "labelled", {"student": rate}, composition, step)
 
     def round_at(self, step: int) -> tuple[int, int, int]:
         """(round, its first step, the step after its last); round 0 learns from labels alone."""
-        total, rounds = self.recipe.updates, self.switches.rounds if self.task.unlabelled else 0
+        total, rounds = self.recipe.updates, self.config.rounds if self.task.unlabelled else 0
         if not rounds:
             return 0, 0, total
-        first = max(1, round(self.switches.first * total))
+        first = max(1, round(self.config.first * total))
         starts = [0, *(first + (total - first) * r // rounds for r in range(rounds)), total]
         current = max(r for r in range(rounds + 1) if starts[r] <= step)
         return current, starts[current], starts[current + 1]
@@ -69,18 +69,18 @@ class SelfTraining(Method):
 
     def restarts(self, step: int) -> tuple[str, ...]:
         """A new student for every round."""
-        return ("student",) if self.switches.restart and self.refreshes_pseudo_labels(step) else ()
+        return ("student",) if self.config.restart and self.refreshes_pseudo_labels(step) else ()
 
-    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """The two terms; before the first round there is only the first."""
         logits = networks["student"](batch.images)
         n = batch.labelled
         terms: dict[str, Tensor] = {}
-        scale = share_of_part(n, turn.mixture.labelled, batch, turn)
+        scale = share_of_part(n, step_plan.composition.labelled, batch, step_plan)
         terms["supervised"] = scale * supervised_loss(logits[:n], batch.labels[:n], self.targets, batch.label_weights)
         total = terms["supervised"]
-        if turn.mixture.unlabelled and self.round_at(turn.student_update)[0]:
-            scale = share_of_part(len(batch) - n, turn.mixture.unlabelled, batch, turn)
+        if step_plan.composition.unlabelled and self.round_at(step_plan.student_update)[0]:
+            scale = share_of_part(len(batch) - n, step_plan.composition.unlabelled, batch, step_plan)
             terms["pseudo"] = scale * supervised_loss(logits[n:], batch.labels[n:], self.targets)
-            total = total + self.switches.weight * terms["pseudo"]
+            total = total + self.config.weight * terms["pseudo"]
         return {"total": total, **{name: value.detach() for name, value in terms.items()}}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from trainer.losses import mean_where
 from trainer.methods.mean_teacher import MeanTeacher
-from trainer.methods.method import Networks, Turn
+from trainer.methods.method import Networks, StepPlan
 from trainer.recipe import Positive, Share
 from trainer.schedules import ramp_up
 
@@ -20,7 +20,7 @@ class UAMT(MeanTeacher):
 
     name = "uamt"
 
-    class Switches(MeanTeacher.Switches):
+    class Config(MeanTeacher.Config):
         """Mean Teacher's, and how certain is certain.
 
         Attributes:
@@ -34,22 +34,22 @@ class UAMT(MeanTeacher):
         passes: Positive = 8
         threshold: Share = 0.75
 
-    def consistency(self, networks: Networks, logits: Tensor, images: Tensor, turn: Turn) -> Tensor:
+    def consistency(self, networks: Networks, logits: Tensor, images: Tensor, step_plan: StepPlan) -> Tensor:
         """sum_v [U_v < H] ||p_v - p'_v||^2 / (C sum_v [U_v < H]); zero where no voxel is certain.
 
         The released code divides by 2 sum_v for its two classes; C is that for any number of them.
         """
         target = self.teacher_probabilities(networks["teacher"], images)
-        certain = self.uncertainty(networks["teacher"], images) < self.largest_uncertainty(turn.student_update)
+        certain = self.uncertainty(networks["teacher"], images) < self.largest_uncertainty(step_plan.student_update)
         distance = (self.targets.probabilities(logits) - target).pow(2).sum(dim=1)
         return mean_where(distance, certain) / self.targets.channels
 
     @torch.no_grad()
     def uncertainty(self, teacher: nn.Module, images: Tensor) -> Tensor:
         """U (N, X, Y, Z): the entropy of the mean of the noisy passes, in bits."""
-        return self.targets.ambiguity(self.mean_probabilities(teacher, images, self.switches.passes))
+        return self.targets.ambiguity(self.mean_probabilities(teacher, images, self.config.passes))
 
     def largest_uncertainty(self, update: int) -> float:
         """H(t) = h + (1 - h) r(t), in bits."""
-        low = float(self.switches.threshold)
+        low = float(self.config.threshold)
         return low + (1.0 - low) * ramp_up(update, self.recipe.updates)

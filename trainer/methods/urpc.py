@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from trainer.errors import RecipeError
 from trainer.losses import mean_of, supervised_loss
-from trainer.methods.method import Method, Networks, Task, Turn, refuse_deep_supervision, share_of_part
+from trainer.methods.method import Method, Networks, StepPlan, Task, refuse_deep_supervision, share_of_part
 from trainer.networks.outputs import further_outputs
 from trainer.patches import Batch
 from trainer.recipe import Recipe, Section, Share
@@ -33,7 +33,7 @@ class URPC(Method):
     name = "urpc"
     coarse_outputs = True
 
-    class Switches(Section):
+    class Config(Section):
         """The paper's settings.
 
         Attributes:
@@ -57,23 +57,23 @@ class URPC(Method):
         """The student, with a 1x1x1 convolution to logits at each level of its decoder; these are not exported."""
         return {"student": self.build_student()}
 
-    def turn(self, step: int) -> Turn:
-        """Every step trains the student on a fixed mixture."""
-        mixture = self.mixture(self.switches.labelled)
-        return Turn("train", {"student": self.student_rate(step)}, mixture, step)
+    def step_plan(self, step: int) -> StepPlan:
+        """Every step trains the student on a fixed composition."""
+        composition = self.composition(self.config.labelled)
+        return StepPlan("train", {"student": self.student_rate(step)}, composition, step)
 
-    def loss(self, networks: Networks, batch: Batch, turn: Turn) -> dict[str, Tensor]:
+    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """The supervised term of all levels, and their consistency on unlabelled patches."""
         n = batch.labelled
         levels = self.pyramid(networks, batch)
-        scale = share_of_part(n, turn.mixture.labelled, batch, turn)
+        scale = share_of_part(n, step_plan.composition.labelled, batch, step_plan)
         parts = [supervised_loss(y[:n], batch.labels[:n], self.targets, batch.label_weights) for y in levels]
         supervised = scale * torch.stack(parts).mean()
-        if not turn.mixture.unlabelled:
+        if not step_plan.composition.unlabelled:
             return {"total": supervised, "supervised": supervised.detach()}
-        scale = share_of_part(len(batch) - n, turn.mixture.unlabelled, batch, turn)
+        scale = share_of_part(len(batch) - n, step_plan.composition.unlabelled, batch, step_plan)
         rectified, uncertainty = self.consistency([y[n:] for y in levels])
-        total = supervised + self.weight(turn.student_update) * scale * (rectified + uncertainty)
+        total = supervised + self.weight(step_plan.student_update) * scale * (rectified + uncertainty)
         told = {"supervised": supervised.detach(), "consistency": rectified.detach()}
         return {"total": total, **told, "uncertainty": uncertainty.detach()}
 
@@ -102,7 +102,7 @@ class URPC(Method):
         log_mean = logs.logsumexp(dim=0) - math.log(len(levels))
         rectified, uncertainty = [], []
         for p, log_p in zip(probabilities, logs, strict=True):
-            first, second = (log_mean, log_p) if self.switches.divergence == "from_mean" else (log_p, log_mean)
+            first, second = (log_mean, log_p) if self.config.divergence == "from_mean" else (log_p, log_mean)
             apart = (first.exp() * (first - second)).sum(dim=1).mean(dim=1)
             rectified.append(mean_of((p - mean).pow(2).mean(dim=1), torch.exp(-apart)))
             uncertainty.append(mean_of(apart))

@@ -23,7 +23,7 @@ changes=(
     --set mn_fixed_2d:methods.mn.cotrain=fixed2d --set mn_fixed_share:methods.mn.lrg=fixed
     --set mn_uniform:methods.mn.lrg=uniform
 )
-lite0="kind: efficientnet, enlarge: 2"
+lite0="kind: efficientnet"
 with="weights: {folder: '${WEIGHTS:-}', licence: apache-2.0}"
 natural=(
     --set "imagenet:methods.mn.teacher={$lite0, finetune: whole, $with}"

@@ -26,7 +26,7 @@ from semiseg.dataset import load_dataset, make_split
 from trainer.cases import prepare_cases
 from trainer.loop import train
 from trainer.optimisers import make_optimiser
-from trainer.patches import Draws, Mixture, PatchSource, batches
+from trainer.patches import BatchComposition, PatchSampler, PatchSource, batches
 from trainer.plan import Plan, make_plan
 from trainer.recipe import find_recipe, read_recipe
 
@@ -38,7 +38,7 @@ def bare(plan: Plan, cache: Path, updates: int) -> Iterator[dict[str, float]]:
     """Seconds of each step, by part."""
     stages, recipe = plan.stages, plan.recipe
     cases = prepare_cases(plan.dataset, plan.split.labelled, plan.unlabelled, plan.segments, plan.preprocessing, cache)
-    draws = Draws(recipe, cases, plan.split.labelled, plan.unlabelled)
+    draws = PatchSampler(recipe, cases, plan.split.labelled, plan.unlabelled)
     source = PatchSource(recipe, cases, plan.preprocessing.slice_axis, plan.preprocessing.padding)
     torch.manual_seed(recipe.seed)
     networks = stages.build()
@@ -47,28 +47,28 @@ def bare(plan: Plan, cache: Path, updates: int) -> Iterator[dict[str, float]]:
         for name, network in networks.items()
         if any(p.requires_grad for p in network.parameters())
     }
-    turns = [stages.turn(step) for step in range(updates)]
-    requests, before = [], Mixture(0, 0)
-    for step, turn in enumerate(turns):
-        requests.append(draws.requests(step, turn.mixture, before))
-        before += turn.mixture
+    step_plans = [stages.step_plan(step) for step in range(updates)]
+    requests, before = [], BatchComposition(0, 0)
+    for step, step_plan in enumerate(step_plans):
+        requests.append(draws.requests(step, step_plan.composition, before))
+        before += step_plan.composition
     made = batches(source, iter(requests), 0, 0, False)
-    for step, turn in enumerate(turns):
+    for step, step_plan in enumerate(step_plans):
         marks = [time.perf_counter()]
         batch = next(made)
         marks.append(time.perf_counter())
-        stages.prepare(networks, turn, step)
-        loss = stages.loss(networks, batch, turn)["total"]
+        stages.prepare(networks, step_plan, step)
+        loss = stages.loss(networks, batch, step_plan)["total"]
         marks.append(time.perf_counter())
         loss.backward()
         marks.append(time.perf_counter())
-        for name in turn.rates:
+        for name in step_plan.rates:
             for group in optimisers[name].param_groups:
-                group["lr"] = turn.rates[name]
+                group["lr"] = step_plan.rates[name]
             optimisers[name].step()
         for optimiser in optimisers.values():
             optimiser.zero_grad(set_to_none=True)
-        stages.after_update(networks, turn, step)
+        stages.after_update(networks, step_plan, step)
         marks.append(time.perf_counter())
         yield dict(zip(PARTS, np.diff(marks).tolist(), strict=True))
 

@@ -23,7 +23,7 @@ GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Facts:
+class DatasetFacts:
     """What the training scans are.
 
     Attributes:
@@ -83,7 +83,7 @@ class Machine:
 
 def facts_of(
     dataset: Dataset, split: Split, orientation: str, told: Mapping[str, str | None], scans: ScanFacts | None = None
-) -> Facts:
+) -> DatasetFacts:
     """Look at the training scans, and at the outlines of the labelled ones.
 
     Args:
@@ -110,7 +110,7 @@ def facts_of(
         for values, volume in zip(inside, channels.values(), strict=True):
             values.append(np.asarray(volume.array, dtype=np.float32)[mask])
     ranges = tuple(_range(np.concatenate(values)) for values in inside)
-    return Facts(scans, modalities, ranges, len(split.labelled), len(split.unlabelled))
+    return DatasetFacts(scans, modalities, ranges, len(split.labelled), len(split.unlabelled))
 
 
 def _range(values: NDArray[np.float32]) -> tuple[float, float]:

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from semiseg.dataset import Dataset, Split
-from trainer.choices import Decision, decide, open_keys, read_key, write_key
-from trainer.cost import Cost, Costs, in_words
 from trainer.errors import RecipeError
-from trainer.facts import Machine, facts_of
 from trainer.plan import Plan, Watch, make_plan
+from trainer.planning_facts import Machine, facts_of
 from trainer.recipe import Recipe, make_recipe
+from trainer.recipe_rules import Decision, decide, open_keys, read_key, write_key
 from trainer.scan_facts import ScanFacts, collect
+from trainer.time_estimate import Cost, Costs, in_words
 
 ENOUGH = 2000  # updates from which on a processor's time goes into a larger network
 UPDATES = "updates"
 
 
 @dataclass(frozen=True)
-class Decided:
+class PlannedRecipe:
     """A recipe with nothing open.
 
     Attributes:
@@ -36,7 +36,7 @@ class Decided:
 
 
 @dataclass(frozen=True)
-class Situation:
+class PlanningContext:
     """What a recipe is decided for.
 
     Attributes:
@@ -62,7 +62,9 @@ class Situation:
         scans = scans or self._scans(recipe.model_dump(mode="json"))
         return Costs(self.cache, self.device, scans, self.watch).of(self.plan(recipe, scans))
 
-    def decided(self, document: Mapping[str, Any], earlier: Mapping[str, Any] | None, budget: float | None) -> Decided:
+    def decided(
+        self, document: Mapping[str, Any], earlier: Mapping[str, Any] | None, budget: float | None
+    ) -> PlannedRecipe:
         """Decide what a recipe leaves open.
 
         Args:
@@ -77,19 +79,19 @@ class Situation:
         if budget is not None and UPDATES not in keys and earlier is None:
             raise RecipeError("A budget decides the number of updates, and the recipe says it: leave one of them out.")
         if not keys:
-            return Decided(make_recipe(dict(document)))
+            return PlannedRecipe(make_recipe(dict(document)))
         if earlier is not None:
             taken = dict(document)
             for key in keys:
                 write_key(taken, key, read_key(earlier, key))
-            return Decided(make_recipe(taken))
+            return PlannedRecipe(make_recipe(taken))
         scans = self._scans(document)
         machine = Machine.here(self.device)
         if budget is None:
             return self._decided(document, scans, machine)
         return self._within(budget, document, scans, machine)
 
-    def _within(self, budget: float, document: Mapping[str, Any], scans: ScanFacts, machine: Machine) -> Decided:
+    def _within(self, budget: float, document: Mapping[str, Any], scans: ScanFacts, machine: Machine) -> PlannedRecipe:
         """Everything decided, with as many updates as fit; on a processor the larger network, if they are enough."""
         sizes = ("small", "auto") if machine.gpu is None and document.get("student") == "auto" else ("",)
         for number, size in enumerate(sizes):
@@ -110,13 +112,13 @@ class Situation:
         reason = f"as many as {in_words(budget)} allow on {machine}, timed with a few steps"
         made = Decision(UPDATES, updates, reason)
         decisions = tuple(made if one.key == UPDATES else one for one in first.decisions)
-        return Decided(first.recipe.model_copy(update={UPDATES: updates}), decisions, scans)
+        return PlannedRecipe(first.recipe.model_copy(update={UPDATES: updates}), decisions, scans)
 
-    def _decided(self, document: Mapping[str, Any], scans: ScanFacts, machine: Machine) -> Decided:
+    def _decided(self, document: Mapping[str, Any], scans: ScanFacts, machine: Machine) -> PlannedRecipe:
         told = {name: (rule or {}).get("modality") for name, rule in (document.get("series") or {}).items()}
         facts = facts_of(self.dataset, self.split, _orientation(document), told, scans)
         done, decisions = decide(document, facts, machine)
-        return Decided(make_recipe(done), tuple(decisions), scans)
+        return PlannedRecipe(make_recipe(done), tuple(decisions), scans)
 
     def _scans(self, document: Mapping[str, Any]) -> ScanFacts:
         unlabelled = (*self.split.unlabelled, *(self.split.test if document.get("transductive") else ()))

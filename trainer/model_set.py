@@ -14,7 +14,7 @@ from semiseg.inference.segmenter import Segmenter
 from trainer.averaging import average_into
 from trainer.engine import TorchEngine, student_of
 from trainer.errors import TrainingError
-from trainer.methods.method import Networks, Turn
+from trainer.methods.method import Networks, StepPlan
 from trainer.mixed_precision import mixed_precision
 from trainer.optimisers import make_optimiser, step_together
 from trainer.parallel import average_buffers, average_gradients, average_values, rank, same_everywhere
@@ -27,7 +27,7 @@ from trainer.validation import segmenter_for
 AVERAGE = "moving average"  # its name in a checkpoint; a method has no network of that name
 
 
-class Learners:
+class ModelSet:
     """What learns in a run, the same in every process.
 
     Attributes:
@@ -68,7 +68,7 @@ class Learners:
         for name in {*stages.restarts(step), *stages.fresh_optimisers(step)}:
             self.optimisers[name].state.clear()
 
-    def update(self, batch: Batch, turn: Turn) -> dict[str, float]:
+    def update(self, batch: Batch, step_plan: StepPlan) -> dict[str, float]:
         """One optimisation step of the networks whose turn it is; the terms of the loss.
 
         Raises:
@@ -77,38 +77,38 @@ class Learners:
         stages, recipe, scaler = self._plan.stages, self._plan.recipe, self._accelerator.scaler
         # Dropout and noise of a step depend on the step alone.
         torch.manual_seed(_number(recipe.seed, 5, batch.step, *([rank()] if rank() else [])))
-        stages.prepare(self.networks, turn, batch.step)
-        learners = {name: self.optimisers[name] for name in turn.rates}
-        for name, optimiser in learners.items():
+        stages.prepare(self.networks, step_plan, batch.step)
+        models = {name: self.optimisers[name] for name in step_plan.rates}
+        for name, optimiser in models.items():
             for group in optimiser.param_groups:
-                group["lr"] = turn.rates[name]
+                group["lr"] = step_plan.rates[name]
         terms: dict[str, float] = {}
         for part in batch.parts(recipe.accumulate):
             with mixed_precision(self._accelerator):
-                losses = stages.loss(self.networks, part, turn)
+                losses = stages.loss(self.networks, part, step_plan)
             share = len(part) / len(batch)
             _require_finite(losses["total"], batch)
             loss = losses["total"] * share
             (loss if scaler is None else scaler.scale(loss)).backward()
             for name, value in losses.items():
                 terms[name] = terms.get(name, 0.0) + float(value.detach()) * share
-        average_gradients([self.networks[name] for name in learners])
+        average_gradients([self.networks[name] for name in models])
         terms = average_values(terms, self._accelerator.device)
-        clip = {name: stages.optimiser(name).clip_norm for name in learners}
-        step_together(learners, {name: self.networks[name] for name in learners}, clip, scaler)
+        clip = {name: stages.optimiser(name).clip_norm for name in models}
+        step_together(models, {name: self.networks[name] for name in models}, clip, scaler)
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
-        stages.after_update(self.networks, turn, batch.step)
+        stages.after_update(self.networks, step_plan, batch.step)
         average_buffers(network for network in self.networks.values() if network.training)
-        self._follow(turn)
+        self._follow(step_plan)
         return terms
 
-    def _follow(self, turn: Turn) -> None:
+    def _follow(self, step_plan: StepPlan) -> None:
         """Move the average towards the exported network, after an update of the student that is validated."""
         decay = self._plan.recipe.ema
-        if self.average is not None and decay is not None and turn.judged and "student" in turn.rates:
+        if self.average is not None and decay is not None and step_plan.judged and "student" in step_plan.rates:
             current = self._plan.stages.exported(self.networks)
-            average_into(self.average, current, ema_decay(turn.student_update, decay), buffers=True)
+            average_into(self.average, current, ema_decay(step_plan.student_update, decay), buffers=True)
 
     def exported(self) -> nn.Module:
         """A copy of the module that is kept: the exported network, or its moving average."""

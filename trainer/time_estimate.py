@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 from semiseg.system.processors import usable_processors
+from trainer.batch_stream import prepared
 from trainer.cases import PreparedCase
 from trainer.device import make_accelerator
 from trainer.engine import TorchEngine
 from trainer.errors import RecipeError
-from trainer.feed import prepared
-from trainer.learners import Learners
-from trainer.methods.method import Labelling, Method
-from trainer.patches import Batch, Draws, Mixture, PatchSource, batches
+from trainer.methods.method import Method, ScanCounts
+from trainer.model_set import ModelSet
+from trainer.patches import Batch, BatchComposition, PatchSampler, PatchSource, batches
 from trainer.plan import Plan, Watch, make_manifest, make_plan
 from trainer.scan_facts import ScanFacts
 from trainer.validation import segmenter_for
@@ -109,7 +109,7 @@ class Costs:
         times = sum(stage.refreshes_pseudo_labels(step) for step in range(stage.steps + 1))
         if not times:
             return
-        work = Labelling(
+        work = ScanCounts(
             labelled=len(plan.split.labelled),
             unlabelled=len(plan.unlabelled),
             processes=plan.recipe.threads or usable_processors(),
@@ -152,7 +152,7 @@ class Costs:
         if plan.recipe.threads is not None:
             torch.set_num_threads(plan.recipe.threads)
         accelerator = make_accelerator(plan.recipe, self._device)
-        learners = Learners(plan, make_manifest(plan), accelerator)
+        models = ModelSet(plan, make_manifest(plan), accelerator)
         first = sum(stage.steps for stage in plan.stages.stages[:number])
         steps = plan.stages.stages[number].steps
         found = []
@@ -160,7 +160,7 @@ class Costs:
             for offset in range(min(TIMED + 1, steps)):
                 step = first + min(int(place) + offset, steps - 1)
                 started = time.perf_counter()
-                learners.update(self._batch(plan, step, cases).to(accelerator.device), plan.stages.turn(step))
+                models.update(self._batch(plan, step, cases).to(accelerator.device), plan.stages.step_plan(step))
                 if accelerator.device.type == "cuda":
                     torch.cuda.synchronize()
                 if offset or steps == 1:
@@ -170,11 +170,11 @@ class Costs:
     def _batch(self, plan: Plan, step: int, cases: dict[str, PreparedCase]) -> Batch:
         """Patches of a step, with empty labels by the stages that guide."""
         stage, _ = plan.stages.at(step)
-        draws = Draws(plan.recipe, cases, plan.split.labelled, plan.unlabelled)
+        draws = PatchSampler(plan.recipe, cases, plan.split.labelled, plan.unlabelled)
         source = PatchSource(
             plan.recipe, cases, plan.preprocessing.slice_axis, plan.preprocessing.padding, views=stage.views
         )
-        requests = draws.requests(step, plan.stages.turn(step).mixture, Mixture(0, 0))
+        requests = draws.requests(step, plan.stages.step_plan(step).composition, BatchComposition(0, 0))
         made = next(batches(source, [requests], step, 0, False))
         guides = [earlier.name for earlier in plan.stages.stages if earlier.guides]
         return replace(made, guides=dict.fromkeys(guides, torch.zeros_like(made.labels)))
@@ -183,7 +183,7 @@ class Costs:
         """Seconds in which the student labels a scan of median size."""
         accelerator = make_accelerator(plan.recipe, self._device)
         manifest = make_manifest(plan)
-        network = Learners(plan, manifest, accelerator).exported()
+        network = ModelSet(plan, manifest, accelerator).exported()
         segmenter = segmenter_for(manifest, TorchEngine(network, accelerator.device))
         image = np.asarray(_median_case(cases).image)
         started = time.perf_counter()

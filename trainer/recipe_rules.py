@@ -17,7 +17,7 @@ from typing import Any
 
 from semiseg.system.durable_files import replace_file
 from trainer.errors import RecipeError
-from trainer.facts import Facts, Machine
+from trainer.planning_facts import DatasetFacts, Machine
 
 AUTO = "auto"
 KEYS = (
@@ -93,7 +93,7 @@ def open_keys(document: Mapping[str, Any]) -> tuple[str, ...]:
     return () if found == ("patch",) else found
 
 
-def decide(document: Mapping[str, Any], facts: Facts, machine: Machine) -> tuple[dict[str, Any], list[Decision]]:
+def decide(document: Mapping[str, Any], facts: DatasetFacts, machine: Machine) -> tuple[dict[str, Any], list[Decision]]:
     """A recipe's document with everything decided, and the decisions.
 
     Args:
@@ -154,7 +154,7 @@ def write_decisions(decisions: tuple[Decision, ...], file: Path) -> None:
 class _Choices:
     """The document as it is decided key by key, and what the rules look at."""
 
-    def __init__(self, document: dict[str, Any], facts: Facts, machine: Machine) -> None:
+    def __init__(self, document: dict[str, Any], facts: DatasetFacts, machine: Machine) -> None:
         self.document, self.facts, self.machine = document, facts, machine
         self.size = self._size()
 

@@ -41,7 +41,7 @@ Tell = Callable[[str], None]
 
 
 @dataclass
-class Campaign:
+class ComparisonRunner:
     """A comparison in its folder.
 
     Attributes:

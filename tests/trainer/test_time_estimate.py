@@ -9,12 +9,12 @@ import pytest
 
 from semiseg.dataset import Dataset, make_split
 from tests.trainer.tiny import phantoms, recipe_for
-from trainer.cost import Cost, Costs, budget_of, in_words
-from trainer.decided import Situation
 from trainer.errors import RecipeError
 from trainer.plan import Plan, make_plan
 from trainer.recipe import Recipe, find_recipe, read_document
+from trainer.recipe_planning import PlanningContext
 from trainer.scan_facts import collect
+from trainer.time_estimate import Cost, Costs, budget_of, in_words
 
 
 @pytest.fixture(scope="module")
@@ -23,15 +23,15 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 
 @pytest.fixture
-def situation(dataset: Dataset, tmp_path: Path) -> Situation:
-    return Situation(dataset, make_split(dataset), tmp_path / "cache", "cpu")
+def context(dataset: Dataset, tmp_path: Path) -> PlanningContext:
+    return PlanningContext(dataset, make_split(dataset), tmp_path / "cache", "cpu")
 
 
 SMALL = {"patch": [16, 16, 8], "updates": 8}
 
 
-def costs_of(situation: Situation, recipe: Recipe) -> list[Cost]:
-    return situation.costs(recipe, None)
+def costs_of(context: PlanningContext, recipe: Recipe) -> list[Cost]:
+    return context.costs(recipe, None)
 
 
 @pytest.mark.parametrize(
@@ -45,17 +45,17 @@ def costs_of(situation: Situation, recipe: Recipe) -> list[Cost]:
     ],
 )
 def test_every_stage_and_what_is_done_once_is_told(
-    situation: Situation, method: str, switches: dict[str, Any], parts: list[tuple[str, int]]
+    context: PlanningContext, method: str, switches: dict[str, Any], parts: list[tuple[str, int]]
 ) -> None:
-    found = costs_of(situation, recipe_for(method, SMALL, **switches))
+    found = costs_of(context, recipe_for(method, SMALL, **switches))
     assert [(cost.name, cost.steps) for cost in found] == parts
     assert all(cost.seconds > 0 for cost in found)
-    assert not list(situation.cache.parent.glob("*/log.jsonl")), "nothing was trained"
+    assert not list(context.cache.parent.glob("*/log.jsonl")), "nothing was trained"
 
 
-def test_the_members_of_a_committee_are_told_and_what_rounds_share_is_told_once(situation: Situation) -> None:
+def test_the_members_of_a_committee_are_told_and_what_rounds_share_is_told_once(context: PlanningContext) -> None:
     members = [{"method": "supervised"}, {"method": "supervised", "seed": 1, "updates": 4}]
-    one = costs_of(situation, recipe_for("committee", SMALL, members=members, atlas=True))
+    one = costs_of(context, recipe_for("committee", SMALL, members=members, atlas=True))
     assert [(cost.name, cost.steps) for cost in one] == [
         ("committee: supervised (seed 0): supervised", 8),
         ("committee: supervised (seed 0): labels", 0),
@@ -64,12 +64,10 @@ def test_the_members_of_a_committee_are_told_and_what_rounds_share_is_told_once(
         ("committee: registration", 0),
         ("supervised", 8),
     ]
-    two = costs_of(situation, recipe_for("committee", SMALL, members=members[:1], rounds=2, atlas=False))
+    two = costs_of(context, recipe_for("committee", SMALL, members=members[:1], rounds=2, atlas=False))
     assert sum(cost.name.endswith("supervised (seed 0): supervised") for cost in two) == 1
     assert sum(cost.steps for cost in two) == 8 + 2 * 8 + 8
-    folds = costs_of(
-        situation, recipe_for("committee", SMALL, members=members[:1], atlas=False, weighing="cross_fitted")
-    )
+    folds = costs_of(context, recipe_for("committee", SMALL, members=members[:1], atlas=False, weighing="cross_fitted"))
     assert [cost.name for cost in folds if "2 times" in cost.name] == [
         "committee: supervised (seed 0): supervised, 2 times"
     ]
@@ -96,27 +94,27 @@ def test_a_budget_becomes_the_most_updates_that_fit(
 
 
 def test_with_a_budget_the_updates_and_on_a_processor_the_size_follow_from_it(
-    situation: Situation, monkeypatch: pytest.MonkeyPatch
+    context: PlanningContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def seconds(self: Costs, plan: Plan, number: int, cases: Any) -> float:
         return 0.1 * plan.recipe.student["channels"][0] / 8
 
     monkeypatch.setattr(Costs, "_step", seconds)
     document = read_document(find_recipe("default"), ["method=supervised", "segments={}"])
-    short = situation.decided(document, None, 60.0)
+    short = context.decided(document, None, 60.0)
     assert short.recipe.student["channels"][0] == 8 and short.recipe.updates == 600
     assert "as many as 60 s allow" in next(d.reason for d in short.decisions if d.key == "updates")
-    long = situation.decided(document, None, 3600.0)
+    long = context.decided(document, None, 3600.0)
     assert long.recipe.student["channels"][0] == 16 and long.recipe.updates == 18_000
     with pytest.raises(RecipeError, match="A budget decides the number of updates, and the recipe says it"):
-        situation.decided({**document, "updates": 100}, None, 60.0)
+        context.decided({**document, "updates": 100}, None, 60.0)
 
 
-def test_a_run_that_is_gone_on_with_keeps_what_was_decided(situation: Situation) -> None:
+def test_a_run_that_is_gone_on_with_keeps_what_was_decided(context: PlanningContext) -> None:
     document = read_document(find_recipe("default"), ["method=supervised", "segments={}"])
-    first = situation.decided(document, None, None)
+    first = context.decided(document, None, None)
     earlier = {**first.recipe.model_dump(mode="json"), "updates": 777, "batch": 2}
-    again = situation.decided(document, earlier, 3600.0)
+    again = context.decided(document, earlier, 3600.0)
     assert (again.recipe.updates, again.recipe.batch) == (777, 2)
     assert (
         again.recipe.model_copy(update={"updates": first.recipe.updates, "batch": first.recipe.batch}) == first.recipe

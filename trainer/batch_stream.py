@@ -1,4 +1,4 @@
-"""What the learners are fed, step by step: batches cut from prepared scans, and the predictions that steer them."""
+"""The batches of a run: patches cut from prepared scans, and the predictions that decide where they are cut."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from semiseg.inference.segmenter import Segmenter
 from trainer.cases import PreparedCase, encode_prediction, places_of, prepare_cases, segments_without_label
 from trainer.device import workers
 from trainer.errors import RecipeError
-from trainer.learners import Learners
-from trainer.methods.method import LabelsOfScan, TrainingScans, Turn
+from trainer.methods.method import LabelsOfScan, StepPlan, TrainingScans
+from trainer.model_set import ModelSet
 from trainer.parallel import processes, rank, wait_for_all
-from trainer.patches import Batch, Draws, Mixture, PatchSource, Request, batches
+from trainer.patches import Batch, BatchComposition, PatchSampler, PatchSource, Request, batches
 from trainer.plan import Plan, Watch
 from trainer.pseudo_labels import PseudoLabels
 from trainer.soft_labels import decided
@@ -24,7 +24,7 @@ from trainer.soft_labels import decided
 Foreground = dict[str, tuple[NDArray[np.int32], ...]]
 
 
-class Feed:
+class BatchStream:
     """The batches of a run.
 
     Between two refreshes they are made ahead of time; what a refresh predicts is the last thing that they depend on
@@ -50,7 +50,7 @@ class Feed:
         """
         self._plan, self._cases, self._device = plan, cases, device
         self._scans = scans
-        self._draws = Draws(plan.recipe, cases, plan.split.labelled, plan.unlabelled)
+        self._draws = PatchSampler(plan.recipe, cases, plan.split.labelled, plan.unlabelled)
         self._kept = pseudo
         self._pseudo: dict[str, dict[str, NDArray[np.uint8]]] = {}
 
@@ -69,13 +69,13 @@ class Feed:
             if step < stages.steps and source not in renewed:
                 self._pseudo[source] = self._kept.read(at, source, self._plan.unlabelled)
 
-    def stretch(self, step: int, learners: Learners) -> Iterator[tuple[Batch, Turn]]:
-        """Refresh what ``step`` asks for; then batch and turn of every step up to the next refresh."""
+    def until_refresh(self, step: int, models: ModelSet) -> Iterator[tuple[Batch, StepPlan]]:
+        """Renew the predictions that are due before ``step``; then yield batch and plan of each step until the next."""
         stages, recipe, preprocessing = self._plan.stages, self._plan.recipe, self._plan.preprocessing
-        self._refresh(step, learners)
-        before = sum((stages.turn(s).mixture for s in range(step)), Mixture(0, 0))
+        self._refresh(step, models)
+        before = sum((stages.step_plan(s).composition for s in range(step)), BatchComposition(0, 0))
         stop = next((s for s in range(step + 1, stages.steps) if stages.is_boundary(s)), stages.steps)
-        turns = [stages.turn(s) for s in range(step, stop)]
+        step_plans = [stages.step_plan(s) for s in range(step, stop)]
         source = PatchSource(
             recipe,
             self._cases,
@@ -87,32 +87,32 @@ class Feed:
             stages.at(step)[0].views,
         )
         on_gpu = self._device.type == "cuda"
-        made = batches(source, self._requests(step, turns, before), step, workers(recipe, self._device), on_gpu)
-        for batch, turn in zip(made, turns, strict=True):
-            yield batch.to(self._device), turn
+        made = batches(source, self._requests(step, step_plans, before), step, workers(recipe, self._device), on_gpu)
+        for batch, step_plan in zip(made, step_plans, strict=True):
+            yield batch.to(self._device), step_plan
 
     def release(self) -> None:
         """Unmap the files of pseudo-labels: Windows deletes none that is mapped."""
         self._pseudo = {}
 
-    def _requests(self, step: int, turns: list[Turn], before: Mixture) -> Iterator[list[Request]]:
+    def _requests(self, step: int, step_plans: list[StepPlan], before: BatchComposition) -> Iterator[list[Request]]:
         """The patches of each step that this process makes: every W-th one of W processes."""
-        for s, turn in enumerate(turns, start=step):
-            yield self._draws.requests(s, turn.mixture, before)[rank() :: processes()]
-            before += turn.mixture
+        for s, step_plan in enumerate(step_plans, start=step):
+            yield self._draws.requests(s, step_plan.composition, before)[rank() :: processes()]
+            before += step_plan.composition
 
-    def _refresh(self, step: int, learners: Learners) -> None:
+    def _refresh(self, step: int, models: ModelSet) -> None:
         """What is renewed before ``step``: predictions first, then what a stage hands over, then what starts anew."""
         stages = self._plan.stages
         if stages.refreshes_foreground(step):
-            self._predict_foreground(learners.segmenter())
-        for labelling in stages.labellings(learners.networks, step, self._scans(self._cases)):
+            self._predict_foreground(models.segmenter())
+        for labelling in stages.labellings(models.networks, step, self._scans(self._cases)):
             if labelling.labels_of is None:
-                self._predict_labels(step, labelling.source, learners.segmenter(labelling.network))
+                self._predict_labels(step, labelling.source, models.segmenter(labelling.network))
             else:
                 self._label_scans(step, labelling.source, labelling.labels_of)
             self._take_labels(step, labelling.source)
-        learners.renew(step)
+        models.renew(step)
 
     def _predict_foreground(self, segmenter: Segmenter) -> None:
         """Predict every unlabelled scan that does not fit into a patch; where it finds foreground, patches are cut."""

@@ -17,11 +17,11 @@ from semiseg.bundle.fingerprint import Fingerprint, Range
 from semiseg.dataset import Dataset, load_dataset, make_split
 from semiseg.volumes.nifti import write_nifti
 from tests.trainer.tiny import phantoms
-from trainer.choices import KEYS, SIZES, Decision, decide, open_keys, patch_of, strides_of, write_decisions
 from trainer.errors import RecipeError
-from trainer.facts import Facts, Machine, facts_of
 from trainer.plan import make_plan
+from trainer.planning_facts import DatasetFacts, Machine, facts_of
 from trainer.recipe import find_recipe, make_recipe, read_document
+from trainer.recipe_rules import KEYS, SIZES, Decision, decide, open_keys, patch_of, strides_of, write_decisions
 from trainer.scan_facts import ScanFacts
 from trainer.students import parameters_of, read_student
 
@@ -39,14 +39,16 @@ def facts(
     thinnest: tuple[float, float, float] | None = None,
     modality: str | None = "MR",
     unlabelled: int = 100,
-) -> Facts:
+) -> DatasetFacts:
     mm = Range(minimum=thinnest or spacing, median=spacing, maximum=spacing)
     sides = Range(minimum=shape, median=shape, maximum=shape)
     told = Fingerprint(scans=104, shape=sides, spacing=mm, orientations={"RAS": 104}, intensity={})
-    return Facts(ScanFacts(told, {2: 104}), (modality,), ((-150.0, 250.0),), 4, unlabelled)
+    return DatasetFacts(ScanFacts(told, {2: 104}), (modality,), ((-150.0, 250.0),), 4, unlabelled)
 
 
-def decided(told: Facts, machine: Machine = LAPTOP, **changes: Any) -> tuple[dict[str, Any], dict[str, Decision]]:
+def decided(
+    told: DatasetFacts, machine: Machine = LAPTOP, **changes: Any
+) -> tuple[dict[str, Any], dict[str, Decision]]:
     document = {**yaml.safe_load(find_recipe("default").read_text()), **changes}
     done, decisions = decide(document, told, machine)
     make_recipe(done)  # it is one
