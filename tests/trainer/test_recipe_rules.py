@@ -101,7 +101,7 @@ def test_a_small_organ_on_a_laptop_gets_a_small_network_at_full_resolution_and_w
         "residual_units": 0,
     }
     assert done["patch"] == [35, 50, 36]
-    assert (done["precision"], done["method"], done["preparation"]["spacing"]) == ("fp32", "mean_teacher", "own")
+    assert (done["precision"], done["method"], done["preparation"]["spacing"]) == ("fp32", "supervised", "own")
     assert done["augmentation"]["elastic"] == 3.5, "a tenth of the shortest side, in mm"
 
 
