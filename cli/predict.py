@@ -87,6 +87,9 @@ def predict(
     precision: Annotated[
         str | None, typer.Option(help="fp32, fp16, bf16 or int8; by default the fastest that was proved and runs here.")
     ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="Run every window, also where the model has a coarse pass.")
+    ] = False,
 ) -> None:
     """Segment one scan and write the mask on the scan's own grid."""
     from cli.models import parse_window
@@ -99,7 +102,7 @@ def predict(
                 "With --input-list name a model, and neither a server nor what holds for one scan only: "
                 "semiseg predict BUNDLE --input-list FILE --out FOLDER."
             )
-        settings = Settings(parse_window(window), overlap, batch)
+        settings = Settings(parse_window(window), overlap, batch, full=full)
         many = Many(input_list, out, answer or "nifti", cluster, workers)
         _many((arguments or [])[0], many, settings, threads, precision_named(precision))
         return
@@ -119,7 +122,7 @@ def predict(
     if server is None:
         if model is not None:
             raise InputError("--model chooses among a server's models; without --server the model is the bundle.")
-        settings = Settings(parse_window(window), overlap, batch)
+        settings = Settings(parse_window(window), overlap, batch, full=full)
         _locally(arguments[0], asked, settings, threads, precision_named(precision))
         return
     if (window, overlap, batch, threads, precision) != (None, None, 1, None, None):
@@ -127,7 +130,7 @@ def predict(
             "--window, --overlap, --batch, --threads and --precision are the server's own: give them to "
             "`semiseg serve`."
         )
-    _by_server(server, key, model, asked)
+    _by_server(server, key, model, asked, full=full)
 
 
 @dataclass(frozen=True)
@@ -173,7 +176,9 @@ def _locally(model: Path, asked: Asked, settings: Settings, threads: int | None,
 
         prediction = opened.predict_files(asked.files, asked.kind, asked.wishes, show)
         prediction.write(asked.out, asked.kind)
-    _tell(asked.out, prediction.volumes, prediction.timing.seconds, prediction.warnings)
+    counts = prediction.timing.counts
+    windows = None if counts is None else counts.sentence
+    _tell(asked.out, prediction.volumes, prediction.timing.seconds, prediction.warnings, windows)
 
 
 @dataclass(frozen=True)
@@ -223,7 +228,7 @@ def _many(model: Path, asked: Many, settings: Settings, threads: int | None, pre
         raise typer.Exit(1)
 
 
-def _by_server(url: str, key: str | None, model: str | None, asked: Asked) -> None:
+def _by_server(url: str, key: str | None, model: str | None, asked: Asked, *, full: bool) -> None:
     import gzip
 
     from semiseg.client import Client, Job
@@ -236,7 +241,7 @@ def _by_server(url: str, key: str | None, model: str | None, asked: Asked) -> No
         if client.keeps_jobs():
             with _bar() as told:
                 told(0, 0, "sending")
-                job = client.submit(asked.files, asked.kind, wishes=asked.wishes, model=model)
+                job = client.submit(asked.files, asked.kind, wishes=asked.wishes, model=model, full=full)
 
                 def show(now: Job) -> None:
                     words = f"waiting, {now.ahead} before it" if now.state == "waiting" else now.state
@@ -254,7 +259,7 @@ def _by_server(url: str, key: str | None, model: str | None, asked: Asked) -> No
                 with contextlib.suppress(SemisegError):  # nothing of it has to stay there
                     client.forget(job.id)
         else:
-            answer = client.ask(asked.files, asked.kind, wishes=asked.wishes, model=model)
+            answer = client.ask(asked.files, asked.kind, wishes=asked.wishes, model=model, full=full)
             write(answer.body)
     _tell(asked.out, answer.millilitres, answer.seconds, [text for _, text in answer.remarks])
 
@@ -277,7 +282,13 @@ def _bar() -> Iterator[Callable[[int, int, str], None]]:
         yield told
 
 
-def _tell(out: Path, millilitres: dict[str, float], seconds: dict[str, float], remarks: list[str]) -> None:
+def _tell(
+    out: Path,
+    millilitres: dict[str, float],
+    seconds: dict[str, float],
+    remarks: list[str],
+    windows: str | None = None,
+) -> None:
     table = Table("segment", "ml", title="RESEARCH USE ONLY", title_style="bold red")
     table.columns[1].justify = "right"
     for name, ml in millilitres.items():
@@ -286,6 +297,8 @@ def _tell(out: Path, millilitres: dict[str, float], seconds: dict[str, float], r
     console.print(table)
     for remark in remarks:
         console.print(f"note: {remark}", soft_wrap=True, highlight=False)
+    if windows is not None:
+        console.print(windows, soft_wrap=True, highlight=False)
     total = sum(seconds.values())
     stages = ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items() if value >= 0.005)
     console.print(f"{total:.2f} s" + (f" ({stages})" if stages else ""), highlight=False)
