@@ -115,14 +115,13 @@ def _bundle(console: Console, folder: Path) -> list[str]:
     """Load the bundle, run one window, and say which engine did it."""
     from cli.models import variant_lines
     from semiseg.bundle.bundle import open_bundle
-    from semiseg.bundle.coarse import coarse_lines
     from semiseg.inference.choice import choose_engine
     from semiseg.inference.segmenter import Segmenter
 
     try:
         bundle = open_bundle(folder)
         choice = choose_engine(bundle)
-        segmenter = Segmenter(bundle.manifest, choice.engine, precision=choice.taken.precision)
+        segmenter = Segmenter(bundle.manifest, choice.engine)
         segmenter.warm_up()
         started = time.perf_counter()
         segmenter.warm_up()
@@ -140,8 +139,6 @@ def _bundle(console: Console, folder: Path) -> list[str]:
     console.print(f"         segments: {', '.join(s.name for s in manifest.segments)}")
     for line in variant_lines(bundle):
         console.print(f"         {line}")
-    for line in coarse_lines(manifest.coarse):
-        console.print(f"         {line}")
     if manifest.validation is None:
         console.print("         not validated: its split had no validation list")
     for one in choice.candidates:
@@ -150,8 +147,5 @@ def _bundle(console: Console, folder: Path) -> list[str]:
         console.print(f"         not {one.precision} on {one.where}: {one.reason}")
     taken = choice.taken
     console.print(f"         runs {taken.precision} on {taken.where}: {taken.reason}")
-    if manifest.coarse is not None:
-        used = "used here" if segmenter.coarse is not None else f"not used here: {segmenter.why_full}"
-        console.print(f"         coarse pass {used}")
     console.print(f"         a window of {window} takes {seconds * 1000:.0f} ms")
     return []

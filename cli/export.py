@@ -36,13 +36,6 @@ def export(
     monai_bundle: Annotated[
         Path | None, typer.Option(help="Also write a MONAI Bundle to this folder, for MONAI Label and MONAI Deploy.")
     ] = None,
-    coarse: Annotated[
-        bool,
-        typer.Option(
-            help="Look for a coarse pass that lets windows of background be skipped, and prove it: up to sixteen full "
-            "passes over scans in fp32, eight in each further precision."
-        ),
-    ] = True,
     trt: Annotated[bool, typer.Option("--trt", help="Also build a TensorRT plan for this machine's GPU.")] = False,
 ) -> None:
     """Turn a training run into a bundle: one small network as ONNX, with proof."""
@@ -58,21 +51,16 @@ def export(
         run = _distilled(run, distil_to, out.with_name(f"{out.name}-run"), dataset_folder(data, run), updates)
     elif updates is not None:
         raise InputError("--updates is about --distil-to.")
-
-    def told(sentence: str) -> None:
-        typer.echo(sentence, err=True)
-
-    exported = make_bundle(run, out, precisions=precisions, data=data, cache=cache, coarse=coarse, told=told)
+    exported = make_bundle(run, out, precisions=precisions, data=data, cache=cache)
     bundle = exported.bundle
     typer.echo(f"{out}: {bundle.manifest.provenance.parameters:,} parameters, sha256 {bundle.sha256[:12]}")
     typer.echo(exported.scans)
-    for line in (*variant_lines(bundle), *exported.coarse):
+    for line in variant_lines(bundle):
         typer.echo(line)
     if trt:
         from exporter.tensorrt import add_plan
 
-        scans = [scan.array for scan in scans_for(bundle.manifest, run, data=data, cache=cache).proof]
-        key = add_plan(bundle, scans=scans).manifest.plan
+        key = add_plan(bundle, scans=scans_for(bundle.manifest, run, data=data, cache=cache).proof).manifest.plan
         if key is not None:
             typer.echo(f"TensorRT {key.tensorrt} plan in {key.precision} for {key.gpu}, driver {key.driver}")
     if monai_bundle is not None:

@@ -87,9 +87,6 @@ def predict(
     precision: Annotated[
         str | None, typer.Option(help="fp32, fp16, bf16 or int8; by default the fastest that was proved and runs here.")
     ] = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="Run every window, also where the model has a coarse pass.")
-    ] = False,
 ) -> None:
     """Segment one scan and write the mask on the scan's own grid."""
     from cli.models import parse_window
@@ -102,7 +99,7 @@ def predict(
                 "With --input-list name a model, and neither a server nor what holds for one scan only: "
                 "semiseg predict BUNDLE --input-list FILE --out FOLDER."
             )
-        settings = Settings(parse_window(window), overlap, batch, full=full)
+        settings = Settings(parse_window(window), overlap, batch)
         many = Many(input_list, out, answer or "nifti", cluster, workers)
         _many((arguments or [])[0], many, settings, threads, precision_named(precision))
         return
@@ -122,7 +119,7 @@ def predict(
     if server is None:
         if model is not None:
             raise InputError("--model chooses among a server's models; without --server the model is the bundle.")
-        settings = Settings(parse_window(window), overlap, batch, full=full)
+        settings = Settings(parse_window(window), overlap, batch)
         _locally(arguments[0], asked, settings, threads, precision_named(precision))
         return
     if (window, overlap, batch, threads, precision) != (None, None, 1, None, None):
@@ -130,7 +127,7 @@ def predict(
             "--window, --overlap, --batch, --threads and --precision are the server's own: give them to "
             "`semiseg serve`."
         )
-    _by_server(server, key, model, asked, full=full)
+    _by_server(server, key, model, asked)
 
 
 @dataclass(frozen=True)
@@ -176,9 +173,7 @@ def _locally(model: Path, asked: Asked, settings: Settings, threads: int | None,
 
         prediction = opened.predict_files(asked.files, asked.kind, asked.wishes, show)
         prediction.write(asked.out, asked.kind)
-    counts = prediction.timing.counts
-    windows = None if counts is None else counts.sentence
-    _tell(asked.out, prediction.volumes, prediction.timing.seconds, prediction.warnings, windows)
+    _tell(asked.out, prediction.volumes, prediction.timing.seconds, prediction.warnings)
 
 
 @dataclass(frozen=True)
@@ -228,7 +223,7 @@ def _many(model: Path, asked: Many, settings: Settings, threads: int | None, pre
         raise typer.Exit(1)
 
 
-def _by_server(url: str, key: str | None, model: str | None, asked: Asked, *, full: bool) -> None:
+def _by_server(url: str, key: str | None, model: str | None, asked: Asked) -> None:
     import gzip
 
     from semiseg.client import Client, Job
@@ -241,7 +236,7 @@ def _by_server(url: str, key: str | None, model: str | None, asked: Asked, *, fu
         if client.keeps_jobs():
             with _bar() as told:
                 told(0, 0, "sending")
-                job = client.submit(asked.files, asked.kind, wishes=asked.wishes, model=model, full=full)
+                job = client.submit(asked.files, asked.kind, wishes=asked.wishes, model=model)
 
                 def show(now: Job) -> None:
                     words = f"waiting, {now.ahead} before it" if now.state == "waiting" else now.state
@@ -259,7 +254,7 @@ def _by_server(url: str, key: str | None, model: str | None, asked: Asked, *, fu
                 with contextlib.suppress(SemisegError):  # nothing of it has to stay there
                     client.forget(job.id)
         else:
-            answer = client.ask(asked.files, asked.kind, wishes=asked.wishes, model=model, full=full)
+            answer = client.ask(asked.files, asked.kind, wishes=asked.wishes, model=model)
             write(answer.body)
     _tell(asked.out, answer.millilitres, answer.seconds, [text for _, text in answer.remarks])
 
@@ -282,13 +277,7 @@ def _bar() -> Iterator[Callable[[int, int, str], None]]:
         yield told
 
 
-def _tell(
-    out: Path,
-    millilitres: dict[str, float],
-    seconds: dict[str, float],
-    remarks: list[str],
-    windows: str | None = None,
-) -> None:
+def _tell(out: Path, millilitres: dict[str, float], seconds: dict[str, float], remarks: list[str]) -> None:
     table = Table("segment", "ml", title="RESEARCH USE ONLY", title_style="bold red")
     table.columns[1].justify = "right"
     for name, ml in millilitres.items():
@@ -297,8 +286,6 @@ def _tell(
     console.print(table)
     for remark in remarks:
         console.print(f"note: {remark}", soft_wrap=True, highlight=False)
-    if windows is not None:
-        console.print(windows, soft_wrap=True, highlight=False)
     total = sum(seconds.values())
     stages = ", ".join(f"{stage} {value:.2f}" for stage, value in seconds.items() if value >= 0.005)
     console.print(f"{total:.2f} s" + (f" ({stages})" if stages else ""), highlight=False)

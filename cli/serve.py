@@ -71,9 +71,6 @@ def serve(
     precision: Annotated[
         str | None, typer.Option(help="fp32, fp16, bf16 or int8; by default the fastest that was proved and runs here.")
     ] = None,
-    full: Annotated[
-        bool, typer.Option("--full", help="Run every window of every scan: no coarse pass that skips background.")
-    ] = False,
 ) -> None:
     """Segment scans over HTTP until told to stop. The page / takes scans and describes the interface."""
     from cli.models import parse_window
@@ -94,7 +91,6 @@ def serve(
             overlap=overlap,
             batch=batch,
             precision=precision_named(precision),
-            full=full,
         )
         for bundle in bundles
     ]

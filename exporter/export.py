@@ -11,17 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from exporter.coarse import learn as learn_coarse
-from exporter.coarse import prove as prove_coarse
 from exporter.errors import ExportError
 from exporter.onnx import export_onnx
 from exporter.parity import compare, shortfall, windows_of
 from exporter.precision import to_half, to_int8
 from exporter.processors import with_subpixels, without_reordering
-from exporter.proof_scans import ProofScans, scans_for
+from exporter.proof_scans import scans_for
 from semiseg.bundle.bundle import MODEL, Bundle, write_bundle
 from semiseg.bundle.card import CARD, model_card
-from semiseg.bundle.coarse import Coarse, CoarseProof, coarse_lines
 from semiseg.bundle.manifest import HALF, Manifest
 from semiseg.bundle.variant import Precision, Variant
 from semiseg.engines.engine import Engine
@@ -47,13 +44,11 @@ class Exported:
         bundle: The bundle.
         refused: A sentence for each precision that was asked for and did not pass its gate.
         scans: A sentence that names the scans of the proof.
-        coarse: Sentences that say how the coarse pass was proved, or why the bundle has none.
     """
 
     bundle: Bundle
     refused: tuple[str, ...]
     scans: str
-    coarse: tuple[str, ...] = ()
 
 
 def export(
@@ -63,8 +58,6 @@ def export(
     precisions: Sequence[Precision] = (),
     data: Path | None = None,
     cache: Path | None = None,
-    coarse: bool = True,
-    told: Callable[[str], None] = lambda _: None,
 ) -> Exported:
     """Turn a finished run into a bundle.
 
@@ -77,9 +70,6 @@ def export(
         precisions: further graphs beside fp32. One that fails its gate is left out, and the answer says by how much.
         data: take the windows for proof and calibration from scans of this dataset that are not for testing ...
         cache: ... or from this preprocessing cache. By default from the run's own scans, where they are still there.
-        coarse: Look for a coarse pass that skips windows of background; it takes up to eight passes over whole scans to
-            learn it and eight to prove it, in each precision. One that fails its gate is left out.
-        told: Called with a sentence before each of these passes.
 
     Raises:
         BundleError: ``run`` is not a run, or ``out`` is something else than a bundle.
@@ -90,10 +80,8 @@ def export(
     # What papers compare with strides of a few voxels is hundreds of windows a scan; a bundle keeps half a window.
     manifest = manifest.model_copy(update={"overlap": HALF})
     scans = scans_for(manifest, run, data=data, cache=cache)
-    arrays = [scan.array for scan in scans.proof]
     reference = TorchEngine(network, "cpu")
     refused: list[str] = []
-    said: list[str] = []
 
     def fill(folder: Path) -> Manifest:
         model = folder / MODEL
@@ -101,7 +89,7 @@ def export(
         divisor = manifest.divisor if student_section(manifest).takes_any_size else None
         graphs = _Graphs(network, folder, len(manifest.channels), manifest.window, divisor)
         graphs.write_float32(model)
-        first, failures = prove(manifest, "fp32", model, reference, arrays)
+        first, failures = prove(manifest, "fp32", model, reference, scans.proof)
         if first is None or failures:
             raise ExportError(f"{' '.join(failures)} No bundle was written.")
         variants = [first]
@@ -109,8 +97,8 @@ def export(
             target = folder / FILES[precision]
             variant, failures = None, []
             try:
-                graphs.write(target, precision, [windows_of(scan.array, manifest.window) for scan in scans.calibration])
-                variant, failures = prove(manifest, precision, target, reference, arrays)
+                graphs.write(target, precision, [windows_of(scan, manifest.window) for scan in scans.calibration])
+                variant, failures = prove(manifest, precision, target, reference, scans.proof)
             except ExportError as error:
                 failures = [str(error)]
             refused.extend(failures)
@@ -119,48 +107,11 @@ def export(
             else:
                 variants.append(variant)
         proved = manifest.model_copy(update={"variants": tuple(variants)})
-        if coarse:
-            proved = proved.model_copy(update={"coarse": _coarse_pass(proved, folder, scans, said, told)})
         (folder / CARD).write_text(model_card(proved), encoding="utf-8", newline="\n")
         return proved
 
     bundle = write_bundle(out, fill)
-    return Exported(bundle, tuple(refused), scans.origin, tuple(said))
-
-
-def _coarse_pass(
-    manifest: Manifest, folder: Path, scans: ProofScans, said: list[str], told: Callable[[str], None]
-) -> Coarse | None:
-    """The coarse pass of a bundle with its proofs; None where there is none. What there is to say goes to ``said``."""
-    settings: Coarse | None = None
-    proofs: list[CoarseProof] = []
-    for variant in manifest.variants:  # fp32 first, which the settings are learned with
-        engine = _engine_of(variant, folder)
-        if settings is None:
-            learned = learn_coarse(manifest, engine, scans.calibration, told)
-            if isinstance(learned, str):
-                said.append(f"No coarse pass: {learned}.")
-                return None
-            settings = learned
-        proof, failure = prove_coarse(manifest, settings, engine, variant.precision, scans.proof, told)
-        if proof is None:
-            said.append(f"No coarse pass in {variant.precision} ({settings.description}): {failure}.")
-            if not proofs:
-                return None
-        else:
-            proofs.append(proof)
-    assert settings is not None
-    found = settings.model_copy(update={"proofs": tuple(proofs)})
-    said[:0] = coarse_lines(found)
-    return found
-
-
-def _engine_of(variant: Variant, folder: Path) -> Engine:
-    """The engine that would be chosen for a graph on this machine's processor, of those that it was proved on."""
-    model = folder / variant.file
-    if variant.proved_on(OpenVinoEngine.name):
-        return OpenVinoEngine(model, bf16=variant.precision == "bf16")
-    return OnnxEngine(model, device="cpu")
+    return Exported(bundle, tuple(refused), scans.origin)
 
 
 def prove(

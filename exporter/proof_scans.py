@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 from exporter.errors import ExportError
 from semiseg.bundle.manifest import Manifest
 from semiseg.dataset import find_split, load_dataset, read_channels, read_split
-from semiseg.volumes.volume import spacing_of
 from trainer.checkpoints import RunFolder
 from trainer.run_sources import read_sources
 
@@ -21,22 +20,9 @@ CALIBRATION = 32
 IMAGES = "*-image.npy"  # in a preprocessing cache
 
 
-@dataclass(frozen=True, eq=False)
-class ProofScan:
-    """A preprocessed scan.
-
-    Attributes:
-        array: Its voxels (C, X, Y, Z).
-        spacing: Voxel spacing in mm; None where a cache of an earlier version does not say.
-    """
-
-    array: NDArray[np.float32]
-    spacing: tuple[float, float, float] | None = None
-
-
 @dataclass(frozen=True)
 class ProofScans:
-    """Preprocessed scans.
+    """Preprocessed scans (C, X, Y, Z).
 
     Attributes:
         proof: The scans whose windows prove a graph.
@@ -44,12 +30,12 @@ class ProofScans:
         origin: A sentence that says where they were taken from.
     """
 
-    proof: list[ProofScan]
-    calibration: list[ProofScan]
+    proof: list[NDArray[np.float32]]
+    calibration: list[NDArray[np.float32]]
     origin: str
 
     @classmethod
-    def of(cls, scans: list[ProofScan], origin: str) -> ProofScans:
+    def of(cls, scans: list[NDArray[np.float32]], origin: str) -> ProofScans:
         """Some of ``scans``, evenly picked, prove; the others calibrate."""
         pick = sorted({round(k) for k in np.linspace(0, len(scans) - 1, min(PROOF, len(scans)))})
         rest = [scan for k, scan in enumerate(scans) if k not in pick]
@@ -87,7 +73,7 @@ def scans_for(manifest: Manifest, run: Path, *, data: Path | None, cache: Path |
     )
 
 
-def cached_scans(cache: Path, count: int, channels: int) -> list[ProofScan]:
+def cached_scans(cache: Path, count: int, channels: int) -> list[NDArray[np.float32]]:
     """Up to ``count`` preprocessed scans (``channels``, X, Y, Z) of a cache, evenly picked.
 
     Runs may share a cache, so scans with another number of channels may lie in it, too.
@@ -105,21 +91,12 @@ def cached_scans(cache: Path, count: int, channels: int) -> list[ProofScan]:
     return _evenly(files, count)
 
 
-def _evenly(files: Sequence[Path], count: int) -> list[ProofScan]:
+def _evenly(files: Sequence[Path], count: int) -> list[NDArray[np.float32]]:
     pick = np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)
-    return [_cached(files[i]) for i in sorted(set(pick.tolist()))]
+    return [np.asarray(np.load(files[i], mmap_mode="r")) for i in sorted(set(pick.tolist()))]
 
 
-def _cached(file: Path) -> ProofScan:
-    beside = file.with_name(file.name.replace("-image.npy", "-spacing.npy"))
-    spacing = None
-    if beside.is_file():
-        x, y, z = (float(side) for side in np.load(beside))
-        spacing = (x, y, z)
-    return ProofScan(np.asarray(np.load(file, mmap_mode="r")), spacing)
-
-
-def _preprocessed(data: Path, manifest: Manifest) -> list[ProofScan]:
+def _preprocessed(data: Path, manifest: Manifest) -> list[NDArray[np.float32]]:
     """The first scans of a dataset after preprocessing; test scans stay closed."""
     dataset = load_dataset(data)
     split = find_split(dataset, None)
@@ -127,6 +104,5 @@ def _preprocessed(data: Path, manifest: Manifest) -> list[ProofScan]:
     scans = []
     for case_id in [i for i in dataset.cases if i not in closed][: PROOF + CALIBRATION]:
         channels = read_channels(dataset.case(case_id), dataset.channels)
-        prepared = manifest.preprocessing.apply(channels)
-        scans.append(ProofScan(prepared.array, spacing_of(prepared.affine)))
+        scans.append(manifest.preprocessing.apply(channels).array)
     return scans

@@ -128,29 +128,17 @@ class Client:
         return "/jobs" in self._asked("GET", "/docs.json").json().get("paths", {})
 
     def segment(
-        self,
-        paths: Files,
-        answer: Kind | None = None,
-        *,
-        wishes: Wishes | None = None,
-        model: str | None = None,
-        full: bool = False,
+        self, paths: Files, answer: Kind | None = None, *, wishes: Wishes | None = None, model: str | None = None
     ) -> bytes | dict[str, Any]:
         """Segment one scan; JSON comes as a dict, the other forms as the bytes of their file. See :meth:`ask`."""
-        reply = self.ask(paths, answer, wishes=wishes, model=model, full=full)
+        reply = self.ask(paths, answer, wishes=wishes, model=model)
         if reply.media_type == "application/json":
             document: dict[str, Any] = json.loads(reply.body)
             return document
         return reply.body
 
     def ask(
-        self,
-        paths: Files,
-        answer: Kind | None = None,
-        *,
-        wishes: Wishes | None = None,
-        model: str | None = None,
-        full: bool = False,
+        self, paths: Files, answer: Kind | None = None, *, wishes: Wishes | None = None, model: str | None = None
     ) -> Answer:
         """Segment one scan while the connection is held.
 
@@ -160,14 +148,13 @@ class Client:
             answer: the form of the answer; None lets the server choose by the scan.
             wishes: which series to take, and what to refuse or to trust.
             model: which of the server's models, where it has several.
-            full: True to run every window, also where the model has a coarse pass.
 
         Raises:
             InputError: there is no such file, or the server refused the scan (HTTP 4xx); the sentence is the server's.
             SemisegError: nobody answers at the address, the server failed (5xx), or what answers is no semiseg server.
         """
         # The report comes in the body: headers are bounded. A server of version 0.1 does not know this media type.
-        response = self._posted("/segment", paths, _fields(answer, wishes, model, full=full), {"Accept": ANSWERS})
+        response = self._posted("/segment", paths, _fields(answer, wishes, model), {"Accept": ANSWERS})
         return answer_in(self.url, response)
 
     def ask_forms(self, paths: Files, forms: Sequence[Kind], *, model: str | None = None) -> Forms:
@@ -176,13 +163,7 @@ class Client:
         return forms_in(self.url, self._posted("/segment", paths, fields, {"Accept": ANSWERS}), forms)
 
     def submit(
-        self,
-        paths: Files,
-        answer: Kind | None = None,
-        *,
-        wishes: Wishes | None = None,
-        model: str | None = None,
-        full: bool = False,
+        self, paths: Files, answer: Kind | None = None, *, wishes: Wishes | None = None, model: str | None = None
     ) -> Job:
         """Let a scan be segmented, and go on; arguments as of :meth:`ask`.
 
@@ -191,7 +172,7 @@ class Client:
         Raises:
             InputError, SemisegError: as :meth:`ask`.
         """
-        fields, same = _fields(answer, wishes, model, full=full), {"Idempotency-Key": secrets.token_hex(16)}
+        fields, same = _fields(answer, wishes, model), {"Idempotency-Key": secrets.token_hex(16)}
         return self._patiently(lambda: _job(self.url, self._posted("/jobs", paths, fields, same)))
 
     def job(self, name: str) -> Job:
@@ -298,12 +279,11 @@ class Client:
             time.sleep(pause)
 
 
-def _fields(answer: Kind | None, wishes: Wishes | None, model: str | None, *, full: bool = False) -> dict[str, str]:
+def _fields(answer: Kind | None, wishes: Wishes | None, model: str | None) -> dict[str, str]:
     wishes = wishes or Wishes()
     asked = {"model": model, "answer": answer, "series": wishes.series}
     fields = {name: value for name, value in asked.items() if value}
-    true = {"strict": wishes.strict, "aligned": wishes.aligned, "full": full}
-    return fields | {name: "true" for name, said in true.items() if said}
+    return fields | {name: "true" for name in ("strict", "aligned") if getattr(wishes, name)}
 
 
 def _job(url: str, response: httpx.Response) -> Job:

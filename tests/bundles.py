@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from semiseg.bundle.bundle import MODEL, Bundle, write_bundle
-from semiseg.bundle.coarse import Coarse
 from semiseg.bundle.fingerprint import Fingerprint
 from semiseg.bundle.manifest import Channel, Manifest, Provenance
 from semiseg.bundle.postprocessing import Postprocessing
@@ -44,7 +43,6 @@ def make_threshold_bundle(
     overlap: float = 0.5,
     spacing: tuple[float, float, float] | None = None,
     postprocessing: Postprocessing | None = None,
-    coarse: Coarse | None = None,
     work: int = 0,
     at_full_intensity: Literal["works", "fails", "nan"] = "works",
 ) -> Bundle:
@@ -59,7 +57,6 @@ def make_threshold_bundle(
         overlap: share of a window covered again by the next.
         spacing: mm to resample to; None keeps each scan's own grid, and then the mask is exactly :func:`expected`.
         postprocessing: cleaning of the mask.
-        coarse: the coarse pass.
         work: 3x3x3 convolutions of 32 channels whose result is thrown away: makes each window slow.
         at_full_intensity: what the graph does with a window that holds an intensity of 1000 or more: ``fails`` at run
             time (in ONNX Runtime; OpenVINO reads beyond a list without a word), or returns ``nan``.
@@ -81,7 +78,6 @@ def make_threshold_bundle(
         windows=(window,),
         divisor=(1, 1, 1),
         overlap=overlap,
-        coarse=coarse,
         fingerprint=_fingerprint(channels),
         provenance=Provenance(
             semiseg="0.1.0",

@@ -19,7 +19,6 @@ def model_card(manifest: Manifest) -> str:
         _training(manifest),
         _figures(manifest),
         _graphs(manifest),
-        _coarse(manifest),
         _limits(manifest),
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -84,27 +83,6 @@ def _graphs(manifest: Manifest) -> str:
     head = ["| precision | engine | window | windows of real scans | largest difference of a logit | least Dice |"]
     table = "\n".join([*head, "|---|---|---|---:|---:|---:|", *rows])
     return f"## Graphs, against the trained network\n\n{table}"
-
-
-def _coarse(manifest: Manifest) -> str:
-    coarse = manifest.coarse
-    if coarse is None:
-        return ""
-    rows = [
-        f"| {proof.precision} | {proof.engine} | {proof.scans} | {proof.skipping} | {proof.factor:.1f} | "
-        f"{proof.mean_dice:.5f} | {proof.least_dice:.5f} |"
-        for proof in coarse.proofs
-    ]
-    told = (
-        "Windows that a coarse pass finds to be background are not run; a full pass can be asked for. The coarse pass: "
-        f"{coarse.description}."
-    )
-    head = [
-        "| precision | engine | scans | with skipped windows | times fewer windows | mean Dice to the full pass | "
-        "least Dice |",
-        "|---|---|---:|---:|---:|---:|---:|",
-    ]
-    return "## Coarse pass, against the full pass\n\n" + told + "\n\n" + "\n".join([*head, *rows])
 
 
 def _limits(manifest: Manifest) -> str:

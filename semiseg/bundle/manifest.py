@@ -6,7 +6,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from semiseg.bundle.coarse import Coarse
 from semiseg.bundle.fingerprint import Fingerprint
 from semiseg.bundle.mask_fingerprint import MaskFingerprint
 from semiseg.bundle.postprocessing import Postprocessing
@@ -177,7 +176,6 @@ class Manifest(_Document):
         gate: what each of the ``variants`` had to reach.
         variants: the graphs; of a bundle the first of them is fp32.
         plan: of the TensorRT plan, if there is one.
-        coarse: Settings of the coarse pass, where the export proved one.
         files: SHA-256 of every file of the bundle but this one.
     """
 
@@ -203,7 +201,6 @@ class Manifest(_Document):
     gate: Gate = Gate()
     variants: tuple[Variant, ...] = ()
     plan: PlanKey | None = None
-    coarse: Coarse | None = None
     files: dict[str, Sha256] = {}
 
     @model_validator(mode="after")
@@ -230,9 +227,6 @@ class Manifest(_Document):
         unknown = set(self.postprocessing.segments) - set(names)
         if unknown:
             raise ValueError(f"postprocessing names segments that do not exist: {', '.join(sorted(unknown))}")
-        missing = set(self.coarse.expected if self.coarse else ()) - set(names)
-        if missing:
-            raise ValueError(f"the coarse pass expects segments that do not exist: {', '.join(sorted(missing))}")
         return self
 
     @property

@@ -40,8 +40,6 @@ class Gate(_Document):
         difference: largest difference of a logit to the trained network's, for fp32; round-off through a UNet stays
             below 1e-3. In other precisions logits may differ, masks may not.
         fp32, fp16, bf16, int8: least Dice, of every segment, between the graph's mask and the trained network's.
-        coarse: Least mean Dice between the masks with a coarse pass and without one, over scans and segments.
-        coarse_least: Least of these Dice values. No connected component may be lost, either.
     """
 
     difference: Annotated[float, Field(gt=0)] = 1e-2
@@ -49,8 +47,6 @@ class Gate(_Document):
     fp16: Share = 0.995
     bf16: Share = 0.995
     int8: Share = 0.995
-    coarse: Share = 0.999
-    coarse_least: Share = 0.995
 
     def dice(self, precision: Precision) -> float:
         """The least Dice for a graph of this precision."""

@@ -27,12 +27,6 @@ class Doubt:
         self._sums = np.zeros(segments)
         self._counts = np.zeros(segments, dtype=np.int64)
 
-    def begin(self, shape: tuple[int, ...]) -> None:
-        """See :class:`semiseg.inference.probabilities.Watcher`."""
-        del shape
-        self._sums[:] = 0
-        self._counts[:] = 0
-
     def add(self, part: Finished, labels: NDArray[np.uint8] | NDArray[np.bool_], *, logits: bool) -> None:
         """Count a part; see :class:`semiseg.inference.probabilities.Watcher`."""
         if self._activation == "softmax":

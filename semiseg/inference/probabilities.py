@@ -16,11 +16,8 @@ from semiseg.volumes.segmentation import PROBABILITY_LEVELS
 class Watcher(Protocol):
     """Is shown each part of a pass when no later window changes it."""
 
-    def begin(self, shape: tuple[int, ...]) -> None:
-        """Forget everything: a pass over a volume (X, Y, Z) begins, perhaps in the place of one that was not enough."""
-
     def add(self, part: Finished, labels: NDArray[np.uint8] | NDArray[np.bool_], *, logits: bool) -> None:
-        """Take in a part. Voxels that are not shown, or not ``decided``, are background.
+        """Take in a part.
 
         Args:
             part: what the windows sum to.
@@ -32,15 +29,10 @@ class Watcher(Protocol):
 class Probabilities:
     """Keeps the probability of every segment: softmax without the background for exclusive ones, else sigmoid."""
 
-    def __init__(self, activation: Activation, segments: int) -> None:
-        """For a network with this activation and this number of segments."""
+    def __init__(self, activation: Activation) -> None:
+        """For a network with this activation."""
         self._activation = activation
-        self._segments = segments
-        self._kept: NDArray[np.uint8] = np.zeros((segments, 0, 0, 0), np.uint8)
-
-    def begin(self, shape: tuple[int, ...]) -> None:
-        """See :class:`Watcher`."""
-        self._kept = np.zeros((self._segments, *shape), np.uint8)
+        self._kept: NDArray[np.uint8] = np.zeros((0, 0, 0, 0), np.uint8)
 
     def add(self, part: Finished, labels: NDArray[np.uint8] | NDArray[np.bool_], *, logits: bool) -> None:
         """See :class:`Watcher`."""
@@ -48,8 +40,8 @@ class Probabilities:
         shares = activated(part.mean(), self._activation if logits else "none")
         if self._activation == "softmax":
             shares = shares[1:]
-        if part.decided is not None:
-            shares = shares * part.decided
+        if not self._kept.size:
+            self._kept = np.zeros((len(shares), *part.shape), np.uint8)
         self._kept[(slice(None), *part.place)] = np.rint(np.clip(shares, 0.0, 1.0) * PROBABILITY_LEVELS)
 
     def array(self) -> NDArray[np.uint8]:

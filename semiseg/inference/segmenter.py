@@ -7,7 +7,6 @@ differs.
 from __future__ import annotations
 
 import contextlib
-import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,28 +15,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semiseg.bundle.coarse import Coarse
 from semiseg.bundle.familiarity import unfamiliar
 from semiseg.bundle.manifest import Manifest
 from semiseg.bundle.mask_fingerprint import measures_of
 from semiseg.bundle.preprocessing import Prepared
-from semiseg.bundle.variant import Precision
 from semiseg.engines.engine import Engine
 from semiseg.errors import EngineError, InputError
-from semiseg.inference.coarse_pass import CoarsePass, decide, gains_nothing
 from semiseg.inference.doubt import Doubt
-from semiseg.inference.pass_steps import PassSteps
 from semiseg.inference.probabilities import Probabilities, Watcher
-from semiseg.inference.sliding_window import Finished, SlidingWindow
-from semiseg.inference.window_grid import WindowGrid, WindowRegion, planes_of
-from semiseg.inference.window_runs import Progress, Timing, WindowCounts
+from semiseg.inference.sliding_window import Finished, Progress, SlidingWindow, Timing
 from semiseg.inference.windows import padding_for
 from semiseg.volumes.remark import Remark
 from semiseg.volumes.segmentation import Segmentation
-from semiseg.volumes.volume import Volume, by_sides, spacing_of, voxel_ml
-
-_LOG = logging.getLogger("semiseg.inference")
-Spacing = tuple[float, float, float]
+from semiseg.volumes.volume import Volume, by_sides, voxel_ml
 
 
 @dataclass(frozen=True)
@@ -48,39 +38,18 @@ class Settings:
         window: one of the manifest's allowed windows.
         overlap: Share of a window covered again by the next, 0 <= overlap < 1, or one for each axis.
         batch: windows per call of the network.
-        full: Run every window, also where the model has a coarse pass.
     """
 
     window: tuple[int, int, int] | None = None
     overlap: float | tuple[float, float, float] | None = None
     batch: int = 1
-    full: bool = False
 
 
 class Segmenter:
-    """A model ready for scans: a manifest and an engine that runs its network.
+    """A model ready for scans: a manifest and an engine that runs its network."""
 
-    Attributes:
-        coarse: The coarse pass that is run before the full one; None where there is none.
-        why_full: Why there is none, as a sentence.
-    """
-
-    def __init__(
-        self,
-        manifest: Manifest,
-        engine: Engine,
-        settings: Settings | None = None,
-        *,
-        precision: Precision | None = None,
-    ) -> None:
+    def __init__(self, manifest: Manifest, engine: Engine, settings: Settings | None = None) -> None:
         """Check that ``settings`` are within what the manifest allows.
-
-        Args:
-            manifest: The model's.
-            engine: Runs its network.
-            settings: How a pass is tiled.
-            precision: Precision of the graph that the engine runs. A coarse pass is used where it was proved in it; by
-                default where it was proved in all precisions of the model.
 
         Raises:
             InputError: the window is not an allowed one, or the overlap is not in [0, 1).
@@ -102,8 +71,6 @@ class Segmenter:
         self.window = window
         self.overlap = overlap
         self.batch = settings.batch
-        self.why_full = self._why_full(settings, precision)
-        self.coarse: Coarse | None = None if self.why_full else manifest.coarse
 
     def segment(
         self,
@@ -114,19 +81,16 @@ class Segmenter:
         timing: Timing | None = None,
         watchers: Sequence[Watcher] = (),
         probabilities: bool = False,
-        full: bool = False,
     ) -> Segmentation:
         """Segment one scan, given as its channels by name; the answer lies on the grid of the first channel.
 
         Args:
             channels: a volume for each of the manifest's channels, all on one grid.
-            progress: called with (windows done, windows in all) after each batch; with a coarse pass, windows in all
-                are as many as there may be at most, until it has ended.
+            progress: called with (windows done, windows in all) after each batch.
             cancelled: asked between batches; when it answers True the pass stops.
             timing: filled with the seconds of each stage.
             watchers: shown the network's word on each voxel.
             probabilities: keep them in the answer.
-            full: Run every window, also where the model has a coarse pass.
 
         Raises:
             InputError: a channel is missing or unknown.
@@ -140,15 +104,9 @@ class Segmenter:
             clock = time.perf_counter()
             prepared = self.manifest.preprocessing.apply(ordered)
             timing.add("preprocessing", clock)
-            kept = [self._probabilities()] if probabilities else []
+            kept = [Probabilities(self.manifest.activation)] if probabilities else []
             labels = self.segment_prepared(
-                prepared.array,
-                spacing=spacing_of(prepared.affine),
-                progress=progress,
-                cancelled=cancelled,
-                timing=timing,
-                watchers=(*watchers, *kept),
-                full=full,
+                prepared.array, progress=progress, cancelled=cancelled, timing=timing, watchers=(*watchers, *kept)
             )
             clock = time.perf_counter()
             cleaned = self._clean(labels, prepared)
@@ -168,7 +126,6 @@ class Segmenter:
         cancelled: Callable[[], bool] | None = None,
         timing: Timing | None = None,
         probabilities: bool = False,
-        full: bool = False,
     ) -> tuple[Segmentation, tuple[Remark, ...]]:
         """See :meth:`segment`; and what sets the scan, and the mask, apart from those of training."""
         timing = timing if timing is not None else Timing()
@@ -180,7 +137,6 @@ class Segmenter:
             timing=timing,
             watchers=[doubt],
             probabilities=probabilities,
-            full=full,
         )
         clock = time.perf_counter()
         remarks = self.unfamiliar(channels)
@@ -197,119 +153,33 @@ class Segmenter:
         self,
         array: NDArray[np.float32],
         *,
-        spacing: Spacing | None = None,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         timing: Timing | None = None,
         watchers: Sequence[Watcher] = (),
-        full: bool = False,
     ) -> NDArray[np.uint8] | NDArray[np.bool_]:
-        """Label map uint8 (X, Y, Z), or masks bool (K, X, Y, Z), of a preprocessed scan (C, X, Y, Z).
-
-        ``spacing`` in mm is that of the model's preprocessing by default; without one every window is run.
-        """
+        """Label map uint8 (X, Y, Z), or masks bool (K, X, Y, Z), of a preprocessed scan (C, X, Y, Z)."""
         timing = timing if timing is not None else Timing()
         shape = array.shape[1:]
-        padded = self.padded(array)
-        grid = self.grid(padded)
-        spacing = spacing or self.manifest.preprocessing.spacing
-        steps = PassSteps(progress, grid.count)
-        reason = self.why_full or self._why_all(grid, spacing, full=full)
-        region = None
-        if self.coarse is not None and spacing is not None and not reason:
-            evidence = self.coarse_pass(self.coarse).evidence(
-                self.engine, padded, progress=steps.coarsely, cancelled=cancelled, timing=timing
-            )
-            steps.end(evidence.windows)
-            names = [segment.name for segment in self.manifest.segments]
-            decision = decide(self.coarse, evidence, grid, spacing, names)
-            region = None if decision.needed is None else grid.region(decision.needed)
-            reason = decision.reason
-        run = grid.count if region is None else region.count
-        out = self._pass(padded, region, steps.of(run), cancelled, timing, watchers)
-        if region is not None and region.meets_border(planes_of(out)):
-            reason = "A segment reached the border of the region that the coarse pass had found."
-            steps.end(run)
-            run = grid.count
-            out = self._pass(padded, None, steps.of(run), cancelled, timing, watchers)
-        timing.counts = WindowCounts(grid.count, run, steps.before, reason)
-        if self.manifest.coarse is not None:
-            _LOG.info("%s", timing.counts.sentence)
-        return self._unpadded(out, shape)
-
-    def padded(self, array: NDArray[np.float32]) -> NDArray[np.float32]:
-        """A preprocessed scan (C, X, Y, Z), filled up to a window on both sides where it is smaller."""
-        return _pad(array, padding_for(array.shape[1:], self.window), self.manifest.preprocessing.padding)
-
-    def grid(self, padded: NDArray[np.float32]) -> WindowGrid:
-        """The windows of a full pass over a scan of :meth:`padded`."""
-        return self._sliding_window().grid(padded.shape[1:])
-
-    def coarse_pass(self, coarse: Coarse) -> CoarsePass:
-        """The coarse pass with these settings."""
-        return CoarsePass(self.window, self.batch, self.manifest.activation == "softmax", coarse.downsampling)
-
-    def _pass(
-        self,
-        padded: NDArray[np.float32],
-        region: WindowRegion | None,
-        progress: Progress | None,
-        cancelled: Callable[[], bool] | None,
-        timing: Timing,
-        watchers: Sequence[Watcher],
-    ) -> NDArray[np.uint8] | NDArray[np.bool_]:
-        """Run the windows of ``region``, all by default; what they do not decide is background."""
+        padded = _pad(array, padding_for(shape, self.window), self.manifest.preprocessing.padding)
         segments = self.manifest.segments
         values = np.asarray([0, *(s.label for s in segments)], dtype=np.uint8)
         exclusive = self.manifest.activation == "softmax"
         full = padded.shape[1:]
         out = np.zeros(full if exclusive else (len(segments), *full), dtype=np.uint8 if exclusive else bool)
-        for watcher in watchers:
-            watcher.begin(full)
-        parts = self._sliding_window().blend(
-            self.engine, padded, region=region, progress=progress, cancelled=cancelled, timing=timing
-        )
+        parts = self._sliding_window().blend(self.engine, padded, progress=progress, cancelled=cancelled, timing=timing)
         for part in parts:
             clock = time.perf_counter()
             found = self._decided(part)
-            if part.decided is not None:
-                found = found * part.decided
             for watcher in watchers:
                 watcher.add(part, found, logits=self.manifest.average == "logits")
             out[(..., *part.place)] = values[found] if exclusive else found
             timing.add("deciding", clock)
-        return out
-
-    def _why_full(self, settings: Settings, precision: Precision | None) -> str:
-        """Why there is no coarse pass, whatever the scan; empty where there is one."""
-        manifest = self.manifest
-        if manifest.coarse is None:
-            return "The model has no coarse pass."
-        if settings.full:
-            return "A full pass was asked for."
-        if (self.window, self.overlap) != (manifest.window, manifest.overlaps):
-            return "The coarse pass was proved for the model's own window and overlap, and others were asked for."
-        precisions = [variant.precision for variant in manifest.variants] if precision is None else [precision]
-        if unproved := [each for each in precisions if not manifest.coarse.proved_in(each)]:
-            return f"The coarse pass was not proved in {', '.join(unproved)}."
-        return ""
-
-    def _why_all(self, grid: WindowGrid, spacing: Spacing | None, *, full: bool) -> str:
-        """Why this scan gets no coarse pass; empty where it does."""
-        if full:
-            return "A full pass was asked for."
-        if spacing is None:
-            return "The voxel spacing is not known, and the coarse pass needs it."
-        if self.coarse is not None and gains_nothing(grid, self.coarse.downsampling):
-            return "The scan has so few windows that a coarse pass would gain little."
-        return ""
-
-    def _probabilities(self) -> Probabilities:
-        return Probabilities(self.manifest.activation, len(self.manifest.segments))
+        return self._unpadded(out, shape)
 
     def probabilities_of_prepared(self, array: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Probabilities (K, X, Y, Z) of the segments, in 255ths, of a preprocessed scan (C, X, Y, Z)."""
-        kept = self._probabilities()
+        kept = Probabilities(self.manifest.activation)
         self.segment_prepared(array, watchers=[kept])
         return np.asarray(self._unpadded(kept.array(), array.shape[1:]))
 

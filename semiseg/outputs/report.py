@@ -136,22 +136,6 @@ class RemarkReport(_Part):
     text: str
 
 
-class WindowCountsReport(_Part):
-    """How many windows of the sliding window were run, and why.
-
-    Attributes:
-        planned: Windows of a full pass.
-        run: Windows of these that were run.
-        coarse: Windows that were run before: those of the coarse pass, and those of a first pass that was not enough.
-        reason: Why windows were skipped, or why none were, as a sentence.
-    """
-
-    planned: int
-    run: int
-    coarse: int
-    reason: str
-
-
 class Report(_Part):
     """The whole answer.
 
@@ -163,8 +147,7 @@ class Report(_Part):
         series: the one whose grid it is; null for a scan that is not DICOM.
         selection: what was decided of every image series among the files.
         remarks: what sets the scan apart, and what was done to it.
-        windows: Windows that were run in all.
-        window_counts: How many of the full pass these are, and why; null in reports of versions that did not say so.
+        windows: of the sliding window.
         seconds: per stage.
     """
 
@@ -176,7 +159,6 @@ class Report(_Part):
     selection: tuple[SeriesVerdict, ...]
     remarks: tuple[RemarkReport, ...]
     windows: int
-    window_counts: WindowCountsReport | None = None
     seconds: dict[str, float]
 
     @classmethod
@@ -189,7 +171,6 @@ class Report(_Part):
         *,
         windows: int,
         seconds: Mapping[str, float],
-        window_counts: WindowCountsReport | None = None,
     ) -> Report:
         """Report on the ``segmentation`` of ``scan``; ``remarks`` are those of the segmenter."""
         affine = segmentation.affine
@@ -213,7 +194,6 @@ class Report(_Part):
                 for remark in (*scan.remarks, *remarks, *_uncoded(segmentation, scan), *reader_remarks(scan.series))
             ),
             windows=windows,
-            window_counts=window_counts,
             seconds={stage: round(value, 6) for stage, value in seconds.items()},
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from semiseg.bundle.bundle import open_bundle
@@ -15,7 +15,7 @@ from semiseg.inference.segmenter import Segmenter, Settings
 from semiseg.inference.sliding_window import Progress, Timing
 from semiseg.outputs.answer import chosen_kind
 from semiseg.outputs.kind import FORMS
-from semiseg.outputs.report import ModelIdentity, Report, WindowCountsReport
+from semiseg.outputs.report import ModelIdentity, Report
 from semiseg.predicting.prediction import Prediction
 from semiseg.volumes.scan import Scan, open_scan
 from semiseg.volumes.wishes import Paths, Wishes
@@ -42,7 +42,7 @@ class Predictor:
         """
         taken = choice.taken
         identity = ModelIdentity.of(manifest, taken.sha256, precision=taken.precision, engine=taken.where)
-        return cls(Segmenter(manifest, choice.engine, settings, precision=taken.precision), identity)
+        return cls(Segmenter(manifest, choice.engine, settings), identity)
 
     @classmethod
     def load(
@@ -87,7 +87,6 @@ class Predictor:
         strict: bool = False,
         aligned: bool = False,
         probabilities: bool = False,
-        full: bool = False,
         progress: Progress | None = None,
     ) -> Prediction:
         """Segment one scan.
@@ -102,7 +101,6 @@ class Predictor:
                 volume whose header contradicts itself or does not tell left from right.
             aligned: Treat the channels as registered, although their files do not say so.
             probabilities: Keep the network's probabilities, which the format ``seg-fractional`` writes.
-            full: Run every window, also where the model has a coarse pass that would skip some.
             progress: Called with (windows done, windows in total) after each batch of windows.
 
         Returns:
@@ -115,7 +113,7 @@ class Predictor:
         timing = Timing()
         if not isinstance(scan, Scan):
             scan = self.open(scan, Wishes(series, strict=strict, aligned=aligned), timing=timing)
-        return self.predict_scan(scan, probabilities=probabilities, full=full, progress=progress, timing=timing)
+        return self.predict_scan(scan, probabilities=probabilities, progress=progress, timing=timing)
 
     def predict_files(
         self,
@@ -165,7 +163,6 @@ class Predictor:
         scan: Scan,
         *,
         probabilities: bool = False,
-        full: bool = False,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         timing: Timing | None = None,
@@ -175,7 +172,6 @@ class Predictor:
         Args:
             scan: The scan.
             probabilities: Keep the network's probabilities.
-            full: Run every window.
             progress: Called with (windows done, windows in total) after each batch of windows.
             cancelled: Called between windows; the work ends when it returns True.
             timing: Seconds of each stage, continued.
@@ -185,22 +181,9 @@ class Predictor:
         """
         timing = timing if timing is not None else Timing()
         segmentation, remarks = self.segmenter.segment_with_remarks(
-            scan.channels,
-            progress=progress,
-            cancelled=cancelled,
-            timing=timing,
-            probabilities=probabilities,
-            full=full,
+            scan.channels, progress=progress, cancelled=cancelled, timing=timing, probabilities=probabilities
         )
-        report = Report.of(
-            segmentation,
-            self.identity,
-            scan,
-            remarks,
-            windows=timing.windows,
-            window_counts=None if timing.counts is None else WindowCountsReport(**asdict(timing.counts)),
-            seconds=timing.seconds,
-        )
+        report = Report.of(segmentation, self.identity, scan, remarks, windows=timing.windows, seconds=timing.seconds)
         return Prediction(scan, segmentation, report, timing)
 
 

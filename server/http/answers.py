@@ -66,7 +66,6 @@ def answer_order(
         prediction = model.predictor.predict_scan(
             scan,
             probabilities=any(FORMS[kind].probabilities for kind in kinds),
-            full=order.full,
             progress=progress,
             cancelled=cancelled,
             timing=timing,

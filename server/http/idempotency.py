@@ -12,7 +12,7 @@ from server.http.limits import Refusal
 from server.http.uploads import FILES_FIELD
 
 LONGEST = 200  # characters of a key
-_DEFAULTS = {"strict": "false", "aligned": "false", "full": "false"}
+_DEFAULTS = {"strict": "false", "aligned": "false"}
 
 
 def checked_key(key: str | None) -> str | None:

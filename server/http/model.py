@@ -32,7 +32,6 @@ class ModelSettings(BaseModel):
     overlap: float | None = None
     batch: int = 1
     precision: Precision | None = None
-    full: bool = False
 
 
 class ServedModel:
@@ -60,7 +59,7 @@ class ServedModel:
             _LOG.info("Not run by %s in %s: %s", one.where, one.precision, one.reason)
         taken = choice.taken
         _LOG.info("Run by %s in %s: %s", taken.where, taken.precision, taken.reason)
-        tiling = Settings(window=settings.window, overlap=settings.overlap, batch=settings.batch, full=settings.full)
+        tiling = Settings(window=settings.window, overlap=settings.overlap, batch=settings.batch)
         return cls(Predictor.of_choice(bundle.manifest, choice, tiling))
 
     @property

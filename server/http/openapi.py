@@ -38,7 +38,7 @@ LATER = (401, 403, 404, 500)  # of a job that was accepted
 
 HEADERS = {
     "Server-Timing": "Milliseconds per stage: upload, reading, preprocessing, windows, network, blending, "
-    "coarse (with a coarse pass), deciding, restoring, comparing, writing.",
+    "deciding, restoring, comparing, writing.",
     "X-Semiseg-Notice": NOTICE,
     "X-Semiseg-Model": "Identity of the model as JSON: name, sha256, method, version, precision, engine.",
     "X-Semiseg-Millilitres": "Volume of each segment in ml, by name, as JSON; if that is long, `{}`.",
@@ -288,13 +288,6 @@ def _form(models: Models, limits: Limits) -> dict[str, Any]:
                 "description": "Refuse a scan that would have to be corrected (a tilted gantry, uneven gaps, missing "
                 "slices, a header that contradicts itself), or of which files would be left out (copies, damaged "
                 "ones).",
-            },
-            "full": {
-                "type": "string",
-                "enum": ["true", "false"],
-                "default": "false",
-                "description": "Run every window, also where the model has a coarse pass that would skip those that "
-                "are surely background. The report says how many windows were run, and why.",
             },
         },
     }

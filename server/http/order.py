@@ -30,7 +30,6 @@ class Order:
         model: the one that is meant.
         forms: of the answer; none where the scan's own is wanted.
         wishes: what is said of the scan besides.
-        full: True to run every window, also where the model has a coarse pass.
         with_report: True for an answer that is a zip with the report beside the forms.
     """
 
@@ -38,7 +37,6 @@ class Order:
     model: ServedModel
     forms: tuple[Kind, ...]
     wishes: Wishes
-    full: bool = False
     with_report: bool = False
 
     @classmethod
@@ -50,9 +48,7 @@ class Order:
         """
         model = models.chosen(upload.fields.get("model"))
         forms = forms_asked(upload.fields.get("answer", ""), accept)
-        said = {name: _is_true(upload, name) for name in ("strict", "aligned", "full")}
-        wishes = Wishes(upload.fields.get("series") or None, strict=said["strict"], aligned=said["aligned"])
-        order = cls(upload, model, forms, wishes, said["full"], with_report)
+        order = cls(upload, model, forms, _wishes(upload), with_report)
         if upload.dicom:  # seen as it came in: its files are opened where they are read, and once
             return order
         count = len(upload.files)
@@ -75,8 +71,10 @@ class Order:
         return self.model.predictor.open(files, self.wishes, scratch=folder)
 
 
-def _is_true(upload: Upload, name: str) -> bool:
-    word = upload.fields.get(name, "false")
-    if word not in ("true", "false"):
-        raise Refusal(400, f"The field `{name}` is true or false.")
-    return word == "true"
+def _wishes(upload: Upload) -> Wishes:
+    said = {name: upload.fields.get(name, "false") for name in ("strict", "aligned")}
+    for name, word in said.items():
+        if word not in ("true", "false"):
+            raise Refusal(400, f"The field `{name}` is true or false.")
+    series = upload.fields.get("series") or None
+    return Wishes(series, strict=said["strict"] == "true", aligned=said["aligned"] == "true")

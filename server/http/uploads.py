@@ -23,7 +23,7 @@ from server.http.limits import MEGABYTE, Limits, Refusal, require_disk
 
 FILES_FIELD = "scan"
 CHANNEL_FIELDS = "channel:"  # and the channel's name
-TEXT_FIELDS = ("model", "answer", "series", "strict", "aligned", "full")
+TEXT_FIELDS = ("model", "answer", "series", "strict", "aligned")
 TEXT_BYTES = 4096
 FLUSH_BYTES = MEGABYTE
 START_BYTES = 132  # a preamble and "DICM" (PS3.10 7.1)

@@ -25,12 +25,9 @@ export function showFacts(report, segments, kinds, toggled, wanted) {
   items("left-out", out.map((series) => made("li", `${series.description || series.uid}: ${series.reason}`)));
   table(report, segments, toggled);
   downloads(kinds.filter((kind) => report.series || !DICOM.includes(kind)), wanted);
-  const counts = report.window_counts;
-  const skipped = counts && counts.run < counts.planned;
-  const told = skipped ? ` ${counts.run} of ${counts.planned} windows of a full pass were run. ${counts.reason}` : "";
   at("model-told").textContent =
     `Drawn by ${report.model.name} (${report.model.method}, ${report.model.precision}) in ${report.windows} windows, ` +
-    `${seconds(Object.values(report.seconds).reduce((a, b) => a + b, 0))}.${told} ${report.notice}.`;
+    `${seconds(Object.values(report.seconds).reduce((a, b) => a + b, 0))}. ${report.notice}.`;
 }
 
 function items(id, found) {
