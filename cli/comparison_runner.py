@@ -33,6 +33,7 @@ from semiseg.errors import InputError, SemisegError
 from semiseg.evaluation.evaluate import evaluate
 from semiseg.inference.segmenter import Settings
 from semiseg.system.durable_files import replace_file
+from trainer.checkpoints import RunFolder
 from trainer.comparison import Trial
 from trainer.recipe import find_recipe
 
@@ -166,11 +167,10 @@ class ComparisonRunner:
         def one(trial: Trial) -> None:
             nonlocal ended
             run, error, since = self.run(trial), self.failed.get(trial.name), time.monotonic()
-            trained = (run / "student.safetensors").is_file() and (run / "preview.png").is_file()
             # Somebody who keeps the figures of many runs may have removed the runs themselves.
-            there = trained or (self.scores(trial) / "scores.json").is_file()
+            there = RunFolder(run).has_ended or (self.scores(trial) / "scores.json").is_file()
             if not there and error is None:
-                resume = ["--resume"] if (run / "log.jsonl").exists() else []
+                resume = ["--resume"] if RunFolder(run).has_begun else []
                 device = devices.get()
                 error = _semiseg([*self._command(trial, run, *self._budget(trial)), *resume], device)
                 devices.put(device)

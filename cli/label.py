@@ -8,8 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cli.serving_options import (
+    Host,
+    IdleTimeout,
+    KeyFile,
+    MaxUploadMb,
+    MinFreeMb,
+    NoKeys,
+    Origins,
+    Port,
+    Threads,
+    Timeout,
+    TrustedProxies,
+    Waiting,
+)
 from semiseg.errors import InputError
-from server.http.front import HOSTS, PREFIX, PROXIES, Front
+from server.http.front import HOSTS, PREFIX, Front
 
 if TYPE_CHECKING:
     from server.labelling.start import LabelOptions
@@ -33,11 +47,11 @@ def label(
     labelled: Annotated[
         int | None, typer.Option(min=0, help="Number of labelled scans of the split to begin with; 0 for none.")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network; all by default.")] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 8000,
+    threads: Threads = None,
     parallel: Annotated[int, typer.Option(min=1, help="Images segmented at the same time.")] = 1,
-    waiting: Annotated[int, typer.Option(min=0, help="Further requests that may upload or wait their turn.")] = 16,
+    waiting: Waiting = 16,
     config: Annotated[
         Path | None, typer.Option(help="How to train and what a new model has to reach, a YAML file; the defaults.")
     ] = None,
@@ -45,34 +59,21 @@ def label(
         bool | None,
         typer.Option("--training/--no-training", help="Train; by default where the packages for it are installed."),
     ] = None,
-    keys: Annotated[
-        Path | None,
-        typer.Option(help="File of API keys: a line for each, NAME KEY. Without it, SEMISEG_API_KEYS=NAME KEY,..."),
-    ] = None,
-    no_keys: Annotated[
-        bool, typer.Option("--no-keys", help="Answer everybody who reaches --host, although there are no keys.")
-    ] = False,
-    origin: Annotated[
-        list[str] | None, typer.Option(help="A page's origin, such as https://viewer.example, that may use the server.")
-    ] = None,
+    keys: KeyFile = None,
+    no_keys: NoKeys = False,
+    origin: Origins = None,
     allowed_host: Annotated[
         list[str] | None,
         typer.Option(envvar=HOSTS, help="Name by which the server may be called, such as labels.example.org."),
     ] = None,
-    proxy: Annotated[
-        list[str] | None,
-        typer.Option(
-            envvar=PROXIES,
-            help="Address or network of a proxy in front, whose X-Forwarded-For, -Host and -Prefix are believed.",
-        ),
-    ] = None,
+    proxy: TrustedProxies = None,
     path_prefix: Annotated[
         str, typer.Option(envvar=PREFIX, help="Path below which a proxy shows the server: /labels.")
     ] = "",
-    min_free_mb: Annotated[float, typer.Option(min=0, help="Free space that an upload must leave, in MB.")] = 1024,
-    max_upload_mb: Annotated[float, typer.Option(min=0.001, help="Largest upload, in MB of 2^20 bytes.")] = 2048,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Longest time for one request, in seconds.")] = 3600,
-    idle_timeout: Annotated[float, typer.Option(min=0.1, help="Longest standstill of an upload, in seconds.")] = 60,
+    min_free_mb: MinFreeMb = 1024,
+    max_upload_mb: MaxUploadMb = 2048,
+    timeout: Timeout = 3600,
+    idle_timeout: IdleTimeout = 60,
 ) -> None:
     """Serve until stopped; or, with one of the commands below, look after the labels."""
     from server.http.limits import MEGABYTE, Limits

@@ -7,8 +7,22 @@ from typing import Annotated
 
 import typer
 
+from cli.serving_options import (
+    Host,
+    IdleTimeout,
+    KeyFile,
+    MaxUploadMb,
+    MinFreeMb,
+    NoKeys,
+    Origins,
+    Port,
+    Threads,
+    Timeout,
+    TrustedProxies,
+    Waiting,
+)
 from semiseg.errors import InputError
-from server.http.front import HOSTS, PREFIX, PROXIES, Front
+from server.http.front import HOSTS, PREFIX, Front
 
 app = typer.Typer(add_completion=False)
 
@@ -18,22 +32,15 @@ def serve(
     bundles: Annotated[
         list[Path], typer.Argument(help="A bundle folder that `semiseg export` made; or several, chosen by name.")
     ],
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 3000,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads of the network; all by default.")] = None,
+    host: Host = "127.0.0.1",
+    port: Port = 3000,
+    threads: Threads = None,
     parallel: Annotated[int, typer.Option(min=1, help="Scans segmented at the same time.")] = 2,
-    waiting: Annotated[int, typer.Option(min=0, help="Further requests that may upload or wait their turn.")] = 16,
+    waiting: Waiting = 16,
     per_client: Annotated[int, typer.Option(min=1, help="Requests of one client at the same time.")] = 16,
-    keys: Annotated[
-        Path | None,
-        typer.Option(help="File of API keys: a line for each, NAME KEY. Without it, SEMISEG_API_KEYS=NAME KEY,..."),
-    ] = None,
-    no_keys: Annotated[
-        bool, typer.Option("--no-keys", help="Answer everybody who reaches --host, although there are no keys.")
-    ] = False,
-    origin: Annotated[
-        list[str] | None, typer.Option(help="A page's origin, such as https://viewer.example, that may use the server.")
-    ] = None,
+    keys: KeyFile = None,
+    no_keys: NoKeys = False,
+    origin: Origins = None,
     allowed_host: Annotated[
         list[str] | None,
         typer.Option(
@@ -42,13 +49,7 @@ def serve(
             "scans.example.org; *.example.org for all below one, * for every name.",
         ),
     ] = None,
-    proxy: Annotated[
-        list[str] | None,
-        typer.Option(
-            envvar=PROXIES,
-            help="Address or network of a proxy in front, whose X-Forwarded-For, -Host and -Prefix are believed.",
-        ),
-    ] = None,
+    proxy: TrustedProxies = None,
     path_prefix: Annotated[
         str, typer.Option(envvar=PREFIX, help="Path below which a proxy shows the server: /semiseg.")
     ] = "",
@@ -61,10 +62,10 @@ def serve(
     scratch: Annotated[
         Path | None, typer.Option(help="Folder for uploads; the system's temporary folder, or that of --state.")
     ] = None,
-    min_free_mb: Annotated[float, typer.Option(min=0, help="Free space that an upload must leave, in MB.")] = 1024,
-    max_upload_mb: Annotated[float, typer.Option(min=0.001, help="Largest upload, in MB of 2^20 bytes.")] = 2048,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Longest time for one request, in seconds.")] = 3600,
-    idle_timeout: Annotated[float, typer.Option(min=0.1, help="Longest standstill of an upload, in seconds.")] = 60,
+    min_free_mb: MinFreeMb = 1024,
+    max_upload_mb: MaxUploadMb = 2048,
+    timeout: Timeout = 3600,
+    idle_timeout: IdleTimeout = 60,
     window: Annotated[str | None, typer.Option(help="Sliding window such as 96x96x96; the bundle's own.")] = None,
     overlap: Annotated[float | None, typer.Option(help="Share of a window covered by the next; the bundle's.")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Windows per call of the network.")] = 1,

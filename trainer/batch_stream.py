@@ -13,12 +13,13 @@ from semiseg.inference.segmenter import Segmenter
 from trainer.cases import PreparedCase, encode_prediction, places_of, prepare_cases, segments_without_label
 from trainer.device import workers
 from trainer.errors import RecipeError
-from trainer.methods.method import LabelsOfScan, StepPlan, TrainingScans
+from trainer.methods.method import StepPlan
 from trainer.model_set import ModelSet
 from trainer.parallel import processes, rank, wait_for_all
 from trainer.patches import Batch, BatchComposition, PatchSampler, PatchSource, Request, batches
 from trainer.plan import Plan, Watch
 from trainer.pseudo_labels import PseudoLabels
+from trainer.scan_labelling import LabelsOfScan, TrainingScans
 from trainer.soft_labels import decided
 
 Foreground = dict[str, tuple[NDArray[np.int32], ...]]

@@ -57,6 +57,11 @@ def make_accelerator(recipe: Recipe, device: str | None) -> Accelerator:
     return accelerator
 
 
+def labelling_processes(recipe: Recipe) -> int:
+    """How many processes each training process may start to label scans."""
+    return max(1, (recipe.threads or usable_processors()) // processes_here())
+
+
 def workers(recipe: Recipe, device: torch.device) -> int:
     """How many processes make patches beside this one.
 

@@ -24,22 +24,22 @@ from accelerate import Accelerator
 from semiseg.bundle.bundle import write_manifest
 from semiseg.bundle.manifest import Manifest
 from semiseg.inference.segmenter import Segmenter
-from semiseg.system.processors import usable_processors
 from trainer.batch_stream import BatchStream, prepared
 from trainer.cases import PreparedCase
 from trainer.checkpoints import RunFolder, State, load_state, load_weights, save_state, save_weights
-from trainer.device import make_accelerator
+from trainer.device import labelling_processes, make_accelerator
 from trainer.engine import TorchEngine, trained_network
 from trainer.log import RunLog, draw_curve
-from trainer.methods.method import StepPlan, TrainingScans
+from trainer.methods.method import StepPlan
 from trainer.model_set import ModelSet
-from trainer.parallel import from_first, processes, processes_here, rank, wait_for_all
+from trainer.parallel import from_first, processes, rank, wait_for_all
 from trainer.plan import Plan, Watch, make_manifest, make_plan
 from trainer.preview import draw_preview
 from trainer.pseudo_labels import PseudoLabels
 from trainer.recipe import Recipe
 from trainer.recipe_rules import Decision, write_decisions
 from trainer.run_sources import RunSources
+from trainer.scan_labelling import TrainingScans
 from trainer.validation import mask_statistics, mean_dice, segmenter_for, validate
 
 Report = Callable[[int, int, dict[str, Any]], None]
@@ -168,7 +168,7 @@ class _Training:
             cases=cases,
             labelled=tuple(self.plan.split.labelled),
             unlabelled=self.plan.unlabelled,
-            processes=max(1, (self.plan.recipe.threads or usable_processors()) // processes_here()),
+            processes=labelling_processes(self.plan.recipe),
             cache=self.cache,
             train=self._train_member,
             tell=self._say,

@@ -78,8 +78,8 @@ class ModelSet:
         # Dropout and noise of a step depend on the step alone.
         torch.manual_seed(_number(recipe.seed, 5, batch.step, *([rank()] if rank() else [])))
         stages.prepare(self.networks, step_plan, batch.step)
-        models = {name: self.optimisers[name] for name in step_plan.rates}
-        for name, optimiser in models.items():
+        optimisers = {name: self.optimisers[name] for name in step_plan.rates}
+        for name, optimiser in optimisers.items():
             for group in optimiser.param_groups:
                 group["lr"] = step_plan.rates[name]
         terms: dict[str, float] = {}
@@ -92,10 +92,10 @@ class ModelSet:
             (loss if scaler is None else scaler.scale(loss)).backward()
             for name, value in losses.items():
                 terms[name] = terms.get(name, 0.0) + float(value.detach()) * share
-        average_gradients([self.networks[name] for name in models])
+        average_gradients([self.networks[name] for name in optimisers])
         terms = average_values(terms, self._accelerator.device)
-        clip = {name: stages.optimiser(name).clip_norm for name in models}
-        step_together(models, {name: self.networks[name] for name in models}, clip, scaler)
+        clip = {name: stages.optimiser(name).clip_norm for name in optimisers}
+        step_together(optimisers, {name: self.networks[name] for name in optimisers}, clip, scaler)
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         stages.after_update(self.networks, step_plan, batch.step)

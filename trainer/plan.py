@@ -39,7 +39,6 @@ class Plan:
     dataset: Dataset
     split: Split
     preprocessing: Preprocessing
-    fingerprint: Fingerprint
     segments: tuple[Segment, ...]
     stages: Stages
     scans: ScanFacts
@@ -53,6 +52,11 @@ class Plan:
             "split": {name: list(ids) for name, ids in self.training_pools().items()},
             "dataset": self.dataset.name,
         }
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Ranges over the training scans."""
+        return self.scans.fingerprint
 
     @property
     def unlabelled(self) -> tuple[str, ...]:
@@ -117,7 +121,7 @@ def make_plan(
             stage.step_plan(step)  # and batches that cannot be composed so
     earlier = check_start(recipe, task.inputs)
     inherited = () if earlier is None else earlier.provenance.pretrained
-    return Plan(recipe, dataset, split, preprocessing, fingerprint, segments, stages, scans, inherited)
+    return Plan(recipe, dataset, split, preprocessing, segments, stages, scans, inherited)
 
 
 def _unlabelled(split: Split, recipe: Recipe) -> tuple[str, ...]:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 from trainer.recipe import Schedule
+
+Course = Literal["constant", "ramp", "falling"]
+"""How the weight of a term of the loss changes over a run."""
 
 
 def warm_up_cosine(step: int, total: int, warm_up: int) -> float:
@@ -45,6 +49,11 @@ def ramp_up(step: float, length: float) -> float:
     if length <= 0:
         return 1.0
     return math.exp(-5.0 * (1.0 - min(max(step, 0.0), length) / length) ** 2)
+
+
+def course_factor(course: Course, update: int, total: int) -> float:
+    """1 for ``constant``; :func:`ramp_up` over the whole run; or 1 - t/T for ``falling``."""
+    return {"constant": 1.0, "ramp": ramp_up(update, total), "falling": 1.0 - update / total}[course]
 
 
 def ema_decay(step: int, limit: float) -> float:

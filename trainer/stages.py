@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from semiseg.bundle.manifest import PretrainedWeights, TaughtBy
 from trainer.deep_supervision import coarse_logits, deep_loss
-from trainer.methods.method import LabelsOfScan, Method, Networks, StepPlan, TrainingScans, share_of_part
+from trainer.methods.method import Method, Networks, StepPlan, share_of_part
 from trainer.networks.bare import bare
 from trainer.networks.calls import Calls, calls_of
 from trainer.networks.outputs import further_outputs
 from trainer.patches import Batch
 from trainer.recipe import Optimiser
+from trainer.scan_labelling import LabelsOfScan, TrainingScans
 from trainer.students import AnyStudent
 
 

@@ -15,13 +15,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from semiseg.system.processors import usable_processors
 from trainer.batch_stream import prepared
 from trainer.cases import PreparedCase
-from trainer.device import make_accelerator
+from trainer.device import labelling_processes, make_accelerator
 from trainer.engine import TorchEngine
 from trainer.errors import RecipeError
-from trainer.methods.method import Method, ScanCounts
+from trainer.methods.method import Method
 from trainer.model_set import ModelSet
 from trainer.patches import Batch, BatchComposition, PatchSampler, PatchSource, batches
 from trainer.plan import Plan, Watch, make_manifest, make_plan
@@ -109,12 +108,7 @@ class Costs:
         times = sum(stage.refreshes_pseudo_labels(step) for step in range(stage.steps + 1))
         if not times:
             return
-        work = ScanCounts(
-            labelled=len(plan.split.labelled),
-            unlabelled=len(plan.unlabelled),
-            processes=plan.recipe.threads or usable_processors(),
-        )
-        own = stage.labelling(work)
+        own = stage.labelling()
         if own is None:
             scan = self._timed((*within, stage.name, "scan"), partial(self._prediction, plan, cases))
             yield Cost(f"{name}: labels of the unlabelled scans", 0, times * len(plan.unlabelled) * scan)
@@ -131,7 +125,7 @@ class Costs:
             yield Cost(f"{': '.join(key)}: labels", 0, len(plan.unlabelled) * scan)
         if own.registrations and self._first("registration"):
             each = self._timed(("registration",), partial(_registration, plan, cases))
-            yield Cost(f"{name}: registration", 0, own.registrations * each / work.processes)
+            yield Cost(f"{name}: registration", 0, own.registrations * each / labelling_processes(plan.recipe))
 
     def _first(self, part: str) -> bool:
         """Whether a part that is kept for others is met for the first time."""

@@ -67,7 +67,7 @@ def _page(title: str, introduction: str, models: Sequence[type[BaseModel]], more
 
 def _recipe(recipe: type[BaseModel]) -> str:
     seen = set(recipe.model_json_schema()["$defs"]) | {recipe.__name__}
-    methods = ["\n## Config of the methods\n\nEach stands in `methods` under the method's name.\n"]
+    methods = ["\n## Settings of the methods\n\nEach stands in `methods` under the method's name.\n"]
     for name, method in METHODS.items():
         schema = method.Config.model_json_schema()
         methods.append(section(f"methods.{name}", schema, 3, bases=method.Config))

@@ -76,14 +76,9 @@ class Edge:
                 status = message["status"]
                 if route == "/page":  # the viewer is large, and no secret: the browser asks whether it has changed
                     message["headers"].append((b"cache-control", b"no-cache"))
-                there = {name.lower() for name, _ in message["headers"]}
-                message["headers"] = [
-                    *message["headers"],
-                    *((k.lower().encode(), v.encode()) for k, v in HEADERS.items() if k.lower().encode() not in there),
-                ]
+                add_security_headers(message)
             await send(message)
 
-        request = secrets.token_hex(4)
         try:
             try:
                 if route is None:
@@ -91,7 +86,7 @@ class Edge:
                 if route not in PROBES and (found := self._guard.refusal(scope)) is not None:
                     raise Refusal(*found)
                 if self._keys.required and route not in OPEN:
-                    scope["semiseg.owner"] = self._owner(scope)
+                    scope["semiseg.owner"] = owner_of_key(self._keys, scope)
                 await self._app(scope, receive, sealed)
             except Exception as error:  # noqa: BLE001 - the outermost edge
                 refusal = refusal_of(error)
@@ -102,38 +97,57 @@ class Edge:
             seconds = time.monotonic() - since
             self._metrics.request(route or "other", status, seconds)
             if route not in QUIET:
-                told = {
-                    "request": request,
-                    "method": scope["method"] if scope["method"] in METHODS else "other",
-                    "route": route or "other",
-                    "status": status,
-                    "seconds": round(seconds, 3),
-                    "client": scope.get("semiseg.owner") or (scope["client"][0] if scope.get("client") else ""),
-                }
-                _LOG.info("Request", extra={"told": told})
-
-    def _owner(self, scope: Scope) -> str:
-        key = key_in(scope["headers"])
-        if key is None:
-            raise Refusal(
-                401,
-                "This server asks for an API key: send the header `Authorization: Bearer KEY`.",
-                headers={"WWW-Authenticate": "Bearer"},
-            )
-        try:
-            owner = self._keys.owner_of(key)
-        except InputError as error:
-            _LOG.error("%s", error)
-            words = "The server's API keys cannot be read; its operator has to look at them."
-            raise Refusal(503, words, headers={"Retry-After": str(LATER)}) from None
-        if owner is None:
-            raise Refusal(
-                401, "The API key is not one of this server's, or not any more.", headers={"WWW-Authenticate": "Bearer"}
-            )
-        return owner
+                log_request(scope, route or "other", status, seconds)
 
 
 METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH")
+
+
+def owner_of_key(keys: Keys, scope: Scope, hint: str = "") -> str:
+    """The owner of the key that a request carries.
+
+    Args:
+        keys: The server's keys.
+        scope: The request.
+        hint: Another way to send a key, for the sentence to a client that sent none.
+
+    Raises:
+        Refusal: 401, there is no key, or not a good one; 503, the keys cannot be read.
+    """
+    challenge = {"WWW-Authenticate": "Bearer"}
+    key = key_in(scope["headers"])
+    if key is None:
+        words = f"This server asks for an API key: send the header `Authorization: Bearer KEY`{hint}."
+        raise Refusal(401, words, headers=challenge)
+    try:
+        owner = keys.owner_of(key)
+    except InputError as error:
+        _LOG.error("%s", error)
+        words = "The server's API keys cannot be read; its operator has to look at them."
+        raise Refusal(503, words, headers={"Retry-After": str(LATER)}) from None
+    if owner is None:
+        raise Refusal(401, "The API key is not one of this server's, or not any more.", headers=challenge)
+    return owner
+
+
+def add_security_headers(message: Message) -> None:
+    """Add :data:`HEADERS` to the start of an answer; those that it has already stay."""
+    there = {name.lower() for name, _ in message["headers"]}
+    more = ((name.lower().encode(), value.encode()) for name, value in HEADERS.items())
+    message["headers"] = [*message["headers"], *(one for one in more if one[0] not in there)]
+
+
+def log_request(scope: Scope, route: str, status: int, seconds: float) -> None:
+    """Write the line about a request that was answered."""
+    fields = {
+        "request": secrets.token_hex(4),
+        "method": scope["method"] if scope["method"] in METHODS else "other",
+        "route": route,
+        "status": status,
+        "seconds": round(seconds, 3),
+        "client": scope.get("semiseg.owner") or (scope["client"][0] if scope.get("client") else ""),
+    }
+    _LOG.info("Request", extra={"told": fields})
 
 
 def route_of(path: str) -> str | None:

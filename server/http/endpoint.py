@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import threading
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
 
-import anyio
 import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import Response
@@ -20,6 +16,7 @@ from server.http.answers import Answer, answer_order
 from server.http.forms import wants_report
 from server.http.order import Order
 from server.http.reception import Received, Reception, client_of
+from server.http.waiting_client import run_while_connected
 from server.jobs.fair_limiter import FairLimiter
 
 GLANCE = 0.2  # seconds between two questions whether the client is still there
@@ -48,7 +45,9 @@ class SegmentEndpoint:
         async def segment(received: Received) -> Response:
             accept = request.headers.get("accept", "")
             client = client_of(request)
-            answer = await self._run(request, lambda stopped: self._segment(received, accept, client, stopped))
+            answer = await run_while_connected(
+                self._pool, request, lambda stopped: self._segment(received, accept, client, stopped)
+            )
             return Response(answer.body, media_type=answer.media_type, headers=answer.headers)
 
         return await self._reception.take(request, segment)
@@ -63,27 +62,3 @@ class SegmentEndpoint:
             self._turns.release(client)
         self._reception.metrics.scan(answer.report.model.name, received.timing)
         return answer
-
-    async def _run(self, request: Request, work: Callable[[Callable[[], bool]], Answer]) -> Answer:
-        """Do ``work`` in a thread; give it up between two windows when the client goes away or the time is over."""
-        stop = threading.Event()
-        job = self._pool.submit(work, stop.is_set)
-        done = asyncio.wrap_future(job)
-        gone = asyncio.ensure_future(_disconnected(request))
-        either: set[asyncio.Future[Any]] = {done, gone}
-        try:
-            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            gone.cancel()
-            stop.set()
-            if not job.done() and not job.cancel():
-                with anyio.CancelScope(shield=True):
-                    await asyncio.wait({done})
-        if done.cancelled():
-            raise Cancelled("The client went away before its turn came.")
-        return done.result()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -17,11 +17,12 @@ from starlette.responses import Response
 from semiseg.errors import Cancelled
 from semiseg.inference.sliding_window import Timing
 from semiseg.system.memory import trim
+from server.http.body import Body
 from server.http.limits import RETRY_SECONDS, Admission, Limits, Refusal
 from server.http.metrics import Metrics
 from server.http.models import Models
 from server.http.replies import error_response, refusal_of, refused
-from server.http.uploads import Body, Upload, receive_upload
+from server.http.uploads import Upload, receive_upload
 
 CLIENT_GONE = 499  # what proxies log for it; nobody is there to read the answer
 

@@ -23,9 +23,9 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainT
 from starlette.routing import Route
 
 from semiseg.errors import InputError
+from server.http.body import Body
 from server.http.front import Front
 from server.http.limits import Refusal
-from server.http.uploads import Body
 from server.labelling.context import LabellingContext, shown_path
 from server.labelling.datastore_endpoints import DatastoreEndpoints
 from server.labelling.forms import receive_form, receive_json

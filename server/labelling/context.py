@@ -16,10 +16,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from semiseg.errors import Cancelled, InputError
+from server.http.body import Body
 from server.http.limits import Admission, Limits, Refusal
 from server.http.reception import CLIENT_GONE, client_of, owner_of
 from server.http.replies import refusal_of
-from server.http.uploads import Body
 from server.jobs.fair_limiter import FairLimiter
 from server.keys import Keys
 from server.labelling.datastore import Datastore

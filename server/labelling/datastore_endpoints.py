@@ -15,8 +15,8 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from semiseg.dataset.folder import Case
+from server.http.body import Body
 from server.http.limits import Refusal
-from server.http.uploads import Body
 from server.labelling.context import LabellingContext, printable, query, shown_path, who_asks
 from server.labelling.datastore import KnownLabel
 from server.labelling.forms import receive_form

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 from urllib.parse import parse_qs
 
-import anyio.to_thread
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
-from server.http.limits import MEGABYTE, Limits, Refusal, require_disk
-from server.http.uploads import Body
+from server.http.body import Body
+from server.http.limits import MEGABYTE, Limits, Refusal
+from server.http.multipart import FormWriter, receive_parts, refuse_declared
 
 FIELD_BYTES = MEGABYTE
 _FIELDS = 64
@@ -86,31 +85,11 @@ async def receive_form(request: Request, body: Body, folder: Path, limits: Limit
         except ValueError:
             raise Refusal(400, "The form is not URL-encoded UTF-8.") from None
         return Form({name: values[-1] for name, values in table.items()}, {})
-    declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limits.upload_bytes:
-        raise _too_large(limits)
+    refuse_declared(request, limits)
     start = await _first_line(body) if kind in (b"multipart/form-data", b"application/json") else b""
     boundary = _boundary(start, options.get(b"boundary", b"") if kind == b"multipart/form-data" else b"")
-    writer = _FormWriter(folder, limits)
-    parser = MultipartParser(boundary, writer.callbacks())
-    chunk = start
-    try:
-        while True:
-            if body.received > limits.upload_bytes:
-                raise _too_large(limits)
-            try:
-                parser.write(chunk)
-            except FormParserError as error:
-                raise Refusal(400, f"The body is not a well-formed multipart form: {error}.") from None
-            if writer.pending >= MEGABYTE or not body.more:
-                await anyio.to_thread.run_sync(writer.flush)
-            if not body.more:
-                break
-            chunk = await body.next_chunk()
-    finally:
-        writer.close()
-    if not writer.complete:
-        raise Refusal(400, "The body ended before its form was complete; send it again.")
+    writer = _AnyForm(folder, limits)
+    await receive_parts(writer, body, boundary, start=start)
     return writer.form()
 
 
@@ -173,100 +152,41 @@ def _object(text: str, what: str) -> dict[str, Any]:
     return found
 
 
-def _too_large(limits: Limits) -> Refusal:
-    return Refusal(413, f"The upload is larger than this server's limit of {limits.upload_bytes / MEGABYTE:g} MB.")
+class _AnyForm(FormWriter):
+    """A form that takes every text field and every file."""
 
-
-@dataclass
-class _FormWriter:
-    """Callbacks of the multipart parser, which only collect; :meth:`flush` writes, in a thread."""
-
-    folder: Path
-    limits: Limits
-    complete: bool = False
-    pending: int = 0
-    _chunks: list[tuple[Path, bytes]] = field(default_factory=list)
-    _fields: dict[str, bytearray] = field(default_factory=dict)
-    _files: list[tuple[str, SentFile]] = field(default_factory=list)
-    _header: bytearray = field(default_factory=bytearray)
-    _value: bytearray = field(default_factory=bytearray)
-    _disposition: bytes = b""
-    _target: Path | None = None  # of the present part, where it is a file
-    _text: bytearray = field(default_factory=bytearray)
-    _open: IO[bytes] | None = None
-
-    def callbacks(self) -> Any:
-        return {
-            "on_part_begin": self._part_begins,
-            "on_header_field": lambda data, start, end: self._header.extend(data[start:end]),
-            "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
-            "on_header_end": self._header_ends,
-            "on_headers_finished": self._headers_end,
-            "on_part_data": self._part_data,
-            "on_end": self._form_ends,
-        }
+    def __init__(self, folder: Path, limits: Limits) -> None:
+        super().__init__(folder, limits)
+        self._fields: dict[str, bytearray] = {}
+        self._sent: dict[str, tuple[SentFile, ...]] = {}
+        self._text: bytearray | None = None  # of the present part; None where it is a file
 
     def form(self) -> Form:
-        files: dict[str, tuple[SentFile, ...]] = {}
-        for name, sent in self._files:
-            files[name] = (*files.get(name, ()), sent)
         try:
-            return Form({name: text.decode("utf-8") for name, text in self._fields.items()}, files)
+            return Form({name: text.decode("utf-8") for name, text in self._fields.items()}, self._sent)
         except UnicodeDecodeError:
             raise Refusal(400, "A text field of the form is not UTF-8.") from None
 
-    def flush(self) -> None:
-        require_disk(self.folder, self.limits)
-        chunks, self._chunks, self.pending = self._chunks, [], 0
-        for path, data in chunks:
-            if self._open is None or Path(self._open.name) != path:
-                self.close()
-                self._open = path.open("ab")
-            self._open.write(data)
-        if self._open is not None:
-            self._open.flush()
-
-    def close(self) -> None:
-        if self._open is not None:
-            self._open.close()
-            self._open = None
-
-    def _part_begins(self) -> None:
-        self._disposition, self._target = b"", None
-        self._header.clear()
-        self._value.clear()
-
-    def _header_ends(self) -> None:
-        if self._header.lower() == b"content-disposition":
-            self._disposition = bytes(self._value)
-        self._header.clear()
-        self._value.clear()
-
-    def _headers_end(self) -> None:
-        _, options = parse_options_header(self._disposition)
-        name = options.get(b"name", b"").decode("utf-8", "replace")
+    def begin_part(self, name: str, filename: str | None) -> None:
+        """See :meth:`FormWriter.begin_part`."""
         if not name:
             raise Refusal(400, "A part of the form has no name.")
-        sent = options.get(b"filename", options.get(b"filename*"))
-        if sent is None:
+        if filename is None:
             if len(self._fields) >= _FIELDS:
                 raise Refusal(400, f"The form has more than {_FIELDS} text fields.")
             self._text = self._fields[name] = bytearray()
             return
-        if len(self._files) >= self.limits.files:
+        if len(self.files) >= self.limits.files:
             raise Refusal(413, f"The form has more than {self.limits.files} files.")
-        self._target = self.folder / f"file-{len(self._files) + 1:05d}"
-        self._files.append((name, SentFile(self._target, sent.decode("utf-8", "replace"))))
-        self._chunks.append((self._target, b""))  # an empty file is a file, too
+        self._text = None
+        self.begin_file(self.folder / f"file-{len(self.files) + 1:05d}")
+        self._sent[name] = (*self._sent.get(name, ()), SentFile(self.files[-1], filename))
 
-    def _part_data(self, data: bytes, start: int, end: int) -> None:
-        if self._target is not None:
-            self._chunks.append((self._target, data[start:end]))
-            self.pending += end - start
+    def add_data(self, data: bytes) -> None:
+        """See :meth:`FormWriter.add_data`."""
+        if self._text is None:
+            self.add_to_file(data)
             return
-        self._text += data[start:end]
+        self._text += data
         if len(self._text) > FIELD_BYTES:
             raise Refusal(413, "A text field of the form is longer than a megabyte.")
-
-    def _form_ends(self) -> None:
-        self.complete = True

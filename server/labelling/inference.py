@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import json
-import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -13,15 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import anyio
 import anyio.to_thread
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from semiseg.errors import Cancelled
+from server.http.body import Body
 from server.http.limits import Refusal
 from server.http.reception import client_of
-from server.http.uploads import Body
+from server.http.waiting_client import run_while_connected
 from server.labelling.context import LabellingContext, who_asks
 from server.labelling.forms import Form, receive_form
 from server.labelling.models import LabellingModel
@@ -78,7 +76,7 @@ class InferenceEndpoint:
         given = self._input(request, form)
         who, client = who_asks(request, params), client_of(request)
         work = partial(self._segment, model, given, params, who, client, folder)
-        result = await _run_while_connected(self._pool, request, work)
+        result = await run_while_connected(self._pool, request, work)
         if output == "json":
             return JSONResponse(dict(result.params))
         if output == "image":
@@ -155,30 +153,3 @@ class InferenceEndpoint:
             array, prediction.affine, names, params, image=given.image, like=like, folder=folder
         )
         return InferenceResult(content, name, media_type, told)
-
-
-async def _run_while_connected(
-    pool: ThreadPoolExecutor, request: Request, work: Callable[[Callable[[], bool]], InferenceResult]
-) -> InferenceResult:
-    """Do ``work`` in a thread; give it up between two windows when the client goes away or the time is over."""
-    stop = threading.Event()
-    job = pool.submit(work, stop.is_set)
-    done = asyncio.wrap_future(job)
-    gone = asyncio.ensure_future(_disconnected(request))
-    either: set[asyncio.Future[Any]] = {done, gone}
-    try:
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        gone.cancel()
-        stop.set()
-        if not job.done() and not job.cancel():
-            with anyio.CancelScope(shield=True):
-                await asyncio.wait({done})
-    if done.cancelled():
-        raise Cancelled("The client went away before its turn came.")
-    return done.result()
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

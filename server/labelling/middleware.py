@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import re
-import secrets
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -12,13 +11,12 @@ from typing import TYPE_CHECKING
 
 from starlette.responses import JSONResponse, Response
 
-from semiseg.errors import InputError
 from server.browser_guard import BrowserGuard
 from server.forwarded import Proxies
-from server.http.edge import HEADERS
+from server.http import edge
 from server.http.limits import Refusal
 from server.http.replies import refusal_of
-from server.keys import Keys, key_in
+from server.keys import Keys
 from server.logs import JsonLines, Repeats
 
 if TYPE_CHECKING:
@@ -37,10 +35,7 @@ KNOWN = (
 PROBES = ("/livez", "/readyz")
 OPEN = ("/", "/auth/", "/auth/token", *PROBES)
 """Addresses that answer without a key, so that a client learns that it needs one."""
-METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS", "PUT", "PATCH")
 LINES = 1000
-
-_LOG = logging.getLogger("semiseg.requests")
 
 
 class RequestMiddleware:
@@ -62,13 +57,11 @@ class RequestMiddleware:
         scope["semiseg.direct"] = scope.get("client") == peer
         path = scope["path"]
 
-        async def add_security_headers(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                there = {name.lower() for name, _ in message["headers"]}
-                more = ((name.lower().encode(), value.encode()) for name, value in HEADERS.items())
-                message["headers"] = [*message["headers"], *(one for one in more if one[0] not in there)]
+                edge.add_security_headers(message)
             await send(message)
 
         try:
@@ -77,45 +70,20 @@ class RequestMiddleware:
                     raise Refusal(*found)
                 if self._keys.required and path not in OPEN:
                     scope["semiseg.owner"] = owner_of_key(self._keys, scope)
-                await self._app(scope, receive, add_security_headers)
+                await self._app(scope, receive, send_with_headers)
             except Exception as error:  # noqa: BLE001 - the outermost handler
                 refusal = refusal_of(error)
                 if status:
                     raise ConnectionAbortedError("The answer broke off; its beginning is sent already.") from None
-                await error_response(refusal)(scope, receive, add_security_headers)
+                await error_response(refusal)(scope, receive, send_with_headers)
         finally:
             if path not in PROBES:
-                fields = {
-                    "request": secrets.token_hex(4),
-                    "method": scope["method"] if scope["method"] in METHODS else "other",
-                    "route": route_of(path),
-                    "status": status,
-                    "seconds": round(time.monotonic() - since, 3),
-                    "client": scope.get("semiseg.owner") or (scope["client"][0] if scope.get("client") else ""),
-                }
-                _LOG.info("Request", extra={"told": fields})
+                edge.log_request(scope, route_of(path), status, time.monotonic() - since)
 
 
 def owner_of_key(keys: Keys, scope: Scope) -> str:
-    """The owner of the key that a request carries.
-
-    Raises:
-        Refusal: 401, there is no key, or not a good one; 503, the keys cannot be read.
-    """
-    challenge = {"WWW-Authenticate": "Bearer"}
-    key = key_in(scope["headers"])
-    if key is None:
-        words = "This server asks for an API key: send the header `Authorization: Bearer KEY`, or log in with the key "
-        raise Refusal(401, f"{words}as the password.", headers=challenge)
-    try:
-        owner = keys.owner_of(key)
-    except InputError as error:
-        _LOG.error("%s", error)
-        words = "The server's API keys cannot be read; its operator has to look at them."
-        raise Refusal(503, words, headers={"Retry-After": "30"}) from None
-    if owner is None:
-        raise Refusal(401, "The API key is not one of this server's, or not any more.", headers=challenge)
-    return owner
+    """The owner of the key that a request carries; MONAI Label's clients log in with it."""
+    return edge.owner_of_key(keys, scope, ", or log in with the key as the password")
 
 
 def error_response(refusal: Refusal) -> Response:

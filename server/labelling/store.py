@@ -17,7 +17,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -144,37 +144,21 @@ class LabelStore:
             OSError: The label cannot be written, for example because the disk is full.
         """
         told = _checked_info(info or {})
-        state = state_of(tag)
-        place = self._place(image)
-        part = place / f".{secrets.token_hex(8)}.nii.gz"
+        state_of(tag)  # refused before anything is written
+        part = self._place(image) / f".{secrets.token_hex(8)}.nii.gz"
         try:
             write_nifti(part, label.array, label.affine, like=label.like)
-            digest = _sha256(part)
-            with self._lock:
-                history = self._history.setdefault(image, [])
-                same = _same(history, tag, digest, who, model, model_sha256)
-                if same is not None:
-                    return same
-                version = len(history) + 1
-                record = LabelRecord(
-                    version=version,
-                    image=image,
-                    kind="label",
-                    tag=tag,
-                    state=state,
-                    who=who,
-                    when=_now(),
-                    model=model,
-                    model_sha256=model_sha256,
-                    file=f"{version:06d}.nii.gz",
-                    sha256=digest,
-                    voxels=dict(label.voxels),
-                    info=told,
-                )
-                rename(part, place / record.file)
-                sync(place)
-                self._append(place, history, record)
-                return record
+            return self._keep(
+                image,
+                _sha256(part),
+                lambda target: rename(part, target),
+                tag=tag,
+                who=who,
+                model=model,
+                model_sha256=model_sha256,
+                voxels=dict(label.voxels),
+                info=told,
+            )
         finally:
             part.unlink(missing_ok=True)
 
@@ -186,31 +170,11 @@ class LabelStore:
         Raises:
             InputError, OSError: As :meth:`add`.
         """
-        state = state_of(tag)
-        place = self._place(image)
         content = file.read_bytes()
         digest = hashlib.sha256(content).hexdigest()
-        with self._lock:
-            history = self._history.setdefault(image, [])
-            same = _same(history, tag, digest, who, "", "")
-            if same is not None:
-                return same
-            version = len(history) + 1
-            record = LabelRecord(
-                version=version,
-                image=image,
-                kind="label",
-                tag=tag,
-                state=state,
-                who=who,
-                when=_now(),
-                file=f"{version:06d}.nii.gz",
-                sha256=digest,
-                voxels=dict(voxels),
-            )
-            replace_file(place / record.file, content)
-            self._append(place, history, record)
-            return record
+        return self._keep(
+            image, digest, lambda target: replace_file(target, content), tag=tag, who=who, voxels=dict(voxels)
+        )
 
     def withdraw(self, image: str, tag: str, who: str) -> LabelRecord | None:
         """Take the newest label of a tag back; its file and its record stay.
@@ -244,6 +208,42 @@ class LabelStore:
                 elif _sha256(file) != record.sha256:
                     found.append(f"{file} was altered: its SHA-256 is not that of its record.")
         return found
+
+    def _keep(
+        self, image: str, digest: str, put: Callable[[Path], None], *, tag: str, who: str, **told: Any
+    ) -> LabelRecord:
+        """Make a label map the next version of a label, unless it is the newest one already.
+
+        Args:
+            image: Id of the image.
+            digest: SHA-256 of the label map's file.
+            put: Called with the place of the file, to put it there.
+            tag, who: As in :meth:`add`.
+            told: Further fields of the record.
+        """
+        state, place = state_of(tag), self._place(image)
+        with self._lock:
+            history = self._history.setdefault(image, [])
+            same = _same(history, tag, digest, who, told.get("model", ""), told.get("model_sha256", ""))
+            if same is not None:
+                return same
+            version = len(history) + 1
+            record = LabelRecord(
+                version=version,
+                image=image,
+                kind="label",
+                tag=tag,
+                state=state,
+                who=who,
+                when=_now(),
+                file=f"{version:06d}.nii.gz",
+                sha256=digest,
+                **told,
+            )
+            put(place / record.file)
+            sync(place)
+            self._append(place, history, record)
+            return record
 
     def _about(self, image: str, tag: str, who: str, kind: Any, info: dict[str, Any]) -> LabelRecord | None:
         label = self.newest(image, tag)

@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from server.http.body import Body
 from server.http.limits import Refusal
-from server.http.uploads import Body
 from server.labelling.context import LabellingContext, who_asks
 from server.labelling.forms import receive_json
 from server.labelling.tasks import Training, TrainingTask

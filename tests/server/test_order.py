@@ -12,11 +12,12 @@ from starlette.requests import Request
 
 from semiseg.phantoms.write import write_dicom_series
 from semiseg.volumes.volume import Volume
+from server.http.body import Body
 from server.http.limits import Limits, Refusal
 from server.http.model import ModelSettings
 from server.http.models import Models
 from server.http.order import Order
-from server.http.uploads import Body, Upload, receive_upload
+from server.http.uploads import Upload, receive_upload
 from tests.bundles import make_threshold_bundle, scan_array
 
 

@@ -24,7 +24,7 @@ HOST_SWITCHES: dict[str, dict[str, Any]] = {
     "magicnet": {"cubes": 2, "hidden": 8, "ramp": 0.0},
     "mean_teacher": {"noise": 0.0, "ramp": 0.0},
 }
-"""Config with which each host is quick and deterministic on patches of 8 voxels a side."""
+"""Settings with which each host is quick and deterministic on patches of 8 voxels a side."""
 
 
 def cfr(changes: dict[str, Any] | None = None, targets: Targets = TWO, unlabelled: int = 12, **switches: Any) -> CFR:

@@ -18,15 +18,19 @@ from semiseg.dataset import Dataset
 from semiseg.inference.segmenter import Segmenter
 from tests.trainer.test_registration import blob
 from tests.trainer.tiny import batch_of, broken_off, phantoms, recipe_for, same_weights, trained, weights_of
-from trainer.atlas_labels import SHARPNESS, Atlases, Channels, Fusion, Judged, Judgement
+from trainer.atlas_labels import Atlases
+from trainer.atlas_quality import SHARPNESS, Judged, Judgement
 from trainer.cases import IGNORE, PreparedCase
 from trainer.checkpoints import read_log
 from trainer.errors import RecipeError
+from trainer.label_channels import Channels
+from trainer.label_fusion import Fusion
 from trainer.losses import soft_loss
 from trainer.methods import METHODS, make_method
 from trainer.methods.atlas import AtlasMethod
-from trainer.methods.method import Task, TrainingScans
+from trainer.methods.method import Task
 from trainer.recipe import Recipe
+from trainer.scan_labelling import TrainingScans
 from trainer.soft_labels import decided, from_bytes, to_bytes
 from trainer.stages import Stages
 from trainer.targets import ExclusiveClasses, OverlappingRegions

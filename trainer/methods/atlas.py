@@ -9,35 +9,35 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
+from trainer.atlas_quality import Judgement
 from trainer.errors import RecipeError
-from trainer.methods.method import LabellingWork, LabelsOfScan, Networks, ScanCounts, StepPlan, Task, TrainingScans
-from trainer.methods.pretrain import PretrainThenTrain
+from trainer.label_channels import Channels
+from trainer.methods.label_first import LabelFirst
+from trainer.methods.method import StepPlan, Task
 from trainer.methods.registry import MethodName
 from trainer.patches import Batch
 from trainer.recipe import Positive, Recipe, Section, Share
-from trainer.schedules import ramp_up
-from trainer.soft_labels import FULL, from_bytes
-from trainer.targets import ExclusiveClasses
+from trainer.scan_labelling import LabellingWork, LabelsOfScan, TrainingScans
+from trainer.schedules import Course, course_factor
+from trainer.soft_labels import FULL
 
 if TYPE_CHECKING:
-    from trainer.atlas_labels import Atlases, Judgement
+    from trainer.atlas_labels import Atlases
 
 UNLIKE = 0.5  # median weight of a scan's voxels below which the scan looks like no atlas
 
 
-class AtlasMethod(PretrainThenTrain):
+class AtlasMethod(LabelFirst):
     """L = L_host + weight(t) (cross-entropy + Dice) / 2 against the soft labels that the atlases give."""
 
     name = "atlas"
-    switch = "host"
-    guides = True
 
     class Config(Section):
         """How far the atlases are trusted. The host's own switches stand under its name, as for the host alone.
@@ -55,38 +55,19 @@ class AtlasMethod(PretrainThenTrain):
 
         host: MethodName = "mean_teacher"
         weight: Annotated[float, Field(ge=0)] = 1.0
-        schedule: Literal["constant", "ramp", "falling"] = "constant"
+        schedule: Course = "constant"
         min_dice: Share = 0.5
         max_atlases: Positive = 16
 
     def __init__(self, recipe: Recipe, task: Task) -> None:
-        """See :class:`PretrainThenTrain`; there has to be something to label."""
+        """See :class:`LabelFirst`.
+
+        Raises:
+            RecipeError: SimpleITK is not installed.
+        """
         super().__init__(recipe, task)
         if importlib.util.find_spec("SimpleITK") is None:
             raise RecipeError("atlas registers scans with SimpleITK, which is not installed; pip install simpleitk.")
-        if not task.unlabelled:
-            raise RecipeError("atlas labels unlabelled scans, and the split has none; train with `supervised`.")
-
-    def build(self) -> Networks:
-        """None."""
-        return {}
-
-    @property
-    def steps(self) -> int:
-        """None: the scans are labelled before the first step of the host."""
-        return 0
-
-    def step_plan(self, step: int) -> StepPlan:
-        """There is no step of this stage."""
-        raise IndexError(step)
-
-    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """There is no step of this stage."""
-        raise IndexError(batch.step)
-
-    def refreshes_pseudo_labels(self, step: int) -> bool:
-        """Once."""
-        return step == 0
 
     def scan_labeller(self, step: int, scans: TrainingScans) -> LabelsOfScan:
         """The atlases that the labelled scans allow; labels without weight if they allow none."""
@@ -100,12 +81,11 @@ class AtlasMethod(PretrainThenTrain):
             labelled: Names of the scans that serve as atlases.
             tell: Say what was found.
         """
-        from trainer.atlas_labels import Atlases, Channels  # needs SimpleITK
+        from trainer.atlas_labels import Atlases  # needs SimpleITK
 
-        channels = Channels(self.targets.segments, not isinstance(self.targets, ExclusiveClasses))
         own = [scans.cases[name] for name in labelled[: self.config.max_atlases]]
         others = [scans.cases[name] for name in (*scans.labelled, *scans.unlabelled)]
-        kept = Atlases.of(own, others, channels, scans.cache, scans.processes)
+        kept = Atlases.of(own, others, Channels.like(self.targets), scans.cache, scans.processes)
         judged = self._judged(kept, scans)
         strange = judged.unlike_the_others()
         if strange:  # what they did to the votes of the others must not count
@@ -131,8 +111,6 @@ class AtlasMethod(PretrainThenTrain):
         return labels_of
 
     def _judged(self, atlases: Atlases, scans: TrainingScans) -> Judgement:
-        from trainer.atlas_labels import Judgement
-
         found = []
         for number, one in enumerate(atlases.judged(), start=1):
             found.append(one)
@@ -144,13 +122,13 @@ class AtlasMethod(PretrainThenTrain):
         term = super().guidance(logits, labels, batch, step_plan)
         if labels.ndim < logits.ndim or not len(labels):
             return term
-        return term * from_bytes(labels)[1].mean()
+        return term * (labels[:, -1].float().mean() / FULL)
 
-    def labelling(self, amount: ScanCounts) -> LabellingWork:
+    def labelling(self) -> LabellingWork:
         """Every labelled scan onto every other scan, and one way back from each."""
-        atlases = min(amount.labelled, self.config.max_atlases)
+        atlases = min(self.task.labelled, self.config.max_atlases)
         judged = atlases * (atlases - 1) + atlases if atlases > 1 else 0
-        return LabellingWork(registrations=judged + atlases * amount.unlabelled)
+        return LabellingWork(registrations=judged + atlases * self.task.unlabelled)
 
     def _without_weight(self, names: Sequence[str], scans: TrainingScans) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         for name in names:
@@ -158,13 +136,7 @@ class AtlasMethod(PretrainThenTrain):
 
     def guidance_weight(self, update: int) -> float:
         """The weight of the atlases' term at the student's ``update``."""
-        total = self.recipe.updates
-        factors = {"constant": 1.0, "ramp": ramp_up(update, total), "falling": 1.0 - update / total}
-        return float(self.config.weight * factors[self.config.schedule])
-
-    def voters(self, networks: Networks) -> Networks:
-        """No network of this stage."""
-        return {}
+        return float(self.config.weight * course_factor(self.config.schedule, update, self.recipe.updates))
 
 
 def sentence_of(judged: Judgement, atlases: int, strange: Sequence[str], min_dice: float) -> str:

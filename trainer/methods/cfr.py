@@ -20,7 +20,7 @@ from trainer.methods.pretrain import PretrainThenTrain
 from trainer.methods.registry import MethodName
 from trainer.patches import Batch, BatchComposition
 from trainer.recipe import Positive, Recipe
-from trainer.schedules import ramp_up, rate_factor
+from trainer.schedules import Course, course_factor, rate_factor
 
 SAM = "sam"  # the foundation model's name among the networks
 
@@ -49,7 +49,7 @@ class CFR(FineTunedSam, PretrainThenTrain):
         sam_updates: Positive = 6000
         pseudo_labels: Literal["cached", "on_the_fly"] = "cached"
         pseudo_weight: Annotated[float, Field(ge=0)] = 1.0
-        pseudo_schedule: Literal["constant", "ramp", "falling"] = "constant"
+        pseudo_schedule: Course = "constant"
 
     def __init__(self, recipe: Recipe, task: Task) -> None:
         """See :class:`PretrainThenTrain` and :class:`FineTunedSam`; there has to be something to label."""
@@ -98,9 +98,8 @@ class CFR(FineTunedSam, PretrainThenTrain):
 
     def guidance_weight(self, update: int) -> float:
         """lambda of L_pl (Eq. 6, 7) at the student's ``update``; it is added at every update (Algorithm 1, line 18)."""
-        total, weight = self.recipe.updates, self.config.pseudo_weight
-        factors = {"constant": 1.0, "ramp": ramp_up(update, total), "falling": 1.0 - update / total}
-        return float(weight * factors[self.config.pseudo_schedule])
+        course = course_factor(self.config.pseudo_schedule, update, self.recipe.updates)
+        return float(self.config.pseudo_weight * course)
 
     def voters(self, networks: Networks) -> Networks:
         """The foundation model, beside those of the method that follows."""

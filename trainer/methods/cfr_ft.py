@@ -17,15 +17,8 @@ from trainer.bezier import bend_slices
 from trainer.canvas import Canvas, label_canvas, lay_out
 from trainer.errors import RecipeError
 from trainer.losses import dice_pooled, mean_where
-from trainer.methods.method import (
-    Method,
-    Networks,
-    StepPlan,
-    Task,
-    refuse_deep_supervision,
-    refuse_start,
-    share_of_part,
-)
+from trainer.methods.method import Method, Networks, StepPlan, Task, share_of_part
+from trainer.methods.refusals import refuse_deep_supervision, refuse_start
 from trainer.methods.registry import method_class
 from trainer.networks.on_canvas import OnCanvas
 from trainer.patches import Batch, BatchComposition

@@ -20,24 +20,23 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 from scipy.ndimage import binary_dilation
-from torch import Tensor
 
 from semiseg.bundle.manifest import PretrainedWeights
 from semiseg.inference.segmenter import Segmenter
-from trainer.cases import IGNORE, PreparedCase
+from trainer.cases import PreparedCase
 from trainer.committee import best_temperature, channels_of, mixed, mixture_weights, outcomes, tempered
 from trainer.errors import RecipeError
+from trainer.label_channels import Channels, Float
 from trainer.methods.atlas import AtlasMethod
-from trainer.methods.method import LabellingWork, LabelsOfScan, Networks, ScanCounts, StepPlan, Task, TrainingScans
+from trainer.methods.label_first import LabelFirst
+from trainer.methods.method import Task
 from trainer.methods.pretrain import PretrainThenTrain
 from trainer.methods.registry import MethodName, method_class
-from trainer.patches import Batch
 from trainer.recipe import Positive, Recipe, Section, make_recipe
+from trainer.scan_labelling import LabellingWork, LabelsOfScan, TrainingScans
 from trainer.soft_labels import FULL, decided, to_bytes
-from trainer.targets import ExclusiveClasses
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-Float = NDArray[np.float32]
 NEAR = 4  # voxels: how far from any foreground the voxels lie that opinions are weighed on
 MOST_VOXELS = 20_000  # of a scan, on which opinions are weighed
 
@@ -77,12 +76,10 @@ class Opinion:
     of: Callable[[Sequence[str]], Iterator[tuple[str, Float, Float | None]]]
 
 
-class Committee(PretrainThenTrain):
+class Committee(LabelFirst):
     """L = L_host + weight (cross-entropy + Dice) / 2 against the soft labels of the committee."""
 
     name = "committee"
-    switch = "host"
-    guides = True
 
     class Config(Section):
         """Who is in the committee, and how it is heard.
@@ -96,7 +93,7 @@ class Committee(PretrainThenTrain):
             weighing: ``equal`` votes; or ``cross_fitted``: temperatures and weights of the first round's sources under
                 which the labelled scans are most likely, each labelled by networks that did not learn from it. That
                 trains each member ``folds`` times more. The students of a round have equal votes in the next.
-            folds: Number of parts of the labelled scans that are held back in step_plan.
+            folds: Number of parts of the labelled scans that are held back in turn.
             weight: Weight of the committee's term.
         """
 
@@ -110,15 +107,13 @@ class Committee(PretrainThenTrain):
         weight: Annotated[float, Field(ge=0)] = 1.0
 
     def __init__(self, recipe: Recipe, task: Task) -> None:
-        """See :class:`PretrainThenTrain`; members that cannot work are refused now.
+        """See :class:`LabelFirst`; members that cannot work are refused now.
 
         Raises:
-            RecipeError: There is nothing to label, too few labelled scans to hold some back, or a member that is there
-                twice or a committee itself.
+            RecipeError: There are too few labelled scans to hold some back, or a member is there twice or a committee
+                itself.
         """
         super().__init__(recipe, task)
-        if not task.unlabelled:
-            raise RecipeError("committee labels unlabelled scans, and the split has none; train with `supervised`.")
         if self._cross_fits and task.labelled < self.config.folds:
             raise RecipeError(
                 f"methods.committee.folds: {task.labelled} labelled scan(s) do not make {self.config.folds} parts; "
@@ -136,7 +131,8 @@ class Committee(PretrainThenTrain):
                     f"methods.committee.members: {member.method} is, or leads to, a committee; `rounds` repeats it."
                 )
         self._atlas = AtlasMethod(recipe, task) if self.config.atlas else None
-        self._exclusive = isinstance(self.targets, ExclusiveClasses)
+        self._channels = Channels.like(self.targets)
+        self._exclusive = not self._channels.overlapping
         from trainer.stages import Stages  # which imports the methods
 
         self._stages = [Stages(method_class(made.method)(made, task)) for made in map(self.recipe_of, self.members())]
@@ -169,44 +165,20 @@ class Committee(PretrainThenTrain):
         """Weights that any member starts from have taught the student, too."""
         return tuple(dict.fromkeys(weights for stages in self._stages for weights in stages.pretrained()))
 
-    def build(self) -> Networks:
-        """None of its own; the members' runs have theirs."""
-        return {}
-
-    @property
-    def steps(self) -> int:
-        """None: the scans are labelled before the first step of the host."""
-        return 0
-
-    def step_plan(self, step: int) -> StepPlan:
-        """There is no step of this stage."""
-        raise IndexError(step)
-
-    def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
-        """There is no step of this stage."""
-        raise IndexError(batch.step)
-
-    def refreshes_pseudo_labels(self, step: int) -> bool:
-        """Once."""
-        return step == 0
-
     def guidance_weight(self, update: int) -> float:
         """Constant."""
         return float(self.config.weight)
 
-    def voters(self, networks: Networks) -> Networks:
-        """No network of this stage."""
-        return {}
-
     # --- what the committee says ----------------------------------------------------------------------------------
 
-    def labelling(self, amount: ScanCounts) -> LabellingWork:
+    def labelling(self) -> LabellingWork:
         """The runs of the members, those of the folds, and the atlases'; a round's members share theirs."""
-        members = [(self.recipe_of(member), amount.labelled, 1) for member in self.members()]
+        labelled = self.task.labelled
+        members = [(self.recipe_of(member), labelled, 1) for member in self.members()]
         if self._cross_fits:
-            kept = amount.labelled - math.ceil(amount.labelled / self.config.folds)
+            kept = labelled - math.ceil(labelled / self.config.folds)
             members += [(recipe, max(1, kept), self.config.folds) for recipe, _, _ in members]
-        own = 0 if self._atlas is None else self._atlas.labelling(amount).registrations
+        own = 0 if self._atlas is None else self._atlas.labelling().registrations
         return LabellingWork(own, tuple(members))
 
     def scan_labeller(self, step: int, scans: TrainingScans) -> LabelsOfScan:
@@ -258,7 +230,7 @@ class Committee(PretrainThenTrain):
         def of(names: Sequence[str]) -> Iterator[tuple[str, Float, None]]:
             for name in names:
                 segments = segmenter.probabilities_of_prepared(np.asarray(scans.cases[name].image))
-                yield name, self._channels(segments.astype(np.float32) / np.float32(FULL)), None
+                yield name, self._channels.of(segments.astype(np.float32) / np.float32(FULL)), None
 
         return of
 
@@ -269,11 +241,6 @@ class Committee(PretrainThenTrain):
                 yield name, values[:-1], values[-1]
 
         return of
-
-    def _channels(self, segments: Float) -> Float:
-        if not self._exclusive:
-            return segments
-        return np.concatenate([np.clip(1.0 - segments.sum(axis=0, keepdims=True), 0.0, 1.0), segments])
 
     def _mixed(
         self, said: Sequence[tuple[Float, Float | None]], temperatures: Sequence[float], weights: Sequence[float]
@@ -291,33 +258,21 @@ class Committee(PretrainThenTrain):
             return where
         return np.broadcast_to(where, (self.targets.channels, *where.shape))
 
-    def _masks(self, codes: NDArray[np.uint8], case: PreparedCase) -> NDArray[np.bool_]:
-        """Masks (segments, X, Y, Z) of codes, where they are known."""
-        known = codes != IGNORE if case.ignores else np.ones(codes.shape, bool)
-        of = range(self.targets.segments)
-        return np.stack([((codes == k + 1) if self._exclusive else ((codes >> k) & 1) > 0) & known for k in of])
-
     def _volumes(self, codes: NDArray[np.uint8], case: PreparedCase) -> list[float]:
         """Volume in ml of each segment."""
         ml = float(np.prod(case.spacing)) / 1000.0
-        return [float(mask.sum()) * ml for mask in self._masks(codes, case)]
+        return [float(mask.sum()) * ml for mask in self._channels.masks(codes, case.ignores)[:-1]]
 
     # --- cross-fitting --------------------------------------------------------------------------------------------
 
     def _folds(self, scans: TrainingScans) -> tuple[tuple[str, ...], ...]:
         """Parts of the labelled scans to hold back in turn; none, and a sentence, where that is not possible."""
         folds = tuple(scans.labelled[k :: self.config.folds] for k in range(self.config.folds))
-        holding = {
-            name: {
-                k
-                for k, mask in enumerate(self._masks(np.asarray(scans.cases[name].labels), scans.cases[name]))
-                if mask.any()
-            }
-            for name in scans.labelled
+        volumes = {
+            name: self._volumes(np.asarray(scans.cases[name].labels), scans.cases[name]) for name in scans.labelled
         }
         for held in folds:
-            rest = set().union(*(holding[name] for name in scans.labelled if name not in held))
-            if len(rest) < self.targets.segments:
+            if not np.any([volumes[name] for name in scans.labelled if name not in held], axis=0).all():
                 scans.tell(
                     f"Committee: without {', '.join(held)} no labelled scan holds every segment, so none can be held "
                     "back, and the members have equal votes."
@@ -368,16 +323,15 @@ class Committee(PretrainThenTrain):
     def _weighed_voxels(self, case: PreparedCase, said: Sequence[Float]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Right outcomes, and which of the flat outcomes they are: near what anybody calls a segment."""
         codes = np.asarray(case.labels)
-        known = codes != IGNORE if case.ignores else np.ones(codes.shape, bool)
-        masks = self._masks(codes, case)
-        found = masks.any(axis=0)
+        *masks, known = self._channels.masks(codes, case.ignores) > 0
+        found = np.any(masks, axis=0)
         for one in said:
             found |= ((one[1:] if self._exclusive else one) >= 0.5).any(axis=0)
         near = binary_dilation(found, iterations=NEAR) & known
         if self._exclusive:
             right, where = np.where(known, codes, 0), near
         else:
-            right, where = 1 - masks.astype(np.int64), np.broadcast_to(near, masks.shape)
+            right, where = 1 - np.stack(masks).astype(np.int64), np.stack([near] * len(masks))
         places = np.flatnonzero(where)
         picked = places[np.linspace(0, len(places) - 1, min(MOST_VOXELS, len(places))).astype(int)]
         return right.reshape(-1)[picked].astype(np.int64), picked

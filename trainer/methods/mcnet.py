@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from trainer.errors import RecipeError
 from trainer.losses import dice_pooled, mean_of
-from trainer.methods.method import Method, Networks, StepPlan, Task, refuse_deep_supervision, share_of_part
+from trainer.methods.method import Method, Networks, StepPlan, Task, share_of_part
+from trainer.methods.refusals import refuse_deep_supervision
 from trainer.networks.decoders import SeveralDecoders
 from trainer.networks.mean import MeanOfNetworks
 from trainer.networks.outputs import further_outputs

@@ -6,25 +6,20 @@ Everything else (batches, augmentation, precision, checkpoints, resume, logs) be
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 from torch import Tensor, nn
 
 from semiseg.bundle.manifest import PretrainedWeights, TaughtBy
 from semiseg.errors import sentence_of
-from semiseg.inference.segmenter import Segmenter
-from trainer.cases import PreparedCase
 from trainer.errors import RecipeError
 from trainer.losses import soft_loss, supervised_loss
 from trainer.networks.outputs import DeepSupervised, SeveralOutputs
 from trainer.patches import Batch, BatchComposition
 from trainer.recipe import Optimiser, Recipe, Section
+from trainer.scan_labelling import LabellingWork, LabelsOfScan, TrainingScans
 from trainer.schedules import ramp_up, rate_factor
 from trainer.soft_labels import from_bytes
 from trainer.students import AnyStudent, read_student
@@ -68,65 +63,6 @@ class StepPlan:
     def label(self) -> str:
         """For the log."""
         return f"{self.host}-{self.stage}" if self.host else self.stage
-
-
-@dataclass(frozen=True)
-class TrainingScans:
-    """What a stage that labels scans without a network works with.
-
-    Attributes:
-        cases: The prepared scans by name.
-        labelled: Names of the labelled ones.
-        unlabelled: Names of the unlabelled ones.
-        processes: Processes that may work at a time.
-        cache: Folder of what may be kept for other runs.
-        train: Called with a recipe, the name of a folder and names of labelled scans; trains a network on those and the
-            unlabelled ones, in a run of its own that is kept in this run's folder, or finds it trained.
-        tell: Called with a sentence for the person who trains.
-        progress: Called with (what is done, number done, total).
-    """
-
-    cases: Mapping[str, PreparedCase]
-    labelled: tuple[str, ...]
-    unlabelled: tuple[str, ...]
-    processes: int
-    cache: Path
-    train: Callable[[Recipe, str, tuple[str, ...]], Segmenter]
-    tell: Callable[[str], None]
-    progress: Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class ScanCounts:
-    """How much there is to label without a network of the stage's own; see :meth:`Method.labelling`.
-
-    Attributes:
-        labelled: Number of labelled scans.
-        unlabelled: Number of unlabelled ones.
-        processes: Processes that may work at a time.
-    """
-
-    labelled: int
-    unlabelled: int
-    processes: int
-
-
-@dataclass(frozen=True)
-class LabellingWork:
-    """What labelling consists of.
-
-    Attributes:
-        registrations: Number of registrations of one scan onto another.
-        members: Of each network that is trained for it: its recipe, its number of labelled scans, and how often one
-            like it is trained.
-    """
-
-    registrations: int = 0
-    members: tuple[tuple[Recipe, int, int], ...] = ()
-
-
-LabelsOfScan = Callable[[Sequence[str]], Iterator[tuple[str, NDArray[np.uint8]]]]
-"""From names of scans to pairs of a name and its labels: codes, or soft labels of :mod:`trainer.soft_labels`."""
 
 
 class Method(ABC):
@@ -270,7 +206,7 @@ class Method(ABC):
         """
         return None
 
-    def labelling(self, amount: ScanCounts) -> LabellingWork | None:
+    def labelling(self) -> LabellingWork | None:
         """What :meth:`scan_labeller` would do, so that its time can be told before; None where a network labels."""
         return None
 
@@ -425,32 +361,6 @@ class Method(ABC):
                 "make the batch larger."
             )
         return BatchComposition(count, batch - count)
-
-
-def refuse_deep_supervision(method: Method, because: str) -> None:
-    """Refuse the recipe key ``deep_supervision`` for a method whose further outputs are of another kind.
-
-    Raises:
-        RecipeError: The recipe has it.
-    """
-    if method.recipe.deep_supervision:
-        raise RecipeError(f"In the recipe, deep_supervision: {method.name} {because}; leave it out.")
-
-
-def refuse_start(method: Method, weights: str) -> None:
-    """Refuse the recipe key ``start``, a run with a 3D student, for a method that keeps a network for images.
-
-    Args:
-        method: The method.
-        weights: Recipe key of the weights that its network begins with.
-
-    Raises:
-        RecipeError: The recipe has it.
-    """
-    if method.recipe.start is not None:
-        raise RecipeError(
-            f"In the recipe, start: {method.name} begins with `{weights}` and not with another run; leave `start` out."
-        )
 
 
 def share_of_part(patches: int, of: int, batch: Batch, step_plan: StepPlan) -> float:

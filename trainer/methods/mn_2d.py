@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.methods.method import Networks, StepPlan, Task, refuse_deep_supervision, refuse_start, share_of_part
+from trainer.methods.method import Networks, StepPlan, Task, share_of_part
 from trainer.methods.mn import MN
+from trainer.methods.refusals import refuse_deep_supervision, refuse_start
 from trainer.networks.sliced import SlicedNetwork
 from trainer.patches import Batch, BatchComposition
 from trainer.recipe import Optimiser, Recipe, Section

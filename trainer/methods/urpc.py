@@ -17,7 +17,8 @@ from torch.nn import functional
 
 from trainer.errors import RecipeError
 from trainer.losses import mean_of, supervised_loss
-from trainer.methods.method import Method, Networks, StepPlan, Task, refuse_deep_supervision, share_of_part
+from trainer.methods.method import Method, Networks, StepPlan, Task, share_of_part
+from trainer.methods.refusals import refuse_deep_supervision
 from trainer.networks.outputs import further_outputs
 from trainer.patches import Batch
 from trainer.recipe import Recipe, Section, Share

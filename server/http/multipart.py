@@ -1,0 +1,172 @@
+"""A multipart body, written to the disk as it arrives and never beyond its limit; what its parts mean is the form's."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import IO
+
+import anyio.to_thread
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.requests import Request
+
+from server.http.body import Body
+from server.http.limits import MEGABYTE, Limits, Refusal, require_disk
+
+FLUSH_BYTES = MEGABYTE
+
+
+class FormWriter(ABC):
+    """Callbacks of the multipart parser, which only collect; :meth:`flush` writes, away from the event loop.
+
+    Attributes:
+        folder: Folder for the files.
+        limits: The server's limits.
+        files: The files, in their order.
+        complete: Whether the end of the form was seen.
+        pending_bytes: Bytes that are not written yet.
+    """
+
+    def __init__(self, folder: Path, limits: Limits) -> None:
+        """Begin a form without parts."""
+        self.folder, self.limits = folder, limits
+        self.files: list[Path] = []
+        self.complete = False
+        self.pending_bytes = 0
+        self._pending: list[tuple[Path, bytes]] = []
+        self._name, self._value, self._disposition = bytearray(), bytearray(), b""
+        self._open: IO[bytes] | None = None
+
+    @abstractmethod
+    def begin_part(self, name: str, filename: str | None) -> None:
+        """A part begins.
+
+        Args:
+            name: Name of its field; empty where it has none.
+            filename: Name of its file; None for a text.
+
+        Raises:
+            Refusal: The form does not take it.
+        """
+
+    @abstractmethod
+    def add_data(self, data: bytes) -> None:
+        """Bytes of the present part."""
+
+    def begin_file(self, file: Path) -> None:
+        """The present part goes into ``file``."""
+        self.files.append(file)
+        self._pending.append((file, b""))  # an empty file is a file, too
+
+    def add_to_file(self, data: bytes) -> None:
+        """Bytes of the present part's file."""
+        self._pending.append((self.files[-1], data))
+        self.pending_bytes += len(data)
+
+    def parser(self, boundary: bytes) -> MultipartParser:
+        """The parser that calls this form."""
+        return MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._part_begins,
+                "on_header_field": lambda data, start, end: self._name.extend(data[start:end]),
+                "on_header_value": lambda data, start, end: self._value.extend(data[start:end]),
+                "on_header_end": self._header_ends,
+                "on_headers_finished": self._headers_end,
+                "on_part_data": lambda data, start, end: self.add_data(data[start:end]),
+                "on_end": self._form_ends,
+            },
+        )
+
+    def flush(self) -> None:
+        """Write what was collected, in order, as long as there is room.
+
+        Raises:
+            Refusal: There is no room.
+        """
+        require_disk(self.folder, self.limits)
+        pending, self._pending, self.pending_bytes = self._pending, [], 0
+        for file, data in pending:
+            if self._open is None or Path(self._open.name) != file:
+                self.close()
+                self._open = file.open("ab")
+            self._open.write(data)
+        if self._open is not None:
+            self._open.flush()
+
+    def close(self) -> None:
+        """Close the file that is open."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
+
+    def _part_begins(self) -> None:
+        self._disposition = b""
+        self._name.clear()
+        self._value.clear()
+
+    def _header_ends(self) -> None:
+        if self._name.lower() == b"content-disposition":
+            self._disposition = bytes(self._value)
+        self._name.clear()
+        self._value.clear()
+
+    def _headers_end(self) -> None:
+        _, options = parse_options_header(self._disposition)
+        filename = options.get(b"filename", options.get(b"filename*"))
+        name = options.get(b"name", b"").decode("utf-8", "replace")
+        self.begin_part(name, None if filename is None else filename.decode("utf-8", "replace"))
+
+    def _form_ends(self) -> None:
+        self.complete = True
+
+
+async def receive_parts(form: FormWriter, body: Body, boundary: bytes, *, start: bytes = b"") -> None:
+    """Receive a multipart body into a form.
+
+    Args:
+        form: The form.
+        body: The body.
+        boundary: The boundary of its parts.
+        start: What was read of the body already.
+
+    Raises:
+        Refusal: 400 malformed or without its end, 408 the upload stood still, 413 too large.
+        ClientDisconnect: The client went away before the end.
+    """
+    parser = form.parser(boundary)
+    chunk = start
+    try:
+        while True:
+            if body.received > form.limits.upload_bytes:
+                raise too_large(form.limits)
+            try:
+                parser.write(chunk)
+            except FormParserError as error:
+                raise Refusal(400, f"The upload is not a well-formed multipart form: {error}.") from error
+            if form.pending_bytes >= FLUSH_BYTES or not body.more:
+                await anyio.to_thread.run_sync(form.flush)
+            if not body.more:
+                break
+            chunk = await body.next_chunk()
+    finally:
+        form.close()
+    if not form.complete:
+        raise Refusal(400, "The upload ended before its form was complete; send it again.")
+
+
+def refuse_declared(request: Request, limits: Limits) -> None:
+    """Refuse a body whose declared length is beyond the limit.
+
+    Raises:
+        Refusal: 413, it is.
+    """
+    declared = request.headers.get("content-length", "")
+    if declared.isdigit() and int(declared) > limits.upload_bytes:
+        raise too_large(limits)
+
+
+def too_large(limits: Limits) -> Refusal:
+    """The refusal of an upload beyond the limit."""
+    return Refusal(413, f"The upload is larger than this server's limit of {limits.upload_bytes / MEGABYTE:g} MB.")

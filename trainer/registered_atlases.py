@@ -1,0 +1,82 @@
+"""Atlases registered onto a scan, in the part of it that matters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from trainer.cases import PreparedCase
+from trainer.label_channels import Float
+from trainer.registration import Scan, identity, local_mean, register, warp
+
+AROUND = 1.5  # voxels: standard deviation of the Gaussian that d is a mean under
+MARGIN = 4.0  # voxels of the grid of registration around what any atlas calls a segment
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """A labelled scan, ready to be registered.
+
+    Attributes:
+        scan: Its image.
+        masks: Images of :meth:`trainer.label_channels.Channels.masks`, on the grid of ``scan.own``.
+        ignores: There are voxels that nobody outlined.
+    """
+
+    scan: Scan
+    masks: tuple[Any, ...]
+    ignores: bool
+
+
+class RegisteredAtlases:
+    """Atlases registered onto a scan, as seen in the part of it that any of them calls a segment, and a margin."""
+
+    def __init__(self, atlases: Sequence[Atlas], scan: Scan, case: PreparedCase) -> None:
+        """Register ``atlases`` onto the scan of ``case``."""
+        self.transforms = [register(scan, atlas.scan) for atlas in atlases]
+        self._scan, self._atlases = scan, atlases
+        self._spacing = case.spacing
+        self._around = AROUND * max(scan.work.GetSpacing()[0], min(case.spacing))
+        self.box = self._box(case)
+        inside = scan.own[tuple(slice(a, b) for a, b in reversed(self.box))]
+        self._own = inside
+        self._local = warp(scan.local, inside, identity())
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Voxels of the part."""
+        return tuple(b - a for a, b in self.box)
+
+    def votes(self) -> Iterator[tuple[Float, Float]]:
+        """Of each atlas its warped masks (segments + 1, *shape) and d (*shape)."""
+        for atlas, transform in zip(self._atlases, self.transforms, strict=True):
+            masks = np.stack([warp(mask, self._own, transform) for mask in atlas.masks])
+            away = (self._local - warp(atlas.scan.local, self._own, transform)) ** 2
+            yield masks, local_mean(away, self._spacing, self._around)
+
+    def _box(self, case: PreparedCase) -> list[tuple[int, int]]:
+        """First voxel of the part along each axis and the one after its last."""
+        coarse = self._scan.work
+        work = coarse.GetSpacing()[0]
+        found = np.zeros(coarse.GetSize()[::-1], bool)
+        for atlas, transform in zip(self._atlases, self.transforms, strict=True):
+            for mask in atlas.masks[:-1]:
+                found |= warp(mask, coarse, transform) > 0.05
+        places = np.argwhere(found)
+        # Beyond what anybody calls a segment lies the background, but not where a label is unknown.
+        if not len(places) or any(atlas.ignores for atlas in self._atlases):
+            return [(0, n) for n in case.shape]
+        box = []
+        for axis, (n, mm) in enumerate(zip(case.shape, case.spacing, strict=True)):
+            first, last = places[:, axis].min() - MARGIN, places[:, axis].max() + 1 + MARGIN
+            # Both grids have their middle at the origin.
+            middle, sides = n / 2.0, found.shape[axis] / 2.0
+            low = math.floor(middle + (first - sides) * work / mm)
+            high = math.ceil(middle + (last - sides) * work / mm)
+            start = min(max(0, low), n - 1)
+            box.append((start, min(n, max(high, start + 1))))
+        return box
