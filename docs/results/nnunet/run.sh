@@ -6,7 +6,7 @@ set -euo pipefail
 data=$1 split=$2 labelled=$3 seconds=$4 work=$5 list=${6:-development}
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 export nnUNet_raw=$work/raw nnUNet_preprocessed=$work/preprocessed nnUNet_results=$work/results
-export nnUNet_extTrainer=$here nnUNet_n_proc_DA=0 nnUNet_compile=f SECONDS_OF_TRAINING=$seconds
+export nnUNet_extTrainer=$here nnUNet_n_proc_DA=1 nnUNet_compile=f SECONDS_OF_TRAINING=$seconds
 mkdir -p "$nnUNet_raw" "$nnUNet_preprocessed" "$nnUNet_results"
 python "$here/prepare.py" "$data" "$split" "$labelled" "$list" "$nnUNet_raw"
 "$NNUNET/nnUNetv2_plan_and_preprocess" -d 4 -c 3d_fullres -np 1 -npfp 1 --verify_dataset_integrity
