@@ -14,6 +14,7 @@ from semiseg.inference.segmenter import Segmenter
 from trainer.averaging import average_into
 from trainer.engine import TorchEngine, student_of
 from trainer.errors import TrainingError
+from trainer.memory_format import use_memory_format
 from trainer.methods.method import Networks, StepPlan
 from trainer.mixed_precision import mixed_precision
 from trainer.optimisers import make_optimiser, step_together
@@ -54,7 +55,8 @@ class ModelSet:
             start_from(self._plan.recipe.start, networks)
         networks = {name: network.to(self._accelerator.device) for name, network in networks.items()}
         same_everywhere(networks.values())
-        return networks
+        memory_format = self._plan.recipe.memory_format
+        return {name: use_memory_format(network, memory_format) for name, network in networks.items()}
 
     def renew(self, step: int) -> None:
         """Begin ``step`` with what the stages hand over, and the fresh networks and optimisers that they ask for."""

@@ -16,6 +16,7 @@ from semiseg.errors import sentence_of
 from semiseg.volumes.segmentation import Code
 from semiseg.volumes.series_rules import SeriesRule
 from trainer.errors import RecipeError
+from trainer.memory_format import MemoryFormat
 
 Positive = Annotated[int, Field(ge=1)]
 Side = Annotated[int, Field(ge=1, le=4096)]  # voxels; the manifest's limit
@@ -198,6 +199,8 @@ class Recipe(Section):
             during training, once there is any).
         precision: ``bf16`` or ``fp16`` mixed precision, or ``fp32``. ``fp16`` needs a GPU, and on a CPU ``bf16`` leaves
             convolutions in float32.
+        memory_format: Order of the values of a convolution in memory. ``channels_last`` makes training on a processor
+            1.1 to 1.5 times as fast; ``contiguous`` is PyTorch's own.
         accumulate: split each batch into this many parts, one after the other: less memory. Losses that pool over the
             batch (Dice) are then pooled over each part.
         workers: processes that make patches ahead of the training; ``auto`` is none on a CPU, and beside a GPU one for
@@ -245,6 +248,7 @@ class Recipe(Section):
     scan_weights: dict[str, Annotated[float, Field(ge=0)]] = {}
     foreground: Share = 0.5
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    memory_format: MemoryFormat = "contiguous"
     accumulate: Positive = 1
     workers: Annotated[int, Field(ge=0)] | Literal["auto"] = "auto"
     augment_on: Literal["workers", "device"] = "workers"

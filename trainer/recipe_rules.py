@@ -29,6 +29,7 @@ KEYS = (
     "batch",
     "updates",
     "precision",
+    "memory_format",
     "augmentation",
 )
 """The keys that may be left open, in the order in which they are decided."""
@@ -278,6 +279,12 @@ def _precision(chosen: _Choices) -> tuple[str, str]:
     return "fp16", "the GPU has no bf16"
 
 
+def _memory_format(chosen: _Choices) -> tuple[str, str]:
+    if chosen.machine.gpu is None:
+        return "channels_last", "convolutions on a processor then need no conversion of their values"
+    return "contiguous", "the other order was not measured on a GPU"
+
+
 def _augmentation(chosen: _Choices) -> tuple[dict[str, Any], str]:
     mm = [n * side for n, side in zip(chosen.patch, chosen.spacing, strict=True)]
     shortest = min(mm)
@@ -310,6 +317,7 @@ _RULES: dict[str, Callable[[_Choices], tuple[Any, str]]] = {
     "batch": _batch,
     "updates": _updates,
     "precision": _precision,
+    "memory_format": _memory_format,
     "augmentation": _augmentation,
 }
 
