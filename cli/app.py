@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from semiseg.errors import SemisegError
-from semiseg.system.terminal import replace_what_cannot_be_shown
+from semiseg.system.terminal import replace_unencodable_characters
 
 # command -> one line of help. `semiseg --help` is made from this table alone, so that it needs neither torch nor a web
 # server; the file cli/<command>.py is imported when its command is called. Its `app` is a typer.Typer.
@@ -82,7 +82,7 @@ def build(command: str | None) -> typer.Typer:
     program.callback()(_options)
     for name, help_line in COMMANDS.items():
         if name != command:
-            program.command(name, help=help_line)(_nothing)
+            program.command(name, help=help_line)(_not_called)
             continue
         app: typer.Typer = importlib.import_module(f"cli.{name}").app
         if name in GROUPS:
@@ -99,7 +99,7 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     debug = "--debug" in arguments
     command = next((a for a in arguments if not a.startswith("-")), None)
-    replace_what_cannot_be_shown()
+    replace_unencodable_characters()
     if not debug:
         _keep_libraries_quiet()
     try:
@@ -120,7 +120,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.write(f"semiseg: {where}{error.strerror or error}. --debug shows where this happened.\n")
         sys.exit(1)
     except ModuleNotFoundError as error:
-        extra = extra_with(error.name)
+        extra = extra_providing(error.name)
         if debug or extra is None:
             raise
         sys.stderr.write(
@@ -149,7 +149,7 @@ def _keep_libraries_quiet() -> None:
     logging.lastResort = logging.NullHandler()  # None would print that there is no handler
 
 
-def extra_with(module: str | None) -> str | None:
+def extra_providing(module: str | None) -> str | None:
     """The extra of pyproject.toml that brings ``module``."""
     top = (module or "").split(".")[0]
     return next((extra for extra, modules in EXTRAS.items() if top in modules), None)
@@ -171,7 +171,7 @@ def _options(
     del debug, version
 
 
-def _nothing() -> None:
+def _not_called() -> None:
     # Stands for a command that was not called, so that --help can list it.
     return
 

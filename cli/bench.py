@@ -30,35 +30,35 @@ def inference(
 ) -> None:
     """Time the sliding window from array to mask, in turn with MONAI's and, where it is installed, nnU-Net's."""
     from cli.models import parse_window
-    from exporter.bench.measure import machine, run_case
-    from exporter.bench.work import STUDENTS, Case
+    from exporter.bench.benchmark_case import STUDENTS, BenchmarkCase
+    from exporter.bench.measure import machine_info, run_benchmark
 
     if only is not None and only not in STUDENTS:
         raise InputError(f"There is no student '{only}' to time; there are {', '.join(STUDENTS)}.")
     threads = threads or usable_processors()
     if quick:
-        cases = [Case(only or "unet-plain", 3, (96, 96, 72), (48, 48, 48), 1)]
+        cases = [BenchmarkCase(only or "unet-plain", 3, (96, 96, 72), (48, 48, 48), 1)]
     else:
         small, flat = parse_window(volume), (160, 160, 64)
         assert small is not None
         cube = (96, 96, 96)
         cases = [
-            Case("unet", 3, small, cube, rounds),
-            Case("unet", 3, small, flat, rounds),
-            Case("unet-plain", 14, small, cube, rounds),
-            Case("segresnet", 3, small, cube, rounds),
-            Case("vnet", 3, small, cube, rounds),
-            Case("dynunet", 3, small, cube, rounds),
+            BenchmarkCase("unet", 3, small, cube, rounds),
+            BenchmarkCase("unet", 3, small, flat, rounds),
+            BenchmarkCase("unet-plain", 14, small, cube, rounds),
+            BenchmarkCase("segresnet", 3, small, cube, rounds),
+            BenchmarkCase("vnet", 3, small, cube, rounds),
+            BenchmarkCase("dynunet", 3, small, cube, rounds),
         ]
         cases = [case for case in cases if only in (None, case.student)]
     console = Console(stderr=as_json, highlight=False, soft_wrap=True)
-    here = machine(threads)
+    here = machine_info(threads)
     told: dict[str, object] = {"machine": here}
     console.print("  ".join(f"{name} {value}" for name, value in here.items()))
     results = []
     for case in cases:
         console.print(f"[bold]{case}[/]")
-        result = run_case(case, threads, console.print)
+        result = run_benchmark(case, threads, console.print)
         results.append(asdict(result))
         table = Table("", "s", "times as fast", "same voxels", "not network", "of matmul")
         for one in result.timed:
@@ -76,12 +76,12 @@ def inference(
 def _memory(console: Console, threads: int) -> list[dict[str, object]]:
     """Peak memory of a pass over a long scan, ours for three lengths and MONAI's for one."""
     from exporter.bench import measure
-    from exporter.bench.work import Case
+    from exporter.bench.benchmark_case import BenchmarkCase
 
     out: list[dict[str, object]] = []
     for who, slices in (("ours", 200), ("ours", LONG[2]), ("ours", 800), ("monai", LONG[2])):
-        case = Case("unet-plain", 14, (LONG[0], LONG[1], slices), (96, 96, 96))
-        used, seconds = measure.memory(case, who, threads)
+        case = BenchmarkCase("unet-plain", 14, (LONG[0], LONG[1], slices), (96, 96, 96))
+        used, seconds = measure.measure_memory(case, who, threads)
         console.print(f"{case}: {who} {used / 1e6:.0f} MB above the idle process, {seconds:.0f} s")
         out.append({"who": who, "slices": slices, "bytes": used, "seconds": seconds})
     return out

@@ -13,14 +13,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from semiseg.collection import Collected, Line, Wishes, collect, counts, parse_labels
+from semiseg.collection import CollectionResult, CollectOptions, ReportEntry, collect, count_entries, parse_labels
 from semiseg.errors import InputError, SemisegError
 
 app = typer.Typer(add_completion=False)
 _SHOWN = 10  # lines of one kind on the terminal; the report has them all
 
 
-class Overlapping(StrEnum):
+class OverlapPolicy(StrEnum):
     """What becomes of a voxel that belongs to two structures."""
 
     refuse = "refuse"
@@ -44,9 +44,9 @@ def command(
     ] = None,
     mapping: Annotated[Path | None, typer.Option(help="Whose scan a case is; DATA-mapping.csv beside DATA.")] = None,
     overlap: Annotated[
-        Overlapping,
+        OverlapPolicy,
         typer.Option(help="Where structures overlap: refuse the label, the later or earlier value wins, or regions."),
-    ] = Overlapping.refuse,
+    ] = OverlapPolicy.refuse,
     modality: Annotated[
         list[str] | None, typer.Option(help="Take series of this modality only; may be repeated.")
     ] = None,
@@ -59,7 +59,7 @@ def command(
     add: Annotated[bool, typer.Option("--add", help="Add the scans to the dataset that DATA is.")] = False,
 ) -> None:
     """Turn DICOM series and their outlines, or an nnU-Net folder, into a dataset without patients' names."""
-    wishes = Wishes(
+    options = CollectOptions(
         labels=parse_labels(labels) if labels else None,
         matches=matches,
         overlap=overlap.value,
@@ -67,20 +67,20 @@ def command(
         descriptions=tuple(series or ()),
         channels=_channels(channels) if channels else {},
     )
-    signal.signal(signal.SIGTERM, _leave)  # so that a terminated run takes its working folder with it
+    signal.signal(signal.SIGTERM, _exit_on_signal)  # so that a terminated run takes its working folder with it
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("Looking at files", total=None)
         collected = collect(
             source,
             out,
-            wishes,
+            options,
             mapping=mapping,
             add=add,
             progress=lambda what, done, of: bar.update(task, description=what, completed=done, total=of),
         )
     _show(collected, out, Console())
-    found = counts(collected.lines)
+    found = count_entries(collected.entries)
     refused = sum(found.get(f"refused {what}", 0) for what in ("label", "structure"))
     if refused and not any(found.get(f"{status} scan", 0) for status in ("labelled", "already there")):
         raise SemisegError(f"Labels were found, and none could be used: {refused} were refused, for the reasons above.")
@@ -97,13 +97,13 @@ def _channels(text: str) -> dict[str, str]:
     return table
 
 
-def _leave(number: int, frame: Any) -> None:
+def _exit_on_signal(number: int, frame: Any) -> None:
     del frame
     sys.exit(128 + number)
 
 
-def _show(collected: Collected, out: Path, console: Console) -> None:
-    found = counts(collected.lines)
+def _show(collected: CollectionResult, out: Path, console: Console) -> None:
+    found = count_entries(collected.entries)
 
     def say(text: str, style: str | None = None) -> None:
         console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
@@ -128,7 +128,7 @@ def _show(collected: Collected, out: Path, console: Console) -> None:
         ("left out", "structure"): "Structures left out",
     }
     for (status, what), title in titles.items():
-        chosen = [line for line in collected.lines if (line.status, line.what) == (status, what)]
+        chosen = [line for line in collected.entries if (line.status, line.what) == (status, what)]
         if not chosen:
             continue
         say(f"\n{title}: {len(chosen)}", "bold red" if status == "refused" else "bold")
@@ -136,14 +136,14 @@ def _show(collected: Collected, out: Path, console: Console) -> None:
             say("  " + ": ".join(part for part in (line.case, line.source, line.reason) if part))
         if len(chosen) > _SHOWN:
             say(f"  ... and {len(chosen) - _SHOWN} more, in the report.")
-    _show_litter(collected.lines, say)
+    _show_litter(collected.entries, say)
     known = f"; {collected.known} scans kept the ids they had" if collected.known else ""
     say(f"\nWhose scans they are: {collected.mapping} (it names patients: keep it, apart from the dataset{known}).")
     say(f"Report, with the same care: {collected.report[0]} and {collected.report[1].suffix[1:].upper()} beside it.")
     say(f"\nNext: semiseg data check {out}")
 
 
-def _show_litter(lines: tuple[Line, ...], say: Any) -> None:
+def _show_litter(lines: tuple[ReportEntry, ...], say: Any) -> None:
     reasons: dict[str, int] = defaultdict(int)
     for line in lines:
         if (line.status, line.what) == ("left out", "file"):

@@ -20,7 +20,7 @@ app = typer.Typer(add_completion=False)
 WIDTH = 160  # of the table in a file
 
 
-class Judged(StrEnum):
+class ComparisonSubset(StrEnum):
     """The list of the split that the figures are made on."""
 
     test = "test"
@@ -55,8 +55,8 @@ def compare(
     minutes: Annotated[float | None, typer.Option(min=0.1, help="Budget: wall time of training, instead.")] = None,
     split: Annotated[Path | None, typer.Option(help="Split file; DATA/split.json if there is one.")] = None,
     on: Annotated[
-        Judged, typer.Option(help="Judge on the test list, or while choosing settings on development.")
-    ] = Judged.test,
+        ComparisonSubset, typer.Option(help="Judge on the test list, or while choosing settings on development.")
+    ] = ComparisonSubset.test,
     set_: Annotated[
         list[str] | None,
         typer.Option(
@@ -67,20 +67,27 @@ def compare(
     cache: Annotated[Path | None, typer.Option(help="Keep preprocessed scans here; by default in OUT.")] = None,
 ) -> None:
     """Train every method with every count of labels, draw, fold and seed, judge them on the same scans, and compare."""
-    from cli.comparison_runner import ComparisonRunner, is_for_one
-    from trainer.comparison import as_text, draw, finished, summarise, trials, write_csv
+    from cli.comparison_runner import ComparisonRunner, is_method_specific
+    from trainer.comparison import (
+        format_table,
+        make_trials,
+        plot_comparison,
+        read_evaluations,
+        summarise_trials,
+        write_csv,
+    )
 
     if updates is not None and minutes is not None:
         raise InputError("A budget is --updates or --minutes, not both.")
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     rows, renamed = _rows(methods)
-    strangers = {c.partition(":")[0] for c in set_ or [] if is_for_one(c)} - set(rows)
+    strangers = {c.partition(":")[0] for c in set_ or [] if is_method_specific(c)} - set(rows)
     if strangers:
         raise InputError(f"--set {sorted(strangers)[0]}:... is for a method that is not compared ({methods}).")
-    if folds and (split is not None or on is not Judged.test):
+    if folds and (split is not None or on is not ComparisonSubset.test):
         raise InputError("With --folds every outlined scan is judged once; leave --split and --on out.")
     counts = _numbers(labelled, "--labelled")
-    todo = trials(
+    todo = make_trials(
         rows,
         counts,
         _numbers(seeds, "--seeds"),
@@ -102,15 +109,15 @@ def compare(
     for trial in todo:
         runner.require_same(trial)
     runner.train(todo, jobs)
-    runner.judge(todo)
-    found = finished((trial, runner.scores(trial) / "scores.json") for trial in todo)
-    lines = summarise(found)
+    runner.evaluate(todo)
+    found = read_evaluations((trial, runner.scores(trial) / "scores.json") for trial in todo)
+    lines = summarise_trials(found)
     title = f"{data.resolve().name}: {on.value} scans" + (f", {minutes:g} min each" if minutes else "")
-    _show(as_text(lines), title)
+    _show(format_table(lines), title)
     write_csv(lines, out / f"{on.value}.csv")
-    draw(lines, out / f"{on.value}.png", title)
+    plot_comparison(lines, out / f"{on.value}.png", title)
     remarks = dict.fromkeys(note for evaluation in found.values() for note in evaluation.notes)
-    for remark in (*remarks, *(line.remark for line in lines if line.remark)):
+    for remark in (*remarks, *(line.missing_figures_note for line in lines if line.missing_figures_note)):
         typer.echo(remark)
     for name, sentence in runner.failed.items():
         console.print(f"failed: {name}: {sentence}", style="red")

@@ -23,22 +23,21 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Literal
 
-from cli.evaluate import Scans, notes_of, write
+from cli.evaluate import EvaluationSubset, evaluation_notes, write_evaluation
 from cli.models import open_model
-from semiseg.dataset import load_dataset, scans_to_judge
-from semiseg.dataset.resampling import draw_labelled
-from semiseg.dataset.resampling import folds as make_folds
+from semiseg.dataset import evaluation_scans, load_dataset
+from semiseg.dataset.resampling import make_folds, resample_labelled
 from semiseg.dataset.split_file import SplitFile, find_split, read_split, write_split
 from semiseg.errors import InputError, SemisegError
-from semiseg.evaluation.evaluate import evaluate
-from semiseg.inference.segmenter import Settings
+from semiseg.evaluation.evaluator import evaluate
+from semiseg.inference.segmenter import SlidingWindowOptions
 from semiseg.system.durable_files import replace_file
 from trainer.checkpoints import RunFolder
 from trainer.comparison import Trial
 from trainer.recipe import find_recipe
 
-CALIBRATION = 64  # updates of the short run
-Tell = Callable[[str], None]
+CALIBRATION_UPDATES = 64  # updates of the short run
+Report = Callable[[str], None]
 
 
 @dataclass
@@ -53,7 +52,7 @@ class ComparisonRunner:
         changes: of the recipe, as --set has them.
         on: the list of the split that is judged.
         cache: preprocessed scans.
-        tell: told what has been done.
+        report: told what has been done.
         failed: what there is to complain about, by the name of a trial.
         updates: the budget of each method; the recipe's where a method is not in it.
         methods: Method of each row of the table whose name is another one.
@@ -66,7 +65,7 @@ class ComparisonRunner:
     changes: tuple[str, ...]
     on: Literal["test", "development"]
     cache: Path
-    tell: Tell
+    report: Report
     failed: dict[str, str] = field(default_factory=dict)
     updates: dict[str, int] = field(default_factory=dict)
     methods: Mapping[str, str] = field(default_factory=dict)
@@ -79,9 +78,9 @@ class ComparisonRunner:
         """The folder of its scores."""
         return self.run(trial) / self.on
 
-    def split_of(self, trial: Trial) -> Path | None:
+    def split_file_of(self, trial: Trial) -> Path | None:
         """The split file of a trial; None for the dataset's own."""
-        return self._drawn(trial.draw, trial.fold) if trial.draw or trial.fold else self.split
+        return self._drawn_split_file(trial.draw, trial.fold) if trial.draw or trial.fold else self.split
 
     def write_splits(self, labelled: Sequence[int], draws: int, folds: int) -> None:
         """Draw the splits of a comparison that is repeated, and write down those that are not there yet.
@@ -102,16 +101,16 @@ class ComparisonRunner:
                 path = find_split(dataset, self.split)
                 if path is None:
                     raise InputError(f"{self.data} has no split.json to draw from; make one, or use --folds.")
-                made[draw, 0] = draw_labelled(dataset, read_split(dataset, path), labelled, draw)
+                made[draw, 0] = resample_labelled(dataset, read_split(dataset, path), labelled, draw)
         for (draw, fold), split in made.items():
-            file = self._drawn(draw, fold)
+            file = self._drawn_split_file(draw, fold)
             file.parent.mkdir(parents=True, exist_ok=True)
             if not file.is_file():
                 write_split(split, file)
             elif _lists(read_split(dataset, file)) != _lists(split):
                 raise InputError(f"{file} holds another split than this comparison would draw; name a new folder.")
 
-    def _drawn(self, draw: int, fold: int) -> Path:
+    def _drawn_split_file(self, draw: int, fold: int) -> Path:
         return self.out / "splits" / f"draw{draw}-fold{fold}.json"
 
     def calibrate(self, trials: Sequence[Trial], minutes: float) -> None:
@@ -122,16 +121,16 @@ class ComparisonRunner:
             if not kept.is_file():
                 run = self.out / "calibration" / method
                 shutil.rmtree(run, ignore_errors=True)  # what a kill left of it
-                error = _semiseg(self._command(mine[0], run, f"updates={CALIBRATION}"), _device(0))
+                error = _semiseg(self._command(mine[0], run, f"updates={CALIBRATION_UPDATES}"), _device(0))
                 if error is not None:
                     self.failed |= {trial.name: error for trial in mine}
                     continue
                 rows = [json.loads(line) for line in (run / "log.jsonl").read_text(encoding="utf-8").splitlines()]
                 seconds = max(row["elapsed"] for row in rows if "elapsed" in row)
-                kept.write_text(json.dumps({"seconds": seconds, "updates": CALIBRATION}), encoding="utf-8")
+                kept.write_text(json.dumps({"seconds": seconds, "updates": CALIBRATION_UPDATES}), encoding="utf-8")
             told = json.loads(kept.read_text(encoding="utf-8"))
             self.updates[method] = max(8, int(minutes * 60 / told["seconds"] * told["updates"]) // 8 * 8)
-            self.tell(f"{method}: {self.updates[method]} updates in {minutes:g} min")
+            self.report(f"{method}: {self.updates[method]} updates in {minutes:g} min")
 
     def require_same(self, trial: Trial) -> None:
         """Refuse to go on with a run that was told other things: the table would compare what is not comparable.
@@ -139,11 +138,11 @@ class ComparisonRunner:
         Raises:
             InputError: it was.
         """
-        mine = [c for c in self.changes if not is_for_one(c) or c.startswith(f"{trial.method}:")]
+        mine = [c for c in self.changes if not is_method_specific(c) or c.startswith(f"{trial.method}:")]
         told = {
             "changes": [c for c in [*mine, *self._budget(trial)] if not c.startswith("threads=")],
             "recipe": _digest(find_recipe(self.recipe)),
-            "split": _digest(self.split_of(trial) or self.data / "split.json"),
+            "split": _digest(self.split_file_of(trial) or self.data / "split.json"),
             "data": str(self.data.resolve()),
             **({"method": self.methods[trial.method]} if trial.method in self.methods else {}),
         }
@@ -179,12 +178,12 @@ class ComparisonRunner:
                 if error is not None:
                     self.failed[trial.name] = error
                 state = error or ("there already" if there else f"{time.monotonic() - since:.0f} s")
-                self.tell(f"trained {ended} of {len(trials)}: {trial.name}: {state}")
+                self.report(f"trained {ended} of {len(trials)}: {trial.name}: {state}")
 
         with ThreadPoolExecutor(jobs) as pool:
             list(pool.map(one, trials))
 
-    def judge(self, trials: Sequence[Trial]) -> None:
+    def evaluate(self, trials: Sequence[Trial]) -> None:
         """Evaluate every run that was trained and not judged yet."""
         for number, trial in enumerate(trials, start=1):
             there = (self.scores(trial) / "scores.json").is_file()
@@ -195,23 +194,25 @@ class ComparisonRunner:
             else:
                 state = "done"
                 try:
-                    self._judge(trial)
+                    self._evaluate(trial)
                 except SemisegError as error:
                     state = self.failed[trial.name] = str(error)
-            self.tell(f"judged {number} of {len(trials)}: {trial.name}: {state}")
+            self.report(f"judged {number} of {len(trials)}: {trial.name}: {state}")
 
-    def _judge(self, trial: Trial) -> None:
+    def _evaluate(self, trial: Trial) -> None:
         dataset = load_dataset(self.data)
-        opened = open_model(self.run(trial), Settings())
-        scans = scans_to_judge(dataset, self.split_of(trial), self.on)
+        opened = open_model(self.run(trial), SlidingWindowOptions())
+        scans = evaluation_scans(dataset, self.split_file_of(trial), self.on)
         title = f"{trial.name} on {dataset.name}, {len(scans)} {self.on} scans"
-        notes = notes_of(opened.manifest, Scans(self.on))
-        write(evaluate(opened.segmenter.segment, dataset, scans, title=title, notes=notes), self.scores(trial))
+        notes = evaluation_notes(opened.manifest, EvaluationSubset(self.on))
+        write_evaluation(
+            evaluate(opened.segmenter.segment, dataset, scans, title=title, notes=notes), self.scores(trial)
+        )
 
     def _changes(self, method: str) -> list[str]:
         """Those for every method, then those for this one, as `semiseg train` has them."""
         own = [change.removeprefix(f"{method}:") for change in self.changes if change.startswith(f"{method}:")]
-        return [*(change for change in self.changes if not is_for_one(change)), *own]
+        return [*(change for change in self.changes if not is_method_specific(change)), *own]
 
     def _budget(self, trial: Trial) -> list[str]:
         return [f"updates={self.updates[trial.method]}"] if trial.method in self.updates else []
@@ -223,7 +224,7 @@ class ComparisonRunner:
         return [
             *("train", "--data", str(self.data), "--recipe", self.recipe, "--method", method),
             *("--labelled", str(trial.labelled), "--out", str(run), "--cache", str(self.cache), "--quiet"),
-            *(["--split", str(split)] if (split := self.split_of(trial)) else []),
+            *(["--split", str(split)] if (split := self.split_file_of(trial)) else []),
             *[part for change in changes for part in ("--set", change)],
         ]
 
@@ -233,7 +234,7 @@ def _lists(split: SplitFile) -> dict[str, object]:
     return split.model_dump(include={"test", "train", "labelled", "development"})
 
 
-def is_for_one(change: str) -> bool:
+def is_method_specific(change: str) -> bool:
     """Whether a change is of the form METHOD:key=value."""
     return ":" in change.partition("=")[0]
 

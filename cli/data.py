@@ -13,7 +13,7 @@ from rich.progress import Progress
 
 from semiseg.dataset import (
     Dataset,
-    Finding,
+    DatasetFinding,
     Split,
     check_dataset,
     find_split,
@@ -105,7 +105,7 @@ def _split_to_check(dataset: Dataset, split_file: Path | None, labelled: int | N
 
 
 def _what_was_read(dataset: Dataset, split: Split | None, all_labels: bool) -> str:
-    names = ", ".join(s.with_values for s in dataset.segments) or "unnamed labels"
+    names = ", ".join(s.display_name for s in dataset.segments) or "unnamed labels"
     text = f"{dataset.name}: {len(dataset.cases)} scans, channels {', '.join(dataset.channels)}; {names}."
     if split:
         pools = ", ".join(f"{len(ids)} {pool}" for pool, ids in split.pools().items() if ids)
@@ -118,7 +118,7 @@ def _what_was_read(dataset: Dataset, split: Split | None, all_labels: bool) -> s
     return f"{text} The labels of {closed} scans stayed closed (--all-labels opens them)."
 
 
-def _print_finding(console: Console, finding: Finding) -> None:
+def _print_finding(console: Console, finding: DatasetFinding) -> None:
     colour = "red" if finding.severity == "error" else "yellow"
     where = f"{finding.case}: " if finding.case else ""
     console.print(

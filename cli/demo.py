@@ -16,12 +16,12 @@ import typer
 from rich.console import Console
 
 from semiseg.errors import InputError, SemisegError
-from semiseg.system.terminal import as_typed
+from semiseg.system.terminal import shell_join
 
 app = typer.Typer()
 
 CASES, LABELLED, TEST = 26, 4, 6
-MARK = "semiseg-demo.json"
+MARKER_FILE = "semiseg-demo.json"
 
 
 @app.command()
@@ -54,17 +54,17 @@ def demo(
 
 def _start_folder(out: Path) -> None:
     if out.exists() and any(out.iterdir()):
-        if not (out / MARK).is_file():
+        if not (out / MARKER_FILE).is_file():
             raise InputError(f"{out} exists and was not made by `semiseg demo`; name another folder with --out.")
         shutil.rmtree(out)
     out.mkdir(parents=True, exist_ok=True)
-    (out / MARK).write_text(json.dumps({"made by": "semiseg demo"}), encoding="utf-8")
+    (out / MARKER_FILE).write_text(json.dumps({"made by": "semiseg demo"}), encoding="utf-8")
 
 
 def _make_scans(console: Console, out: Path, data: Path, seed: int) -> None:
     """The dataset, and one test scan again as a DICOM series in a zip, as a PACS would send it."""
     from semiseg.dataset import load_dataset
-    from semiseg.phantoms.write import write_dataset, write_dicom_series
+    from semiseg.phantoms.writers import write_dataset, write_dicom_series
     from semiseg.volumes.nifti import read_nifti
 
     write_dataset(data, cases=CASES, labelled=LABELLED, test=TEST, seed=seed)
@@ -80,7 +80,7 @@ def _make_scans(console: Console, out: Path, data: Path, seed: int) -> None:
 
 def _semiseg(console: Console, *arguments: str) -> None:
     """Run a command of this program as a user would, showing it."""
-    console.print(f"[bold]$ semiseg {as_typed(arguments)}[/]")
+    console.print(f"[bold]$ semiseg {shell_join(arguments)}[/]")
     finished = subprocess.run([sys.executable, "-m", "semiseg", *arguments], check=False)
     if finished.returncode:
         raise SemisegError(f"`semiseg {arguments[0]}` ended with exit code {finished.returncode}; see above.")
@@ -90,7 +90,7 @@ def _semiseg(console: Console, *arguments: str) -> None:
 def _server(console: Console, bundle: Path) -> Iterator[str]:
     """`semiseg serve` in a process of its own, on a free port, until the block ends."""
     arguments = ["serve", str(bundle), "--port", "0"]
-    console.print(f"[bold]$ semiseg {as_typed(arguments)}[/]")
+    console.print(f"[bold]$ semiseg {shell_join(arguments)}[/]")
     command = [sys.executable, "-u", "-m", "semiseg", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:

@@ -21,7 +21,7 @@ from semiseg.features import PYTHONS, SYSTEMS, availabilities
 from semiseg.system.memory import physical_memory
 from semiseg.system.nvidia import nvidia_driver
 from semiseg.system.processors import processor_flags, usable_processors
-from semiseg.volumes.volume import by_sides
+from semiseg.volumes.volume import format_shape
 
 app = typer.Typer()
 
@@ -31,7 +31,7 @@ PACKAGES = {
     "serve": ("bentoml", "httpx", "openvino"),
     "trt": ("tensorrt",),
 }
-LEAST_FREE_GB = 5.0
+MIN_FREE_GB = 5.0
 
 
 @app.command()
@@ -69,7 +69,7 @@ def _machine(console: Console) -> list[str]:
     troubles = []
     if sys.version_info < (3, 11):  # noqa: UP036 (pip refuses it; a copied tree does not)
         troubles.append(f"Python {platform.python_version()} is not supported; use 3.11 or newer.")
-    if free < LEAST_FREE_GB:
+    if free < MIN_FREE_GB:
         troubles.append(f"Only {free:.1f} GB are free in {scratch}; a study and its mask need room there.")
     return troubles
 
@@ -113,9 +113,9 @@ def _features(console: Console) -> None:
 
 def _bundle(console: Console, folder: Path) -> list[str]:
     """Load the bundle, run one window, and say which engine did it."""
-    from cli.models import variant_lines
+    from cli.models import describe_variants
     from semiseg.bundle.bundle import open_bundle
-    from semiseg.inference.choice import choose_engine
+    from semiseg.inference.engine_selection import choose_engine
     from semiseg.inference.segmenter import Segmenter
 
     try:
@@ -130,22 +130,22 @@ def _bundle(console: Console, folder: Path) -> list[str]:
         return [str(error)]
     manifest = bundle.manifest
     origin = manifest.provenance
-    window = by_sides(manifest.window)
+    window = format_shape(manifest.window)
     console.print(f"bundle   {manifest.name}, sha256 {bundle.sha256[:12]}, every file as the manifest says")
     console.print(
         f"         {origin.method}, {origin.labelled} labelled and {origin.unlabelled} unlabelled scans of "
         f"{origin.dataset}, {origin.parameters:,} parameters"
     )
     console.print(f"         segments: {', '.join(s.name for s in manifest.segments)}")
-    for line in variant_lines(bundle):
+    for line in describe_variants(bundle):
         console.print(f"         {line}")
     if manifest.validation is None:
         console.print("         not validated: its split had no validation list")
     for one in choice.candidates:
-        if one is choice.taken:
+        if one is choice.selected:
             break
-        console.print(f"         not {one.precision} on {one.where}: {one.reason}")
-    taken = choice.taken
-    console.print(f"         runs {taken.precision} on {taken.where}: {taken.reason}")
+        console.print(f"         not {one.precision} on {one.engine_and_device}: {one.reason}")
+    taken = choice.selected
+    console.print(f"         runs {taken.precision} on {taken.engine_and_device}: {taken.reason}")
     console.print(f"         a window of {window} takes {seconds * 1000:.0f} ms")
     return []

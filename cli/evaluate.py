@@ -14,21 +14,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from cli.models import manifest_of, open_model, overlap_of_stride, parse_overlap, parse_window
-from cli.run_dataset import dataset_folder
+from cli.dataset_option import resolve_dataset_folder
+from cli.models import open_model, parse_overlap, parse_window, read_model_manifest, stride_to_overlap
 from semiseg.bundle.manifest import Manifest
-from semiseg.dataset import Dataset, load_dataset, scans_to_judge
+from semiseg.dataset import Dataset, evaluation_scans, load_dataset
 from semiseg.errors import InputError
-from semiseg.evaluation.evaluate import Segmenting
-from semiseg.evaluation.evaluate import evaluate as judge
-from semiseg.evaluation.picture import save
-from semiseg.evaluation.result import HEADINGS, SHOWN, Evaluation
-from semiseg.inference.segmenter import Settings
+from semiseg.evaluation.evaluator import SegmentFunction
+from semiseg.evaluation.evaluator import evaluate as judge
+from semiseg.evaluation.picture import save_picture
+from semiseg.evaluation.result import DEFAULT_METRICS, HEADINGS, Evaluation
+from semiseg.inference.segmenter import SlidingWindowOptions
 
 app = typer.Typer(add_completion=False)
 
 
-class Scans(StrEnum):
+class EvaluationSubset(StrEnum):
     """Which list of the split is judged on; ``all`` for a folder without a split."""
 
     test = "test"
@@ -43,7 +43,9 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(help="Dataset folder with the outlines to compare with; by default the run's own.")
     ] = None,
-    on: Annotated[Scans, typer.Option(help="Which scans of the split; 'all' where there is no split.")] = Scans.test,
+    on: Annotated[
+        EvaluationSubset, typer.Option(help="Which scans of the split; 'all' where there is no split.")
+    ] = EvaluationSubset.test,
     split: Annotated[Path | None, typer.Option(help="Split file; DATA/split.json if there is one.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for scores.csv, scores.json and pictures.")] = None,
     save_masks: Annotated[bool, typer.Option("--save-masks", help="Keep the predicted masks in OUT/masks.")] = False,
@@ -64,38 +66,40 @@ def evaluate(
     if save_masks and out is None:
         raise InputError("--save-masks needs --out, the folder that the masks go to.")
     shown = parse_metrics(metrics)
-    dataset = load_dataset(dataset_folder(data, model))
-    scans = scans_to_judge(dataset, split, on.value)
+    dataset = load_dataset(resolve_dataset_folder(data, model))
+    scans = evaluation_scans(dataset, split, on.value)
     if overlap is not None and stride is not None:
         raise InputError("--stride is another way to say --overlap; give one of them.")
-    settings = Settings(parse_window(window), parse_overlap(overlap), batch)
+    settings = SlidingWindowOptions(parse_window(window), parse_overlap(overlap), batch)
     if stride is not None:
-        settings = replace(settings, overlap=overlap_of_stride(stride, settings.window or manifest_of(model).window))
+        settings = replace(
+            settings, overlap=stride_to_overlap(stride, settings.window or read_model_manifest(model).window)
+        )
     opened = open_model(model, settings, threads=threads)
     manifest = opened.manifest
     if not dataset.segments:  # no dataset.json: the model's own names are the only ones there are
         dataset = dataset.with_names(channels=manifest.channel_names)
-    which = f"all {len(scans)} outlined scans" if on is Scans.all else f"{len(scans)} {on.value} scans"
+    which = f"all {len(scans)} outlined scans" if on is EvaluationSubset.all else f"{len(scans)} {on.value} scans"
     title = f"{manifest.name} on {dataset.name}, {which}"
     keep = out / "masks" if out and save_masks else None
-    evaluation = _with_progress(opened.segmenter.segment, dataset, scans, title, notes_of(manifest, on), keep)
-    show(evaluation, Console(), shown)
+    evaluation = _with_progress(opened.segmenter.segment, dataset, scans, title, evaluation_notes(manifest, on), keep)
+    print_evaluation(evaluation, Console(), shown)
     if out:
-        write(evaluation, out)
+        write_evaluation(evaluation, out)
     if evaluation.failures:
         raise typer.Exit(1)
 
 
-def notes_of(manifest: Manifest, on: Scans) -> tuple[str, ...]:
+def evaluation_notes(manifest: Manifest, on: EvaluationSubset) -> tuple[str, ...]:
     """What a reader of the figures has to know about how the model was made."""
     notes = []
     if manifest.validation is None:
         notes.append("Not validated: no label was spent on choosing among checkpoints; the last one was taken.")
-    if manifest.provenance.transductive and on is Scans.test:
+    if manifest.provenance.transductive and on is EvaluationSubset.test:
         notes.append("Transductive: the network saw the test images, without their labels, in training.")
-    if on is Scans.all:
+    if on is EvaluationSubset.all:
         notes.append("The dataset has no split, so whether the model has seen some of these scans is not known.")
-    elif on is not Scans.test:
+    elif on is not EvaluationSubset.test:
         notes.append(f"These are {on.value} scans, not test scans.")
     return tuple(notes)
 
@@ -107,7 +111,7 @@ def parse_metrics(text: str | None) -> tuple[str, ...]:
         InputError: There is no such figure, or one stands there twice.
     """
     if text is None:
-        return SHOWN
+        return DEFAULT_METRICS
     names = tuple(name.strip() for name in text.split(","))
     strange = [name for name in names if name not in HEADINGS]
     if strange:
@@ -117,7 +121,7 @@ def parse_metrics(text: str | None) -> tuple[str, ...]:
     return names
 
 
-def show(evaluation: Evaluation, console: Console, metrics: tuple[str, ...] = SHOWN) -> None:
+def print_evaluation(evaluation: Evaluation, console: Console, metrics: tuple[str, ...] = DEFAULT_METRICS) -> None:
     """Print the table, the notes, and the scans that failed with the reason."""
     table = evaluation.table(metrics)
     shown = Table(title=evaluation.title, title_justify="left", box=box.SIMPLE, pad_edge=False)
@@ -126,26 +130,26 @@ def show(evaluation: Evaluation, console: Console, metrics: tuple[str, ...] = SH
     for row in table.rows:
         shown.add_row(*row)
     console.print(shown)
-    seconds = [row.seconds for row in evaluation.of(evaluation.segments[0]) if row.error is None]
+    seconds = [row.seconds for row in evaluation.segment_rows(evaluation.segments[0]) if row.error is None]
     if seconds:
         console.print(f"{statistics.median(seconds):.2f} s per scan (median).", highlight=False)
-    for note in evaluation.remarks(metrics):
+    for note in evaluation.footnotes(metrics):
         console.print(note, markup=False, highlight=False, soft_wrap=True)
     for case, sentence in evaluation.failures.items():
         console.print(f"failed: {case}: {sentence}", markup=False, highlight=False, soft_wrap=True, style="red")
 
 
-def write(evaluation: Evaluation, out: Path) -> None:
+def write_evaluation(evaluation: Evaluation, out: Path) -> None:
     """Leave ``scores.csv``, ``scores.json``, ``dice.png`` and ``hd95.png`` in ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     evaluation.to_csv(out / "scores.csv")
     evaluation.to_json(out / "scores.json")
-    save(evaluation, out / "dice.png", "dice")
-    save(evaluation, out / "hd95.png", "hd95_mm")
+    save_picture(evaluation, out / "dice.png", "dice")
+    save_picture(evaluation, out / "hd95.png", "hd95_mm")
 
 
 def _with_progress(
-    segment: Segmenting,
+    segment: SegmentFunction,
     dataset: Dataset,
     scans: tuple[str, ...],
     title: str,

@@ -39,28 +39,30 @@ def export(
     trt: Annotated[bool, typer.Option("--trt", help="Also build a TensorRT plan for this machine's GPU.")] = False,
 ) -> None:
     """Turn a training run into a bundle: one small network as ONNX, with proof."""
-    from cli.models import variant_lines
-    from cli.run_dataset import dataset_folder
+    from cli.dataset_option import resolve_dataset_folder
+    from cli.models import describe_variants
     from exporter.errors import ExportError
     from exporter.export import export as make_bundle
-    from exporter.proof_scans import scans_for
-    from semiseg.bundle.variant import precision_named
+    from exporter.parity_scans import find_parity_scans
+    from semiseg.bundle.variant import parse_precision
 
-    precisions = [p for text in precision.split(",") if text.strip() and (p := precision_named(text.strip()))]
+    precisions = [p for text in precision.split(",") if text.strip() and (p := parse_precision(text.strip()))]
     if distil_to is not None:
-        run = _distilled(run, distil_to, out.with_name(f"{out.name}-run"), dataset_folder(data, run), updates)
+        run = _distilled(run, distil_to, out.with_name(f"{out.name}-run"), resolve_dataset_folder(data, run), updates)
     elif updates is not None:
         raise InputError("--updates is about --distil-to.")
     exported = make_bundle(run, out, precisions=precisions, data=data, cache=cache)
     bundle = exported.bundle
     typer.echo(f"{out}: {bundle.manifest.provenance.parameters:,} parameters, sha256 {bundle.sha256[:12]}")
     typer.echo(exported.scans)
-    for line in variant_lines(bundle):
+    for line in describe_variants(bundle):
         typer.echo(line)
     if trt:
         from exporter.tensorrt import add_plan
 
-        key = add_plan(bundle, scans=scans_for(bundle.manifest, run, data=data, cache=cache).proof).manifest.plan
+        key = add_plan(
+            bundle, scans=find_parity_scans(bundle.manifest, run, data=data, cache=cache).parity
+        ).manifest.plan
         if key is not None:
             typer.echo(f"TensorRT {key.tensorrt} plan in {key.precision} for {key.gpu}, driver {key.driver}")
     if monai_bundle is not None:

@@ -17,7 +17,7 @@ from semiseg.errors import InputError
 
 if TYPE_CHECKING:
     from semiseg.dataset import Dataset
-    from trainer.first_scans import Choice
+    from trainer.first_scans import ScanSelection
 
 
 def is_dataset(folder: Path) -> bool:
@@ -27,7 +27,9 @@ def is_dataset(folder: Path) -> bool:
     return (folder / "dataset.json").is_file() or (folder / "imagesTr").is_dir()
 
 
-def suggest_first(folder: Path, out: Path, count: int, asked: Sequence[str] | None, split_file: Path | None) -> None:
+def suggest_first_scans(
+    folder: Path, out: Path, count: int, asked: Sequence[str] | None, split_file: Path | None
+) -> None:
     """Choose scans by their images, print them with the reasons, and write suggestions.csv and pictures.
 
     Args:
@@ -41,9 +43,9 @@ def suggest_first(folder: Path, out: Path, count: int, asked: Sequence[str] | No
         InputError: There are too few scans, one cannot be read, or one of ``asked`` is kept for judging.
     """
     from semiseg.dataset import find_split, load_dataset, read_channels
-    from semiseg.dataset.description import some
+    from semiseg.dataset.dataset_json import abbreviate_ids
     from semiseg.outputs.overlay import contact_sheet
-    from trainer.first_scans import MEASURED, choose_first
+    from trainer.first_scans import EVIDENCE_NOTE, select_first_scans
 
     dataset = load_dataset(folder)
     file = find_split(dataset, split_file)
@@ -51,7 +53,7 @@ def suggest_first(folder: Path, out: Path, count: int, asked: Sequence[str] | No
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("Comparing scans", total=len(ids))
-        choice = choose_first(dataset, ids, count, progress=lambda done, _: bar.update(task, completed=done))
+        choice = select_first_scans(dataset, ids, count, progress=lambda done, _: bar.update(task, completed=done))
     out.mkdir(parents=True, exist_ok=True)
     _write_table(choice, out / "suggestions.csv")
     kept = (
@@ -64,12 +66,13 @@ def suggest_first(folder: Path, out: Path, count: int, asked: Sequence[str] | No
         image = next(iter(read_channels(dataset.case(name), dataset.channels).values()))
         contact_sheet(out / f"{rank:02d}-{name}.png", image, [], (), f"{rank}. {name}: {reason}")
     typer.echo("A distance of 1 is the median distance between two of the scans.")
-    if choice.unlike:
+    if choice.outliers:
         typer.echo(
-            f"Not chosen because they are unlike all others; look at them before training: {some(choice.unlike)}."
+            f"Not chosen because they are unlike all others; look at them before training: "
+            f"{abbreviate_ids(choice.outliers)}."
         )
     typer.echo(f"All scans: {out / 'suggestions.csv'}; pictures of the chosen ones beside it.")
-    typer.echo(MEASURED)
+    typer.echo(EVIDENCE_NOTE)
 
 
 def _may_be_outlined(dataset: Dataset, asked: Sequence[str] | None, file: Path | None) -> tuple[str, ...]:
@@ -88,7 +91,7 @@ def _may_be_outlined(dataset: Dataset, asked: Sequence[str] | None, file: Path |
     return tuple(name for name in (dataset.cases if train is None else train) if name not in closed)
 
 
-def _reason(choice: Choice, name: str) -> str:
+def _reason(choice: ScanSelection, name: str) -> str:
     others = [scan.distance for scan in choice.represented(name)]
     if not others:
         return "nearest to no other scan"
@@ -97,7 +100,7 @@ def _reason(choice: Choice, name: str) -> str:
     )
 
 
-def _write_table(choice: Choice, path: Path) -> None:
+def _write_table(choice: ScanSelection, path: Path) -> None:
     """All scans: the chosen ones by rank, then the others by name."""
     from semiseg.system.durable_files import atomic_file
 
@@ -108,7 +111,7 @@ def _write_table(choice: Choice, path: Path) -> None:
     for scan in sorted(choice.scans, key=lambda s: (ranks.get(s.scan, len(ranks) + 1), s.scan)):
         rank = ranks.get(scan.scan)
         represents = "" if rank is None else len(choice.represented(scan.scan))
-        unlike = "yes" if scan.scan in choice.unlike else "no"
+        unlike = "yes" if scan.scan in choice.outliers else "no"
         writer.writerow([rank or "", scan.scan, scan.nearest, f"{scan.distance:.4f}", represents, unlike])
     with atomic_file(path) as stream:
         stream.write(text.getvalue().encode())

@@ -21,14 +21,14 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
 )
-VARIABLE = "SEMISEG_GATEWAY_CONFIG"
-STUDY = "Name, Study Instance UID, accession number or patient ID of a study; - reads it from the standard input."
+CONFIG_VARIABLE = "SEMISEG_GATEWAY_CONFIG"
+STUDY_HELP = "Name, Study Instance UID, accession number or patient ID of a study; - reads it from the standard input."
 
 
 @app.callback(invoke_without_command=True)
 def gateway(
     context: typer.Context,
-    config: Annotated[Path, typer.Option(envvar=VARIABLE, help="The configuration, gateway.yaml.")],
+    config: Annotated[Path, typer.Option(envvar=CONFIG_VARIABLE, help="The configuration, gateway.yaml.")],
 ) -> None:
     """Run until stopped; or, with one of the commands below, look after a gateway that runs."""
     if platform.system() != "Linux":
@@ -41,21 +41,21 @@ def gateway(
     context.obj = read_config(config)
     if context.invoked_subcommand is None:
         from server.gateway.gateway import run
-        from server.logs import keep_logs
+        from server.logs import configure_logging
 
-        keep_logs()
+        configure_logging()
         run(context.obj, lambda line: typer.echo(line))
 
 
 @app.command()
 def check(context: typer.Context) -> None:
     """Ask whether every server and destination is there and takes what will be sent; exit code 1 when one does not."""
-    from server.gateway.check import findings
+    from server.gateway.connectivity_check import check_peers
 
     failed = False
-    for found in findings(context.obj):
-        typer.echo(f"{found.what}: {found.trouble or found.good}")
-        failed = failed or bool(found.trouble)
+    for found in check_peers(context.obj):
+        typer.echo(f"{found.subject}: {found.error or found.success}")
+        failed = failed or bool(found.error)
     if failed:
         raise typer.Exit(1)
 
@@ -67,26 +67,26 @@ def explain(
     sender: Annotated[list[str] | None, typer.Option("--from", help="AE title that they would come from.")] = None,
 ) -> None:
     """What would happen to these files, series by series, and why; nothing is sent."""
-    from semiseg.volumes.dicom_index import look_at
-    from server.gateway.routing import decide, orders
+    from semiseg.volumes.dicom_index import index_files
+    from server.gateway.routing import apply_rules, route_series
 
     if not folder.is_dir():
         raise InputError(f"There is no folder {folder}.")
-    objects, left_out = look_at(sorted(path for path in folder.rglob("*") if path.is_file()))
+    objects, left_out = index_files(sorted(path for path in folder.rglob("*") if path.is_file()))
     if not objects:
         raise InputError(f"{folder} holds no DICOM file.")
     pairs = Counter(uid for uid, _ in {(one.series, one.study) for one in objects})
     for study in dict.fromkeys(one.study for one in objects):
         typer.echo(f"Study {study}")
         mine = [one for one in objects if one.study == study]
-        decisions = decide(mine, sender or [], context.obj.rules, lambda series: pairs[series] > 1)
+        decisions = apply_rules(mine, sender or [], context.obj.rules, lambda series: pairs[series] > 1)
         for uid in dict.fromkeys(one.series.uid for one in decisions):
             told = [one for one in decisions if one.series.uid == uid]
             series = told[0].series
             typer.echo(f"  {series.name}: {len(series.objects)} files")
             for one in told:
                 typer.echo(f"    {'+' if one.fits else '-'} rule {one.rule}: {one.reason}")
-        for order in orders(decisions, context.obj):
+        for order in route_series(decisions, context.obj):
             to = "; ".join(f"{', '.join(forms)} to {name}" for name, forms in order.to.items())
             typer.echo(f"  => {len(order.files)} files by rule {order.rule.name}: {to}")
     if left_out:
@@ -98,12 +98,12 @@ def status(
     context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False
 ) -> None:
     """List what is in trouble, the studies, the servers and destinations, and the numbers of jobs."""
-    from server.gateway.standing import document, read
-    from server.gateway.status_text import lines
+    from server.gateway.status_document import read_live_status, status_document
+    from server.gateway.status_text import status_lines
 
     queue, state = _state(context)
-    told = document(queue, state, read(state))
-    typer.echo(json.dumps(told) if as_json else "\n".join(lines(told)))
+    told = status_document(queue, state, read_live_status(state))
+    typer.echo(json.dumps(told) if as_json else "\n".join(status_lines(told)))
 
 
 @app.command()
@@ -112,12 +112,12 @@ def show(
     name: Annotated[str, typer.Argument(help="A job, a series' name in the audit log, or a study.")],
 ) -> None:
     """Show all there is to know of a job, or of a study: its instances, decisions, results and jobs."""
-    from server.gateway.finding import find_studies
-    from server.gateway.standing import document, read
-    from server.gateway.status_text import decisions_of, job_line, job_text, study_lines
+    from server.gateway.status_document import read_live_status, status_document
+    from server.gateway.status_text import decision_lines, job_line, job_text, study_lines
+    from server.gateway.study_search import find_studies
 
     queue, state = _state(context)
-    name = _typed(name)
+    name = _read_argument(name)
     if name and (job := queue.get(name)):
         typer.echo(job_text(job))
         return
@@ -127,12 +127,12 @@ def show(
             "There is no such job and no such study here. Type the name of a job or study, a Study Instance UID, an "
             "accession number or a patient ID."
         )
-    listed = {one["study"]: one for one in document(queue, state, read(state))["study_list"]}
+    listed = {one["study"]: one for one in status_document(queue, state, read_live_status(state))["study_list"]}
     for study in studies:
         jobs = queue.jobs(owner=study)
         for one in jobs:  # before the rest, as earlier versions printed nothing else
             typer.echo(job_line(one))
-        for line in [*study_lines(listed[study]), *decisions_of(jobs)] if study in listed else [f"Study {study}"]:
+        for line in [*study_lines(listed[study]), *decision_lines(jobs)] if study in listed else [f"Study {study}"]:
             typer.echo(line)
 
 
@@ -143,8 +143,8 @@ def retry(
     every: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
 ) -> None:
     """Let dead letters be tried once more."""
-    from server.gateway.again import is_of_ended_workitem
-    from server.gateway.kinds import DELIVER, tidied
+    from server.gateway.job_kinds import DELIVER, without_failures
+    from server.gateway.reprocessing import belongs_to_ended_workitem
 
     queue, state = _state(context)
     wanted = [job.id for job in queue.jobs("failed")] if every else names or []
@@ -152,12 +152,12 @@ def retry(
         raise InputError("Name jobs, or say --all.")
     for name in wanted:
         job = queue.get(name)
-        if job is not None and (every or job.queue != DELIVER) and is_of_ended_workitem(state, job):
+        if job is not None and (every or job.queue != DELIVER) and belongs_to_ended_workitem(state, job):
             if not every:
                 raise InputError(f"{name} worked on a workitem that has ended; have the manager schedule it anew.")
             typer.echo(f"{name}: left as it is, since the workitem it worked on has ended")
             continue
-        if job is None or not queue.retry(name, tidied(job.payload)):
+        if job is None or not queue.retry(name, without_failures(job.payload)):
             raise InputError(f"{name} is no job that has failed or was cancelled.")
         typer.echo(f"{name}: waits again")
 
@@ -174,20 +174,20 @@ def cancel(context: typer.Context, names: Annotated[list[str], typer.Argument(he
 
 
 @app.command()
-def complete(context: typer.Context, studies: Annotated[list[str], typer.Argument(help=STUDY)]) -> None:
+def complete(context: typer.Context, studies: Annotated[list[str], typer.Argument(help=STUDY_HELP)]) -> None:
     """Have studies segmented as they are: those that are held because something is missing or came late."""
-    from server.gateway.again import require_no_workitem
-    from server.gateway.finding import find_study
-    from server.gateway.inbox import STUDIES, accept_as_it_is
-    from server.gateway.kinds import STUDY as DECIDING
+    from server.gateway.instance_store import STUDIES_FOLDER, accept_incomplete
+    from server.gateway.job_kinds import STUDY as DECIDING
+    from server.gateway.reprocessing import require_no_workitem
+    from server.gateway.study_search import find_study
 
     queue, state = _state(context)
-    for name in [find_study(queue, state, _typed(one)) for one in studies]:
-        folder = state / STUDIES / name
+    for name in [find_study(queue, state, _read_argument(one)) for one in studies]:
+        folder = state / STUDIES_FOLDER / name
         if not any(folder.glob("*.dcm")):
             raise InputError(f"There is no instance of study {name} here.")
         require_no_workitem(state, name)
-        accept_as_it_is(folder)
+        accept_incomplete(folder)
         payload = {"study": name, "why": "an operator decided so", "decided": True}
         typer.echo(f"{name}: is taken as it is (job {queue.put(DECIDING, payload, owner=name).id})")
 
@@ -203,17 +203,16 @@ def again(
     source: Annotated[str | None, typer.Option("--from", help="The archive's name in `polls`, for --fetch.")] = None,
 ) -> None:
     """Do something again. Without an option a delivery is delivered, a series segmented, and a study decided on."""
-    from server.gateway.again import What, fetch_again
-    from server.gateway.again import again as begin_again
+    from server.gateway.reprocessing import ReprocessStep, refetch, reprocess
 
     queue, state = _state(context)
     if deliver + segment + decide + fetch > 1 or (source and not fetch):
         raise InputError("Say one of --deliver, --segment, --decide and --fetch; --from belongs to --fetch.")
     if fetch:
-        jobs, left = [fetch_again(queue, state, context.obj.polls, _typed(name), source)], list[str]()
+        jobs, left = [refetch(queue, state, context.obj.polls, _read_argument(name), source)], list[str]()
     else:
-        what: What | None = "deliver" if deliver else "segment" if segment else "decide" if decide else None
-        jobs, left = begin_again(queue, state, _typed(name), what)
+        what: ReprocessStep | None = "deliver" if deliver else "segment" if segment else "decide" if decide else None
+        jobs, left = reprocess(queue, state, _read_argument(name), what)
     for job in jobs:
         typer.echo(f"{job.id}: {job.queue} of study {job.owner} waits again")
     for sentence in left:
@@ -223,30 +222,30 @@ def again(
 @app.command()
 def conflict(
     context: typer.Context,
-    study: Annotated[str, typer.Argument(help=STUDY)],
+    study: Annotated[str, typer.Argument(help=STUDY_HELP)],
     keep_old: Annotated[bool, typer.Option("--keep-old", help="What came first counts; the rest is deleted.")] = False,
     take_new: Annotated[bool, typer.Option("--take-new", help="What came last counts; the rest is deleted.")] = False,
 ) -> None:
     """Decide about a study that came with two contents or of two patients; without an option, show what differs."""
-    from server.gateway.conflicts import Choice, conflict_of, counts
-    from server.gateway.finding import find_study
-    from server.gateway.inbox import STUDIES
-    from server.gateway.kinds import STUDY as DECIDING
-    from server.gateway.names import KEY, Names
+    from server.gateway.conflicts import ConflictChoice, count_changes, find_conflict
+    from server.gateway.instance_store import STUDIES_FOLDER
+    from server.gateway.job_kinds import STUDY as DECIDING
+    from server.gateway.study_search import find_study
+    from server.gateway.uid_hasher import KEY_FILE, UidHasher
 
     queue, state = _state(context)
     if keep_old and take_new:
         raise InputError("Say --keep-old or --take-new, one of the two.")
-    name = find_study(queue, state, _typed(study))
-    found = conflict_of(state / STUDIES / name)
+    name = find_study(queue, state, _read_argument(study))
+    found = find_conflict(state / STUDIES_FOLDER / name)
     if found is None:
         raise InputError(f"There is nothing to decide about study {name}.")
-    names = Names(state / KEY)
+    hasher = UidHasher(state / KEY_FILE)
     if not keep_old and not take_new:
-        typer.echo(f"{name}: {found.sentence()}")
-        options: dict[str, Choice] = {"--keep-old": "old", "--take-new": "new"}
+        typer.echo(f"{name}: {found.describe()}")
+        options: dict[str, ConflictChoice] = {"--keep-old": "old", "--take-new": "new"}
         for option, choice in options.items():
-            replaced, deleted = counts(state / STUDIES / name, names, choice)
+            replaced, deleted = count_changes(state / STUDIES_FOLDER / name, hasher, choice)
             typer.echo(f"  {option}: replaces {replaced} and deletes {deleted} instance(s) of another patient")
         typer.echo("  `semiseg gateway complete STUDY` has what came first segmented, and keeps the rest undecided")
         return
@@ -263,7 +262,7 @@ def conflict(
 @app.command()
 def purge(
     context: typer.Context,
-    studies: Annotated[list[str], typer.Argument(help=STUDY)],
+    studies: Annotated[list[str], typer.Argument(help=STUDY_HELP)],
     for_good: Annotated[
         bool, typer.Option("--for-good", help="Do not fetch it again from an archive that is polled.")
     ] = False,
@@ -272,11 +271,11 @@ def purge(
 
     A study that a polled archive lists is new afterwards and is fetched again, unless --for-good is given.
     """
-    from server.gateway.finding import find_study
-    from server.gateway.kinds import PURGE
+    from server.gateway.job_kinds import PURGE
+    from server.gateway.study_search import find_study
 
     queue, state = _state(context)
-    for name in [find_study(queue, state, _typed(one)) for one in studies]:
+    for name in [find_study(queue, state, _read_argument(one)) for one in studies]:
         told = {"study": name, "why": "an operator asked for it", "fetch_again": not for_good}
         job = queue.put(PURGE, told, owner=name)
         typer.echo(f"{name}: will be deleted (job {job.id})")
@@ -293,11 +292,11 @@ def backup(context: typer.Context, folder: Annotated[Path, typer.Argument(help="
 
 
 def _state(context: typer.Context) -> tuple[Queue, Path]:
-    from server.gateway.gateway import state_of
+    from server.gateway.gateway import open_state
 
-    return state_of(context.obj)
+    return open_state(context.obj)
 
 
-def _typed(name: str) -> str:
+def _read_argument(name: str) -> str:
     """What was typed; "-" stands for a line of the standard input, which no list of commands or processes shows."""
     return sys.stdin.readline().strip() if name == "-" else name.strip()

@@ -17,15 +17,15 @@ _SHOWN = 12  # files that are nothing to read, and rows of the picture
 
 
 @app.command()
-def inspect(
+def inspect_files(
     path: Annotated[Path, typer.Argument(help="A folder, a DICOM, NIfTI or other file of a scan, a zip.")],
     model: Annotated[Path | None, typer.Option(help="A bundle or run: which series would be its channels.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Write a contact sheet of what can be read: a .png.")] = None,
 ) -> None:
     """Say what is in PATH, and what semiseg would do with it. Nothing is written unless --picture is given."""
-    from cli.models import manifest_of
+    from cli.models import read_model_manifest
     from semiseg.outputs.overlay import series_sheet
-    from semiseg.volumes.inspection import inspect
+    from semiseg.volumes.inspection import inspect_files
     from semiseg.volumes.scan import files_in, open_scan
     from semiseg.volumes.series_rules import SeriesRule
 
@@ -33,7 +33,7 @@ def inspect(
         raise InputError(f"{picture}: the picture is a .png.")
     rules = {"scan": SeriesRule()}
     if model is not None:
-        rules = manifest_of(model).rules
+        rules = read_model_manifest(model).rules
     console = Console(highlight=False, soft_wrap=True)
 
     def say(text: str, style: str | None = None) -> None:
@@ -41,7 +41,7 @@ def inspect(
 
     shown: list[tuple[str, Volume]] = []
     with files_in(path) as files:
-        things, left_out = inspect(files)
+        things, left_out = inspect_files(files)
         for number, thing in enumerate(things, start=1):
             say(f"{number}. {thing.name}", "bold")
             say(f"   {', '.join(thing.facts)}")
@@ -57,9 +57,9 @@ def inspect(
     except VolumeError as error:
         say(f"As one scan it would be refused: {error}", "bold")
     else:
-        taken = "; ".join(f"{v.channel}: {v.description or v.uid} ({v.reason})" for v in scan.verdicts if v.channel)
+        taken = "; ".join(f"{v.channel}: {v.description or v.uid} ({v.reason})" for v in scan.decisions if v.channel)
         say(f"As one scan it would be read. {taken}".rstrip(), "bold")
-        for remark in scan.remarks:
+        for remark in scan.warnings:
             say(f"  note: {remark.text}")
     if picture is not None:
         if not shown:

@@ -23,10 +23,10 @@ from cli.serving_options import (
     Waiting,
 )
 from semiseg.errors import InputError
-from server.http.front import HOSTS, PREFIX, Front
+from server.http.access_options import HOSTS_ENV, PREFIX_ENV, AccessOptions
 
 if TYPE_CHECKING:
-    from server.labelling.start import LabelOptions
+    from server.labelling.startup import LabelOptions
 
 app = typer.Typer(
     help="Keep the labels that annotators draw in 3D Slicer or by a program, offer them drafts, and train.",
@@ -64,11 +64,11 @@ def label(
     origin: Origins = None,
     allowed_host: Annotated[
         list[str] | None,
-        typer.Option(envvar=HOSTS, help="Name by which the server may be called, such as labels.example.org."),
+        typer.Option(envvar=HOSTS_ENV, help="Name by which the server may be called, such as labels.example.org."),
     ] = None,
     proxy: TrustedProxies = None,
     path_prefix: Annotated[
-        str, typer.Option(envvar=PREFIX, help="Path below which a proxy shows the server: /labels.")
+        str, typer.Option(envvar=PREFIX_ENV, help="Path below which a proxy shows the server: /labels.")
     ] = "",
     min_free_mb: MinFreeMb = 1024,
     max_upload_mb: MaxUploadMb = 2048,
@@ -77,10 +77,10 @@ def label(
 ) -> None:
     """Serve until stopped; or, with one of the commands below, look after the labels."""
     from server.http.limits import MEGABYTE, Limits
-    from server.keys import Keys
-    from server.labelling.start import LabelOptions, serve_labels
+    from server.keys import ApiKeys
+    from server.labelling.startup import LabelOptions, serve_labels
 
-    front = Front(
+    access = AccessOptions(
         hosts=tuple(allowed_host or ()), origins=tuple(origin or ()), proxies=tuple(proxy or ()), prefix=path_prefix
     )
     context.obj = options = LabelOptions(
@@ -92,7 +92,7 @@ def label(
         host=host,
         port=port,
         threads=threads,
-        front=front,
+        access=access,
         config=config,
         train=training,
         open_to_all=no_keys,
@@ -107,16 +107,16 @@ def label(
         idle_seconds=idle_timeout,
         request_seconds=timeout,
     )
-    serve_labels(options, limits, Keys(keys), announce=lambda sentence: typer.echo(f"semiseg {sentence}"))
+    serve_labels(options, limits, ApiKeys(keys), announce=lambda sentence: typer.echo(f"semiseg {sentence}"))
 
 
 @app.command()
 def apply(context: typer.Context) -> None:
     """Write the newest final labels into the dataset's labelsTr; what they replace is kept in the labels' history."""
-    from server.labelling.applying import apply_labels
-    from server.labelling.start import opened
+    from server.labelling.dataset_labels import apply_labels
+    from server.labelling.startup import open_datastore
 
-    with opened(_options(context)) as store:
+    with open_datastore(_options(context)) as store:
         changed = apply_labels(store, _user(), typer.echo)
     typer.echo(f"{len(changed)} label(s) written.")
 
@@ -127,9 +127,9 @@ def history(
     image: Annotated[str | None, typer.Argument(help="Id of an image; all images by default.")] = None,
 ) -> None:
     """List every version of every label: who, when, from which model; and check the files against their SHA-256."""
-    from server.labelling.start import opened
+    from server.labelling.startup import open_datastore
 
-    with opened(_options(context)) as store:
+    with open_datastore(_options(context)) as store:
         for name in [image] if image is not None else store.store.images():
             for record in store.store.history(name):
                 made = f", model {record.model}" if record.model else ""

@@ -8,15 +8,15 @@ from semiseg.bundle.bundle import MANIFEST, RUN, Bundle, read_manifest
 from semiseg.bundle.manifest import Manifest
 from semiseg.bundle.variant import Precision
 from semiseg.errors import InputError
-from semiseg.inference.segmenter import Segmenter, Settings
+from semiseg.inference.segmenter import Segmenter, SlidingWindowOptions
 from semiseg.outputs.report import ModelIdentity
 from semiseg.predicting.predictor import Predictor
-from semiseg.volumes.volume import by_sides
+from semiseg.volumes.volume import format_shape
 
 
 def open_model(
     path: Path,
-    settings: Settings | None = None,
+    settings: SlidingWindowOptions | None = None,
     *,
     threads: int | None = None,
     precision: Precision | None = None,
@@ -41,13 +41,13 @@ def open_model(
     from trainer.engine import open_run  # torch, which a serving environment does not have
 
     manifest, engine = open_run(path)
-    identity = ModelIdentity.of(manifest, None, engine=f"{engine.name} ({engine.device})")
+    identity = ModelIdentity.from_manifest(manifest, None, engine=f"{engine.name} ({engine.device})")
     predictor = Predictor(Segmenter(manifest, engine, settings), identity)
     predictor.segmenter.warm_up()
     return predictor
 
 
-def manifest_of(path: Path) -> Manifest:
+def read_model_manifest(path: Path) -> Manifest:
     """The manifest of a bundle or run.
 
     Raises:
@@ -88,7 +88,7 @@ def parse_overlap(text: str | None) -> float | tuple[float, float, float] | None
     return found[0] if len(found) == 1 else (found[0], found[1], found[2])
 
 
-def overlap_of_stride(stride: str, window: tuple[int, int, int]) -> tuple[float, float, float]:
+def stride_to_overlap(stride: str, window: tuple[int, int, int]) -> tuple[float, float, float]:
     """The overlap along each axis that moves a window by a stride such as ``18x18x4`` voxels.
 
     Raises:
@@ -96,18 +96,20 @@ def overlap_of_stride(stride: str, window: tuple[int, int, int]) -> tuple[float,
     """
     steps = parse_window(stride, "stride")
     if steps is None or not all(1 <= step <= side for step, side in zip(steps, window, strict=True)):
-        raise InputError(f"A stride is at least 1 and at most the window of {by_sides(window)} voxels, not {stride!r}.")
+        raise InputError(
+            f"A stride is at least 1 and at most the window of {format_shape(window)} voxels, not {stride!r}."
+        )
     x, y, z = (1.0 - step / side for step, side in zip(steps, window, strict=True))
     return (x, y, z)
 
 
-def variant_lines(bundle: Bundle) -> list[str]:
+def describe_variants(bundle: Bundle) -> list[str]:
     """A line for each graph of a bundle: its size, and what its proofs found."""
     lines = []
     for variant in bundle.manifest.variants:
         size = (bundle.folder / variant.file).stat().st_size / 1e6
         for parity in variant.parity:
-            window = by_sides(parity.window)
+            window = format_shape(parity.window)
             lines.append(
                 f"{variant.precision}, {size:.1f} MB, on {parity.engine}: proved on {parity.windows} windows of "
                 f"{window}, logits differ by at most {parity.largest_difference:.2g}, masks agree to Dice "

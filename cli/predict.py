@@ -14,12 +14,12 @@ from rich.console import Console
 from rich.table import Table
 
 from semiseg.errors import InputError, SemisegError
-from semiseg.inference.segmenter import Settings
-from semiseg.volumes.wishes import Wishes
+from semiseg.inference.segmenter import SlidingWindowOptions
+from semiseg.volumes.read_options import ReadOptions
 
 if TYPE_CHECKING:
     from semiseg.bundle.variant import Precision
-    from semiseg.outputs.kind import Kind
+    from semiseg.outputs.formats import OutputFormat
 
 app = typer.Typer(add_completion=False)
 
@@ -90,8 +90,8 @@ def predict(
 ) -> None:
     """Segment one scan and write the mask on the scan's own grid."""
     from cli.models import parse_window
-    from semiseg.bundle.variant import precision_named
-    from semiseg.outputs.answer import kind_of_file
+    from semiseg.bundle.variant import parse_precision
+    from semiseg.outputs.writers import format_from_path
 
     if input_list is not None:
         if server or channel or series or strict or aligned or len(arguments or []) != 1:
@@ -99,13 +99,13 @@ def predict(
                 "With --input-list name a model, and neither a server nor what holds for one scan only: "
                 "semiseg predict BUNDLE --input-list FILE --out FOLDER."
             )
-        settings = Settings(parse_window(window), overlap, batch)
-        many = Many(input_list, out, answer or "nifti", cluster, workers)
-        _many((arguments or [])[0], many, settings, threads, precision_named(precision))
+        settings = SlidingWindowOptions(parse_window(window), overlap, batch)
+        many = BatchRequest(input_list, out, answer or "nifti", cluster, workers)
+        _predict_list((arguments or [])[0], many, settings, threads, parse_precision(precision))
         return
     if cluster or workers:
         raise InputError("--cluster and --workers are for the scans of an --input-list.")
-    kind = kind_of_file(out, answer)
+    output_format = format_from_path(out, answer)
     if not out.parent.is_dir():
         raise InputError(f"There is no folder {out.parent} to write {out.name} into.")
     arguments, channels = arguments or [], _channels(channel or [])
@@ -115,23 +115,23 @@ def predict(
         told = "With --server the model is the server's" if server else "Name a model and a scan"
         raise InputError(f"{told}: {' '.join(words)} --out MASK.")
     scan = None if channels else arguments[-1]
-    asked = Asked(scan, channels, Wishes(series, strict, aligned), out, kind)
+    asked = PredictionRequest(scan, channels, ReadOptions(series, strict, aligned), out, output_format)
     if server is None:
         if model is not None:
             raise InputError("--model chooses among a server's models; without --server the model is the bundle.")
-        settings = Settings(parse_window(window), overlap, batch)
-        _locally(arguments[0], asked, settings, threads, precision_named(precision))
+        settings = SlidingWindowOptions(parse_window(window), overlap, batch)
+        _predict_locally(arguments[0], asked, settings, threads, parse_precision(precision))
         return
     if (window, overlap, batch, threads, precision) != (None, None, 1, None, None):
         raise InputError(
             "--window, --overlap, --batch, --threads and --precision are the server's own: give them to "
             "`semiseg serve`."
         )
-    _by_server(server, key, model, asked)
+    _predict_on_server(server, key, model, asked)
 
 
 @dataclass(frozen=True)
-class Asked:
+class PredictionRequest:
     """What is to be segmented, what is said of it, and where the mask goes.
 
     Attributes:
@@ -141,9 +141,9 @@ class Asked:
 
     scan: Path | None
     channels: dict[str, Path]
-    wishes: Wishes
+    wishes: ReadOptions
     out: Path
-    kind: Kind
+    output_format: OutputFormat
 
     @property
     def files(self) -> Path | dict[str, Path]:
@@ -162,22 +162,28 @@ def _channels(given: list[str]) -> dict[str, Path]:
     return table
 
 
-def _locally(model: Path, asked: Asked, settings: Settings, threads: int | None, precision: Precision | None) -> None:
+def _predict_locally(
+    model: Path,
+    asked: PredictionRequest,
+    settings: SlidingWindowOptions,
+    threads: int | None,
+    precision: Precision | None,
+) -> None:
     from cli.models import open_model
 
     opened = open_model(model, settings, threads=threads, precision=precision)
-    with _bar() as told:
+    with _progress_bar() as told:
 
         def show(done: int, total: int) -> None:
             told(done, total, "segmenting")
 
-        prediction = opened.predict_files(asked.files, asked.kind, asked.wishes, show)
-        prediction.write(asked.out, asked.kind)
-    _tell(asked.out, prediction.volumes, prediction.timing.seconds, prediction.warnings)
+        prediction = opened.predict_files(asked.files, asked.output_format, asked.wishes, show)
+        prediction.write(asked.out, asked.output_format)
+    _print_result(asked.out, prediction.volumes, prediction.timing.seconds, prediction.warnings)
 
 
 @dataclass(frozen=True)
-class Many:
+class BatchRequest:
     """The scans of a list: where it is, where the answers go, in which form, and who works on them."""
 
     file: Path
@@ -187,46 +193,54 @@ class Many:
     workers: int | None
 
 
-def _many(model: Path, asked: Many, settings: Settings, threads: int | None, precision: Precision | None) -> None:
+def _predict_list(
+    model: Path, asked: BatchRequest, settings: SlidingWindowOptions, threads: int | None, precision: Precision | None
+) -> None:
     from cli.models import open_model
-    from semiseg.outputs.kind import KINDS
-    from semiseg.predicting.many import RESULTS, Results, one_after_the_other, read_list, run
+    from semiseg.outputs.formats import OUTPUT_FORMATS
+    from semiseg.predicting.scan_list import (
+        RESULTS_FILE,
+        ResultLog,
+        process_pending,
+        read_scan_list,
+        segment_sequentially,
+    )
 
-    kind = next((kind for kind in KINDS if kind == asked.answer), None)
-    if kind is None:
-        raise InputError(f"--answer is {', '.join(KINDS[:-1])} or {KINDS[-1]}.")
+    output_format = next((output_format for output_format in OUTPUT_FORMATS if output_format == asked.answer), None)
+    if output_format is None:
+        raise InputError(f"--answer is {', '.join(OUTPUT_FORMATS[:-1])} or {OUTPUT_FORMATS[-1]}.")
     opening = partial(open_model, model.absolute(), settings, threads=threads, precision=precision)
-    items = read_list(asked.file.absolute(), asked.out.absolute(), kind)
+    items = read_scan_list(asked.file.absolute(), asked.out.absolute(), output_format)
     opened = opening()
     if opened.identity.sha256 is None:
         raise InputError(f"{model} is a training run, which may still change; export it for a whole list.")
-    results = Results(asked.out)
+    results = ResultLog(asked.out)
     if asked.cluster is None:
-        segment = partial(one_after_the_other, opened)
+        segment = partial(segment_sequentially, opened)
     else:
-        from semiseg.predicting.cluster import on_cluster
+        from semiseg.predicting.ray_cluster import segment_on_cluster
 
         address = None if asked.cluster == "local" else asked.cluster
-        segment = partial(on_cluster, opening, address=address, workers=asked.workers, threads=threads or 1)
-    with _bar() as told:
+        segment = partial(segment_on_cluster, opening, address=address, workers=asked.workers, threads=threads or 1)
+    with _progress_bar() as told:
 
         def show(ended: int, total: int, outcome: dict[str, Any]) -> None:
             told(ended, total, "scans")
             if outcome["state"] == "failed":
                 typer.echo(f"{outcome['scan']}: {outcome['error']}", err=True)
 
-        done, failed = run(items, results, opened.identity.sha256, segment, show)
+        done, failed = process_pending(items, results, opened.identity.sha256, segment, show)
     typer.echo(
-        f"{done} of {len(items)} scans are done, {failed} failed; {asked.out / RESULTS} says what became of each."
+        f"{done} of {len(items)} scans are done, {failed} failed; {asked.out / RESULTS_FILE} says what became of each."
     )
     if failed:
         raise typer.Exit(1)
 
 
-def _by_server(url: str, key: str | None, model: str | None, asked: Asked) -> None:
+def _predict_on_server(url: str, key: str | None, model: str | None, asked: PredictionRequest) -> None:
     import gzip
 
-    from semiseg.client import Client, Job
+    from semiseg.client import Client, JobStatus
     from semiseg.system.durable_files import replace_file
 
     def write(body: bytes) -> None:
@@ -234,11 +248,11 @@ def _by_server(url: str, key: str | None, model: str | None, asked: Asked) -> No
 
     with Client(url, key=key) as client:
         if client.keeps_jobs():
-            with _bar() as told:
+            with _progress_bar() as told:
                 told(0, 0, "sending")
-                job = client.submit(asked.files, asked.kind, wishes=asked.wishes, model=model)
+                job = client.submit(asked.files, asked.output_format, options=asked.wishes, model=model)
 
-                def show(now: Job) -> None:
+                def show(now: JobStatus) -> None:
                     words = f"waiting, {now.ahead} before it" if now.state == "waiting" else now.state
                     told(now.windows_done, now.windows_total, words)
 
@@ -254,13 +268,13 @@ def _by_server(url: str, key: str | None, model: str | None, asked: Asked) -> No
                 with contextlib.suppress(SemisegError):  # nothing of it has to stay there
                     client.forget(job.id)
         else:
-            answer = client.ask(asked.files, asked.kind, wishes=asked.wishes, model=model)
+            answer = client.ask(asked.files, asked.output_format, options=asked.wishes, model=model)
             write(answer.body)
-    _tell(asked.out, answer.millilitres, answer.seconds, [text for _, text in answer.remarks])
+    _print_result(asked.out, answer.millilitres, answer.seconds, [text for _, text in answer.remarks])
 
 
 @contextlib.contextmanager
-def _bar() -> Iterator[Callable[[int, int, str], None]]:
+def _progress_bar() -> Iterator[Callable[[int, int, str], None]]:
     """A progress bar on standard error, where that is a terminal: told of windows done, of all, and a word."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -277,7 +291,7 @@ def _bar() -> Iterator[Callable[[int, int, str], None]]:
         yield told
 
 
-def _tell(out: Path, millilitres: dict[str, float], seconds: dict[str, float], remarks: list[str]) -> None:
+def _print_result(out: Path, millilitres: dict[str, float], seconds: dict[str, float], remarks: list[str]) -> None:
     table = Table("segment", "ml", title="RESEARCH USE ONLY", title_style="bold red")
     table.columns[1].justify = "right"
     for name, ml in millilitres.items():

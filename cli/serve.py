@@ -22,7 +22,7 @@ from cli.serving_options import (
     Waiting,
 )
 from semiseg.errors import InputError
-from server.http.front import HOSTS, PREFIX, Front
+from server.http.access_options import HOSTS_ENV, PREFIX_ENV, AccessOptions
 
 app = typer.Typer(add_completion=False)
 
@@ -44,14 +44,14 @@ def serve(
     allowed_host: Annotated[
         list[str] | None,
         typer.Option(
-            envvar=HOSTS,
+            envvar=HOSTS_ENV,
             help="Name by which the server may be called besides its addresses, localhost and --host, such as "
             "scans.example.org; *.example.org for all below one, * for every name.",
         ),
     ] = None,
     proxy: TrustedProxies = None,
     path_prefix: Annotated[
-        str, typer.Option(envvar=PREFIX, help="Path below which a proxy shows the server: /semiseg.")
+        str, typer.Option(envvar=PREFIX_ENV, help="Path below which a proxy shows the server: /semiseg.")
     ] = "",
     per_address: Annotated[int, typer.Option(min=1, help="Open connections of one address that is no proxy's.")] = 500,
     state: Annotated[
@@ -75,12 +75,12 @@ def serve(
 ) -> None:
     """Segment scans over HTTP until told to stop. The page / takes scans and describes the interface."""
     from cli.models import parse_window
-    from semiseg.bundle.variant import precision_named
+    from semiseg.bundle.variant import parse_precision
     from server.http.limits import MEGABYTE, Limits
     from server.http.model import ModelSettings
-    from server.http.start import Place
-    from server.http.start import serve as run
-    from server.keys import Keys
+    from server.http.startup import ServeOptions
+    from server.http.startup import serve as run
+    from server.keys import ApiKeys
 
     if state is not None and scratch is not None:
         raise InputError("With --state uploads go into its folder; leave out --scratch.")
@@ -91,7 +91,7 @@ def serve(
             window=parse_window(window),
             overlap=overlap,
             batch=batch,
-            precision=precision_named(precision),
+            precision=parse_precision(precision),
         )
         for bundle in bundles
     ]
@@ -107,8 +107,8 @@ def serve(
         idle_seconds=idle_timeout,
         request_seconds=timeout,
     )
-    front = Front(
+    access = AccessOptions(
         hosts=tuple(allowed_host or ()), origins=tuple(origin or ()), proxies=tuple(proxy or ()), prefix=path_prefix
     )
-    place = Place(host, port, state, scratch, front, open_to_all=no_keys)
-    run(settings, limits, Keys(keys), place, announce=lambda sentence: typer.echo(f"semiseg {sentence}"))
+    options = ServeOptions(host, port, state, scratch, access, open_to_all=no_keys)
+    run(settings, limits, ApiKeys(keys), options, announce=lambda sentence: typer.echo(f"semiseg {sentence}"))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from server.http.front import PROXIES
+from server.http.access_options import PROXIES_ENV
 
 Host = Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all of this machine's.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")]
@@ -26,7 +26,7 @@ Origins = Annotated[
 TrustedProxies = Annotated[
     list[str] | None,
     typer.Option(
-        envvar=PROXIES,
+        envvar=PROXIES_ENV,
         help="Address or network of a proxy in front, whose X-Forwarded-For, -Host and -Prefix are believed.",
     ),
 ]

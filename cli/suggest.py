@@ -43,12 +43,18 @@ def suggest(
     Given a dataset folder instead of runs, the command chooses scans by their images alone: typical ones that differ
     from one another.
     """
-    from cli.first_scans import is_dataset, suggest_first
-    from cli.run_dataset import dataset_folder
+    from cli.dataset_option import resolve_dataset_folder
+    from cli.first_scans import is_dataset, suggest_first_scans
     from semiseg.dataset import find_split, load_dataset, read_split
     from semiseg.outputs.overlay import contact_sheet
     from semiseg.system.durable_files import atomic_file
-    from trainer.suggestion import Vote, caution, committee_of, unlabelled_of, votes
+    from trainer.suggestion import (
+        ScanDisagreement,
+        agreement_warning,
+        load_committee,
+        measure_disagreement,
+        unlabelled_scans,
+    )
 
     asked = [name.strip() for name in scans.split(",") if name.strip()] if scans else None
     folders = [path for path in runs if is_dataset(path)]
@@ -57,25 +63,25 @@ def suggest(
             raise InputError(f"{folders[0]} is a dataset folder and no run: give it alone, or name it with --data.")
         if data is not None:
             raise InputError(f"{folders[0]} is a dataset folder already, so --data has to be left out.")
-        suggest_first(folders[0], out, count or 4, asked, split)
+        suggest_first_scans(folders[0], out, count or 4, asked, split)
         return
     count = count or 5
-    dataset = load_dataset(dataset_folder(data, runs[0]))
+    dataset = load_dataset(resolve_dataset_folder(data, runs[0]))
     file = find_split(dataset, split)
     closed = () if file is None else (*(lists := read_split(dataset, file)).test, *lists.development)
-    ids = tuple(asked) if asked else unlabelled_of(runs, dataset, closed)
+    ids = tuple(asked) if asked else unlabelled_scans(runs, dataset, closed)
     unknown = [i for i in ids if i not in dataset.cases]
     if unknown:
         raise InputError(f"{dataset.folder} has no scan called '{unknown[0]}'.")
-    committee = committee_of(runs, device)
+    committee = load_committee(runs, device)
     out.mkdir(parents=True, exist_ok=True)
     console = Console(stderr=True)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("Voting", total=len(ids))
         rows: list[tuple[float, str, list[float]]] = []
-        shown: list[Vote] = []  # masks take memory: only the first scans so far keep theirs
-        for vote in votes(committee, dataset, ids, lambda done, _: bar.update(task, completed=done)):
+        shown: list[ScanDisagreement] = []  # masks take memory: only the first scans so far keep theirs
+        for vote in measure_disagreement(committee, dataset, ids, lambda done, _: bar.update(task, completed=done)):
             rows.append((vote.disagreement, vote.case_id, list(vote.by_segment.values())))
             shown = sorted([*shown, vote], key=lambda v: _order(v.disagreement, v.case_id))[:count]
     rows.sort(key=lambda row: _order(row[0], row[1]))
@@ -86,14 +92,14 @@ def suggest(
         writer.writerow([rank, case_id, *(f"{v:.4f}" for v in (disagreement, *by_segment))])
     with atomic_file(out / "suggestions.csv") as stream:
         stream.write(text.getvalue().encode())
-    typer.echo(f"Disagreement (1 - Dice) of {committee.words}, largest first, of {len(rows)} scans:")
+    typer.echo(f"Disagreement (1 - Dice) of {committee.description}, largest first, of {len(rows)} scans:")
     for rank, vote in enumerate(shown, start=1):
         typer.echo(f"{rank:3d}  {vote.case_id}  {vote.disagreement:.3f}")
         caption = f"{rank}. {vote.case_id}: disagreement {vote.disagreement:.3f}"
         picture = out / f"{rank:02d}-{vote.case_id}.png"
         contact_sheet(picture, vote.image, list(vote.masks.items()), committee.manifest.segments, caption)
     typer.echo(f"All of them: {out / 'suggestions.csv'}; pictures beside it.")
-    if words := caution([disagreement for disagreement, _, _ in rows]):
+    if words := agreement_warning([disagreement for disagreement, _, _ in rows]):
         typer.echo(words)
 
 

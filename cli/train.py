@@ -15,8 +15,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
-    from trainer.recipe_rules import Decision
-    from trainer.time_estimate import Cost
+    from trainer.recipe_rules import RecipeDecision
+    from trainer.time_estimate import TimeEstimate
 
 app = typer.Typer()
 
@@ -43,17 +43,17 @@ def train(
 ) -> None:
     """Train on a few labelled and many unlabelled scans."""
     from semiseg.dataset import load_dataset, make_split
-    from trainer.checkpoints import RunFolder, how_trained
+    from trainer.checkpoints import RunFolder, read_training_record
     from trainer.loop import train as run_training
-    from trainer.parallel import leave
+    from trainer.parallel import shut_down
     from trainer.plan import make_plan
     from trainer.recipe import find_recipe, read_document
     from trainer.recipe_planning import PlanningContext
-    from trainer.time_estimate import budget_of
+    from trainer.time_estimate import parse_duration
 
     changes = [*(set_ or []), *([f"method={method}"] if method else [])]
     document = read_document(find_recipe(recipe), changes)
-    seconds = None if budget is None else budget_of(budget)
+    seconds = None if budget is None else parse_duration(budget)
     dataset = load_dataset(data)
     parts = make_split(dataset, split, labelled)
     first = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun or accelerate started
@@ -73,9 +73,9 @@ def train(
                 tasks[what] = bars.add_task(what, total=total)
             bars.update(tasks[what], completed=done, total=total)
 
-        earlier = how_trained(out)["recipe"] if resume and folder.has_begun else None
+        earlier = read_training_record(out)["recipe"] if resume and folder.has_begun else None
         context = PlanningContext(dataset, parts, kept or folder.cache, device, watch)
-        decided = context.decided(document, earlier, seconds)
+        decided = context.decide(document, earlier, seconds)
         chosen = decided.recipe
         console.print(
             f"{chosen.method} on {dataset.name}: {len(parts.labelled)} labelled, {len(parts.unlabelled)} unlabelled, "
@@ -84,7 +84,7 @@ def train(
         if decided.decisions:
             console.print(_decisions(decided.decisions), markup=False)
         if dry_run:
-            typer.echo(_costs(context.costs(chosen, decided.scans)))
+            typer.echo(_costs(context.estimate_time(chosen, decided.scans)))
             return
 
         def report(step: int, steps: int, values: dict[str, Any]) -> None:
@@ -116,10 +116,10 @@ def train(
         console.print(f"validation Dice on {figures.scans} scans: {dice}")
     if first:
         typer.echo(str(out))
-    leave()
+    shut_down()
 
 
-def _decisions(decisions: Sequence[Decision]) -> str:
+def _decisions(decisions: Sequence[RecipeDecision]) -> str:
     """What was decided, and why: two lines each."""
     lines = []
     for one in decisions:
@@ -128,15 +128,16 @@ def _decisions(decisions: Sequence[Decision]) -> str:
     return "\n".join(lines)
 
 
-def _costs(costs: Sequence[Cost]) -> str:
+def _costs(costs: Sequence[TimeEstimate]) -> str:
     """What each part of a run takes, and all of them."""
-    from trainer.time_estimate import in_words
+    from trainer.time_estimate import format_duration
 
     lines = [
-        f"{in_words(cost.seconds):>8}  {cost.name}" + (f", {cost.steps} steps" if cost.steps else "") for cost in costs
+        f"{format_duration(cost.seconds):>8}  {cost.name}" + (f", {cost.steps} steps" if cost.steps else "")
+        for cost in costs
     ]
     total = sum(cost.seconds for cost in costs)
-    return "\n".join([*lines, f"{in_words(total):>8}  all of it, by a few steps of each on this machine"])
+    return "\n".join([*lines, f"{format_duration(total):>8}  all of it, by a few steps of each on this machine"])
 
 
 def _progress(console: Console) -> Progress:

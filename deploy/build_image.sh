@@ -33,7 +33,7 @@ if [[ -z $base ]]; then
     buildah_ images --quiet "$base" >/dev/null 2>&1 || bash deploy/debian_base.sh "$base"
 fi
 
-python3 deploy/lend_pip.py "$scratch"
+python3 deploy/pip_settings.py "$scratch"
 lend=(--secret "id=pip_conf,src=$scratch/pip_conf" --secret "id=pip_env,src=$scratch/pip_env")
 authority=$(<"$scratch/authority")
 [[ -z $authority ]] || lend+=(--secret "id=ca_certificates,src=$(readlink -f "$authority")")

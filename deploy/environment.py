@@ -17,12 +17,12 @@ FOLDER = ROOT / ".venv"
 PROGRAMS = FOLDER / ("Scripts" if os.name == "nt" else "bin")
 PYTHON = PROGRAMS / ("python.exe" if os.name == "nt" else "python")
 INPUTS = ("pyproject.toml", "constraints.txt")
-LEAST = (3, 11)
+MIN_PYTHON = (3, 11)
 # Each build of ONNX Runtime: the extra that brings it. The two share files, so an environment holds one of them.
 RUNTIMES = {"cpu": ("serve", "onnxruntime"), "gpu": ("gpu", "onnxruntime-gpu")}
 # From a version of Python on, packages that are installed without what they ask for, and what of that is then left out:
 # highdicom asks for pyjpegls and never imports it, and pyjpegls has no wheel there (python-gdcm decodes JPEG-LS).
-ALONE = {(3, 14): ("highdicom", "pyjpegls")}
+WITHOUT_DEPENDENCIES = {(3, 14): ("highdicom", "pyjpegls")}
 
 HOW_TO_GET_PYTHON = (
     "On Debian and Ubuntu: apt install python3 python3-venv; on macOS: brew install python, or the installer of "
@@ -35,7 +35,7 @@ class TaskError(Exception):
 
 
 @dataclass(frozen=True)
-class Commands:
+class CommandRunner:
     """Runs commands in the project's folder, or only shows them.
 
     Attributes:
@@ -72,7 +72,7 @@ class Commands:
                 path.unlink(missing_ok=True)
 
 
-def shortcoming(named: bool = False) -> str | None:
+def unsupported_reason(named: bool = False) -> str | None:
     """Why the Python that runs this cannot make the environment; None where it can.
 
     Args:
@@ -80,8 +80,8 @@ def shortcoming(named: bool = False) -> str | None:
             wheels for it.
     """
     version = ".".join(map(str, sys.version_info[:3]))
-    if sys.version_info < LEAST:
-        return f"Python {version} is older than {LEAST[0]}.{LEAST[1]}"
+    if sys.version_info < MIN_PYTHON:
+        return f"Python {version} is older than {MIN_PYTHON[0]}.{MIN_PYTHON[1]}"
     try:
         import ensurepip  # noqa: F401
         import venv  # noqa: F401
@@ -92,7 +92,7 @@ def shortcoming(named: bool = False) -> str | None:
     return None
 
 
-def make(commands: Commands, python: str | None = None) -> None:
+def make_environment(commands: CommandRunner, python: str | None = None) -> None:
     """Make .venv, unless it is there and works.
 
     Args:
@@ -106,15 +106,15 @@ def make(commands: Commands, python: str | None = None) -> None:
     wanted = None
     if python is not None:
         wanted = _version(python)
-        reason = _shortcoming_of(python) if wanted else "it does not run"
+        reason = _unsupported_reason_of(python) if wanted else "it does not run"
     else:
-        reason = shortcoming()
+        reason = unsupported_reason()
     present = _version(PYTHON, "import pip")
-    if present is not None and present >= LEAST and wanted in (None, present):
+    if present is not None and present >= MIN_PYTHON and wanted in (None, present):
         return
     if reason:
         name = python or sys.executable
-        needed = f"semiseg needs Python {LEAST[0]}.{LEAST[1]} or newer with its venv module"
+        needed = f"semiseg needs Python {MIN_PYTHON[0]}.{MIN_PYTHON[1]} or newer with its venv module"
         raise TaskError(f"{needed}, and {name} is not one: {reason}. {HOW_TO_GET_PYTHON}")
     # A Python inside the environment that is about to be replaced stands on another one.
     maker = python or (getattr(sys, "_base_executable", None) if sys.prefix != sys.base_prefix else None)
@@ -124,7 +124,7 @@ def make(commands: Commands, python: str | None = None) -> None:
     commands.run(maker or sys.executable, "-m", "venv", FOLDER)
 
 
-def install(commands: Commands, *, runtime: str, torch_index: str, tools: bool) -> None:
+def install(commands: CommandRunner, *, runtime: str, torch_index: str, tools: bool) -> None:
     """Install semiseg into .venv, editable, unless nothing has changed since that was done.
 
     Args:
@@ -154,8 +154,8 @@ def install(commands: Commands, *, runtime: str, torch_index: str, tools: bool) 
             stamp.touch()
 
 
-def pip_install(commands: Commands, python: Path, *what: str, torch_index: str, folder: Path = ROOT) -> set[str]:
-    """Install ``what`` in the tested versions, and what this Python gets without its dependencies (``ALONE``).
+def pip_install(commands: CommandRunner, python: Path, *what: str, torch_index: str, folder: Path = ROOT) -> set[str]:
+    """Install ``what`` in the tested versions, and packages of ``WITHOUT_DEPENDENCIES`` for this Python on their own.
 
     pip starts in ``folder``: in a clone it takes the metadata that an editable installation left there for installed.
 
@@ -165,7 +165,7 @@ def pip_install(commands: Commands, python: Path, *what: str, torch_index: str, 
     pip = [python, "-m", "pip", "install", "-qq", "--disable-pip-version-check", "-c", str(ROOT / "constraints.txt")]
     commands.run(*pip, *(["--extra-index-url", torch_index] if torch_index else []), *what, folder=folder)
     left_out = set()
-    for least, (package, unused) in ALONE.items():
+    for least, (package, unused) in WITHOUT_DEPENDENCIES.items():
         if (_version(python) or sys.version_info[:2]) >= least:
             commands.run(*pip, "--no-deps", package, folder=folder)
             left_out.add(f"{package} requires {unused}, which is not installed")
@@ -206,8 +206,8 @@ def _version(python: str | Path, first: str = "") -> tuple[int, int] | None:
         return None
 
 
-def _shortcoming_of(python: str) -> str | None:
-    """See :func:`shortcoming`, of another interpreter, which was named."""
+def _unsupported_reason_of(python: str) -> str | None:
+    """See :func:`unsupported_reason`, of another interpreter, which was named."""
     command = [python, "-m", "deploy.tasks", "fits", "--named"]
     answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     return None if answer.returncode == 0 else answer.stdout.strip() or "it does not run"

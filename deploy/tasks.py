@@ -21,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deploy import environment
-from deploy.environment import PROGRAMS, PYTHON, ROOT, Commands, TaskError
+from deploy.environment import PROGRAMS, PYTHON, ROOT, CommandRunner, TaskError
 
 # The part of the suite that hosted CI runs on every system and Python: no system programs, no real data, no gateway.
 QUICK = (
@@ -59,7 +59,7 @@ class Tasks:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.commands = Commands(dry=options.dry_run)
+        self.commands = CommandRunner(dry=options.dry_run)
         self.run = self.commands.run
 
     def help(self) -> None:
@@ -146,7 +146,7 @@ class Tasks:
             self.commands.remove(folder)
 
     def _need(self, tools: bool = True) -> None:
-        environment.make(self.commands, self.options.python)
+        environment.make_environment(self.commands, self.options.python)
         environment.install(
             self.commands, runtime=self.options.runtime, torch_index=self.options.torch_index, tools=tools
         )
@@ -196,7 +196,7 @@ def main(words: list[str]) -> int:
     """Run a target and return its exit code."""
     options = parse(words)
     if options.target == "fits":  # asked by make of each Python that it finds
-        reason = environment.shortcoming(options.named)
+        reason = environment.unsupported_reason(options.named)
         print(reason or "")
         return 2 if reason else 0
     try:

@@ -8,7 +8,7 @@
 # --keep   leave the roots in place and say where they are
 #
 # Needs root, debootstrap and Debian's archive, and ends with 2 and a sentence where one is missing. pip
-# inside reaches packages as pip on this machine does (lend_pip.py). Of the environment, JOBS, ARGS, TORCH_INDEX (see
+# inside reaches packages as pip on this machine does (pip_settings.py). Of the environment, JOBS, ARGS, TORCH_INDEX (see
 # `make help`) and SEMISEG_DATA are handed on; the roots lie in TMPDIR.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -75,7 +75,7 @@ make_root() { # RELEASE
     [[ -e /usr/share/debootstrap/scripts/$1 ]] || source+=(sid)
     alone debootstrap --variant=minbase --include="$include" "$1" "$root" "${source[@]}" >"$scratch/log" 2>&1 || exit 2
     cp -L /etc/resolv.conf /etc/hosts "$root/etc/"
-    python3 deploy/lend_pip.py "$scratch"
+    python3 deploy/pip_settings.py "$scratch"
     cp "$scratch/pip_conf" "$root/etc/pip.conf"
     local authority
     authority=$(<"$scratch/authority")

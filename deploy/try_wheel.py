@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from deploy.environment import PROGRAMS, PYTHON, ROOT, Commands, pip_install
+from deploy.environment import PROGRAMS, PYTHON, ROOT, CommandRunner, pip_install
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
 def _install(wheel: Path, folder: Path) -> Path:
     """The folder of programs of a new environment with the wheel in it."""
     programs = folder / "environment" / PROGRAMS.name
-    commands = Commands()
+    commands = CommandRunner()
     commands.run(sys.executable, "-m", "venv", folder / "environment", folder=folder)
     index = os.environ.get("TORCH_INDEX", "")
     what = f"{wheel}[train,export,serve]"
@@ -41,7 +41,7 @@ def _install(wheel: Path, folder: Path) -> Path:
 
 def _use(programs: Path, folder: Path) -> None:
     """Demo, predict and serve, from a folder that is no clone."""
-    commands = Commands()
+    commands = CommandRunner()
     semiseg, bundle = programs / "semiseg", folder / "demo" / "bundle"
     commands.run(semiseg, "demo", "--out", folder / "demo", "--updates", "16", folder=folder)
     commands.run(semiseg, "predict", bundle, folder / "demo" / "dicom.zip", "--out", folder / "seg.dcm", folder=folder)

@@ -20,7 +20,7 @@ from deploy.lock import REPOSITORY, ask_pip
 FILE = REPOSITORY / "constraints.txt"
 EXTRAS = "train,export,serve,gateway,ray,dev"
 LEFT_OUT = re.compile(r"(flatbuffers|tensorrt|nvidia-.*|triton|pip|setuptools|semiseg)")  # the file's head says why
-TOGETHER = {"onnxruntime-gpu": "onnxruntime"}  # one version of both builds
+SAME_VERSION = {"onnxruntime-gpu": "onnxruntime"}  # one version of both builds
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Pin:
         return not self.marker or Marker(self.marker).evaluate()
 
 
-def read(text: str) -> tuple[str, list[Pin]]:
+def parse_constraints(text: str) -> tuple[str, list[Pin]]:
     """The head of the file, to its first empty line, and its pins."""
     head, _, body = text.partition("\n\n")
     pins: list[Pin] = []
@@ -68,7 +68,7 @@ def read(text: str) -> tuple[str, list[Pin]]:
     return head, pins
 
 
-def updated(pins: list[Pin], found: dict[str, str]) -> tuple[list[Pin], list[str]]:
+def update_pins(pins: list[Pin], found: dict[str, str]) -> tuple[list[Pin], list[str]]:
     """The pins as ``found`` (version by name) has them, and a line for each change.
 
     Pins that nothing asks for any more are named and kept: another platform or extra may.
@@ -79,7 +79,7 @@ def updated(pins: list[Pin], found: dict[str, str]) -> tuple[list[Pin], list[str
         if not pin.holds_here:
             out.append(pin)
             continue
-        version = pin.version if pin.reason else found.get(TOGETHER.get(pin.key, pin.key))
+        version = pin.version if pin.reason else found.get(SAME_VERSION.get(pin.key, pin.key))
         if version is None:
             told.append(f"not asked for here: {pin.name} {pin.version}")
         elif version != pin.version:
@@ -92,12 +92,12 @@ def updated(pins: list[Pin], found: dict[str, str]) -> tuple[list[Pin], list[str
     return sorted(out, key=lambda pin: pin.key), told
 
 
-def written(head: str, pins: list[Pin]) -> str:
+def format_constraints(head: str, pins: list[Pin]) -> str:
     lines = [line for pin in pins for line in (*pin.reason, pin.line)]
     return head + "\n\n" + "\n".join(lines) + "\n"
 
 
-def found_within(held: list[Pin]) -> dict[str, str]:
+def resolve_versions(held: list[Pin]) -> dict[str, str]:
     """What pip would install within the ``held`` pins, version by name."""
     with tempfile.TemporaryDirectory() as folder:
         constraints = Path(folder) / "held.txt"
@@ -107,11 +107,11 @@ def found_within(held: list[Pin]) -> dict[str, str]:
 
 
 def main(write: bool) -> None:
-    head, pins = read(FILE.read_text())
-    pins, told = updated(pins, found_within([pin for pin in pins if pin.reason]))
+    head, pins = parse_constraints(FILE.read_text())
+    pins, told = update_pins(pins, resolve_versions([pin for pin in pins if pin.reason]))
     print("\n".join(told) or "Nothing has changed.")
     if write:
-        FILE.write_text(written(head, pins))
+        FILE.write_text(format_constraints(head, pins))
 
 
 if __name__ == "__main__":

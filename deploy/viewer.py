@@ -27,7 +27,7 @@ MODULE = "ipyniivue/static/widget.js"
 EXPORTED, WANTED = "export{Ih as default};", "export{t2 as Niivue,VA as NVImage};"
 
 
-class NotBrought(Exception):  # noqa: N818 - a sentence, printed as it is
+class ViewerUnavailable(Exception):  # noqa: N818 - a sentence, printed as it is
     """A source has no viewer; the message says why."""
 
 
@@ -39,7 +39,7 @@ def from_npm(folder: Path) -> tuple[str, str]:
     """
     npm = shutil.which("npm")
     if npm is None:
-        raise NotBrought("npm is not installed")
+        raise ViewerUnavailable("npm is not installed")
     for name in ("package.json", "package-lock.json"):
         shutil.copy(PAGE / name, folder / name)
     _run([npm, "ci", "--silent", "--ignore-scripts", "--omit=optional"], folder)
@@ -63,7 +63,7 @@ def from_pypi(folder: Path) -> tuple[str, str]:
     with zipfile.ZipFile(wheel) as archive:
         module = archive.read(MODULE).decode("utf-8")
     if module.count(EXPORTED) != 1:
-        raise NotBrought(f"{MODULE} of {wheel.name} does not have the export that is expected")
+        raise ViewerUnavailable(f"{MODULE} of {wheel.name} does not have the export that is expected")
     name, version = WHEEL.partition(" ")[0].split("==")
     return module.replace(EXPORTED, WANTED), f"pkg:pypi/{name}@{version}"
 
@@ -71,7 +71,7 @@ def from_pypi(folder: Path) -> tuple[str, str]:
 SOURCES = {"npm": from_npm, "pypi": from_pypi}
 
 
-def bring(target: Path, sources: list[str]) -> str:
+def fetch_viewer(target: Path, sources: list[str]) -> str:
     """Write the viewer to ``target`` from the first of ``sources`` that has it; returns the URL of its package.
 
     Raises:
@@ -82,7 +82,7 @@ def bring(target: Path, sources: list[str]) -> str:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 module, package = SOURCES[source](Path(folder))
-            except NotBrought as problem:
+            except ViewerUnavailable as problem:
                 problems.append(f"{source}: {problem}")
                 continue
         unfinished = target.with_name(target.name + ".unfinished")
@@ -90,14 +90,14 @@ def bring(target: Path, sources: list[str]) -> str:
         unfinished.write_text(header + module, encoding="utf-8", newline="\n")
         unfinished.replace(target)
         return package
-    raise NotBrought("; ".join(problems))
+    raise ViewerUnavailable("; ".join(problems))
 
 
 def _run(command: list[str], folder: Path) -> None:
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode != 0:
         last = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()[-1]
-        raise NotBrought(f"{'pip' if 'pip' in command else 'npm'} failed: {last}")
+        raise ViewerUnavailable(f"{'pip' if 'pip' in command else 'npm'} failed: {last}")
 
 
 def main() -> int:
@@ -106,8 +106,8 @@ def main() -> int:
     parser.add_argument("--into", type=Path, default=PAGE, metavar="FOLDER", help=f"the folder for {NAME}")
     asked = parser.parse_args()
     try:
-        package = bring(asked.into / NAME, [asked.source] if asked.source else list(SOURCES))
-    except NotBrought as problem:
+        package = fetch_viewer(asked.into / NAME, [asked.source] if asked.source else list(SOURCES))
+    except ViewerUnavailable as problem:
         print(f"The viewer was not brought ({problem}); the server's page will show pictures instead.", file=sys.stderr)
         return 1
     print(f"{asked.into / NAME}: NiiVue from {package}")

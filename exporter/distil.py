@@ -12,19 +12,19 @@ from exporter.errors import ExportError
 from semiseg.dataset import load_dataset
 from semiseg.dataset.split import Split
 from semiseg.errors import InputError
-from trainer.checkpoints import RunFolder, how_trained
-from trainer.engine import student_section, trained_network
+from trainer.checkpoints import RunFolder, read_training_record
+from trainer.engine import load_trained_network, network_config_from_manifest
 from trainer.loop import train
+from trainer.network_configs import count_parameters, parse_network_config
+from trainer.network_configs.convolutional import UNetConfig
 from trainer.plan import make_plan
 from trainer.recipe import Recipe, make_recipe
-from trainer.students import parameters_of, read_student
-from trainer.students.convolutional import UNetStudent
 
-SIZES = {"small": 2, "tiny": 4}
+CHANNEL_DIVISORS = {"small": 2, "tiny": 4}
 """By how much the channels are divided."""
 
-NARROWEST = 4
-BASE = (32, 64, 128, 256)
+MINIMUM_CHANNELS = 4
+DEFAULT_CHANNELS = (32, 64, 128, 256)
 """The UNet that is divided where the run's student is something else."""
 
 
@@ -52,16 +52,16 @@ def distil(
         InputError: ``to`` is no student; scans of the run are not in ``data``.
         ExportError: the student is not smaller.
     """
-    manifest, network = trained_network(run)
-    section = smaller(student_section(manifest).model_dump(mode="json"), to)
-    student = read_student(section)
-    size = parameters_of(student.build(len(manifest.channels), manifest.outputs, manifest.patch))
-    if size >= parameters_of(network):
+    manifest, network = load_trained_network(run)
+    section = smaller_student(network_config_from_manifest(manifest).model_dump(mode="json"), to)
+    student = parse_network_config(section)
+    size = count_parameters(student.build(len(manifest.channels), manifest.outputs, manifest.patch))
+    if size >= count_parameters(network):
         raise ExportError(
-            f"The student {to} has {size:,} parameters and its teacher {parameters_of(network):,}: nothing is won."
+            f"The student {to} has {size:,} parameters and its teacher {count_parameters(network):,}: nothing is won."
         )
-    document = how_trained(run)
-    recipe = recipe_for(document["recipe"], run, section, updates)
+    document = read_training_record(run)
+    recipe = distillation_recipe(document["recipe"], run, section, updates)
     dataset = load_dataset(data)
     missing = [case for ids in document["split"].values() for case in ids if case not in dataset.cases]
     if missing:
@@ -72,7 +72,7 @@ def distil(
     return out
 
 
-def smaller(student: dict[str, Any], to: str) -> dict[str, Any]:
+def smaller_student(student: dict[str, Any], to: str) -> dict[str, Any]:
     """The section of the student that ``to`` names.
 
     A UNet with its channels divided by 2 (``small``) or 4 (``tiny``); of another network, a UNet of such a size.
@@ -80,9 +80,13 @@ def smaller(student: dict[str, Any], to: str) -> dict[str, Any]:
     Raises:
         InputError: neither a size nor a section.
     """
-    if to in SIZES:
-        unet = student if student.get("kind") == "unet" else UNetStudent(kind="unet", channels=BASE).model_dump()
-        channels = [max(NARROWEST, width // SIZES[to]) for width in unet["channels"]]
+    if to in CHANNEL_DIVISORS:
+        unet = (
+            student
+            if student.get("kind") == "unet"
+            else UNetConfig(kind="unet", channels=DEFAULT_CHANNELS).model_dump()
+        )
+        channels = [max(MINIMUM_CHANNELS, width // CHANNEL_DIVISORS[to]) for width in unet["channels"]]
         return {**unet, "channels": channels}
     try:
         given = yaml.safe_load(Path(to).read_text(encoding="utf-8") if Path(to).is_file() else to)
@@ -90,13 +94,14 @@ def smaller(student: dict[str, Any], to: str) -> dict[str, Any]:
         raise InputError(f"--distil-to {to!r} is no YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(given, dict):
         raise InputError(
-            f"--distil-to is {', '.join(SIZES)}, or a student such as '{{kind: unet, channels: [8, 16, 32]}}', "
+            f"--distil-to is {', '.join(CHANNEL_DIVISORS)}, or a student such as "
+            f"'{{kind: unet, channels: [8, 16, 32]}}', "
             f"not {to!r}."
         )
     return given
 
 
-def recipe_for(recipe: dict[str, Any], run: Path, student: dict[str, Any], updates: int | None) -> Recipe:
+def distillation_recipe(recipe: dict[str, Any], run: Path, student: dict[str, Any], updates: int | None) -> Recipe:
     """The recipe of the run, for a student that its network teaches."""
     return make_recipe(
         {

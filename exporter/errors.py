@@ -7,5 +7,5 @@ class ExportError(SemisegError):
     """The graph cannot be made, or it does not compute what the network computes. No bundle was written."""
 
 
-class MissingTool(InputError):  # noqa: N818 - it names what is missing
+class MissingToolError(InputError):
     """What was asked for needs software or a device that this machine does not have."""

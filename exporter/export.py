@@ -11,22 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
+from exporter.cpu_rewrites import replace_group_norms, replace_transposed_convolutions
 from exporter.errors import ExportError
 from exporter.onnx import export_onnx
-from exporter.parity import compare, shortfall, windows_of
+from exporter.parity import central_window, gate_failure, measure_parity
+from exporter.parity_scans import find_parity_scans
 from exporter.precision import to_half, to_int8
-from exporter.processors import with_subpixels, without_reordering
-from exporter.proof_scans import scans_for
 from semiseg.bundle.bundle import MODEL, Bundle, write_bundle
 from semiseg.bundle.card import CARD, model_card
-from semiseg.bundle.manifest import HALF, Manifest
+from semiseg.bundle.manifest import EXPORT_OVERLAP, Manifest
 from semiseg.bundle.variant import Precision, Variant
 from semiseg.engines.engine import Engine
-from semiseg.engines.machine import BF16, has_any
+from semiseg.engines.hardware import BF16_INSTRUCTIONS, has_instructions
 from semiseg.engines.onnx import OnnxEngine
 from semiseg.engines.openvino import OpenVinoEngine
 from semiseg.errors import EngineError
-from trainer.engine import TorchEngine, student_section, trained_network
+from trainer.engine import TorchEngine, load_trained_network, network_config_from_manifest
 
 FILES: dict[Precision, str] = {
     "fp32": MODEL,
@@ -37,7 +37,7 @@ FILES: dict[Precision, str] = {
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportResult:
     """A bundle and how it was proved.
 
     Attributes:
@@ -58,7 +58,7 @@ def export(
     precisions: Sequence[Precision] = (),
     data: Path | None = None,
     cache: Path | None = None,
-) -> Exported:
+) -> ExportResult:
     """Turn a finished run into a bundle.
 
     Only the method's exported module is built and loaded: teachers, adapters and averages that are not exported do not
@@ -76,20 +76,20 @@ def export(
         RunError: the run has not finished.
         ExportError: the fp32 graph cannot be made or fails its gate.
     """
-    manifest, network = trained_network(run)
+    manifest, network = load_trained_network(run)
     # What papers compare with strides of a few voxels is hundreds of windows a scan; a bundle keeps half a window.
-    manifest = manifest.model_copy(update={"overlap": HALF})
-    scans = scans_for(manifest, run, data=data, cache=cache)
+    manifest = manifest.model_copy(update={"overlap": EXPORT_OVERLAP})
+    scans = find_parity_scans(manifest, run, data=data, cache=cache)
     reference = TorchEngine(network, "cpu")
     refused: list[str] = []
 
     def fill(folder: Path) -> Manifest:
         model = folder / MODEL
         # A network that takes windows of any size gives a graph that does.
-        divisor = manifest.divisor if student_section(manifest).takes_any_size else None
+        divisor = manifest.divisor if network_config_from_manifest(manifest).takes_any_size else None
         graphs = _Graphs(network, folder, len(manifest.channels), manifest.window, divisor)
         graphs.write_float32(model)
-        first, failures = prove(manifest, "fp32", model, reference, scans.proof)
+        first, failures = verify(manifest, "fp32", model, reference, scans.parity)
         if first is None or failures:
             raise ExportError(f"{' '.join(failures)} No bundle was written.")
         variants = [first]
@@ -97,8 +97,8 @@ def export(
             target = folder / FILES[precision]
             variant, failures = None, []
             try:
-                graphs.write(target, precision, [windows_of(scan, manifest.window) for scan in scans.calibration])
-                variant, failures = prove(manifest, precision, target, reference, scans.proof)
+                graphs.write(target, precision, [central_window(scan, manifest.window) for scan in scans.calibration])
+                variant, failures = verify(manifest, precision, target, reference, scans.parity)
             except ExportError as error:
                 failures = [str(error)]
             refused.extend(failures)
@@ -111,10 +111,10 @@ def export(
         return proved
 
     bundle = write_bundle(out, fill)
-    return Exported(bundle, tuple(refused), scans.origin)
+    return ExportResult(bundle, tuple(refused), scans.origin)
 
 
-def prove(
+def verify(
     manifest: Manifest, precision: Precision, model: Path, reference: Engine, scans: Sequence[NDArray[np.float32]]
 ) -> tuple[Variant | None, list[str]]:
     """Compare a graph with the network on a window of each scan, at every allowed window size, on every engine here.
@@ -127,18 +127,18 @@ def prove(
         ExportError: there is no scan.
     """
     passed, failures = [], []
-    for make in engines_here(precision):
+    for make in available_engines(precision):
         try:
             engine = make(model)
             found = [
-                compare(manifest, reference, engine, (windows_of(scan, window) for scan in scans))
+                measure_parity(manifest, reference, engine, (central_window(scan, window) for scan in scans))
                 for window in manifest.windows
             ]
         except EngineError as error:
             if precision == "fp32":
                 raise ExportError(f"The exported graph does not run: {error}") from error
             continue  # an engine without this precision will not be given it
-        missed = [shortfall(manifest, precision, parity) for parity in found]
+        missed = [gate_failure(manifest, precision, parity) for parity in found]
         failures += [sentence for sentence in missed if sentence]
         if not any(missed):
             passed += found
@@ -147,13 +147,13 @@ def prove(
     return (Variant(precision=precision, file=FILES[precision], parity=tuple(passed)) if passed else None, failures)
 
 
-def engines_here(precision: Precision) -> Iterable[Callable[[Path], Engine]]:
+def available_engines(precision: Precision) -> Iterable[Callable[[Path], Engine]]:
     """What runs a graph of this precision on this machine's processor, as it will be run after the export."""
     yield lambda model: OnnxEngine(model, device="cpu")
     # On a processor without bfloat16 instructions OpenVINO computes a bf16 graph in float32. That the masks agree there
     # proves nothing for the processors that have them, and only those are given this graph.
     bf16 = precision == "bf16"
-    if importlib.util.find_spec("openvino") is not None and (has_any(BF16) or not bf16):
+    if importlib.util.find_spec("openvino") is not None and (has_instructions(BF16_INSTRUCTIONS) or not bf16):
         yield lambda model: OpenVinoEngine(model, bf16=bf16)
 
 
@@ -168,13 +168,13 @@ class _Graphs:
     divisor: tuple[int, int, int] | None
 
     def write_float32(self, target: Path) -> None:
-        self._export(without_reordering(self.network), target)
+        self._export(replace_group_norms(self.network), target)
 
     def write(self, target: Path, precision: Precision, windows: Sequence[NDArray[np.float32]]) -> None:
         source = self.folder / "source.onnx"
         try:
             if precision == "int8":  # run by processors
-                self._export(with_subpixels(without_reordering(self.network)), source)
+                self._export(replace_transposed_convolutions(replace_group_norms(self.network)), source)
                 to_int8(source, target, windows)
             elif precision != "fp32":  # run by GPUs, where nobody has measured the other forms
                 self._export(self.network, source)

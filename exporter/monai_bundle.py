@@ -16,10 +16,10 @@ import torch
 from exporter.errors import ExportError
 from semiseg.bundle.bundle import write_folder
 from semiseg.bundle.card import model_card
-from semiseg.bundle.manifest import HALF, Manifest
+from semiseg.bundle.manifest import EXPORT_OVERLAP, Manifest
 from semiseg.bundle.preprocessing import Intensity, Preprocessing
-from trainer.engine import student_section, trained_network
-from trainer.students.student import MonaiStudent
+from trainer.engine import load_trained_network, network_config_from_manifest
+from trainer.network_configs.base import MonaiNetworkConfig
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 SUFFIX = ".nii.gz"
@@ -32,9 +32,9 @@ def write_monai_bundle(run: Path, out: Path) -> None:
         ExportError: the student is not one of MONAI's networks; nothing is written.
         BundleError: ``out`` exists and is not a MONAI Bundle.
     """
-    manifest, network = trained_network(run)
-    section = student_section(manifest)
-    if not isinstance(section, MonaiStudent):
+    manifest, network = load_trained_network(run)
+    section = network_config_from_manifest(manifest)
+    if not isinstance(section, MonaiNetworkConfig):
         raise ExportError(
             f"The student `{manifest.provenance.student.get('kind')}` is not one of MONAI's own networks, so MONAI "
             "could not build it; a MONAI Bundle can be written of unet, segresnet, dynunet, unetr and swinunetr."
@@ -44,7 +44,7 @@ def write_monai_bundle(run: Path, out: Path) -> None:
         for name in ("configs", "models", "docs"):
             (folder / name).mkdir()
         torch.save(network.state_dict(), folder / "models" / "model.pt")
-        for name, document in (("metadata", _metadata(manifest)), ("inference", inference(manifest, section))):
+        for name, document in (("metadata", _metadata(manifest)), ("inference", inference_config(manifest, section))):
             text = json.dumps(document, indent=1) + "\n"
             (folder / "configs" / f"{name}.json").write_text(text, encoding="utf-8", newline="\n")
         (folder / "docs" / "README.md").write_text(_readme(manifest), encoding="utf-8", newline="\n")
@@ -52,7 +52,7 @@ def write_monai_bundle(run: Path, out: Path) -> None:
     write_folder(out, fill, "a MONAI Bundle", lambda folder: (folder / "configs" / "metadata.json").is_file())
 
 
-def inference(manifest: Manifest, section: MonaiStudent) -> dict[str, Any]:
+def inference_config(manifest: Manifest, section: MonaiNetworkConfig) -> dict[str, Any]:
     """The bundle's ``inference.json``: every NIfTI scan of ``dataset_dir`` to a mask in ``output_dir``."""
     names = manifest.channel_names
     scans = "$sorted(glob.glob(@dataset_dir + '/*" + SUFFIX + "'))"
@@ -60,7 +60,7 @@ def inference(manifest: Manifest, section: MonaiStudent) -> dict[str, Any]:
         end = len(f"_{names[0]}{SUFFIX}")
         files = ", ".join(f"p[:-{end}] + '_{name}{SUFFIX}'" for name in names)
         scans = f"$[[{files}] for p in sorted(glob.glob(@dataset_dir + '/*_{names[0]}{SUFFIX}'))]"
-    made_of = section.made_of
+    network_class = section.network_class
     return {
         "imports": ["$import glob", "$import numpy as np", "$import torch"],
         "bundle_root": ".",
@@ -69,7 +69,7 @@ def inference(manifest: Manifest, section: MonaiStudent) -> dict[str, Any]:
         "datalist": scans,
         "device": "$torch.device('cuda:0' if torch.cuda.is_available() else 'cpu')",
         "network_def": {
-            "_target_": f"{made_of.__module__}.{made_of.__qualname__}",
+            "_target_": f"{network_class.__module__}.{network_class.__qualname__}",
             **section.arguments(len(names), manifest.outputs, manifest.patch),
         },
         "network": "$@network_def.to(@device)",
@@ -84,7 +84,7 @@ def inference(manifest: Manifest, section: MonaiStudent) -> dict[str, Any]:
             "_target_": "SlidingWindowInferer",
             "roi_size": manifest.window,
             "sw_batch_size": 1,
-            "overlap": HALF,
+            "overlap": EXPORT_OVERLAP,
             "mode": manifest.blending,
             "padding_mode": "replicate" if manifest.preprocessing.padding == "edge" else "constant",
         },
@@ -112,7 +112,7 @@ def inference(manifest: Manifest, section: MonaiStudent) -> dict[str, Any]:
 def _preprocessing(contract: Preprocessing) -> list[dict[str, Any]]:
     """:class:`Preprocessing`, step by step, in its order."""
     expressions = ", ".join(
-        f"(lambda c: {expression(one)})(x.as_tensor()[{k}])" for k, one in enumerate(contract.intensity)
+        f"(lambda c: {intensity_expression(one)})(x.as_tensor()[{k}])" for k, one in enumerate(contract.intensity)
     )
     steps: list[dict[str, Any]] = [
         {"_target_": "LoadImaged", "keys": "image"},
@@ -146,7 +146,7 @@ def _preprocessing(contract: Preprocessing) -> list[dict[str, Any]]:
     return steps
 
 
-def expression(intensity: Intensity) -> str:
+def intensity_expression(intensity: Intensity) -> str:
     """:meth:`Intensity.apply` for a channel ``c``, a tensor, as an expression over torch and NumPy."""
     values, counted = "c", "c[c != 0]" if intensity.over == "nonzero" else "c"
     limits = None

@@ -12,10 +12,12 @@ from semiseg.bundle.manifest import Manifest
 from semiseg.bundle.variant import Parity, Precision
 from semiseg.engines.engine import Engine
 from semiseg.inference.windows import padding_for
-from semiseg.volumes.volume import by_sides
+from semiseg.volumes.volume import format_shape
 
 
-def compare(manifest: Manifest, reference: Engine, candidate: Engine, windows: Iterable[NDArray[np.float32]]) -> Parity:
+def measure_parity(
+    manifest: Manifest, reference: Engine, candidate: Engine, windows: Iterable[NDArray[np.float32]]
+) -> Parity:
     """Run both engines on ``windows`` (each (C, X, Y, Z), all of one size) and measure; voxels of all windows together.
 
     Raises:
@@ -42,14 +44,14 @@ def compare(manifest: Manifest, reference: Engine, candidate: Engine, windows: I
     return Parity(engine=candidate.name, window=size, windows=count, largest_difference=largest, dice=dice)
 
 
-def shortfall(manifest: Manifest, precision: Precision, parity: Parity) -> str | None:
+def gate_failure(manifest: Manifest, precision: Precision, parity: Parity) -> str | None:
     """By how much a graph misses the manifest's gate, as a sentence; None where it passes."""
     gate = manifest.gate
     allowed, least = gate.difference, gate.dice(precision)
     too_far = precision == "fp32" and not parity.largest_difference <= allowed
     if not too_far and np.isfinite(parity.largest_difference) and parity.least_dice >= least:
         return None
-    window = by_sides(parity.window)
+    window = format_shape(parity.window)
     limit = f" (allowed {allowed:g})" if precision == "fp32" else ""
     return (
         f"The {precision} graph does not compute what the network computes, run by {parity.engine} on {parity.windows} "
@@ -58,7 +60,7 @@ def shortfall(manifest: Manifest, precision: Precision, parity: Parity) -> str |
     )
 
 
-def windows_of(image: NDArray[np.float32], window: tuple[int, int, int]) -> NDArray[np.float32]:
+def central_window(image: NDArray[np.float32], window: tuple[int, int, int]) -> NDArray[np.float32]:
     """The middle window (C, *window) of a preprocessed scan (C, X, Y, Z), padded where the scan is smaller."""
     padded = np.pad(image, [(0, 0), *padding_for(image.shape[1:], window)], mode="edge")
     starts = [(n - w) // 2 for n, w in zip(padded.shape[1:], window, strict=True)]

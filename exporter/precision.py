@@ -16,14 +16,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto, version_converter
 
 from exporter.errors import ExportError
-from exporter.half import halved
+from exporter.half_precision import convert_to_half
 
 BF16_OPSET = 22  # the first in which convolutions may be bfloat16
 CONVOLUTIONS = ("Conv", "ConvTranspose")
 
 
 def to_half(model: Path, target: Path, precision: Literal["fp16", "bf16"]) -> None:
-    """Write ``model`` in half precision; input, output, normalisation and softmax stay float32 (:mod:`exporter.half`).
+    """Write ``model`` in half precision; input, output, normalisation and softmax stay float32.
+
+    See :mod:`exporter.half_precision`.
 
     Raises:
         ExportError: the graph cannot be converted.
@@ -32,7 +34,7 @@ def to_half(model: Path, target: Path, precision: Literal["fp16", "bf16"]) -> No
     try:
         if precision == "bf16":
             graph = version_converter.convert_version(graph, BF16_OPSET)
-        half = halved(graph, TensorProto.FLOAT16 if precision == "fp16" else TensorProto.BFLOAT16)
+        half = convert_to_half(graph, TensorProto.FLOAT16 if precision == "fp16" else TensorProto.BFLOAT16)
     except (ValueError, RuntimeError, onnx.shape_inference.InferenceError) as error:
         raise ExportError(f"The graph cannot be written in {precision}: {error}") from error
     _write(half, target)

@@ -13,17 +13,17 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from exporter.errors import ExportError, MissingTool
+from exporter.errors import ExportError, MissingToolError
 from exporter.onnx import INPUT
-from exporter.parity import compare, shortfall, windows_of
+from exporter.parity import central_window, gate_failure, measure_parity
 from semiseg.bundle.bundle import PLAN, Bundle, write_bundle
 from semiseg.bundle.manifest import Manifest, PlanKey
 from semiseg.bundle.variant import Precision, Variant
-from semiseg.engines.machine import Gpu, gpu
+from semiseg.engines.hardware import Gpu, detect_gpu
 from semiseg.engines.onnx import OnnxEngine
 from semiseg.engines.tensorrt import TensorRtEngine, import_tensorrt, precision_of
 from semiseg.errors import EngineError, InputError
-from semiseg.inference.choice import variants_of
+from semiseg.inference.engine_selection import variants_of
 from semiseg.system.durable_files import atomic_file
 
 TIMING_CACHE = "tensorrt-timing.cache"
@@ -34,18 +34,18 @@ def require_tensorrt() -> tuple[Any, Gpu]:
     """The ``tensorrt`` module, and the GPU.
 
     Raises:
-        MissingTool: the package, its libraries, or a GPU is missing, or the version is not 10 or 11.
+        MissingToolError: the package, its libraries, or a GPU is missing, or the version is not 10 or 11.
     """
     try:
         trt = import_tensorrt()
     except InputError as error:
-        raise MissingTool(
+        raise MissingToolError(
             f"{str(error).rstrip('.')}; install the `trt` extra on the GPU machine and run the export there. The ONNX "
             "bundle is complete without it."
         ) from None
-    found = gpu()
+    found = detect_gpu()
     if found is None:
-        raise MissingTool(
+        raise MissingToolError(
             "nvidia-smi names no GPU on this machine, and a TensorRT plan is built on the GPU that runs it. "
             "The ONNX bundle is complete without it."
         )
@@ -62,11 +62,11 @@ def add_plan(bundle: Bundle, *, batch: int = 4, scans: Sequence[NDArray[np.float
             window of each.
 
     Raises:
-        MissingTool: see :func:`require_tensorrt`; the bundle is left as it was.
+        MissingToolError: see :func:`require_tensorrt`; the bundle is left as it was.
         ExportError: TensorRT cannot parse or build the graph, or the plan fails; the bundle is left as it was.
     """
     trt, here = require_tensorrt()
-    source = half_or_full(bundle)
+    source = plan_source(bundle)
     plan = build_plan(trt, bundle, source, batch)
     _require_precision(trt, plan, bundle, source.precision, batch)
     # Elsewhere a plan does not load, or is slower than one built there.
@@ -92,7 +92,7 @@ def add_plan(bundle: Bundle, *, batch: int = 4, scans: Sequence[NDArray[np.float
     return write_bundle(bundle.folder, fill)
 
 
-def half_or_full(bundle: Bundle) -> Variant:
+def plan_source(bundle: Bundle) -> Variant:
     """The graph that a plan is built from: fp16, else bf16, else fp32. Their convolutions are what a GPU is fast at."""
     held = {variant.precision: variant for variant in variants_of(bundle)}
     return next(held[precision] for precision in ("fp16", "bf16", "fp32") if precision in held)
@@ -141,12 +141,12 @@ def _proved(bundle: Bundle, plan: Path, source: Variant, scans: Sequence[NDArray
     if not scans:
         return bundle.manifest.variants
     manifest = bundle.manifest
-    windows = (windows_of(scan, manifest.window) for scan in scans)
+    windows = (central_window(scan, manifest.window) for scan in scans)
     try:
-        parity = compare(manifest, OnnxEngine(bundle.model, device="cpu"), TensorRtEngine(plan), windows)
+        parity = measure_parity(manifest, OnnxEngine(bundle.model, device="cpu"), TensorRtEngine(plan), windows)
     except (EngineError, InputError) as error:
         raise ExportError(f"The TensorRT plan does not run: {error}") from error
-    missed = shortfall(manifest, source.precision, parity)
+    missed = gate_failure(manifest, source.precision, parity)
     if missed:
         raise ExportError(f"{missed} The plan was not added to the bundle.")
     return tuple(

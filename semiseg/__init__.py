@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from semiseg.client import Client
     from semiseg.dataset import load_dataset
     from semiseg.errors import SemisegError
-    from semiseg.evaluation.evaluate import evaluate
-    from semiseg.inference.choice import choose_engine
+    from semiseg.evaluation.evaluator import evaluate
+    from semiseg.inference.engine_selection import choose_engine
     from semiseg.inference.segmenter import Segmenter
     from semiseg.predicting.prediction import Prediction
     from semiseg.predicting.predictor import Predictor, load_model

@@ -15,14 +15,38 @@ from typing import Any, TypeVar
 
 import httpx
 
-from semiseg.client_answers import Answer, Forms, answer_in, forms_in, is_shortened, no_server
-from semiseg.client_errors import Busy, Failed, NoAnswer, Refused, refused, retry_after
+from semiseg.client_errors import (
+    RequestRejectedError,
+    ServerBusyError,
+    ServerFailureError,
+    ServerUnreachableError,
+    error_from_response,
+    retry_after,
+)
+from semiseg.client_results import (
+    MultiFormatResult,
+    SegmentationResult,
+    foreign_server_error,
+    has_truncated_headers,
+    parse_multi_format_result,
+    parse_result,
+)
 from semiseg.errors import InputError, SemisegError
-from semiseg.outputs.kind import ANSWERS, Kind
-from semiseg.upload_parts import form_parts
-from semiseg.volumes.wishes import Paths, Wishes
+from semiseg.outputs.formats import RESULTS_MEDIA_TYPE, OutputFormat
+from semiseg.upload_parts import multipart_files
+from semiseg.volumes.read_options import Paths, ReadOptions
 
-__all__ = ["Answer", "Busy", "Client", "Failed", "Forms", "Job", "NoAnswer", "Refused", "retry_after"]
+__all__ = [
+    "Client",
+    "JobStatus",
+    "MultiFormatResult",
+    "RequestRejectedError",
+    "SegmentationResult",
+    "ServerBusyError",
+    "ServerFailureError",
+    "ServerUnreachableError",
+    "retry_after",
+]
 
 Files = Paths | Mapping[str, Paths]
 _CONNECT_SECONDS = 10.0
@@ -31,7 +55,7 @@ _JOB_ID = re.compile(r"[A-Za-z0-9_-]{1,100}")
 
 
 @dataclass(frozen=True)
-class Job:
+class JobStatus:
     """A scan that a server with `--state` has accepted.
 
     Attributes:
@@ -120,33 +144,43 @@ class Client:
 
     def models(self) -> list[dict[str, Any]]:
         """The server's models: identity, channels, segments and card of each."""
-        found: list[dict[str, Any]] = self._asked("GET", "/models").json()
+        found: list[dict[str, Any]] = self._request("GET", "/models").json()
         return found
 
     def keeps_jobs(self) -> bool:
         """Whether the server takes jobs, so that :meth:`submit` can be used."""
-        return "/jobs" in self._asked("GET", "/docs.json").json().get("paths", {})
+        return "/jobs" in self._request("GET", "/docs.json").json().get("paths", {})
 
     def segment(
-        self, paths: Files, answer: Kind | None = None, *, wishes: Wishes | None = None, model: str | None = None
+        self,
+        paths: Files,
+        answer: OutputFormat | None = None,
+        *,
+        options: ReadOptions | None = None,
+        model: str | None = None,
     ) -> bytes | dict[str, Any]:
         """Segment one scan; JSON comes as a dict, the other forms as the bytes of their file. See :meth:`ask`."""
-        reply = self.ask(paths, answer, wishes=wishes, model=model)
+        reply = self.ask(paths, answer, options=options, model=model)
         if reply.media_type == "application/json":
             document: dict[str, Any] = json.loads(reply.body)
             return document
         return reply.body
 
     def ask(
-        self, paths: Files, answer: Kind | None = None, *, wishes: Wishes | None = None, model: str | None = None
-    ) -> Answer:
+        self,
+        paths: Files,
+        answer: OutputFormat | None = None,
+        *,
+        options: ReadOptions | None = None,
+        model: str | None = None,
+    ) -> SegmentationResult:
         """Segment one scan while the connection is held.
 
         Args:
             paths: a NIfTI file or another volume (a header takes its data files along), a zip, a folder of DICOM
                 files (sent as one zip without names), or DICOM files; or such for each channel, by its name.
             answer: the form of the answer; None lets the server choose by the scan.
-            wishes: which series to take, and what to refuse or to trust.
+            options: which series to take, and what to refuse or to trust.
             model: which of the server's models, where it has several.
 
         Raises:
@@ -154,17 +188,24 @@ class Client:
             SemisegError: nobody answers at the address, the server failed (5xx), or what answers is no semiseg server.
         """
         # The report comes in the body: headers are bounded. A server of version 0.1 does not know this media type.
-        response = self._posted("/segment", paths, _fields(answer, wishes, model), {"Accept": ANSWERS})
-        return answer_in(self.url, response)
+        response = self._post("/segment", paths, _fields(answer, options, model), {"Accept": RESULTS_MEDIA_TYPE})
+        return parse_result(self.url, response)
 
-    def ask_forms(self, paths: Files, forms: Sequence[Kind], *, model: str | None = None) -> Forms:
+    def ask_forms(self, paths: Files, forms: Sequence[OutputFormat], *, model: str | None = None) -> MultiFormatResult:
         """Segment one scan once, and have the answer in several forms; otherwise as :meth:`ask`."""
         fields = _fields(None, None, model) | {"answer": ",".join(forms)}
-        return forms_in(self.url, self._posted("/segment", paths, fields, {"Accept": ANSWERS}), forms)
+        return parse_multi_format_result(
+            self.url, self._post("/segment", paths, fields, {"Accept": RESULTS_MEDIA_TYPE}), forms
+        )
 
     def submit(
-        self, paths: Files, answer: Kind | None = None, *, wishes: Wishes | None = None, model: str | None = None
-    ) -> Job:
+        self,
+        paths: Files,
+        answer: OutputFormat | None = None,
+        *,
+        options: ReadOptions | None = None,
+        model: str | None = None,
+    ) -> JobStatus:
         """Let a scan be segmented, and go on; arguments as of :meth:`ask`.
 
         The upload is sent again for a while when the connection breaks off or the server is busy; it stays one job.
@@ -172,28 +213,30 @@ class Client:
         Raises:
             InputError, SemisegError: as :meth:`ask`.
         """
-        fields, same = _fields(answer, wishes, model), {"Idempotency-Key": secrets.token_hex(16)}
-        return self._patiently(lambda: _job(self.url, self._posted("/jobs", paths, fields, same)))
+        fields, same = _fields(answer, options, model), {"Idempotency-Key": secrets.token_hex(16)}
+        return self._retry(lambda: _job(self.url, self._post("/jobs", paths, fields, same)))
 
-    def job(self, name: str) -> Job:
+    def job(self, name: str) -> JobStatus:
         """The job as it is now; asked again for a while when nobody answers.
 
         Raises:
             InputError: the server knows no such job (any more).
             SemisegError: nobody answers.
         """
-        return self._patiently(lambda: _job(self.url, self._asked("GET", _path(name))))
+        return self._retry(lambda: _job(self.url, self._request("GET", _path(name))))
 
-    def wait(self, name: str, told: Callable[[Job], None] = lambda _: None, *, every: float = 0.5) -> Job:
+    def wait(
+        self, name: str, on_update: Callable[[JobStatus], None] = lambda _: None, *, every: float = 0.5
+    ) -> JobStatus:
         """Ask for a job ``every`` so many seconds until it ends, tell each answer, and return the last."""
         while True:
             job = self.job(name)
-            told(job)
+            on_update(job)
             if job.ended:
                 return job
             time.sleep(every)
 
-    def result(self, name: str, answer: Kind | None = None) -> Answer:
+    def result(self, name: str, answer: OutputFormat | None = None) -> SegmentationResult:
         """The segmentation of a job that is done.
 
         Args:
@@ -205,52 +248,56 @@ class Client:
             SemisegError: as :meth:`ask`.
         """
         path = _path(name, "/result") + (f"?answer={answer}" if answer else "")
-        return self._patiently(lambda: self._result(name, path))
+        return self._retry(lambda: self._result(name, path))
 
-    def stop(self, name: str) -> Job:
+    def stop(self, name: str) -> JobStatus:
         """Stop a job; one that has ended stays as it is."""
-        return self._patiently(lambda: _job(self.url, self._asked("DELETE", _path(name, "?only=stop"))))
+        return self._retry(lambda: _job(self.url, self._request("DELETE", _path(name, "?only=stop"))))
 
-    def forget(self, name: str) -> Job:
+    def forget(self, name: str) -> JobStatus:
         """Delete a job that has ended, with its result; stop one that has not."""
-        return _job(self.url, self._asked("DELETE", _path(name)))
+        return _job(self.url, self._request("DELETE", _path(name)))
 
-    def _result(self, name: str, path: str) -> Answer:
-        response = self._asked("GET", path)
-        answer = answer_in(self.url, response)
-        if not is_shortened(response):
+    def _result(self, name: str, path: str) -> SegmentationResult:
+        response = self._request("GET", path)
+        answer = parse_result(self.url, response)
+        if not has_truncated_headers(response):
             return answer
-        told = self._asked("GET", _path(name)).json()
+        told = self._request("GET", _path(name)).json()
         try:
             remarks = tuple((str(one["code"]), str(one["text"])) for one in told["remarks"])
             return dataclasses.replace(answer, millilitres=told["millilitres"], remarks=remarks)
         except (KeyError, TypeError, ValueError):
-            raise no_server(self.url) from None
+            raise foreign_server_error(self.url) from None
 
-    def _posted(
+    def _post(
         self, path: str, paths: Files, fields: dict[str, str], headers: dict[str, str] | None = None
     ) -> httpx.Response:
         named = {f"channel:{name}": of for name, of in paths.items()} if isinstance(paths, Mapping) else {"scan": paths}
         with contextlib.ExitStack() as stack:
-            files = [part for name, of in named.items() for part in form_parts(name, of, stack)]
-            return self._asked("POST", path, data=fields, files=files, headers=headers)
+            files = [part for name, of in named.items() for part in multipart_files(name, of, stack)]
+            return self._request("POST", path, data=fields, files=files, headers=headers)
 
-    def _asked(self, method: str, path: str, **options: Any) -> httpx.Response:
+    def _request(self, method: str, path: str, **options: Any) -> httpx.Response:
         """The response, when it is a success."""
         try:
             response = self._http.request(method, self.url + path, **options)
         except httpx.TimeoutException as error:
-            raise NoAnswer(f"The server at {self.url} gave no answer in time ({type(error).__name__}).") from None
+            raise ServerUnreachableError(
+                f"The server at {self.url} gave no answer in time ({type(error).__name__})."
+            ) from None
         except httpx.ConnectError as error:
-            raise NoAnswer(f"No server answers at {self.url} ({error}); is `semiseg serve` running?") from None
+            raise ServerUnreachableError(
+                f"No server answers at {self.url} ({error}); is `semiseg serve` running?"
+            ) from None
         except httpx.TransportError as error:
             # A protocol error quotes what the other side sent.
             told = type(error).__name__ if isinstance(error, httpx.ProtocolError) else error
-            raise NoAnswer(
+            raise ServerUnreachableError(
                 f"The connection to {self.url} broke off ({told}); is the upload larger than the server accepts?"
             ) from None
         if not response.is_success:
-            raise refused(self.url, response)
+            raise error_from_response(self.url, response)
         if where := response.headers.get("location"):
             self._require_here(response.url.join(where))
         return response
@@ -265,13 +312,13 @@ class Client:
                 "X-Forwarded-Host."
             )
 
-    def _patiently(self, attempt: Callable[[], _Found]) -> _Found:
+    def _retry(self, attempt: Callable[[], _Found]) -> _Found:
         """What ``attempt`` finds; again after a while as long as nobody answers, or the server has no room."""
         until = None  # counted from the first failure: an upload alone may take long
         while True:
             try:
                 return attempt()
-            except (NoAnswer, Busy) as error:
+            except (ServerUnreachableError, ServerBusyError) as error:
                 until = until or time.monotonic() + self._patience
                 pause = error.seconds
                 if time.monotonic() + pause > until:
@@ -279,19 +326,19 @@ class Client:
             time.sleep(pause)
 
 
-def _fields(answer: Kind | None, wishes: Wishes | None, model: str | None) -> dict[str, str]:
-    wishes = wishes or Wishes()
-    asked = {"model": model, "answer": answer, "series": wishes.series}
+def _fields(answer: OutputFormat | None, options: ReadOptions | None, model: str | None) -> dict[str, str]:
+    options = options or ReadOptions()
+    asked = {"model": model, "answer": answer, "series": options.series}
     fields = {name: value for name, value in asked.items() if value}
-    return fields | {name: "true" for name in ("strict", "aligned") if getattr(wishes, name)}
+    return fields | {name: "true" for name in ("strict", "aligned") if getattr(options, name)}
 
 
-def _job(url: str, response: httpx.Response) -> Job:
+def _job(url: str, response: httpx.Response) -> JobStatus:
     try:
         told = response.json()
-        return Job(**{field.name: told[field.name] for field in dataclasses.fields(Job)})
+        return JobStatus(**{field.name: told[field.name] for field in dataclasses.fields(JobStatus)})
     except (KeyError, TypeError, ValueError):
-        raise no_server(url) from None
+        raise foreign_server_error(url) from None
 
 
 def _path(job: str, rest: str = "") -> str:

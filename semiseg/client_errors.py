@@ -9,16 +9,16 @@ import httpx
 
 from semiseg.errors import InputError, SemisegError
 
-_LATER = (429, 502, 503, 507)  # 502 and a bare 503 are a proxy's, while the server starts anew
+_RETRY_STATUSES = (429, 502, 503, 507)  # 502 and a bare 503 are a proxy's, while the server starts anew
 
 
-class NoAnswer(SemisegError):  # noqa: N818 - it may come yet
+class ServerUnreachableError(SemisegError):
     """Nobody answered; the same question may be answered later."""
 
     seconds = 1.0
 
 
-class Busy(SemisegError):  # noqa: N818 - it passes
+class ServerBusyError(SemisegError):
     """The server has no room at present; it said after how many ``seconds`` to ask again, with the HTTP ``status``."""
 
     def __init__(self, sentence: str, seconds: float, status: int = 503) -> None:
@@ -26,21 +26,21 @@ class Busy(SemisegError):  # noqa: N818 - it passes
         self.seconds, self.status = seconds, status
 
 
-class Refused(InputError):  # noqa: N818 - as above
+class RequestRejectedError(InputError):
     """HTTP 4xx.
 
     Attributes:
         status: The HTTP status.
-        own_words: True for a sentence that a semiseg server wrote, in its JSON form; False for one that was made up
-            here for an answer of a proxy or another program.
+        is_server_message: True for a sentence that a semiseg server wrote, in its JSON form; False for one that was
+            made up here for an answer of a proxy or another program.
     """
 
-    def __init__(self, sentence: str, status: int, *, own_words: bool) -> None:
+    def __init__(self, sentence: str, status: int, *, is_server_message: bool) -> None:
         super().__init__(sentence)
-        self.status, self.own_words = status, own_words
+        self.status, self.is_server_message = status, is_server_message
 
 
-class Failed(SemisegError):  # noqa: N818 - as above
+class ServerFailureError(SemisegError):
     """Another HTTP ``status`` that is no success: 3xx or 5xx."""
 
     def __init__(self, sentence: str, status: int) -> None:
@@ -62,25 +62,25 @@ def retry_after(value: str | None) -> float | None:
     return max(0.0, (moment - datetime.datetime.now(datetime.UTC)).total_seconds())
 
 
-def refused(url: str, response: httpx.Response) -> SemisegError:
+def error_from_response(url: str, response: httpx.Response) -> SemisegError:
     """The error of a response that is no success; its sentence is the server's where it has one."""
-    status, own_words = response.status_code, False
+    status, is_server_message = response.status_code, False
     if response.has_redirect_location:
-        return Failed(_redirected(url, response), status)
+        return ServerFailureError(_redirected(url, response), status)
     sentence = f"{url}: What answers there is not a semiseg server (HTTP {status})."
     try:
         told = response.json()["error"]
-        own_words = isinstance(told, str) and bool(told.strip())
+        is_server_message = isinstance(told, str) and bool(told.strip())
     except (ValueError, KeyError, TypeError):
         pass
-    if own_words:
+    if is_server_message:
         sentence = f"{url}: {told}"
-    if status in _LATER:
+    if status in _RETRY_STATUSES:
         seconds = retry_after(response.headers.get("retry-after"))
-        return Busy(sentence, 1.0 if seconds is None else seconds, status)
+        return ServerBusyError(sentence, 1.0 if seconds is None else seconds, status)
     if 400 <= status < 500:
-        return Refused(sentence, status, own_words=own_words)
-    return Failed(sentence, status)
+        return RequestRejectedError(sentence, status, is_server_message=is_server_message)
+    return ServerFailureError(sentence, status)
 
 
 def _redirected(url: str, response: httpx.Response) -> str:

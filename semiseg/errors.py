@@ -45,7 +45,7 @@ class Cancelled(SemisegError):  # noqa: N818 - what happened is not an error of 
     """The caller asked to stop before the last window was done."""
 
 
-def sentence_of(error: ValidationError) -> str:
+def validation_message(error: ValidationError) -> str:
     """The first complaint of a pydantic error as part of a sentence, with the place it is about."""
     problems: list[Any] = error.errors(include_url=False, include_context=False)
     first = problems[0]

@@ -13,12 +13,12 @@ from pathlib import Path, PurePosixPath
 from typing import IO
 
 from semiseg.errors import InputError
-from semiseg.volumes.wishes import Paths
+from semiseg.volumes.read_options import Paths
 
 _OPEN_FILES = 100  # more are sent as one zip: a process may hold about a thousand files open
 
 
-def form_parts(name: str, paths: Paths, stack: contextlib.ExitStack) -> list[tuple[str, tuple[str, IO[bytes]]]]:
+def multipart_files(name: str, paths: Paths, stack: contextlib.ExitStack) -> list[tuple[str, tuple[str, IO[bytes]]]]:
     """Open files as parts of a form.
 
     Args:
@@ -75,7 +75,7 @@ def _parts_of_header(path: Path) -> Mapping[str, Path]:
     if path.suffix.lower() not in (".hdr", ".mhd", ".nhdr") and not path.name.lower().endswith(".hdr.gz"):
         return {}
     try:
-        from semiseg.volumes.formats.registry import parts_of
+        from semiseg.volumes.formats.registry import scan_parts
     except ImportError:  # the gateway has a client, and sends DICOM
         return {}
-    return parts_of(path)
+    return scan_parts(path)

@@ -16,7 +16,7 @@ from typing import Any
 
 from semiseg.errors import InputError
 
-READING = ("GET", "HEAD", "OPTIONS")
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 FORBIDDEN = 403  # and not 421, after which a browser may try again over another connection
 _NAME = re.compile(r"[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]*[a-z0-9_])?)*")
 _DEFAULT_PORTS = (":80", ":443")
@@ -28,7 +28,7 @@ class BrowserGuard:
     def __init__(
         self,
         *,
-        bound: str = "",
+        bind_host: str = "",
         hosts: Iterable[str] = (),
         origins: Iterable[str] = (),
         keys: bool = False,
@@ -37,7 +37,7 @@ class BrowserGuard:
         """Take the configuration.
 
         Args:
-            bound: Name or address that is listened on.
+            bind_host: Name or address that is listened on.
             hosts: Further names by which the server may be called; ``*.example.org`` for all below one, ``*`` for
                 every name.
             origins: Origins of other servers whose pages may use this one.
@@ -48,7 +48,7 @@ class BrowserGuard:
         Raises:
             InputError: one of the names is none.
         """
-        self._names = {"localhost", _name_in(bound).lower(), socket.gethostname().lower()} - {""}
+        self._names = {"localhost", _name_in(bind_host).lower(), socket.gethostname().lower()} - {""}
         self._below: list[str] = [".localhost"]
         self._origins = {_origin_of(origin) for origin in origins}
         self._option = option
@@ -61,11 +61,11 @@ class BrowserGuard:
         self._names.update(named)
         self._every_name = "*" in named or (keys and not named)
 
-    def refusal(self, scope: Any) -> tuple[int, str] | None:
+    def check(self, scope: Any) -> tuple[int, str] | None:
         """Status and sentence for a request that is refused; None for one that is not.
 
         Args:
-            scope: ASGI scope, which :meth:`server.forwarded.Proxies.apply` may have seen.
+            scope: ASGI scope, which :meth:`server.forwarded_headers.TrustedProxies.apply` may have seen.
         """
         headers = dict(scope["headers"])
         host = scope.get("semiseg.host") or headers.get(b"host", b"").decode("latin-1")
@@ -75,7 +75,7 @@ class BrowserGuard:
             return FORBIDDEN, (
                 f"Nobody said that this server may be called by {which}; its operator does so with `{self._option}`."
             )
-        if scope["method"] not in READING and not self._same_site(headers, host):
+        if scope["method"] not in SAFE_METHODS and not self._same_site(headers, host):
             return FORBIDDEN, "A page of another server may not send anything to this one."
         return None
 

@@ -11,11 +11,11 @@ from pathlib import Path
 
 from semiseg.errors import InputError
 
-VARIABLE = "SEMISEG_API_KEYS"
-SHORTEST = 20  # characters; whoever makes keys with `openssl rand -hex 32` has 64
+KEYS_ENV = "SEMISEG_API_KEYS"
+MIN_KEY_LENGTH = 20  # characters; whoever makes keys with `openssl rand -hex 32` has 64
 
 
-class Keys:
+class ApiKeys:
     """The keys that are good at present, each with the name of who has it."""
 
     def __init__(self, file: Path | None = None) -> None:
@@ -39,7 +39,7 @@ class Keys:
         """Whether there are any: without one the server answers everybody."""
         return self._file is not None or bool(self._owners)
 
-    def owner_of(self, key: str) -> str | None:
+    def find_owner(self, key: str) -> str | None:
         """Whose key it is; None for a key that is not, or no longer, good. Takes as long for each of them."""
         self._read()
         digest = _digest(key)
@@ -54,7 +54,7 @@ class Keys:
             if self._file is None:
                 if self._stamp is None:
                     self._stamp = (0, 0)
-                    self._owners = _parsed(os.environ.get(VARIABLE, "").replace(",", "\n"), VARIABLE)
+                    self._owners = _parsed(os.environ.get(KEYS_ENV, "").replace(",", "\n"), KEYS_ENV)
                 return
             try:
                 found = self._file.stat()
@@ -73,7 +73,7 @@ class Keys:
             self._stamp = stamp
 
 
-def key_in(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+def key_from_headers(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
     """The key that a request carries, by its ASGI headers: ``Authorization: Bearer KEY`` or ``X-API-Key: KEY``."""
     for name, value in headers:
         if name == b"authorization" and value[:7].lower() == b"bearer ":
@@ -92,8 +92,8 @@ def _parsed(text: str, where: str) -> dict[bytes, str]:
         if len(words) != 2:
             raise InputError(f"{where}, key {number}: write a name, a blank and the key.")
         name, key = words
-        if len(key) < SHORTEST:
-            raise InputError(f"{where}, key {number}: it is shorter than {SHORTEST} characters.")
+        if len(key) < MIN_KEY_LENGTH:
+            raise InputError(f"{where}, key {number}: it is shorter than {MIN_KEY_LENGTH} characters.")
         digest = _digest(key)
         if digest in owners:
             raise InputError(f"{where}, key {number}: it is another one's already.")

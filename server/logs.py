@@ -11,21 +11,21 @@ import time
 import traceback
 from pathlib import Path
 
-OURS = "semiseg"
-TRUSTED = (OURS, "uvicorn", "asyncio")  # whose sentences do not quote what is read from a file
-SELDOM = 60.0  # seconds in which the same message of another package, about the same peer, is written once
+LOGGER_NAME = "semiseg"
+TRUSTED_LOGGERS = (LOGGER_NAME, "uvicorn", "asyncio")  # whose sentences do not quote what is read from a file
+REPEAT_SECONDS = 60.0  # seconds in which the same message of another package, about the same peer, is written once
 _MOST_KEYS = 1000
 
 _WARNING = re.compile(r"([^\n:]*(?::[\\/][^\n:]*)?):(\d+): (\w+): ")
 
 
-def utc(moment: float) -> str:
+def utc_timestamp(moment: float) -> str:
     """A Unix time as ISO 8601, to the millisecond."""
     return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(moment)) + f".{int(moment % 1 * 1000):03d}Z"
 
 
-class JsonLines(logging.Formatter):
-    """A record as JSON; ``extra={"told": {...}}`` becomes fields of its own.
+class JsonFormatter(logging.Formatter):
+    """A record as JSON; ``extra={"fields": {...}}`` becomes fields of its own.
 
     Of other packages' messages only the event is kept unless their logger is trusted: who said it, how grave it is, and
     the place in the code that stands for its words. Of exceptions kind and place are kept. pydicom, for one, quotes the
@@ -37,11 +37,11 @@ class JsonLines(logging.Formatter):
         trusted = _is_trusted(record)
         message = record.getMessage().partition("\n")[0] if trusted else _without_its_words(record)
         line: dict[str, object] = {
-            "time": utc(record.created),
+            "time": utc_timestamp(record.created),
             "level": record.levelname.lower(),
             "logger": record.name,
             "message": message,
-            **getattr(record, "told", {}),
+            **getattr(record, "fields", {}),
         }
         if not trusted and (peer := _peer_of(record)):
             line["peer"] = peer
@@ -52,7 +52,7 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
-class Repeats(logging.Filter):
+class RepeatFilter(logging.Filter):
     """Lets a message of another package through once in a while: a damaged scan has hundreds of the same.
 
     The next that is let through tells how many were not (`repeated`).
@@ -70,20 +70,20 @@ class Repeats(logging.Filter):
             return True
         key, now = (record.name, _without_its_words(record), _peer_of(record)), time.monotonic()
         with self._lock:
-            since, count = self._said.get(key, (-SELDOM, 0))
-            if now - since < SELDOM:
+            since, count = self._said.get(key, (-REPEAT_SECONDS, 0))
+            if now - since < REPEAT_SECONDS:
                 self._said[key] = since, count + 1
                 return False
             if len(self._said) >= _MOST_KEYS:
                 self._said.clear()
             self._said[key] = now, 0
         if count:
-            record.told = {**getattr(record, "told", {}), "repeated": count}
+            record.fields = {**getattr(record, "fields", {}), "repeated": count}
         return True
 
 
 def _is_trusted(record: logging.LogRecord) -> bool:
-    return record.name.split(".")[0] in TRUSTED
+    return record.name.split(".")[0] in TRUSTED_LOGGERS
 
 
 def _peer_of(record: logging.LogRecord) -> str:
@@ -108,11 +108,11 @@ def _module(file: str) -> str:
     return "/".join(Path(file).parts[-3:])
 
 
-def keep_logs() -> None:
+def configure_logging() -> None:
     """Send every logger's records to standard error as JSON lines, and Python's warnings with them."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(JsonLines())
-    handler.addFilter(Repeats())
+    handler.setFormatter(JsonFormatter())
+    handler.addFilter(RepeatFilter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(logging.WARNING)
@@ -120,23 +120,23 @@ def keep_logs() -> None:
         if isinstance(logger, logging.Logger) and name.split(".")[0] != "pytest":
             logger.handlers.clear()
             logger.propagate = True
-    logging.getLogger(OURS).setLevel(logging.INFO)
+    logging.getLogger(LOGGER_NAME).setLevel(logging.INFO)
     logging.captureWarnings(True)
     threading.excepthook = _thread_ended
     sys.unraisablehook = _not_raised
 
 
-def _thread_ended(told: threading.ExceptHookArgs) -> None:
+def _thread_ended(args: threading.ExceptHookArgs) -> None:
     """Log the error that ended a thread, where Python would print its words; ``sys.exit`` in a thread is no error."""
-    if told.exc_type is not SystemExit:
-        _unexpected("A thread ended", told)
+    if args.exc_type is not SystemExit:
+        _unexpected("A thread ended", args)
 
 
-def _not_raised(told: sys.UnraisableHookArgs) -> None:
+def _not_raised(args: sys.UnraisableHookArgs) -> None:
     """Log an error in a destructor or a callback; Python would print its words."""
-    _unexpected("An error could not be raised", told)
+    _unexpected("An error could not be raised", args)
 
 
-def _unexpected(what: str, told: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> None:
-    error = told.exc_value or BaseException()  # only the type and the place are written
-    logging.getLogger(OURS).error(what, exc_info=(told.exc_type, error, told.exc_traceback))
+def _unexpected(what: str, args: threading.ExceptHookArgs | sys.UnraisableHookArgs) -> None:
+    error = args.exc_value or BaseException()  # only the type and the place are written
+    logging.getLogger(LOGGER_NAME).error(what, exc_info=(args.exc_type, error, args.exc_traceback))

@@ -19,13 +19,13 @@ from semiseg.bundle.fingerprint import Fingerprint
 from semiseg.bundle.manifest import Channel, Manifest, Provenance
 from semiseg.bundle.postprocessing import Postprocessing
 from semiseg.bundle.preprocessing import Intensity, Preprocessing
-from semiseg.volumes.segmentation import Code, Segment
+from semiseg.volumes.segmentation import ConceptCode, Segment
 from semiseg.volumes.volume import Volume, reorient
 
 LOW, HIGH = 300.5, 600.5
 """Segment "low" lies strictly between the two, segment "high" above the second; integers never tie."""
 
-CODE = Code(value="91723000", scheme="SCT", meaning="Anatomical structure")
+CODE = ConceptCode(value="91723000", scheme="SCT", meaning="Anatomical structure")
 SEGMENTS = (
     Segment(name="low", label=1, type=CODE, colour=(230, 60, 60)),
     Segment(name="high", label=2, type=CODE, colour=(60, 120, 230)),
@@ -55,7 +55,7 @@ def make_threshold_bundle(
         activation: ``softmax`` gives a label map; ``sigmoid`` two overlapping masks, "low" being everything above LOW.
         window: the only window allowed.
         overlap: share of a window covered again by the next.
-        spacing: mm to resample to; None keeps each scan's own grid, and then the mask is exactly :func:`expected`.
+        spacing: mm to resample to; None keeps each scan's own grid, and then the mask is exactly :func:`expected_mask`.
         postprocessing: cleaning of the mask.
         work: 3x3x3 convolutions of 32 channels whose result is thrown away: makes each window slow.
         at_full_intensity: what the graph does with a window that holds an intensity of 1000 or more: ``fails`` at run
@@ -102,12 +102,12 @@ def make_threshold_bundle(
     return write_bundle(folder, fill)
 
 
-def expected(array: NDArray[Any]) -> NDArray[np.uint8]:
+def expected_mask(array: NDArray[Any]) -> NDArray[np.uint8]:
     """The label map that the softmax bundle gives for intensities (X, Y, Z)."""
     return np.asarray((array > LOW).astype(np.uint8) + (array > HIGH))
 
 
-def nowhere_air(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+def scan_without_air(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """A scan of which the network has to see every window; it compresses well."""
     x, y, z = np.ogrid[: shape[0], : shape[1], : shape[2]]
     return np.asarray((x + y + z) % 251, dtype=np.uint8)

@@ -19,7 +19,7 @@ settings.register_profile("new", print_blob=True, deadline=None)
 settings.load_profile("same")
 
 
-def skip_because(reason: str) -> NoReturn:
+def skip_or_fail(reason: str) -> NoReturn:
     """Skip the test with ``reason``; fail it where everything was promised to be there (``SEMISEG_TESTS_NEED_ALL``)."""
     if os.environ.get("SEMISEG_TESTS_NEED_ALL"):
         pytest.fail(f"SEMISEG_TESTS_NEED_ALL is set, and yet: {reason}", pytrace=False)
@@ -32,13 +32,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     for mark in item.iter_markers("package"):
-        needs_package(*mark.args)
+        require_package(*mark.args)
 
 
-def needs_package(name: str) -> None:
+def require_package(name: str) -> None:
     """Skip the test where a Python package is not installed that semiseg can do without."""
     if importlib.util.find_spec(name) is None:
-        skip_because(f"the package {name} is not installed")
+        skip_or_fail(f"the package {name} is not installed")
 
 
 @pytest.fixture(scope="session")
@@ -46,7 +46,7 @@ def semiseg_data() -> Path:
     """The folder of real scans that ``SEMISEG_DATA`` names; there is no default."""
     named = os.environ.get("SEMISEG_DATA")
     if not named:
-        skip_because("SEMISEG_DATA is unset: no folder of real scans to test with")
+        skip_or_fail("SEMISEG_DATA is unset: no folder of real scans to test with")
     folder = Path(named)
     if not folder.is_dir():
         pytest.fail(f"SEMISEG_DATA names {folder}, which is not a folder.", pytrace=False)
@@ -54,8 +54,8 @@ def semiseg_data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def needs_program() -> Callable[[str], str]:
-    """``needs_program("dciodvfy")`` returns the program's path, or skips the test with the reason."""
+def require_program() -> Callable[[str], str]:
+    """``require_program("dciodvfy")`` returns the program's path, or skips the test with the reason."""
 
     # tests/conditions takes programs away, also those in folders that no PATH names.
     without = os.environ.get("SEMISEG_TESTS_WITHOUT", "").split(",")
@@ -63,7 +63,7 @@ def needs_program() -> Callable[[str], str]:
     def find(name: str) -> str:
         path = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
         if path is None or name in without:
-            skip_because(f"the program {name} is not installed (deploy/ci-packages.sh installs it on Debian)")
+            skip_or_fail(f"the program {name} is not installed (deploy/ci-packages.sh installs it on Debian)")
         return path
 
     return find

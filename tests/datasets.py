@@ -18,12 +18,12 @@ AFFINE = np.diag([1.0, 1.0, 1.5, 1.0])
 LABELS = {"0": "background", "1": "low", "2": "high"}
 
 
-def image_of(seed: int, shape: tuple[int, ...] = SHAPE) -> NDArray[np.int16]:
+def random_image(seed: int, shape: tuple[int, ...] = SHAPE) -> NDArray[np.int16]:
     """A scan of noise, another one for each seed."""
     return np.random.default_rng(seed).integers(0, 1000, shape, dtype=np.int16)
 
 
-def label_of(seed: int, shape: tuple[int, int, int] = SHAPE) -> NDArray[np.uint8]:
+def random_labels(seed: int, shape: tuple[int, int, int] = SHAPE) -> NDArray[np.uint8]:
     """A label map that holds 0, 1 and 2."""
     return np.random.default_rng(1000 + seed).integers(0, 3, shape, dtype=np.uint8)
 
@@ -42,7 +42,7 @@ def write_dataset(
     for sub in ("imagesTr", "labelsTr"):
         (folder / sub).mkdir(parents=True, exist_ok=True)
     for k in range(labelled + without_label):
-        write_scan(folder, f"s{k}", image_of(k), label_of(k) if k < labelled else None)
+        write_scan(folder, f"s{k}", random_image(k), random_labels(k) if k < labelled else None)
         entry = {"image": f"./imagesTr/s{k}.nii.gz"}
         entries.append(entry | ({"label": f"./labelsTr/s{k}.nii.gz"} if k < labelled else {}))
     if described:

@@ -17,7 +17,7 @@ AXIS_ORIENTATIONS = tuple(
 """All 48 ways in which three voxel axes can point along the patient's."""
 
 
-def affine_of(
+def make_affine(
     axcodes: str,
     spacing: tuple[float, float, float] = (1.5, 0.75, 3.0),
     tilt: tuple[float, float, float] = (0.0, 0.0, 0.0),
@@ -33,13 +33,13 @@ def affine_of(
     return out
 
 
-def numbered(shape: tuple[int, int, int], affine: NDArray[np.float64] | None = None) -> Volume:
+def numbered_volume(shape: tuple[int, int, int], affine: NDArray[np.float64] | None = None) -> Volume:
     """A scan whose voxels are 1, 2, 3, ... in order: no two alike, none of them air."""
     values = np.arange(1, 1 + int(np.prod(shape)), dtype=np.int32).reshape(shape)
     return Volume(values, np.eye(4) if affine is None else affine)
 
 
-def world(affine: NDArray[np.float64], indices: NDArray[np.generic]) -> NDArray[np.float64]:
+def to_world(affine: NDArray[np.float64], indices: NDArray[np.generic]) -> NDArray[np.float64]:
     """Millimetres (N, 3) of voxel indices (N, 3)."""
     return np.asarray(indices @ affine[:3, :3].T + affine[:3, 3])
 

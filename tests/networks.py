@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from semiseg.bundle.manifest import Manifest
 from semiseg.bundle.preprocessing import Intensity, Preprocessing
-from semiseg.engines.engine import Engine, activated
+from semiseg.engines.engine import Engine, apply_activation
 from semiseg.engines.slab import Activation, Slab, SlabPlan
 from semiseg.inference.windows import starts_along, window_weights
 from tests.bundles import make_threshold_bundle
@@ -47,7 +47,7 @@ class NumpyEngine(Engine):
         return slab
 
 
-def positional(outputs: int) -> Network:
+def position_dependent_network(outputs: int) -> Network:
     """Logits that depend on the voxel, on its neighbours in the window and on the place in the window.
 
     A window put one voxel off, mirrored, mixed up with another of its batch or weighted wrongly gives another mask.
@@ -63,7 +63,7 @@ def positional(outputs: int) -> Network:
     return network
 
 
-def manifest_of(folder: Path, **changes: Any) -> Manifest:
+def threshold_manifest(folder: Path, **changes: Any) -> Manifest:
     """The threshold bundle's manifest, for scans taken as they are, with ``changes``."""
     window: tuple[int, int, int] = changes.pop("window", (5, 4, 6))
     activation: Literal["softmax", "sigmoid"] = changes.pop("activation", "softmax")
@@ -72,11 +72,11 @@ def manifest_of(folder: Path, **changes: Any) -> Manifest:
     return Manifest.model_validate(manifest.model_copy(update={"preprocessing": as_is, **changes}).model_dump())
 
 
-def whole_volume(
+def reference_segmentation(
     manifest: Manifest, network: Network, array: NDArray[np.float32], overlap: float | tuple[float, ...]
 ) -> NDArray[Any]:
-    """The reference: the decision at each voxel of :func:`whole_volume_mean`."""
-    mean = whole_volume_mean(manifest, network, array, overlap)
+    """The reference: the decision at each voxel of :func:`reference_mean`."""
+    mean = reference_mean(manifest, network, array, overlap)
     if manifest.activation == "softmax":
         values = np.asarray([0, *(s.label for s in manifest.segments)], np.uint8)
         return np.asarray(values[mean.argmax(axis=0)])
@@ -84,7 +84,7 @@ def whole_volume(
     return np.asarray(probs >= 0.5)
 
 
-def whole_volume_mean(
+def reference_mean(
     manifest: Manifest, network: Network, array: NDArray[np.float32], overlap: float | tuple[float, ...]
 ) -> NDArray[np.float64]:
     """Pad, add every window to one volume (C, X, Y, Z) in float64, divide by the counts."""
@@ -101,7 +101,7 @@ def whole_volume_mean(
     for start in itertools.product(*starts):
         place = tuple(slice(s, s + w) for s, w in zip(start, window, strict=True))
         logits = network(padded[(slice(None), *place)][None])[0]
-        sums[(slice(None), *place)] += activated(logits, activation) * weights
+        sums[(slice(None), *place)] += apply_activation(logits, activation) * weights
         counts[place] += weights
     mean = sums / counts
     inner = tuple(slice(before, before + n) for (before, _), n in zip(padding[1:], array.shape[1:], strict=True))

@@ -31,21 +31,21 @@ class RunningProcess:
     def output(self) -> str:
         return "".join(self.lines)
 
-    def heard(self, line: str) -> None:
+    def on_line(self, line: str) -> None:
         """It printed a line."""
 
-    def ended(self) -> None:
+    def on_exit(self) -> None:
         """It will print nothing more."""
 
     def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
         """Send the signal and wait; the exit code."""
-        return self._ended_by(lambda: self.process.send_signal(number))
+        return self._end(lambda: self.process.send_signal(number))
 
     def kill(self) -> int:
         """End it without a chance to tidy up, and wait; the exit code."""
-        return self._ended_by(self.process.kill)
+        return self._end(self.process.kill)
 
-    def _ended_by(self, end: Callable[[], None]) -> int:
+    def _end(self, end: Callable[[], None]) -> int:
         if self.process.poll() is None:
             end()
         try:
@@ -60,5 +60,5 @@ class RunningProcess:
         assert self.process.stdout is not None
         for line in self.process.stdout:
             self.lines.append(line)
-            self.heard(line)
-        self.ended()
+            self.on_line(line)
+        self.on_exit()

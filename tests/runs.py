@@ -8,13 +8,13 @@ from typing import Any
 
 from semiseg.bundle.manifest import Manifest
 from semiseg.dataset import load_dataset, make_split
-from semiseg.phantoms.write import write_dataset
+from semiseg.phantoms.writers import write_dataset
 from trainer.loop import train
 from trainer.plan import make_plan
 from trainer.recipe import make_recipe
 
 WINDOW = (16, 16, 8)
-NARROW = (16, 8, 8)
+NARROW_WINDOW = (16, 8, 8)
 TEST_CASES = 2
 
 
@@ -27,14 +27,14 @@ class TinyRun:
     manifest: Manifest
 
 
-def recipe_of(**changes: Any) -> dict[str, Any]:
+def tiny_recipe_document(**changes: Any) -> dict[str, Any]:
     """M&N with both stages in four updates; ``changes`` replace whole sections."""
     return {
         "name": "tiny",
         "method": "mn",
         "student": {"kind": "unet", "channels": [4, 8], "residual_units": 0},
         "patch": list(WINDOW),
-        "windows": [list(NARROW)],
+        "windows": [list(NARROW_WINDOW)],
         "batch": 2,
         "updates": 4,
         "threads": 1,
@@ -67,5 +67,5 @@ def make_tiny_run(folder: Path, *, cache: Path | None = None) -> TinyRun:
     data, run = folder / "data", folder / "run"
     write_dataset(data, cases=5, labelled=2, test=TEST_CASES, shape=(22, 20, 13), spacing=(5.0, 5.0, 8.0))
     dataset = load_dataset(data)
-    plan = make_plan(dataset, make_split(dataset, labelled=2), make_recipe(recipe_of()))
+    plan = make_plan(dataset, make_split(dataset, labelled=2), make_recipe(tiny_recipe_document()))
     return TinyRun(run, data, train(plan, run, cache=cache, device="cpu"))

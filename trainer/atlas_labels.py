@@ -25,20 +25,27 @@ from numpy.typing import NDArray
 from semiseg.evaluation.metrics import overlap
 from semiseg.system.durable_files import atomic_file, replace_file
 from semiseg.system.memory import physical_memory
-from trainer.atlas_quality import SHARPNESS, Judged
+from trainer.atlas_quality import SHARPNESS, AtlasScore
 from trainer.cases import PreparedCase
-from trainer.label_channels import Channels, Float
-from trainer.label_fusion import Fusion
-from trainer.mapped_arrays import ArrayFile, by_name
+from trainer.label_channels import FloatArray, LabelChannels
+from trainer.label_fusion import LabelFusion
+from trainer.mapped_arrays import ArrayFile, to_file_reference
 from trainer.registered_atlases import Atlas, RegisteredAtlases
-from trainer.registration import Scan, as_image, as_scan, inverse_inconsistency, register, work_spacing
-from trainer.soft_labels import FULL, to_bytes
+from trainer.registration import (
+    RegistrationScan,
+    inverse_inconsistency,
+    prepare_scan,
+    register,
+    to_sitk_image,
+    working_spacing,
+)
+from trainer.soft_labels import BYTE_MAX, to_bytes
 
-LAYOUT = 2  # raise when the labels of the same scans become others
+CACHE_VERSION = 2  # raise when the labels of the same scans become others
 
 
 @dataclass(frozen=True)
-class Atlases:
+class AtlasSet:
     """Labelled scans that label others.
 
     Attributes:
@@ -50,23 +57,23 @@ class Atlases:
     """
 
     cases: tuple[PreparedCase, ...]
-    channels: Channels
+    channels: LabelChannels
     work: float
     cache: Path
     processes: int = 1
 
     @classmethod
-    def of(
+    def from_cases(
         cls,
         cases: Sequence[PreparedCase],
         others: Sequence[PreparedCase],
-        channels: Channels,
+        channels: LabelChannels,
         cache: Path,
         processes: int,
-    ) -> Atlases:
+    ) -> AtlasSet:
         """Atlases of labelled ``cases`` for ``others``."""
         every = [*cases, *others]
-        work = work_spacing([case.shape for case in every], [case.spacing for case in every])
+        work = working_spacing([case.shape for case in every], [case.spacing for case in every])
         # Of the largest scan: the sums of the fusion, a warped atlas, and what they are made of.
         bytes_each = 4 * max(math.prod(case.shape) for case in every) * (2 * channels.segments + 8)
         allowed = max(1, int(0.5 * (physical_memory() or bytes_each) / bytes_each))
@@ -77,18 +84,18 @@ class Atlases:
         """Names of the labelled scans."""
         return tuple(case.case_id for case in self.cases)
 
-    def without(self, names: Sequence[str]) -> Atlases:
+    def without(self, names: Sequence[str]) -> AtlasSet:
         """The same without some of the labelled scans."""
         kept = tuple(case for case in self.cases if case.case_id not in names)
-        return Atlases(kept, self.channels, self.work, self.cache, self.processes)
+        return AtlasSet(kept, self.channels, self.work, self.cache, self.processes)
 
-    def judged(self) -> Iterator[Judged]:
+    def cross_validate(self) -> Iterator[AtlasScore]:
         """Each labelled scan, labelled by the others; nothing for a single one."""
         if len(self.cases) < 2:
             return
         file = self._file("judged", [])
         if file is not None and file.is_file():
-            yield from (Judged.of(entry) for entry in json.loads(file.read_text(encoding="utf-8")))
+            yield from (AtlasScore.from_json(entry) for entry in json.loads(file.read_text(encoding="utf-8")))
             return
         found = []
         for one in self._spread(_judge, range(len(self.cases))):
@@ -98,7 +105,7 @@ class Atlases:
             file.parent.mkdir(parents=True, exist_ok=True)
             replace_file(file, json.dumps([asdict(one) for one in found]).encode())
 
-    def labelled(
+    def label_scans(
         self, cases: Sequence[PreparedCase], sharpness: float, usual: float | None
     ) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         """Names and soft labels (:mod:`trainer.soft_labels`) of scans, in their order.
@@ -108,7 +115,7 @@ class Atlases:
             sharpness: k.
             usual: A voxel weighs 1 up to this d, and exp(usual - d) above; None takes the median of each scan.
         """
-        files = {case.case_id: self._file("atlas", [by_name(case.image), sharpness, usual]) for case in cases}
+        files = {case.case_id: self._file("atlas", [to_file_reference(case.image), sharpness, usual]) for case in cases}
         made = {name for name, file in files.items() if file is not None and file.is_file()}
         found = self._spread(_label, [(case, sharpness, usual) for case in cases if case.case_id not in made])
         for case in cases:
@@ -125,14 +132,14 @@ class Atlases:
 
     def _file(self, kind: str, told: Sequence[Any]) -> Path | None:
         """Where something is kept; None for scans that have no files, by whose names they are known."""
-        arrays = [by_name(array) for case in self.cases for array in (case.image, case.labels)]
+        arrays = [to_file_reference(array) for case in self.cases for array in (case.image, case.labels)]
         every = [*arrays, *(one for one in told if not isinstance(one, float | None))]
         if not all(isinstance(one, ArrayFile) for one in every):
             return None
         # The name of a file of prepared scans is a hash of what is in it.
         parts = [one.path.name if isinstance(one, ArrayFile) else one for one in (*arrays, *told)]
         version = SimpleITK.Version.VersionString()
-        text = json.dumps([LAYOUT, version, parts, self.work, asdict(self.channels)])
+        text = json.dumps([CACHE_VERSION, version, parts, self.work, asdict(self.channels)])
         ending = "json" if kind == "judged" else "npy"
         return self.cache / f"{hashlib.sha256(text.encode()).hexdigest()[:32]}-{kind}.{ending}"
 
@@ -168,17 +175,19 @@ class Atlases:
                     waiting.append(pool.submit(work, items[number + ahead]))
 
 
-_PREPARED: list[tuple[Atlases, tuple[Atlas, ...]]] = []
+_PREPARED: list[tuple[AtlasSet, tuple[Atlas, ...]]] = []
 """The atlases of this process, prepared once; none or one."""
 
 
-def _start(atlases: Atlases) -> None:
+def _start(atlases: AtlasSet) -> None:
     _PREPARED[:] = [(atlases, tuple(_prepared(atlases, case) for case in atlases.cases))]
 
 
-def _prepared(atlases: Atlases, case: PreparedCase) -> Atlas:
-    masks = atlases.channels.masks(_codes(case), case.ignores)
-    return Atlas(_scan(atlases, case), tuple(as_image(mask, case.spacing) for mask in masks), case.ignores)
+def _prepared(atlases: AtlasSet, case: PreparedCase) -> Atlas:
+    masks = atlases.channels.masks(_codes(case), case.has_ignored_voxels)
+    return Atlas(
+        _scan(atlases, case), tuple(to_sitk_image(mask, case.spacing) for mask in masks), case.has_ignored_voxels
+    )
 
 
 def _codes(case: PreparedCase) -> NDArray[np.uint8]:
@@ -186,8 +195,8 @@ def _codes(case: PreparedCase) -> NDArray[np.uint8]:
     return np.asarray(case.labels)
 
 
-def _scan(atlases: Atlases, case: PreparedCase) -> Scan:
-    return as_scan(np.asarray(case.image[0]), case.spacing, atlases.work)
+def _scan(atlases: AtlasSet, case: PreparedCase) -> RegistrationScan:
+    return prepare_scan(np.asarray(case.image[0]), case.spacing, atlases.work)
 
 
 def _label(item: tuple[PreparedCase, float, float | None]) -> tuple[str, NDArray[np.uint8]]:
@@ -195,25 +204,25 @@ def _label(item: tuple[PreparedCase, float, float | None]) -> tuple[str, NDArray
     ((atlases, prepared),) = _PREPARED
     channels = atlases.channels
     registered = RegisteredAtlases(prepared, _scan(atlases, case), case)
-    fusion = Fusion(sharpness, channels.segments, registered.shape)
+    fusion = LabelFusion(sharpness, channels.segments, registered.shape)
     for masks, difference in registered.votes():
         fusion.add(masks, difference)
     labels = np.zeros((channels.segments + (not channels.overlapping) + 1, *case.shape), np.uint8)
     # Beyond the part every atlas says the background.
-    labels[-1] = FULL
+    labels[-1] = BYTE_MAX
     if not channels.overlapping:
-        labels[0] = FULL
+        labels[0] = BYTE_MAX
     inside = (slice(None), *(slice(a, b) for a, b in registered.box))
     known = np.isfinite(fusion.nearest)
     if usual is None:
         usual = float(np.median(fusion.nearest[known])) if known.any() else 0.0
     weight = np.where(known, np.exp(np.minimum(0.0, usual - fusion.nearest)), 0.0)
-    labels[inside] = to_bytes(channels.of(fusion.segments()), weight)
+    labels[inside] = to_bytes(channels.from_segments(fusion.segment_probabilities()), weight)
     labels[-1][inside[1:]] = np.maximum(labels[-1][inside[1:]], known)  # what is known is never rounded away
     return case.case_id, labels
 
 
-def _judge(index: int) -> Judged:
+def _judge(index: int) -> AtlasScore:
     ((atlases, prepared),) = _PREPARED
     own, case, channels = prepared[index], atlases.cases[index], atlases.channels
     others = [k for k in range(len(prepared)) if k != index]
@@ -221,19 +230,19 @@ def _judge(index: int) -> Judged:
     # The way back from one of the others: over all scans that is enough for a median.
     back = register(prepared[others[0]].scan, own.scan)
     away = inverse_inconsistency(registered.transforms[0], back, own.scan)
-    truth = channels.masks(_codes(case), case.ignores)
+    truth = channels.masks(_codes(case), case.has_ignored_voxels)
     inside = (slice(None), *(slice(a, b) for a, b in registered.box))
-    fusions = [Fusion(sharpness, channels.segments, registered.shape) for sharpness in SHARPNESS]
+    fusions = [LabelFusion(sharpness, channels.segments, registered.shape) for sharpness in SHARPNESS]
     alone: list[float | None] = [None] * len(prepared)
     for k, (masks, difference) in zip(others, registered.votes(), strict=True):
         for fusion in fusions:
             fusion.add(masks, difference)
         share = masks[:-1] / np.maximum(masks[-1], 1e-6)
-        alone[k] = _mean_dice(channels.decided(share), truth, inside)
-    together = [_mean_dice(channels.decided(fusion.segments()), truth, inside) for fusion in fusions]
+        alone[k] = _mean_dice(channels.decide(share), truth, inside)
+    together = [_mean_dice(channels.decide(fusion.segment_probabilities()), truth, inside) for fusion in fusions]
     nearest = fusions[0].nearest
     known = np.isfinite(nearest)
-    return Judged(
+    return AtlasScore(
         name=case.case_id,
         alone=tuple(alone),
         together=None if any(dice is None for dice in together) else tuple(d for d in together if d is not None),
@@ -242,14 +251,14 @@ def _judge(index: int) -> Judged:
     )
 
 
-def _mean_dice(found: NDArray[np.bool_], truth: Float, inside: tuple[slice, ...]) -> float | None:
+def _mean_dice(found: NDArray[np.bool_], truth: FloatArray, inside: tuple[slice, ...]) -> float | None:
     """Mean Dice of the segments, over the voxels that somebody outlined.
 
     A segment that is neither outlined nor found does not count; None where none counts.
 
     Args:
         found: Masks (segments, *part) of a part of the scan; nothing was found beyond it.
-        truth: Outlines (segments + 1, X, Y, Z) of :meth:`Channels.masks`.
+        truth: Outlines (segments + 1, X, Y, Z) of :meth:`LabelChannels.masks`.
         inside: The part.
     """
     masks = np.zeros((len(found), *truth.shape[1:]), bool)

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 
 SHARPNESS = (1.0, 2.0, 4.0, 8.0)  # the values of k (:mod:`trainer.label_fusion`) that the labelled scans choose from
-SHARPNESS_UNJUDGED = 2.0  # k where there are too few of them to choose
-OUTLIER = 0.2  # of Dice: an atlas that is this much worse than the median one is unlike the others
+DEFAULT_SHARPNESS = 2.0  # k where there are too few of them to choose
+OUTLIER_MARGIN = 0.2  # of Dice: an atlas that is this much worse than the median one is unlike the others
 
 
 @dataclass(frozen=True)
-class Judged:
+class AtlasScore:
     """A labelled scan, labelled by the others.
 
     Attributes:
@@ -33,14 +33,14 @@ class Judged:
     inconsistency: float
 
     @classmethod
-    def of(cls, entry: dict[str, Any]) -> Judged:
+    def from_json(cls, entry: dict[str, Any]) -> AtlasScore:
         """What JSON holds of one; its tuples are lists there."""
         values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in entry.items()}
         return cls(**values)
 
 
 @dataclass(frozen=True)
-class Judgement:
+class AtlasAssessment:
     """What the labelled scans say of the atlases.
 
     Attributes:
@@ -48,8 +48,8 @@ class Judgement:
             could be judged.
         alone: Mean Dice of each atlas by itself on the others; atlases that could not be judged are not in it.
         sharpness: The best k.
-        difference: Median over the scans of :attr:`Judged.difference`; None without any.
-        inconsistency: Median over the scans of :attr:`Judged.inconsistency`, in mm; None without any.
+        difference: Median over the scans of :attr:`AtlasScore.difference`; None without any.
+        inconsistency: Median over the scans of :attr:`AtlasScore.inconsistency`, in mm; None without any.
     """
 
     dice: float | None
@@ -59,7 +59,7 @@ class Judgement:
     inconsistency: float | None
 
     @classmethod
-    def of(cls, names: Sequence[str], found: Sequence[Judged]) -> Judgement:
+    def from_scores(cls, names: Sequence[str], found: Sequence[AtlasScore]) -> AtlasAssessment:
         """What the scans come to, for atlases called ``names``."""
         tables = [one.together for one in found if one.together is not None]
         alone = {}
@@ -72,15 +72,15 @@ class Judgement:
         return cls(
             dice=None if means is None or best is None else float(means[best]),
             alone=alone,
-            sharpness=SHARPNESS_UNJUDGED if best is None else SHARPNESS[best],
+            sharpness=DEFAULT_SHARPNESS if best is None else SHARPNESS[best],
             difference=statistics.median(one.difference for one in found) if found else None,
             inconsistency=statistics.median(one.inconsistency for one in found) if found else None,
         )
 
-    def unlike_the_others(self) -> list[str]:
+    def outliers(self) -> list[str]:
         """The atlases that label the others much worse than the median one does; at least two are always kept."""
         if len(self.alone) < 3:
             return []
         middle = statistics.median(self.alone.values())
-        found = sorted((dice, name) for name, dice in self.alone.items() if dice < middle - OUTLIER)
+        found = sorted((dice, name) for name, dice in self.alone.items() if dice < middle - OUTLIER_MARGIN)
         return [name for _, name in found[: len(self.alone) - 2]]

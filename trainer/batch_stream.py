@@ -10,17 +10,17 @@ import torch
 from numpy.typing import NDArray
 
 from semiseg.inference.segmenter import Segmenter
-from trainer.cases import PreparedCase, encode_prediction, places_of, prepare_cases, segments_without_label
-from trainer.device import workers
+from trainer.cases import PreparedCase, encode_prediction, prepare_cases, sample_segment_voxels, segments_without_label
+from trainer.device import loader_workers
 from trainer.errors import RecipeError
 from trainer.methods.method import StepPlan
 from trainer.model_set import ModelSet
-from trainer.parallel import processes, rank, wait_for_all
-from trainer.patches import Batch, BatchComposition, PatchSampler, PatchSource, Request, batches
-from trainer.plan import Plan, Watch
+from trainer.parallel import barrier, process_count, rank
+from trainer.patches import Batch, BatchComposition, PatchRequest, PatchSampler, PatchSource, load_batches
+from trainer.plan import ProgressCallback, TrainingPlan
 from trainer.pseudo_labels import PseudoLabels
-from trainer.scan_labelling import LabelsOfScan, TrainingScans
-from trainer.soft_labels import decided
+from trainer.scan_labelling import ScanLabeller, TrainingScans
+from trainer.soft_labels import to_label_map
 
 Foreground = dict[str, tuple[NDArray[np.int32], ...]]
 
@@ -34,7 +34,7 @@ class BatchStream:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: TrainingPlan,
         cases: dict[str, PreparedCase],
         pseudo: PseudoLabels,
         device: torch.device,
@@ -83,12 +83,14 @@ class BatchStream:
             preprocessing.slice_axis,
             preprocessing.padding,
             self._pseudo,
-            stages.source(step),
+            stages.pseudo_label_source(step),
             self._device,
-            stages.at(step)[0].views,
+            stages.stage_at(step)[0].views,
         )
         on_gpu = self._device.type == "cuda"
-        made = batches(source, self._requests(step, step_plans, before), step, workers(recipe, self._device), on_gpu)
+        made = load_batches(
+            source, self._requests(step, step_plans, before), step, loader_workers(recipe, self._device), on_gpu
+        )
         for batch, step_plan in zip(made, step_plans, strict=True):
             yield batch.to(self._device), step_plan
 
@@ -96,10 +98,12 @@ class BatchStream:
         """Unmap the files of pseudo-labels: Windows deletes none that is mapped."""
         self._pseudo = {}
 
-    def _requests(self, step: int, step_plans: list[StepPlan], before: BatchComposition) -> Iterator[list[Request]]:
+    def _requests(
+        self, step: int, step_plans: list[StepPlan], before: BatchComposition
+    ) -> Iterator[list[PatchRequest]]:
         """The patches of each step that this process makes: every W-th one of W processes."""
         for s, step_plan in enumerate(step_plans, start=step):
-            yield self._draws.requests(s, step_plan.composition, before)[rank() :: processes()]
+            yield self._draws.requests(s, step_plan.composition, before)[rank() :: process_count()]
             before += step_plan.composition
 
     def _refresh(self, step: int, models: ModelSet) -> None:
@@ -113,7 +117,7 @@ class BatchStream:
             else:
                 self._label_scans(step, labelling.source, labelling.labels_of)
             self._take_labels(step, labelling.source)
-        models.renew(step)
+        models.begin_step(step)
 
     def _predict_foreground(self, segmenter: Segmenter) -> None:
         """Predict every unlabelled scan that does not fit into a patch; where it finds foreground, patches are cut."""
@@ -122,32 +126,32 @@ class BatchStream:
             case = self._cases[case_id]
             if all(n <= p for n, p in zip(case.shape, patch, strict=True)):
                 continue
-            found = segmenter.segment_prepared(np.asarray(case.image))
+            found = segmenter.segment_preprocessed(np.asarray(case.image))
             encoded = encode_prediction(found, self._plan.segments)
-            self._draws.foreground[case_id] = places_of(encoded, self._plan.segments)
+            self._draws.foreground[case_id] = sample_segment_voxels(encoded, self._plan.segments)
 
     def _predict_labels(self, step: int, source: str, segmenter: Segmenter) -> None:
         """Predict every unlabelled scan, each process its share."""
-        for case_id in self._plan.unlabelled[rank() :: processes()]:
-            found = segmenter.segment_prepared(np.asarray(self._cases[case_id].image))
+        for case_id in self._plan.unlabelled[rank() :: process_count()]:
+            found = segmenter.segment_preprocessed(np.asarray(self._cases[case_id].image))
             self._kept.write(step, source, case_id, encode_prediction(found, self._plan.segments))
 
-    def _label_scans(self, step: int, source: str, labels_of: LabelsOfScan) -> None:
+    def _label_scans(self, step: int, source: str, labels_of: ScanLabeller) -> None:
         """Label every unlabelled scan without a network, each process its share; those that are there already stay."""
-        mine = self._plan.unlabelled[rank() :: processes()]
+        mine = self._plan.unlabelled[rank() :: process_count()]
         for case_id, labels in labels_of([case_id for case_id in mine if not self._kept.has(step, source, case_id)]):
             self._kept.write(step, source, case_id, labels)
 
     def _take_labels(self, step: int, source: str) -> None:
         """Take the labels that were made before ``step`` as those of a stage from now on."""
-        wait_for_all()
+        barrier()
         self._pseudo[source] = self._kept.read(step, source, self._plan.unlabelled)
         for case_id, labels in self._pseudo[source].items():
-            found = decided(labels, self._plan.stages.last.targets)
-            self._draws.foreground[case_id] = places_of(found, self._plan.segments)
+            found = to_label_map(labels, self._plan.stages.last.targets)
+            self._draws.foreground[case_id] = sample_segment_voxels(found, self._plan.segments)
 
 
-def prepared(plan: Plan, cache: Path, watch: Watch | None) -> dict[str, PreparedCase]:
+def prepare_training_cases(plan: TrainingPlan, cache: Path, watch: ProgressCallback | None) -> dict[str, PreparedCase]:
     """The training scans, preprocessed; the first process fills the cache.
 
     Raises:
@@ -156,12 +160,12 @@ def prepared(plan: Plan, cache: Path, watch: Watch | None) -> dict[str, Prepared
     split = plan.split
     progress = None if watch is None else lambda done, total: watch("preparing scans", done, total)
     if rank() > 0:
-        wait_for_all()
+        barrier()
     cases = prepare_cases(
         plan.dataset, split.labelled, plan.unlabelled, plan.segments, plan.preprocessing, cache, progress
     )
     if rank() == 0:
-        wait_for_all()
+        barrier()
     unseen = segments_without_label((cases[i] for i in split.labelled), plan.segments)
     if unseen:
         raise RecipeError(

@@ -10,10 +10,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-POINTS = 1000
+CURVE_POINTS = 1000
 
 
-def bend_slices(slices: Tensor, share: float) -> Tensor:
+def apply_random_curves(slices: Tensor, share: float) -> Tensor:
     """Slices (N, C, H, W), about ``share`` of them each with a curve of its own for all its channels."""
     if not share:
         return slices
@@ -26,16 +26,16 @@ def _bent(image: Tensor, inner: Tensor) -> Tensor:
     """One image (C, H, W) along the curve of two ``inner`` control points (2, 2)."""
     low, high = image.amin(), image.amax()
     span = (high - low).clamp_min(torch.finfo(image.dtype).tiny)
-    x, y = curve(inner.to(image.device))
+    x, y = bezier_curve(inner.to(image.device))
     values = ((image - low) / span).contiguous()
-    after = torch.searchsorted(x, values).clamp(1, POINTS - 1)
+    after = torch.searchsorted(x, values).clamp(1, CURVE_POINTS - 1)
     between = (values - x[after - 1]) / (x[after] - x[after - 1]).clamp_min(1e-12)
     return (y[after - 1] + between.clamp(0, 1) * (y[after] - y[after - 1])) * span + low
 
 
-def curve(inner: Tensor) -> tuple[Tensor, Tensor]:
-    """x and y (POINTS,) of the Bezier curve of (0, 0), ``inner`` (2, 2) and (1, 1), each in ascending order."""
-    t = torch.linspace(0, 1, POINTS, device=inner.device)
+def bezier_curve(inner: Tensor) -> tuple[Tensor, Tensor]:
+    """x and y (CURVE_POINTS,) of the Bezier curve of (0, 0), ``inner`` (2, 2) and (1, 1), each in ascending order."""
+    t = torch.linspace(0, 1, CURVE_POINTS, device=inner.device)
     weights = torch.stack([3 * (1 - t) ** 2 * t, 3 * (1 - t) * t**2])
     both = inner.T @ weights + t**3
     x, y = both.sort(dim=1).values

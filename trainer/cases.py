@@ -17,15 +17,15 @@ from semiseg.bundle.preprocessing import Preprocessing
 from semiseg.dataset import Case, Dataset, read_channels, read_reference
 from semiseg.errors import SemisegError
 from semiseg.system.durable_files import atomic_file
-from semiseg.volumes.segmentation import Segment, overlapping
-from semiseg.volumes.volume import spacing_of
+from semiseg.volumes.segmentation import Segment, are_overlapping
+from semiseg.volumes.volume import affine_spacing
 from trainer.errors import RecipeError
-from trainer.mapped_arrays import by_name, by_value, map_array
-from trainer.targets import MOST_REGIONS
+from trainer.mapped_arrays import from_file_reference, map_array, to_file_reference
+from trainer.targets import MAX_REGIONS
 
-LAYOUT = 2  # raise when what is stored, or how, changes
+CACHE_VERSION = 2  # raise when what is stored, or how, changes
 IGNORE = 255  # code of a voxel whose label nobody knows
-PLACES = 2000  # voxels remembered per segment, to place patches on foreground
+MAX_VOXELS_PER_SEGMENT = 2000  # voxels remembered per segment, to place patches on foreground
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class PreparedCase:
     case_id: str
     image: NDArray[np.float32]
     labels: NDArray[np.uint8] | None
-    places: tuple[NDArray[np.int32], ...]
+    segment_voxels: tuple[NDArray[np.int32], ...]
     spacing: tuple[float, float, float] = (1.0, 1.0, 1.0)  # mm, of the network's grid
-    ignores: bool = False
+    has_ignored_voxels: bool = False
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: by_name(value) for name, value in vars(self).items()}
+        return {name: to_file_reference(value) for name, value in vars(self).items()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update({name: by_value(value) for name, value in state.items()})
+        vars(self).update({name: from_file_reference(value) for name, value in state.items()})
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -105,12 +105,12 @@ def _prepared(
             raise RecipeError("it is named as labelled and has no label file.")
         values = [s.reference_values for s in segments]
         unknown = [] if dataset.ignore is None else [dataset.ignore]
-        key = _key(image_key, sha256_of(case.label), values, overlapping(segments), *unknown)
+        key = _key(image_key, sha256_of(case.label), values, are_overlapping(segments), *unknown)
         label_file = cache / f"{key}-labels.npy"
     if not image_file.exists() or not spacing_file.exists() or (label_file is not None and not label_file.exists()):
         channels = read_channels(case, dataset.channels)
         prepared = preprocessing.apply(channels)
-        _save(spacing_file, np.asarray(spacing_of(prepared.affine)))
+        _save(spacing_file, np.asarray(affine_spacing(prepared.affine)))
         _save(image_file, prepared.array)
         if label_file is not None:
             reference = read_reference(case, next(iter(channels.values())))
@@ -122,21 +122,21 @@ def _prepared(
         case_id=case.id,
         image=map_array(image_file),
         labels=classes,
-        places=() if classes is None else places_of(np.asarray(classes), segments),
+        segment_voxels=() if classes is None else sample_segment_voxels(np.asarray(classes), segments),
         spacing=(x, y, z),
-        ignores=classes is not None and dataset.ignore is not None,
+        has_ignored_voxels=classes is not None and dataset.ignore is not None,
     )
 
 
-def places_of(encoded: NDArray[np.uint8], segments: Sequence[Segment]) -> tuple[NDArray[np.int32], ...]:
-    """Up to :data:`PLACES` evenly picked voxels (N, 3) of each segment that is present."""
+def sample_segment_voxels(encoded: NDArray[np.uint8], segments: Sequence[Segment]) -> tuple[NDArray[np.int32], ...]:
+    """Up to :data:`MAX_VOXELS_PER_SEGMENT` evenly picked voxels (N, 3) of each segment that is present."""
     out = []
-    known = encoded != IGNORE if len(segments) < MOST_REGIONS else np.True_
+    known = encoded != IGNORE if len(segments) < MAX_REGIONS else np.True_
     for index in range(len(segments)):
-        mask = ((encoded >> index) & 1) & known if overlapping(segments) else encoded == index + 1
+        mask = ((encoded >> index) & 1) & known if are_overlapping(segments) else encoded == index + 1
         found = np.argwhere(mask)
         if len(found):
-            pick = np.linspace(0, len(found) - 1, min(PLACES, len(found))).astype(int)
+            pick = np.linspace(0, len(found) - 1, min(MAX_VOXELS_PER_SEGMENT, len(found))).astype(int)
             out.append(found[pick].astype(np.int32))
     return tuple(out)
 
@@ -150,13 +150,13 @@ def encode_labels(labels: NDArray[Any], segments: Sequence[Segment], ignore: int
     Raises:
         RecipeError: eight regions use every code there is.
     """
-    if ignore is not None and overlapping(segments) and len(segments) >= MOST_REGIONS:
-        most = MOST_REGIONS - 1
+    if ignore is not None and are_overlapping(segments) and len(segments) >= MAX_REGIONS:
+        most = MAX_REGIONS - 1
         raise RecipeError(f"Labels with an ignore value can have {most} regions at most, not {len(segments)}.")
     out = np.zeros(labels.shape, dtype=np.uint8)
     for index, segment in enumerate(segments):
         mask = np.isin(labels, segment.reference_values)
-        if overlapping(segments):
+        if are_overlapping(segments):
             out |= mask.astype(np.uint8) << index
         else:
             out[mask] = index + 1
@@ -167,23 +167,23 @@ def encode_labels(labels: NDArray[Any], segments: Sequence[Segment], ignore: int
 
 def segments_without_label(cases: Iterable[PreparedCase], segments: Sequence[Segment]) -> list[str]:
     """Names of the segments that none of the labelled ``cases`` holds."""
-    found = [(case.ignores, np.unique(case.labels)) for case in cases if case.labels is not None]
+    found = [(case.has_ignored_voxels, np.unique(case.labels)) for case in cases if case.labels is not None]
     codes = np.unique(np.concatenate([codes[codes != IGNORE] if ignores else codes for ignores, codes in found]))
-    if overlapping(segments):
+    if are_overlapping(segments):
         return [s.name for k, s in enumerate(segments) if not ((codes >> k) & 1).any()]
     return [s.name for k, s in enumerate(segments) if k + 1 not in codes]
 
 
 def encode_prediction(array: NDArray[Any], segments: Sequence[Segment]) -> NDArray[np.uint8]:
     """A prediction (a label map, or masks (K, X, Y, Z) of regions) in the same form."""
-    if not overlapping(segments):
+    if not are_overlapping(segments):
         return encode_labels(array, segments)
     bits = (2 ** np.arange(len(segments), dtype=np.uint8))[:, None, None, None]
     return np.asarray((array.astype(np.uint8) * bits).sum(axis=0), dtype=np.uint8)
 
 
 def _key(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps([LAYOUT, *parts]).encode()).hexdigest()[:32]
+    return hashlib.sha256(json.dumps([CACHE_VERSION, *parts]).encode()).hexdigest()[:32]
 
 
 def _save(path: Path, array: NDArray[Any]) -> None:

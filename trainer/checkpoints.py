@@ -141,7 +141,7 @@ def _with_new_keys(key: str, value: Any) -> Any:
         return value
 
 
-def how_trained(run: Path) -> dict[str, Any]:
+def read_training_record(run: Path) -> dict[str, Any]:
     """What a run's ``recipe.yaml`` holds: ``recipe``, ``split`` (ids of its training scans by their use), ``dataset``.
 
     Raises:
@@ -159,7 +159,7 @@ def how_trained(run: Path) -> dict[str, Any]:
 
 
 @dataclass
-class State:
+class TrainingState:
     """All that changes while training: restored, the run goes on as if nothing had happened."""
 
     step: int
@@ -171,20 +171,20 @@ class State:
     waited: int
 
 
-def save_state(path: Path, state: State) -> None:
+def save_state(path: Path, state: TrainingState) -> None:
     """Write a checkpoint so that a kill at any moment leaves the old one or the new one."""
     with atomic_file(path) as stream:
         torch.save(vars(state), stream)
 
 
-def load_state(path: Path, device: torch.device) -> State:
+def load_state(path: Path, device: torch.device) -> TrainingState:
     """Read a checkpoint (``weights_only``: it cannot run code).
 
     Raises:
         RunError: damaged, or not a checkpoint.
     """
     try:
-        return State(**torch.load(path, map_location=device, weights_only=True))
+        return TrainingState(**torch.load(path, map_location=device, weights_only=True))
     except (OSError, RuntimeError, TypeError, ValueError, EOFError, KeyError, pickle.UnpicklingError) as error:
         raise RunError(f"The checkpoint {path} cannot be read ({type(error).__name__}); start the run anew.") from None
 

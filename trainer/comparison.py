@@ -29,8 +29,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot
 
 BASELINE = "supervised"
-SHOWN = ("dice", "jaccard", "hd95_mm", "assd_mm")
-Runs = dict[tuple[int, int], Evaluation]
+REPORTED_METRICS = ("dice", "jaccard", "hd95_mm", "assd_mm")
+EvaluationsByRun = dict[tuple[int, int], Evaluation]
 """Evaluations by draw and seed."""
 
 
@@ -60,7 +60,7 @@ class Trial:
         return name + (f"-draw{self.draw}" if self.draw else "") + (f"-fold{self.fold}" if self.fold else "")
 
 
-def trials(
+def make_trials(
     methods: Sequence[str],
     labelled: Sequence[int],
     seeds: Sequence[int],
@@ -112,7 +112,7 @@ class ComparisonRow:
     no_distance: int
 
     @property
-    def remark(self) -> str | None:
+    def missing_figures_note(self) -> str | None:
         """What its figures leave out."""
         parts = [f"{self.failures} scan(s) failed"] if self.failures else []
         if self.no_distance:
@@ -120,7 +120,7 @@ class ComparisonRow:
         return f"{self.method} with {self.labelled} labels: {', '.join(parts)}." if parts else None
 
 
-def summarise(found: Mapping[Trial, Evaluation]) -> list[ComparisonRow]:
+def summarise_trials(found: Mapping[Trial, Evaluation]) -> list[ComparisonRow]:
     """What the finished trials come to, the counts of labels in order, ``supervised`` first within each.
 
     Raises:
@@ -128,7 +128,7 @@ def summarise(found: Mapping[Trial, Evaluation]) -> list[ComparisonRow]:
     """
     if not found:
         raise InputError("No run has finished, so there is nothing to compare.")
-    runs: dict[tuple[int, str], Runs] = {}
+    runs: dict[tuple[int, str], EvaluationsByRun] = {}
     for key, of in _by_fold(found).items():
         for (draw, seed), evaluations in of.items():
             runs.setdefault(key, {})[draw, seed] = _joined(evaluations)
@@ -171,22 +171,26 @@ def _joined(evaluations: Sequence[Evaluation]) -> Evaluation:
 
 
 def _line(
-    key: tuple[int, str], runs: Runs, baseline: Runs | None, cases: Sequence[str], segments: Sequence[str]
+    key: tuple[int, str],
+    runs: EvaluationsByRun,
+    baseline: EvaluationsByRun | None,
+    cases: Sequence[str],
+    segments: Sequence[str],
 ) -> ComparisonRow:
     labelled, method = key
-    tables = {metric: np.stack([table_of(e, metric, cases) for e in runs.values()]) for metric in SHOWN}
+    tables = {metric: np.stack([metric_table(e, metric, cases) for e in runs.values()]) for metric in REPORTED_METRICS}
     by_segment = _means(tables["dice"].transpose(2, 0, 1).reshape(len(segments), -1))
     draws = sorted({draw for draw, _ in runs})
     per_run = dict(zip(runs, _means(tables["dice"].reshape(len(runs), -1)), strict=True))
     spread = list(per_run.values())
     if len(draws) > 1:
         spread = [np.nanmean([value for (d, _), value in per_run.items() if d == draw]) for draw in draws]
-    own = hierarchical_bootstrap(_grid({run: table_of(e, "dice", cases) for run, e in runs.items()}))
+    own = hierarchical_bootstrap(_grid({run: metric_table(e, "dice", cases) for run, e in runs.items()}))
     difference = None
     if baseline is not None and method != BASELINE:
         shared = {run: (runs[run], baseline[run]) for run in runs if run in baseline}
         if shared:
-            pairs = {r: table_of(a, "dice", cases) - table_of(b, "dice", cases) for r, (a, b) in shared.items()}
+            pairs = {r: metric_table(a, "dice", cases) - metric_table(b, "dice", cases) for r, (a, b) in shared.items()}
             found = hierarchical_bootstrap(_grid(pairs))
             difference = (found.mean, found.low, found.high)
     return ComparisonRow(
@@ -217,13 +221,13 @@ def _grid(tables: Mapping[tuple[int, int], NDArray[np.float64]]) -> NDArray[np.f
     return np.stack([np.stack([_means(tables[draw, seed]) for seed in seeds]) for draw in draws])
 
 
-def table_of(evaluation: Evaluation, metric: str, cases: Sequence[str]) -> NDArray[np.float64]:
+def metric_table(evaluation: Evaluation, metric: str, cases: Sequence[str]) -> NDArray[np.float64]:
     """The figures of one run (cases, segments), NaN where there is none."""
     values = {(row.case, row.segment): row.value(metric) for row in evaluation.rows}
     return np.asarray([[values[case, segment] for segment in evaluation.segments] for case in cases])
 
 
-def as_text(lines: Sequence[ComparisonRow]) -> list[list[str]]:
+def format_table(lines: Sequence[ComparisonRow]) -> list[list[str]]:
     """A table, headings first."""
     segments = list(lines[0].dice)
     names = [f"Dice {s}" for s in segments] if len(segments) > 1 else []
@@ -249,13 +253,13 @@ def write_csv(lines: Sequence[ComparisonRow], path: Path) -> None:
     text = io.StringIO(newline="")
     writer = csv.writer(text)
     segments = list(lines[0].dice)
-    head = ["method", "labelled", "seeds", *SHOWN, *(f"dice {s}" for s in segments), "dice lowest seed"]
+    head = ["method", "labelled", "seeds", *REPORTED_METRICS, *(f"dice {s}" for s in segments), "dice lowest seed"]
     head = [*head[:3], "draws", *head[3:]]
     head += ["dice highest seed", "dice low", "dice high", "difference", "difference low", "difference high"]
     writer.writerow([*head, "failed scans"])
     for line in lines:
         away = line.difference or ("", "", "")
-        figures = [line.figures[m] for m in SHOWN]
+        figures = [line.figures[m] for m in REPORTED_METRICS]
         row = [
             line.method,
             line.labelled,
@@ -273,7 +277,7 @@ def write_csv(lines: Sequence[ComparisonRow], path: Path) -> None:
         stream.write(text.getvalue().encode())
 
 
-def draw(lines: Sequence[ComparisonRow], path: Path, title: str) -> None:
+def plot_comparison(lines: Sequence[ComparisonRow], path: Path, title: str) -> None:
     """Mean Dice against the number of labelled scans, a line a method, the range of its draws or seeds as a bar."""
     figure, axes = pyplot.subplots(figsize=(8, 5), layout="constrained")
     counts = sorted({line.labelled for line in lines})
@@ -310,6 +314,6 @@ def _means(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(count > 0, sums / np.maximum(count, 1), np.nan)
 
 
-def finished(evaluations: Iterable[tuple[Trial, Path]]) -> dict[Trial, Evaluation]:
+def read_evaluations(evaluations: Iterable[tuple[Trial, Path]]) -> dict[Trial, Evaluation]:
     """The evaluations that are there, read from their ``scores.json``."""
     return {trial: Evaluation.from_json(path) for trial, path in evaluations if path.is_file()}

@@ -26,16 +26,16 @@ def draw_orders(positions: int, volumes: int) -> Tensor:
     return torch.stack([torch.randperm(volumes) for _ in range(positions)])
 
 
-def mix(volumes: Tensor, orders: Tensor, k: int) -> Tensor:
+def mix_cubes(volumes: Tensor, orders: Tensor, k: int) -> Tensor:
     """Cube p of mixed volume i is cube p of volume ``orders[p, i]``: every cube keeps its place in the body."""
     cubes = to_cubes(volumes, k)
     orders = orders.to(volumes.device)
     return from_cubes(torch.gather(cubes, 1, _spread(orders, cubes)), k)
 
 
-def unmix(volumes: Tensor, orders: Tensor, k: int) -> Tensor:
-    """The inverse of :func:`mix`."""
-    return mix(volumes, orders.argsort(dim=1), k)
+def unmix_cubes(volumes: Tensor, orders: Tensor, k: int) -> Tensor:
+    """The inverse of :func:`mix_cubes`."""
+    return mix_cubes(volumes, orders.argsort(dim=1), k)
 
 
 def _spread(orders: Tensor, cubes: Tensor) -> Tensor:

@@ -9,15 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-Box = tuple[slice, slice, slice]
+BoxSlices = tuple[slice, slice, slice]
 
 
-def generator() -> np.random.Generator:
+def numpy_generator() -> np.random.Generator:
     """Random numbers of NumPy that follow torch's, which the loop seeds at every step."""
     return np.random.default_rng(int(torch.randint(2**31, ())))
 
 
-def inner_box(sides: Sequence[int], random: np.random.Generator, share: float) -> Box:
+def inner_box(sides: Sequence[int], random: np.random.Generator, share: float) -> BoxSlices:
     """A box inside a patch whose sides are sqrt(1 - ``share``) of the patch's, as in DualFete's code."""
     box: list[slice] = []
     for side in sides:
@@ -27,7 +27,7 @@ def inner_box(sides: Sequence[int], random: np.random.Generator, share: float) -
     return (box[0], box[1], box[2])
 
 
-def centred_box(sides: Sequence[int], random: np.random.Generator, share: float) -> Box:
+def centred_box(sides: Sequence[int], random: np.random.Generator, share: float) -> BoxSlices:
     """A box of such sides around a centre in the last 7/8 of each side, cut at the border, as in AD-MT's code."""
     box: list[slice] = []
     for side in sides:
@@ -37,7 +37,7 @@ def centred_box(sides: Sequence[int], random: np.random.Generator, share: float)
     return (box[0], box[1], box[2])
 
 
-def pasted(values: Tensor, boxes: Sequence[Box], sources: Sequence[int]) -> Tensor:
+def paste_boxes(values: Tensor, boxes: Sequence[BoxSlices], sources: Sequence[int]) -> Tensor:
     """Values (N, ..., X, Y, Z) in which box k of row k holds what row ``sources[k]`` has there."""
     out = values.clone()
     for row, (box, source) in enumerate(zip(boxes, sources, strict=True)):

@@ -28,7 +28,7 @@ def coarse_logits(calls: Sequence[tuple[Tensor, tuple[Tensor, ...]]], batch: Bat
     return []
 
 
-def deep_loss(coarse: Sequence[Tensor], batch: Batch, targets: Targets) -> Tensor:
+def deep_supervision_loss(coarse: Sequence[Tensor], batch: Batch, targets: Targets) -> Tensor:
     """sum_k 2^-k (cross-entropy + Dice) / 2 at the k-th coarser level, k from 1, on labels taken by nearest voxel."""
     total = torch.zeros((), device=batch.images.device)
     labels = batch.labels[: batch.labelled]

@@ -11,12 +11,12 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from semiseg.system.processors import usable_processors
 from trainer.errors import RecipeError, TrainingError
-from trainer.parallel import processes, processes_here
+from trainer.parallel import local_process_count, process_count
 from trainer.recipe import Recipe
 
 # Others wait while the first process prepares the scans of a large dataset, or validates.
-LONGEST_WAIT = timedelta(days=1)
-MOST_WORKERS = 8
+PROCESS_GROUP_TIMEOUT = timedelta(days=1)
+MAX_WORKERS = 8
 
 
 def check_device(device: str | None) -> None:
@@ -44,25 +44,25 @@ def make_accelerator(recipe: Recipe, device: str | None) -> Accelerator:
     # Accelerate keeps the first precision and device of a process; a second run in it may have others.
     AcceleratorState._reset_state(reset_partial_state=True)
     precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[recipe.precision]
-    patience = InitProcessGroupKwargs(timeout=LONGEST_WAIT)
+    patience = InitProcessGroupKwargs(timeout=PROCESS_GROUP_TIMEOUT)
     accelerator = Accelerator(mixed_precision=precision, cpu=device == "cpu", kwargs_handlers=[patience])
     if precision == "fp16" and accelerator.device.type == "cpu":
         # Accelerate would train in fp32 without a word.
         raise RecipeError("precision: fp16 is for a GPU. On the CPU, train with `precision: bf16` or `fp32`.")
-    if recipe.batch % processes() or recipe.batch // processes() < recipe.accumulate:
+    if recipe.batch % process_count() or recipe.batch // process_count() < recipe.accumulate:
         raise RecipeError(
-            f"A batch of {recipe.batch} cannot be shared evenly by {processes()} processes in {recipe.accumulate} "
-            f"part(s) each; make it a multiple of {processes() * recipe.accumulate}."
+            f"A batch of {recipe.batch} cannot be shared evenly by {process_count()} processes in {recipe.accumulate} "
+            f"part(s) each; make it a multiple of {process_count() * recipe.accumulate}."
         )
     return accelerator
 
 
 def labelling_processes(recipe: Recipe) -> int:
     """How many processes each training process may start to label scans."""
-    return max(1, (recipe.threads or usable_processors()) // processes_here())
+    return max(1, (recipe.threads or usable_processors()) // local_process_count())
 
 
-def workers(recipe: Recipe, device: torch.device) -> int:
+def loader_workers(recipe: Recipe, device: torch.device) -> int:
     """How many processes make patches beside this one.
 
     On a CPU they would take the cores that train. Beside a GPU they keep it busy: a patch of 160x160x64 voxels takes a
@@ -72,5 +72,5 @@ def workers(recipe: Recipe, device: torch.device) -> int:
         return recipe.workers
     if device.type == "cpu":
         return 0
-    here = processes_here()
-    return max(1, min(MOST_WORKERS, usable_processors() // here - 1))
+    here = local_process_count()
+    return max(1, min(MAX_WORKERS, usable_processors() // here - 1))

@@ -16,7 +16,7 @@ from semiseg.bundle.manifest import Manifest
 from semiseg.engines.engine import Engine, Start
 from semiseg.engines.slab import Activation, Slab, SlabPlan
 from trainer.checkpoints import RUN, RunFolder, load_weights
-from trainer.students import AnyStudent, read_student
+from trainer.network_configs import AnyNetworkConfig, parse_network_config
 
 
 class TorchEngine(Engine):
@@ -38,8 +38,8 @@ class TorchEngine(Engine):
         """See :meth:`Engine.logits`."""
         return np.asarray(handle.cpu().numpy())
 
-    def handle_of(self, logits: NDArray[np.float32]) -> Tensor:
-        """See :meth:`Engine.handle_of`."""
+    def wrap_logits(self, logits: NDArray[np.float32]) -> Tensor:
+        """See :meth:`Engine.wrap_logits`."""
         return torch.from_numpy(logits).to(self._device)
 
     def open_slab(self, plan: SlabPlan, outputs: int, activation: Activation) -> Any:
@@ -59,9 +59,9 @@ class TorchEngine(Engine):
         for target, part, place in slab.parts(values, start):
             target.addcmul_(part, slab.weights[place[1:]])
 
-    def finished(self, slab: Any, planes: int, rows: int) -> Iterator[NDArray[np.float32]]:
-        """See :meth:`Engine.finished`."""
-        for part in slab.finished(planes, rows):
+    def completed(self, slab: Any, planes: int, rows: int) -> Iterator[NDArray[np.float32]]:
+        """See :meth:`Engine.completed`."""
+        for part in slab.completed(planes, rows):
             yield part.cpu().numpy()
 
     @torch.inference_mode()
@@ -76,17 +76,17 @@ class _DeviceSlab(Slab):
     weights: Tensor | None = None
 
 
-def student_section(manifest: Manifest) -> AnyStudent:
+def network_config_from_manifest(manifest: Manifest) -> AnyNetworkConfig:
     """The recipe's ``student`` section, as the manifest keeps it."""
-    return read_student(manifest.provenance.student)
+    return parse_network_config(manifest.provenance.student)
 
 
-def student_of(manifest: Manifest) -> nn.Module:
+def network_from_manifest(manifest: Manifest) -> nn.Module:
     """The network that a manifest describes, with random weights."""
-    return student_section(manifest).build(len(manifest.channels), manifest.outputs, manifest.patch)
+    return network_config_from_manifest(manifest).build(len(manifest.channels), manifest.outputs, manifest.patch)
 
 
-def trained_network(run: Path) -> tuple[Manifest, nn.Module]:
+def load_trained_network(run: Path) -> tuple[Manifest, nn.Module]:
     """A finished run's manifest and exported module, in evaluation mode.
 
     Raises:
@@ -94,10 +94,10 @@ def trained_network(run: Path) -> tuple[Manifest, nn.Module]:
         RunError: the run has not finished, or its weights do not fit.
     """
     manifest = read_manifest(run / RUN)
-    return manifest, load_weights(RunFolder(run).student, student_of(manifest)).eval()
+    return manifest, load_weights(RunFolder(run).student, network_from_manifest(manifest)).eval()
 
 
 def open_run(run: Path, device: str | None = None) -> tuple[Manifest, TorchEngine]:
-    """A finished run ready for :class:`semiseg.inference.segmenter.Segmenter`; see :func:`trained_network`."""
-    manifest, network = trained_network(run)
+    """A finished run ready for :class:`semiseg.inference.segmenter.Segmenter`; see :func:`load_trained_network`."""
+    manifest, network = load_trained_network(run)
     return manifest, TorchEngine(network, device or ("cuda" if torch.cuda.is_available() else "cpu"))

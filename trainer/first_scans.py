@@ -23,20 +23,20 @@ from trainer.scan_distances import Progress, image_distances, registered_distanc
 Strategy = Literal["typical", "registered", "random"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 
-MEASURED = (
+EVIDENCE_NOTE = (
     "It has not been shown that networks trained on scans chosen in this way are better than networks trained on scans "
     "drawn at random: the choice may be no better than chance."
 )
 """What is known of the choice, printed with it."""
 
 NEIGHBOURS = 2  # a scan is unlike all others if even its NEIGHBOURS nearest ones are far away
-FENCE = 1.5  # interquartile ranges above the upper quartile from which a distance is far (Tukey 1977)
-FEWEST = 8  # scans below which quartiles say too little to leave one out
-GAIN = 1e-9  # share of the sum of distances that a swap must save, so that rounding decides nothing
+TUKEY_FENCE = 1.5  # interquartile ranges above the upper quartile from which a distance is far (Tukey 1977)
+MIN_SCANS_FOR_OUTLIERS = 8  # scans below which quartiles say too little to leave one out
+MIN_GAIN = 1e-9  # share of the sum of distances that a swap must save, so that rounding decides nothing
 
 
 @dataclass(frozen=True)
-class Represented:
+class RepresentedScan:
     """A scan and the chosen scan that is nearest to it.
 
     Attributes:
@@ -51,25 +51,25 @@ class Represented:
 
 
 @dataclass(frozen=True)
-class Choice:
+class ScanSelection:
     """The scans to outline first.
 
     Attributes:
         chosen: Their names; the one that is nearest to most scans comes first.
         scans: All scans that could have been chosen, in the order of their names.
-        unlike: Names of scans that were left out of the choice because they are unlike all others.
+        outliers: Names of scans that were left out of the choice because they are unlike all others.
     """
 
     chosen: tuple[str, ...]
-    scans: tuple[Represented, ...]
-    unlike: tuple[str, ...] = ()
+    scans: tuple[RepresentedScan, ...]
+    outliers: tuple[str, ...] = ()
 
-    def represented(self, chosen: str) -> tuple[Represented, ...]:
+    def represented(self, chosen: str) -> tuple[RepresentedScan, ...]:
         """The other scans to which ``chosen`` is the nearest of the chosen ones, without those that are unlike all."""
-        return tuple(r for r in self.scans if r.nearest == chosen != r.scan and r.scan not in self.unlike)
+        return tuple(r for r in self.scans if r.nearest == chosen != r.scan and r.scan not in self.outliers)
 
 
-def choose_first(
+def select_first_scans(
     dataset: Dataset,
     ids: Sequence[str],
     count: int,
@@ -77,7 +77,7 @@ def choose_first(
     *,
     seed: int = 0,
     progress: Progress | None = None,
-) -> Choice:
+) -> ScanSelection:
     """Choose ``count`` of the scans ``ids`` by their images; no label file is opened.
 
     Args:
@@ -96,28 +96,28 @@ def choose_first(
     _check(names, count)
     between = image_distances(dataset, names, progress)
     if strategy == "random":
-        return choose_at_random(names, between, count, seed)
+        return select_at_random(names, between, count, seed)
     if strategy == "registered":
-        (pivot,) = choose_typical(names, between, 1).chosen
+        (pivot,) = select_typical(names, between, 1).chosen
         between = registered_distances(dataset, names, pivot, progress)
-    return choose_typical(names, between, count)
+    return select_typical(names, between, count)
 
 
-def choose_typical(names: Sequence[str], distances: NDArray[np.float64], count: int) -> Choice:
+def select_typical(names: Sequence[str], distances: NDArray[np.float64], count: int) -> ScanSelection:
     """The medoids of scans with given distances (scans, scans), without those that are unlike all others.
 
     Raises:
         InputError: There are fewer scans than ``count``, or a scan is named twice.
     """
     _check(names, count)
-    unlike = unlike_all(distances)
+    unlike = find_outliers(distances)
     if np.count_nonzero(~unlike) < count:
         unlike = np.zeros(len(names), dtype=bool)
     kept = np.flatnonzero(~unlike)
     return _choice(names, distances, [int(kept[m]) for m in medoids(distances[np.ix_(kept, kept)], count)], unlike)
 
 
-def choose_at_random(names: Sequence[str], distances: NDArray[np.float64], count: int, seed: int) -> Choice:
+def select_at_random(names: Sequence[str], distances: NDArray[np.float64], count: int, seed: int) -> ScanSelection:
     """A draw of ``count`` scans that depends on ``seed`` and the names alone.
 
     Raises:
@@ -144,7 +144,7 @@ def medoids(distances: NDArray[np.float64], count: int) -> list[int]:
         nearest = np.minimum(nearest, distances[:, found[-1]])
     while True:
         cost = float(distances[:, found].min(axis=1).sum())
-        best, swap = cost * (1.0 - GAIN), None
+        best, swap = cost * (1.0 - MIN_GAIN), None
         for slot in range(count):
             others = found[:slot] + found[slot + 1 :]
             rest = distances[:, others].min(axis=1, initial=np.inf)
@@ -157,16 +157,16 @@ def medoids(distances: NDArray[np.float64], count: int) -> list[int]:
         found[swap[0]] = swap[1]
 
 
-def unlike_all(distances: NDArray[np.float64]) -> NDArray[np.bool_]:
+def find_outliers(distances: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which items (items,) are far from their :data:`NEIGHBOURS` nearest ones, by Tukey's fence over all items.
 
     A group of more than :data:`NEIGHBOURS` items that are near each other is a kind of its own and not unlike all.
     """
-    if len(distances) < FEWEST:
+    if len(distances) < MIN_SCANS_FOR_OUTLIERS:
         return np.zeros(len(distances), dtype=bool)
     away = np.sort(distances, axis=1)[:, NEIGHBOURS]  # the first is the item itself
     low, high = np.quantile(away, (0.25, 0.75))
-    return np.asarray(away > high + FENCE * (high - low))
+    return np.asarray(away > high + TUKEY_FENCE * (high - low))
 
 
 def _check(names: Sequence[str], count: int) -> None:
@@ -181,18 +181,18 @@ def _check(names: Sequence[str], count: int) -> None:
 
 def _choice(
     names: Sequence[str], distances: NDArray[np.float64], chosen: Sequence[int], unlike: NDArray[np.bool_]
-) -> Choice:
+) -> ScanSelection:
     columns = distances[:, list(chosen)]
     nearest = columns.argmin(axis=1)
     nearest[list(chosen)] = np.arange(len(chosen))  # also where two chosen scans are equal
     scans = [
-        Represented(name, names[chosen[k]], float(columns[place, k]))
+        RepresentedScan(name, names[chosen[k]], float(columns[place, k]))
         for place, (name, k) in enumerate(zip(names, nearest, strict=True))
     ]
     sizes = np.bincount(nearest[~unlike], minlength=len(chosen))
     order = sorted(range(len(chosen)), key=lambda k: (-sizes[k], names[chosen[k]]))
-    return Choice(
+    return ScanSelection(
         chosen=tuple(names[chosen[k]] for k in order),
         scans=tuple(sorted(scans, key=lambda r: r.scan)),
-        unlike=tuple(sorted(name for name, far in zip(names, unlike, strict=True) if far)),
+        outliers=tuple(sorted(name for name, far in zip(names, unlike, strict=True) if far)),
     )

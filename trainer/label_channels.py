@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 from trainer.cases import IGNORE
 from trainer.targets import ExclusiveClasses, Targets
 
-Float = NDArray[np.float32]
+FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Channels:
+class LabelChannels:
     """How codes become channels.
 
     Attributes:
@@ -26,26 +26,26 @@ class Channels:
     overlapping: bool
 
     @classmethod
-    def like(cls, targets: Targets) -> Channels:
+    def from_targets(cls, targets: Targets) -> LabelChannels:
         """Those of a network's targets."""
         return cls(targets.segments, not isinstance(targets, ExclusiveClasses))
 
-    def masks(self, codes: NDArray[np.uint8], ignores: bool) -> Float:
+    def masks(self, codes: NDArray[np.uint8], ignores: bool) -> FloatArray:
         """A map (segments + 1, X, Y, Z): each segment, and last where the code is known."""
         known = codes != IGNORE if ignores else np.ones(codes.shape, bool)
         wanted = range(self.segments)
         of = [((codes >> k) & 1 if self.overlapping else codes == k + 1) & known for k in wanted]
         return np.stack([*of, known]).astype(np.float32)
 
-    def of(self, segments: Float) -> Float:
+    def from_segments(self, segments: FloatArray) -> FloatArray:
         """Probabilities (C, X, Y, Z) of the channels from those of the segments."""
         if self.overlapping:
             return segments
         return np.concatenate([np.clip(1.0 - segments.sum(axis=0, keepdims=True), 0.0, 1.0), segments])
 
-    def decided(self, segments: Float) -> NDArray[np.bool_]:
+    def decide(self, segments: FloatArray) -> NDArray[np.bool_]:
         """Masks (segments, X, Y, Z) of what probabilities come to."""
         if self.overlapping:
             return np.asarray(segments >= 0.5)
-        best = self.of(segments).argmax(axis=0)
+        best = self.from_segments(segments).argmax(axis=0)
         return np.stack([best == k + 1 for k in range(self.segments)])

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from trainer.label_channels import Float
+from trainer.label_channels import FloatArray
 
 
-class Fusion:
+class LabelFusion:
     """Votes for a part of a scan, taken in one atlas after the other, so that memory does not grow with their number.
 
     Attributes:
@@ -28,12 +28,12 @@ class Fusion:
             shape: Voxels of the part.
         """
         self._sharpness = sharpness
-        self._votes: Float = np.zeros((segments, *shape), np.float32)
-        self._all: Float = np.zeros(shape, np.float32)
-        self._reference: Float = np.full(shape, np.inf, np.float32)  # the k d that the sums are relative to
-        self.nearest: Float = np.full(shape, np.inf, np.float32)
+        self._votes: FloatArray = np.zeros((segments, *shape), np.float32)
+        self._all: FloatArray = np.zeros(shape, np.float32)
+        self._reference: FloatArray = np.full(shape, np.inf, np.float32)  # the k d that the sums are relative to
+        self.nearest: FloatArray = np.full(shape, np.inf, np.float32)
 
-    def add(self, masks: Float, difference: Float) -> None:
+    def add(self, masks: FloatArray, difference: FloatArray) -> None:
         """Take in an atlas.
 
         Args:
@@ -53,6 +53,6 @@ class Fusion:
         self._all = self._all * kept + weight * known
         self._reference = lower
 
-    def segments(self) -> Float:
+    def segment_probabilities(self) -> FloatArray:
         """Probabilities (segments, X, Y, Z); zero where no atlas knows anything."""
         return np.asarray(self._votes / np.maximum(self._all, 1e-6), dtype=np.float32)

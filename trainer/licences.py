@@ -11,10 +11,12 @@ import yaml
 
 from trainer.errors import RecipeError
 
-PERMISSIVE = frozenset({"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "unlicense"})
+PERMISSIVE_LICENCES = frozenset(
+    {"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "unlicense"}
+)
 
 # Weights on the hub whose model card names no standard licence; longest prefix first.
-KNOWN = {"nvidia/": "nvidia-source-code-licence-non-commercial", "facebook/sam-": "apache-2.0"}
+KNOWN_LICENCES = {"nvidia/": "nvidia-source-code-licence-non-commercial", "facebook/sam-": "apache-2.0"}
 
 
 def check_licence(source: str, folder: Path | None, stated: str | None) -> str:
@@ -29,7 +31,7 @@ def check_licence(source: str, folder: Path | None, stated: str | None) -> str:
         RecipeError: the licence is not a permissive one and the recipe does not repeat it.
     """
     declared = _declared(source, folder)
-    if declared in PERMISSIVE:
+    if declared in PERMISSIVE_LICENCES:
         return declared
     if declared is None:
         if not stated:
@@ -49,7 +51,7 @@ def check_licence(source: str, folder: Path | None, stated: str | None) -> str:
 def _declared(source: str, folder: Path | None) -> str | None:
     if folder is not None:
         return _from_card(folder / "README.md")
-    return next((licence for prefix, licence in KNOWN.items() if source.lower().startswith(prefix)), None)
+    return next((licence for prefix, licence in KNOWN_LICENCES.items() if source.lower().startswith(prefix)), None)
 
 
 def _from_card(card: Path) -> str | None:

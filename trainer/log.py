@@ -39,7 +39,7 @@ class RunLog:
         self._board.close()
 
 
-def draw_curve(run: RunFolder, target: Path) -> None:
+def plot_training_curve(run: RunFolder, target: Path) -> None:
     """A PNG of the loss terms, the learning rates and, where there is one, the validation Dice."""
     rows = read_log(run.log)
     training = [row for row in rows if "total" in row]

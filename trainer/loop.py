@@ -3,8 +3,8 @@
     plan -> prepared scans -> networks -> [ batch stream: plan, batch -> model set: loss, update ] -> run folder
 
 What happens at a step is a function of the recipe and the step; all that is carried from step to step is in
-:class:`trainer.checkpoints.State`. A run that was killed at any moment and resumed ends with the same weights, bit for
-bit, on the same machine with the same number of threads.
+:class:`trainer.checkpoints.TrainingState`. A run that was killed at any moment and resumed ends with the same weights,
+bit for bit, on the same machine with the same number of threads.
 
 Started by ``torchrun`` or ``accelerate launch``, several processes train as one (see :mod:`trainer.parallel`): each
 takes its rows of every batch; the first one writes the run folder, which all must be able to read.
@@ -24,41 +24,41 @@ from accelerate import Accelerator
 from semiseg.bundle.bundle import write_manifest
 from semiseg.bundle.manifest import Manifest
 from semiseg.inference.segmenter import Segmenter
-from trainer.batch_stream import BatchStream, prepared
+from trainer.batch_stream import BatchStream, prepare_training_cases
 from trainer.cases import PreparedCase
-from trainer.checkpoints import RunFolder, State, load_state, load_weights, save_state, save_weights
+from trainer.checkpoints import RunFolder, TrainingState, load_state, load_weights, save_state, save_weights
 from trainer.device import labelling_processes, make_accelerator
-from trainer.engine import TorchEngine, trained_network
-from trainer.log import RunLog, draw_curve
+from trainer.engine import TorchEngine, load_trained_network
+from trainer.log import RunLog, plot_training_curve
 from trainer.methods.method import StepPlan
 from trainer.model_set import ModelSet
-from trainer.parallel import from_first, processes, rank, wait_for_all
-from trainer.plan import Plan, Watch, make_manifest, make_plan
+from trainer.parallel import barrier, broadcast_value, process_count, rank
+from trainer.plan import ProgressCallback, TrainingPlan, make_manifest, make_plan
 from trainer.preview import draw_preview
 from trainer.pseudo_labels import PseudoLabels
 from trainer.recipe import Recipe
-from trainer.recipe_rules import Decision, write_decisions
+from trainer.recipe_rules import RecipeDecision, write_decisions
 from trainer.run_sources import RunSources
 from trainer.scan_labelling import TrainingScans
-from trainer.validation import mask_statistics, mean_dice, segmenter_for, validate
+from trainer.validation import make_segmenter, mask_statistics, mean_dice, validate
 
-Report = Callable[[int, int, dict[str, Any]], None]
-Tell = Callable[[str], None]
+StepCallback = Callable[[int, int, dict[str, Any]], None]
+MessageCallback = Callable[[str], None]
 LOG_EVERY = 10
 
 
 def train(
-    plan: Plan,
+    plan: TrainingPlan,
     run: Path,
     *,
     resume: bool = False,
     cache: Path | None = None,
     device: str | None = None,
-    report: Report | None = None,
-    watch: Watch | None = None,
-    tell: Tell | None = None,
+    report: StepCallback | None = None,
+    watch: ProgressCallback | None = None,
+    tell: MessageCallback | None = None,
     members: Path | None = None,
-    decisions: tuple[Decision, ...] = (),
+    decisions: tuple[RecipeDecision, ...] = (),
 ) -> Manifest:
     """Train as planned and leave a run folder.
 
@@ -79,24 +79,24 @@ def train(
         TrainingError: the loss is not finite; the sentence names the scans of the batch.
     """
     accelerator = make_accelerator(plan.recipe, device)
-    plan.stages.check_parts(processes())
+    plan.stages.check_parts(process_count())
     folder = RunFolder(run)
     if rank() == 0:
         folder.start(plan.identity, resume=resume)
         if decisions:
             write_decisions(decisions, folder.decisions)
-    wait_for_all()
-    told = _Told(report, watch or (lambda what, done, total: None), tell or (lambda sentence: None))
-    return _Training(plan, folder, cache or folder.cache, members or folder.members, accelerator, told).finish()
+    barrier()
+    callbacks = _Callbacks(report, watch or (lambda what, done, total: None), tell or (lambda sentence: None))
+    return _Training(plan, folder, cache or folder.cache, members or folder.members, accelerator, callbacks).finish()
 
 
 @dataclass(frozen=True)
-class _Told:
+class _Callbacks:
     """Who is told what of a run in progress; see :func:`train`."""
 
-    report: Report | None
-    watch: Watch
-    tell: Tell
+    report: StepCallback | None
+    watch: ProgressCallback
+    tell: MessageCallback
 
 
 class _Training:
@@ -104,20 +104,20 @@ class _Training:
 
     def __init__(
         self,
-        plan: Plan,
+        plan: TrainingPlan,
         folder: RunFolder,
         cache: Path,
         members: Path,
         accelerator: Accelerator,
-        told: _Told,
+        callbacks: _Callbacks,
     ) -> None:
         recipe = plan.recipe
         if recipe.threads is not None:
             torch.set_num_threads(recipe.threads)
-        self.plan, self.folder, self.told = plan, folder, told
+        self.plan, self.folder, self.callbacks = plan, folder, callbacks
         self.cache, self.members = cache, members
         self.accelerator = accelerator
-        cases = prepared(plan, cache, told.watch)
+        cases = prepare_training_cases(plan, cache, callbacks.watch)
         self.manifest = make_manifest(plan)
         self.models = ModelSet(plan, self.manifest, accelerator)
         self.pseudo_labels = PseudoLabels(folder.path / "pseudo")
@@ -125,12 +125,12 @@ class _Training:
         self.step = 0
         self.started = time.perf_counter()
         self.best: float | None = None
-        self.waited = 0
+        self.validations_without_gain = 0
         if folder.checkpoint.exists():
             self._restore(load_state(folder.checkpoint, torch.device("cpu")))
         self.log: RunLog | None = None
         if rank() == 0:
-            RunSources.of(plan.dataset.folder, cache, cases).write(folder.path)
+            RunSources.from_cases(plan.dataset.folder, cache, cases).write(folder.path)
             write_manifest(folder.manifest, self.manifest)
             self.log = RunLog(folder, self.step)
 
@@ -145,7 +145,7 @@ class _Training:
                 self.log.close()
         if rank() == 0:
             self._keep()
-        wait_for_all()
+        barrier()
         return self.manifest
 
     def _train_to_the_next_refresh(self) -> None:
@@ -155,7 +155,7 @@ class _Training:
             terms = self.models.update(batch, step_plan)
             self.step += 1
             self._tell(step_plan, terms, time.perf_counter() - started)
-            self.step = stages.jump(self.models.networks, self.step)
+            self.step = stages.next_step(self.models.networks, self.step)
             if self._validate_if_due(step_plan):
                 return
             if self.step % self.plan.recipe.checkpoint_every == 0 and self.step < stages.steps:
@@ -172,7 +172,7 @@ class _Training:
             cache=self.cache,
             train=self._train_member,
             tell=self._say,
-            progress=self.told.watch,
+            progress=self.callbacks.watch,
         )
 
     def _train_member(self, recipe: Recipe, name: str, labelled: tuple[str, ...]) -> Segmenter:
@@ -180,7 +180,7 @@ class _Training:
         folder = RunFolder(self.members / name)
         split = replace(self.plan.split, labelled=labelled, validation=())
         if not folder.has_ended:
-            watch = self.told.watch
+            watch = self.callbacks.watch
             train(
                 make_plan(
                     self.plan.dataset, split, recipe, scans=self.plan.scans, preprocessing=self.plan.preprocessing
@@ -194,14 +194,14 @@ class _Training:
                 tell=self._say,
                 members=self.members,
             )
-        manifest, network = trained_network(folder.path)
-        return segmenter_for(manifest, TorchEngine(network, self.accelerator.device))
+        manifest, network = load_trained_network(folder.path)
+        return make_segmenter(manifest, TorchEngine(network, self.accelerator.device))
 
     def _say(self, sentence: str) -> None:
         """Tell the person who trains, and keep it in the log."""
         if self.log is not None:
             self.log.write(self.step, {"told": sentence})
-        self.told.tell(sentence)
+        self.callbacks.tell(sentence)
 
     def _tell(self, step_plan: StepPlan, terms: dict[str, float], seconds: float) -> None:
         values: dict[str, Any] = {
@@ -216,23 +216,23 @@ class _Training:
         due = (self.step - 1) % LOG_EVERY == 0 or self.step == self.plan.stages.steps
         if self.log is not None and due:
             self.log.write(self.step - 1, values)
-        if self.told.report is not None:
-            self.told.report(self.step, self.plan.stages.steps, values)
+        if self.callbacks.report is not None:
+            self.callbacks.report(self.step, self.plan.stages.steps, values)
 
     def _validate_if_due(self, step_plan: StepPlan) -> bool:
         """With validation scans: measure, keep the best iterate, and say whether to stop early."""
         recipe = self.plan.recipe
-        if not self.plan.split.validation or "student" not in step_plan.rates or not step_plan.judged:
+        if not self.plan.split.validation or "student" not in step_plan.rates or not step_plan.validate:
             return False
         last = self.step == self.plan.stages.steps
         if (step_plan.student_update + 1) % recipe.validate_every and not last:
             return False
         dice = mean_dice(validate(self.models.segmenter(), self.plan)) if rank() == 0 else 0.0
-        dice = from_first(dice, self.accelerator.device)
+        dice = broadcast_value(dice, self.accelerator.device)
         if self.log is not None:
             self.log.write(self.step - 1, {"validation_dice": dice})
         better = self.best is None or dice > self.best
-        self.waited = 0 if better else self.waited + 1
+        self.validations_without_gain = 0 if better else self.validations_without_gain + 1
         if better:
             self.best = dice
             if rank() == 0:
@@ -242,25 +242,25 @@ class _Training:
 
     def _stopped(self) -> bool:
         patience = self.plan.recipe.patience
-        return patience is not None and self.waited >= patience
+        return patience is not None and self.validations_without_gain >= patience
 
     def _checkpoint(self) -> None:
         if rank() > 0:
             return
-        state = State(
+        state = TrainingState(
             step=self.step,
             **self.models.state(),
             foreground={k: [torch.from_numpy(p) for p in v] for k, v in self.batches.foreground.items()},
             best=self.best,
-            waited=self.waited,
+            waited=self.validations_without_gain,
         )
         save_state(self.folder.checkpoint, state)
 
-    def _restore(self, state: State) -> None:
+    def _restore(self, state: TrainingState) -> None:
         self.models.restore(state.networks, state.optimisers, state.scaler)
         foreground = {k: tuple(p.cpu().numpy() for p in v) for k, v in state.foreground.items()}
         self.batches.restore(state.step, foreground)
-        self.step, self.best, self.waited = state.step, state.best, state.waited
+        self.step, self.best, self.validations_without_gain = state.step, state.best, state.waited
 
     def _keep(self) -> None:
         """Write the exported module, its figures, the curve and the preview; remove what only training needed."""
@@ -273,7 +273,7 @@ class _Training:
         masks = mask_statistics(segmenter, self.plan)
         self.manifest = self.manifest.model_copy(update={"validation": figures, "masks": masks})
         write_manifest(self.folder.manifest, self.manifest)
-        draw_curve(self.folder, self.folder.path / "curve.png")
+        plot_training_curve(self.folder, self.folder.path / "curve.png")
         draw_preview(segmenter, self.plan, self.folder.preview)
         self.batches.release()
         self.pseudo_labels.clear()

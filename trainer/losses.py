@@ -55,11 +55,11 @@ def soft_loss(logits: Tensor, target: Tensor, targets: Targets, weights: Tensor 
         targets: What the channels mean.
         weights: Weights (N, ...) of the voxels; None for 1.
     """
-    crossed = mean_of(targets.cross_entropy(logits, target), weights)
+    crossed = weighted_mean(targets.cross_entropy(logits, target), weights)
     return 0.5 * (crossed + dice_pooled(targets.probabilities(logits), target, weights))
 
 
-def mean_of(values: Tensor, weights: Tensor | None = None) -> Tensor:
+def weighted_mean(values: Tensor, weights: Tensor | None = None) -> Tensor:
     """The mean, weighted where there are ``weights`` of the same shape, and zero for no values at all.
 
     A weighted mean is that of the batch of all processes.
@@ -70,7 +70,7 @@ def mean_of(values: Tensor, weights: Tensor | None = None) -> Tensor:
     return top / total.clamp_min(SMALLEST_WEIGHT)
 
 
-def mean_where(values: Tensor, where: Tensor, *, otherwise: Tensor | None = None) -> Tensor:
+def masked_mean(values: Tensor, where: Tensor, *, otherwise: Tensor | None = None) -> Tensor:
     """The mean of ``values`` over the voxels ``where`` (both (N, ...)), over the batch of all processes.
 
     Where no voxel counts: the mean of ``otherwise``, by default zero.

@@ -33,7 +33,7 @@ def map_array(path: Path) -> NDArray[Any]:
     return array
 
 
-def by_name(value: Any) -> Any:
+def to_file_reference(value: Any) -> Any:
     """An array that :func:`map_array` made becomes the name of its file; anything else, a part of one too, stays."""
     if not isinstance(value, np.memmap) or value.filename is None:
         return value
@@ -41,6 +41,6 @@ def by_name(value: Any) -> Any:
     return ArrayFile(Path(value.filename)) if isinstance(whole, mmap.mmap) else value
 
 
-def by_value(value: Any) -> Any:
-    """The inverse of :func:`by_name`."""
+def from_file_reference(value: Any) -> Any:
+    """The inverse of :func:`to_file_reference`."""
     return map_array(value.path) if isinstance(value, ArrayFile) else value

@@ -11,21 +11,21 @@ from torch import Tensor, nn
 
 from semiseg.bundle.manifest import Manifest
 from semiseg.inference.segmenter import Segmenter
-from trainer.averaging import average_into
-from trainer.engine import TorchEngine, student_of
+from trainer.engine import TorchEngine, network_from_manifest
 from trainer.errors import TrainingError
+from trainer.initial_weights import load_initial_weights
 from trainer.memory_format import use_memory_format
 from trainer.methods.method import Networks, StepPlan
 from trainer.mixed_precision import mixed_precision
-from trainer.optimisers import make_optimiser, step_together
-from trainer.parallel import average_buffers, average_gradients, average_values, rank, same_everywhere
+from trainer.moving_average import update_moving_average
+from trainer.optimisers import make_optimiser, step_optimisers
+from trainer.parallel import average_buffers, average_gradients, average_values, broadcast_networks, rank
 from trainer.patches import Batch
-from trainer.plan import Plan
+from trainer.plan import TrainingPlan
 from trainer.schedules import ema_decay
-from trainer.start import start_from
-from trainer.validation import segmenter_for
+from trainer.validation import make_segmenter
 
-AVERAGE = "moving average"  # its name in a checkpoint; a method has no network of that name
+EMA_KEY = "moving average"  # its name in a checkpoint; a method has no network of that name
 
 
 class ModelSet:
@@ -34,10 +34,10 @@ class ModelSet:
     Attributes:
         networks: the method's, by name.
         optimisers: of those that have something to learn.
-        average: Moving average of the exported network, where the recipe asks for one.
+        ema: Moving average of the exported network, where the recipe asks for one.
     """
 
-    def __init__(self, plan: Plan, manifest: Manifest, accelerator: Accelerator) -> None:
+    def __init__(self, plan: TrainingPlan, manifest: Manifest, accelerator: Accelerator) -> None:
         """Build the networks from the recipe's seed; ``manifest`` describes what is exported."""
         self._plan, self._manifest, self._accelerator = plan, manifest, accelerator
         self.networks = self._build(plan.recipe.seed)
@@ -46,27 +46,27 @@ class ModelSet:
             for name, network in self.networks.items()
             if any(p.requires_grad for p in network.parameters())
         }
-        self.average = None if plan.recipe.ema is None else self._current().requires_grad_(False)
+        self.ema = None if plan.recipe.ema is None else self._current().requires_grad_(False)
 
     def _build(self, seed: int) -> Networks:
         torch.manual_seed(seed)
         networks = self._plan.stages.build()
         if self._plan.recipe.start is not None:
-            start_from(self._plan.recipe.start, networks)
+            load_initial_weights(self._plan.recipe.start, networks)
         networks = {name: network.to(self._accelerator.device) for name, network in networks.items()}
-        same_everywhere(networks.values())
+        broadcast_networks(networks.values())
         memory_format = self._plan.recipe.memory_format
         return {name: use_memory_format(network, memory_format) for name, network in networks.items()}
 
-    def renew(self, step: int) -> None:
+    def begin_step(self, step: int) -> None:
         """Begin ``step`` with what the stages hand over, and the fresh networks and optimisers that they ask for."""
         stages = self._plan.stages
         stages.hand_over(self.networks, step)
         for name in stages.restarts(step):
             fresh = self._build(_number(self._plan.recipe.seed, 7, step))[name]
             self.networks[name].load_state_dict(fresh.state_dict())
-        if self.average is not None and stages.restarts(step):
-            self.average.load_state_dict(self._current().state_dict())
+        if self.ema is not None and stages.restarts(step):
+            self.ema.load_state_dict(self._current().state_dict())
         for name in {*stages.restarts(step), *stages.fresh_optimisers(step)}:
             self.optimisers[name].state.clear()
 
@@ -97,7 +97,7 @@ class ModelSet:
         average_gradients([self.networks[name] for name in optimisers])
         terms = average_values(terms, self._accelerator.device)
         clip = {name: stages.optimiser(name).clip_norm for name in optimisers}
-        step_together(optimisers, {name: self.networks[name] for name in optimisers}, clip, scaler)
+        step_optimisers(optimisers, {name: self.networks[name] for name in optimisers}, clip, scaler)
         for optimiser in self.optimisers.values():
             optimiser.zero_grad(set_to_none=True)
         stages.after_update(self.networks, step_plan, batch.step)
@@ -108,31 +108,31 @@ class ModelSet:
     def _follow(self, step_plan: StepPlan) -> None:
         """Move the average towards the exported network, after an update of the student that is validated."""
         decay = self._plan.recipe.ema
-        if self.average is not None and decay is not None and step_plan.judged and "student" in step_plan.rates:
+        if self.ema is not None and decay is not None and step_plan.validate and "student" in step_plan.rates:
             current = self._plan.stages.exported(self.networks)
-            average_into(self.average, current, ema_decay(step_plan.student_update, decay), buffers=True)
+            update_moving_average(self.ema, current, ema_decay(step_plan.student_update, decay), buffers=True)
 
     def exported(self) -> nn.Module:
         """A copy of the module that is kept: the exported network, or its moving average."""
-        if self.average is None:
+        if self.ema is None:
             return self._current()
-        network = student_of(self._manifest)
-        network.load_state_dict(self.average.state_dict())
+        network = network_from_manifest(self._manifest)
+        network.load_state_dict(self.ema.state_dict())
         return network.to(self._accelerator.device).eval()
 
     def _current(self) -> nn.Module:
         """A copy of the exported network as it is now."""
-        network = student_of(self._manifest)
+        network = network_from_manifest(self._manifest)
         network.load_state_dict(self._plan.stages.exported(self.networks).state_dict())
         return network.to(self._accelerator.device).eval()
 
     def segmenter(self, network: nn.Module | None = None) -> Segmenter:
         """Segments scans with ``network``, by default with the one that is kept, as it is now."""
         network = self.exported() if network is None else network
-        return segmenter_for(self._manifest, TorchEngine(network, self._accelerator.device))
+        return make_segmenter(self._manifest, TorchEngine(network, self._accelerator.device))
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint holds of them: the fields of that name of :class:`trainer.checkpoints.State`."""
+        """What a checkpoint holds of them: the fields of that name of :class:`trainer.checkpoints.TrainingState`."""
         scaler = self._accelerator.scaler
         return {
             "networks": {name: network.state_dict() for name, network in self._kept().items()},
@@ -142,7 +142,7 @@ class ModelSet:
 
     def _kept(self) -> Networks:
         """The networks that a checkpoint holds."""
-        return self.networks if self.average is None else {**self.networks, AVERAGE: self.average}
+        return self.networks if self.ema is None else {**self.networks, EMA_KEY: self.ema}
 
     def restore(self, networks: dict[str, Any], optimisers: dict[str, Any], scaler: dict[str, Any] | None) -> None:
         """Go on from a checkpoint."""

@@ -21,7 +21,7 @@ def make_optimiser(section: Optimiser, network: nn.Module) -> torch.optim.Optimi
     return torch.optim.AdamW(parameters, lr=section.rate, weight_decay=section.weight_decay)
 
 
-def step_together(
+def step_optimisers(
     optimisers: Mapping[str, torch.optim.Optimizer],
     networks: Mapping[str, nn.Module],
     clip: Mapping[str, float | None],

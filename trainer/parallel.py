@@ -17,24 +17,24 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 
-def processes() -> int:
+def process_count() -> int:
     """How many processes train together."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
-def processes_here() -> int:
+def local_process_count() -> int:
     """Number of processes that train on this machine."""
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
 def rank() -> int:
     """Which of them this is; the first one writes the run folder."""
-    return dist.get_rank() if processes() > 1 else 0
+    return dist.get_rank() if process_count() > 1 else 0
 
 
 def sum_over_processes(value: Tensor) -> Tensor:
     """The sum of ``value`` over the processes; gradients pass through it."""
-    if processes() == 1:
+    if process_count() == 1:
         return value
     summed: Tensor = _Sum.apply(value)
     return summed
@@ -61,7 +61,7 @@ def average_gradients(networks: Iterable[nn.Module]) -> None:
 
     A parameter that only some processes used counts as zero in the others: a part of a batch may lack labelled patches.
     """
-    if processes() == 1:
+    if process_count() == 1:
         return
     parameters = [p for network in networks for p in network.parameters() if p.requires_grad]
     used = torch.tensor([float(p.grad is not None) for p in parameters], device=parameters[0].device)
@@ -71,14 +71,14 @@ def average_gradients(networks: Iterable[nn.Module]) -> None:
         group = [p for p in parameters if p.dtype == kind]
         flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in group])
         dist.all_reduce(flat)
-        flat /= processes()
+        flat /= process_count()
         for p, part in zip(group, flat.split([p.numel() for p in group]), strict=True):
             p.grad = part.view_as(p).clone()
 
 
-def same_everywhere(networks: Iterable[nn.Module]) -> None:
+def broadcast_networks(networks: Iterable[nn.Module]) -> None:
     """Give every process the first one's parameters and buffers."""
-    if processes() > 1:
+    if process_count() > 1:
         for network in networks:
             for tensor in network.state_dict().values():
                 dist.broadcast(tensor, src=0)
@@ -86,48 +86,48 @@ def same_everywhere(networks: Iterable[nn.Module]) -> None:
 
 def average_buffers(networks: Iterable[nn.Module]) -> None:
     """Give every process the mean of the running statistics of batch norms; each has seen its own patches."""
-    if processes() == 1:
+    if process_count() == 1:
         return
     for network in networks:
         for buffer in network.buffers():
             if buffer.dtype in (torch.float32, torch.float16, torch.bfloat16):  # float64 holds sums that agree already
                 dist.all_reduce(buffer)
-                buffer /= processes()
+                buffer /= process_count()
 
 
 def average_values(values: dict[str, float], device: torch.device) -> dict[str, float]:
     """The means of logged numbers over the processes, which all have the same names."""
-    if processes() == 1:
+    if process_count() == 1:
         return values
     names = sorted(values)
     summed = torch.tensor([values[name] for name in names], device=device, dtype=torch.float32)
     dist.all_reduce(summed)
-    return dict(zip(names, (summed / processes()).tolist(), strict=True))
+    return dict(zip(names, (summed / process_count()).tolist(), strict=True))
 
 
-def from_first(value: float, device: torch.device) -> float:
+def broadcast_value(value: float, device: torch.device) -> float:
     """The number that the first process has."""
-    if processes() == 1:
+    if process_count() == 1:
         return value
     shared = torch.tensor(value, device=device, dtype=torch.float32)
     dist.broadcast(shared, src=0)
     return float(shared)
 
 
-def leave() -> None:
+def shut_down() -> None:
     """End a process that trained with others, once all its files are written.
 
     On CPUs a thread of gloo now and then outlives the interpreter and aborts the process after its last line, with
     everything done; the launcher would report a failure. A process that trained alone goes on.
     """
-    if processes() > 1:
-        wait_for_all()
+    if process_count() > 1:
+        barrier()
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(0)
 
 
-def wait_for_all() -> None:
+def barrier() -> None:
     """Return when every process is here."""
-    if processes() > 1:
+    if process_count() > 1:
         dist.barrier()

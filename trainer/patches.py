@@ -17,16 +17,25 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from trainer.augmentation import Box, draw_deformation, draw_symmetry, draw_turn, faces, place_cut, read_box, sample
 from trainer.cases import IGNORE, PreparedCase
-from trainer.mapped_arrays import by_name, by_value
+from trainer.intensity_augmentation import augment_intensities
+from trainer.mapped_arrays import from_file_reference, to_file_reference
 from trainer.recipe import Recipe
 from trainer.soft_labels import is_soft
-from trainer.value_changes import change_values
+from trainer.spatial_augmentation import (
+    SourceRegion,
+    draw_deformation,
+    draw_rotation_and_zoom,
+    draw_symmetry,
+    patch_faces,
+    place_patch,
+    read_region,
+    resample_patch,
+)
 
 
 @dataclass(frozen=True)
-class Request:
+class PatchRequest:
     """One patch to be made: of which scan, on which voxel (None: anywhere), with which random numbers."""
 
     case_id: str
@@ -140,13 +149,13 @@ class PatchSampler:
         self._pools = (tuple(labelled), tuple(unlabelled), (*labelled, *unlabelled))
         self.foreground: dict[str, tuple[NDArray[np.int32], ...]] = {}
 
-    def requests(self, step: int, composition: BatchComposition, before: BatchComposition) -> list[Request]:
+    def requests(self, step: int, composition: BatchComposition, before: BatchComposition) -> list[PatchRequest]:
         """The patches of ``step``, labelled first; ``before`` counts what all earlier steps drew.
 
         The k-th scan from a pool of n is entry k mod n of shuffle k // n: every pass sees each scan once, and a pool
         smaller than the batch is cycled.
         """
-        out: list[Request] = []
+        out: list[PatchRequest] = []
         counts = zip(
             (composition.labelled, composition.unlabelled, composition.either),
             (before.labelled, before.unlabelled, before.either),
@@ -161,12 +170,12 @@ class PatchSampler:
                 seed = (self._recipe.seed, 2, kind, k)
                 random = np.random.default_rng((*seed, 0))
                 voxel = None if kind == _EITHER else self._foreground_voxel(self._cases[case_id], random)
-                out.append(Request(case_id, kind == 0, voxel, seed))
+                out.append(PatchRequest(case_id, kind == 0, voxel, seed))
         return out
 
     def _foreground_voxel(self, case: PreparedCase, random: np.random.Generator) -> tuple[int, int, int] | None:
         """A voxel of a segment drawn evenly, or None when the patch may lie anywhere."""
-        places = case.places or self.foreground.get(case.case_id, ())
+        places = case.segment_voxels or self.foreground.get(case.case_id, ())
         if not places or random.random() >= self._recipe.foreground:
             return None
         of_segment = places[int(random.integers(len(places)))]
@@ -185,8 +194,8 @@ class UncutPatch:
         where: see :class:`Batch`, before any mirroring.
     """
 
-    request: Request
-    box: Box
+    request: PatchRequest
+    box: SourceRegion
     random: np.random.Generator
     where: NDArray[np.float64]
 
@@ -223,7 +232,7 @@ class PatchSource(Dataset[Any]):
         self._pseudo = pseudo or {}
         self._source = source
         self._views = tuple(views)
-        self._weighted = bool(recipe.scan_weights) or any(case.ignores for case in cases.values())
+        self._weighted = bool(recipe.scan_weights) or any(case.has_ignored_voxels for case in cases.values())
         self._guides = tuple(name for name in self._pseudo if name != source)
         self._recipe = recipe
         self._cases = cases
@@ -232,29 +241,33 @@ class PatchSource(Dataset[Any]):
         self._device = device if recipe.augment_on == "device" else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "_pseudo": _each(by_name, self._pseudo)}
+        return {**vars(self), "_pseudo": _each(to_file_reference, self._pseudo)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _pseudo=_each(by_value, state["_pseudo"]))
+        vars(self).update(state, _pseudo=_each(from_file_reference, state["_pseudo"]))
 
-    def __getitem__(self, request: Request) -> dict[str, Any] | UncutPatch:
+    def __getitem__(self, request: PatchRequest) -> dict[str, Any] | UncutPatch:
         """The patch of ``request``, or what the device makes it of."""
         draft = self.read(request)
         return draft if self._device is not None else self.make(draft)
 
-    def read(self, request: Request) -> UncutPatch:
+    def read(self, request: PatchRequest) -> UncutPatch:
         """Decide where the patch lies and read that part of the scan."""
         case = self._cases[request.case_id]
         random = np.random.default_rng((*request.seed, 1))
         patch = self._recipe.size()
-        turn = draw_turn(self._recipe.augmentation, self._slice_axis, random)
-        cut = place_cut(case.shape, patch, turn, case.spacing, request.voxel, np.random.default_rng((*request.seed, 2)))
+        turn = draw_rotation_and_zoom(self._recipe.augmentation, self._slice_axis, random)
+        cut = place_patch(
+            case.shape, patch, turn, case.spacing, request.voxel, np.random.default_rng((*request.seed, 2))
+        )
         cut = replace(cut, control=draw_deformation(self._recipe.augmentation, patch, case.spacing, random))
         # Beyond the scan there is no reference: with repeated borders the labels repeat too, else background.
         wanted = [one for maps in self._maps(request) for one in maps]
-        return UncutPatch(request, read_box(case.image, wanted, cut, patch), random, faces(cut, patch, case.shape))
+        return UncutPatch(
+            request, read_region(case.image, wanted, cut, patch), random, patch_faces(cut, patch, case.shape)
+        )
 
-    def _maps(self, request: Request) -> list[list[NDArray[np.uint8]]]:
+    def _maps(self, request: PatchRequest) -> list[list[NDArray[np.uint8]]]:
         """The maps (X, Y, Z) of a scan: its labels or the current pseudo-labels, and then those of each guide.
 
         Codes are one map, soft labels several, and what there is not is none.
@@ -270,18 +283,18 @@ class PatchSource(Dataset[Any]):
         request, random, augmentation = draft.request, draft.random, self._recipe.augmentation
         box = draft.box if self._device is None else draft.box.to(self._device)
         patch = self._recipe.size()
-        image, found = sample(box, patch, self._padding)
+        image, found = resample_patch(box, patch, self._padding)
         symmetry = draw_symmetry(augmentation, self._slice_axis, patch, random)
-        image, found = symmetry.of(image), symmetry.of(found)
-        where = symmetry.of_faces(torch.from_numpy(draft.where).float())
-        image = change_values(image, augmentation, random)
+        image, found = symmetry.apply(image), symmetry.apply(found)
+        where = symmetry.apply_to_faces(torch.from_numpy(draft.where).float())
+        image = augment_intensities(image, augmentation, random)
         # A stream of its own, so that a patch is the same whether or not it has further views.
         other = np.random.default_rng((*request.seed, 3))
-        views = {name: change_values(image, self._recipe.strong_augmentation, other) for name in self._views}
+        views = {name: augment_intensities(image, self._recipe.strong_augmentation, other) for name in self._views}
         own, *others = found.split([len(maps) for maps in self._maps(request)])
         labels = own[0].long() if len(own) else torch.zeros(patch, dtype=torch.long, device=image.device)
         guides = [self._guide(name, maps, labels) for name, maps in zip(self._guides, others, strict=True)]
-        known = labels != IGNORE if request.labelled and self._cases[request.case_id].ignores else None
+        known = labels != IGNORE if request.labelled and self._cases[request.case_id].has_ignored_voxels else None
         if known is not None:
             labels = labels * known
         weights: dict[str, Tensor] = {}
@@ -309,18 +322,18 @@ class PatchSource(Dataset[Any]):
         return soft.to(torch.uint8)
 
 
-class _Steps(Sampler[list[Request]]):
+class _Steps(Sampler[list[PatchRequest]]):
     """Hands the loader one list of requests per step, drawn when the loader asks."""
 
-    def __init__(self, steps: Iterable[list[Request]]) -> None:
+    def __init__(self, steps: Iterable[list[PatchRequest]]) -> None:
         self._steps = steps
 
-    def __iter__(self) -> Iterator[list[Request]]:
+    def __iter__(self) -> Iterator[list[PatchRequest]]:
         return iter(self._steps)
 
 
-def batches(
-    source: PatchSource, steps: Iterable[list[Request]], first_step: int, workers: int, pin_memory: bool
+def load_batches(
+    source: PatchSource, steps: Iterable[list[PatchRequest]], first_step: int, workers: int, pin_memory: bool
 ) -> Iterator[Batch]:
     """The batches of consecutive steps, made ahead of time by ``workers`` processes (0: in this one)."""
     if workers and multiprocessing.get_start_method() == "forkserver":

@@ -13,26 +13,26 @@ from semiseg.bundle.fingerprint import Fingerprint
 from semiseg.bundle.manifest import Channel, Manifest, PretrainedWeights, Provenance
 from semiseg.bundle.preprocessing import Preprocessing
 from semiseg.dataset import Dataset, Split
-from semiseg.dataset.description import distinct_colours
-from semiseg.volumes.segmentation import Segment, overlapping
+from semiseg.dataset.dataset_json import distinct_colours
+from semiseg.volumes.segmentation import Segment, are_overlapping
 from semiseg.volumes.series_rules import SeriesRule
 from trainer.errors import RecipeError
+from trainer.initial_weights import check_initial_run
 from trainer.methods import find_method, make_method
-from trainer.methods.method import Task
+from trainer.methods.method import SegmentationTask
+from trainer.network_configs import count_parameters, patch_divisor
 from trainer.recipe import Recipe
-from trainer.scan_facts import MODALITIES, ScanFacts, collect
-from trainer.stages import Stages
-from trainer.start import check_start
-from trainer.students import divisor_of, parameters_of
-from trainer.targets import MOST_REGIONS, targets_of
+from trainer.scan_facts import MODALITIES, ScanFacts, collect_scan_facts
+from trainer.stages import StageSequence
+from trainer.targets import MAX_REGIONS, make_targets
 
-Watch = Callable[[str, int, int], None]
+ProgressCallback = Callable[[str, int, int], None]
 AXES: tuple[Literal[0, 1, 2], ...] = (0, 1, 2)
-LARGEST_AUTO = 96  # voxels per side of a patch that nobody chose
+MAX_AUTO_PATCH_SIDE = 96  # voxels per side of a patch that nobody chose
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """Everything that is decided before the first update."""
 
     recipe: Recipe
@@ -40,9 +40,9 @@ class Plan:
     split: Split
     preprocessing: Preprocessing
     segments: tuple[Segment, ...]
-    stages: Stages
+    stages: StageSequence
     scans: ScanFacts
-    inherited: tuple[PretrainedWeights, ...] = ()
+    inherited_weights: tuple[PretrainedWeights, ...] = ()
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -76,10 +76,10 @@ def make_plan(
     dataset: Dataset,
     split: Split,
     recipe: Recipe,
-    watch: Watch | None = None,
+    watch: ProgressCallback | None = None,
     scans: ScanFacts | None = None,
     preprocessing: Preprocessing | None = None,
-) -> Plan:
+) -> TrainingPlan:
     """Decide what the recipe leaves open, from the training scans alone, and refuse what cannot work.
 
     Args:
@@ -103,43 +103,43 @@ def make_plan(
     _require_channels(recipe, dataset)
     segments = _segments(dataset, recipe)
     unlabelled = _unlabelled(split, recipe)
-    scans = scans or collect(dataset, (*split.labelled, *unlabelled), recipe.preparation.orientation, watch)
+    scans = scans or collect_scan_facts(dataset, (*split.labelled, *unlabelled), recipe.preparation.orientation, watch)
     fingerprint = scans.fingerprint
     preprocessing = preprocessing or _preprocessing(recipe, fingerprint, len(dataset.channels), scans.thickest)
     recipe = _with_patch(recipe, fingerprint, preprocessing)
-    task = Task(
+    task = SegmentationTask(
         inputs=len(dataset.channels),
-        targets=targets_of(len(segments), overlapping=overlapping(segments)),
+        targets=make_targets(len(segments), overlapping=are_overlapping(segments)),
         slice_axis=preprocessing.slice_axis,
         labelled=len(split.labelled),
         unlabelled=len(unlabelled),
     )
-    stages = Stages(make_method(recipe, task))
+    stages = StageSequence(make_method(recipe, task))
     stages.pretrained()  # weights that are missing or may not be used are refused now
     for stage in stages.stages:
         for step in {0, stage.steps - 1} if stage.steps else ():
             stage.step_plan(step)  # and batches that cannot be composed so
-    earlier = check_start(recipe, task.inputs)
+    earlier = check_initial_run(recipe, task.inputs)
     inherited = () if earlier is None else earlier.provenance.pretrained
-    return Plan(recipe, dataset, split, preprocessing, segments, stages, scans, inherited)
+    return TrainingPlan(recipe, dataset, split, preprocessing, segments, stages, scans, inherited)
 
 
 def _unlabelled(split: Split, recipe: Recipe) -> tuple[str, ...]:
     return (*split.unlabelled, *(split.test if recipe.transductive else ()))
 
 
-def make_manifest(plan: Plan) -> Manifest:
+def make_manifest(plan: TrainingPlan) -> Manifest:
     """The run's document, before any figure is known."""
     recipe = plan.recipe
     stages = plan.stages
-    student, task = stages.kept(), stages.last.task
+    student, task = stages.exported_config(), stages.last.task
     network = student.build(task.inputs, task.targets.channels, recipe.size())
     return Manifest(
         kind="run",
         name=recipe.name,
         channels=tuple(Channel(name=name, series=_rule(recipe, name)) for name in plan.dataset.channels),
         segments=plan.segments,
-        activation="sigmoid" if overlapping(plan.segments) else "softmax",
+        activation="sigmoid" if are_overlapping(plan.segments) else "softmax",
         average=recipe.average,
         blending=recipe.blending,
         overlap=recipe.overlap,
@@ -163,8 +163,8 @@ def make_manifest(plan: Plan) -> Manifest:
             updates=recipe.updates,
             seed=recipe.seed,
             student=student.model_dump(mode="json"),
-            parameters=parameters_of(network),
-            pretrained=(*stages.pretrained(), *plan.inherited),
+            parameters=count_parameters(network),
+            pretrained=(*stages.pretrained(), *plan.inherited_weights),
             taught_by=stages.taught_by(),
         ),
     )
@@ -173,12 +173,12 @@ def make_manifest(plan: Plan) -> Manifest:
 def _with_patch(recipe: Recipe, fingerprint: Fingerprint, preprocessing: Preprocessing) -> Recipe:
     """The recipe with its patch decided: each side the next multiple of what the student halves."""
     students = find_method(recipe).students(recipe)
-    divisor = divisor_of(students)
+    divisor = patch_divisor(students)
     sides: tuple[float, ...]
     if recipe.patch == "auto":
         spacing = preprocessing.spacing or fingerprint.spacing.median
         own = zip(fingerprint.shape.median, fingerprint.spacing.median, spacing, strict=True)
-        largest = [max(d, LARGEST_AUTO // d * d) for d in divisor]
+        largest = [max(d, MAX_AUTO_PATCH_SIDE // d * d) for d in divisor]
         sides = tuple(min(most, n * (s / t)) for (n, s, t), most in zip(own, largest, strict=True))
     else:
         sides = recipe.patch
@@ -211,8 +211,8 @@ def _segments(dataset: Dataset, recipe: Recipe) -> tuple[Segment, ...]:
     known = {s.name: s for s in dataset.segments}
     if recipe.regions:
         known = _regions(dataset, recipe)
-    if overlapping(tuple(known.values())) and len(known) > MOST_REGIONS:
-        raise RecipeError(f"There are {len(known)} regions that may overlap, and a model has at most {MOST_REGIONS}.")
+    if are_overlapping(tuple(known.values())) and len(known) > MAX_REGIONS:
+        raise RecipeError(f"There are {len(known)} regions that may overlap, and a model has at most {MAX_REGIONS}.")
     for section, names in (("segments", recipe.segments), ("postprocessing", recipe.postprocessing.segments)):
         unknown = sorted(set(names) - set(known))
         if unknown:
@@ -230,7 +230,7 @@ def _regions(dataset: Dataset, recipe: Recipe) -> dict[str, Segment]:
     for name, values in recipe.regions.items():
         strange = sorted(set(values) - allowed)
         if strange:
-            named = ", ".join(s.with_values for s in dataset.segments)
+            named = ", ".join(s.display_name for s in dataset.segments)
             raise RecipeError(
                 f"In the recipe, regions: {name!r} holds the value {strange[0]}, which no label map has ({named})."
             )

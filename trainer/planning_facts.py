@@ -15,10 +15,10 @@ from semiseg.errors import SemisegError
 from semiseg.system.memory import physical_memory
 from semiseg.system.processors import processor_name, usable_processors
 from trainer.errors import RecipeError
-from trainer.scan_facts import MODALITIES, ScanFacts, collect
+from trainer.scan_facts import MODALITIES, ScanFacts, collect_scan_facts
 
-FOREGROUND = (0.5, 99.5)  # percentiles of the values inside the outlines
-MOST_OUTLINED = 16  # labelled scans whose values are looked at
+FOREGROUND_PERCENTILES = (0.5, 99.5)  # percentiles of the values inside the outlines
+MAX_OUTLINED_SCANS = 16  # labelled scans whose values are looked at
 GIB = 2**30
 
 
@@ -47,7 +47,7 @@ class DatasetFacts:
 
 
 @dataclass(frozen=True)
-class Machine:
+class MachineFacts:
     """What trains.
 
     Attributes:
@@ -67,7 +67,7 @@ class Machine:
     bf16: bool = False
 
     @classmethod
-    def here(cls, device: str | None) -> Machine:
+    def detect(cls, device: str | None) -> MachineFacts:
         """This one, training on ``device`` (``cpu``, ``cuda``, or None for a GPU where there is one)."""
         own = (processor_name(), usable_processors(), (physical_memory() or 0) / GIB)
         if device == "cpu" or not torch.cuda.is_available():
@@ -81,7 +81,7 @@ class Machine:
         return f"{self.processors} processor(s) of {self.processor} with {self.memory:.0f} GiB of memory"
 
 
-def facts_of(
+def collect_dataset_facts(
     dataset: Dataset, split: Split, orientation: str, told: Mapping[str, str | None], scans: ScanFacts | None = None
 ) -> DatasetFacts:
     """Look at the training scans, and at the outlines of the labelled ones.
@@ -96,10 +96,10 @@ def facts_of(
     Raises:
         RecipeError: A scan cannot be read.
     """
-    scans = scans or collect(dataset, (*split.labelled, *split.unlabelled), orientation)
+    scans = scans or collect_scan_facts(dataset, (*split.labelled, *split.unlabelled), orientation)
     modalities = tuple(told.get(name) or MODALITIES.get(name.upper()) for name in dataset.channels)
     inside: list[list[NDArray[np.float32]]] = [[] for _ in dataset.channels]
-    for case_id in split.labelled[:MOST_OUTLINED]:
+    for case_id in split.labelled[:MAX_OUTLINED_SCANS]:
         case = dataset.case(case_id)
         try:
             channels = read_channels(case, dataset.channels)
@@ -117,5 +117,5 @@ def _range(values: NDArray[np.float32]) -> tuple[float, float]:
     """Percentiles; where nothing is outlined both are 0."""
     if not values.size:
         return (0.0, 0.0)
-    low, high = np.percentile(values, FOREGROUND)
+    low, high = np.percentile(values, FOREGROUND_PERCENTILES)
     return (float(f"{low:.6g}"), float(f"{high:.6g}"))

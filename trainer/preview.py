@@ -7,11 +7,11 @@ from pathlib import Path
 from semiseg.dataset import read_channels, read_reference
 from semiseg.inference.segmenter import Segmenter
 from semiseg.outputs.overlay import contact_sheet
-from semiseg.volumes.segmentation import from_reference
-from trainer.plan import Plan
+from semiseg.volumes.segmentation import segmentation_from_labels
+from trainer.plan import TrainingPlan
 
 
-def draw_preview(segmenter: Segmenter, plan: Plan, target: Path) -> None:
+def draw_preview(segmenter: Segmenter, plan: TrainingPlan, target: Path) -> None:
     """A contact sheet of one scan: a validation scan, else an unlabelled one (prediction only), else a labelled one."""
     split = plan.split
     case_id = (*split.validation, *plan.unlabelled, *split.labelled)[0]
@@ -23,6 +23,6 @@ def draw_preview(segmenter: Segmenter, plan: Plan, target: Path) -> None:
     kind = "unlabelled"
     if case_id not in plan.unlabelled:
         reference = read_reference(case, image)
-        masks.insert(0, ("reference", from_reference(plan.segments, reference.array, image.affine)))
+        masks.insert(0, ("reference", segmentation_from_labels(plan.segments, reference.array, image.affine)))
         kind = "validation" if case_id in split.validation else "labelled, seen in training"
     contact_sheet(target, image, masks, plan.segments, f"{case_id} ({kind})")

@@ -12,15 +12,15 @@ from semiseg.bundle.manifest import Overlap
 from semiseg.bundle.postprocessing import Postprocessing
 from semiseg.bundle.preprocessing import Intensity, Preprocessing
 from semiseg.bundle.variant import Gate
-from semiseg.errors import sentence_of
-from semiseg.volumes.segmentation import Code
+from semiseg.errors import validation_message
+from semiseg.volumes.segmentation import ConceptCode
 from semiseg.volumes.series_rules import SeriesRule
 from trainer.errors import RecipeError
 from trainer.memory_format import MemoryFormat
 
 Positive = Annotated[int, Field(ge=1)]
 Side = Annotated[int, Field(ge=1, le=4096)]  # voxels; the manifest's limit
-Shade = Annotated[int, Field(ge=0, le=255)]
+ByteValue = Annotated[int, Field(ge=0, le=255)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -57,7 +57,7 @@ class Preparation(Section):
         try:
             Preprocessing(orientation=self.orientation, spacing=spacing, intensity=self.intensity)
         except ValidationError as error:
-            raise ValueError(sentence_of(error)) from None
+            raise ValueError(validation_message(error)) from None
         return self
 
 
@@ -71,10 +71,10 @@ class SegmentNotes(Section):
             private scheme that means the segment's name.
     """
 
-    colour: tuple[Shade, Shade, Shade] | None = None
+    colour: tuple[ByteValue, ByteValue, ByteValue] | None = None
     painted: Annotated[int, Field(ge=1, le=255)] | None = None
-    category: Code | None = None
-    type: Code | None = None
+    category: ConceptCode | None = None
+    type: ConceptCode | None = None
 
 
 RegionName = Annotated[str, Field(min_length=1, max_length=64)]
@@ -184,7 +184,7 @@ class Recipe(Section):
         regions: segments that may overlap, each by the values of the label maps that belong to it
             ({WT: [1, 2, 3], TC: [2, 3], ET: [3]}); the network then has a sigmoid for each. Without them the dataset's
             own segments are learned.
-        student: the 3D network that is kept: ``kind`` and its own settings (see :mod:`trainer.students`).
+        student: the 3D network that is kept: ``kind`` and its own settings (see :mod:`trainer.network_configs`).
         start: a finished run whose student this one starts from, such as one pre-trained on other scans. Its section
             ``student`` must be this one's; an output layer for other segments starts anew.
         patch: voxels along X, Y, Z of the preprocessed grid, each rounded up to a multiple of what the student needs
@@ -319,10 +319,10 @@ def read_document(path: Path, changes: list[str] | None = None) -> dict[str, Any
         raise RecipeError(f"The recipe {path} is not YAML: {' '.join(str(error).split())}.") from None
     if not isinstance(document, dict):
         raise RecipeError(f"The recipe {path} is not a list of `key: value` lines.")
-    return changed(document, changes or [])
+    return apply_changes(document, changes or [])
 
 
-def changed(document: dict[str, Any], changes: list[str]) -> dict[str, Any]:
+def apply_changes(document: dict[str, Any], changes: list[str]) -> dict[str, Any]:
     """A document with ``--set key=value`` changes.
 
     Raises:
@@ -342,11 +342,11 @@ def changed(document: dict[str, Any], changes: list[str]) -> dict[str, Any]:
 
 def make_recipe(document: dict[str, Any], changes: list[str] | None = None, *, source: str = "the recipe") -> Recipe:
     """Validate a recipe given as a mapping; see :func:`read_recipe`."""
-    document = changed(document, changes or [])
+    document = apply_changes(document, changes or [])
     try:
         return Recipe.model_validate(document)
     except ValidationError as error:
-        raise RecipeError(f"In {source}: {sentence_of(error)}.") from None
+        raise RecipeError(f"In {source}: {validation_message(error)}.") from None
 
 
 def _set(document: dict[str, Any], keys: list[str], value: Any, change: str) -> None:

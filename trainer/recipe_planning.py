@@ -9,15 +9,15 @@ from typing import Any
 
 from semiseg.dataset import Dataset, Split
 from trainer.errors import RecipeError
-from trainer.plan import Plan, Watch, make_plan
-from trainer.planning_facts import Machine, facts_of
+from trainer.plan import ProgressCallback, TrainingPlan, make_plan
+from trainer.planning_facts import MachineFacts, collect_dataset_facts
 from trainer.recipe import Recipe, make_recipe
-from trainer.recipe_rules import Decision, decide, open_keys, read_key, write_key
-from trainer.scan_facts import ScanFacts, collect
-from trainer.time_estimate import Cost, Costs, in_words
+from trainer.recipe_rules import RecipeDecision, decide_open_keys, open_keys, read_key, write_key
+from trainer.scan_facts import ScanFacts, collect_scan_facts
+from trainer.time_estimate import TimeEstimate, TimeEstimator, format_duration
 
-ENOUGH = 2000  # updates from which on a processor's time goes into a larger network
-UPDATES = "updates"
+SUFFICIENT_UPDATES = 2000  # updates from which on a processor's time goes into a larger network
+UPDATES_KEY = "updates"
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class PlannedRecipe:
     """
 
     recipe: Recipe
-    decisions: tuple[Decision, ...] = ()
+    decisions: tuple[RecipeDecision, ...] = ()
     scans: ScanFacts | None = None
 
 
@@ -51,18 +51,18 @@ class PlanningContext:
     split: Split
     cache: Path
     device: str | None = None
-    watch: Watch | None = None
+    watch: ProgressCallback | None = None
 
-    def plan(self, recipe: Recipe, scans: ScanFacts | None) -> Plan:
+    def plan(self, recipe: Recipe, scans: ScanFacts | None) -> TrainingPlan:
         """The plan of a recipe."""
         return make_plan(self.dataset, self.split, recipe, self.watch, scans)
 
-    def costs(self, recipe: Recipe, scans: ScanFacts | None) -> list[Cost]:
+    def estimate_time(self, recipe: Recipe, scans: ScanFacts | None) -> list[TimeEstimate]:
         """What a run of a recipe takes here, part by part."""
         scans = scans or self._scans(recipe.model_dump(mode="json"))
-        return Costs(self.cache, self.device, scans, self.watch).of(self.plan(recipe, scans))
+        return TimeEstimator(self.cache, self.device, scans, self.watch).estimate(self.plan(recipe, scans))
 
-    def decided(
+    def decide(
         self, document: Mapping[str, Any], earlier: Mapping[str, Any] | None, budget: float | None
     ) -> PlannedRecipe:
         """Decide what a recipe leaves open.
@@ -76,7 +76,7 @@ class PlanningContext:
             RecipeError: What is decided, or what is not, cannot work; or the budget is too small.
         """
         keys = open_keys(document)
-        if budget is not None and UPDATES not in keys and earlier is None:
+        if budget is not None and UPDATES_KEY not in keys and earlier is None:
             raise RecipeError("A budget decides the number of updates, and the recipe says it: leave one of them out.")
         if not keys:
             return PlannedRecipe(make_recipe(dict(document)))
@@ -86,43 +86,45 @@ class PlanningContext:
                 write_key(taken, key, read_key(earlier, key))
             return PlannedRecipe(make_recipe(taken))
         scans = self._scans(document)
-        machine = Machine.here(self.device)
+        machine = MachineFacts.detect(self.device)
         if budget is None:
             return self._decided(document, scans, machine)
         return self._within(budget, document, scans, machine)
 
-    def _within(self, budget: float, document: Mapping[str, Any], scans: ScanFacts, machine: Machine) -> PlannedRecipe:
+    def _within(
+        self, budget: float, document: Mapping[str, Any], scans: ScanFacts, machine: MachineFacts
+    ) -> PlannedRecipe:
         """Everything decided, with as many updates as fit; on a processor the larger network, if they are enough."""
         sizes = ("small", "auto") if machine.gpu is None and document.get("student") == "auto" else ("",)
         for number, size in enumerate(sizes):
             tried = {**document, "student": size} if size else dict(document)
             first = self._decided(tried, scans, machine)
 
-            def plan_of(updates: int, recipe: Recipe = first.recipe) -> Plan:
-                return self.plan(recipe.model_copy(update={UPDATES: updates}), scans)
+            def plan_of(updates: int, recipe: Recipe = first.recipe) -> TrainingPlan:
+                return self.plan(recipe.model_copy(update={UPDATES_KEY: updates}), scans)
 
             try:
-                updates = Costs(self.cache, self.device, scans, self.watch).updates_within(budget, plan_of)
+                updates = TimeEstimator(self.cache, self.device, scans, self.watch).updates_within(budget, plan_of)
             except RecipeError:
                 if number == len(sizes) - 1:
                     raise
                 continue
-            if updates >= ENOUGH or number == len(sizes) - 1:
+            if updates >= SUFFICIENT_UPDATES or number == len(sizes) - 1:
                 break
-        reason = f"as many as {in_words(budget)} allow on {machine}, timed with a few steps"
-        made = Decision(UPDATES, updates, reason)
-        decisions = tuple(made if one.key == UPDATES else one for one in first.decisions)
-        return PlannedRecipe(first.recipe.model_copy(update={UPDATES: updates}), decisions, scans)
+        reason = f"as many as {format_duration(budget)} allow on {machine}, timed with a few steps"
+        made = RecipeDecision(UPDATES_KEY, updates, reason)
+        decisions = tuple(made if one.key == UPDATES_KEY else one for one in first.decisions)
+        return PlannedRecipe(first.recipe.model_copy(update={UPDATES_KEY: updates}), decisions, scans)
 
-    def _decided(self, document: Mapping[str, Any], scans: ScanFacts, machine: Machine) -> PlannedRecipe:
+    def _decided(self, document: Mapping[str, Any], scans: ScanFacts, machine: MachineFacts) -> PlannedRecipe:
         told = {name: (rule or {}).get("modality") for name, rule in (document.get("series") or {}).items()}
-        facts = facts_of(self.dataset, self.split, _orientation(document), told, scans)
-        done, decisions = decide(document, facts, machine)
+        facts = collect_dataset_facts(self.dataset, self.split, _orientation(document), told, scans)
+        done, decisions = decide_open_keys(document, facts, machine)
         return PlannedRecipe(make_recipe(done), tuple(decisions), scans)
 
     def _scans(self, document: Mapping[str, Any]) -> ScanFacts:
         unlabelled = (*self.split.unlabelled, *(self.split.test if document.get("transductive") else ()))
-        return collect(self.dataset, (*self.split.labelled, *unlabelled), _orientation(document), self.watch)
+        return collect_scan_facts(self.dataset, (*self.split.labelled, *unlabelled), _orientation(document), self.watch)
 
 
 def _orientation(document: Mapping[str, Any]) -> str:

@@ -1,6 +1,6 @@
 """What a recipe leaves open, decided from the training scans and the machine, each decision with its reason.
 
-A recipe file may say ``auto`` for the keys of :data:`KEYS`; the word is replaced before the recipe is read, so that a
+A recipe file may say ``auto`` for :data:`DECIDABLE_KEYS`; the word is replaced before the recipe is read, so that a
 run keeps what was decided. The rules for spacing, patch and levels follow nnU-Net's planner (Isensee et al., "nnU-Net:
 a self-configuring method for deep learning-based biomedical image segmentation", Nature Methods 2021, rule-based
 parameters), on smaller networks; what was measured here decides the rest.
@@ -17,10 +17,10 @@ from typing import Any
 
 from semiseg.system.durable_files import replace_file
 from trainer.errors import RecipeError
-from trainer.planning_facts import DatasetFacts, Machine
+from trainer.planning_facts import DatasetFacts, MachineFacts
 
 AUTO = "auto"
-KEYS = (
+DECIDABLE_KEYS = (
     "method",
     "preparation.spacing",
     "preparation.intensity",
@@ -34,7 +34,7 @@ KEYS = (
 )
 """The keys that may be left open, in the order in which they are decided."""
 
-SAME = 0.01  # spacings that differ by a smaller share are the same
+SPACING_TOLERANCE = 0.01  # spacings that differ by a smaller share are the same
 ANISOTROPIC = 3.0  # voxels whose sides differ by this factor have an axis of thick slices
 SMALLEST_SIDE = 4  # voxels of the coarsest level along each axis
 
@@ -42,7 +42,7 @@ Triple = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Decision:
+class RecipeDecision:
     """What was decided for a key, and why, in a sentence."""
 
     key: str
@@ -51,7 +51,7 @@ class Decision:
 
 
 @dataclass(frozen=True)
-class Size:
+class NetworkSize:
     """A network.
 
     Attributes:
@@ -69,13 +69,13 @@ class Size:
     gpu: float | None
 
 
-SIZES = {
+NETWORK_SIZES = {
     size.name: size
     for size in (
-        Size("tiny", (8, 16, 32, 64, 128), False, 120_000, None),
-        Size("small", (16, 32, 64, 128, 128), False, 250_000, 0.0),
-        Size("medium", (32, 64, 128, 256, 256), True, 900_000, 10.0),
-        Size("large", (32, 64, 128, 256, 320, 320), True, 2_200_000, 22.0),
+        NetworkSize("tiny", (8, 16, 32, 64, 128), False, 120_000, None),
+        NetworkSize("small", (16, 32, 64, 128, 128), False, 250_000, 0.0),
+        NetworkSize("medium", (32, 64, 128, 256, 256), True, 900_000, 10.0),
+        NetworkSize("large", (32, 64, 128, 256, 320, 320), True, 2_200_000, 22.0),
     )
 }
 UPDATES = {"tiny": 2000, "small": 4000, "medium": 10_000, "large": 25_000}
@@ -90,11 +90,13 @@ def open_keys(document: Mapping[str, Any]) -> tuple[str, ...]:
 
     A recipe whose patch alone is ``auto`` is none of these: the patch then follows the scans, as it always has.
     """
-    found = tuple(key for key in KEYS if _is_open(key, read_key(document, key)))
+    found = tuple(key for key in DECIDABLE_KEYS if _is_open(key, read_key(document, key)))
     return () if found == ("patch",) else found
 
 
-def decide(document: Mapping[str, Any], facts: DatasetFacts, machine: Machine) -> tuple[dict[str, Any], list[Decision]]:
+def decide_open_keys(
+    document: Mapping[str, Any], facts: DatasetFacts, machine: MachineFacts
+) -> tuple[dict[str, Any], list[RecipeDecision]]:
     """A recipe's document with everything decided, and the decisions.
 
     Args:
@@ -107,11 +109,11 @@ def decide(document: Mapping[str, Any], facts: DatasetFacts, machine: Machine) -
     for key in open_keys(document):
         value, reason = _RULES[key](chosen)
         write_key(chosen.document, key, value)
-        decisions.append(Decision(key, value, reason))
+        decisions.append(RecipeDecision(key, value, reason))
     return chosen.document, decisions
 
 
-def strides_of(patch: tuple[float, ...], spacing: tuple[float, ...], levels: int) -> list[list[int]]:
+def choose_strides(patch: tuple[float, ...], spacing: tuple[float, ...], levels: int) -> list[list[int]]:
     """Strides between levels: an axis is halved while its voxels are no longer than twice the shortest ones.
 
     Args:
@@ -135,7 +137,7 @@ def strides_of(patch: tuple[float, ...], spacing: tuple[float, ...], levels: int
     return found
 
 
-def patch_of(shape: tuple[float, ...], most: int) -> Triple:
+def choose_patch(shape: tuple[float, ...], most: int) -> Triple:
     """A patch of at most ``most`` voxels in the proportions of a scan of ``shape``; the whole scan where it fits."""
     sides = [max(1, round(n)) for n in shape]
     while math.prod(sides) > most and max(sides) > 1:
@@ -146,7 +148,7 @@ def patch_of(shape: tuple[float, ...], most: int) -> Triple:
     return (x, y, z)
 
 
-def write_decisions(decisions: tuple[Decision, ...], file: Path) -> None:
+def write_decisions(decisions: tuple[RecipeDecision, ...], file: Path) -> None:
     """Keep what was decided, and why, as JSON."""
     text = json.dumps([asdict(decision) for decision in decisions], indent=1)
     replace_file(file, f"{text}\n".encode())
@@ -155,18 +157,20 @@ def write_decisions(decisions: tuple[Decision, ...], file: Path) -> None:
 class _Choices:
     """The document as it is decided key by key, and what the rules look at."""
 
-    def __init__(self, document: dict[str, Any], facts: DatasetFacts, machine: Machine) -> None:
+    def __init__(self, document: dict[str, Any], facts: DatasetFacts, machine: MachineFacts) -> None:
         self.document, self.facts, self.machine = document, facts, machine
         self.size = self._size()
 
-    def _size(self) -> Size:
+    def _size(self) -> NetworkSize:
         """The size that the recipe names, else the largest that the machine carries."""
         named = self.document.get("student")
-        if isinstance(named, str) and named in SIZES:
-            return SIZES[named]
+        if isinstance(named, str) and named in NETWORK_SIZES:
+            return NETWORK_SIZES[named]
         if self.machine.gpu is None:
-            return SIZES["tiny"]
-        fitting = [size for size in SIZES.values() if size.gpu is not None and self.machine.gpu_memory >= size.gpu]
+            return NETWORK_SIZES["tiny"]
+        fitting = [
+            size for size in NETWORK_SIZES.values() if size.gpu is not None and self.machine.gpu_memory >= size.gpu
+        ]
         return fitting[-1]
 
     @property
@@ -187,7 +191,7 @@ class _Choices:
     def patch(self) -> tuple[float, ...]:
         """The patch that the recipe names, else the one that suits."""
         given = self.document.get("patch", AUTO)
-        return tuple(given) if isinstance(given, list | tuple) else patch_of(self.shape, self.size.patch)
+        return tuple(given) if isinstance(given, list | tuple) else choose_patch(self.shape, self.size.patch)
 
 
 def _method(chosen: _Choices) -> tuple[str, str]:
@@ -198,7 +202,7 @@ def _method(chosen: _Choices) -> tuple[str, str]:
 
 def _spacing(chosen: _Choices) -> tuple[Any, str]:
     told = chosen.facts.fingerprint.spacing
-    if all(high <= low * (1 + SAME) for low, high in zip(told.minimum, told.maximum, strict=True)):
+    if all(high <= low * (1 + SPACING_TOLERANCE) for low, high in zip(told.minimum, told.maximum, strict=True)):
         return "own", "all scans have voxels of the same size"
     median = [float(v) for v in told.median]
     thick = max(range(3), key=lambda axis: median[axis])
@@ -225,7 +229,7 @@ def _intensity(chosen: _Choices) -> tuple[list[dict[str, Any]], str]:
 
 def _student(chosen: _Choices) -> tuple[dict[str, Any], str]:
     size = chosen.size
-    steps = strides_of(chosen.patch, chosen.spacing, len(size.channels))
+    steps = choose_strides(chosen.patch, chosen.spacing, len(size.channels))
     if size.residual:
         # DynUNet's first level is at full resolution by itself.
         channels = list(size.channels[: len(steps) + 1])
@@ -235,7 +239,7 @@ def _student(chosen: _Choices) -> tuple[dict[str, Any], str]:
     return _plain(size, steps), _why(chosen)
 
 
-def _plain(size: Size, steps: list[list[int]]) -> dict[str, Any]:
+def _plain(size: NetworkSize, steps: list[list[int]]) -> dict[str, Any]:
     """A UNet whose first level keeps the resolution."""
     kept = steps[: len(size.channels) - 2]
     strides = [[1, 1, 1], *kept]
@@ -257,7 +261,7 @@ def _why(chosen: _Choices) -> str:
 
 
 def _patch(chosen: _Choices) -> tuple[list[int], str]:
-    found = patch_of(chosen.shape, chosen.size.patch)
+    found = choose_patch(chosen.shape, chosen.size.patch)
     whole = all(p >= n - 0.5 for p, n in zip(found, chosen.shape, strict=True))
     words = "a scan of median size" if whole else f"of the proportions of a scan, within {chosen.size.patch:,} voxels"
     return list(found), f"{words} (size {chosen.size.name})"
@@ -324,8 +328,10 @@ _RULES: dict[str, Callable[[_Choices], tuple[Any, str]]] = {
 
 def _is_open(key: str, value: Any) -> bool:
     if key == "student" and isinstance(value, str) and value != AUTO:
-        if value not in SIZES:
-            raise RecipeError(f"In the recipe, student: {value!r} is no size; there are {', '.join([AUTO, *SIZES])}.")
+        if value not in NETWORK_SIZES:
+            raise RecipeError(
+                f"In the recipe, student: {value!r} is no size; there are {', '.join([AUTO, *NETWORK_SIZES])}."
+            )
         return True
     return bool(value == AUTO)
 

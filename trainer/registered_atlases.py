@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from trainer.cases import PreparedCase
-from trainer.label_channels import Float
-from trainer.registration import Scan, identity, local_mean, register, warp
+from trainer.label_channels import FloatArray
+from trainer.registration import RegistrationScan, identity_transform, local_mean, register, warp
 
 AROUND = 1.5  # voxels: standard deviation of the Gaussian that d is a mean under
 MARGIN = 4.0  # voxels of the grid of registration around what any atlas calls a segment
@@ -23,19 +23,19 @@ class Atlas:
 
     Attributes:
         scan: Its image.
-        masks: Images of :meth:`trainer.label_channels.Channels.masks`, on the grid of ``scan.own``.
-        ignores: There are voxels that nobody outlined.
+        masks: Images of :meth:`trainer.label_channels.LabelChannels.masks`, on the grid of ``scan.own``.
+        has_ignored_voxels: There are voxels that nobody outlined.
     """
 
-    scan: Scan
+    scan: RegistrationScan
     masks: tuple[Any, ...]
-    ignores: bool
+    has_ignored_voxels: bool
 
 
 class RegisteredAtlases:
     """Atlases registered onto a scan, as seen in the part of it that any of them calls a segment, and a margin."""
 
-    def __init__(self, atlases: Sequence[Atlas], scan: Scan, case: PreparedCase) -> None:
+    def __init__(self, atlases: Sequence[Atlas], scan: RegistrationScan, case: PreparedCase) -> None:
         """Register ``atlases`` onto the scan of ``case``."""
         self.transforms = [register(scan, atlas.scan) for atlas in atlases]
         self._scan, self._atlases = scan, atlases
@@ -44,14 +44,14 @@ class RegisteredAtlases:
         self.box = self._box(case)
         inside = scan.own[tuple(slice(a, b) for a, b in reversed(self.box))]
         self._own = inside
-        self._local = warp(scan.local, inside, identity())
+        self._local = warp(scan.local, inside, identity_transform())
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Voxels of the part."""
         return tuple(b - a for a, b in self.box)
 
-    def votes(self) -> Iterator[tuple[Float, Float]]:
+    def votes(self) -> Iterator[tuple[FloatArray, FloatArray]]:
         """Of each atlas its warped masks (segments + 1, *shape) and d (*shape)."""
         for atlas, transform in zip(self._atlases, self.transforms, strict=True):
             masks = np.stack([warp(mask, self._own, transform) for mask in atlas.masks])
@@ -68,7 +68,7 @@ class RegisteredAtlases:
                 found |= warp(mask, coarse, transform) > 0.05
         places = np.argwhere(found)
         # Beyond what anybody calls a segment lies the background, but not where a label is unknown.
-        if not len(places) or any(atlas.ignores for atlas in self._atlases):
+        if not len(places) or any(atlas.has_ignored_voxels for atlas in self._atlases):
             return [(0, n) for n in case.shape]
         box = []
         for axis, (n, mm) in enumerate(zip(case.shape, case.spacing, strict=True)):

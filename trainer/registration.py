@@ -33,7 +33,7 @@ Image = Any  # SimpleITK's types say nothing
 
 
 @dataclass(frozen=True)
-class Scan:
+class RegistrationScan:
     """A scan as registration sees it.
 
     Attributes:
@@ -47,7 +47,7 @@ class Scan:
     local: Image
 
 
-def as_image(array: NDArray[Any], spacing: Triple) -> Image:
+def to_sitk_image(array: NDArray[Any], spacing: Triple) -> Image:
     """An array (X, Y, Z) with voxels of ``spacing`` mm as an image whose middle lies at the origin.
 
     Its axes are those of the array in reverse order, in which SimpleITK counts them.
@@ -58,21 +58,21 @@ def as_image(array: NDArray[Any], spacing: Triple) -> Image:
     return image
 
 
-def as_scan(array: NDArray[np.float32], spacing: Triple, work: float) -> Scan:
+def prepare_scan(array: NDArray[np.float32], spacing: Triple, work: float) -> RegistrationScan:
     """Prepare a scan.
 
     Args:
         array: Values (X, Y, Z).
         spacing: Size of a voxel in mm.
-        work: Side in mm of a voxel of the grid that registration works on (:func:`work_spacing`).
+        work: Side in mm of a voxel of the grid that registration works on (:func:`working_spacing`).
     """
-    one_thread()
-    own = as_image(np.asarray(array, dtype=np.float32), spacing)
+    single_threaded()
+    own = to_sitk_image(np.asarray(array, dtype=np.float32), spacing)
     coarse = _isotropic(own, work)
-    return Scan(own, coarse, _locally_normalised(coarse))
+    return RegistrationScan(own, coarse, _locally_normalised(coarse))
 
 
-def work_spacing(shapes: list[tuple[int, int, int]], spacings: list[Triple]) -> float:
+def working_spacing(shapes: list[tuple[int, int, int]], spacings: list[Triple]) -> float:
     """Side in mm of the isotropic voxels on which scans are registered.
 
     It is the shortest side of a voxel of the scans, or longer where the largest scan would have more than
@@ -85,9 +85,9 @@ def work_spacing(shapes: list[tuple[int, int, int]], spacings: list[Triple]) -> 
     return float(max(finest, (largest / VOXELS) ** (1 / 3)))
 
 
-def register(fixed: Scan, moving: Scan) -> Image:
+def register(fixed: RegistrationScan, moving: RegistrationScan) -> Image:
     """The transform from points of ``fixed`` to the points of ``moving`` that correspond to them."""
-    one_thread()
+    single_threaded()
     affine = _affine(fixed.work, moving.work)
     moved = _onto(moving.local, fixed.work, affine)
     both = SimpleITK.CompositeTransform(3)
@@ -96,17 +96,17 @@ def register(fixed: Scan, moving: Scan) -> Image:
     return both
 
 
-def affine_of(fixed: Scan, moving: Scan) -> Image:
+def affine_transform(fixed: RegistrationScan, moving: RegistrationScan) -> Image:
     """The affine transform from points of ``fixed`` to those of ``moving``, without a displacement field after it."""
-    one_thread()
+    single_threaded()
     return _affine(fixed.work, moving.work)
 
 
-def stretch_of(affine: Image) -> NDArray[np.float64]:
+def log_strain(affine: Image) -> NDArray[np.float64]:
     """The logarithmic strain log(A^T A) / 2 of an affine transform with the matrix A (Hencky 1928).
 
     It is zero for a shift or a rotation. Six numbers: the diagonal of this symmetric matrix and what is above it, with
-    axes in the order of :func:`as_image`.
+    axes in the order of :func:`to_sitk_image`.
     """
     matrix = np.reshape(affine.GetParameters()[:9], (3, 3))
     squares, axes = np.linalg.eigh(matrix.T @ matrix)
@@ -114,7 +114,7 @@ def stretch_of(affine: Image) -> NDArray[np.float64]:
     return np.asarray(strain[np.triu_indices(3)], dtype=np.float64)
 
 
-def identity() -> Image:
+def identity_transform() -> Image:
     """The transform that leaves every point where it is."""
     return SimpleITK.Transform()
 
@@ -125,7 +125,7 @@ def warp(moving: Image, fixed: Image, transform: Image) -> NDArray[np.float32]:
     return found
 
 
-def inverse_inconsistency(there: Image, back: Image, fixed: Scan) -> float:
+def inverse_inconsistency(there: Image, back: Image, fixed: RegistrationScan) -> float:
     """Median distance in mm between points of ``fixed`` and where the way to another scan and back leads them."""
     image = fixed.work
     size = image.GetSize()
@@ -140,7 +140,7 @@ def inverse_inconsistency(there: Image, back: Image, fixed: Scan) -> float:
     return float(np.median(away))
 
 
-def one_thread() -> None:
+def single_threaded() -> None:
     """Sums over threads depend on their number."""
     SimpleITK.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
 
@@ -148,7 +148,7 @@ def one_thread() -> None:
 def local_mean(array: NDArray[np.float32], spacing: Triple, sigma: float) -> NDArray[np.float32]:
     """Mean of an array (X, Y, Z) around each voxel under a Gaussian of ``sigma`` mm."""
     found: NDArray[np.float32] = SimpleITK.GetArrayFromImage(
-        SimpleITK.DiscreteGaussian(as_image(array, spacing), sigma**2, useImageSpacing=True)
+        SimpleITK.DiscreteGaussian(to_sitk_image(array, spacing), sigma**2, useImageSpacing=True)
     )
     return found
 

@@ -18,7 +18,7 @@ import numpy as np
 from semiseg.system.durable_files import replace_file
 from trainer.cases import PreparedCase
 
-SOURCES = "sources.json"
+SOURCES_FILE = "sources.json"
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class RunSources:
     images: Mapping[str, str]
 
     @classmethod
-    def of(cls, data: Path, cache: Path, cases: Mapping[str, PreparedCase]) -> RunSources:
+    def from_cases(cls, data: Path, cache: Path, cases: Mapping[str, PreparedCase]) -> RunSources:
         """The sources of prepared training scans."""
         files = {name: case.image.filename for name, case in cases.items() if isinstance(case.image, np.memmap)}
         images = {name: Path(str(file)).name for name, file in files.items()}
@@ -59,13 +59,13 @@ class RunSources:
             "cache": _written(self.cache, run),
             "images": dict(self.images),
         }
-        replace_file(run / SOURCES, (json.dumps(document, indent=1) + "\n").encode())
+        replace_file(run / SOURCES_FILE, (json.dumps(document, indent=1) + "\n").encode())
 
 
 def read_sources(run: Path) -> RunSources | None:
     """The sources that a run recorded; None where it recorded none, as in earlier versions, or they are unreadable."""
     try:
-        document = json.loads((run / SOURCES).read_text(encoding="utf-8"))
+        document = json.loads((run / SOURCES_FILE).read_text(encoding="utf-8"))
         images = {str(case): Path(str(name)).name for case, name in document["images"].items()}
         return RunSources(_found(document["data"], run), _found(document["cache"], run), images)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -19,22 +19,22 @@ from transformers.models.sam.modeling_sam import SamMaskDecoder
 
 from semiseg.bundle.manifest import PretrainedWeights
 from trainer.errors import RecipeError
-from trainer.networks.colours import from_channels
+from trainer.networks.rgb_input import rgb_input_layer
+from trainer.pretrained_weights import LOADING_ERRORS, WeightsSource, one_line_error
 from trainer.recipe import Positive, Section
-from trainer.weights import REFUSALS, Weights, refusal_of
 
 # Parameters that train, by the beginnings of their names; everything else is fixed. SAM's positional matrix
 # (`network.shared_image_embedding`), a buffer in the original and a parameter in transformers, never trains.
-TRAINED = {
+TRAINED_PARAMETERS = {
     "lora": ("adapt.", "network.prompt_encoder.", "network.mask_decoder."),  # and the adaptation itself
     "decoder": ("adapt.", "network.mask_decoder."),
     "whole": ("adapt.", "network.vision_encoder.", "network.prompt_encoder.", "network.mask_decoder."),
 }
-FIXED = ("network.shared_image_embedding.", "network.prompt_encoder.shared_embedding.")
-ADAPTATION = re.compile(r"\.qkv\.(query|value)_(down|up)\.")
+FROZEN_PARAMETERS = ("network.shared_image_embedding.", "network.prompt_encoder.shared_embedding.")
+LORA_PARAMETER = re.compile(r"\.qkv\.(query|value)_(down|up)\.")
 
 # What of SAM's configuration decides its modules.
-VISION = (
+VISION_KEYS = (
     "hidden_size",
     "output_channels",
     "num_hidden_layers",
@@ -52,7 +52,7 @@ VISION = (
     "global_attn_indexes",
     "mlp_dim",
 )
-DECODER = (
+DECODER_KEYS = (
     "hidden_act",
     "mlp_dim",
     "num_hidden_layers",
@@ -64,10 +64,14 @@ DECODER = (
 )
 
 # These parts belong to the masks; with another number of them they start anew.
-PER_MASK = ("mask_decoder.mask_tokens", "mask_decoder.output_hypernetworks_mlps", "mask_decoder.iou_prediction_head")
+PER_MASK_PARAMETERS = (
+    "mask_decoder.mask_tokens",
+    "mask_decoder.output_hypernetworks_mlps",
+    "mask_decoder.iou_prediction_head",
+)
 
 
-class Sam(Section):
+class SamSettings(Section):
     """The foundation model of a recipe.
 
     Attributes:
@@ -85,7 +89,7 @@ class Sam(Section):
         chunk: images at a time while predicting.
     """
 
-    weights: Weights | None = None
+    weights: WeightsSource | None = None
     vision: dict[str, Any] = Field(default_factory=dict)
     decoder: dict[str, Any] = Field(default_factory=dict)
     finetune: Literal["lora", "decoder", "whole"] = "lora"
@@ -95,7 +99,7 @@ class Sam(Section):
     chunk: Positive = 4
 
     @model_validator(mode="after")
-    def _config_or_weights(self) -> Sam:
+    def _config_or_weights(self) -> SamSettings:
         if self.weights is not None and (self.vision or self.decoder):
             raise ValueError("`vision` and `decoder` describe a network from scratch; with `weights` they are theirs")
         return self
@@ -106,7 +110,7 @@ class Sam(Section):
         Raises:
             RecipeError: their licence is restrictive and not repeated, or their folder is missing.
         """
-        return () if self.weights is None else (self.weights.declared("config.json"),)
+        return () if self.weights is None else (self.weights.manifest_entry("config.json"),)
 
     def config(self, outputs: int) -> SamConfig:
         """The network's configuration, with a mask for each output, before ``side`` changes its size.
@@ -116,7 +120,7 @@ class Sam(Section):
         """
         try:
             if self.weights is not None:
-                self.weights.declared("config.json")
+                self.weights.manifest_entry("config.json")
                 source, local = self.weights.source, self.weights.folder is not None
                 config = SamConfig.from_pretrained(source, revision=self.weights.revision, local_files_only=local)
             else:
@@ -129,11 +133,11 @@ class Sam(Section):
                     vision_config=vision.to_dict(), prompt_encoder_config=prompts, mask_decoder_config=decoder
                 )
             config.mask_decoder_config.num_multimask_outputs = outputs - 1
-        except (OSError, *REFUSALS) as error:
-            raise RecipeError(f"methods.cfr.sam does not make a SAM: {refusal_of(error)}") from None
+        except (OSError, *LOADING_ERRORS) as error:
+            raise RecipeError(f"methods.cfr.sam does not make a SAM: {one_line_error(error)}") from None
         return config
 
-    def without_weights(self, network: SamModel) -> Sam:
+    def without_weights(self, network: SamModel) -> SamSettings:
         """A section that builds the same modules as ``network`` without the weights that it began with."""
         if self.weights is None:
             return self
@@ -141,8 +145,8 @@ class Sam(Section):
         return self.model_copy(
             update={
                 "weights": None,
-                "vision": {key: vision[key] for key in VISION if key in vision},
-                "decoder": {key: decoder[key] for key in DECODER if key in decoder},
+                "vision": {key: vision[key] for key in VISION_KEYS if key in vision},
+                "decoder": {key: decoder[key] for key in DECODER_KEYS if key in decoder},
             }
         )
 
@@ -156,9 +160,9 @@ class Sam(Section):
 class SamSegmenter(nn.Module):
     """Images to one map of logits per class, without prompts."""
 
-    def __init__(self, network: SamModel, inputs: int, section: Sam) -> None:
+    def __init__(self, network: SamModel, inputs: int, section: SamSettings) -> None:
         super().__init__()
-        self.adapt = from_channels(inputs, section.inputs)
+        self.adapt = rgb_input_layer(inputs, section.inputs)
         self.network = network
         self.chunk = section.chunk
 
@@ -207,7 +211,7 @@ class LowRankQueryValue(nn.Module):
         return torch.cat([query, key, value], dim=-1)
 
 
-def build_sam(section: Sam, inputs: int, outputs: int) -> SamSegmenter:
+def build_sam(section: SamSettings, inputs: int, outputs: int) -> SamSegmenter:
     """The foundation model of a recipe, with the parts frozen that its ``finetune`` leaves alone.
 
     Raises:
@@ -227,33 +231,37 @@ def build_sam(section: Sam, inputs: int, outputs: int) -> SamSegmenter:
 
 
 def _freeze(segmenter: SamSegmenter, finetune: str) -> None:
-    """Leave the gradients of :data:`TRAINED` on and turn all others off.
+    """Leave the gradients of :data:`TRAINED_PARAMETERS` on and turn all others off.
 
     Raises:
         RecipeError: A name of the list is not among the network's, as with a version of transformers that renames them.
     """
     parameters = dict(segmenter.named_parameters())
-    wanted = [start for start in (*TRAINED[finetune], FIXED[0]) if start != "adapt."]  # which may have none
+    wanted = [
+        start for start in (*TRAINED_PARAMETERS[finetune], FROZEN_PARAMETERS[0]) if start != "adapt."
+    ]  # which may have none
     missing = [start for start in wanted if not any(name.startswith(start) for name in parameters)]
-    adapted = finetune != "lora" or any(ADAPTATION.search(name) for name in parameters)
+    adapted = finetune != "lora" or any(LORA_PARAMETER.search(name) for name in parameters)
     if missing or not adapted:
         raise RecipeError(
             f"SAM in this version of transformers has no {(missing or ['adapted projection'])[0]!r}, so what is to be "
             "trained of it cannot be told; install a version that pyproject.toml names."
         )
     for name, parameter in parameters.items():
-        trains = name.startswith(TRAINED[finetune]) or (finetune == "lora" and ADAPTATION.search(name) is not None)
-        parameter.requires_grad_(trains and not name.startswith(FIXED))
+        trains = name.startswith(TRAINED_PARAMETERS[finetune]) or (
+            finetune == "lora" and LORA_PARAMETER.search(name) is not None
+        )
+        parameter.requires_grad_(trains and not name.startswith(FROZEN_PARAMETERS))
 
 
 def _from_scratch(config: SamConfig) -> SamModel:
     try:
         return SamModel(config)
-    except REFUSALS as error:
-        raise RecipeError(f"methods.cfr.sam does not make a SAM: {refusal_of(error)}") from None
+    except LOADING_ERRORS as error:
+        raise RecipeError(f"methods.cfr.sam does not make a SAM: {one_line_error(error)}") from None
 
 
-def _from_weights(weights: Weights, config: SamConfig) -> SamModel:
+def _from_weights(weights: WeightsSource, config: SamConfig) -> SamModel:
     try:
         network, loaded = SamModel.from_pretrained(
             weights.source,
@@ -263,15 +271,15 @@ def _from_weights(weights: Weights, config: SamConfig) -> SamModel:
             ignore_mismatched_sizes=True,
             output_loading_info=True,
         )
-    except (OSError, SafetensorError, *REFUSALS) as error:
-        raise RecipeError(f"SAM's weights {weights.source} cannot be loaded: {refusal_of(error)}") from None
+    except (OSError, SafetensorError, *LOADING_ERRORS) as error:
+        raise RecipeError(f"SAM's weights {weights.source} cannot be loaded: {one_line_error(error)}") from None
     anew = [*loaded["missing_keys"], *(entry[0] for entry in loaded["mismatched_keys"])]
     if len(loaded["mismatched_keys"]):  # another number of masks
         fresh = SamMaskDecoder(config.mask_decoder_config)
-        for name in PER_MASK:
+        for name in PER_MASK_PARAMETERS:
             part = name.removeprefix("mask_decoder.")
             setattr(network.mask_decoder, part, fresh.get_submodule(part))
-    strange = sorted(key for key in anew if not key.startswith(PER_MASK))
+    strange = sorted(key for key in anew if not key.startswith(PER_MASK_PARAMETERS))
     if strange:
         raise RecipeError(
             f"SAM's weights {weights.source} lack {len(strange)} tensors, or have them in another size, such as "

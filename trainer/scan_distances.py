@@ -14,17 +14,17 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from semiseg.bundle.preprocessing import Intensity, Prepared, Preprocessing
+from semiseg.bundle.preprocessing import Intensity, PreprocessedScan, Preprocessing
 from semiseg.dataset import Dataset, read_channels
 from semiseg.errors import InputError, SemisegError
-from semiseg.volumes.volume import spacing_of
-from trainer.registration import affine_of, as_scan, stretch_of, warp, work_spacing
+from semiseg.volumes.volume import affine_spacing
+from trainer.registration import affine_transform, log_strain, prepare_scan, warp, working_spacing
 
 CELLS = 12  # of a thumbnail along each axis
 QUANTILES = (0.02, 0.1, 0.25, 0.5, 0.75, 0.9, 0.98)
 NEIGHBOURHOOD = 3.0  # halves of a cell: standard deviation of the Gaussian of local means and deviations
 NEGLIGIBLE = 0.1  # spread of a block's numbers over the scans below which it is not enlarged to the weight of others
-KEPT = 0.95  # share of the variance that the kept principal components hold
+KEPT_VARIANCE = 0.95  # share of the variance that the kept principal components hold
 
 Blocks = Mapping[str, NDArray[np.float64]]
 Progress = Callable[[int, int], None]
@@ -46,7 +46,7 @@ def image_distances(dataset: Dataset, ids: Sequence[str], progress: Progress | N
         found.append(_blocks(_prepared(dataset, case_id)))
         if progress is not None:
             progress(done, len(ids))
-    return distances(found)
+    return pairwise_distances(found)
 
 
 def registered_distances(
@@ -67,26 +67,26 @@ def registered_distances(
         InputError: A scan cannot be read; the sentence names it.
     """
     central = _prepared(dataset, pivot)
-    side = work_spacing([_shape(central)], [_spacing(central)])
-    fixed = as_scan(central.array[0], _spacing(central), side)
+    side = working_spacing([_shape(central)], [_spacing(central)])
+    fixed = prepare_scan(central.array[0], _spacing(central), side)
     found: list[Blocks] = []
     for done, case_id in enumerate(ids, start=1):
         prepared = _prepared(dataset, case_id)
-        moving = as_scan(prepared.array[0], _spacing(prepared), side)
-        transform = affine_of(fixed, moving)
-        thumbnail = cells(warp(moving.local, fixed.work, transform), CELLS)
+        moving = prepare_scan(prepared.array[0], _spacing(prepared), side)
+        transform = affine_transform(fixed, moving)
+        thumbnail = cell_means(warp(moving.local, fixed.work, transform), CELLS)
         blocks = {
             "values": _quantiles(_fine(prepared)),
-            "stretch": stretch_of(transform),
+            "stretch": log_strain(transform),
             "thumbnail": thumbnail.ravel(),
         }
         found.append(blocks)
         if progress is not None:
             progress(done, len(ids))
-    return distances(found)
+    return pairwise_distances(found)
 
 
-def distances(scans: Sequence[Blocks]) -> NDArray[np.float64]:
+def pairwise_distances(scans: Sequence[Blocks]) -> NDArray[np.float64]:
     """Distances (scans, scans) between scans described by the same blocks of numbers, in medians of them all.
 
     Numbers are standard deviations of a scan's values or logarithms of lengths, so they are of order one. A block whose
@@ -101,7 +101,7 @@ def distances(scans: Sequence[Blocks]) -> NDArray[np.float64]:
         weighted.append(block / max(spread, NEGLIGIBLE * np.sqrt(block.shape[1])))
     vectors, lengths, _ = np.linalg.svd(np.concatenate(weighted, axis=1), full_matrices=False)
     shares = np.cumsum(lengths**2) / max(float(np.sum(lengths**2)), 1e-12)
-    kept = int(np.searchsorted(shares, KEPT)) + 1
+    kept = int(np.searchsorted(shares, KEPT_VARIANCE)) + 1
     at = (vectors * lengths)[:, :kept]
     apart = np.sqrt(np.maximum(((at[:, None] - at[None]) ** 2).sum(axis=2), 0.0))
     pairs = apart[np.triu_indices(len(scans), k=1)]
@@ -110,7 +110,7 @@ def distances(scans: Sequence[Blocks]) -> NDArray[np.float64]:
     return apart / unit if unit > 0 else apart
 
 
-def cells(array: NDArray[np.floating], count: int) -> NDArray[np.float64]:
+def cell_means(array: NDArray[np.floating], count: int) -> NDArray[np.float64]:
     """The mean of a volume (X, Y, Z) in each of ``count`` equal parts of every axis: (count, count, count).
 
     A voxel on a border counts for both sides by its share, so that scans of any shape have comparable cells.
@@ -121,7 +121,7 @@ def cells(array: NDArray[np.floating], count: int) -> NDArray[np.float64]:
     return np.asarray(out, dtype=np.float64)
 
 
-def _prepared(dataset: Dataset, case_id: str) -> Prepared:
+def _prepared(dataset: Dataset, case_id: str) -> PreprocessedScan:
     """A scan in RAS without the air around it, its channels normalised, on voxels of its own size."""
     values = Intensity(percentiles=(0.5, 99.5))
     preprocessing = Preprocessing(orientation="RAS", intensity=(values,) * len(dataset.channels), crop="nonzero")
@@ -131,16 +131,16 @@ def _prepared(dataset: Dataset, case_id: str) -> Prepared:
         raise InputError(f"Scan {case_id}: {error}") from error
 
 
-def _blocks(prepared: Prepared) -> Blocks:
+def _blocks(prepared: PreprocessedScan) -> Blocks:
     extent = np.log([n * mm for n, mm in zip(_shape(prepared), _spacing(prepared), strict=True)])
     fine = _fine(prepared)
     thumbnail = np.stack([_thumbnail(channel) for channel in fine])
     return {"values": _quantiles(fine), "extent": extent, "thumbnail": thumbnail.ravel()}
 
 
-def _fine(prepared: Prepared) -> list[NDArray[np.float64]]:
+def _fine(prepared: PreprocessedScan) -> list[NDArray[np.float64]]:
     """Each channel in twice as many cells as a thumbnail has along each axis, so that voxel sizes do not count."""
-    return [cells(channel, 2 * CELLS) for channel in prepared.array]
+    return [cell_means(channel, 2 * CELLS) for channel in prepared.array]
 
 
 def _quantiles(fine: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
@@ -154,7 +154,7 @@ def _thumbnail(fine: NDArray[np.float64]) -> NDArray[np.float64]:
     # A share of the whole scan's deviation, so that noise in the air is not blown up.
     floor = 0.1 * float(fine.std()) + 1e-6
     deviation = np.sqrt(ndimage.gaussian_filter(away**2, NEIGHBOURHOOD, mode="nearest") + floor**2)
-    return cells(away / deviation, CELLS)
+    return cell_means(away / deviation, CELLS)
 
 
 def _shares(voxels: int, count: int, kind: np.dtype[np.floating]) -> NDArray[np.floating]:
@@ -166,11 +166,11 @@ def _shares(voxels: int, count: int, kind: np.dtype[np.floating]) -> NDArray[np.
     return np.asarray(covered / (voxels / count), dtype=kind)
 
 
-def _shape(prepared: Prepared) -> tuple[int, int, int]:
+def _shape(prepared: PreprocessedScan) -> tuple[int, int, int]:
     x, y, z = prepared.array.shape[1:]
     return (x, y, z)
 
 
-def _spacing(prepared: Prepared) -> tuple[float, float, float]:
-    x, y, z = spacing_of(prepared.affine)
+def _spacing(prepared: PreprocessedScan) -> tuple[float, float, float]:
+    x, y, z = affine_spacing(prepared.affine)
     return (x, y, z)

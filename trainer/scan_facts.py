@@ -29,7 +29,7 @@ class ScanFacts:
     thickest: Mapping[int, int]
 
 
-def collect(
+def collect_scan_facts(
     dataset: Dataset,
     ids: tuple[str, ...],
     orientation: str,

@@ -41,7 +41,7 @@ class TrainingScans:
 
 
 @dataclass(frozen=True)
-class LabellingWork:
+class LabellingWorkload:
     """What labelling consists of.
 
     Attributes:
@@ -54,5 +54,5 @@ class LabellingWork:
     members: tuple[tuple[Recipe, int, int], ...] = ()
 
 
-LabelsOfScan = Callable[[Sequence[str]], Iterator[tuple[str, NDArray[np.uint8]]]]
+ScanLabeller = Callable[[Sequence[str]], Iterator[tuple[str, NDArray[np.uint8]]]]
 """From names of scans to pairs of a name and its labels: codes, or soft labels of :mod:`trainer.soft_labels`."""

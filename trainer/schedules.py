@@ -7,21 +7,21 @@ from typing import Literal
 
 from trainer.recipe import Schedule
 
-Course = Literal["constant", "ramp", "falling"]
+WeightSchedule = Literal["constant", "ramp", "falling"]
 """How the weight of a term of the loss changes over a run."""
 
 
 def warm_up_cosine(step: int, total: int, warm_up: int) -> float:
     """Linear from 0.01 to 1 over ``warm_up`` steps, then cosine towards 0 over the rest (M&N section 3.1)."""
-    return _warming(step, warm_up) if step < warm_up else cosine(step - warm_up, total - warm_up)
+    return _warming(step, warm_up) if step < warm_up else cosine_decay(step - warm_up, total - warm_up)
 
 
-def cosine(step: int, total: int) -> float:
+def cosine_decay(step: int, total: int) -> float:
     """(1 + cos(pi t / T)) / 2."""
     return 0.5 * (1.0 + math.cos(math.pi * min(step, total) / max(total, 1)))
 
 
-def poly(step: int, total: int) -> float:
+def polynomial_decay(step: int, total: int) -> float:
     """(1 - t/T)^0.9, the decay of most semi-supervised 3D repositories."""
     return float((1.0 - min(step, total) / max(total, 1)) ** 0.9)
 
@@ -36,9 +36,9 @@ def rate_factor(schedule: Schedule, step: int, total: int) -> float:
     if step < warm:
         return _warming(step, warm)
     if schedule.kind == "cosine":
-        return cosine(step - warm, total - warm)
+        return cosine_decay(step - warm, total - warm)
     if schedule.kind == "poly":
-        return poly(step - warm, total - warm)
+        return polynomial_decay(step - warm, total - warm)
     if schedule.kind == "step":
         return float(0.1 ** (step // schedule.step_every))
     return 1.0
@@ -51,7 +51,7 @@ def ramp_up(step: float, length: float) -> float:
     return math.exp(-5.0 * (1.0 - min(max(step, 0.0), length) / length) ** 2)
 
 
-def course_factor(course: Course, update: int, total: int) -> float:
+def weight_schedule_factor(course: WeightSchedule, update: int, total: int) -> float:
     """1 for ``constant``; :func:`ramp_up` over the whole run; or 1 - t/T for ``falling``."""
     return {"constant": 1.0, "ramp": ramp_up(update, total), "falling": 1.0 - update / total}[course]
 

@@ -17,7 +17,7 @@ Triplets = Literal["all", "same_scan"]
 
 
 @dataclass(frozen=True)
-class Slices:
+class SliceFeatures:
     """Slices from several patches.
 
     Attributes:
@@ -49,25 +49,25 @@ class Slices:
         if kind == "all":
             similar, dissimilar = same_part & ~same_patch, ~same_part
         else:
-            similar, dissimilar = same_part & ~self.of_one_scan(), ~same_part & self.of_one_scan()
+            similar, dissimilar = same_part & ~self.same_scan(), ~same_part & self.same_scan()
         return similar[:, :, None] & dissimilar[:, None, :]
 
-    def of_one_scan(self) -> Tensor:
+    def same_scan(self) -> Tensor:
         """(M, M) bool."""
         return self.scan[:, None] == self.scan[None]
 
 
-def take_slices(features: Tensor, axis: int, at: Tensor, scans: Tensor) -> Slices:
+def take_slices(features: Tensor, axis: int, at: Tensor, scans: Tensor) -> SliceFeatures:
     """The slices of ``features`` (N, C, X, Y, Z) across spatial ``axis``: of patch n and part p, slice ``at[n, p]``.
 
     Where that is negative there is none. Patch n is of scan ``scans[n]``.
     """
     patch, part = (at >= 0).nonzero(as_tuple=True)
     values = features.movedim(2 + axis, 1)[patch, at[patch, part]]
-    return Slices(values.flatten(2), patch, scans[patch], part)
+    return SliceFeatures(values.flatten(2), patch, scans[patch], part)
 
 
-def in_the_patch(count: int, parts: int, patches: int, offset: float) -> Tensor:
+def slice_positions_in_patch(count: int, parts: int, patches: int, offset: float) -> Tensor:
     """Slices (patches, parts) at the same places in every patch of ``count`` slices, as released.
 
     The patch is cut into equal parts; ``offset``, from 0 to below 1, says where in each of them the slice lies.
@@ -77,7 +77,7 @@ def in_the_patch(count: int, parts: int, patches: int, offset: float) -> Tensor:
     return (first + length * torch.arange(parts)).expand(patches, parts)
 
 
-def in_the_body(where: Tensor, count: int, parts: int, offset: float) -> Tensor:
+def slice_positions_in_body(where: Tensor, count: int, parts: int, offset: float) -> Tensor:
     """Slices (patches, parts) at the same places in the body; -1 where a patch does not reach that far.
 
     Args:

@@ -13,13 +13,13 @@ from torch import Tensor
 
 from trainer.targets import Targets
 
-FULL = 255
+BYTE_MAX = 255
 
 
 def to_bytes(probabilities: NDArray[np.floating], weights: NDArray[np.floating]) -> NDArray[np.uint8]:
     """Soft labels (C + 1, X, Y, Z) of probabilities (C, X, Y, Z) and weights (X, Y, Z), all between 0 and 1."""
     values = np.concatenate([probabilities, weights[None]])
-    return np.rint(np.clip(values, 0.0, 1.0) * FULL).astype(np.uint8)
+    return np.rint(np.clip(values, 0.0, 1.0) * BYTE_MAX).astype(np.uint8)
 
 
 def from_bytes(labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,7 +27,7 @@ def from_bytes(labels: Tensor) -> tuple[Tensor, Tensor]:
 
     The probabilities of exclusive classes sum to 1 but for what rounding to bytes leaves.
     """
-    values = labels.float() / FULL
+    values = labels.float() / BYTE_MAX
     return values[:, :-1], values[:, -1]
 
 
@@ -36,11 +36,11 @@ def is_soft(labels: NDArray[np.uint8]) -> bool:
     return labels.ndim > 3
 
 
-def decided(labels: NDArray[np.uint8], targets: Targets) -> NDArray[np.uint8]:
+def to_label_map(labels: NDArray[np.uint8], targets: Targets) -> NDArray[np.uint8]:
     """The label map (X, Y, Z) of codes that labels of a scan, soft or not, come to."""
     if not is_soft(labels):
         return np.asarray(labels)
     channels = torch.from_numpy(np.array(labels[:-1]))[None]
     # Of bytes: deciding needs no more memory than the labels have. A region holds a voxel from one half on.
-    found = targets.decide(channels if targets.segments < targets.channels else channels.float() / FULL)
+    found = targets.decide(channels if targets.segments < targets.channels else channels.float() / BYTE_MAX)
     return np.asarray(found[0].numpy(), dtype=np.uint8)

@@ -15,20 +15,20 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor, nn
 
-from semiseg.bundle.manifest import PretrainedWeights, TaughtBy
-from trainer.deep_supervision import coarse_logits, deep_loss
+from semiseg.bundle.manifest import DistillationTeacher, PretrainedWeights
+from trainer.deep_supervision import coarse_logits, deep_supervision_loss
 from trainer.methods.method import Method, Networks, StepPlan, share_of_part
-from trainer.networks.bare import bare
-from trainer.networks.calls import Calls, calls_of
+from trainer.network_configs import AnyNetworkConfig
 from trainer.networks.outputs import further_outputs
+from trainer.networks.recorded_calls import RecordedCalls, record_calls
+from trainer.networks.training_wrapper import unwrap_network
 from trainer.patches import Batch
 from trainer.recipe import Optimiser
-from trainer.scan_labelling import LabelsOfScan, TrainingScans
-from trainer.students import AnyStudent
+from trainer.scan_labelling import ScanLabeller, TrainingScans
 
 
 @dataclass(frozen=True)
-class Labelling:
+class PseudoLabelling:
     """Predictions of the unlabelled scans that become labels.
 
     Attributes:
@@ -39,10 +39,10 @@ class Labelling:
 
     source: str
     network: nn.Module | None
-    labels_of: LabelsOfScan | None = None
+    labels_of: ScanLabeller | None = None
 
 
-class Stages:
+class StageSequence:
     """The stages of a method, in the order in which they train.
 
     Attributes:
@@ -88,24 +88,24 @@ class Stages:
 
     def exported(self, networks: Networks) -> nn.Module:
         """See :meth:`Method.exported`."""
-        return bare(self.last.exported(self._seen_by(self.last, networks)))
+        return unwrap_network(self.last.exported(self._seen_by(self.last, networks)))
 
-    def kept(self) -> AnyStudent:
-        """See :meth:`Method.kept`."""
-        return self.last.kept()
+    def exported_config(self) -> AnyNetworkConfig:
+        """See :meth:`Method.exported_config`."""
+        return self.last.exported_config()
 
-    def voters(self, networks: Networks) -> Networks:
-        """See :meth:`Method.voters`; the networks of all stages vote."""
+    def committee(self, networks: Networks) -> Networks:
+        """See :meth:`Method.committee`; the networks of all stages vote."""
         found: Networks = {}
         for stage in reversed(self.stages):
-            found |= stage.voters(self._seen_by(stage, networks))
+            found |= stage.committee(self._seen_by(stage, networks))
         return found
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
         """See :meth:`Method.pretrained`; weights of any stage have taught the student, each named once."""
         return tuple(dict.fromkeys(weights for stage in self.stages for weights in stage.pretrained()))
 
-    def taught_by(self) -> TaughtBy | None:
+    def taught_by(self) -> DistillationTeacher | None:
         """See :meth:`Method.taught_by`."""
         return next((t for stage in reversed(self.stages) if (t := stage.taught_by()) is not None), None)
 
@@ -135,7 +135,9 @@ class Stages:
         """The stages that label the unlabelled scans before ``step``."""
         return tuple(stage.name for stage, at in self._asked(step) if stage.refreshes_pseudo_labels(at))
 
-    def labellings(self, networks: Networks, step: int, scans: TrainingScans | None = None) -> Iterator[Labelling]:
+    def labellings(
+        self, networks: Networks, step: int, scans: TrainingScans | None = None
+    ) -> Iterator[PseudoLabelling]:
         """The predictions that are made before ``step``.
 
         Args:
@@ -146,7 +148,7 @@ class Stages:
         for stage, at in self._asked(step):
             if stage.refreshes_pseudo_labels(at):
                 labels_of = None if scans is None else stage.scan_labeller(at, scans)
-                yield Labelling(stage.name, stage.labeller(self._seen_by(stage, networks), at), labels_of)
+                yield PseudoLabelling(stage.name, stage.labeller(self._seen_by(stage, networks), at), labels_of)
 
     def restarts(self, step: int) -> tuple[str, ...]:
         """See :meth:`Method.restarts`."""
@@ -166,17 +168,17 @@ class Stages:
 
     def step_plan(self, step: int) -> StepPlan:
         """See :meth:`Method.step_plan`."""
-        stage, at = self.at(step)
+        stage, at = self.stage_at(step)
         step_plan = stage.step_plan(at)
         return replace(step_plan, host=stage.name) if stage is self.last and len(self.stages) > 1 else step_plan
 
-    def source(self, step: int) -> str:
+    def pseudo_label_source(self, step: int) -> str:
         """The stage whose own pseudo-labels are those of the unlabelled patches of ``step``."""
-        return self.at(step)[0].name
+        return self.stage_at(step)[0].name
 
     def prepare(self, networks: Networks, step_plan: StepPlan, step: int) -> None:
         """See :meth:`Method.prepare`; networks that the stage does not know are in evaluation mode."""
-        stage, _ = self.at(step)
+        stage, _ = self.stage_at(step)
         seen = self._seen_by(stage, networks)
         for name, network in networks.items():
             if name not in seen:
@@ -185,7 +187,7 @@ class Stages:
 
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """See :meth:`Method.loss`; earlier stages may add terms to it, and so does deep supervision."""
-        stage, _ = self.at(batch.step)
+        stage, _ = self.stage_at(batch.step)
         weight = stage.recipe.deep_supervision
         if not weight or not step_plan.composition.labelled:
             return self._guided_loss(networks, batch, step_plan)
@@ -196,29 +198,29 @@ class Stages:
             coarse = coarse_logits(calls, batch)
             if coarse:
                 scale = share_of_part(batch.labelled, step_plan.composition.labelled, batch, step_plan)
-                term = scale * deep_loss(coarse, batch, stage.targets)
+                term = scale * deep_supervision_loss(coarse, batch, stage.targets)
                 losses["total"] = losses["total"] + weight * term
                 losses["deep" if name == "student" else f"deep/{name}"] = term.detach()
         return losses
 
     def _guided_loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """The stage's loss, and the terms of earlier stages (:meth:`Method.guidance`)."""
-        stage, _ = self.at(batch.step)
+        stage, _ = self.stage_at(batch.step)
         seen = self._seen_by(stage, networks)
         guides = [earlier for earlier in self.stages[: self.stages.index(stage)] if earlier.guides]
         if not guides or not step_plan.composition.unlabelled:
             return stage.loss(seen, batch, step_plan)
         labels = [guide.guiding_labels(networks, batch) for guide in guides]
         with ExitStack() as stack:
-            calls: Mapping[str, Calls] = {
-                name: stack.enter_context(calls_of(networks[name]))
+            calls: Mapping[str, RecordedCalls] = {
+                name: stack.enter_context(record_calls(networks[name]))
                 for name in stage.guided_networks
                 if name in step_plan.rates
             }
             losses = stage.loss(seen, batch, step_plan)
         for guide, wanted in zip(guides, labels, strict=True):
             for name, made in calls.items():
-                logits = made.of(batch.images, batch.labelled)
+                logits = made.logits_for(batch.images, batch.labelled)
                 term = guide.guidance(logits, wanted, batch, step_plan)
                 losses["total"] = losses["total"] + guide.guidance_weight(step_plan.student_update) * term
                 losses[guide.name if name == "student" else f"{guide.name}/{name}"] = term.detach()
@@ -226,17 +228,17 @@ class Stages:
 
     def after_update(self, networks: Networks, step_plan: StepPlan, step: int) -> None:
         """See :meth:`Method.after_update`."""
-        stage, _ = self.at(step)
+        stage, _ = self.stage_at(step)
         stage.after_update(self._seen_by(stage, networks), step_plan)
 
-    def jump(self, networks: Networks, step: int) -> int:
-        """See :meth:`Method.jump`."""
-        stage, at = self.at(step - 1)
-        return step - at - 1 + stage.jump(self._seen_by(stage, networks), at + 1)
+    def next_step(self, networks: Networks, step: int) -> int:
+        """See :meth:`Method.next_step`."""
+        stage, at = self.stage_at(step - 1)
+        return step - at - 1 + stage.next_step(self._seen_by(stage, networks), at + 1)
 
     # --- whose step it is -----------------------------------------------------------------------------------------
 
-    def at(self, step: int) -> tuple[Method, int]:
+    def stage_at(self, step: int) -> tuple[Method, int]:
         """The stage that ``step`` belongs to, and the step as that stage counts it."""
         for stage, first in zip(self.stages, self._firsts, strict=True):
             if step < first + stage.steps:

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-SMALL = 1e-8  # the slope of -p log p has no limit at 0
-MOST_REGIONS = 8  # a code of regions is stored as one byte
+EPSILON = 1e-8  # the slope of -p log p has no limit at 0
+MAX_REGIONS = 8  # a code of regions is stored as one byte
 
 
 class Targets(ABC):
@@ -130,11 +130,11 @@ class ExclusiveClasses(Targets):
 
     def entropy(self, probabilities: Tensor) -> Tensor:
         """-sum_c p_c log p_c / log C."""
-        return torch.special.entr(probabilities.clamp_min(SMALL)).sum(dim=1) / math.log(self.channels)
+        return torch.special.entr(probabilities.clamp_min(EPSILON)).sum(dim=1) / math.log(self.channels)
 
     def ambiguity(self, probabilities: Tensor) -> Tensor:
         """-sum_c p_c log2 p_c; above 1 where more than two classes are likely."""
-        return torch.special.entr(probabilities.clamp_min(SMALL)).sum(dim=1) / math.log(2.0)
+        return torch.special.entr(probabilities.clamp_min(EPSILON)).sum(dim=1) / math.log(2.0)
 
     def confidence(self, probabilities: Tensor) -> Tensor:
         """max_c p_c."""
@@ -204,9 +204,9 @@ class OverlappingRegions(Targets):
 
 
 def _binary_entropy(p: Tensor) -> Tensor:
-    return torch.special.entr(p.clamp_min(SMALL)) + torch.special.entr((1.0 - p).clamp_min(SMALL))
+    return torch.special.entr(p.clamp_min(EPSILON)) + torch.special.entr((1.0 - p).clamp_min(EPSILON))
 
 
-def targets_of(segments: int, *, overlapping: bool) -> Targets:
+def make_targets(segments: int, *, overlapping: bool) -> Targets:
     """The kind of targets that a dataset's segments make."""
     return OverlappingRegions(segments) if overlapping else ExclusiveClasses(segments)

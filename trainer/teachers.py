@@ -19,13 +19,13 @@ from transformers import SegformerConfig, SegformerForSemanticSegmentation
 from semiseg.bundle.manifest import PretrainedWeights
 from trainer.errors import RecipeError
 from trainer.networks import efficientnet, resunet
-from trainer.networks.colours import from_channels
-from trainer.networks.outside import build_outside, find_outside
+from trainer.networks.custom import build_custom_network, import_network_function
+from trainer.networks.rgb_input import rgb_input_layer
+from trainer.pretrained_weights import LOADING_ERRORS, WeightsSource, one_line_error
 from trainer.recipe import Positive, Section
-from trainer.weights import REFUSALS, Weights, refusal_of
 
 # What of a SegFormer's configuration decides its modules.
-ARCHITECTURE = (
+ARCHITECTURE_KEYS = (
     "num_channels",
     "num_encoder_blocks",
     "depths",
@@ -59,7 +59,7 @@ class Lora(Section):
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
 
-class Teacher(Section):
+class TeacherConfig(Section):
     """The 2D teacher of a recipe.
 
     Attributes:
@@ -86,7 +86,7 @@ class Teacher(Section):
     kind: Literal["segformer", "resunet", "efficientnet", "outside"] = "segformer"
     function: str | None = None
     settings: dict[str, Any] = Field(default_factory=dict)
-    weights: Weights | None = None
+    weights: WeightsSource | None = None
     config: dict[str, Any] = Field(default_factory=dict)
     finetune: Literal["lora", "decoder", "whole"] = "lora"
     lora: Lora = Lora()
@@ -95,7 +95,7 @@ class Teacher(Section):
     enlarge: Positive = 1
 
     @model_validator(mode="after")
-    def _config_or_weights(self) -> Teacher:
+    def _config_or_weights(self) -> TeacherConfig:
         if self.weights is not None and self.config:
             raise ValueError("`config` describes a network from scratch; with `weights` it is theirs")
         if self.kind != "segformer":
@@ -110,7 +110,7 @@ class Teacher(Section):
         if self.kind == "outside" and self.finetune != "whole":
             raise ValueError("a network from `outside` freezes its own parameters; `finetune` it `whole`")
         if self.function is not None:
-            find_outside(self.function)
+            import_network_function(self.function)
         return self
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
@@ -121,16 +121,16 @@ class Teacher(Section):
         """
         files = {"resunet": resunet.WEIGHTS, "segformer": "config.json", "efficientnet": efficientnet.WEIGHTS}
         needed = files.get(self.kind)
-        return () if self.weights is None else (self.weights.declared(needed),)
+        return () if self.weights is None else (self.weights.manifest_entry(needed),)
 
-    def without_weights(self, network: nn.Module) -> Teacher:
+    def without_weights(self, network: nn.Module) -> TeacherConfig:
         """A section that builds the same modules as ``network`` without the weights that it began with."""
         if self.weights is None:
             return self
         config: dict[str, Any] = {}
         if isinstance(network, SegformerTeacher):
             known = network.network.config.to_dict()
-            config = {key: known[key] for key in ARCHITECTURE if key in known}
+            config = {key: known[key] for key in ARCHITECTURE_KEYS if key in known}
         return self.model_copy(update={"weights": None, "config": config})
 
 
@@ -141,18 +141,20 @@ class SegformerTeacher(nn.Module):
     and a 4x4 transposed convolution of stride 4 gives logits at full size.
     """
 
-    def __init__(self, network: SegformerForSemanticSegmentation, inputs: int, outputs: int, section: Teacher) -> None:
+    def __init__(
+        self, network: SegformerForSemanticSegmentation, inputs: int, outputs: int, section: TeacherConfig
+    ) -> None:
         super().__init__()
         self.enlarge, self.chunk = section.enlarge, section.chunk
         self.stride = int(network.config.strides[0])
         colours = int(network.config.num_channels)
-        self.adapt = from_channels(inputs, section.inputs, colours)
+        self.adapt = rgb_input_layer(inputs, section.inputs, colours)
         network.decode_head.classifier = nn.Identity()
         self.network = network
         width = int(network.config.decoder_hidden_size) + colours
         self.head = nn.ConvTranspose2d(width, outputs, kernel_size=self.stride, stride=self.stride)
 
-    def smallest_slice(self) -> int:
+    def min_slice_size(self) -> int:
         """The smallest side of a slice that the encoder's stages do not shrink below what their attention pools."""
         config = self.network.config
         stages = list(zip(config.patch_sizes, config.strides, config.sr_ratios, strict=True))
@@ -200,7 +202,7 @@ class SliceTeacher(nn.Module):
         self.adapt = adapt
         self.network = network
 
-    def smallest_slice(self) -> int:
+    def min_slice_size(self) -> int:
         """Such networks take slices of any size."""
         return 1
 
@@ -217,7 +219,7 @@ class SliceTeacher(nn.Module):
 Network2D = SegformerTeacher | SliceTeacher
 
 
-def build_teacher(section: Teacher, inputs: int, outputs: int) -> Network2D:
+def build_teacher(section: TeacherConfig, inputs: int, outputs: int) -> Network2D:
     """The 2D teacher of a recipe, with the parts frozen that its ``finetune`` leaves alone.
 
     Raises:
@@ -237,31 +239,31 @@ def build_teacher(section: Teacher, inputs: int, outputs: int) -> Network2D:
     return teacher
 
 
-def _outside(section: Teacher, function: str, inputs: int, outputs: int) -> SliceTeacher:
+def _outside(section: TeacherConfig, function: str, inputs: int, outputs: int) -> SliceTeacher:
     settings = dict(section.settings)
     if section.weights is not None:
         section.pretrained()  # refuses a licence that is not repeated, before anything is read
         settings["weights"] = section.weights.folder
-    network = build_outside(function, inputs, outputs, settings)
+    network = build_custom_network(function, inputs, outputs, settings)
     return SliceTeacher(network, nn.Identity(), section.enlarge)
 
 
-def _load(section: Teacher, load: Callable[[Path], None]) -> None:
+def _load(section: TeacherConfig, load: Callable[[Path], None]) -> None:
     """Load pretrained weights from their folder, where the recipe names one."""
     if section.weights is not None and section.weights.folder is not None:
         section.pretrained()  # refuses a licence that is not repeated, before anything is read
         load(section.weights.folder)
 
 
-def _resunet(section: Teacher, inputs: int, outputs: int) -> SliceTeacher:
+def _resunet(section: TeacherConfig, inputs: int, outputs: int) -> SliceTeacher:
     network = resunet.ResUNet(outputs)
     _load(section, partial(resunet.load_encoder, network))
     if section.finetune == "decoder":
         network.encoder.requires_grad_(False)
-    return SliceTeacher(network, from_channels(inputs, section.inputs), section.enlarge)
+    return SliceTeacher(network, rgb_input_layer(inputs, section.inputs), section.enlarge)
 
 
-def _efficientnet(section: Teacher, inputs: int, outputs: int) -> SliceTeacher:
+def _efficientnet(section: TeacherConfig, inputs: int, outputs: int) -> SliceTeacher:
     network = efficientnet.EfficientUNet(outputs)
     _load(section, partial(efficientnet.load_encoder, network))
     if section.finetune == "decoder":
@@ -271,18 +273,18 @@ def _efficientnet(section: Teacher, inputs: int, outputs: int) -> SliceTeacher:
         for module in network.encoder.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.requires_grad_(True)
-    return SliceTeacher(network, from_channels(inputs, section.inputs), section.enlarge)
+    return SliceTeacher(network, rgb_input_layer(inputs, section.inputs), section.enlarge)
 
 
-def _segformer(section: Teacher) -> SegformerForSemanticSegmentation:
+def _segformer(section: TeacherConfig) -> SegformerForSemanticSegmentation:
     if section.weights is None:
         unknown = sorted(set(section.config) - set(SegformerConfig().to_dict()))
         if unknown:
             raise RecipeError(f"The teacher's `config` has {unknown[0]!r}, which SegFormer does not know.")
         try:
             return SegformerForSemanticSegmentation(SegformerConfig(**section.config))
-        except REFUSALS as error:
-            raise RecipeError(f"The teacher's `config` does not make a SegFormer: {refusal_of(error)}") from None
+        except LOADING_ERRORS as error:
+            raise RecipeError(f"The teacher's `config` does not make a SegFormer: {one_line_error(error)}") from None
     section.pretrained()  # refuses a licence that is not repeated, before anything is read
     source = section.weights.source
     try:
@@ -292,8 +294,8 @@ def _segformer(section: Teacher) -> SegformerForSemanticSegmentation:
             local_files_only=section.weights.folder is not None,
             output_loading_info=True,
         )
-    except (OSError, SafetensorError, *REFUSALS) as error:
-        raise RecipeError(f"The teacher's weights {source} cannot be loaded: {refusal_of(error)}") from None
+    except (OSError, SafetensorError, *LOADING_ERRORS) as error:
+        raise RecipeError(f"The teacher's weights {source} cannot be loaded: {one_line_error(error)}") from None
     missing = [key for key in loaded["missing_keys"] if not key.startswith("decode_head.classifier.")]
     # What is missing was made at random. A decode head may be trained from there; LoRA would leave it frozen so.
     if any(key.startswith("segformer.") for key in missing) or (missing and section.finetune == "lora"):

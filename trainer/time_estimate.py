@@ -15,26 +15,26 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trainer.batch_stream import prepared
+from trainer.batch_stream import prepare_training_cases
 from trainer.cases import PreparedCase
 from trainer.device import labelling_processes, make_accelerator
 from trainer.engine import TorchEngine
 from trainer.errors import RecipeError
 from trainer.methods.method import Method
 from trainer.model_set import ModelSet
-from trainer.patches import Batch, BatchComposition, PatchSampler, PatchSource, batches
-from trainer.plan import Plan, Watch, make_manifest, make_plan
+from trainer.patches import Batch, BatchComposition, PatchSampler, PatchSource, load_batches
+from trainer.plan import ProgressCallback, TrainingPlan, make_manifest, make_plan
 from trainer.scan_facts import ScanFacts
-from trainer.validation import segmenter_for
+from trainer.validation import make_segmenter
 
-SAMPLES = 3  # places in a stage at which steps are timed
-TIMED = 2  # steps timed at each, after one that is not
-ROUND = 8  # updates are a multiple of this: some methods count in epochs of eight
-FEWEST = 64  # updates that a budget has to allow
+TIMED_PLACES = 3  # places in a stage at which steps are timed
+TIMED_STEPS = 2  # steps timed at each, after one that is not
+UPDATES_MULTIPLE = 8  # updates are a multiple of this: some methods count in epochs of eight
+MIN_UPDATES = 64  # updates that a budget has to allow
 
 
 @dataclass(frozen=True)
-class Cost:
+class TimeEstimate:
     """What a part of a run takes.
 
     Attributes:
@@ -48,10 +48,12 @@ class Cost:
     seconds: float
 
 
-class Costs:
+class TimeEstimator:
     """Times what a run consists of, each part once."""
 
-    def __init__(self, cache: Path, device: str | None, scans: ScanFacts, watch: Watch | None = None) -> None:
+    def __init__(
+        self, cache: Path, device: str | None, scans: ScanFacts, watch: ProgressCallback | None = None
+    ) -> None:
         """Prepare to time.
 
         Args:
@@ -64,12 +66,12 @@ class Costs:
         self._known: dict[tuple[str, ...], float] = {}
         self._counted: set[str] = set()
 
-    def of(self, plan: Plan) -> list[Cost]:
+    def estimate(self, plan: TrainingPlan) -> list[TimeEstimate]:
         """The parts of a run, in their order; what several members share is counted once."""
         self._counted = set()
         return list(self._parts(plan, ()))
 
-    def updates_within(self, seconds: float, plan_of: Callable[[int], Plan]) -> int:
+    def updates_within(self, seconds: float, plan_of: Callable[[int], TrainingPlan]) -> int:
         """The most updates of the student with which a run ends within a time.
 
         Args:
@@ -77,41 +79,42 @@ class Costs:
             plan_of: The plan for a number of updates.
 
         Raises:
-            RecipeError: The time does not suffice for :data:`FEWEST` updates.
+            RecipeError: The time does not suffice for :data:`MIN_UPDATES` updates.
         """
-        low, high = 10 * ROUND, 20 * ROUND
-        first, second = (sum(cost.seconds for cost in self.of(plan_of(n))) for n in (low, high))
+        low, high = 10 * UPDATES_MULTIPLE, 20 * UPDATES_MULTIPLE
+        first, second = (sum(cost.seconds for cost in self.estimate(plan_of(n))) for n in (low, high))
         slope = max((second - first) / (high - low), 1e-9)
-        updates = int((low + (seconds - first) / slope) // ROUND * ROUND)
-        if updates < FEWEST:
-            needed = first + (FEWEST - low) * slope
+        updates = int((low + (seconds - first) / slope) // UPDATES_MULTIPLE * UPDATES_MULTIPLE)
+        if updates < MIN_UPDATES:
+            needed = first + (MIN_UPDATES - low) * slope
             raise RecipeError(
-                f"A budget of {in_words(seconds)} allows {max(updates, 0)} updates on this machine, which is too few; "
-                f"{FEWEST} take {in_words(needed)}. Allow more, or take a smaller patch, batch or student."
+                f"A budget of {format_duration(seconds)} allows {max(updates, 0)} updates on this machine, "
+                "which is too few; "
+                f"{MIN_UPDATES} take {format_duration(needed)}. Allow more, or take a smaller patch, batch or student."
             )
         return updates
 
     # --- the parts ------------------------------------------------------------------------------------------------
 
-    def _parts(self, plan: Plan, within: tuple[str, ...]) -> Iterator[Cost]:
+    def _parts(self, plan: TrainingPlan, within: tuple[str, ...]) -> Iterator[TimeEstimate]:
         cases = self._cases(plan)
         for number, stage in enumerate(plan.stages.stages):
             name = ": ".join((*within, stage.name))
             yield from self._labelling(plan, stage, cases, name, within)
             if stage.steps:
                 each = self._timed((*within, stage.name), partial(self._step, plan, number, cases))
-                yield Cost(name, stage.steps, stage.steps * each)
+                yield TimeEstimate(name, stage.steps, stage.steps * each)
 
     def _labelling(
-        self, plan: Plan, stage: Method, cases: dict[str, PreparedCase], name: str, within: tuple[str, ...]
-    ) -> Iterator[Cost]:
+        self, plan: TrainingPlan, stage: Method, cases: dict[str, PreparedCase], name: str, within: tuple[str, ...]
+    ) -> Iterator[TimeEstimate]:
         times = sum(stage.refreshes_pseudo_labels(step) for step in range(stage.steps + 1))
         if not times:
             return
-        own = stage.labelling()
+        own = stage.labelling_workload()
         if own is None:
             scan = self._timed((*within, stage.name, "scan"), partial(self._prediction, plan, cases))
-            yield Cost(f"{name}: labels of the unlabelled scans", 0, times * len(plan.unlabelled) * scan)
+            yield TimeEstimate(f"{name}: labels of the unlabelled scans", 0, times * len(plan.unlabelled) * scan)
             return
         for recipe, labelled, runs in own.members:
             if not self._first(f"{recipe.model_dump_json()} {labelled}"):
@@ -120,12 +123,14 @@ class Costs:
             member = make_plan(plan.dataset, split, recipe, scans=self._scans)
             key = (*within, stage.name, f"{recipe.method} (seed {recipe.seed})")
             for cost in self._parts(member, key):
-                yield Cost(f"{cost.name}{f', {runs} times' if runs > 1 else ''}", cost.steps, runs * cost.seconds)
+                yield TimeEstimate(
+                    f"{cost.name}{f', {runs} times' if runs > 1 else ''}", cost.steps, runs * cost.seconds
+                )
             scan = self._timed((*key, "scan"), partial(self._prediction, member, cases))
-            yield Cost(f"{': '.join(key)}: labels", 0, len(plan.unlabelled) * scan)
+            yield TimeEstimate(f"{': '.join(key)}: labels", 0, len(plan.unlabelled) * scan)
         if own.registrations and self._first("registration"):
             each = self._timed(("registration",), partial(_registration, plan, cases))
-            yield Cost(f"{name}: registration", 0, own.registrations * each / labelling_processes(plan.recipe))
+            yield TimeEstimate(f"{name}: registration", 0, own.registrations * each / labelling_processes(plan.recipe))
 
     def _first(self, part: str) -> bool:
         """Whether a part that is kept for others is met for the first time."""
@@ -138,10 +143,10 @@ class Costs:
             self._known[key] = measure()
         return self._known[key]
 
-    def _cases(self, plan: Plan) -> dict[str, PreparedCase]:
-        return prepared(plan, self._cache, self._watch)
+    def _cases(self, plan: TrainingPlan) -> dict[str, PreparedCase]:
+        return prepare_training_cases(plan, self._cache, self._watch)
 
-    def _step(self, plan: Plan, number: int, cases: dict[str, PreparedCase]) -> float:
+    def _step(self, plan: TrainingPlan, number: int, cases: dict[str, PreparedCase]) -> float:
         """Seconds of a step of a stage, patches included: the mean over places in the stage."""
         if plan.recipe.threads is not None:
             torch.set_num_threads(plan.recipe.threads)
@@ -150,8 +155,8 @@ class Costs:
         first = sum(stage.steps for stage in plan.stages.stages[:number])
         steps = plan.stages.stages[number].steps
         found = []
-        for place in np.linspace(0, max(0, steps - TIMED - 1), SAMPLES).astype(int):
-            for offset in range(min(TIMED + 1, steps)):
+        for place in np.linspace(0, max(0, steps - TIMED_STEPS - 1), TIMED_PLACES).astype(int):
+            for offset in range(min(TIMED_STEPS + 1, steps)):
                 step = first + min(int(place) + offset, steps - 1)
                 started = time.perf_counter()
                 models.update(self._batch(plan, step, cases).to(accelerator.device), plan.stages.step_plan(step))
@@ -161,31 +166,31 @@ class Costs:
                     found.append(time.perf_counter() - started)
         return float(np.mean(found))
 
-    def _batch(self, plan: Plan, step: int, cases: dict[str, PreparedCase]) -> Batch:
+    def _batch(self, plan: TrainingPlan, step: int, cases: dict[str, PreparedCase]) -> Batch:
         """Patches of a step, with empty labels by the stages that guide."""
-        stage, _ = plan.stages.at(step)
+        stage, _ = plan.stages.stage_at(step)
         draws = PatchSampler(plan.recipe, cases, plan.split.labelled, plan.unlabelled)
         source = PatchSource(
             plan.recipe, cases, plan.preprocessing.slice_axis, plan.preprocessing.padding, views=stage.views
         )
         requests = draws.requests(step, plan.stages.step_plan(step).composition, BatchComposition(0, 0))
-        made = next(batches(source, [requests], step, 0, False))
+        made = next(load_batches(source, [requests], step, 0, False))
         guides = [earlier.name for earlier in plan.stages.stages if earlier.guides]
         return replace(made, guides=dict.fromkeys(guides, torch.zeros_like(made.labels)))
 
-    def _prediction(self, plan: Plan, cases: dict[str, PreparedCase]) -> float:
+    def _prediction(self, plan: TrainingPlan, cases: dict[str, PreparedCase]) -> float:
         """Seconds in which the student labels a scan of median size."""
         accelerator = make_accelerator(plan.recipe, self._device)
         manifest = make_manifest(plan)
         network = ModelSet(plan, manifest, accelerator).exported()
-        segmenter = segmenter_for(manifest, TorchEngine(network, accelerator.device))
+        segmenter = make_segmenter(manifest, TorchEngine(network, accelerator.device))
         image = np.asarray(_median_case(cases).image)
         started = time.perf_counter()
-        segmenter.segment_prepared(image)
+        segmenter.segment_preprocessed(image)
         return time.perf_counter() - started
 
 
-def budget_of(text: str) -> float:
+def parse_duration(text: str) -> float:
     """Seconds of a time such as ``30m``, ``1.5h`` or ``90s``.
 
     Raises:
@@ -201,7 +206,7 @@ def budget_of(text: str) -> float:
     return seconds
 
 
-def in_words(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """A time for a person: ``40 s``, ``12 min``, ``3.5 h``."""
     if seconds < 100:
         return f"{seconds:.0f} s"
@@ -213,13 +218,13 @@ def _median_case(cases: dict[str, PreparedCase]) -> PreparedCase:
     return ordered[len(ordered) // 2]
 
 
-def _registration(plan: Plan, cases: dict[str, PreparedCase]) -> float:
+def _registration(plan: TrainingPlan, cases: dict[str, PreparedCase]) -> float:
     """Seconds in which one labelled scan is registered onto a scan of median size."""
-    from trainer.registration import as_scan, register, work_spacing
+    from trainer.registration import prepare_scan, register, working_spacing
 
     moving, fixed = cases[plan.split.labelled[0]], _median_case(cases)
-    side = work_spacing([case.shape for case in cases.values()], [case.spacing for case in cases.values()])
-    scans = [as_scan(np.asarray(case.image[0]), case.spacing, side) for case in (fixed, moving)]
+    side = working_spacing([case.shape for case in cases.values()], [case.spacing for case in cases.values()])
+    scans = [prepare_scan(np.asarray(case.image[0]), case.spacing, side) for case in (fixed, moving)]
     started = time.perf_counter()
     register(*scans)
     return time.perf_counter() - started

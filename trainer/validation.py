@@ -4,26 +4,26 @@ from __future__ import annotations
 
 import math
 
-from semiseg.bundle.manifest import Figures, Manifest
-from semiseg.bundle.mask_fingerprint import MaskFingerprint, measures_of
+from semiseg.bundle.manifest import Manifest, ValidationMetrics
+from semiseg.bundle.mask_fingerprint import MaskFingerprint, measure_mask
 from semiseg.dataset import read_channels, read_reference
 from semiseg.engines.engine import Engine
 from semiseg.evaluation.metrics import overlap
-from semiseg.inference.doubt import Doubt
-from semiseg.inference.segmenter import Segmenter, Settings
-from semiseg.volumes.segmentation import from_reference
-from trainer.plan import Plan
+from semiseg.inference.segment_entropy import SegmentEntropy
+from semiseg.inference.segmenter import Segmenter, SlidingWindowOptions
+from semiseg.volumes.segmentation import segmentation_from_labels
+from trainer.plan import TrainingPlan
 
 BATCH = 4  # windows per call of the network while training
-PORTRAYED = 30  # scans whose masks say what a mask is like
+MAX_STATISTICS_SCANS = 30  # scans whose masks say what a mask is like
 
 
-def segmenter_for(manifest: Manifest, engine: Engine) -> Segmenter:
+def make_segmenter(manifest: Manifest, engine: Engine) -> Segmenter:
     """The segmenter of a run in progress."""
-    return Segmenter(manifest, engine, Settings(batch=1 if engine.device == "cpu" else BATCH))
+    return Segmenter(manifest, engine, SlidingWindowOptions(batch=1 if engine.device == "cpu" else BATCH))
 
 
-def validate(segmenter: Segmenter, plan: Plan) -> Figures:
+def validate(segmenter: Segmenter, plan: TrainingPlan) -> ValidationMetrics:
     """Mean Dice per segment over the split's validation scans; a scan without the segment does not count."""
     rows: dict[str, list[float]] = {s.name: [] for s in plan.segments}
     for case_id in plan.split.validation:
@@ -31,7 +31,7 @@ def validate(segmenter: Segmenter, plan: Plan) -> Figures:
         channels = read_channels(case, plan.dataset.channels)
         reference = read_reference(case, next(iter(channels.values())))
         predicted = segmenter.segment(channels)
-        truth = from_reference(plan.segments, reference.array, predicted.affine)
+        truth = segmentation_from_labels(plan.segments, reference.array, predicted.affine)
         for index, segment in enumerate(plan.segments):
             mask = predicted.mask(index)
             if plan.dataset.ignore is not None:
@@ -40,20 +40,20 @@ def validate(segmenter: Segmenter, plan: Plan) -> Figures:
             if not math.isnan(value):
                 rows[segment.name].append(value)
     means = {name: sum(values) / len(values) if values else 0.0 for name, values in rows.items()}
-    return Figures(scans=len(plan.split.validation), dice=means)
+    return ValidationMetrics(scans=len(plan.split.validation), dice=means)
 
 
-def mask_statistics(segmenter: Segmenter, plan: Plan) -> MaskFingerprint:
+def mask_statistics(segmenter: Segmenter, plan: TrainingPlan) -> MaskFingerprint:
     """What the model's masks of its training scans are like: the labelled ones, then as many others as it takes."""
-    others = plan.unlabelled[:: max(1, len(plan.unlabelled) // PORTRAYED)]
+    others = plan.unlabelled[:: max(1, len(plan.unlabelled) // MAX_STATISTICS_SCANS)]
     masks = []
-    for case_id in (*plan.split.labelled, *others)[:PORTRAYED]:
-        doubt = Doubt(len(plan.segments), segmenter.manifest.activation)
+    for case_id in (*plan.split.labelled, *others)[:MAX_STATISTICS_SCANS]:
+        doubt = SegmentEntropy(len(plan.segments), segmenter.manifest.activation)
         channels = read_channels(plan.dataset.case(case_id), plan.dataset.channels)
-        masks.append(measures_of(segmenter.segment(channels, watchers=[doubt]), doubt.mean()))
-    return MaskFingerprint.of(masks)
+        masks.append(measure_mask(segmenter.segment(channels, observers=[doubt]), doubt.mean()))
+    return MaskFingerprint.from_measures(masks)
 
 
-def mean_dice(figures: Figures) -> float:
+def mean_dice(figures: ValidationMetrics) -> float:
     """Mean over the segments."""
     return sum(figures.dice.values()) / len(figures.dice)

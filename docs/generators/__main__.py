@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 
 from docs.generators import http, licences, manifest, reference, trace
-from docs.generators.document import Document, Unfit
+from docs.generators.document import Document, DocumentError
 
 
 def documents() -> list[Document]:
@@ -15,7 +15,7 @@ def documents() -> list[Document]:
 def main(check: bool) -> int:
     try:
         made = documents()
-    except Unfit as error:
+    except DocumentError as error:
         print(error, file=sys.stderr)
         return 1
     old = [one for one in made if not one.is_current()]

@@ -9,7 +9,7 @@ from pathlib import Path
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-class Unfit(Exception):  # noqa: N818 - what it is about is unfit
+class DocumentError(Exception):
     """A document cannot be made, or what it says must not be; a sentence."""
 
 
@@ -33,7 +33,7 @@ class Document:
         (REPOSITORY / self.name).write_text(self.text, encoding="utf-8")
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |\n" for line in lines)

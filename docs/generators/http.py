@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 from packaging.version import Version
 
-from docs.generators.document import REPOSITORY, Document, table
-from docs.generators.reference import Schema, kind, section
+from docs.generators.document import REPOSITORY, Document, markdown_table
+from docs.generators.reference import Schema, describe_type, document_schema
 from server.http.limits import Limits
 from server.http.model import ModelSettings
-from server.http.models import Models
+from server.http.models import ServedModels
 from server.http.openapi import openapi_document
 
 INTRODUCTION = """\
@@ -24,7 +24,7 @@ takes the channel(s) {channels}.
 def document() -> Document:
     """Every address, field and answer."""
     bundle = max((REPOSITORY / "tests" / "releases").glob("*/bundle"), key=lambda one: Version(one.parent.name))
-    models = Models.open([ModelSettings(bundle=bundle, threads=1)])
+    models = ServedModels.open([ModelSettings(bundle=bundle, threads=1)])
     described = openapi_document(models, Limits(), jobs=True)
     channels = ", ".join(next(iter(models.by_name.values())).segmenter.manifest.channel_names)
     lines = [INTRODUCTION.format(channels=channels)]
@@ -37,23 +37,23 @@ def document() -> Document:
                 lines.append(f"\n{text}\n")
             lines += _request(about)
             answers = [(status, one.get("description", "")) for status, one in about["responses"].items()]
-            lines.append("\n" + table(("status", "answer"), answers))
+            lines.append("\n" + markdown_table(("status", "answer"), answers))
     for name, schema in described["components"]["schemas"].items():
         if "properties" in schema:
-            lines.append(section(name, schema))
+            lines.append(document_schema(name, schema))
     return Document("docs/reference/http.md", "".join(lines))
 
 
 def _request(about: Schema) -> Iterator[str]:
     rows = [
-        (f"`{one['name']}`", f"{one['in']}: {kind(one.get('schema', {}))}", one.get("description", ""))
+        (f"`{one['name']}`", f"{one['in']}: {describe_type(one.get('schema', {}))}", one.get("description", ""))
         for one in about.get("parameters", ())
     ]
     for content in about.get("requestBody", {}).get("content", {}).values():
         form = content.get("schema", {})
         rows += [
-            (f"`{name}`", f"form: {kind(one)}", one.get("description", ""))
+            (f"`{name}`", f"form: {describe_type(one)}", one.get("description", ""))
             for name, one in form.get("properties", {}).items()
         ]
     if rows:
-        yield "\n" + table(("field", "where and what", "meaning"), rows)
+        yield "\n" + markdown_table(("field", "where and what", "meaning"), rows)

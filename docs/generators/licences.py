@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from importlib import metadata
 
-from docs.generators.document import REPOSITORY, Document, Unfit, table
+from docs.generators.document import REPOSITORY, Document, DocumentError, markdown_table
 
 IMAGES = ("serve", "gateway")
 PERMISSIVE = {
@@ -112,19 +112,21 @@ def document() -> Document:
         try:
             found = metadata.distribution(name)
         except metadata.PackageNotFoundError:
-            raise Unfit(f"{name} of the locks is not installed here; run `make install`.") from None
+            raise DocumentError(f"{name} of the locks is not installed here; run `make install`.") from None
         if found.version != version:
-            raise Unfit(f"{name} is installed as {found.version} and locked as {version}; run `make install`.")
-        packages.append((name, version, allowed(name, licence_of(found.metadata)), ", ".join(where)))
-        libraries += [(library, licence_of_library(library), name) for library in compiled(found)]
+            raise DocumentError(f"{name} is installed as {found.version} and locked as {version}; run `make install`.")
+        packages.append((name, version, require_allowed(name, licence_of(found.metadata)), ", ".join(where)))
+        libraries += [(library, licence_of_library(library), name) for library in bundled_libraries(found)]
     return Document(
         "docs/licences.md",
         INTRODUCTION
-        + table(("package", "version", "licence", "image"), packages)
+        + markdown_table(("package", "version", "licence", "image"), packages)
         + BETWEEN.format(exceptions=", ".join(f"{name} ({why})" for name, why in FILE_COPYLEFT.items()))
-        + table(("library", "licence", "in the wheel of"), libraries)
+        + markdown_table(("library", "licence", "in the wheel of"), libraries)
         + AFTER
-        + table(("component", "licence", "copyright"), viewer_components(VIEWER_LICENCES.read_text(encoding="utf-8"))),
+        + markdown_table(
+            ("component", "licence", "copyright"), viewer_components(VIEWER_LICENCES.read_text(encoding="utf-8"))
+        ),
     )
 
 
@@ -138,10 +140,12 @@ def viewer_components(text: str) -> list[tuple[str, str, str]]:
     components = []
     for name, licence, copyright_ in (line.split(" | ") for line in lines if line.count(" | ") == 2):
         if licence not in VIEWER_EXCEPTIONS:
-            allowed(f"{name} of the viewer", licence)
+            require_allowed(f"{name} of the viewer", licence)
         for one in licence.split(" WITH "):
             if one not in lines:
-                raise Unfit(f"{VIEWER_LICENCES.name} names the licence {one} of {name} and does not have its text.")
+                raise DocumentError(
+                    f"{VIEWER_LICENCES.name} names the licence {one} of {name} and does not have its text."
+                )
         components.append((name, licence, copyright_))
     return components
 
@@ -156,7 +160,7 @@ def licence_of(about: metadata.PackageMetadata) -> str:
     return " AND ".join(sorted(SPELLINGS.get(name, name) for name in names))
 
 
-def allowed(name: str, licence: str) -> str:
+def require_allowed(name: str, licence: str) -> str:
     """The licence, if it may be shipped.
 
     Raises:
@@ -167,10 +171,12 @@ def allowed(name: str, licence: str) -> str:
         return licence
     if licence == "MPL-2.0" and name in FILE_COPYLEFT:
         return licence
-    raise Unfit(f"{name} is under {licence or 'no licence that it names'}, which must not come into an image unseen.")
+    raise DocumentError(
+        f"{name} is under {licence or 'no licence that it names'}, which must not come into an image unseen."
+    )
 
 
-def compiled(package: metadata.Distribution) -> list[str]:
+def bundled_libraries(package: metadata.Distribution) -> list[str]:
     """The shared libraries that a wheel was repaired with, without the sums in their names."""
     found = [_LIBRARY.search(str(file)) for file in package.files or ()]
     return sorted({re.sub(r"-[0-9a-f]{8}(?=[.-])", "", one[1]) for one in found if one})
@@ -185,4 +191,4 @@ def licence_of_library(library: str) -> str:
     for beginning, licence in LIBRARIES.items():
         if library.startswith(beginning):
             return licence
-    raise Unfit(f"Nobody has said under which licence {library} is; docs/generators/licences.py lists them.")
+    raise DocumentError(f"Nobody has said under which licence {library} is; docs/generators/licences.py lists them.")

@@ -11,13 +11,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from docs.generators.document import Document, Unfit, table
+from docs.generators.document import Document, DocumentError, markdown_table
 from semiseg.bundle.manifest import Manifest
 from server.gateway.config import GatewayConfig
 from server.labelling.training_round import TrainingConfig
 from trainer.methods import METHODS
+from trainer.network_configs import AnyNetworkConfig
 from trainer.recipe import Recipe
-from trainer.students import AnyStudent
 
 Schema = dict[str, Any]
 Bases = type[BaseModel] | None
@@ -70,12 +70,12 @@ def _recipe(recipe: type[BaseModel]) -> str:
     methods = ["\n## Settings of the methods\n\nEach stands in `methods` under the method's name.\n"]
     for name, method in METHODS.items():
         schema = method.Config.model_json_schema()
-        methods.append(section(f"methods.{name}", schema, 3, bases=method.Config))
+        methods.append(document_schema(f"methods.{name}", schema, 3, bases=method.Config))
         methods += _definitions(schema, seen, 3)
     students = ["\n## Networks\n\nWhat may stand in `student`; `kind` says which.\n"]
-    for student in AnyStudent.__args__:
+    for student in AnyNetworkConfig.__args__:
         schema = student.model_json_schema()
-        students.append(section(kind(schema["properties"]["kind"]).replace("`", ""), schema, 3))
+        students.append(document_schema(describe_type(schema["properties"]["kind"]).replace("`", ""), schema, 3))
     return _page(
         "A recipe",
         "The YAML file that `semiseg train --recipe` reads. What is left out has the default that is given here; a key "
@@ -87,37 +87,37 @@ def _recipe(recipe: type[BaseModel]) -> str:
 
 def _model(model: type[BaseModel]) -> str:
     schema = model.model_json_schema()
-    return section(model.__name__, schema) + "".join(_definitions(schema, {model.__name__}))
+    return document_schema(model.__name__, schema) + "".join(_definitions(schema, {model.__name__}))
 
 
 def _definitions(schema: Schema, seen: set[str], level: int = 2) -> Iterator[str]:
     for name, one in schema.get("$defs", {}).items():
         if name not in seen and "properties" in one:
             seen.add(name)
-            yield section(name, one, level)
+            yield document_schema(name, one, level)
 
 
-def section(title: str, schema: Schema, level: int = 2, *, bases: Bases = None) -> str:
+def document_schema(title: str, schema: Schema, level: int = 2, *, bases: Bases = None) -> str:
     """A heading, what the docstring says, and a table of what may be set.
 
     Raises:
         Unfit: the docstring says nothing of a key.
     """
-    about, told = _told(schema.get("description", ""))
+    about, told = _parse_docstring(schema.get("description", ""))
     models = [bases] if bases else [one for one in _models(BaseModel) if one.__name__ == schema.get("title")]
     told = _inherited(models) | told
     told.setdefault("kind", "which one this is")
     rows = [
-        (f"`{name}`", kind(one), _default(name, one, schema), told.get(name, ""))
+        (f"`{name}`", describe_type(one), _default(name, one, schema), told.get(name, ""))
         for name, one in schema.get("properties", {}).items()
     ]
     if bare := [name for name in schema.get("properties", {}) if name not in told]:
-        raise Unfit(f"{title}: the docstring says nothing of {', '.join(bare)}.")
-    body = table(("key", "value", "default", "meaning"), rows) if rows else "Nothing to set.\n"
+        raise DocumentError(f"{title}: the docstring says nothing of {', '.join(bare)}.")
+    body = markdown_table(("key", "value", "default", "meaning"), rows) if rows else "Nothing to set.\n"
     return f"\n{level * '#'} {title}\n\n{about}\n\n{body}"
 
 
-def _told(docstring: str) -> tuple[str, dict[str, str]]:
+def _parse_docstring(docstring: str) -> tuple[str, dict[str, str]]:
     """What a docstring says of all, and of each attribute."""
     parts = _BLOCK.split(docstring, maxsplit=1)
     told: dict[str, str] = {}
@@ -138,7 +138,7 @@ def _inherited(models: Iterable[type[BaseModel]]) -> dict[str, str]:
     """What the docstrings of the classes say that models stand on, which their own do not repeat."""
     found: dict[str, str] = {}
     for base in (base for model in models for base in model.__mro__[:0:-1]):
-        found |= _told(inspect.cleandoc(base.__doc__ or ""))[1] if issubclass(base, BaseModel) else {}
+        found |= _parse_docstring(inspect.cleandoc(base.__doc__ or ""))[1] if issubclass(base, BaseModel) else {}
     return found
 
 
@@ -163,15 +163,15 @@ def _default(name: str, one: Schema, schema: Schema) -> str:
     return f"`{words}`" if len(words) <= 60 else "as below"
 
 
-def kind(one: Schema) -> str:
+def describe_type(one: Schema) -> str:
     """What a value may be, in words."""
     if "anyOf" in one or "oneOf" in one:
-        kinds = [kind(part) for part in one.get("anyOf", ()) or one["oneOf"]]
+        kinds = [describe_type(part) for part in one.get("anyOf", ()) or one["oneOf"]]
         return " or ".join(dict.fromkeys(kinds))
     if "$ref" in one:
         return str(one["$ref"]).rsplit("/", 1)[1]
     if "allOf" in one:
-        return " and ".join(kind(part) for part in one["allOf"])
+        return " and ".join(describe_type(part) for part in one["allOf"])
     if "const" in one:
         return f"`{one['const']}`"
     if "enum" in one:
@@ -180,7 +180,7 @@ def kind(one: Schema) -> str:
         return _array(one)
     if one.get("type") == "object":
         inside = one.get("additionalProperties")
-        return f"mapping of names to {kind(inside)}" if isinstance(inside, dict) else "mapping"
+        return f"mapping of names to {describe_type(inside)}" if isinstance(inside, dict) else "mapping"
     if one.get("type") == "null":
         return "nothing"
     return f"{one.get('format') or one.get('type', 'anything')}{_bounds(one)}"
@@ -189,9 +189,9 @@ def kind(one: Schema) -> str:
 def _array(one: Schema) -> str:
     parts = one.get("prefixItems")
     if parts:
-        kinds = [kind(part) for part in parts]
+        kinds = [describe_type(part) for part in parts]
         return f"{len(kinds)} of {kinds[0]}" if len(set(kinds)) == 1 else f"({', '.join(kinds)})"
-    return f"list of {kind(one.get('items', {}))}"
+    return f"list of {describe_type(one.get('items', {}))}"
 
 
 def _bounds(one: Schema) -> str:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from docs.generators.document import REPOSITORY, Document, Unfit, table
+from docs.generators.document import REPOSITORY, Document, DocumentError, markdown_table
 
 REQUIREMENTS = "docs/requirements.md"
 RISKS = "docs/risks.md"
@@ -25,20 +25,20 @@ def document() -> Document:
     found: dict[str, list[str]] = {number: [] for number in wanted}
     for name, number in proofs(REPOSITORY / "tests"):
         if number not in found:
-            raise Unfit(f"{name} names the requirement {number}, which {REQUIREMENTS} has not.")
+            raise DocumentError(f"{name} names the requirement {number}, which {REQUIREMENTS} has not.")
         found[number].append(name)
     if bare := [number for number, tests in found.items() if not tests]:
-        raise Unfit(f"No test names the requirement(s) {', '.join(bare)} of {REQUIREMENTS} in its docstring.")
+        raise DocumentError(f"No test names the requirement(s) {', '.join(bare)} of {REQUIREMENTS} in its docstring.")
     for number in _NUMBER.findall((REPOSITORY / RISKS).read_text(encoding="utf-8")):
         if number not in wanted:
-            raise Unfit(f"{RISKS} names the requirement {number}, which {REQUIREMENTS} has not.")
+            raise DocumentError(f"{RISKS} names the requirement {number}, which {REQUIREMENTS} has not.")
     rows = [(number, wanted[number], "<br>".join(f"`{test}`" for test in tests)) for number, tests in found.items()]
     count = sum(len(tests) for tests in found.values())
     return Document(
         "docs/trace.md",
         "# Requirements and the tests that prove them\n\n"
         "Made by `make docs` from [requirements.md](requirements.md) and the docstrings of the tests: "
-        f"{len(wanted)} requirements, {count} proofs.\n\n" + table(("number", "requirement", "tests"), rows),
+        f"{len(wanted)} requirements, {count} proofs.\n\n" + markdown_table(("number", "requirement", "tests"), rows),
     )
 
 
@@ -51,7 +51,7 @@ def requirements() -> dict[str, str]:
     pairs = _REQUIREMENT.findall((REPOSITORY / REQUIREMENTS).read_text(encoding="utf-8"))
     numbers = [number for number, _ in pairs]
     if twice := sorted({number for number in numbers if numbers.count(number) > 1}):
-        raise Unfit(f"{REQUIREMENTS} gives {', '.join(twice)} twice.")
+        raise DocumentError(f"{REQUIREMENTS} gives {', '.join(twice)} twice.")
     return dict(pairs)
 
 

@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from docs.readers.grids import Grid, differences
-from docs.readers.independent import Itk, Reading, dcm2niix, nibabel_reading, stacked
-from docs.readers.product import Product, Read
+from docs.readers.product_reader import ProductReader, ReadResult
+from docs.readers.reference_readers import ItkReader, Reading, read_with_dcm2niix, read_with_nibabel, stack_slices
 
 
 @dataclass
-class Row:
+class ComparedCase:
     """One generated series in the table.
 
     Attributes:
@@ -50,7 +50,7 @@ class Row:
     why: str
 
 
-def outcome_of(reads: list[Read], truth: Grid | None, must: str, slack: float) -> tuple[str, str]:
+def judge_outcome(reads: list[ReadResult], truth: Grid | None, must: str, slack: float) -> tuple[str, str]:
     """The outcome, and what is to be said of it."""
     faults = [read.fault for read in reads if read.fault]
     if faults:
@@ -74,7 +74,7 @@ def outcome_of(reads: list[Read], truth: Grid | None, must: str, slack: float) -
     return ("warned" if warning else "DISAGREE"), f"{said}. {warning}"
 
 
-def told(reading: Reading, truth: Grid | None, slack: float) -> str:
+def describe_reading(reading: Reading, truth: Grid | None, slack: float) -> str:
     """What another reader makes of it."""
     if not reading.grids:
         return f"-: {reading.sentence}"
@@ -93,10 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--only", default="", help="only cases whose names contain this")
     options = parser.parse_args(arguments)
-    product, itk, outcomes = Product(), Itk(options.itk), Counter[str]()
+    product, itk, outcomes = ProductReader(), ItkReader(options.itk), Counter[str]()
     with options.out.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        names = [one.name for one in fields(Row)]
+        names = [one.name for one in fields(ComparedCase)]
         writer.writerow(names)
         for line in (options.folder / "cases.jsonl").read_text(encoding="utf-8").splitlines():
             case = json.loads(line)
@@ -109,26 +109,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _row(case: dict[str, str], folder: Path, product: Product, itk: Itk, niix: Path) -> Row:
+def _row(case: dict[str, str], folder: Path, product: ProductReader, itk: ItkReader, niix: Path) -> ComparedCase:
     slack = float(case["slack"]) + 1e-9
     paths = sorted(path for path in folder.iterdir() if path.name != "truth.npz")
     truth = None
     if (folder / "truth.npz").exists():
         with np.load(folder / "truth.npz") as known:
             truth = Grid(known["array"], known["affine"])
-    outcome, said = outcome_of(list(product.everything(paths)), truth, case["must"], slack)
+    outcome, said = judge_outcome(list(product.read_all(paths)), truth, case["must"], slack)
     if paths[0].name.startswith("scan.nii"):
-        others = [itk.nifti(paths[0]), nibabel_reading(paths[0])]
+        others = [itk.nifti(paths[0]), read_with_nibabel(paths[0])]
     else:
-        others = [stacked(itk.images("dicom", paths)), dcm2niix(niix, paths)]
-    return Row(
+        others = [stack_slices(itk.images("dicom", paths)), read_with_dcm2niix(niix, paths)]
+    return ComparedCase(
         case=case["name"],
         files=len(paths),
         must=case["must"],
         outcome=outcome,
         said=said.replace(f"{folder}/", ""),
-        itk=told(others[0], truth, slack),
-        other=told(others[1], truth, slack),
+        itk=describe_reading(others[0], truth, slack),
+        other=describe_reading(others[1], truth, slack),
         why=case["why"],
     )
 

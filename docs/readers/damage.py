@@ -23,14 +23,14 @@ import numpy as np
 import pydicom
 from pydicom.encaps import encapsulate, generate_frames
 
-from docs.readers.product import read_one
-from semiseg.volumes.dicom_index import look_at
-from semiseg.volumes.series_rules import series_among
+from docs.readers.product_reader import read_series
+from semiseg.volumes.dicom_index import index_files
+from semiseg.volumes.series_rules import group_by_series
 
 SECONDS = 60
 
 
-def damaged(path: Path, out: Path, rng: np.random.Generator) -> str:
+def write_damaged(path: Path, out: Path, rng: np.random.Generator) -> str:
     """Write a damaged copy, and say in a word what was done."""
     dataset = pydicom.dcmread(path)
     count = int(dataset.get("NumberOfFrames") or 1)
@@ -60,10 +60,10 @@ def damaged(path: Path, out: Path, rng: np.random.Generator) -> str:
     return kind
 
 
-def outcome(files: list[Path]) -> str:
+def read_outcome(files: list[Path]) -> str:
     """What the product does, in one word."""
     try:
-        reads = [read_one(found) for found in series_among(look_at(files)[0]) if found.images]
+        reads = [read_series(found) for found in group_by_series(index_files(files)[0]) if found.images]
     except BaseException as error:  # noqa: BLE001 - a panic of a decoder written in Rust is no Exception
         return type(error).__name__
     faults = [read.fault for read in reads if read.fault]
@@ -83,9 +83,9 @@ def main() -> int:
         for number in range(options.rounds):
             with tempfile.TemporaryDirectory() as scratch:
                 copies = [Path(shutil.copy(path, scratch)) for path in files]
-                kind = damaged(files[0], copies[0], rng)
+                kind = write_damaged(files[0], copies[0], rng)
                 try:
-                    said = pool.submit(outcome, copies).result(timeout=SECONDS)
+                    said = pool.submit(read_outcome, copies).result(timeout=SECONDS)
                 except BrokenProcessPool:
                     said, pool = "ENDED", ProcessPoolExecutor(1)
                 except Late:

@@ -19,11 +19,11 @@ from typing import Literal
 
 import yaml
 
-AGREED = frozenset({"agree", "refused"})
+AGREED_OUTCOMES = frozenset({"agree", "refused"})
 
 
 @dataclass(frozen=True)
-class Rule:
+class ExplanationRule:
     """An explanation of rows.
 
     Attributes:
@@ -41,13 +41,13 @@ class Rule:
         return all(re.search(pattern, row.get(name, "")) for name, pattern in self.fields.items())
 
 
-def rules_of(kind: str) -> list[Rule]:
+def load_rules(kind: str) -> list[ExplanationRule]:
     """The rules for the tables of `real` or of `made` series."""
     known = yaml.safe_load(Path(__file__).with_name("explanations.yaml").read_text(encoding="utf-8"))
-    return [Rule(one["where"], one["who"], one["words"]) for one in known[kind]]
+    return [ExplanationRule(one["where"], one["who"], one["words"]) for one in known[kind]]
 
 
-def explained(row: dict[str, str], rules: list[Rule]) -> str:
+def explain_row(row: dict[str, str], rules: list[ExplanationRule]) -> str:
     """The explanation of a row, "" where it has none."""
     found = next((rule for rule in rules if rule.fits(row)), None)
     return f"{found.who}: {found.words}" if found else ""
@@ -63,11 +63,11 @@ def main() -> int:
     for path in options.raw:
         with path.open(newline="", encoding="utf-8") as file:
             rows += list(csv.DictReader(file))
-    rules = rules_of("made" if "case" in rows[0] else "real")
+    rules = load_rules("made" if "case" in rows[0] else "real")
     for row in rows:
-        row["explanation"] = "" if row["outcome"] in AGREED else explained(row, rules)
+        row["explanation"] = "" if row["outcome"] in AGREED_OUTCOMES else explain_row(row, rules)
         counts[f"{row['outcome']} {row['explanation'].partition(':')[0]}".strip()] += 1
-        if row["outcome"] not in AGREED and not row["explanation"]:
+        if row["outcome"] not in AGREED_OUTCOMES and not row["explanation"]:
             open_rows += 1
             print("unexplained:", {name: text[:90] for name, text in row.items()})
     with options.out.open("w", newline="", encoding="utf-8") as file:

@@ -18,17 +18,17 @@ from typing import Any
 
 import numpy as np
 
-from docs.readers.made_objects import ORIENTATIONS, Case, Layout, Rescale, make
-from docs.readers.made_oddities import HEADER_ODDITIES
-from docs.readers.made_pixel_oddities import PIXEL_ODDITIES
-from docs.readers.made_pixels import DCMTK, LOSSY, SYNTAXES, Format
+from docs.readers.generated_series import ORIENTATIONS, GeneratedSeries, Layout, Rescale, write_series
+from docs.readers.header_oddities import HEADER_ODDITIES
+from docs.readers.pixel_encoding import DCMTK, LOSSY, SYNTAXES, Format
+from docs.readers.pixel_oddities import PIXEL_ODDITIES
 
 LAYOUTS: tuple[Layout, ...] = ("classic", "enhanced", "enhanced_shuffled", "enhanced_own_planes")
 COMPRESSED = (Format(8, 8, False), Format(16, 12, False), Format(16, 12, True), Format(16, 16, False),
               Format(16, 16, True))  # fmt: skip
 NATIVE = (*COMPRESSED, Format(16, 8, False), Format(16, 10, False), Format(8, 8, True), Format(32, 24, False),
           Format(32, 28, True))  # fmt: skip
-SLACK = {"htj2k203": 2.0}
+TOLERANCES = {"htj2k203": 2.0}
 """Stored values by which lossy decoders may differ: 1, and 2 of 65535 between OpenJPH's and OpenJPEG's wavelet 9/7."""
 VARYING = ((0.5, 0.0), (0.25, 1.0), (2.0, -3.0), (1.0, 0.0))
 CLASSIC_RESCALES = (
@@ -52,7 +52,7 @@ ENHANCED_RESCALES = (
 )
 
 
-def forms_of(syntax: str) -> tuple[Format, ...]:
+def formats_of(syntax: str) -> tuple[Format, ...]:
     """The pixel formats that a transfer syntax is tried with."""
     if syntax == "jpeg50":
         return (Format(8, 8, False),)
@@ -63,12 +63,12 @@ def forms_of(syntax: str) -> tuple[Format, ...]:
     return COMPRESSED
 
 
-def every_case() -> Iterator[Case]:
+def every_case() -> Iterator[GeneratedSeries]:
     """The grid."""
     names = tuple(ORIENTATIONS)
     number = 0
     for syntax in SYNTAXES:
-        for form in forms_of(syntax):
+        for form in formats_of(syntax):
             for layout in LAYOUTS:
                 for rescale in CLASSIC_RESCALES if layout == "classic" else ENHANCED_RESCALES:
                     number += 1
@@ -84,7 +84,7 @@ def every_case() -> Iterator[Case]:
     yield from _padding()
 
 
-def _unused_bits() -> Iterator[Case]:
+def _unused_bits() -> Iterator[GeneratedSeries]:
     """Something in the bits above Bits Stored, which is no part of the values (PS3.5 8.1.1)."""
     forms = [
         Format(16, 12, True, "zeroed"), Format(16, 10, True, "zeroed"),
@@ -99,7 +99,7 @@ def _unused_bits() -> Iterator[Case]:
                 yield _case("unused", layout, "CT", syntax, form, Rescale("hu", ((1, -1024),)), "axial")
 
 
-def _padding() -> Iterator[Case]:
+def _padding() -> Iterator[GeneratedSeries]:
     """Pixel Padding Value and Range Limit (PS3.3 C.7.5.1.1.2): such pixels are rescaled like all others."""
     for syntax in ("explicit", "jpeg70", "jpegls80", "j2k90"):
         for form in COMPRESSED:
@@ -124,9 +124,9 @@ def _case(
     rescale: Rescale,
     place: str,
     extra: dict[str, Any] | None = None,
-) -> Case:
+) -> GeneratedSeries:
     name = "-".join([block, syntax, form.name, layout, rescale.name, place, modality])
-    return Case(name, layout, modality, syntax, form, rescale, place, extra or {})
+    return GeneratedSeries(name, layout, modality, syntax, form, rescale, place, extra or {})
 
 
 def main() -> int:
@@ -144,14 +144,14 @@ def main() -> int:
             folder = options.folder / case.name
             folder.mkdir(parents=True)
             try:
-                truth = make(case, folder, np.random.default_rng(number))
+                truth = write_series(case, folder, np.random.default_rng(number))
             except RuntimeError as error:
                 left_out[f"{case.syntax} {case.form.name}: {str(error).partition(': encoding')[0]}"] += 1
                 _remove(folder)
                 continue
             np.savez(folder / "truth.npz", array=truth.array, affine=truth.affine)
             slope = max((abs(pair[0]) for pair in case.rescale.pairs), default=1.0)
-            slack = slope * SLACK.get(case.syntax, 1.0) if case.syntax in LOSSY else 0.0
+            slack = slope * TOLERANCES.get(case.syntax, 1.0) if case.syntax in LOSSY else 0.0
             line = {"name": case.name, "must": "read", "slack": slack, "why": ""}
             file.write(json.dumps(line) + "\n")
             made[case.name.split("-")[0]] += 1

@@ -22,7 +22,7 @@ ENHANCED_CT = UID("1.2.840.10008.5.1.4.1.1.2.1")
 MOST_FRAMES = 200
 
 
-def lifted(path: Path, folder: Path) -> bool:
+def write_series(path: Path, folder: Path) -> bool:
     """Write the series of one file; False where it is no grey-value image, or already says where its frames lie."""
     try:
         dataset = pydicom.dcmread(path, force=True)
@@ -105,7 +105,7 @@ def main() -> int:
     options = parser.parse_args()
     for tree in options.trees:
         files = sorted(path for path in tree.rglob("*") if path.is_file())
-        count = sum(lifted(path, options.into / tree.name / f"{path.relative_to(tree)}.lifted") for path in files)
+        count = sum(write_series(path, options.into / tree.name / f"{path.relative_to(tree)}.lifted") for path in files)
         print(tree.name, count, "of", len(files))
     return 0
 

@@ -29,7 +29,7 @@ SROW = ((0.0, -0.75, 0.0, 40.0), (1.5, 0.0, 0.0, -12.0), (0.0, 0.0, 3.0, 5.5))
 
 
 @dataclass(frozen=True)
-class Nifti:
+class NiftiCase:
     """One file: its header fields, what surrounds them, and whether a reader has to read it.
 
     Attributes:
@@ -67,7 +67,7 @@ class Nifti:
     intent: int = 0
 
 
-def header(case: Nifti) -> bytes:
+def header(case: NiftiCase) -> bytes:
     """The header, with its four extension bytes."""
     code = TYPES[case.kind] if case.code is None else case.code
     bits = np.dtype(case.kind).itemsize * 8 if case.bitpix is None else case.bitpix
@@ -90,7 +90,7 @@ def header(case: Nifti) -> bytes:
     return out + (b"\1\0\0\0" if case.extension else b"\0\0\0\0") + case.extension
 
 
-def write(case: Nifti, folder: Path, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def write(case: NiftiCase, folder: Path, rng: np.random.Generator) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Write a file, and return the true array (X, Y, Z) and affine."""
     dtype = np.dtype(case.kind).newbyteorder(case.order)
     shape = tuple(case.dim[1 : 1 + max(3, min(case.dim[0], 7))]) if 0 < case.dim[0] < 8 else SHAPE
@@ -114,7 +114,7 @@ def write(case: Nifti, folder: Path, rng: np.random.Generator) -> tuple[NDArray[
     return true.reshape((*true.shape[:3], -1))[..., 0], truth_affine(case)
 
 
-def truth_affine(case: Nifti) -> NDArray[np.float64]:
+def truth_affine(case: NiftiCase) -> NDArray[np.float64]:
     """Method 3, 2 or 1 of nifti1.h, in mm."""
     out = np.eye(4)
     if case.affine == "sform":
@@ -136,9 +136,9 @@ def truth_affine(case: Nifti) -> NDArray[np.float64]:
     return out
 
 
-def every_case() -> Iterator[Nifti]:
+def every_case() -> Iterator[NiftiCase]:
     """The grid: types x byte orders x versions x scalings x forms, and what is odd."""
-    plain = Nifti("plain")
+    plain = NiftiCase("plain")
     for version in (1, 2):
         for kind in TYPES:
             for order in ("<", ">"):
@@ -152,10 +152,10 @@ def every_case() -> Iterator[Nifti]:
     yield from _odd(plain)
 
 
-def _odd(plain: Nifti) -> Iterator[Nifti]:
+def _odd(plain: NiftiCase) -> Iterator[NiftiCase]:
     why = "nifti1.h: "
 
-    def case(name: str, must: Literal["read", "refuse", "either"], said: str, **fields: Any) -> Nifti:
+    def case(name: str, must: Literal["read", "refuse", "either"], said: str, **fields: Any) -> NiftiCase:
         return replace(plain, name=f"odd-nifti-{name}", must=must, why=why + said, **fields)
 
     yield case("slope_nan", "either", "scl_slope is no number", slope=float("nan"))

@@ -17,13 +17,13 @@ from numpy.typing import NDArray
 from scipy.ndimage import map_coordinates
 
 from docs.readers.grids import Grid
-from docs.readers.independent import LPS_TO_RAS, Image
+from docs.readers.reference_readers import LPS_TO_RAS, Image
 
 TOLERATED_PIXELS = 0.25
 """semiseg.volumes.dicom_geometry.TILT_TOLERANCE_PIXELS: cosines are written with few decimals."""
 
 
-def expected_on(grid: Grid, images: Sequence[Image]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def interpolate_on(grid: Grid, images: Sequence[Image]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Values on a grid, linearly interpolated between slices, and where slices reach on all sides.
 
     Args:

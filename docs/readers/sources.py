@@ -57,7 +57,7 @@ def blobs(clone: Path) -> Iterator[tuple[str, bytes | None]]:
         git.stdin.close()
 
 
-def unpacked(path: str, data: bytes, depth: int = 0) -> Iterator[tuple[str, bytes]]:
+def unpack(path: str, data: bytes, depth: int = 0) -> Iterator[tuple[str, bytes]]:
     """A file itself, or what an archive holds."""
     if data[:2] == b"\x1f\x8b" and not path.endswith(".nii.gz"):
         inner = gzip.decompress(data)
@@ -66,7 +66,7 @@ def unpacked(path: str, data: bytes, depth: int = 0) -> Iterator[tuple[str, byte
                 for member in archive:
                     file = archive.extractfile(member)
                     if file is not None:
-                        yield from unpacked(f"{path}.d/{member.name}", file.read(), depth + 1)
+                        yield from unpack(f"{path}.d/{member.name}", file.read(), depth + 1)
         else:
             yield f"{path}.dcm", inner
     elif data[:4] == b"PK\x03\x04" and data[128:132] != b"DICM":
@@ -74,12 +74,12 @@ def unpacked(path: str, data: bytes, depth: int = 0) -> Iterator[tuple[str, byte
             with zipfile.ZipFile(io.BytesIO(data)) as bundle:
                 for info in bundle.infolist():
                     if not info.is_dir() and "__MACOSX" not in info.filename:
-                        yield from unpacked(f"{path}.d/{info.filename}", bundle.read(info), depth + 1)
+                        yield from unpack(f"{path}.d/{info.filename}", bundle.read(info), depth + 1)
     else:
         yield path, data
 
 
-def taken(clone: Path, into: Path) -> tuple[int, int]:
+def extract_files(clone: Path, into: Path) -> tuple[int, int]:
     """Write a clone's files; returns the numbers of files that were written and that are absent."""
     count = absent = 0
     for path, data in blobs(clone):
@@ -87,7 +87,7 @@ def taken(clone: Path, into: Path) -> tuple[int, int]:
             absent += 1
             continue
         try:
-            parts = list(unpacked(path, data))
+            parts = list(unpack(path, data))
         except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError, RuntimeError):
             continue
         for name, content in parts:
@@ -115,7 +115,7 @@ def main() -> int:
         writer.writerow(["repository", "commit", "files", "absent"])
         for clone in options.clones:
             head = subprocess.run(["git", "-C", clone, "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
-            count, absent = taken(clone, options.into / clone.name)
+            count, absent = extract_files(clone, options.into / clone.name)
             writer.writerow([clone.name.replace("+", "/"), head.stdout.strip(), count, absent])
     return 0
 

@@ -18,12 +18,19 @@ from statistics import median
 import numpy as np
 import torch
 
-from exporter.bench.contenders import Contender, NnUnet, eager, monai_at_its_best, nnunet_is_here, ours
-from exporter.bench.work import OVERLAP, Case, convolution_flops
-from semiseg.engines.machine import BF16, INT8
+from exporter.bench.backends import (
+    Backend,
+    NnUnetBackend,
+    eager_monai,
+    fastest_monai,
+    is_nnunet_installed,
+    semiseg_backends,
+)
+from exporter.bench.benchmark_case import OVERLAP, BenchmarkCase, convolution_flops
+from semiseg.engines.hardware import BF16_INSTRUCTIONS, INT8_INSTRUCTIONS
 from semiseg.errors import InputError
 from semiseg.inference.windows import starts_along
-from semiseg.system.memory import forget_peak, peak_memory, resident_memory
+from semiseg.system.memory import peak_memory, reset_peak_memory, resident_memory
 from semiseg.system.processors import load_average, processor_flags, processor_name, usable_processors
 
 MATRIX = 4096
@@ -31,8 +38,8 @@ Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Timed:
-    """A contender in one case.
+class BackendTiming:
+    """A backend in one case.
 
     Attributes:
         seconds: of each round.
@@ -51,27 +58,27 @@ class Timed:
 
 
 @dataclass(frozen=True)
-class Result:
-    """A case, its windows, the GFLOP of one, MONAI's milliseconds per window by setting, and the contenders."""
+class BenchmarkResult:
+    """A case, its windows, the GFLOP of one, MONAI's milliseconds per window by setting, and the backends."""
 
-    case: Case
+    case: BenchmarkCase
     windows: int
     gflop: float
     monai_ms: dict[str, float]
-    timed: list[Timed]
+    timed: list[BackendTiming]
 
 
-def run_case(case: Case, threads: int, say: Say) -> Result:
-    """Time every contender in turn, ``case.rounds`` times."""
+def run_benchmark(case: BenchmarkCase, threads: int, say: Say) -> BenchmarkResult:
+    """Time every backend in turn, ``case.rounds`` times."""
     torch.set_num_threads(threads)
     volume = case.volume()
     with tempfile.TemporaryDirectory() as folder:
-        mine = list(ours(case, Path(folder), threads))
-        peer, settings = monai_at_its_best(case)
+        mine = list(semiseg_backends(case, Path(folder), threads))
+        peer, settings = fastest_monai(case)
         say(f"MONAI's best setting: {peer.name}")
-        everyone: list[Contender] = [peer, *mine]
-        if nnunet_is_here():
-            everyone.append(NnUnet(case.network(), case.classes, case.window))
+        everyone: list[Backend] = [peer, *mine]
+        if is_nnunet_installed():
+            everyone.append(NnUnetBackend(case.network(), case.classes, case.window))
         seconds: dict[str, list[float]] = {one.name: [] for one in everyone}
         alone: dict[str, list[float]] = {one.name: [] for one in mine}
         equal: dict[str, float] = {}
@@ -80,7 +87,7 @@ def run_case(case: Case, threads: int, say: Say) -> Result:
             one.mask(volume)
         for _ in range(case.rounds):
             reference = None
-            product.append(matrix_flops())
+            product.append(matmul_flops())
             for one in everyone:
                 since = time.perf_counter()
                 mask = one.mask(volume)
@@ -99,16 +106,16 @@ def run_case(case: Case, threads: int, say: Say) -> Result:
         if name in alone:
             outside = median(1 - count * a / s for a, s in zip(alone[name], found, strict=True))
             speed = median(flop / a / p for a, p in zip(alone[name], product, strict=True))
-        timed.append(Timed(name, found, ratio, equal[name], outside, speed))
-    return Result(case, count, flop / 1e9, settings, timed)
+        timed.append(BackendTiming(name, found, ratio, equal[name], outside, speed))
+    return BenchmarkResult(case, count, flop / 1e9, settings, timed)
 
 
-def window_count(case: Case) -> int:
+def window_count(case: BenchmarkCase) -> int:
     """Windows that the volume takes."""
     return prod(len(starts_along(n, w, OVERLAP)) for n, w in zip(case.shape, case.window, strict=True))
 
 
-def matrix_flops() -> float:
+def matmul_flops() -> float:
     """FLOP/s of a float32 product of two 4096-cube matrices on torch's threads; the better of three."""
     a, b = torch.randn(MATRIX, MATRIX), torch.randn(MATRIX, MATRIX)
     found = []
@@ -119,7 +126,7 @@ def matrix_flops() -> float:
     return float(2 * MATRIX**3 / min(found))
 
 
-def memory(case: Case, who: str, threads: int) -> tuple[int, float]:
+def measure_memory(case: BenchmarkCase, who: str, threads: int) -> tuple[int, float]:
     """Peak resident bytes above those before the volume's pass, and its seconds, in a process of its own.
 
     Args:
@@ -133,37 +140,43 @@ def memory(case: Case, who: str, threads: int) -> tuple[int, float]:
     if peak_memory() is None:
         raise InputError("The memory of a pass is measured on Linux only: other systems do not tell a process's peak.")
     asked = json.dumps({"case": asdict(case), "who": who, "threads": threads})
-    code = "import sys; from exporter.bench.measure import memory_here; memory_here(sys.argv[1])"
+    code = "import sys; from exporter.bench.measure import measure_memory_here; measure_memory_here(sys.argv[1])"
     done = subprocess.run([sys.executable, "-c", code, asked], stdout=subprocess.PIPE, text=True, check=True)
     answer = json.loads(done.stdout.strip().splitlines()[-1])
     return int(answer["bytes"]), float(answer["seconds"])
 
 
-def memory_here(asked: str) -> None:
-    """The child of :func:`memory`: one warm window, then the volume; prints what it took."""
+def measure_memory_here(asked: str) -> None:
+    """The child of :func:`measure_memory`: one warm window, then the volume; prints what it took."""
     wanted = json.loads(asked)
     shape, window = (tuple(wanted["case"].pop(key)) for key in ("shape", "window"))
-    case = Case(shape=shape, window=window, **wanted["case"])
+    case = BenchmarkCase(shape=shape, window=window, **wanted["case"])
     torch.set_num_threads(wanted["threads"])
     with tempfile.TemporaryDirectory() as folder:
-        one = next(ours(case, Path(folder), wanted["threads"])) if wanted["who"] == "ours" else eager(case)
+        one = (
+            next(semiseg_backends(case, Path(folder), wanted["threads"]))
+            if wanted["who"] == "ours"
+            else eager_monai(case)
+        )
         volume = case.volume()
         one.mask(volume[:, : window[0], : window[1], : window[2]].copy())
         before = resident_memory() or 0
-        forget_peak()
+        reset_peak_memory()
         since = time.perf_counter()
         one.mask(volume)
         seconds = time.perf_counter() - since
         sys.stdout.write(json.dumps({"bytes": (peak_memory() or 0) - before, "seconds": seconds}) + "\n")
 
 
-def machine(threads: int) -> dict[str, object]:
+def machine_info(threads: int) -> dict[str, object]:
     """What the figures hold for."""
-    packages = ("torch", "monai", "onnxruntime", "openvino", "numpy", *(["nnunetv2"] if nnunet_is_here() else []))
+    packages = ("torch", "monai", "onnxruntime", "openvino", "numpy", *(["nnunetv2"] if is_nnunet_installed() else []))
     flags, load = processor_flags(), load_average()
     return {
         "processor": processor_name(),
-        "instructions": sorted(name for name in ("avx2", "avx512f", *INT8, *BF16) if name in flags),
+        "instructions": sorted(
+            name for name in ("avx2", "avx512f", *INT8_INSTRUCTIONS, *BF16_INSTRUCTIONS) if name in flags
+        ),
         "cores": usable_processors(),
         "threads": threads,
         "load before": None if load is None else round(load, 2),

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 from pydantic import ValidationError
 
 from semiseg.bundle.manifest import FORMAT, Manifest
-from semiseg.errors import BundleError, sentence_of
+from semiseg.errors import BundleError, validation_message
 from semiseg.system.durable_files import rename, replace_file
 
 MANIFEST = "manifest.json"
@@ -89,7 +89,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         return Manifest.model_validate(document)
     except ValidationError as error:
-        raise BundleError(f"{path} is not a valid manifest: {sentence_of(error)}.") from None
+        raise BundleError(f"{path} is not a valid manifest: {validation_message(error)}.") from None
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from semiseg.bundle.fingerprint import Range, from_to
+from semiseg.bundle.fingerprint import Range, format_range
 from semiseg.bundle.manifest import Manifest
 
 CARD = "MODEL_CARD.md"
@@ -100,7 +100,7 @@ def _limits(manifest: Manifest) -> str:
 
 
 def _per_axis(seen: Range) -> str:
-    return " x ".join(from_to(low, high) for low, high in zip(seen.minimum, seen.maximum, strict=True))
+    return " x ".join(format_range(low, high) for low, high in zip(seen.minimum, seen.maximum, strict=True))
 
 
 def _dice(pairs: Iterable[tuple[str, float]]) -> str:

@@ -28,14 +28,14 @@ class Range(BaseModel):
     maximum: tuple[float, ...]
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[float]]) -> Range:
+    def from_rows(cls, rows: Sequence[Sequence[float]]) -> Range:
         """Over ``rows``, one per scan."""
         values = np.asarray(rows, dtype=np.float64)
         low, middle, high = values.min(axis=0), np.median(values, axis=0), values.max(axis=0)
         return cls(minimum=_rounded(low), median=_rounded(middle), maximum=_rounded(high))
 
 
-def from_to(low: float, high: float) -> str:
+def format_range(low: float, high: float) -> str:
     """``1.06 to 1.9``, or one number where both are the same to three digits."""
     return f"{low:.3g}" if f"{low:.3g}" == f"{high:.3g}" else f"{low:.3g} to {high:.3g}"
 
@@ -80,11 +80,11 @@ class Fingerprint(BaseModel):
                 intensity.setdefault(name, []).append(percentiles_of(volume))
         return cls(
             scans=len(shapes),
-            shape=Range.of(shapes),
-            spacing=Range.of(spacings),
-            extent=Range.of(extents),
+            shape=Range.from_rows(shapes),
+            spacing=Range.from_rows(spacings),
+            extent=Range.from_rows(extents),
             orientations=dict(sorted(codes.items())),
-            intensity={name: Range.of(rows) for name, rows in intensity.items()},
+            intensity={name: Range.from_rows(rows) for name, rows in intensity.items()},
         )
 
 

@@ -28,7 +28,7 @@ def _shares(value: Any) -> Any:
 
 _OneOverlap = Annotated[float, Field(ge=0, lt=1)]
 Overlap = Annotated[_OneOverlap | tuple[_OneOverlap, _OneOverlap, _OneOverlap], BeforeValidator(_shares)]
-HALF = 0.5  # of a window: the overlap of every exported model, whatever its run was judged with
+EXPORT_OVERLAP = 0.5  # of a window: the overlap of every exported model, whatever its run was judged with
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -62,7 +62,7 @@ class PretrainedWeights(_Document):
     licence: str
 
 
-class Figures(_Document):
+class ValidationMetrics(_Document):
     """Mean figures over the validation scans.
 
     Attributes:
@@ -74,7 +74,7 @@ class Figures(_Document):
     dice: dict[str, float]
 
 
-class TaughtBy(_Document):
+class DistillationTeacher(_Document):
     """The larger network that a distilled one learned from.
 
     Attributes:
@@ -91,7 +91,7 @@ class TaughtBy(_Document):
     student: dict[str, Any]
     parameters: int
     labelled: int
-    validation: Figures | None
+    validation: ValidationMetrics | None
 
 
 class Provenance(_Document):
@@ -127,7 +127,7 @@ class Provenance(_Document):
     student: dict[str, Any]
     parameters: int
     pretrained: tuple[PretrainedWeights, ...] = ()
-    taught_by: TaughtBy | None = None
+    taught_by: DistillationTeacher | None = None
 
 
 class PlanKey(_Document):
@@ -192,12 +192,12 @@ class Manifest(_Document):
     window: Window
     windows: tuple[Window, ...]
     divisor: Window
-    overlap: Overlap = HALF
+    overlap: Overlap = EXPORT_OVERLAP
     blending: Literal["constant", "gaussian"] = "gaussian"
     fingerprint: Fingerprint
     masks: MaskFingerprint | None = None
     provenance: Provenance
-    validation: Figures | None = None
+    validation: ValidationMetrics | None = None
     gate: Gate = Gate()
     variants: tuple[Variant, ...] = ()
     plan: PlanKey | None = None

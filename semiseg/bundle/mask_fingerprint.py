@@ -10,18 +10,18 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 from scipy import ndimage
 
-from semiseg.bundle.fingerprint import Range, from_to
-from semiseg.volumes.remark import Remark
+from semiseg.bundle.fingerprint import Range, format_range
+from semiseg.volumes.scan_warning import ScanWarning
 from semiseg.volumes.segmentation import Segmentation
 
 VOLUME_FACTOR = 1.5
 """A segment may be this many times smaller or larger than the smallest and largest one seen."""
-MORE_PIECES = 2
+COMPONENTS_FACTOR = 2
 """It may fall into this many times as many pieces as the most seen, and one."""
 ENTROPY_FACTOR = 1.5
 """The network may be this many times as unsure of it as it ever was."""
 
-Measures = tuple[float, float, float]
+MaskMeasures = tuple[float, float, float]
 
 
 class MaskFingerprint(BaseModel):
@@ -41,24 +41,24 @@ class MaskFingerprint(BaseModel):
     always: tuple[str, ...]
 
     @classmethod
-    def of(cls, masks: Sequence[Mapping[str, Measures]]) -> MaskFingerprint:
+    def from_measures(cls, masks: Sequence[Mapping[str, MaskMeasures]]) -> MaskFingerprint:
         """Over the measures of each scan's mask."""
-        rows: dict[str, list[Measures]] = {}
+        rows: dict[str, list[MaskMeasures]] = {}
         for measures in masks:
             for name, row in measures.items():
                 if row[0] > 0:
                     rows.setdefault(name, []).append(row)
         return cls(
             scans=len(masks),
-            segments={name: Range.of(found) for name, found in rows.items()},
+            segments={name: Range.from_rows(found) for name, found in rows.items()},
             always=tuple(name for name, found in rows.items() if len(found) == len(masks)),
         )
 
-    def unlike(self, measures: Mapping[str, Measures]) -> tuple[Remark, ...]:
+    def out_of_distribution_warnings(self, measures: Mapping[str, MaskMeasures]) -> tuple[ScanWarning, ...]:
         """What sets a mask apart from all of these."""
         return tuple(remark for name, row in measures.items() for remark in self._of_segment(name, row))
 
-    def _of_segment(self, name: str, row: Measures) -> list[Remark]:
+    def _of_segment(self, name: str, row: MaskMeasures) -> list[ScanWarning]:
         seen = self.segments.get(name)
         if seen is None:
             if not row[0]:
@@ -69,14 +69,16 @@ class MaskFingerprint(BaseModel):
                 return []
             low, high = seen.minimum[0], seen.maximum[0]
             return [
-                _flag("unlike_volume", f"No {name} was found; in the training scans it had {from_to(low, high)} ml.")
+                _flag(
+                    "unlike_volume", f"No {name} was found; in the training scans it had {format_range(low, high)} ml."
+                )
             ]
         out = []
         (low, _, _), (high, most, doubt) = seen.minimum, seen.maximum
         if not low / VOLUME_FACTOR <= row[0] <= high * VOLUME_FACTOR:
-            text = f"{name} has {row[0]:.3g} ml; in the training scans it had {from_to(low, high)} ml."
+            text = f"{name} has {row[0]:.3g} ml; in the training scans it had {format_range(low, high)} ml."
             out.append(_flag("unlike_volume", text))
-        if row[1] > MORE_PIECES * most + 1:
+        if row[1] > COMPONENTS_FACTOR * most + 1:
             text = f"{name} is in {row[1]:.0f} pieces; in the training scans it was in {most:.0f} at most."
             out.append(_flag("unlike_pieces", text))
         if row[2] > ENTROPY_FACTOR * doubt:
@@ -85,9 +87,9 @@ class MaskFingerprint(BaseModel):
         return out
 
 
-def measures_of(segmentation: Segmentation, entropy: NDArray[np.float64]) -> dict[str, Measures]:
+def measure_mask(segmentation: Segmentation, entropy: NDArray[np.float64]) -> dict[str, MaskMeasures]:
     """Volume in ml, number of pieces and mean entropy of each segment, by name; the entropy is 0 where it is empty."""
-    millilitres = segmentation.millilitres()
+    millilitres = segmentation.volumes_ml()
     out = {}
     for k, segment in enumerate(segmentation.segments):
         mask = segmentation.mask(k)
@@ -97,5 +99,5 @@ def measures_of(segmentation: Segmentation, entropy: NDArray[np.float64]) -> dic
     return out
 
 
-def _flag(code: str, text: str) -> Remark:
-    return Remark(code, f"{text} Have a person look at it.")
+def _flag(code: str, text: str) -> ScanWarning:
+    return ScanWarning(code, f"{text} Have a person look at it.")

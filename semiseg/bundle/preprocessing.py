@@ -17,12 +17,12 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, FiniteFloat, 
 
 from semiseg.bundle.resample import resample_image, resample_labels, resample_mask, resampled_affine, resampled_shape
 from semiseg.errors import InputError, VolumeError
-from semiseg.volumes.volume import Volume, reorient, same_grid, spacing_of
+from semiseg.volumes.volume import Volume, affine_spacing, reorient, same_grid
 
 Box = tuple[tuple[int, int], tuple[int, int], tuple[int, int]]
 SPREAD_FLOOR = 1e-6  # a standard deviation or range below this share of the values is a constant image
 
-PART = 1 << 22  # voxels that are summed at once
+CHUNK_VOXELS = 1 << 22  # voxels that are summed at once
 
 
 def _axcodes(value: str) -> str:
@@ -98,14 +98,14 @@ class Intensity(BaseModel):
 
 def moments(values: NDArray[np.float32]) -> tuple[float, float]:
     """Mean and standard deviation, summed in float64 (the sum over a CT loses digits in float32), a part at a time."""
-    parts = np.split(values.reshape(-1), range(PART, values.size, PART))
+    parts = np.split(values.reshape(-1), range(CHUNK_VOXELS, values.size, CHUNK_VOXELS))
     mean = sum(float(part.sum(dtype=np.float64)) for part in parts) / values.size
     squares = sum(float(np.square(part.astype(np.float64) - mean).sum()) for part in parts)
     return mean, math.sqrt(squares / values.size)
 
 
 @dataclass(frozen=True)
-class Placement:
+class GeometryRecord:
     """Where a preprocessed array came from: all that is needed to put a mask back.
 
     ``box`` is the crop, as (start, stop) per axis of the oriented grid.
@@ -124,12 +124,12 @@ class Placement:
 
 
 @dataclass(frozen=True, eq=False)
-class Prepared:
+class PreprocessedScan:
     """The network's view of a scan: ``array`` float32 (C, X, Y, Z), its ``affine``, and the way back."""
 
     array: NDArray[np.float32]
     affine: NDArray[np.float64]
-    placement: Placement
+    geometry: GeometryRecord
 
 
 class Preprocessing(BaseModel):
@@ -161,7 +161,7 @@ class Preprocessing(BaseModel):
             raise ValueError("`intensity` needs one entry per channel")
         return self
 
-    def apply(self, channels: Mapping[str, Volume]) -> Prepared:
+    def apply(self, channels: Mapping[str, Volume]) -> PreprocessedScan:
         """Turn the channels of one scan, in order, into the network's input.
 
         Raises:
@@ -189,11 +189,11 @@ class Preprocessing(BaseModel):
             resample_image(intensity.apply(array[inside]), shape)
             for intensity, array in zip(self.intensity, oriented, strict=True)
         )
-        return Prepared(
+        return PreprocessedScan(
             # Of one channel the array is the scan itself; several are put together one by one.
             array=next(channel)[None] if len(oriented) == 1 else np.stack(list(channel)),
             affine=resampled_affine(affine, size, shape),
-            placement=Placement(
+            geometry=GeometryRecord(
                 shape=first.shape, affine=first.affine, oriented_shape=_triple(oriented[0].shape), box=box
             ),
         )
@@ -202,15 +202,15 @@ class Preprocessing(BaseModel):
         """Shape of an oriented, cropped grid after resampling to :attr:`spacing`."""
         if self.spacing is None:
             return _triple(shape)
-        return resampled_shape(shape, spacing_of(affine), self.spacing)
+        return resampled_shape(shape, affine_spacing(affine), self.spacing)
 
-    def apply_labels(self, labels: NDArray[Any], prepared: Prepared) -> NDArray[Any]:
+    def apply_labels(self, labels: NDArray[Any], prepared: PreprocessedScan) -> NDArray[Any]:
         """Bring a label map (X, Y, Z), or masks (K, X, Y, Z), of the scan's grid to the network's grid (training only).
 
         Raises:
             VolumeError: the labels do not have the shape of the scan that ``prepared`` came from.
         """
-        place = prepared.placement
+        place = prepared.geometry
         if labels.shape[-3:] != place.shape:
             raise VolumeError(f"The labels have shape {labels.shape[-3:]}, the scan {place.shape}.")
         oriented = reorient(labels, place.affine, self.orientation)[0]
@@ -221,35 +221,35 @@ class Preprocessing(BaseModel):
             return np.ascontiguousarray(resample_labels(cropped, shape))
         return np.stack([resample_mask(mask, shape) for mask in cropped])
 
-    def restore(self, labels: NDArray[Any], placement: Placement) -> NDArray[Any]:
+    def restore(self, labels: NDArray[Any], geometry: GeometryRecord) -> NDArray[Any]:
         """Put a label map (X, Y, Z), or masks (K, X, Y, Z), of the network's grid back on the scan's own grid.
 
         Orientation and crop invert exactly; resampling returns to the scan's exact shape, class by class. Outside the
         crop there is background.
         """
         if labels.ndim == 3:
-            cropped = resample_labels(labels, placement.cropped_shape)
-        elif labels.shape[-3:] == placement.cropped_shape:
+            cropped = resample_labels(labels, geometry.cropped_shape)
+        elif labels.shape[-3:] == geometry.cropped_shape:
             cropped = labels
         else:
-            cropped = np.stack([resample_mask(mask, placement.cropped_shape) for mask in labels])
-        return self._placed(cropped, placement)
+            cropped = np.stack([resample_mask(mask, geometry.cropped_shape) for mask in labels])
+        return self._placed(cropped, geometry)
 
-    def restore_image(self, images: NDArray[np.uint8], placement: Placement) -> NDArray[np.uint8]:
+    def restore_image(self, images: NDArray[np.uint8], geometry: GeometryRecord) -> NDArray[np.uint8]:
         """Put whole numbers (K, X, Y, Z) of the network's grid back on the scan's own grid, interpolated linearly.
 
         Outside the crop there is 0.
         """
-        cropped = [np.rint(resample_image(image, placement.cropped_shape)).astype(np.uint8) for image in images]
-        return self._placed(np.stack(cropped), placement)
+        cropped = [np.rint(resample_image(image, geometry.cropped_shape)).astype(np.uint8) for image in images]
+        return self._placed(np.stack(cropped), geometry)
 
-    def _placed(self, cropped: NDArray[Any], placement: Placement) -> NDArray[Any]:
+    def _placed(self, cropped: NDArray[Any], geometry: GeometryRecord) -> NDArray[Any]:
         """Undo crop and orientation of (..., X, Y, Z); 0 outside the crop."""
-        oriented = np.zeros((*cropped.shape[:-3], *placement.oriented_shape), dtype=cropped.dtype)
-        x, y, z = _slices(placement.box)
+        oriented = np.zeros((*cropped.shape[:-3], *geometry.oriented_shape), dtype=cropped.dtype)
+        x, y, z = _slices(geometry.box)
         oriented[..., x, y, z] = cropped
-        _, oriented_affine = reorient(np.broadcast_to(np.uint8(0), placement.shape), placement.affine, self.orientation)
-        return np.ascontiguousarray(_turned_back(oriented, oriented_affine, placement.affine))
+        _, oriented_affine = reorient(np.broadcast_to(np.uint8(0), geometry.shape), geometry.affine, self.orientation)
+        return np.ascontiguousarray(_turned_back(oriented, oriented_affine, geometry.affine))
 
 
 def _triple(shape: tuple[int, ...]) -> tuple[int, int, int]:

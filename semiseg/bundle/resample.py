@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-Range = tuple[int, int]
-CHUNK = 1 << 24  # voxels of the new grid that are decided at once: 128 MB beside the result
+Interval = tuple[int, int]
+CHUNK_VOXELS = 1 << 24  # voxels of the new grid that are decided at once: 128 MB beside the result
 
 
 def resampled_shape(shape: Sequence[int], spacing: Sequence[float], target: Sequence[float]) -> tuple[int, int, int]:
@@ -50,7 +50,7 @@ class _Taps:
         low = np.floor(at).astype(np.intp)
         return cls(low, np.minimum(low + 1, old - 1), (at - low).astype(np.float32))
 
-    def touched_by(self, old: Range) -> Range:
+    def touched_by(self, old: Interval) -> Interval:
         """The new voxels that some of the old ones ``old`` have a share in."""
         return int(np.searchsorted(self.high, old[0])), int(np.searchsorted(self.low, old[1]))
 
@@ -103,18 +103,18 @@ def resample_mask(mask: NDArray[np.bool_], new_shape: Sequence[int]) -> NDArray[
     return resample_labels(mask.astype(np.uint8), new_shape).astype(bool)
 
 
-def _parts(boxes: Sequence[Sequence[Range]]) -> Iterator[list[Range]]:
-    """What all boxes lie in, cut along the first axis into parts of at most ``CHUNK`` voxels."""
+def _parts(boxes: Sequence[Sequence[Interval]]) -> Iterator[list[Interval]]:
+    """What all boxes lie in, cut along the first axis into parts of at most ``CHUNK_VOXELS`` voxels."""
     if not boxes:
         return
     (x0, x1), y, z = ((min(box[k][0] for box in boxes), max(box[k][1] for box in boxes)) for k in range(3))
-    planes = max(1, CHUNK // max(1, (y[1] - y[0]) * (z[1] - z[0])))
+    planes = max(1, CHUNK_VOXELS // max(1, (y[1] - y[0]) * (z[1] - z[0])))
     for start in range(x0, x1, planes):
         yield [(start, min(start + planes, x1)), y, z]
 
 
 def _interpolated(
-    array: NDArray[Any], taps: Sequence[_Taps], box: Sequence[Range], label: int | None = None
+    array: NDArray[Any], taps: Sequence[_Taps], box: Sequence[Interval], label: int | None = None
 ) -> NDArray[np.float32]:
     """The new voxels in ``box``, of an image or of the mask of ``label``, an axis at a time.
 

@@ -15,7 +15,7 @@ Window = tuple[Size, Size, Size]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def precision_named(name: str | None) -> Precision | None:
+def parse_precision(name: str | None) -> Precision | None:
     """The precision of this name; None for None.
 
     Raises:
@@ -89,6 +89,6 @@ class Variant(_Document):
     file: str
     parity: tuple[Parity, ...] = ()
 
-    def proved_on(self, engine: str) -> bool:
+    def verified_on(self, engine: str) -> bool:
         """Whether it passed the gate when this engine ran it."""
         return any(parity.engine == engine for parity in self.parity)

@@ -20,11 +20,11 @@ import numpy as np
 
 from semiseg.collection.dicom import plan_dicom
 from semiseg.collection.nnunet import is_nnunet, plan_nnunet
-from semiseg.collection.plan import Plan, Wishes
-from semiseg.collection.pseudonyms import Pseudonyms, read_mapping, with_new, write_mapping
-from semiseg.collection.report import Line, write_report
-from semiseg.collection.scans import Read, Scan
-from semiseg.dataset.description import read_json
+from semiseg.collection.plan import CollectionPlan, CollectOptions
+from semiseg.collection.pseudonyms import Pseudonyms, assign_case_ids, read_mapping, write_mapping
+from semiseg.collection.report import ReportEntry, write_report
+from semiseg.collection.scans import LoadedScan, SourceScan
+from semiseg.dataset.dataset_json import read_json
 from semiseg.dataset.folder import Dataset, load_dataset
 from semiseg.errors import DatasetError, InputError, VolumeError
 from semiseg.system.durable_files import atomic_file, rename
@@ -36,7 +36,7 @@ Progress = Callable[[str, int, int | None], None]
 
 
 @dataclass(frozen=True)
-class Collected:
+class CollectionResult:
     """What a collection left behind.
 
     Attributes:
@@ -44,21 +44,21 @@ class Collected:
         mapping: the file of case ids and patients.
         known: how many of the collected scans had an id in the mapping already.
         report: the report as CSV and as JSON.
-        lines: its lines.
+        entries: its entries.
     """
 
     folder: Path
     mapping: Path
     known: int
     report: tuple[Path, Path]
-    lines: tuple[Line, ...]
+    entries: tuple[ReportEntry, ...]
 
 
 @dataclass(frozen=True)
 class _Written:
     """A scan that lies in the working folder under a number."""
 
-    scan: Scan
+    scan: SourceScan
     number: int
     labelled: bool
 
@@ -66,18 +66,18 @@ class _Written:
 def collect(
     source: Path,
     out: Path,
-    wishes: Wishes | None = None,
+    options: CollectOptions | None = None,
     *,
     mapping: Path | None = None,
     add: bool = False,
     progress: Progress | None = None,
-) -> Collected:
+) -> CollectionResult:
     """Make a dataset of all scans in ``source``, or add them to one.
 
     Args:
         source: a folder of DICOM files in any order, or a folder as nnU-Net has it.
         out: the dataset folder.
-        wishes: which scans, channels and structures.
+        options: which scans, channels and structures.
         mapping: where case ids and patients are written down; ``OUT-mapping.csv`` beside ``out`` by default. Scans that
             an existing file knows keep their ids; its rows are never lost. The report lies beside it.
         add: extend the dataset that ``out`` is, instead of making a new one.
@@ -97,21 +97,23 @@ def collect(
             f"{path} does not hold the case ids of {out}; without them no scan can be told from the new ones."
         )
     tell = progress or (lambda what, done, of: None)
-    plan = _plan(Path(source), wishes or Wishes(), existing, tell)
+    plan = _plan(Path(source), options or CollectOptions(), existing, tell)
     if existing is not None and plan.channels != existing.channels:
         raise DatasetError(
             f"{out} has the channels {', '.join(existing.channels)}, the source {', '.join(plan.channels)}."
         )
-    lines = list(plan.lines)
+    entries = list(plan.entries)
     report = path.with_name(f"{out.name}-report")
     with _working_folder(out) as work:
-        written = _write_scans(plan, work, names, existing, lines, tell)
+        written = _write_scans(plan, work, names, existing, entries, tell)
         if not written:
-            files = write_report(lines, report)
+            files = write_report(entries, report)
             raise InputError(f"No scan could be collected; {files[0]} says why.")
-        ids = with_new(names, (w.scan.origin for w in written), existing.cases if existing else ())
+        ids = assign_case_ids(names, (w.scan.origin for w in written), existing.cases if existing else ())
         case_of = {w.scan.origin.key: ids.case_of[w.scan.origin.key] for w in written}
-        lines = [replace(line, case=case_of.get(line.case, line.case)) if line.case else line for line in lines]
+        entries = [
+            replace(entry, case=case_of.get(entry.case, entry.case)) if entry.case else entry for entry in entries
+        ]
         _name_files(written, work, case_of)
         document = _document(plan, out, existing, {case_of[w.scan.origin.key]: w.labelled for w in written})
         _write_json(work / "dataset.json", document)
@@ -121,9 +123,9 @@ def collect(
             rename(work, out)
         else:
             _move_into(work, out)
-    lines += _remarks(plan, ids, {*case_of.values(), *(existing.cases if existing else ())})
+    entries += _remarks(plan, ids, {*case_of.values(), *(existing.cases if existing else ())})
     known = sum(key in names.case_of for key in case_of)
-    return Collected(out, path, known, write_report(lines, report), tuple(lines))
+    return CollectionResult(out, path, known, write_report(entries, report), tuple(entries))
 
 
 def _require_apart(source: Path, out: Path, mapping: Path) -> None:
@@ -146,10 +148,10 @@ def _existing(out: Path, add: bool) -> Dataset | None:
     return load_dataset(out) if add else None
 
 
-def _plan(source: Path, wishes: Wishes, existing: Dataset | None, tell: Progress) -> Plan:
+def _plan(source: Path, options: CollectOptions, existing: Dataset | None, tell: Progress) -> CollectionPlan:
     if is_nnunet(source):
-        return plan_nnunet(source, wishes, existing)
-    return plan_dicom(source, wishes, existing, lambda done: tell("Looking at files", done, None))
+        return plan_nnunet(source, options, existing)
+    return plan_dicom(source, options, existing, lambda done: tell("Looking at files", done, None))
 
 
 @contextlib.contextmanager
@@ -167,24 +169,31 @@ def _working_folder(out: Path) -> Iterator[Path]:
 
 
 def _write_scans(
-    plan: Plan, work: Path, names: Pseudonyms, existing: Dataset | None, lines: list[Line], tell: Progress
+    plan: CollectionPlan,
+    work: Path,
+    names: Pseudonyms,
+    existing: Dataset | None,
+    entries: list[ReportEntry],
+    tell: Progress,
 ) -> list[_Written]:
-    """Read every scan and write it under its number; what cannot be used becomes a line."""
+    """Read every scan and write it under its number; what cannot be used becomes an entry."""
     written: list[_Written] = []
     seen: dict[str, str] = {}
     for number, scan in enumerate(plan.scans):
         tell("Reading scans", number, len(plan.scans))
         there = _there(scan, names, existing)
         if there:
-            lines.append(Line("already there", "scan", scan.name, case=there))
+            entries.append(ReportEntry("already there", "scan", scan.name, case=there))
             continue
         try:
             read = scan.read()
             _require_content(read)
             _require_new(read, scan, seen)
         except VolumeError as error:
-            lines.append(Line("refused", "scan", scan.name, str(error)))
-            lines += [Line("left out", "label", label, "Its scan was refused.") for label in scan.outlined_by]
+            entries.append(ReportEntry("refused", "scan", scan.name, str(error)))
+            entries += [
+                ReportEntry("left out", "label", label, "Its scan was refused.") for label in scan.label_file_names
+            ]
             continue
         grid = read.channels[0]
         write_nifti(work / "imagesTr" / f"{number}.nii.gz", read.image(), grid.affine)
@@ -193,29 +202,29 @@ def _write_scans(
         # The id is not known yet: the key stands for it until all scans are read.
         status = "unlabelled" if read.label is None else "labelled"
         key = scan.origin.key
-        lines.append(Line("unlabelled" if status == "unlabelled" else "labelled", "scan", scan.name, case=key))
-        lines += [replace(line, case=key) for line in read.lines]
+        entries.append(ReportEntry("unlabelled" if status == "unlabelled" else "labelled", "scan", scan.name, case=key))
+        entries += [replace(entry, case=key) for entry in read.entries]
         written.append(_Written(scan, number, read.label is not None))
     tell("Reading scans", len(plan.scans), len(plan.scans))
     return written
 
 
-def _there(scan: Scan, names: Pseudonyms, existing: Dataset | None) -> str | None:
+def _there(scan: SourceScan, names: Pseudonyms, existing: Dataset | None) -> str | None:
     """The id of a scan that the dataset holds already; None if it is new or has got its first label."""
     case = names.case_of.get(scan.origin.key)
     if existing is None or case is None or case not in existing.cases:
         return None
-    return case if existing.cases[case].label is not None or not scan.outlined_by else None
+    return case if existing.cases[case].label is not None or not scan.label_file_names else None
 
 
-def _require_content(read: Read) -> None:
+def _require_content(read: LoadedScan) -> None:
     for volume in read.channels:
         low, high = volume.array.min(), volume.array.max()
         if low == high:
             raise VolumeError(f"Every voxel of the scan is {float(low):g}, so there is nothing to see.")
 
 
-def _require_new(read: Read, scan: Scan, seen: dict[str, str]) -> None:
+def _require_new(read: LoadedScan, scan: SourceScan, seen: dict[str, str]) -> None:
     """Refuse voxels that another scan of this collection has: the same scan under two UIDs."""
     sum_ = hashlib.blake2b(digest_size=16)
     for volume in read.channels:
@@ -234,7 +243,7 @@ def _name_files(written: list[_Written], work: Path, case_of: dict[str, str]) ->
             numbered.rename(work / folder / f"{case_of[one.scan.origin.key]}.nii.gz")
 
 
-def _document(plan: Plan, out: Path, existing: Dataset | None, labelled: dict[str, bool]) -> dict[str, Any]:
+def _document(plan: CollectionPlan, out: Path, existing: Dataset | None, labelled: dict[str, bool]) -> dict[str, Any]:
     """dataset.json of the new dataset, or of the old one and what is new."""
     cases = dict(labelled)
     document: dict[str, Any] = {"name": out.name, "description": "Collected by semiseg collect"}
@@ -282,12 +291,14 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
 
 
-def _remarks(plan: Plan, ids: Pseudonyms, cases: set[str]) -> list[Line]:
+def _remarks(plan: CollectionPlan, ids: Pseudonyms, cases: set[str]) -> list[ReportEntry]:
     """What concerns the dataset as a whole."""
     labels = plan.labels()
     kept = {*labels, *(name for name in labels.values() if isinstance(name, str))}
-    lines = [
-        Line("note", "dataset", "", f"No scan holds a voxel of '{name}'" + ("." if name in kept else ": left out."))
+    entries = [
+        ReportEntry(
+            "note", "dataset", "", f"No scan holds a voxel of '{name}'" + ("." if name in kept else ": left out.")
+        )
         for name in plan.absent()
     ]
     scans_of: dict[str, list[str]] = defaultdict(list)
@@ -297,5 +308,5 @@ def _remarks(plan: Plan, ids: Pseudonyms, cases: set[str]) -> list[Line]:
     for patient, several in scans_of.items():
         if len(several) > 1:
             reason = f"{', '.join(sorted(several))} are one patient's: keep them in one list of the split."
-            lines.append(Line("note", "patient", patient, reason))
-    return lines
+            entries.append(ReportEntry("note", "patient", patient, reason))
+    return entries

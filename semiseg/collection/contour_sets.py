@@ -24,10 +24,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from semiseg.collection.nesting import Relation, relation
+from semiseg.collection.contour_relations import ContourRelation, contour_relation
 from semiseg.collection.polygons import EXACT, FilledPolygon, fill_polygon
 
-Convention = Literal["hole", "united", "cancelled", "mixed", "twice"]
+ContourConvention = Literal["hole", "united", "cancelled", "mixed", "twice"]
 """What the standard leaves to the reader: a contour in another was a "hole"; crossing or repeated ones were "united",
 or "cancelled" each other by exclusive or; both types were "mixed"; a contour went round a part "twice"."""
 _SAME = 0.01  # pixels: contours that are nearer to each other than this all along are one contour
@@ -49,14 +49,14 @@ class Contour:
 
 
 @dataclass(frozen=True, eq=False)
-class Area:
+class FilledArea:
     """The pixels (X, Y) of a structure on one slice, and what was a matter of convention in reading them."""
 
     mask: NDArray[np.bool_]
-    conventions: frozenset[Convention] = field(default_factory=frozenset)
+    conventions: frozenset[ContourConvention] = field(default_factory=frozenset)
 
 
-def area_of(contours: Sequence[Contour], shape: tuple[int, int]) -> Area:
+def fill_contours(contours: Sequence[Contour], shape: tuple[int, int]) -> FilledArea:
     """The pixels that ``contours`` enclose together, as the module says; centres on an outline belong to it.
 
     Args:
@@ -64,7 +64,7 @@ def area_of(contours: Sequence[Contour], shape: tuple[int, int]) -> Area:
         shape: pixels along i and j.
     """
     filled = [fill_polygon(c.points, shape, c.tolerance) for c in contours]
-    told: set[Convention] = {"twice"} if any(one.twice.any() for one in filled) else set()
+    told: set[ContourConvention] = {"twice"} if any(one.twice.any() for one in filled) else set()
     inside, edges = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
     for one in filled:
         if not one.inside.any():  # a line or a point, which cuts no hole and joins nothing
@@ -81,10 +81,10 @@ def area_of(contours: Sequence[Contour], shape: tuple[int, int]) -> Area:
         told |= {"hole"} if nested else set()
     for group in groups:
         _add([filled[solid[k]] for k in group], inside, edges)
-    return Area(inside | edges, frozenset(told))
+    return FilledArea(inside | edges, frozenset(told))
 
 
-def _grouped(contours: Sequence[Contour], joining: tuple[Relation, ...]) -> tuple[list[list[int]], bool]:
+def _grouped(contours: Sequence[Contour], joining: tuple[ContourRelation, ...]) -> tuple[list[list[int]], bool]:
     """The contours in groups; those of a ``joining`` relation are in one, directly or through others.
 
     Returns:
@@ -95,7 +95,7 @@ def _grouped(contours: Sequence[Contour], joining: tuple[Relation, ...]) -> tupl
     for a, b in _near_pairs(contours):
         if group_of[a] == group_of[b]:
             continue
-        how = relation(contours[a].points, contours[b].points, _tolerance(contours[a], contours[b]))
+        how = contour_relation(contours[a].points, contours[b].points, _tolerance(contours[a], contours[b]))
         if how in joining:
             old, new = group_of[b], group_of[a]
             group_of = [new if group == old else group for group in group_of]

@@ -8,111 +8,111 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from semiseg.collection.label_file import LabelFile
-from semiseg.collection.matching import Matches, match_labels
-from semiseg.collection.plan import Plan, Wishes
-from semiseg.collection.pseudonyms import Origin
-from semiseg.collection.report import Line
-from semiseg.collection.scans import FileScan, Scan, SeriesScan
-from semiseg.collection.sources import Found, ImageSeries, look
-from semiseg.collection.structures import Structures, continued, number_names
-from semiseg.dataset.description import some
+from semiseg.collection.label_matching import LabelMatches, match_labels
+from semiseg.collection.plan import CollectionPlan, CollectOptions
+from semiseg.collection.pseudonyms import SourceRecord
+from semiseg.collection.report import ReportEntry
+from semiseg.collection.scans import FileScan, SeriesScan, SourceScan
+from semiseg.collection.source_index import ImageSeries, SourceIndex, index_source
+from semiseg.collection.structures import Structures, extend_structures, number_names
+from semiseg.dataset.dataset_json import abbreviate_ids
 from semiseg.dataset.folder import Dataset
 from semiseg.errors import InputError
-from semiseg.volumes.formats.registry import formats_of
+from semiseg.volumes.formats.registry import format_names
 
 _TELLING, _TELLING_WITHIN = 3, 5  # characters: shorter parts of a name are words, or in words, of their own
 
 
 def plan_dicom(
-    root: Path, wishes: Wishes, extended: Dataset | None = None, progress: Callable[[int], None] | None = None
-) -> Plan:
+    root: Path, options: CollectOptions, extended: Dataset | None = None, progress: Callable[[int], None] | None = None
+) -> CollectionPlan:
     """Look through ``root`` and say what becomes of every image series in it.
 
     Args:
         root: the source folder.
-        wishes: what was asked for.
+        options: what was asked for.
         extended: the dataset that new scans are added to; its structures go on.
         progress: called with the number of files looked at.
 
     Raises:
         InputError: nothing to collect, or something that only the person can decide.
     """
-    found = look(root, progress)
-    matches = match_labels(found, wishes.matches)
-    series, left_out = _asked_for(found, wishes)
+    found = index_source(root, progress)
+    matches = match_labels(found, options.matches)
+    series, left_out = _asked_for(found, options)
     if not series and not matches.images:
         raise InputError(_nothing(found, left_out))
-    groups, refused = _by_channel(found, series, wishes)
-    channels = tuple(wishes.channels) or (_one_modality(series, wishes) if series else "image",)
-    labels_of = [[label for s in group for label in matches.of_series.get(s.key, ())] for group in groups]
+    groups, refused = _by_channel(found, series, options)
+    channels = tuple(options.channels) or (_one_modality(series, options) if series else "image",)
+    labels_of = [[label for s in group for label in matches.by_series.get(s.key, ())] for group in groups]
     taken = {s.key for group in groups for s in group}
     orphans = [
-        Line("left out", "label", found.name(label.path), "Its scan was refused or not asked for.")
-        for key, labels in matches.of_series.items()
+        ReportEntry("left out", "label", found.display_path(label.path), "Its scan was refused or not asked for.")
+        for key, labels in matches.by_series.items()
         if key not in taken
         for label in labels
     ]
     everything = [label for labels in (*labels_of, *matches.images.values()) for label in labels]
-    structures = _structures(found, everything, wishes, extended)
-    scans: list[Scan] = [
+    structures = _structures(found, everything, options, extended)
+    scans: list[SourceScan] = [
         _scan(found, matches, group, labels, structures) for group, labels in zip(groups, labels_of, strict=True)
     ]
     if matches.images and len(channels) > 1:
         raise InputError("A volume in a file that the CSV names is one channel; --channels is for DICOM series.")
     for path, labels in matches.images.items():
-        origin = Origin(key=str(path), folder=str(path))
-        scans.append(FileScan(origin, found.name(path), tuple(labels), structures, found.name, path))
-    return Plan(
+        origin = SourceRecord(key=str(path), folder=str(path))
+        scans.append(FileScan(origin, found.display_path(path), tuple(labels), structures, found.display_path, path))
+    return CollectionPlan(
         channels=channels,
         scans=tuple(scans),
-        labels=structures.described,
-        absent=structures.absent,
-        lines=(*found.lines, *left_out, *refused, *matches.lines, *orphans),
+        labels=structures.labels_entry,
+        absent=structures.absent_names,
+        entries=(*found.entries, *left_out, *refused, *matches.entries, *orphans),
     )
 
 
-def _asked_for(found: Found, wishes: Wishes) -> tuple[list[ImageSeries], list[Line]]:
+def _asked_for(found: SourceIndex, options: CollectOptions) -> tuple[list[ImageSeries], list[ReportEntry]]:
     """The series of the modalities and descriptions asked for, and a line for every other."""
-    chosen, lines = [], []
+    chosen, entries = [], []
     for series in found.series.values():
         first = series.first
-        if wishes.modalities and first.modality.upper() not in {m.upper() for m in wishes.modalities}:
-            lines.append(
-                Line("left out", "scan", _name(found, series), f"Modality {first.modality} was not asked for.")
+        if options.modalities and first.modality.upper() not in {m.upper() for m in options.modalities}:
+            entries.append(
+                ReportEntry("left out", "scan", _name(found, series), f"Modality {first.modality} was not asked for.")
             )
-        elif wishes.descriptions and not any(_matches(first.description, p) for p in wishes.descriptions):
+        elif options.descriptions and not any(_matches(first.description, p) for p in options.descriptions):
             reason = f"Series Description '{first.description}' was not asked for."
-            lines.append(Line("left out", "scan", _name(found, series), reason))
+            entries.append(ReportEntry("left out", "scan", _name(found, series), reason))
         else:
             chosen.append(series)
-    return chosen, lines
+    return chosen, entries
 
 
-def _one_modality(series: list[ImageSeries], wishes: Wishes) -> str:
+def _one_modality(series: list[ImageSeries], options: CollectOptions) -> str:
     """The name of the only channel: its modality."""
     counts = Counter(s.first.modality for s in series)
     if len(counts) == 1:
         return next(iter(counts))
-    if wishes.modalities:  # several, by name: so it is meant
+    if options.modalities:  # several, by name: so it is meant
         return "image"
     listed = ", ".join(f"{modality} ({n})" for modality, n in counts.most_common())
     raise InputError(f"The image series are of several modalities, {listed}: name the one to collect with --modality.")
 
 
 def _by_channel(
-    found: Found, series: list[ImageSeries], wishes: Wishes
-) -> tuple[list[tuple[ImageSeries, ...]], list[Line]]:
+    found: SourceIndex, series: list[ImageSeries], options: CollectOptions
+) -> tuple[list[tuple[ImageSeries, ...]], list[ReportEntry]]:
     """Each series alone, or one series for each channel from every study."""
-    if not wishes.channels:
+    if not options.channels:
         return [(s,) for s in series], []
     studies: dict[str, list[ImageSeries]] = {}
-    lines: list[Line] = []
+    entries: list[ReportEntry] = []
     for one in series:
         studies.setdefault(one.first.study or f"no study {one.key}", []).append(one)
     groups = []
     for members in studies.values():
         fitting = {
-            name: [s for s in members if _matches(s.first.description, p)] for name, p in wishes.channels.items()
+            name: [s for s in members if _matches(s.first.description, p)] for name, p in options.channels.items()
         }
         taken = [s.key for fits in fitting.values() for s in fits]
         wrong = [f"{len(fits)} series for channel '{name}'" for name, fits in fitting.items() if len(fits) != 1]
@@ -120,27 +120,30 @@ def _by_channel(
             reason = (
                 f"The study has {', '.join(wrong) or 'one series for two channels'}; each channel needs one of its own."
             )
-            lines += [Line("refused", "scan", _name(found, s), reason) for s in members]
+            entries += [ReportEntry("refused", "scan", _name(found, s), reason) for s in members]
             continue
         groups.append(tuple(fits[0] for fits in fitting.values()))
         rest = [s for s in members if s.key not in taken]
-        lines += [Line("left out", "scan", _name(found, s), "Its description fits no channel.") for s in rest]
-    return groups, lines
+        entries += [ReportEntry("left out", "scan", _name(found, s), "Its description fits no channel.") for s in rest]
+    return groups, entries
 
 
-def _structures(found: Found, labels: Iterable[LabelFile], wishes: Wishes, extended: Dataset | None) -> Structures:
+def _structures(
+    found: SourceIndex, labels: Iterable[LabelFile], options: CollectOptions, extended: Dataset | None
+) -> Structures:
     """The structures to look for: those of the dataset, of ``--labels``, or all that the label files name."""
     files = list(labels)
     if extended is not None:
-        return continued(extended.segments, wishes.labels, wishes.overlap)
+        return extend_structures(extended.segments, options.labels, options.overlap)
     names = {name for label in files for name in label.names}
-    if wishes.labels is not None:
-        structures = Structures(wishes.labels, wishes.overlap)
+    if options.labels is not None:
+        structures = Structures(options.labels, options.overlap)
         named = {structures.value(name) for label in files for name in (*label.names, *label.unusable)}
         unknown = [name for value, name in structures.names.items() if value not in named]
         if files and unknown and all(label.kind != "label map" for label in files):
             raise InputError(
-                f"No label holds {some(unknown)}; the structures that there are: {some(sorted(names), 40)}."
+                f"No label holds {abbreviate_ids(unknown)}; "
+                f"the structures that there are: {abbreviate_ids(sorted(names), 40)}."
             )
         return structures
     unnamed = [label for label in files if label.kind == "label map"]
@@ -154,10 +157,10 @@ def _structures(found: Found, labels: Iterable[LabelFile], wishes: Wishes, exten
             "Give --matches, or name the structures to be outlined later with --labels NAME=1,OTHER=2."
         )
     _require_no_patient(found, names)
-    return Structures(number_names(names), wishes.overlap)
+    return Structures(number_names(names), options.overlap)
 
 
-def _require_no_patient(found: Found, names: set[str]) -> None:
+def _require_no_patient(found: SourceIndex, names: set[str]) -> None:
     """Names of structures go into the dataset: refuse those that hold a patient's name or id."""
     patients = {(s.first.patient, s.first.patient_name) for s in found.series.values()}
     parts = {part for both in patients for field in both for part in _parts(field) if len(part) >= _TELLING}
@@ -168,8 +171,8 @@ def _require_no_patient(found: Found, names: set[str]) -> None:
     ]
     if telling:
         raise InputError(
-            f"{some(telling)}: the name of a structure holds a patient's name or id, and would be in the dataset. "
-            "Name the structures with --labels."
+            f"{abbreviate_ids(telling)}: the name of a structure holds a patient's name or id, and would be in "
+            "the dataset. Name the structures with --labels."
         )
 
 
@@ -178,36 +181,40 @@ def _parts(field: str) -> list[str]:
 
 
 def _scan(
-    found: Found, matches: Matches, group: tuple[ImageSeries, ...], labels: list[LabelFile], structures: Structures
+    found: SourceIndex,
+    matches: LabelMatches,
+    group: tuple[ImageSeries, ...],
+    labels: list[LabelFile],
+    structures: Structures,
 ) -> SeriesScan:
     first = group[0].first
-    origin = Origin(
+    origin = SourceRecord(
         key=" ".join(s.first.series or str(s.folder.resolve()) for s in group),
         patient=first.patient,
         study=first.study,
         series=" ".join(s.first.series for s in group),
-        folder=found.name(group[0].folder),
+        folder=found.display_path(group[0].folder),
         description="; ".join(s.first.description for s in group),
     )
     chosen = frozenset(label.path for label in labels if label.path.resolve() in matches.chosen)
     name = "; ".join(_name(found, s) for s in group)
-    return SeriesScan(origin, name, tuple(labels), structures, found.name, group, chosen)
+    return SeriesScan(origin, name, tuple(labels), structures, found.display_path, group, chosen)
 
 
-def _name(found: Found, series: ImageSeries) -> str:
-    return f"{found.name(series.folder)} ({series.first.modality}, {series.first.series or 'no UID'})"
+def _name(found: SourceIndex, series: ImageSeries) -> str:
+    return f"{found.display_path(series.folder)} ({series.first.modality}, {series.first.series or 'no UID'})"
 
 
 def _matches(description: str, pattern: str) -> bool:
     return fnmatchcase(description.casefold(), pattern.casefold())
 
 
-def _nothing(found: Found, left_out: list[Line]) -> str:
+def _nothing(found: SourceIndex, left_out: list[ReportEntry]) -> str:
     if left_out:
         return f"None of the {len(left_out)} image series in {found.root} is of the modality and description asked for."
     if found.volumes:
         return (
-            f"{found.root} holds {len(found.volumes)} {formats_of(found.volumes)} file(s) and no DICOM images. Name "
+            f"{found.root} holds {len(found.volumes)} {format_names(found.volumes)} file(s) and no DICOM images. Name "
             "images and labels in the CSV of --matches, or give a folder with imagesTr/ and dataset.json."
         )
     return f"{found.root} holds no DICOM images."

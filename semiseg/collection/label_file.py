@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from semiseg.volumes.dicom_file import text, value
 
-Kind = Literal["SEG", "RTSTRUCT", "seg.nrrd", "label map"]
+LabelKind = Literal["SEG", "RTSTRUCT", "seg.nrrd", "label map"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class LabelFile:
     """
 
     path: Path
-    kind: Kind
+    kind: LabelKind
     names: tuple[str, ...] = ()
     unusable: dict[str, str] = field(default_factory=dict)
     instances: frozenset[str] = frozenset()
@@ -37,7 +37,7 @@ class LabelFile:
     frames: frozenset[str] = frozenset()
 
 
-class Outlines(Protocol):
+class LabelReader(Protocol):
     """An opened label file on the grid of its scan."""
 
     def mask(self, name: str) -> NDArray[np.bool_]:
@@ -47,7 +47,7 @@ class Outlines(Protocol):
             VolumeError: they cannot be told exactly.
         """
 
-    def remarks(self, name: str) -> list[str]:
+    def notes(self, name: str) -> list[str]:
         """What a reader of the report should know of a structure that was read."""
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from semiseg.collection.lattice import onto
+from semiseg.collection.grid_matching import reorder_to_grid
 from semiseg.errors import VolumeError
-from semiseg.volumes.images import read_stored
-from semiseg.volumes.nifti import labels_of
+from semiseg.volumes.image_files import read_image_file
+from semiseg.volumes.nifti import to_label_map
 from semiseg.volumes.volume import Volume
 
 
-class NiftiOutlines:
+class LabelMapReader:
     """A label map, opened on the grid of its scan.
 
     Args:
@@ -30,19 +30,19 @@ class NiftiOutlines:
 
     def __init__(self, path: Path, grid: Volume, value_of: Mapping[str, int], *, strict: bool) -> None:
         self._value_of = value_of
-        stored = read_stored(path)
-        self.file_remarks = tuple(remark.text for remark in stored.remarks)
-        label = labels_of(path, stored)
+        stored = read_image_file(path)
+        self.file_warnings = tuple(remark.text for remark in stored.warnings)
+        label = to_label_map(path, stored)
         try:
-            self._array = onto(grid, label)
+            self._array = reorder_to_grid(grid, label)
         except VolumeError as error:
             raise VolumeError(f"{path}: {error}") from error
         low, high = int(self._array.min()), int(self._array.max())
         if low < 0 or high > 255:
             raise VolumeError(f"{path}: values from {low} to {high} are no labels (1 to 255); is this an image?")
-        self.strange = sorted({int(v) for v in np.unique(self._array)} - {0, *value_of.values()})
-        if strict and self.strange:
-            values = ", ".join(map(str, self.strange[:8]))
+        self.unknown_values = sorted({int(v) for v in np.unique(self._array)} - {0, *value_of.values()})
+        if strict and self.unknown_values:
+            values = ", ".join(map(str, self.unknown_values[:8]))
             raise VolumeError(
                 f"{path}: holds the value(s) {values}, which --labels does not name; name the file in the CSV of "
                 f"--matches if it is a label map of which only some values are wanted."
@@ -52,6 +52,6 @@ class NiftiOutlines:
         """The voxels (X, Y, Z) that have the value of ``name``."""
         return np.asarray(self._array == self._value_of[name])
 
-    def remarks(self, name: str) -> list[str]:
+    def notes(self, name: str) -> list[str]:
         """Nothing: a label map says no more than its values."""
         return []

@@ -16,9 +16,9 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
-from semiseg.collection.contour_sets import Contour, Convention, area_of
+from semiseg.collection.contour_sets import Contour, ContourConvention, fill_contours
 from semiseg.collection.label_file import LabelFile, items, texts
-from semiseg.collection.rounding import rounded_by, settled
+from semiseg.collection.rounding import rounding_error, undo_rounding
 from semiseg.errors import VolumeError
 from semiseg.volumes.dicom_file import numbers, read_dicom, text
 from semiseg.volumes.dicom_geometry import lps_to_ras
@@ -28,7 +28,7 @@ _XOR = "CLOSEDPLANAR_XOR"
 SOLID = ("CLOSED_PLANAR", _XOR)
 """Contours that enclose an area; those of the second type are combined by exclusive or (PS3.3 C.8.8.6.3)."""
 _POINT = "POINT"
-_TOLD: dict[Convention, str] = {
+_TOLD: dict[ContourConvention, str] = {
     "hole": "'{name}' has contours inside others on {n} slice(s); they were read as holes, and contours in holes as "
     "islands.",
     "united": "'{name}' has contours that cross or repeat each other on {n} slice(s); they were united.",
@@ -78,7 +78,7 @@ def describe_rtstruct(path: Path) -> LabelFile:
     )
 
 
-class RtstructOutlines:
+class RtstructReader:
     """A structure set, opened on the grid of its scan.
 
     Args:
@@ -121,7 +121,7 @@ class RtstructOutlines:
             spreads.append(spread)
             slices[round(height)].append((height, outline))
         out = np.zeros(self._grid.shape, dtype=bool)
-        told: Counter[Convention] = Counter()
+        told: Counter[ContourConvention] = Counter()
         for k, outlines in slices.items():
             heights = [height for height, _ in outlines]
             if max(heights) - min(heights) > _ONE_PLANE:
@@ -130,14 +130,14 @@ class RtstructOutlines:
                     f"{self._path}: structure '{name}' has contours in planes {apart:.2f} mm apart that fall on one "
                     f"slice ({k + 1} of {self._grid.shape[2]}); it was drawn on thinner slices than the scan's."
                 )
-            area = area_of([outline for _, outline in outlines], self._grid.shape[:2])
+            area = fill_contours([outline for _, outline in outlines], self._grid.shape[:2])
             out[:, :, k] = area.mask
             told.update(area.conventions)
         bent = [spread * self._grid.spacing[2] for spread in spreads if spread > _ONE_PLANE]
         self._remarks[name] = _remarks(name, slices, out, points, bent, told)
         return out
 
-    def remarks(self, name: str) -> list[str]:
+    def notes(self, name: str) -> list[str]:
         """What was skipped in drawing, was left out, or is a matter of convention; once the mask was asked for."""
         return self._remarks[name]
 
@@ -171,7 +171,7 @@ class RtstructOutlines:
                 f"{self._path}: structure '{name}' has a contour on no slice of the scan (at slice {where} of "
                 f"{self._grid.shape[2]})."
             )
-        corners, tolerance = settled(indices[:, :2], rounded_by(points, to_index))
+        corners, tolerance = undo_rounding(indices[:, :2], rounding_error(points, to_index))
         exclusive = text(contour, "ContourGeometricType", self._path) == _XOR
         return height, float(np.ptp(indices[:, 2])), Contour(_once(corners), tolerance, exclusive)
 
@@ -193,7 +193,7 @@ def _remarks(
     mask: NDArray[np.bool_],
     points: int,
     bent: Sequence[float],
-    told: Counter[Convention],
+    told: Counter[ContourConvention],
 ) -> list[str]:
     """What the report says of a structure that was read from contours on ``slices``; ``bent`` are spreads in mm."""
     out = []

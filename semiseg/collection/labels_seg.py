@@ -13,11 +13,11 @@ import pydicom
 from numpy.typing import NDArray
 from pydicom.pixels.utils import iter_pixels
 
+from semiseg.collection.grid_matching import GridMapping, find_in_grid
 from semiseg.collection.label_file import LabelFile, items, texts
-from semiseg.collection.lattice import Placement, place
 from semiseg.errors import VolumeError
 from semiseg.volumes.dicom_file import PARSING_ERRORS, numbers, one_line, read_dicom, text
-from semiseg.volumes.dicom_geometry import lps_to_ras, plane_of
+from semiseg.volumes.dicom_geometry import lps_to_ras, make_plane
 from semiseg.volumes.volume import Volume
 
 
@@ -52,7 +52,7 @@ def describe_seg(path: Path) -> LabelFile:
     )
 
 
-class SegOutlines:
+class SegReader:
     """A SEG, opened on the grid of its scan.
 
     BINARY segments are taken as they are, FRACTIONAL ones from half of the maximum value on, and LABELMAP ones by
@@ -93,7 +93,7 @@ class SegOutlines:
             raise VolumeError(f"{self._path}: the frames of the SEG cannot be decoded ({one_line(error)}).") from error
         return out
 
-    def remarks(self, name: str) -> list[str]:
+    def notes(self, name: str) -> list[str]:
         """Whether several segments were put together."""
         count = sum(called == name for called in self._names.values())
         return [f"'{name}' is {count} segments of the SEG put together."] if count > 1 else []
@@ -111,7 +111,7 @@ def _names(seg: pydicom.Dataset, path: Path) -> dict[int, str]:
     return out
 
 
-def _frames(seg: pydicom.Dataset, path: Path, grid: Volume, *, labelmap: bool) -> list[tuple[int, Placement]]:
+def _frames(seg: pydicom.Dataset, path: Path, grid: Volume, *, labelmap: bool) -> list[tuple[int, GridMapping]]:
     """(segment number, place in the grid) of every frame, in the order of the pixel data."""
     size = [numbers(seg, keyword, path) for keyword in ("Rows", "Columns", "NumberOfFrames")]
     if any(found is None for found in size):
@@ -133,7 +133,7 @@ def _frames(seg: pydicom.Dataset, path: Path, grid: Volume, *, labelmap: bool) -
 
 def _placement(
     frame: pydicom.Dataset, shared: pydicom.Dataset, size: tuple[int, int], path: Path, grid: Volume, number: int
-) -> Placement:
+) -> GridMapping:
     found = [
         _functional(frame, shared, sequence, keyword, path)
         for sequence, keyword in (
@@ -145,13 +145,13 @@ def _placement(
     if any(values is None for values in found):
         raise VolumeError(f"{path}: frame {number} of the SEG does not say where it lies in the patient.")
     position, orientation, spacing = (values for values in found if values is not None)
-    plane = plane_of(position, orientation, spacing, size)
+    plane = make_plane(position, orientation, spacing, size)
     affine = np.zeros((4, 3))
     affine[:3, 0] = np.array(plane.along_row) * plane.column_spacing
     affine[:3, 1] = np.array(plane.along_column) * plane.row_spacing
     affine[:, 2] = (*plane.position, 1)
     try:
-        return place(grid, lps_to_ras(affine), (plane.columns, plane.rows))
+        return find_in_grid(grid, lps_to_ras(affine), (plane.columns, plane.rows))
     except VolumeError as error:
         raise VolumeError(f"{path}: frame {number} of the SEG lies on another grid than the scan: {error}") from error
 

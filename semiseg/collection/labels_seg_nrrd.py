@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from semiseg.collection.grid_matching import find_in_grid
 from semiseg.collection.label_file import LabelFile
-from semiseg.collection.lattice import place
 from semiseg.errors import VolumeError
 from semiseg.volumes.formats.nrrd_header import parse_nrrd
-from semiseg.volumes.seg_nrrd import read_seg_nrrd, segments_of
+from semiseg.volumes.seg_nrrd import parse_segments, read_seg_nrrd
 from semiseg.volumes.volume import Volume
 
 
@@ -24,13 +24,13 @@ def describe_seg_nrrd(path: Path) -> LabelFile:
     Raises:
         VolumeError: not readable, or without segments.
     """
-    segments = segments_of(parse_nrrd(path))
+    segments = parse_segments(parse_nrrd(path))
     if not segments:
         raise VolumeError(f"{path}: the Slicer segmentation describes no segments.")
     return LabelFile(path, "seg.nrrd", tuple(dict.fromkeys(segment.name for segment in segments)))
 
 
-class SegNrrdOutlines:
+class SegNrrdReader:
     """A Slicer segmentation, opened on the grid of its scan. Segments of one name are one structure.
 
     Args:
@@ -44,7 +44,7 @@ class SegNrrdOutlines:
     def __init__(self, path: Path, grid: Volume) -> None:
         self._grid = grid
         self._stored, self._segments = read_seg_nrrd(path)
-        self.file_remarks = tuple(remark.text for remark in self._stored.remarks)
+        self.file_warnings = tuple(remark.text for remark in self._stored.warnings)
         outlined = np.argwhere((self._stored.array != 0).any(axis=-1))
         if not len(outlined):
             self._placement = None
@@ -54,7 +54,7 @@ class SegNrrdOutlines:
         affine[:3, 3] += affine[:3, :3] @ first
         self._first = first
         try:
-            self._placement = place(grid, affine, tuple(int(n) for n in last - first + 1))
+            self._placement = find_in_grid(grid, affine, tuple(int(n) for n in last - first + 1))
         except VolumeError as error:
             raise VolumeError(f"{path}: the label lies on another grid than its scan: {error}") from error
 
@@ -69,7 +69,7 @@ class SegNrrdOutlines:
                 out[self._placement.indices(where.T)] = True
         return out
 
-    def remarks(self, name: str) -> list[str]:
+    def notes(self, name: str) -> list[str]:
         """A remark if several segments were put together."""
         count = sum(segment.name == name for segment in self._segments)
         return [f"'{name}' is {count} segments of the file put together."] if count > 1 else []

@@ -16,21 +16,21 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semiseg.collection.lattice import onto
-from semiseg.collection.plan import Plan, Wishes
-from semiseg.collection.pseudonyms import Origin
-from semiseg.collection.report import Line
-from semiseg.collection.scans import Read
-from semiseg.collection.sources import relative
-from semiseg.dataset.description import channels_of, file_ending_of, read_json, segments_of
-from semiseg.dataset.folder import Dataset, case_id_of, grid_difference
+from semiseg.collection.grid_matching import reorder_to_grid
+from semiseg.collection.plan import CollectionPlan, CollectOptions
+from semiseg.collection.pseudonyms import SourceRecord
+from semiseg.collection.report import ReportEntry
+from semiseg.collection.scans import LoadedScan
+from semiseg.collection.source_index import relative_posix_path
+from semiseg.dataset.dataset_json import parse_channels, parse_file_ending, parse_segments, read_json
+from semiseg.dataset.folder import Dataset, grid_difference, parse_case_id
 from semiseg.errors import DatasetError, InputError, VolumeError
-from semiseg.volumes.formats.registry import is_image, suffixes
-from semiseg.volumes.images import channels_of as volumes_of
-from semiseg.volumes.images import read_stored
-from semiseg.volumes.kinds import has_header, what_is
+from semiseg.volumes.file_types import describe_file, has_detached_header
+from semiseg.volumes.formats.registry import is_image_file, suffixes
+from semiseg.volumes.image_files import read_image_file
+from semiseg.volumes.image_files import split_channels as volumes_of
 from semiseg.volumes.nifti import read_labels
-from semiseg.volumes.segmentation import Segment, overlapping
+from semiseg.volumes.segmentation import Segment, are_overlapping
 from semiseg.volumes.volume import Volume
 
 _NUMBERED = re.compile(r"(.+)_(\d{4})")
@@ -41,13 +41,13 @@ def is_nnunet(root: Path) -> bool:
     return (root / "imagesTr").is_dir() or (root / "dataset.json").is_file()
 
 
-def plan_nnunet(root: Path, wishes: Wishes, extended: Dataset | None = None) -> Plan:
+def plan_nnunet(root: Path, options: CollectOptions, extended: Dataset | None = None) -> CollectionPlan:
     """Say what becomes of every case of the folder.
 
     Raises:
-        InputError: it contradicts itself, wishes that only DICOM can fulfil, or ``extended`` means something else.
+        InputError: it contradicts itself, options that only DICOM can fulfil, or ``extended`` means something else.
     """
-    if wishes != Wishes():
+    if options != CollectOptions():
         raise InputError(
             f"{root} has a dataset.json that names its channels and labels; --labels, --matches, --overlap, "
             "--modality, --series and --channels are for DICOM folders."
@@ -56,26 +56,26 @@ def plan_nnunet(root: Path, wishes: Wishes, extended: Dataset | None = None) -> 
     if not described.is_file():
         raise InputError(f"{root} has no dataset.json, so what its channels and label values mean is not known.")
     document = read_json(described)
-    channels, segments = channels_of(document, described), segments_of(document, described)
+    channels, segments = parse_channels(document, described), parse_segments(document, described)
     if extended is not None:
         _require_same(root, channels, segments, extended)
-    lines: list[Line] = []
+    entries: list[ReportEntry] = []
     present: set[int] = set()
     scans = []
-    for case, images, label in _cases(root, document, lines):
+    for case, images, label in _cases(root, document, entries):
         if len(images) not in (1, len(channels)):
             reason = f"It has {len(images)} image file(s) for {len(channels)} channel(s) ({', '.join(channels)})."
-            lines.append(Line("refused", "scan", case, reason))
+            entries.append(ReportEntry("refused", "scan", case, reason))
             continue
-        origin = Origin(key=f"{root.resolve()} {case}", folder=str(root), description=case)
+        origin = SourceRecord(key=f"{root.resolve()} {case}", folder=str(root), description=case)
         scans.append(NnunetScan(origin, case, tuple(images), label, channels, segments, present, root))
-    return Plan(
+    return CollectionPlan(
         channels=channels,
         scans=tuple(scans),
         labels=lambda: _labels(segments),
         painted=tuple(s.painted for s in segments if s.painted is not None),
         absent=lambda: [s.name for s in segments if not present & set(s.reference_values)],
-        lines=tuple(lines),
+        entries=tuple(entries),
     )
 
 
@@ -87,7 +87,7 @@ class NnunetScan:
         present: label values that were found in any scan; reading adds to it.
     """
 
-    origin: Origin
+    origin: SourceRecord
     name: str
     images: tuple[Path, ...]
     label: Path | None
@@ -97,40 +97,46 @@ class NnunetScan:
     root: Path
 
     @property
-    def outlined_by(self) -> tuple[str, ...]:
+    def label_file_names(self) -> tuple[str, ...]:
         """Its label file."""
-        return () if self.label is None else (relative(self.label, self.root),)
+        return () if self.label is None else (relative_posix_path(self.label, self.root),)
 
-    def read(self) -> Read:
+    def read(self) -> LoadedScan:
         """Read the channels, then the label on their grid."""
         volumes: list[Volume] = []
-        notes: list[Line] = []
+        notes: list[ReportEntry] = []
         one_each = len(self.images) == len(self.channels)
         for path, names in zip(
             self.images, [(c,) for c in self.channels] if one_each else [self.channels], strict=True
         ):
-            stored = read_stored(path)
+            stored = read_image_file(path)
             volumes += volumes_of(path, stored, names).values()
-            notes += [Line("note", "scan", relative(path, self.root), remark.text) for remark in stored.remarks]
+            notes += [
+                ReportEntry("note", "scan", relative_posix_path(path, self.root), remark.text)
+                for remark in stored.warnings
+            ]
         for path, volume in zip(self.images, volumes, strict=False):
             problem = grid_difference(volumes[0], volume)
             if problem:
                 raise VolumeError(f"{path} lies on another grid than {self.images[0].name}: {problem}.")
         try:
-            return Read(tuple(volumes), self._label(volumes[0]), tuple(notes))
+            return LoadedScan(tuple(volumes), self._label(volumes[0]), tuple(notes))
         except VolumeError as error:
             assert self.label is not None
-            line = Line(
-                "refused", "label", relative(self.label, self.root), f"{error} The scan is taken as unlabelled."
+            line = ReportEntry(
+                "refused",
+                "label",
+                relative_posix_path(self.label, self.root),
+                f"{error} The scan is taken as unlabelled.",
             )
-            return Read(tuple(volumes), None, (*notes, line))
+            return LoadedScan(tuple(volumes), None, (*notes, line))
 
     def _label(self, grid: Volume) -> NDArray[np.uint8] | None:
         if self.label is None:
             return None
         label = read_labels(self.label)
         try:
-            array = onto(grid, label)
+            array = reorder_to_grid(grid, label)
         except VolumeError as error:
             raise VolumeError(f"{self.label}: {error}") from error
         known = {value for segment in self.segments for value in segment.reference_values}
@@ -152,31 +158,37 @@ def _require_same(root: Path, channels: tuple[str, ...], segments: tuple[Segment
 
 
 def _labels(segments: tuple[Segment, ...]) -> dict[str, Any]:
-    if overlapping(segments):
+    if are_overlapping(segments):
         return {"background": 0, **{s.name: list(s.reference_values) for s in segments}}
     return {"0": "background", **{str(s.label): s.name for s in segments}}
 
 
-def _cases(root: Path, document: dict[str, Any], lines: list[Line]) -> list[tuple[str, list[Path], Path | None]]:
-    """(case, image files in the order of the channels, label file) of every case; lines for what is none."""
+def _cases(
+    root: Path, document: dict[str, Any], entries: list[ReportEntry]
+) -> list[tuple[str, list[Path], Path | None]]:
+    """(case, image files in the order of the channels, label file) of every case; entries for what is none."""
     if "dataset" in document:
         return _cases_of_table(root, document["dataset"])
-    ending = file_ending_of(document, root / "dataset.json")
-    images = _by_id(root, "imagesTr", lines, ending)
-    labels = _by_id(root, "labelsTr", lines, ending)
+    ending = parse_file_ending(document, root / "dataset.json")
+    images = _by_id(root, "imagesTr", entries, ending)
+    labels = _by_id(root, "labelsTr", entries, ending)
     if not images:
         wanted = "NIfTI files or other volumes that are read" if ending is None else f"volumes named {ending}"
         raise InputError(f"{root}/imagesTr holds no {wanted}.")
     # A Decathlon case may end in four digits too: then its label has that very name, or dataset.json lists the file.
     plain = bool(set(labels) & set(images)) or _listed(root, document)
-    grouped = {case: [path] for case, path in images.items()} if plain else _grouped(images, lines)
+    grouped = {case: [path] for case, path in images.items()} if plain else _grouped(images, entries)
     out: list[tuple[str, list[Path], Path | None]] = []
     for case, paths in sorted(grouped.items()):
         out.append((case, paths, labels.pop(case, None)))
     for case, path in labels.items():
-        lines.append(Line("refused", "label", relative(path, root), f"There is no image of '{case}' that can be used."))
+        entries.append(
+            ReportEntry(
+                "refused", "label", relative_posix_path(path, root), f"There is no image of '{case}' that can be used."
+            )
+        )
     if (root / "imagesTs").is_dir():
-        lines.append(Line("left out", "file", "imagesTs", "The challenge's test images stay out."))
+        entries.append(ReportEntry("left out", "file", "imagesTs", "The challenge's test images stay out."))
     return out
 
 
@@ -187,7 +199,7 @@ def _listed(root: Path, document: dict[str, Any]) -> bool:
     return any(isinstance(image, str) and (root / image).is_file() for image in entries)
 
 
-def _grouped(images: dict[str, Path], lines: list[Line]) -> dict[str, list[Path]]:
+def _grouped(images: dict[str, Path], entries: list[ReportEntry]) -> dict[str, list[Path]]:
     """The files of each case in the order of its channels, from names such as ``liver_001_0000``."""
     numbered: dict[str, dict[int, Path]] = defaultdict(dict)
     for name, path in images.items():
@@ -195,14 +207,18 @@ def _grouped(images: dict[str, Path], lines: list[Line]) -> dict[str, list[Path]
         if found:
             numbered[found[1]][int(found[2])] = path
         else:
-            lines.append(Line("refused", "scan", name, "Its name does not end in the number of a channel (_0000)."))
+            entries.append(
+                ReportEntry("refused", "scan", name, "Its name does not end in the number of a channel (_0000).")
+            )
     out = {}
     for case, by_number in numbered.items():
         if sorted(by_number) == list(range(len(by_number))):
             out[case] = [by_number[number] for number in sorted(by_number)]
         else:
             numbers = ", ".join(f"{number:04d}" for number in sorted(by_number))
-            lines.append(Line("refused", "scan", case, f"Its channels are numbered {numbers}, which leaves a gap."))
+            entries.append(
+                ReportEntry("refused", "scan", case, f"Its channels are numbered {numbers}, which leaves a gap.")
+            )
     return out
 
 
@@ -219,21 +235,21 @@ def _cases_of_table(root: Path, table: Any) -> list[tuple[str, list[Path], Path 
     return out
 
 
-def _by_id(root: Path, folder: str, lines: list[Line], ending: str | None) -> dict[str, Path]:
-    """The volumes of a folder by the ids in their names; lines for all other files but the voxels of pairs.
+def _by_id(root: Path, folder: str, entries: list[ReportEntry], ending: str | None) -> dict[str, Path]:
+    """The volumes of a folder by the ids in their names; entries for all other files but the voxels of pairs.
 
     Raises:
         InputError: two files of one id.
     """
     out: dict[str, Path] = {}
     for path in sorted((root / folder).iterdir()) if (root / folder).is_dir() else ():
-        if path.name.startswith(".") or not path.is_file() or has_header(path):
+        if path.name.startswith(".") or not path.is_file() or has_detached_header(path):
             continue
-        name, case_id = relative(path, root), case_id_of(path, ending)
-        if case_id is None or not is_image(path):
+        name, case_id = relative_posix_path(path, root), parse_case_id(path, ending)
+        if case_id is None or not is_image_file(path):
             known = ", ".join(suffixes()) if ending is None else ending
-            reason = f"Not a NIfTI file or another volume named {known}: it is {what_is(path)}."
-            lines.append(Line("refused", "file", name, reason))
+            reason = f"Not a NIfTI file or another volume named {known}: it is {describe_file(path)}."
+            entries.append(ReportEntry("refused", "file", name, reason))
         elif case_id in out:
             raise InputError(f"{root / folder} holds '{case_id}' twice: {out[case_id].name} and {path.name}.")
         else:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from semiseg.collection.report import Line
-from semiseg.collection.scans import Scan
+from semiseg.collection.report import ReportEntry
+from semiseg.collection.scans import SourceScan
 from semiseg.collection.structures import Overlap
 
 
 @dataclass(frozen=True)
-class Wishes:
+class CollectOptions:
     """What the person who collects asked for.
 
     Attributes:
@@ -34,7 +34,7 @@ class Wishes:
 
 
 @dataclass(frozen=True)
-class Plan:
+class CollectionPlan:
     """Scans to read, in an order that is the same every time.
 
     Attributes:
@@ -42,13 +42,13 @@ class Plan:
         scans: what becomes cases.
         labels: ``labels`` of dataset.json, to be asked for when all scans are read.
         absent: names of the structures of which no scan holds a voxel, likewise.
-        lines: what was refused or left out before any scan was read.
+        entries: what was refused or left out before any scan was read.
         painted: ``regions_class_order`` of dataset.json, where the source has one.
     """
 
     channels: tuple[str, ...]
-    scans: tuple[Scan, ...]
+    scans: tuple[SourceScan, ...]
     labels: Callable[[], dict[str, Any]]
     absent: Callable[[], list[str]]
-    lines: tuple[Line, ...]
+    entries: tuple[ReportEntry, ...]
     painted: tuple[int, ...] = ()

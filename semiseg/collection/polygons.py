@@ -71,7 +71,7 @@ def _winding(start: NDArray[np.float64], end: NDArray[np.float64], size: tuple[i
     low, high = np.where(turned[:, None], end, start), np.where(turned[:, None], start, end)
     first = np.clip(np.ceil(low[:, 1]), 0, height).astype(np.int64)
     last = np.clip(np.ceil(high[:, 1]), 0, height).astype(np.int64)
-    edge, j = ranges(first, last)
+    edge, j = expand_ranges(first, last)
     low, high = low[edge], high[edge]
     crossing = low[:, 0] + (j - low[:, 1]) * (high[:, 0] - low[:, 0]) / (high[:, 1] - low[:, 1])
     i = np.clip(np.ceil(crossing), 0, width).astype(np.int64)
@@ -92,7 +92,7 @@ def _path(
         left, right = np.minimum(a[:, 0], b[:, 0]), np.maximum(a[:, 0], b[:, 0])
         first = np.clip(np.ceil(left - tolerance), 0, picture.shape[0]).astype(np.int64)
         last = np.clip(np.floor(right + tolerance) + 1, 0, picture.shape[0]).astype(np.int64)
-        edge, i = ranges(first, last)
+        edge, i = expand_ranges(first, last)
         a, along = a[edge], (b - a)[edge]
         share = np.divide(i - a[:, 0], along[:, 0], out=np.zeros(len(i)), where=along[:, 0] != 0)
         j = np.rint(a[:, 1] + np.clip(share, 0, 1) * along[:, 1])
@@ -113,7 +113,7 @@ def distance_to_edge(
     return np.asarray(np.hypot(rest[..., 0], rest[..., 1]))
 
 
-def ranges(first: NDArray[np.int64], last: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def expand_ranges(first: NDArray[np.int64], last: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """The numbers from each ``first`` to before its ``last``, and beside each the index of its range."""
     count = np.maximum(last - first, 0)
     which = np.repeat(np.arange(len(count)), count)

@@ -21,7 +21,7 @@ _ID = re.compile(r"case_(\d{4,})")
 
 
 @dataclass(frozen=True)
-class Origin:
+class SourceRecord:
     """Where a scan comes from; what of it identifies a patient goes into the mapping alone.
 
     Attributes:
@@ -37,7 +37,7 @@ class Origin:
     description: str = ""
 
 
-_COLUMNS = ["case", *(f.name for f in fields(Origin))]
+_COLUMNS = ["case", *(f.name for f in fields(SourceRecord))]
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Pseudonyms:
     """Case ids and the origins of their scans, as one file holds them."""
 
     path: Path
-    rows: Mapping[str, Origin] = field(repr=False)  # case id -> origin
+    rows: Mapping[str, SourceRecord] = field(repr=False)  # case id -> origin
 
     @property
     def case_of(self) -> dict[str, str]:
@@ -69,7 +69,7 @@ def read_mapping(path: Path) -> Pseudonyms:
         raise DatasetError(f"{path} cannot be read as a mapping ({error}).") from error
     if reader.fieldnames != _COLUMNS:
         raise DatasetError(f"{path} is no mapping of semiseg collect; name another file with --mapping.")
-    rows: dict[str, Origin] = {}
+    rows: dict[str, SourceRecord] = {}
     for number, row in enumerate(table, start=2):
         case = row.pop("case")
         if not _ID.fullmatch(case) or None in row or None in row.values():
@@ -78,14 +78,14 @@ def read_mapping(path: Path) -> Pseudonyms:
             )
         if case in rows:
             raise DatasetError(f"{path}, line {number}: {case} is there twice.")
-        rows[case] = Origin(**row)
+        rows[case] = SourceRecord(**row)
     mapping = Pseudonyms(path, rows)
     if len(mapping.case_of) < len(rows):
         raise DatasetError(f"{path} gives one scan two case ids; keep one of the lines.")
     return mapping
 
 
-def with_new(mapping: Pseudonyms, origins: Iterable[Origin], taken: Iterable[str] = ()) -> Pseudonyms:
+def assign_case_ids(mapping: Pseudonyms, origins: Iterable[SourceRecord], taken: Iterable[str] = ()) -> Pseudonyms:
     """The mapping with an id for every origin: known ones keep theirs, new ones are numbered in random order.
 
     Args:

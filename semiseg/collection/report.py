@@ -1,6 +1,6 @@
-"""What a collection took, what it refused, and why: one line for each thing that was looked at.
+"""What a collection took, what it refused, and why: one entry for each thing that was looked at.
 
-The lines name folders, files and UIDs of the source, so the report lies beside the mapping and never in the dataset.
+The entries name folders, files and UIDs of the source, so the report lies beside the mapping and never in the dataset.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Literal
 
 from semiseg.system.durable_files import atomic_file
 
-Status = Literal["labelled", "unlabelled", "refused", "left out", "already there", "note"]
-What = Literal["scan", "label", "structure", "file", "patient", "dataset"]
+EntryStatus = Literal["labelled", "unlabelled", "refused", "left out", "already there", "note"]
+EntryKind = Literal["scan", "label", "structure", "file", "patient", "dataset"]
 
 
 @dataclass(frozen=True)
-class Line:
+class ReportEntry:
     """One thing that was looked at.
 
     Attributes:
@@ -33,28 +33,28 @@ class Line:
         case: the case id of a scan that is in the dataset.
     """
 
-    status: Status
-    what: What
+    status: EntryStatus
+    what: EntryKind
     source: str
     reason: str = ""
     case: str = ""
 
 
-def counts(lines: Iterable[Line]) -> dict[str, int]:
-    """How many lines there are of each kind, by "status what"."""
-    return dict(Counter(f"{line.status} {line.what}" for line in lines))
+def count_entries(entries: Iterable[ReportEntry]) -> dict[str, int]:
+    """How many entries there are of each kind, by "status what"."""
+    return dict(Counter(f"{entry.status} {entry.what}" for entry in entries))
 
 
-def write_report(lines: list[Line], path: Path) -> tuple[Path, Path]:
-    """Write the lines as ``path`` + ``.csv`` and ``.json``, readable by their owner alone; returns both paths."""
+def write_report(entries: list[ReportEntry], path: Path) -> tuple[Path, Path]:
+    """Write the entries as ``path`` + ``.csv`` and ``.json``, readable by their owner alone; returns both paths."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, fieldnames=[field.name for field in fields(Line)])
+    writer = csv.DictWriter(text, fieldnames=[field.name for field in fields(ReportEntry)])
     writer.writeheader()
-    writer.writerows(asdict(line) for line in lines)
+    writer.writerows(asdict(entry) for entry in entries)
     table, document = path.with_name(path.name + ".csv"), path.with_name(path.name + ".json")
     with atomic_file(table, private=True) as file:
         file.write(text.getvalue().encode())
     with atomic_file(document, private=True) as file:
-        content = {"counts": counts(lines), "lines": [asdict(line) for line in lines]}
+        content = {"counts": count_entries(entries), "lines": [asdict(entry) for entry in entries]}
         file.write((json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
     return table, document

@@ -22,7 +22,7 @@ _LEAST, _MOST = 1e-3, 0.02
 much on all sides: by 0.4 % for a circle of 10 pixels at most."""
 
 
-def decimals(values: NDArray[np.float64]) -> int:
+def count_decimals(values: NDArray[np.float64]) -> int:
     """The smallest number of decimals that all values can be written with, 6 for more than that."""
     for count in range(_MOST_DECIMALS):
         scaled = values * 10.0**count
@@ -31,7 +31,7 @@ def decimals(values: NDArray[np.float64]) -> int:
     return _MOST_DECIMALS
 
 
-def rounded_by(points: NDArray[np.float64], to_index: NDArray[np.float64]) -> NDArray[np.float64]:
+def rounding_error(points: NDArray[np.float64], to_index: NDArray[np.float64]) -> NDArray[np.float64]:
     """The most by which the decimals of points in mm (N, 3) may have moved them along i and j, in pixels (2,).
 
     A whole unit of the last decimal, since some programs cut decimals off. Each axis of the patient has decimals of its
@@ -41,11 +41,11 @@ def rounded_by(points: NDArray[np.float64], to_index: NDArray[np.float64]) -> ND
         points: x, y, z in mm, as they are written.
         to_index: (3, 3) or (4, 4), from mm to voxel indices.
     """
-    unit = np.array([10.0 ** -decimals(points[:, axis]) for axis in range(3)])
+    unit = np.array([10.0 ** -count_decimals(points[:, axis]) for axis in range(3)])
     return np.asarray(np.abs(to_index[:2, :3]) @ unit)
 
 
-def settled(points: NDArray[np.float64], moved: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
+def undo_rounding(points: NDArray[np.float64], moved: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:
     """The points of a contour (N, 2), in pixels, and the distance from it within which a centre lies on it.
 
     Where every point lies by the same offset beside a pixel's centre, a corner, or the middle of an edge between two
@@ -54,7 +54,7 @@ def settled(points: NDArray[np.float64], moved: NDArray[np.float64]) -> tuple[ND
 
     Args:
         points: points as read from the file.
-        moved: (2,), the most by which rounding may have moved them; see :func:`rounded_by`.
+        moved: (2,), the most by which rounding may have moved them; see :func:`rounding_error`.
     """
     places = np.rint(points * 2) / 2
     beside = points - places

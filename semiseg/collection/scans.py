@@ -10,36 +10,36 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from semiseg.collection.label_file import LabelFile, Outlines
-from semiseg.collection.labels_nifti import NiftiOutlines
-from semiseg.collection.labels_rtstruct import RtstructOutlines
-from semiseg.collection.labels_seg import SegOutlines
-from semiseg.collection.labels_seg_nrrd import SegNrrdOutlines
-from semiseg.collection.matching import ambiguous
-from semiseg.collection.pseudonyms import Origin
-from semiseg.collection.report import Line
-from semiseg.collection.sources import ImageSeries
+from semiseg.collection.label_file import LabelFile, LabelReader
+from semiseg.collection.label_matching import ambiguity_reason
+from semiseg.collection.labels_nifti import LabelMapReader
+from semiseg.collection.labels_rtstruct import RtstructReader
+from semiseg.collection.labels_seg import SegReader
+from semiseg.collection.labels_seg_nrrd import SegNrrdReader
+from semiseg.collection.pseudonyms import SourceRecord
+from semiseg.collection.report import ReportEntry
+from semiseg.collection.source_index import ImageSeries
 from semiseg.collection.structures import Structures
 from semiseg.dataset.folder import grid_difference
 from semiseg.errors import VolumeError
 from semiseg.volumes.dicom_series import DicomSeries, read_series
-from semiseg.volumes.images import channels_of, read_stored
+from semiseg.volumes.image_files import read_image_file, split_channels
 from semiseg.volumes.volume import Volume
 
 
 @dataclass(frozen=True, eq=False)
-class Read:
+class LoadedScan:
     """A scan in memory.
 
     Attributes:
         channels: volumes in the dataset's order of channels, all on one grid.
         label: label map uint8 (X, Y, Z) on that grid; None for a scan that nobody outlined.
-        lines: what the report says besides.
+        entries: what the report says besides.
     """
 
     channels: tuple[Volume, ...]
     label: NDArray[np.uint8] | None
-    lines: tuple[Line, ...]
+    entries: tuple[ReportEntry, ...]
 
     def image(self) -> NDArray[Any]:
         """(X, Y, Z), or (X, Y, Z, K) for several channels."""
@@ -47,11 +47,11 @@ class Read:
         return arrays[0] if len(arrays) == 1 else np.stack(arrays, axis=-1)
 
 
-class Scan(Protocol):
+class SourceScan(Protocol):
     """Something that becomes a case."""
 
     @property
-    def origin(self) -> Origin:
+    def origin(self) -> SourceRecord:
         """Whose scan it is."""
 
     @property
@@ -59,19 +59,19 @@ class Scan(Protocol):
         """What the report calls it."""
 
     @property
-    def outlined_by(self) -> tuple[str, ...]:
+    def label_file_names(self) -> tuple[str, ...]:
         """Its label files, usable or not, as the report names them."""
 
-    def read(self) -> Read:
+    def read(self) -> LoadedScan:
         """Read image and label.
 
         Raises:
-            VolumeError: the image is no volume; a label that cannot be used is told in the lines.
+            VolumeError: the image is no volume; a label that cannot be used is told in the entries.
         """
 
 
 @dataclass(frozen=True)
-class _Labelled:
+class _LabelledScan:
     """What both kinds of scan have.
 
     Attributes:
@@ -80,20 +80,20 @@ class _Labelled:
         shown: how the report names a path.
     """
 
-    origin: Origin
+    origin: SourceRecord
     name: str
     labels: tuple[LabelFile, ...]
     structures: Structures
     shown: Callable[[Path], str]
 
     @property
-    def outlined_by(self) -> tuple[str, ...]:
+    def label_file_names(self) -> tuple[str, ...]:
         """Its label files."""
         return tuple(self.shown(label.path) for label in self.labels)
 
 
 @dataclass(frozen=True)
-class SeriesScan(_Labelled):
+class SeriesScan(_LabelledScan):
     """One image series, or one for each channel.
 
     Attributes:
@@ -104,7 +104,7 @@ class SeriesScan(_Labelled):
     series: tuple[ImageSeries, ...]
     chosen: frozenset[Path]
 
-    def read(self) -> Read:
+    def read(self) -> LoadedScan:
         """Read the series with the server's reader, then the label on its slices."""
         read = [_series(one) for one in self.series]
         volumes = [series.volume for series in read]
@@ -112,38 +112,42 @@ class SeriesScan(_Labelled):
             problem = grid_difference(volumes[0], volume)
             if problem:
                 raise VolumeError(f"Series {one.key} lies on another grid than {self.series[0].key}: {problem}.")
-        notes = tuple(Line("note", "scan", self.name, remark.text) for series in read for remark in series.remarks)
-        label, lines = self._label(read[0])
-        return Read(tuple(volumes), label, (*notes, *lines))
+        notes = tuple(
+            ReportEntry("note", "scan", self.name, remark.text) for series in read for remark in series.warnings
+        )
+        label, entries = self._label(read[0])
+        return LoadedScan(tuple(volumes), label, (*notes, *entries))
 
-    def _label(self, series: DicomSeries) -> tuple[NDArray[np.uint8] | None, tuple[Line, ...]]:
+    def _label(self, series: DicomSeries) -> tuple[NDArray[np.uint8] | None, tuple[ReportEntry, ...]]:
         frame = self.series[0].first.frame
         grid = series.volume
         if series.grid is not None and self.labels:
-            if series.grid.leaning is None:
-                source = ", ".join(self.outlined_by)
+            if series.grid.sheared_affine is None:
+                source = ", ".join(self.label_file_names)
                 reason = "It was drawn on slices that lie unevenly; the scan was resampled, and outlines are not."
-                return None, (Line("refused", "label", source, reason),)
+                return None, (ReportEntry("refused", "label", source, reason),)
             # Outlines are found again on the slices that they were drawn on.
-            grid = Volume(np.broadcast_to(np.uint8(0), (*series.grid.size, len(series.slices))), series.grid.leaning)
-        label, lines = read_label(self.labels, grid, frame, self.structures, self.chosen, self.shown)
-        return None if label is None else series.labels(label), lines
+            grid = Volume(
+                np.broadcast_to(np.uint8(0), (*series.grid.size, len(series.slices))), series.grid.sheared_affine
+            )
+        label, entries = read_label(self.labels, grid, frame, self.structures, self.chosen, self.shown)
+        return None if label is None else series.labels(label), entries
 
 
 @dataclass(frozen=True)
-class FileScan(_Labelled):
+class FileScan(_LabelledScan):
     """A volume in a file (NIfTI, NRRD, ...) that the CSV names as a scan."""
 
     path: Path
 
-    def read(self) -> Read:
+    def read(self) -> LoadedScan:
         """Read the one volume of the file, then the label on its grid."""
-        stored = read_stored(self.path)
-        image = channels_of(self.path, stored, ["image"])["image"]
-        notes = tuple(Line("note", "scan", self.name, remark.text) for remark in stored.remarks)
+        stored = read_image_file(self.path)
+        image = split_channels(self.path, stored, ["image"])["image"]
+        notes = tuple(ReportEntry("note", "scan", self.name, remark.text) for remark in stored.warnings)
         chosen = frozenset(label.path for label in self.labels)
-        label, lines = read_label(self.labels, image, "", self.structures, chosen, self.shown)
-        return Read((image,), label, (*notes, *lines))
+        label, entries = read_label(self.labels, image, "", self.structures, chosen, self.shown)
+        return LoadedScan((image,), label, (*notes, *entries))
 
 
 def _series(series: ImageSeries) -> DicomSeries:
@@ -162,7 +166,7 @@ def read_label(
     structures: Structures,
     chosen: frozenset[Path],
     shown: Callable[[Path], str],
-) -> tuple[NDArray[np.uint8] | None, tuple[Line, ...]]:
+) -> tuple[NDArray[np.uint8] | None, tuple[ReportEntry, ...]]:
     """One label map from the label files of a scan, and what the report says of them.
 
     A structure that cannot be read makes the whole label unusable: without it the label would say that it is not there.
@@ -181,40 +185,40 @@ def read_label(
     if not files:
         return None, ()
     source = ", ".join(shown(label.path) for label in files)
-    lines: list[Line] = []
+    entries: list[ReportEntry] = []
     try:
-        sources = _sources(files, structures, shown, lines)
+        sources = _sources(files, structures, shown, entries)
         if not sources:
-            lines.append(Line("refused", "label", source, "It holds none of the structures that are wanted."))
-            return None, tuple(lines)
+            entries.append(ReportEntry("refused", "label", source, "It holds none of the structures that are wanted."))
+            return None, tuple(entries)
         opened = {
             label.path: _opened(label, grid, "" if label.path in chosen else frame, structures, label.path in chosen)
             for label in files
             if label.path in {path for path, _, _ in sources}
         }
-        label = structures.paint(
+        label = structures.merge_masks(
             ((value, opened[path].mask(name)) for path, name, value in sorted(sources, key=lambda s: s[2])), grid.shape
         )
     except VolumeError as error:
         return None, (
-            *lines,
-            Line("refused", "label", source, f"{_without_path(error, files)} The scan is taken as unlabelled."),
+            *entries,
+            ReportEntry("refused", "label", source, f"{_without_path(error, files)} The scan is taken as unlabelled."),
         )
     for path, name, _ in sources:
-        lines += [Line("note", "structure", shown(path), remark) for remark in opened[path].remarks(name)]
+        entries += [ReportEntry("note", "structure", shown(path), remark) for remark in opened[path].notes(name)]
     for file, one in opened.items():
-        if isinstance(one, NiftiOutlines | SegNrrdOutlines):
-            lines += [Line("note", "label", shown(file), remark) for remark in one.file_remarks]
-        if isinstance(one, NiftiOutlines) and one.strange:
-            values = ", ".join(map(str, one.strange[:8])) + (", ..." if len(one.strange) > 8 else "")
-            lines.append(Line("left out", "structure", source, f"Value(s) {values}: not in --labels."))
+        if isinstance(one, LabelMapReader | SegNrrdReader):
+            entries += [ReportEntry("note", "label", shown(file), remark) for remark in one.file_warnings]
+        if isinstance(one, LabelMapReader) and one.unknown_values:
+            values = ", ".join(map(str, one.unknown_values[:8])) + (", ..." if len(one.unknown_values) > 8 else "")
+            entries.append(ReportEntry("left out", "structure", source, f"Value(s) {values}: not in --labels."))
     there = {part for code in np.unique(label[label != 0]) for part in structures.codes[int(code)]}
-    lines += [
-        Line("note", "structure", source, f"'{name}' is not there: the scan gets no voxel of it.")
+    entries += [
+        ReportEntry("note", "structure", source, f"'{name}' is not there: the scan gets no voxel of it.")
         for value, name in structures.names.items()
         if value not in there
     ]
-    return label, tuple(lines)
+    return label, tuple(entries)
 
 
 def _without_path(error: VolumeError, files: tuple[LabelFile, ...]) -> str:
@@ -225,7 +229,7 @@ def _without_path(error: VolumeError, files: tuple[LabelFile, ...]) -> str:
 
 
 def _sources(
-    files: tuple[LabelFile, ...], structures: Structures, shown: Callable[[Path], str], lines: list[Line]
+    files: tuple[LabelFile, ...], structures: Structures, shown: Callable[[Path], str], entries: list[ReportEntry]
 ) -> list[tuple[Path, str, int]]:
     """(file, structure as the file calls it, value) of what is wanted.
 
@@ -243,9 +247,11 @@ def _sources(
         for name, value in names.items():
             if value is None:
                 if name in label.unusable:
-                    lines.append(Line("refused", "structure", shown(label.path), label.unusable[name]))
+                    entries.append(ReportEntry("refused", "structure", shown(label.path), label.unusable[name]))
                 else:
-                    lines.append(Line("left out", "structure", shown(label.path), f"'{name}' is not in --labels."))
+                    entries.append(
+                        ReportEntry("left out", "structure", shown(label.path), f"'{name}' is not in --labels.")
+                    )
                 continue
             if name in label.unusable:
                 raise VolumeError(label.unusable[name])
@@ -253,18 +259,18 @@ def _sources(
             held = holders.setdefault(structures.names[value], [])
             if shown(label.path) not in held:
                 held.append(shown(label.path))
-    problem = ambiguous(list(files), holders)
+    problem = ambiguity_reason(list(files), holders)
     if problem:
         raise VolumeError(problem)
     return out
 
 
-def _opened(label: LabelFile, grid: Volume, frame: str, structures: Structures, chosen: bool) -> Outlines:
+def _opened(label: LabelFile, grid: Volume, frame: str, structures: Structures, chosen: bool) -> LabelReader:
     if label.kind == "SEG":
-        return SegOutlines(label.path, grid)
+        return SegReader(label.path, grid)
     if label.kind == "RTSTRUCT":
-        return RtstructOutlines(label.path, grid, frame)
+        return RtstructReader(label.path, grid, frame)
     if label.kind == "seg.nrrd":
-        return SegNrrdOutlines(label.path, grid)
+        return SegNrrdReader(label.path, grid)
     value_of = {name: value for value, name in structures.names.items()}
-    return NiftiOutlines(label.path, grid, value_of, strict=not chosen)
+    return LabelMapReader(label.path, grid, value_of, strict=not chosen)

@@ -15,7 +15,7 @@ from semiseg.volumes.segmentation import Segment
 Overlap = Literal["refuse", "later", "earlier", "regions"]
 
 
-def same_name(name: str) -> str:
+def normalise_name(name: str) -> str:
     """What two spellings of one name have in common: capitals and spaces do not count."""
     return " ".join(name.split()).casefold()
 
@@ -38,7 +38,7 @@ class Structures:
     present: set[int] = field(default_factory=set)
 
     def __post_init__(self) -> None:
-        self._by_spelling = {same_name(name): value for name, value in self.value_of.items()}
+        self._by_spelling = {normalise_name(name): value for name, value in self.value_of.items()}
         for value in self.value_of.values():
             self.codes.setdefault(value, frozenset({value}))
 
@@ -52,9 +52,11 @@ class Structures:
 
     def value(self, name: str) -> int | None:
         """The value of a structure however it is spelled; None for one that is not wanted."""
-        return self._by_spelling.get(same_name(name))
+        return self._by_spelling.get(normalise_name(name))
 
-    def paint(self, masks: Iterable[tuple[int, NDArray[np.bool_]]], shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    def merge_masks(
+        self, masks: Iterable[tuple[int, NDArray[np.bool_]]], shape: tuple[int, int, int]
+    ) -> NDArray[np.uint8]:
         """One label map of ``masks``, given as (value, mask (X, Y, Z)) in ascending order of their values.
 
         Raises:
@@ -80,7 +82,7 @@ class Structures:
             self.present |= self.codes[int(code)]
         return out
 
-    def described(self) -> dict[str, Any]:
+    def labels_entry(self) -> dict[str, Any]:
         """``labels`` of dataset.json: {"1": name}, or {name: [values]} where voxels belong to several structures."""
         if all(len(parts) == 1 for parts in self.codes.values()):
             return {"0": "background", **{str(value): name for value, name in self._kept().items()}}
@@ -90,7 +92,7 @@ class Structures:
         }
         return {"background": 0, **regions}
 
-    def absent(self) -> list[str]:
+    def absent_names(self) -> list[str]:
         """Names of structures of which no scan holds a voxel."""
         return [name for value, name in self.names.items() if value not in self.present]
 
@@ -126,9 +128,9 @@ def parse_labels(text: str) -> dict[str, int]:
         name = " ".join(name.split())
         if not equals or not name or not number.strip().isdecimal() or not 1 <= int(number) <= 255:
             raise InputError(f"--labels is written NAME=1,OTHER=2 with values from 1 to 255; '{part.strip()}' is not.")
-        if same_name(name) in map(same_name, table):
+        if normalise_name(name) in map(normalise_name, table):
             raise InputError(f"--labels names '{name}' twice.")
-        if same_name(name) in ("background", "ignore") or len(name) > 64:
+        if normalise_name(name) in ("background", "ignore") or len(name) > 64:
             raise InputError(f"--labels: '{name[:64]}' cannot be the name of a structure.")
         table[name] = int(number)
     return dict(sorted(table.items(), key=lambda item: item[1]))
@@ -141,14 +143,14 @@ def number_names(names: Iterable[str]) -> dict[str, int]:
         InputError: more than 255.
     """
     first: dict[str, str] = {}
-    for name in sorted(names, key=lambda n: (same_name(n), n)):
-        first.setdefault(same_name(name), " ".join(name.split()))
+    for name in sorted(names, key=lambda n: (normalise_name(n), n)):
+        first.setdefault(normalise_name(name), " ".join(name.split()))
     if len(first) > 255:
         raise InputError(f"The labels name {len(first)} structures; choose at most 255 of them with --labels.")
     return {name: value for value, name in enumerate(first.values(), start=1)}
 
 
-def continued(segments: Iterable[Segment], labels: Mapping[str, int] | None, overlap: Overlap) -> Structures:
+def extend_structures(segments: Iterable[Segment], labels: Mapping[str, int] | None, overlap: Overlap) -> Structures:
     """The structures of a dataset that is to be extended, and what ``labels`` adds to them.
 
     Raises:
@@ -164,11 +166,11 @@ def continued(segments: Iterable[Segment], labels: Mapping[str, int] | None, ove
     if missing:
         raise DatasetError(f"Region '{missing[0]}' of the dataset has no value of its own, so it cannot be extended.")
     table = dict(sorted(value_by_name.items(), key=lambda item: item[1]))
-    spelled = {same_name(name): value for name, value in table.items()}
+    spelled = {normalise_name(name): value for name, value in table.items()}
     for name, value in (labels or {}).items():
-        if spelled.get(same_name(name), value) != value or (value in parts_of and len(parts_of[value]) > 1):
+        if spelled.get(normalise_name(name), value) != value or (value in parts_of and len(parts_of[value]) > 1):
             raise DatasetError(f"--labels gives '{name}' the value {value}; in the dataset it is another or taken.")
-        if same_name(name) not in spelled:
+        if normalise_name(name) not in spelled:
             table[name] = value
     codes = {value: frozenset(value_by_name[name] for name in parts) for value, parts in parts_of.items()}
     regions = any(len(parts) > 1 for parts in codes.values())

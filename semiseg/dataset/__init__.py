@@ -1,25 +1,25 @@
 """A folder of scans, which of them may teach, and what is wrong with them."""
 
-from semiseg.dataset.check import Finding, check_dataset
-from semiseg.dataset.folder import Case, Dataset, case_id_of, load_dataset, read_channels, read_reference
-from semiseg.dataset.split import Split, make_split, scans_to_judge
+from semiseg.dataset.check import DatasetFinding, check_dataset
+from semiseg.dataset.folder import Case, Dataset, load_dataset, parse_case_id, read_channels, read_reference
+from semiseg.dataset.split import Split, evaluation_scans, make_split
 from semiseg.dataset.split_file import SplitFile, find_split, random_split, read_split, write_split
 
 __all__ = [
     "Case",
     "Dataset",
-    "Finding",
+    "DatasetFinding",
     "Split",
     "SplitFile",
-    "case_id_of",
     "check_dataset",
+    "evaluation_scans",
     "find_split",
     "load_dataset",
     "make_split",
+    "parse_case_id",
     "random_split",
     "read_channels",
     "read_reference",
     "read_split",
-    "scans_to_judge",
     "write_split",
 ]

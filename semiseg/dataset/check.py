@@ -18,27 +18,27 @@ import nibabel.orientations as nio
 import numpy as np
 from numpy.typing import NDArray
 
-from semiseg.dataset.description import some
+from semiseg.dataset.dataset_json import abbreviate_ids
 from semiseg.dataset.folder import Case, Dataset, grid_difference
 from semiseg.dataset.split import Split
 from semiseg.errors import VolumeError
-from semiseg.volumes.images import channels_of, read_stored
+from semiseg.volumes.image_files import read_image_file, split_channels
 from semiseg.volumes.nifti import read_labels
 from semiseg.volumes.volume import Volume, reorient
 
 Severity = Literal["error", "warning"]
-Kind = Literal["file", "grid", "labels", "content", "duplicate", "segments", "spacing", "split"]
+FindingKind = Literal["file", "grid", "labels", "content", "duplicate", "segments", "spacing", "split"]
 
 SPACING_RATIO = 2.0
 """A scan whose spacing along some anatomical axis is this many times off the median is worth a look."""
 
 
 @dataclass(frozen=True)
-class Finding:
+class DatasetFinding:
     """One thing to mend (error) or to look at (warning); ``case`` is None when it concerns the whole dataset."""
 
     severity: Severity
-    kind: Kind
+    kind: FindingKind
     case: str | None
     sentence: str
 
@@ -48,7 +48,7 @@ class _Facts:
     """What reading one scan told: the parts of it that need the other scans to be judged."""
 
     case: str
-    findings: tuple[Finding, ...]
+    findings: tuple[DatasetFinding, ...]
     digest: str | None = None
     spacing: tuple[float, float, float] | None = None  # along R, A, S
     voxels_of: Mapping[int, int] | None = field(default=None)  # label value -> voxels; None: label not opened
@@ -60,7 +60,7 @@ def check_dataset(
     *,
     all_labels: bool = False,
     progress: Callable[[int, int], None] | None = None,
-) -> list[Finding]:
+) -> list[DatasetFinding]:
     """Read every image, and every label that ``split`` opens (all without one, or by ``all_labels``), and judge them.
 
     Found per scan: files that are missing, unreadable, hold NaN or another number of channels; an image and label of
@@ -94,27 +94,29 @@ def _opened_by(split: Split) -> set[str]:
 
 def _read(dataset: Dataset, case: Case, open_label: bool) -> _Facts:
     if not case.image.is_file():
-        return _Facts(case.id, (Finding("error", "file", case.id, f"The image {case.image} does not exist."),))
+        return _Facts(case.id, (DatasetFinding("error", "file", case.id, f"The image {case.image} does not exist."),))
     try:
-        stored = read_stored(case.image)
-        channels = channels_of(case.image, stored, dataset.channels)
+        stored = read_image_file(case.image)
+        channels = split_channels(case.image, stored, dataset.channels)
     except VolumeError as error:
-        return _Facts(case.id, (Finding("error", "file", case.id, str(error)),))
+        return _Facts(case.id, (DatasetFinding("error", "file", case.id, str(error)),))
     image = next(iter(channels.values()))
     findings = [*_constant_channels(case, channels)]
     # Two constant images of one size hold the same voxels without being the same scan.
     digest = None if findings else _digest(channels)
-    findings += [Finding("warning", "file", case.id, f"{case.image}: {remark.text}") for remark in stored.remarks]
+    findings += [
+        DatasetFinding("warning", "file", case.id, f"{case.image}: {remark.text}") for remark in stored.warnings
+    ]
     spacing = _spacing_ras(image)
     if case.label is None or not open_label:
         return _Facts(case.id, tuple(findings), digest, spacing)
     if not case.label.is_file():
-        findings.append(Finding("error", "file", case.id, f"The label {case.label} does not exist."))
+        findings.append(DatasetFinding("error", "file", case.id, f"The label {case.label} does not exist."))
         return _Facts(case.id, tuple(findings), digest, spacing)
     try:
         label = read_labels(case.label)
     except VolumeError as error:
-        findings.append(Finding("error", "labels", case.id, str(error)))
+        findings.append(DatasetFinding("error", "labels", case.id, str(error)))
         return _Facts(case.id, tuple(findings), digest, spacing)
     voxels_of = _count(label.array)
     findings += _grid(case, image, label)
@@ -122,18 +124,20 @@ def _read(dataset: Dataset, case: Case, open_label: bool) -> _Facts:
     return _Facts(case.id, tuple(findings), digest, spacing, voxels_of)
 
 
-def _constant_channels(case: Case, channels: Mapping[str, Volume]) -> Iterator[Finding]:
+def _constant_channels(case: Case, channels: Mapping[str, Volume]) -> Iterator[DatasetFinding]:
     for name, volume in channels.items():
         low, high = volume.array.min(), volume.array.max()
         if low == high:
             sentence = f"{case.image}: every voxel of channel '{name}' is {float(low):g}, so there is nothing to see."
-            yield Finding("error", "content", case.id, sentence)
+            yield DatasetFinding("error", "content", case.id, sentence)
 
 
-def _grid(case: Case, image: Volume, label: Volume) -> Iterator[Finding]:
+def _grid(case: Case, image: Volume, label: Volume) -> Iterator[DatasetFinding]:
     problem = grid_difference(image, label)
     if problem:
-        yield Finding("error", "grid", case.id, f"{case.label} does not lie on the grid of its image: {problem}.")
+        yield DatasetFinding(
+            "error", "grid", case.id, f"{case.label} does not lie on the grid of its image: {problem}."
+        )
 
 
 def _count(labels: NDArray[np.int32]) -> dict[int, int]:
@@ -145,18 +149,18 @@ def _count(labels: NDArray[np.int32]) -> dict[int, int]:
     return {int(value): int(count) for value, count in zip(values, counts, strict=True)}
 
 
-def _values(dataset: Dataset, case: Case, voxels_of: Mapping[int, int]) -> Iterator[Finding]:
+def _values(dataset: Dataset, case: Case, voxels_of: Mapping[int, int]) -> Iterator[DatasetFinding]:
     if set(voxels_of) == {0}:
         sentence = f"{case.label} outlines nothing: every voxel is background. Is that meant?"
-        yield Finding("warning", "labels", case.id, sentence)
+        yield DatasetFinding("warning", "labels", case.id, sentence)
     known = set(dataset.known_values)
     strange = {v: n for v, n in voxels_of.items() if v not in known}
     if dataset.segments and strange:
         found = ", ".join(f"{value} ({count} voxels)" for value, count in list(strange.items())[:8])
         more = f" and {len(strange) - 8} other values" if len(strange) > 8 else ""
-        allowed = ", ".join(["0 background", *(s.with_values for s in dataset.segments)])
+        allowed = ", ".join(["0 background", *(s.display_name for s in dataset.segments)])
         sentence = f"{case.label} holds label {found}{more}; dataset.json knows {allowed}."
-        yield Finding("error", "labels", case.id, sentence)
+        yield DatasetFinding("error", "labels", case.id, sentence)
 
 
 def _digest(channels: Mapping[str, Volume]) -> str:
@@ -177,15 +181,15 @@ def _spacing_ras(volume: Volume) -> tuple[float, float, float]:
     return (out[0], out[1], out[2])
 
 
-def _judges_without_label(dataset: Dataset, split: Split | None) -> Iterator[Finding]:
+def _judges_without_label(dataset: Dataset, split: Split | None) -> Iterator[DatasetFinding]:
     for pool in ("test", "development") if split else ():
         for case_id in split.pools()[pool] if split else ():
             if dataset.cases[case_id].label is None:  # one that is named and absent is reported as a missing file
                 sentence = f"'{case_id}' is a {pool} scan without a label file, so it cannot judge anything."
-                yield Finding("error", "split", case_id, sentence)
+                yield DatasetFinding("error", "split", case_id, sentence)
 
 
-def _duplicates(facts: list[_Facts], split: Split | None) -> Iterator[Finding]:
+def _duplicates(facts: list[_Facts], split: Split | None) -> Iterator[DatasetFinding]:
     same: dict[str, list[str]] = {}
     for one in facts:
         if one.digest:
@@ -194,29 +198,29 @@ def _duplicates(facts: list[_Facts], split: Split | None) -> Iterator[Finding]:
     for ids in same.values():
         if len(ids) < 2:
             continue
-        sentence = f"{some(ids)} hold the same voxels under different names; keep one of them."
+        sentence = f"{abbreviate_ids(ids)} hold the same voxels under different names; keep one of them."
         pools = {pool_of[i] for i in ids if i in pool_of}
         if len(pools) > 1 and pools & {"test", "development", "validation"}:
             where = ", ".join(f"'{i}' in {pool_of[i]}" for i in ids if i in pool_of)
             sentence += f" The split has {where}, so a scan that judges is also learned from or counted elsewhere."
-        yield Finding("error", "duplicate", ids[0], sentence)
+        yield DatasetFinding("error", "duplicate", ids[0], sentence)
 
 
-def _absent_segments(dataset: Dataset, facts: list[_Facts], split: Split | None) -> Iterator[Finding]:
+def _absent_segments(dataset: Dataset, facts: list[_Facts], split: Split | None) -> Iterator[DatasetFinding]:
     teaching = set(split.labelled) if split else set(dataset.cases)
     opened = [one.voxels_of for one in facts if one.case in teaching and one.voxels_of is not None]
     found = Counter(value for voxels_of in opened for value in voxels_of)
     if not dataset.segments and opened:
         values = ", ".join(f"{value} (in {count} scans)" for value, count in sorted(found.items()))
         sentence = f"{dataset.folder} has no dataset.json that names the label values; found are {values}."
-        yield Finding("warning", "segments", None, sentence)
+        yield DatasetFinding("warning", "segments", None, sentence)
     for segment in dataset.segments:
         if not any(found[value] for value in segment.reference_values):
-            sentence = f"None of the {len(opened)} labelled scans holds the segment {segment.with_values}."
-            yield Finding("error", "segments", None, sentence)
+            sentence = f"None of the {len(opened)} labelled scans holds the segment {segment.display_name}."
+            yield DatasetFinding("error", "segments", None, sentence)
 
 
-def _odd_spacings(facts: list[_Facts]) -> Iterator[Finding]:
+def _odd_spacings(facts: list[_Facts]) -> Iterator[DatasetFinding]:
     known = [(one.case, one.spacing) for one in facts if one.spacing]
     if len(known) < 3:
         return
@@ -228,7 +232,7 @@ def _odd_spacings(facts: list[_Facts]) -> Iterator[Finding]:
                 f"The spacing of '{case_id}' is {_mm(spacing)} mm (left-right, back-front, foot-head); the median of "
                 f"the dataset is {_mm(median)} mm."
             )
-            yield Finding("warning", "spacing", case_id, sentence)
+            yield DatasetFinding("warning", "spacing", case_id, sentence)
 
 
 def _mm(values: tuple[float, ...] | NDArray[np.float64]) -> str:

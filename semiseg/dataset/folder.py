@@ -14,20 +14,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from semiseg.dataset.description import (
-    channels_of,
+from semiseg.dataset.dataset_json import (
+    abbreviate_ids,
     check_distinct,
-    file_ending_of,
-    ignore_of,
+    parse_channels,
+    parse_file_ending,
+    parse_ignore_label,
+    parse_segments,
     read_json,
-    segments_of,
-    some,
 )
 from semiseg.errors import DatasetError, VolumeError
 from semiseg.volumes.formats.registry import suffixes
 from semiseg.volumes.nifti import read_labels, read_nifti_channels
 from semiseg.volumes.segmentation import Segment
-from semiseg.volumes.volume import Volume, by_sides, same_grid
+from semiseg.volumes.volume import Volume, format_shape, same_grid
 
 
 @dataclass(frozen=True)
@@ -110,14 +110,14 @@ def load_dataset(folder: str | Path) -> Dataset:
         cases = _cases_by_name(folder)
         return Dataset(folder, folder.resolve().name, ("image",), (), cases)
     document = read_json(described)
-    channels = channels_of(document, described)
-    segments = segments_of(document, described)
+    channels = parse_channels(document, described)
+    segments = parse_segments(document, described)
     listed = document.get("training")
-    ending = file_ending_of(document, described)
+    ending = parse_file_ending(document, described)
     cases = _cases_by_name(folder, ending) if listed is None else _cases_listed(folder, listed, described)
     name = document.get("name")
     named = name if isinstance(name, str) and name else folder.resolve().name
-    return Dataset(folder, named, channels, segments, cases, ignore_of(document, described))
+    return Dataset(folder, named, channels, segments, cases, parse_ignore_label(document, described))
 
 
 def read_channels(case: Case, channels: tuple[str, ...]) -> dict[str, Volume]:
@@ -151,7 +151,7 @@ def grid_difference(image: Volume, label: Volume) -> str | None:
     The tolerance is a share of a voxel, :data:`semiseg.volumes.volume.GRID_TOLERANCE`, at the corners of the grid.
     """
     if image.shape != label.shape:
-        return f"the image has {by_sides(image.shape)} voxels and the label {by_sides(label.shape)}"
+        return f"the image has {format_shape(image.shape)} voxels and the label {format_shape(label.shape)}"
     if not same_grid(label.affine, image.affine, image.shape):
         row, column = divmod(int(abs(image.affine - label.affine).argmax()), 4)
         return (
@@ -161,7 +161,7 @@ def grid_difference(image: Volume, label: Volume) -> str | None:
     return None
 
 
-def case_id_of(path: Path, ending: str | None = None) -> str | None:
+def parse_case_id(path: Path, ending: str | None = None) -> str | None:
     """The id that the name of a volume's file gives its scan; None for any other file.
 
     Args:
@@ -180,7 +180,7 @@ def _cases_listed(folder: Path, listed: Any, path: Path) -> dict[str, Case]:
     cases: dict[str, Case] = {}
     for number, entry in enumerate(listed, 1):
         image, label = (entry, None) if isinstance(entry, str) else _image_and_label(entry, number, path)
-        case_id = case_id_of(Path(image))
+        case_id = parse_case_id(Path(image))
         if case_id is None:
             raise DatasetError(
                 f"{path}: training entry {number} is '{image}', which is not a .nii or .nii.gz file, nor in another "
@@ -219,7 +219,7 @@ def _cases_by_name(folder: Path, ending: str | None = None) -> dict[str, Case]:
         images = {i[:-5]: path for i, path in images.items()}
     strangers = sorted(set(labels) - set(images))
     if strangers:
-        raise DatasetError(f"{folder}/labelsTr has labels without an image: {some(strangers)}.")
+        raise DatasetError(f"{folder}/labelsTr has labels without an image: {abbreviate_ids(strangers)}.")
     return {i: Case(i, images[i], labels.get(i)) for i in sorted(images)}
 
 
@@ -232,7 +232,7 @@ def _named_by_channel(images: set[str], labels: set[str]) -> bool:
 def _files_by_id(folder: Path, ending: str | None) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        case_id = case_id_of(path, ending)
+        case_id = parse_case_id(path, ending)
         if case_id is None:
             continue
         if case_id in found:

@@ -14,7 +14,7 @@ from semiseg.dataset.split_file import SplitFile, has_label
 from semiseg.errors import DatasetError
 
 
-def draw_labelled(dataset: Dataset, split: SplitFile, labelled: Sequence[int], draw: int) -> SplitFile:
+def resample_labelled(dataset: Dataset, split: SplitFile, labelled: Sequence[int], draw: int) -> SplitFile:
     """The same split with other labelled scans: nested lists from a shuffle of the outlined training scans.
 
     Args:
@@ -47,7 +47,9 @@ def draw_labelled(dataset: Dataset, split: SplitFile, labelled: Sequence[int], d
     )
 
 
-def folds(dataset: Dataset, count: int, labelled: Sequence[int], *, draw: int = 0, seed: int = 0) -> list[SplitFile]:
+def make_folds(
+    dataset: Dataset, count: int, labelled: Sequence[int], *, draw: int = 0, seed: int = 0
+) -> list[SplitFile]:
     """Splits of which each judges another part of the outlined scans and learns from all other scans.
 
     Args:
@@ -68,7 +70,7 @@ def folds(dataset: Dataset, count: int, labelled: Sequence[int], *, draw: int = 
         test = tuple(sorted(outlined[fold::count]))
         train = tuple(sorted(set(dataset.cases) - set(test)))
         bare = SplitFile(test=test, train=train, path=dataset.folder / f"fold {fold + 1}")
-        drawn = draw_labelled(dataset, bare, labelled, draw)
+        drawn = resample_labelled(dataset, bare, labelled, draw)
         words = f"Fold {fold + 1} of {count} over the scans with a label file, draw {draw} of the labelled scans."
         made.append(drawn.model_copy(update={"seed": seed, "method": words}))
     return made

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from semiseg.dataset.description import some
+from semiseg.dataset.dataset_json import abbreviate_ids
 from semiseg.dataset.folder import Dataset
 from semiseg.dataset.split_file import FILE_NAME, Ids, SplitFile, find_split, has_label, read_split
 from semiseg.errors import DatasetError
@@ -82,10 +82,10 @@ def make_split(dataset: Dataset, split_file: Path | None = None, labelled: int |
     path = find_split(dataset, split_file)
     if path is None:
         return _without_file(dataset, labelled)
-    return choose(dataset, read_split(dataset, path), labelled)
+    return split_for_budget(dataset, read_split(dataset, path), labelled)
 
 
-def choose(dataset: Dataset, split: SplitFile, labelled: int | None) -> Split:
+def split_for_budget(dataset: Dataset, split: SplitFile, labelled: int | None) -> Split:
     """The :class:`Split` that ``split`` gives for a budget of ``labelled`` scans (None: its only list).
 
     Raises:
@@ -98,7 +98,7 @@ def choose(dataset: Dataset, split: SplitFile, labelled: int | None) -> Split:
     outlined = _budget(dataset, split, train, labelled)
     without = [i for i in outlined if not has_label(dataset, i)]
     if without:
-        raise DatasetError(f"{split.path}: {some(without)} must be labelled but has no label file.")
+        raise DatasetError(f"{split.path}: {abbreviate_ids(without)} must be labelled but has no label file.")
     teaching = tuple(i for i in outlined if i not in split.validation)
     if not teaching:
         raise DatasetError(
@@ -110,7 +110,7 @@ def choose(dataset: Dataset, split: SplitFile, labelled: int | None) -> Split:
     return Split(teaching, rest, split.validation, split.test, split.development)
 
 
-def scans_to_judge(dataset: Dataset, split_file: Path | None, on: Pool) -> Ids:
+def evaluation_scans(dataset: Dataset, split_file: Path | None, on: Pool) -> Ids:
     """The scans that figures are made on, each with its label file.
 
     Args:
@@ -141,7 +141,7 @@ def scans_to_judge(dataset: Dataset, split_file: Path | None, on: Pool) -> Ids:
         raise DatasetError(f"{path} names no {on} scans.")
     without = [i for i in chosen[on] if not has_label(dataset, i)]
     if without:
-        raise DatasetError(f"{path}: {on} names {some(without)}, which has no label file to compare with.")
+        raise DatasetError(f"{path}: {on} names {abbreviate_ids(without)}, which has no label file to compare with.")
     return chosen[on]
 
 
@@ -195,7 +195,7 @@ def _check_unlabelled(split: SplitFile, teaching: Ids, rest: Ids, budget: int) -
     if wrong:
         raise DatasetError(
             f"{split.path}: unlabelled is the rest of train, but the list for {budget} labels differs from it in "
-            f"{some(wrong)}; leave the list out or mend it."
+            f"{abbreviate_ids(wrong)}; leave the list out or mend it."
         )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from semiseg.dataset.description import read_json, some
+from semiseg.dataset.dataset_json import abbreviate_ids, read_json
 from semiseg.dataset.folder import Dataset
 from semiseg.errors import DatasetError
 
@@ -72,10 +72,10 @@ def read_split(dataset: Dataset, path: Path) -> SplitFile:
     for name, ids in lists.items():
         twice = sorted({i for i in ids if ids.count(i) > 1}) if len(set(ids)) < len(ids) else []
         if twice:
-            raise DatasetError(f"{path}: {name} names {some(twice)} more than once.")
+            raise DatasetError(f"{path}: {name} names {abbreviate_ids(twice)} more than once.")
         unknown = [i for i in ids if i not in dataset.cases]
         if unknown:
-            raise DatasetError(f"{path}: {name} names {some(unknown)}, which {dataset.folder} does not have.")
+            raise DatasetError(f"{path}: {name} names {abbreviate_ids(unknown)}, which {dataset.folder} does not have.")
     _check_exclusive(path, lists)
     return split
 
@@ -144,11 +144,11 @@ def _check_exclusive(path: Path, lists: dict[str, Ids]) -> None:
             apart = apart or (name.startswith("unlabelled") and other == name.removeprefix("un"))
             both = sorted(set(ids) & set(others)) if apart else []
             if both:
-                raise DatasetError(f"{path}: {some(both)} cannot be in both {name} and {other}.")
+                raise DatasetError(f"{path}: {abbreviate_ids(both)} cannot be in both {name} and {other}.")
         if "train" in lists and name.startswith(("labelled", "unlabelled", "validation")):
             outside = sorted(set(ids) - set(lists["train"]))
             if outside:
-                raise DatasetError(f"{path}: {name} names {some(outside)}, which train does not.")
+                raise DatasetError(f"{path}: {name} names {abbreviate_ids(outside)}, which train does not.")
 
 
 def _named_lists(split: SplitFile) -> dict[str, Ids]:

@@ -24,19 +24,19 @@ class Engine(ABC):
 
     ``run`` returns a handle that only this engine understands; the slab is likewise the engine's own. The caller runs
     the windows of a volume in the slab's order, adds each with :meth:`accumulate`, and after each band reads
-    :meth:`finished` and calls :meth:`advance`.
+    :meth:`completed` and calls :meth:`advance`.
     """
 
     name: str
     device: str
-    ahead: int = 1  # batches that are worth starting before the first of them is read
+    max_pending: int = 1  # batches that are worth starting before the first of them is read
 
     @abstractmethod
     def run(self, windows: NDArray[np.float32]) -> Any:
         """Start the network on windows (B, C, *window); the handle stands for their logits (B, K, *window).
 
         An engine may still be computing when it returns. A handle, and the memory of ``windows``, are in use until the
-        same thread has called ``run`` more than ``ahead`` times more.
+        same thread has called ``run`` more than ``max_pending`` times more.
         """
 
     @abstractmethod
@@ -50,7 +50,7 @@ class Engine(ABC):
     def wait(self, handle: Any) -> None:  # noqa: B027 - most engines are done when `run` returns
         """Return when the network is done with a batch, for engines that compute in the processor's other threads."""
 
-    def handle_of(self, logits: NDArray[np.float32]) -> Any:
+    def wrap_logits(self, logits: NDArray[np.float32]) -> Any:
         """A handle for logits (B, K, *window) that are known already."""
         return logits
 
@@ -60,7 +60,7 @@ class Engine(ABC):
 
     def accumulate(self, slab: Any, handle: Any, row: int, start: Start, weights: NDArray[np.float32]) -> None:
         """Add ``weights * activation(logits)`` of window ``row`` of a batch to the slab, at ``start`` in the volume."""
-        values = activated(self.logits(handle)[row], slab.activation)
+        values = apply_activation(self.logits(handle)[row], slab.activation)
         for target, part, place in slab.parts(values, start):
             weight = weights[place[1:]]
             product = np.empty_like(weight)  # one class at a time stays in the processor's cache
@@ -68,7 +68,7 @@ class Engine(ABC):
                 np.multiply(new, weight, out=product)
                 sums += product
 
-    def finished(self, slab: Any, planes: int, rows: int) -> Iterator[NDArray[np.float32]]:
+    def completed(self, slab: Any, planes: int, rows: int) -> Iterator[NDArray[np.float32]]:
         """Sums that no later window changes, in host memory, in parts that follow one another along the outer axis.
 
         They may be views and hold until :meth:`advance`.
@@ -78,17 +78,17 @@ class Engine(ABC):
             planes: how many of the present row's planes are finished ...
             rows: ... on how many of the present band's rows.
         """
-        yield from slab.finished(planes, rows)
+        yield from slab.completed(planes, rows)
 
     def advance(self, slab: Any, planes: int, rows: int) -> None:
-        """Forget what :meth:`finished` told, and move the slab on to the next band."""
+        """Forget what :meth:`completed` told, and move the slab on to the next band."""
         slab.advance(planes, rows)
 
     def close(self) -> None:  # noqa: B027 - most engines have nothing to give back
         """Give back what the engine holds on a device."""
 
 
-def activated(logits: NDArray[np.float32], activation: Activation) -> NDArray[np.float32]:
+def apply_activation(logits: NDArray[np.float32], activation: Activation) -> NDArray[np.float32]:
     """Softmax or sigmoid over the first axis of (K, ...), or the logits themselves."""
     if activation == "none":
         return logits

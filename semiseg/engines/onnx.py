@@ -33,7 +33,7 @@ class OnnxEngine(Engine):
             EngineError: the graph is damaged, or has an operator that this ONNX Runtime lacks.
             InputError: no ONNX Runtime, two of them, or CUDA asked for where there is none.
         """
-        runtime = import_runtime()
+        runtime = import_onnxruntime()
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads or usable_processors()
         options.log_severity_level = 3
@@ -74,7 +74,7 @@ class OnnxEngine(Engine):
         return np.asarray(handle, dtype=np.float32)
 
 
-def import_runtime() -> Any:
+def import_onnxruntime() -> Any:
     """The ``onnxruntime`` module, when exactly one package provides it.
 
     Raises:
@@ -95,11 +95,11 @@ def import_runtime() -> Any:
     return onnxruntime
 
 
-def cuda_is_here() -> bool:
+def is_cuda_available() -> bool:
     """Whether this ONNX Runtime was built for CUDA and the machine has an NVIDIA driver."""
     if nvidia_driver() is None or len(installed_runtimes()) != 1:
         return False
-    return "CUDAExecutionProvider" in import_runtime().get_available_providers()
+    return "CUDAExecutionProvider" in import_onnxruntime().get_available_providers()
 
 
 def installed_runtimes() -> list[str]:

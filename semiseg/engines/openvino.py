@@ -102,7 +102,7 @@ class OpenVinoEngine(Engine):
         requests = vars(self._own).setdefault("requests", {})
         if shape not in requests:
             compiled = self._compile(shape)
-            requests[shape] = deque(compiled.create_infer_request() for _ in range(self.ahead + 1))
+            requests[shape] = deque(compiled.create_infer_request() for _ in range(self.max_pending + 1))
         requests[shape].rotate()
         return requests[shape][0]
 

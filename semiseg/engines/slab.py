@@ -113,7 +113,7 @@ class Slab:
             found.append((here, values[upper], upper))
         return found
 
-    def finished(self, planes: int, rows: int) -> list[Any]:
+    def completed(self, planes: int, rows: int) -> list[Any]:
         """The first ``planes`` planes of the first ``rows`` rows of the present band: views (K, ...) that follow one
         another along the outer axis.
         """
@@ -132,13 +132,13 @@ class Slab:
         plan = self.plan
         left = plan.window[plan.outer] - planes  # planes that the next row touches
         old = max(0, plan.carried - planes)  # those of them that are carried already
-        move(self._carried, 1 + plan.outer, planes, old, _cut({plan.middle: self._rows(rows)}))
+        shift_along_axis(self._carried, 1 + plan.outer, planes, old, _cut({plan.middle: self._rows(rows)}))
         if left > old:
             source = _cut({plan.outer: slice(planes - plan.carried + old, None), plan.middle: slice(0, rows)})
             self._carried[_cut({plan.outer: slice(old, left), plan.middle: self._rows(rows)})] = self._fresh[source]
         self._carried[_cut({plan.outer: slice(left, None), plan.middle: self._rows(rows)})] = 0
         side = plan.window[plan.middle]
-        move(self._fresh, 1 + plan.middle, rows, side - rows, _cut({}))
+        shift_along_axis(self._fresh, 1 + plan.middle, rows, side - rows, _cut({}))
         self._fresh[_cut({plan.middle: slice(side - rows, None)})] = 0
         self._band += rows
         if self._band == plan.shape[plan.middle]:
@@ -148,7 +148,7 @@ class Slab:
         return slice(self._band, self._band + rows)
 
 
-def move(array: Any, axis: int, by: int, count: int, within: tuple[slice, ...]) -> None:
+def shift_along_axis(array: Any, axis: int, by: int, count: int, within: tuple[slice, ...]) -> None:
     """Move ``count`` entries along ``axis`` down by ``by`` places, a block at a time, so that no copy reads its own."""
     for first in range(0, count, by):
         last = min(first + by, count)

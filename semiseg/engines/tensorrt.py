@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiseg.engines.engine import Engine
-from semiseg.engines.onnx import import_runtime
+from semiseg.engines.onnx import import_onnxruntime
 from semiseg.errors import EngineError, InputError
 
 VERSIONS = ("10", "11")
@@ -36,7 +36,7 @@ class TensorRtEngine(Engine):
             EngineError: the plan is damaged, or belongs to another GPU or version.
         """
         self._trt = import_tensorrt()
-        self._values = import_runtime().OrtValue
+        self._values = import_onnxruntime().OrtValue
         self._runtime = self._trt.Runtime(self._trt.Logger(self._trt.Logger.ERROR))
         self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
         if self._engine is None:

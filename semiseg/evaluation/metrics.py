@@ -32,7 +32,7 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.volume import check_affine, spacing_of, voxel_ml
+from semiseg.volumes.volume import affine_spacing, check_affine, voxel_ml
 
 Mask = NDArray[np.bool_]
 
@@ -126,7 +126,7 @@ def surface_distances(
     a, b = surface(prediction[box]), surface(reference[box])
     if not _perpendicular(affine):
         return _between_points(a, b, affine)
-    spacing = spacing_of(affine)
+    spacing = affine_spacing(affine)
     return _distance_to(b, spacing)[a], _distance_to(a, spacing)[b]
 
 

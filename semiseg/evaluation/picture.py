@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from semiseg.errors import InputError
 from semiseg.evaluation.metrics import HIGHER_IS_BETTER, METRICS
-from semiseg.evaluation.result import HEADINGS, Evaluation, Row
+from semiseg.evaluation.result import HEADINGS, Evaluation, ScoreRow
 from semiseg.system.durable_files import atomic_file
 
 WIDTH = 1200
@@ -36,7 +36,7 @@ class _Axis:
         return LEFT + (value - self.low) / (self.high - self.low) * (WIDTH - LEFT - RIGHT)
 
 
-def draw(evaluation: Evaluation, metric: str = "dice") -> Image.Image:
+def draw_evaluation(evaluation: Evaluation, metric: str = "dice") -> Image.Image:
     """A strip of dots and a box (quartiles, median) per segment, with the worst, median and best scan named beside it.
 
     Scans without the figure are counted at the right, not drawn as 0. Notes of the evaluation stand at the bottom.
@@ -56,34 +56,34 @@ def draw(evaluation: Evaluation, metric: str = "dice") -> Image.Image:
     canvas.text((16, 16), _cut(title, 110), INK, _font(20))
     _draw_axis(canvas, axis, floor)
     for number, segment in enumerate(evaluation.segments):
-        _draw_segment(canvas, axis, evaluation.of(segment), metric, TOP + ROW * number)
+        _draw_segment(canvas, axis, evaluation.segment_rows(segment), metric, TOP + ROW * number)
     for number, note in enumerate(notes):
         canvas.text((16, floor + BOTTOM - 12 + 18 * number), _cut(note, 170), INK, _font(13))
     return picture
 
 
-def save(evaluation: Evaluation, path: Path, metric: str = "dice") -> None:
-    """Write :func:`draw` as a PNG.
+def save_picture(evaluation: Evaluation, path: Path, metric: str = "dice") -> None:
+    """Write :func:`draw_evaluation` as a PNG.
 
     Raises:
         InputError: no such metric.
     """
     buffer = io.BytesIO()
-    draw(evaluation, metric).save(buffer, format="PNG", optimize=True)
+    draw_evaluation(evaluation, metric).save(buffer, format="PNG", optimize=True)
     with atomic_file(Path(path)) as file:
         file.write(buffer.getvalue())
 
 
-def ranked(rows: tuple[Row, ...], metric: str) -> list[Row]:
+def rank_rows(rows: tuple[ScoreRow, ...], metric: str) -> list[ScoreRow]:
     """The rows that have the figure, worst first; of equals the one judged first."""
     there = [row for row in rows if not math.isnan(row.value(metric))]
     return sorted(there, key=lambda row: row.value(metric) * (1 if HIGHER_IS_BETTER[metric] else -1))
 
 
-def _draw_segment(canvas: ImageDraw.ImageDraw, axis: _Axis, rows: tuple[Row, ...], metric: str, top: int) -> None:
+def _draw_segment(canvas: ImageDraw.ImageDraw, axis: _Axis, rows: tuple[ScoreRow, ...], metric: str, top: int) -> None:
     middle = top + ROW // 2
     canvas.text((16, middle - 10), _cut(rows[0].segment, 22), INK, _font(16))
-    order = ranked(rows, metric)
+    order = rank_rows(rows, metric)
     missing = len(rows) - len(order)
     lines = [f"no figure for {missing} of {len(rows)} scans"] if missing else []
     if order:

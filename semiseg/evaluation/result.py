@@ -31,23 +31,23 @@ HEADINGS = {
     "f1": "F1 of means",
 }
 """Columns of a table by figure: :data:`METRICS`, and ``f1`` (:func:`semiseg.evaluation.metrics.f1_of_means`)."""
-SHOWN = ("dice", "jaccard", "hd95_mm", "assd_mm")
-MISSING = {
+DEFAULT_METRICS = ("dice", "jaccard", "hd95_mm", "assd_mm")
+MISSING_TEXTS = {
     "dice": "Dice and Jaccard (both masks are empty, or the scan failed)",
     "hd95_mm": "distances (a mask is empty, or the scan failed)",
     "precision": "precision (nothing was found, or the scan failed)",
     "recall": "recall (there is nothing to find, or the scan failed)",
 }
-ALIKE = {
+MISSING_TOGETHER = {
     "jaccard": ("dice",),
     **dict.fromkeys(("assd_mm", "asd_mm", "hd_mm"), ("hd95_mm",)),
     "f1": ("precision", "recall"),
 }
-"""Figures that the same scans lack as those of :data:`MISSING`."""
+"""Figures that the same scans lack as those of :data:`MISSING_TEXTS`."""
 
 
 @dataclass(frozen=True)
-class Row:
+class ScoreRow:
     """The figures of one segment in one scan; ``error`` says why a scan has none."""
 
     case: str
@@ -62,7 +62,7 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Summary:
+class MetricSummary:
     """One figure of one segment over the scans that have it.
 
     Attributes:
@@ -81,7 +81,7 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Table:
+class TextTable:
     """A heading and rows of text, for a terminal, a README or a spreadsheet."""
 
     header: tuple[str, ...]
@@ -106,7 +106,7 @@ class Evaluation:
 
     title: str
     segments: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ScoreRow, ...]
     notes: tuple[str, ...] = ()
 
     @property
@@ -119,7 +119,7 @@ class Evaluation:
         """Scan -> why it has no figures."""
         return {row.case: row.error for row in self.rows if row.error is not None}
 
-    def of(self, segment: str) -> tuple[Row, ...]:
+    def segment_rows(self, segment: str) -> tuple[ScoreRow, ...]:
         """The rows of one segment.
 
         Raises:
@@ -129,38 +129,38 @@ class Evaluation:
             raise InputError(f"'{segment}' was not judged; there are {', '.join(self.segments)}.")
         return tuple(row for row in self.rows if row.segment == segment)
 
-    def summary(self) -> tuple[Summary, ...]:
+    def summary(self) -> tuple[MetricSummary, ...]:
         """Mean, standard deviation and median of every metric for every segment, and its F1 of means."""
-        found: list[Summary] = []
+        found: list[MetricSummary] = []
         for segment in self.segments:
-            rows = self.of(segment)
+            rows = self.segment_rows(segment)
             of = {metric: _summary(segment, metric, [row.value(metric) for row in rows]) for metric in METRICS}
             found += [*of.values(), _f1(of["precision"], of["recall"])]
         return tuple(found)
 
-    def table(self, shown: tuple[str, ...] = SHOWN) -> Table:
+    def table(self, shown: tuple[str, ...] = DEFAULT_METRICS) -> TextTable:
         """Mean ± standard deviation per segment; with several segments, a last row with the mean of their means.
 
         Args:
             shown: Figures of :data:`HEADINGS`, in the order of the columns.
 
-        A figure that some scans lack carries an asterisk that :meth:`remarks` explains. The one-way ASD is left to CSV
-        and JSON: beside ASSD it is read as the same thing.
+        A figure that some scans lack carries an asterisk that :meth:`footnotes` explains. The one-way ASD is left to
+        CSV and JSON: beside ASSD it is read as the same thing.
         """
         by_segment = {s: {x.metric: x for x in self.summary() if x.segment == s} for s in self.segments}
         rows = [(s, *(_cell(of[m]) for m in shown), str(len(self.cases))) for s, of in by_segment.items()]
         if len(self.segments) > 1:
             means = (_mean([of[m].mean for of in by_segment.values()]) for m in shown)
             rows.append(("mean", *(_number(v, m) for v, m in zip(means, shown, strict=True)), ""))
-        return Table(("Segment", *(HEADINGS[m] for m in shown), "Scans"), tuple(rows))
+        return TextTable(("Segment", *(HEADINGS[m] for m in shown), "Scans"), tuple(rows))
 
-    def remarks(self, shown: tuple[str, ...] = SHOWN) -> tuple[str, ...]:
+    def footnotes(self, shown: tuple[str, ...] = DEFAULT_METRICS) -> tuple[str, ...]:
         """What must stand under the table of some figures: which scans its asterisks leave out, and the notes."""
         out = []
-        told = {one for metric in shown for one in ALIKE.get(metric, (metric,))}
+        told = {one for metric in shown for one in MISSING_TOGETHER.get(metric, (metric,))}
         for found in self.summary():
-            if found.metric in told and found.metric in MISSING and found.missing:
-                what = MISSING[found.metric]
+            if found.metric in told and found.metric in MISSING_TEXTS and found.missing:
+                what = MISSING_TEXTS[found.metric]
                 out.append(f"* {found.segment}: {found.missing} of {len(self.cases)} scan(s) without {what}.")
         return (*out, *self.notes)
 
@@ -206,9 +206,9 @@ class Evaluation:
             raise InputError(f"{path} is not the JSON file of an evaluation ({error!r}).") from error
 
 
-def _summary(segment: str, metric: str, values: list[float]) -> Summary:
+def _summary(segment: str, metric: str, values: list[float]) -> MetricSummary:
     there = np.asarray([v for v in values if not math.isnan(v)])
-    return Summary(
+    return MetricSummary(
         segment=segment,
         metric=metric,
         mean=float(there.mean()) if there.size else math.nan,
@@ -219,13 +219,13 @@ def _summary(segment: str, metric: str, values: list[float]) -> Summary:
     )
 
 
-def _f1(precision: Summary, recall: Summary) -> Summary:
+def _f1(precision: MetricSummary, recall: MetricSummary) -> MetricSummary:
     value = f1_of_means(precision.mean, recall.mean)
     n = min(precision.n, recall.n)
-    return Summary(precision.segment, "f1", value, math.nan, math.nan, n, max(precision.missing, recall.missing))
+    return MetricSummary(precision.segment, "f1", value, math.nan, math.nan, n, max(precision.missing, recall.missing))
 
 
-def _cell(summary: Summary) -> str:
+def _cell(summary: MetricSummary) -> str:
     text = _number(summary.mean, summary.metric)
     if not math.isnan(summary.std):
         text += f" ± {_number(summary.std, summary.metric)}"
@@ -256,12 +256,12 @@ def _without_nan(value: Any) -> Any:
     return None if isinstance(value, float) and math.isnan(value) else value
 
 
-def _row(entry: dict[str, Any]) -> Row:
+def _row(entry: dict[str, Any]) -> ScoreRow:
     given = entry["score"]
     # Files of earlier versions lack the figures that have a default.
     names = [f.name for f in fields(SegmentScore) if f.name in given or f.default is dataclasses.MISSING]
     figures = {name: _or_nan(given[name]) for name in names}
-    return Row(entry["case"], entry["segment"], SegmentScore(**figures), _or_nan(entry["seconds"]), entry["error"])
+    return ScoreRow(entry["case"], entry["segment"], SegmentScore(**figures), _or_nan(entry["seconds"]), entry["error"])
 
 
 def _or_nan(value: float | None) -> float:

@@ -7,16 +7,16 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from semiseg.engines.engine import activated
+from semiseg.engines.engine import apply_activation
 from semiseg.engines.slab import Activation
-from semiseg.inference.sliding_window import Finished
+from semiseg.inference.sliding_window import CompletedRegion
 from semiseg.volumes.segmentation import PROBABILITY_LEVELS
 
 
-class Watcher(Protocol):
+class BlendObserver(Protocol):
     """Is shown each part of a pass when no later window changes it."""
 
-    def add(self, part: Finished, labels: NDArray[np.uint8] | NDArray[np.bool_], *, logits: bool) -> None:
+    def add(self, part: CompletedRegion, labels: NDArray[np.uint8] | NDArray[np.bool_], *, logits: bool) -> None:
         """Take in a part.
 
         Args:
@@ -26,7 +26,7 @@ class Watcher(Protocol):
         """
 
 
-class Probabilities:
+class ProbabilityCollector:
     """Keeps the probability of every segment: softmax without the background for exclusive ones, else sigmoid."""
 
     def __init__(self, activation: Activation) -> None:
@@ -34,10 +34,10 @@ class Probabilities:
         self._activation = activation
         self._kept: NDArray[np.uint8] = np.zeros((0, 0, 0, 0), np.uint8)
 
-    def add(self, part: Finished, labels: NDArray[np.uint8] | NDArray[np.bool_], *, logits: bool) -> None:
-        """See :class:`Watcher`."""
+    def add(self, part: CompletedRegion, labels: NDArray[np.uint8] | NDArray[np.bool_], *, logits: bool) -> None:
+        """See :class:`BlendObserver`."""
         del labels
-        shares = activated(part.mean(), self._activation if logits else "none")
+        shares = apply_activation(part.mean(), self._activation if logits else "none")
         if self._activation == "softmax":
             shares = shares[1:]
         if not self._kept.size:

@@ -15,23 +15,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semiseg.bundle.familiarity import unfamiliar
 from semiseg.bundle.manifest import Manifest
-from semiseg.bundle.mask_fingerprint import measures_of
-from semiseg.bundle.preprocessing import Prepared
+from semiseg.bundle.mask_fingerprint import measure_mask
+from semiseg.bundle.out_of_distribution import out_of_distribution_warnings
+from semiseg.bundle.preprocessing import PreprocessedScan
 from semiseg.engines.engine import Engine
 from semiseg.errors import EngineError, InputError
-from semiseg.inference.doubt import Doubt
-from semiseg.inference.probabilities import Probabilities, Watcher
-from semiseg.inference.sliding_window import Finished, Progress, SlidingWindow, Timing
+from semiseg.inference.probabilities import BlendObserver, ProbabilityCollector
+from semiseg.inference.segment_entropy import SegmentEntropy
+from semiseg.inference.sliding_window import CompletedRegion, Progress, SlidingWindow, Timing
 from semiseg.inference.windows import padding_for
-from semiseg.volumes.remark import Remark
+from semiseg.volumes.scan_warning import ScanWarning
 from semiseg.volumes.segmentation import Segmentation
-from semiseg.volumes.volume import Volume, by_sides, voxel_ml
+from semiseg.volumes.volume import Volume, format_shape, voxel_ml
 
 
 @dataclass(frozen=True)
-class Settings:
+class SlidingWindowOptions:
     """How a pass is tiled; None takes the manifest's own choice.
 
     Attributes:
@@ -48,17 +48,17 @@ class Settings:
 class Segmenter:
     """A model ready for scans: a manifest and an engine that runs its network."""
 
-    def __init__(self, manifest: Manifest, engine: Engine, settings: Settings | None = None) -> None:
+    def __init__(self, manifest: Manifest, engine: Engine, settings: SlidingWindowOptions | None = None) -> None:
         """Check that ``settings`` are within what the manifest allows.
 
         Raises:
             InputError: the window is not an allowed one, or the overlap is not in [0, 1).
         """
-        settings = settings or Settings()
+        settings = settings or SlidingWindowOptions()
         window = settings.window or manifest.window
         if window not in manifest.windows:
-            allowed = ", ".join(map(by_sides, manifest.windows))
-            raise InputError(f"Window {by_sides(window)} is not one this model allows ({allowed}).")
+            allowed = ", ".join(map(format_shape, manifest.windows))
+            raise InputError(f"Window {format_shape(window)} is not one this model allows ({allowed}).")
         wanted = manifest.overlaps if settings.overlap is None else settings.overlap
         overlap = wanted if isinstance(wanted, tuple) else (wanted, wanted, wanted)
         for share in overlap:
@@ -79,7 +79,7 @@ class Segmenter:
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         timing: Timing | None = None,
-        watchers: Sequence[Watcher] = (),
+        observers: Sequence[BlendObserver] = (),
         probabilities: bool = False,
     ) -> Segmentation:
         """Segment one scan, given as its channels by name; the answer lies on the grid of the first channel.
@@ -89,7 +89,7 @@ class Segmenter:
             progress: called with (windows done, windows in all) after each batch.
             cancelled: asked between batches; when it answers True the pass stops.
             timing: filled with the seconds of each stage.
-            watchers: shown the network's word on each voxel.
+            observers: shown the network's word on each voxel.
             probabilities: keep them in the answer.
 
         Raises:
@@ -104,21 +104,21 @@ class Segmenter:
             clock = time.perf_counter()
             prepared = self.manifest.preprocessing.apply(ordered)
             timing.add("preprocessing", clock)
-            kept = [Probabilities(self.manifest.activation)] if probabilities else []
-            labels = self.segment_prepared(
-                prepared.array, progress=progress, cancelled=cancelled, timing=timing, watchers=(*watchers, *kept)
+            kept = [ProbabilityCollector(self.manifest.activation)] if probabilities else []
+            labels = self.segment_preprocessed(
+                prepared.array, progress=progress, cancelled=cancelled, timing=timing, observers=(*observers, *kept)
             )
             clock = time.perf_counter()
             cleaned = self._clean(labels, prepared)
-            array = self.manifest.preprocessing.restore(cleaned, prepared.placement)
+            array = self.manifest.preprocessing.restore(cleaned, prepared.geometry)
             shares = None
             for each in kept:
                 inside = self._unpadded(each.array(), prepared.array.shape[1:])
-                shares = self.manifest.preprocessing.restore_image(inside, prepared.placement)
+                shares = self.manifest.preprocessing.restore_image(inside, prepared.geometry)
             timing.add("restoring", clock)
-            return Segmentation(self.manifest.segments, array, prepared.placement.affine, shares)
+            return Segmentation(self.manifest.segments, array, prepared.geometry.affine, shares)
 
-    def segment_with_remarks(
+    def segment_with_warnings(
         self,
         channels: Mapping[str, Volume],
         *,
@@ -126,37 +126,39 @@ class Segmenter:
         cancelled: Callable[[], bool] | None = None,
         timing: Timing | None = None,
         probabilities: bool = False,
-    ) -> tuple[Segmentation, tuple[Remark, ...]]:
+    ) -> tuple[Segmentation, tuple[ScanWarning, ...]]:
         """See :meth:`segment`; and what sets the scan, and the mask, apart from those of training."""
         timing = timing if timing is not None else Timing()
-        doubt = Doubt(len(self.manifest.segments), self.manifest.activation)
+        doubt = SegmentEntropy(len(self.manifest.segments), self.manifest.activation)
         segmentation = self.segment(
             channels,
             progress=progress,
             cancelled=cancelled,
             timing=timing,
-            watchers=[doubt],
+            observers=[doubt],
             probabilities=probabilities,
         )
         clock = time.perf_counter()
-        remarks = self.unfamiliar(channels)
+        remarks = self.out_of_distribution_warnings(channels)
         if self.manifest.masks is not None:
-            remarks += self.manifest.masks.unlike(measures_of(segmentation, doubt.mean()))
+            remarks += self.manifest.masks.out_of_distribution_warnings(measure_mask(segmentation, doubt.mean()))
         timing.add("comparing", clock)
         return segmentation, remarks
 
-    def unfamiliar(self, channels: Mapping[str, Volume]) -> tuple[Remark, ...]:
+    def out_of_distribution_warnings(self, channels: Mapping[str, Volume]) -> tuple[ScanWarning, ...]:
         """What sets a scan apart from those that the model was trained on."""
-        return unfamiliar(self.manifest.fingerprint, channels, self.manifest.preprocessing.orientation)
+        return out_of_distribution_warnings(
+            self.manifest.fingerprint, channels, self.manifest.preprocessing.orientation
+        )
 
-    def segment_prepared(
+    def segment_preprocessed(
         self,
         array: NDArray[np.float32],
         *,
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         timing: Timing | None = None,
-        watchers: Sequence[Watcher] = (),
+        observers: Sequence[BlendObserver] = (),
     ) -> NDArray[np.uint8] | NDArray[np.bool_]:
         """Label map uint8 (X, Y, Z), or masks bool (K, X, Y, Z), of a preprocessed scan (C, X, Y, Z)."""
         timing = timing if timing is not None else Timing()
@@ -171,16 +173,16 @@ class Segmenter:
         for part in parts:
             clock = time.perf_counter()
             found = self._decided(part)
-            for watcher in watchers:
-                watcher.add(part, found, logits=self.manifest.average == "logits")
+            for observer in observers:
+                observer.add(part, found, logits=self.manifest.average == "logits")
             out[(..., *part.place)] = values[found] if exclusive else found
             timing.add("deciding", clock)
         return self._unpadded(out, shape)
 
-    def probabilities_of_prepared(self, array: NDArray[np.float32]) -> NDArray[np.uint8]:
+    def probabilities_of_preprocessed(self, array: NDArray[np.float32]) -> NDArray[np.uint8]:
         """Probabilities (K, X, Y, Z) of the segments, in 255ths, of a preprocessed scan (C, X, Y, Z)."""
-        kept = Probabilities(self.manifest.activation)
-        self.segment_prepared(array, watchers=[kept])
+        kept = ProbabilityCollector(self.manifest.activation)
+        self.segment_preprocessed(array, observers=[kept])
         return np.asarray(self._unpadded(kept.array(), array.shape[1:]))
 
     def warm_up(self) -> None:
@@ -198,8 +200,9 @@ class Segmenter:
         except MemoryError:
             shape = next(iter(ordered.values())).shape
             raise EngineError(
-                f"There is not enough memory here for a scan of {by_sides(shape)} voxels, {self.manifest.outputs} "
-                f"classes and windows of {by_sides(self.window)}; free some, take a smaller window, or another machine."
+                f"There is not enough memory here for a scan of {format_shape(shape)} voxels, {self.manifest.outputs} "
+                f"classes and windows of {format_shape(self.window)}; free some, take a smaller window, "
+                "or another machine."
             ) from None
 
     def _sliding_window(self) -> SlidingWindow:
@@ -212,7 +215,7 @@ class Segmenter:
             activation=self.manifest.activation if self.manifest.average == "probs" else "none",
         )
 
-    def _decided(self, part: Finished) -> NDArray[np.uint8] | NDArray[np.bool_]:
+    def _decided(self, part: CompletedRegion) -> NDArray[np.uint8] | NDArray[np.bool_]:
         """The class of each voxel, or the masks of overlapping regions.
 
         Raises:
@@ -227,7 +230,7 @@ class Segmenter:
                 "is no mask; try another device or precision, or train it anew."
             )
         if self.manifest.activation == "softmax":
-            return largest(sums)  # dividing by the coverage does not move it
+            return argmax_labels(sums)  # dividing by the coverage does not move it
         # Averaged logits are positive where the probability is above one half.
         return np.asarray(sums >= 0.0 if self.manifest.average == "logits" else part.mean() >= 0.5)
 
@@ -237,7 +240,7 @@ class Segmenter:
         x, y, z = (slice(before, before + n) for (before, _), n in zip(padding, shape, strict=True))
         return array[..., x, y, z]
 
-    def _clean(self, labels: NDArray[np.uint8] | NDArray[np.bool_], prepared: Prepared) -> NDArray[np.generic]:
+    def _clean(self, labels: NDArray[np.uint8] | NDArray[np.bool_], prepared: PreprocessedScan) -> NDArray[np.generic]:
         by_name = {s.name: s.label for s in self.manifest.segments}
         return self.manifest.postprocessing.apply(labels, by_name, voxel_ml(prepared.affine))
 
@@ -264,7 +267,7 @@ def _pad(array: NDArray[np.float32], padding: list[tuple[int, int]], how: str) -
     return np.pad(array, [(0, 0), *padding])
 
 
-def largest(sums: NDArray[np.float32]) -> NDArray[np.uint8]:
+def argmax_labels(sums: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The first axis' place of the largest value, (K, ...) -> (...); of equal ones the first.
 
     As np.argmax, which takes several times as long along the first axis.

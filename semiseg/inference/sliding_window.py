@@ -22,7 +22,7 @@ from semiseg.errors import Cancelled
 from semiseg.inference.windows import Blending, coverage_along, starts_along, window_weights
 
 Progress = Callable[[int, int], None]
-GLANCE = 8  # a window is looked at this coarsely before it is looked at whole
+PROBE_STRIDE = 8  # a window is looked at this coarsely before it is looked at whole
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Timing:
 
     seconds: dict[str, float] = field(default_factory=dict)
     windows: int = 0
-    run: int = 0
+    network_windows: int = 0
 
     def add(self, stage: str, since: float) -> float:
         """Count the time since ``since`` towards ``stage``; returns the present moment."""
@@ -41,7 +41,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Finished:
+class CompletedRegion:
     """Voxels that no later window changes.
 
     Attributes:
@@ -90,7 +90,7 @@ class SlidingWindow:
         progress: Progress | None = None,
         cancelled: Callable[[], bool] | None = None,
         timing: Timing,
-    ) -> Iterator[Finished]:
+    ) -> Iterator[CompletedRegion]:
         """Run the windows of ``array`` (C, X, Y, Z), at least a window large, and yield what is finished.
 
         Raises:
@@ -102,21 +102,21 @@ class SlidingWindow:
         state = _State(engine, slab, window_weights(self.window, self.blending), timing)
         started = done = 0
         waiting: deque[_Batch] = deque()
-        for batch in chain(self._batches(array, tiles, timing), repeat(None, engine.ahead)):
+        for batch in chain(self._batches(array, tiles, timing), repeat(None, engine.max_pending)):
             if batch is not None:
                 if cancelled is not None and cancelled():
                     raise Cancelled(f"Stopped after {started} of {tiles.count} windows.")
                 state.start(batch)
                 started += len(batch.items)
                 waiting.append(batch)
-                if len(waiting) <= engine.ahead:
+                if len(waiting) <= engine.max_pending:
                     continue
             if not waiting:  # fewer batches than the engine could have at once
                 break
             oldest = waiting.popleft()
             for item in oldest.items:
                 state.add(oldest, item)
-                yield from state.finished(tiles, item)
+                yield from state.completed(tiles, item)
             done += len(oldest.items)
             if progress is not None:
                 progress(done, tiles.count)
@@ -183,7 +183,7 @@ class _State:
         if batch.windows is not None:
             batch.handle = self.engine.run(batch.windows)
         self.timing.add("network", clock)
-        self.timing.run += batch.rows
+        self.timing.network_windows += batch.rows
 
     def add(self, batch: _Batch, item: _Item) -> None:
         clock = time.perf_counter()
@@ -192,22 +192,22 @@ class _State:
             clock = self.timing.add("network", clock)
             if item.repeated:
                 logits = self.engine.logits(batch.handle)[item.row : item.row + 1]
-                self.known = self.engine.handle_of(logits.copy())
+                self.known = self.engine.wrap_logits(logits.copy())
         handle, row = (self.known, 0) if item.row is None else (batch.handle, item.row)
         self.engine.accumulate(self.slab, handle, row, item.start, self.weights)
         self.timing.add("blending", clock)
 
-    def finished(self, tiles: _Tiles, item: _Item) -> Iterator[Finished]:
+    def completed(self, tiles: _Tiles, item: _Item) -> Iterator[CompletedRegion]:
         """What is finished after this window."""
         ended = tiles.ended(item.start)
         if ended is None:
             return
         planes, rows, place = ended
         first = place[tiles.plan.outer].start
-        for sums in self.engine.finished(self.slab, planes, rows):
+        for sums in self.engine.completed(self.slab, planes, rows):
             after = first + sums.shape[1 + tiles.plan.outer]
             x, y, z = (slice(first, after) if axis == tiles.plan.outer else cut for axis, cut in enumerate(place))
-            yield Finished(sums, tiles.coverage_of((x, y, z)), (x, y, z), tiles.shape)
+            yield CompletedRegion(sums, tiles.coverage_of((x, y, z)), (x, y, z), tiles.shape)
             first = after
         clock = time.perf_counter()
         self.engine.advance(self.slab, planes, rows)
@@ -255,7 +255,7 @@ class _Tiles:
 def _only_value(window: NDArray[np.float32]) -> NDArray[np.float32] | None:
     """The value of each channel of (C, X, Y, Z), if that is all there is."""
     first = window[:, :1, :1, :1]
-    glance = window[:, ::GLANCE, ::GLANCE, ::GLANCE]
+    glance = window[:, ::PROBE_STRIDE, ::PROBE_STRIDE, ::PROBE_STRIDE]
     return first if bool((glance == first).all()) and bool((window == first).all()) else None
 
 

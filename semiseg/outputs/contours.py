@@ -26,7 +26,7 @@ INSET = 1 / PARTS
 """Distance of a polygon from the pixels' edges, in pixels: far above the rounding of coordinates, far below a pixel."""
 
 
-def outlines(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
+def mask_contours(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
     """Closed polygons (N, 2) around the regions of a mask (X, Y), in pixel indices: centres are whole numbers.
 
     Every corner lies ``INSET`` inside the edges of the region's pixels along both axes. Regions are 4-connected; the

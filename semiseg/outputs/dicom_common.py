@@ -30,7 +30,7 @@ from semiseg.volumes.volume import same_grid
 MANUFACTURER = "semiseg"
 SERIES_NUMBERS = {"SEG": 900, "RTSTRUCT": 901, "SR": 902, "overlay": 903}  # far behind those of a scanner
 LONG_STRING, LONG_TEXT = 64, 10240  # characters (PS3.5 table 6.2-1)
-TYPE_1 = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
+REQUIRED_UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID", "FrameOfReferenceUID")
 PATIENT_AND_STUDY = (
     "PatientID", "PatientName", "PatientBirthDate", "PatientSex",
     "AccessionNumber", "StudyID", "StudyDate", "StudyTime", "ReferringPhysicianName",
@@ -71,7 +71,7 @@ class Algorithm:
     model_sha256: str
 
 
-def require_drawn_on(segmentation: Segmentation, series: DicomSeries, what: str) -> None:
+def require_same_grid(segmentation: Segmentation, series: DicomSeries, what: str) -> None:
     """Refuse a segmentation that was not drawn on a series, and a series that nothing can refer to.
 
     Raises:
@@ -85,7 +85,7 @@ def require_drawn_on(segmentation: Segmentation, series: DicomSeries, what: str)
             f"{segmentation.shape}, the series' is {series.volume.shape}, or their affines differ."
         )
     for instance in series.instances:
-        for keyword in TYPE_1:
+        for keyword in REQUIRED_UIDS:
             if not instance.get(keyword):
                 raise VolumeError(
                     f"The source images lack {keyword} (removed by an anonymiser?), so no {what} can refer to them; "
@@ -93,7 +93,7 @@ def require_drawn_on(segmentation: Segmentation, series: DicomSeries, what: str)
                 )
 
 
-def repeat_patient_and_study(made: pydicom.Dataset, instance: pydicom.Dataset) -> None:
+def copy_patient_and_study(made: pydicom.Dataset, instance: pydicom.Dataset) -> None:
     """Give an object the source's patient and study, letter for letter, so that an archive files them together.
 
     An optional age, number, date, time or code whose value its representation does not allow, such as the age "42" for
@@ -141,7 +141,7 @@ def series_description(algorithm: Algorithm) -> str:
     return f"{algorithm.name[:room]} {NOTICE}"
 
 
-def identity_of(series: DicomSeries, algorithm: Algorithm, segments: Sequence[Segment]) -> str:
+def content_hash(series: DicomSeries, algorithm: Algorithm, segments: Sequence[Segment]) -> str:
     """One hash of everything an object is made of: source instances, model, segments, and the version that makes it.
 
     An object says which version made it, so another version makes another object, with other UIDs. It also says whose
@@ -154,7 +154,7 @@ def identity_of(series: DicomSeries, algorithm: Algorithm, segments: Sequence[Se
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
-def uid_of(identity: str, role: str) -> str:
+def derive_uid(identity: str, role: str) -> str:
     """A UID of the form 2.25.<UUID as a decimal number> (PS3.5 B.2), the same for the same arguments."""
     return f"2.25.{uuid.uuid5(_NAMESPACE, f'{identity} {role}').int}"
 

@@ -25,18 +25,18 @@ from semiseg.outputs.dicom_common import (
     MANUFACTURER,
     SERIES_NUMBERS,
     Algorithm,
-    identity_of,
-    repeat_patient_and_study,
-    require_drawn_on,
+    content_hash,
+    copy_patient_and_study,
+    derive_uid,
+    require_same_grid,
     series_description,
     software_versions,
-    uid_of,
 )
-from semiseg.outputs.overlay import windowed
+from semiseg.outputs.overlay import rescale_to_uint8
 from semiseg.outputs.report import NOTICE
 from semiseg.system.durable_files import atomic_file
 from semiseg.volumes.dicom_geometry import Plane
-from semiseg.volumes.dicom_pixels import values_of
+from semiseg.volumes.dicom_pixels import decode_slices
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.dicom_slices import Slice
 from semiseg.volumes.segmentation import Segmentation
@@ -51,9 +51,9 @@ def segmentation_to_overlays(
         VolumeError: the grids differ, or the source lacks what a series must refer to.
         SemisegError: the source's attributes cannot be repeated in valid images.
     """
-    require_drawn_on(segmentation, series, "overlay")
-    identity = identity_of(series, algorithm, segmentation.segments)
-    grey = windowed(series.volume.array if series.grid is None else values_of(series.slices)[0])
+    require_same_grid(segmentation, series, "overlay")
+    identity = content_hash(series, algorithm, segmentation.segments)
+    grey = rescale_to_uint8(series.volume.array if series.grid is None else decode_slices(series.slices)[0])
     masks = series.on_slices(np.stack([segmentation.mask(k) for k in range(len(segmentation.segments))]))
     for number, one in enumerate(series.slices, start=1):
         rgb = np.repeat(grey[:, :, number - 1].T[..., None], 3, axis=2)
@@ -92,9 +92,9 @@ def _image(
             bits_allocated=8,
             coordinate_system=hd.CoordinateSystemNames.PATIENT,
             study_instance_uid=source.StudyInstanceUID,
-            series_instance_uid=uid_of(identity, "overlay series"),
+            series_instance_uid=derive_uid(identity, "overlay series"),
             series_number=SERIES_NUMBERS["overlay"],
-            sop_instance_uid=uid_of(identity, f"overlay {number}"),
+            sop_instance_uid=derive_uid(identity, f"overlay {number}"),
             instance_number=number,
             manufacturer=MANUFACTURER,
             patient_orientation=_letters(plane),
@@ -108,7 +108,7 @@ def _image(
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SemisegError(f"No valid overlay can be made for the series ({error}).") from error
-    repeat_patient_and_study(image, source)
+    copy_patient_and_study(image, source)
     image.BurnedInAnnotation = "NO"
     image.Laterality = str(source.get("Laterality") or "")  # empty where nobody said, and it has to be there
     image.ImageComments = f"{NOTICE}."

@@ -11,18 +11,18 @@ from numpy.typing import NDArray
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage
 
-from semiseg.outputs.contours import outlines
+from semiseg.outputs.contours import mask_contours
 from semiseg.outputs.dicom_common import (
     LONG_STRING,
     MANUFACTURER,
     SERIES_NUMBERS,
     Algorithm,
-    identity_of,
-    repeat_patient_and_study,
-    require_drawn_on,
+    content_hash,
+    copy_patient_and_study,
+    derive_uid,
+    require_same_grid,
     series_description,
     software_versions,
-    uid_of,
 )
 from semiseg.outputs.report import NOTICE
 from semiseg.volumes.dicom_series import DicomSeries
@@ -43,17 +43,17 @@ def segmentation_to_rtstruct(
     Raises:
         VolumeError: the grids differ, or the source lacks what a structure set must refer to.
     """
-    require_drawn_on(segmentation, series, "structure set")
+    require_same_grid(segmentation, series, "structure set")
     first = series.instances[0]
-    identity = identity_of(series, algorithm, segmentation.segments)
+    identity = content_hash(series, algorithm, segmentation.segments)
     struct = pydicom.Dataset()
     struct.file_meta = FileMetaDataset()
     # Explicit value representations leave 64 kB for the points of a contour (PS3.5 7.1.2); a large organ needs more.
     struct.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
     struct.SpecificCharacterSet = "ISO_IR 192"
-    struct.SOPClassUID, struct.SOPInstanceUID = RTStructureSetStorage, uid_of(identity, "structure set")
-    struct.StudyInstanceUID, struct.SeriesInstanceUID = first.StudyInstanceUID, uid_of(identity, "structures")
-    repeat_patient_and_study(struct, first)
+    struct.SOPClassUID, struct.SOPInstanceUID = RTStructureSetStorage, derive_uid(identity, "structure set")
+    struct.StudyInstanceUID, struct.SeriesInstanceUID = first.StudyInstanceUID, derive_uid(identity, "structures")
+    copy_patient_and_study(struct, first)
     struct.Modality, struct.SeriesNumber, struct.InstanceNumber = "RTSTRUCT", SERIES_NUMBERS["RTSTRUCT"], 1
     struct.SeriesDescription = series_description(algorithm)
     struct.OperatorsName = ""
@@ -115,7 +115,7 @@ def _contours(number: int, segment: Segment, mask: NDArray[np.bool_], series: Di
         plane = part.plane
         along_row = np.array(plane.along_row) * plane.column_spacing
         along_column = np.array(plane.along_column) * plane.row_spacing
-        for polygon in outlines(mask[:, :, z]):
+        for polygon in mask_contours(mask[:, :, z]):
             points = np.array(plane.position) + polygon[:, :1] * along_row + polygon[:, 1:] * along_column
             contour = pydicom.Dataset()
             contour.ContourImageSequence = [_image(part)]

@@ -23,18 +23,18 @@ from semiseg.outputs.dicom_common import (
     MANUFACTURER,
     SERIES_NUMBERS,
     Algorithm,
-    identity_of,
-    repeat_patient_and_study,
-    require_drawn_on,
+    content_hash,
+    copy_patient_and_study,
+    derive_uid,
+    require_same_grid,
     series_description,
     software_versions,
-    uid_of,
 )
-from semiseg.outputs.kind import NO_LABEL_MAP, SegForm
+from semiseg.outputs.formats import OVERLAP_MESSAGE, SegmentationType
 from semiseg.outputs.report import NOTICE
-from semiseg.outputs.seg_sources import Sources, slice_thickness
+from semiseg.outputs.seg_sources import SourceImages, slice_thickness
 from semiseg.volumes.dicom_series import DicomSeries
-from semiseg.volumes.segmentation import PROBABILITY_LEVELS, Code, Segment, Segmentation
+from semiseg.volumes.segmentation import PROBABILITY_LEVELS, ConceptCode, Segment, Segmentation
 
 
 def segmentation_to_seg(
@@ -43,7 +43,7 @@ def segmentation_to_seg(
     *,
     algorithm: Algorithm,
     remarks: Sequence[str] = (),
-    form: SegForm = "binary",
+    segmentation_type: SegmentationType = "binary",
 ) -> pydicom.Dataset:
     """Make a SEG of ``segmentation``, which lies on the grid of ``series``.
 
@@ -60,23 +60,25 @@ def segmentation_to_seg(
             or the source lacks what a SEG must refer to (UIDs, frame of reference).
         SemisegError: the source's attributes cannot be repeated in a valid SEG.
     """
-    require_drawn_on(segmentation, series, "SEG")
-    if form == "labelmap" and not segmentation.exclusive:
-        raise VolumeError(NO_LABEL_MAP)
-    sources = Sources.of(series)
-    frames = _frames(series.on_slices(_pixels(segmentation, form)), sources.order)
-    identity = identity_of(series, algorithm, segmentation.segments) + ("" if form == "binary" else f" {form}")
+    require_same_grid(segmentation, series, "SEG")
+    if segmentation_type == "labelmap" and not segmentation.exclusive:
+        raise VolumeError(OVERLAP_MESSAGE)
+    sources = SourceImages.from_series(series)
+    frames = _frames(series.on_slices(_pixels(segmentation, segmentation_type)), sources.order)
+    identity = content_hash(series, algorithm, segmentation.segments) + (
+        "" if segmentation_type == "binary" else f" {segmentation_type}"
+    )
     try:
         seg: pydicom.Dataset = hd.seg.Segmentation(
             source_images=sources.images,
             pixel_array=frames,
-            segmentation_type=form.upper(),
+            segmentation_type=segmentation_type.upper(),
             fractional_type="PROBABILITY",
             max_fractional_value=PROBABILITY_LEVELS,
             segment_descriptions=_descriptions(segmentation.segments, algorithm, identity),
-            series_instance_uid=uid_of(identity, "series"),
+            series_instance_uid=derive_uid(identity, "series"),
             series_number=SERIES_NUMBERS["SEG"],
-            sop_instance_uid=uid_of(identity, "instance"),
+            sop_instance_uid=derive_uid(identity, "instance"),
             instance_number=1,
             manufacturer=MANUFACTURER,
             manufacturer_model_name=algorithm.name[:LONG_STRING],
@@ -88,25 +90,25 @@ def segmentation_to_seg(
             transfer_syntax_uid=ExplicitVRLittleEndian,
             specific_character_set="ISO_IR 192",
             pixel_measures=_pixel_measures(series),
-            omit_empty_frames=_omits_empty_frames(frames, len(segmentation.segments), form),
+            omit_empty_frames=_omits_empty_frames(frames, len(segmentation.segments), segmentation_type),
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SemisegError(f"Series {series.uid}: no valid SEG can be made for it ({error}).") from error
-    _fix_dimension_uid(seg, uid_of(identity, "dimensions"))
-    sources.name_real_objects(seg)
-    repeat_patient_and_study(seg, series.instances[0])
+    _fix_dimension_uid(seg, derive_uid(identity, "dimensions"))
+    sources.restore_references(seg)
+    copy_patient_and_study(seg, series.instances[0])
     seg.ContentCreatorName = ""  # type 2 (PS3.3 table 10-12), and nobody drew this
     seg.ImageComments = " ".join([f"{NOTICE}.", *remarks])[:LONG_TEXT]
     return seg
 
 
-def _pixels(segmentation: Segmentation, form: SegForm) -> NDArray[Any]:
+def _pixels(segmentation: Segmentation, segmentation_type: SegmentationType) -> NDArray[Any]:
     """Segment numbers (X, Y, Z), masks (K, X, Y, Z), or probabilities float32 (K, X, Y, Z).
 
     Raises:
         VolumeError: there are no probabilities.
     """
-    if form == "fractional":
+    if segmentation_type == "fractional":
         if segmentation.probabilities is None:
             raise VolumeError("The segmentation was made without probabilities, and a fractional SEG is made of them.")
         shares: NDArray[np.float32] = segmentation.probabilities.astype(np.float32)
@@ -133,7 +135,7 @@ def _frames(pixels: NDArray[Any], order: Sequence[int | None]) -> NDArray[Any]:
     return frames
 
 
-def _omits_empty_frames(frames: NDArray[Any], segments: int, form: SegForm) -> bool:
+def _omits_empty_frames(frames: NDArray[Any], segments: int, segmentation_type: SegmentationType) -> bool:
     """Whether frames without content are left out.
 
     highdicom cannot omit every frame, and says so in the log when asked to. Frames of single bits that fill no
@@ -142,7 +144,7 @@ def _omits_empty_frames(frames: NDArray[Any], segments: int, form: SegForm) -> b
     if not frames.any():
         return False
     pixels = frames.shape[1] * frames.shape[2]
-    if form != "binary" or pixels % 8 == 0:
+    if segmentation_type != "binary" or pixels % 8 == 0:
         return True
     numbers = range(1, segments + 1)
     shown = frames if frames.ndim == 4 else np.stack([frames == number for number in numbers], axis=-1)
@@ -172,11 +174,11 @@ def _descriptions(segments: Sequence[Segment], algorithm: Algorithm, identity: s
         hd.seg.SegmentDescription(
             segment_number=number,
             segment_label=segment.name,
-            segmented_property_category=concept_of(segment.category),
-            segmented_property_type=concept_of(segment.coded_type),
+            segmented_property_category=to_coded_concept(segment.category),
+            segmented_property_type=to_coded_concept(segment.coded_type),
             algorithm_type=hd.seg.SegmentAlgorithmTypeValues.AUTOMATIC,
             algorithm_identification=identification,
-            tracking_uid=uid_of(identity, f"segment {number}"),
+            tracking_uid=derive_uid(identity, f"segment {number}"),
             tracking_id=segment.name,
             display_color=hd.color.CIELabColor.from_rgb(*segment.colour),
         )
@@ -184,7 +186,7 @@ def _descriptions(segments: Sequence[Segment], algorithm: Algorithm, identity: s
     ]
 
 
-def concept_of(code: Code) -> hd.sr.CodedConcept:
+def to_coded_concept(code: ConceptCode) -> hd.sr.CodedConcept:
     """A code as highdicom has it."""
     return hd.sr.CodedConcept(value=code.value, scheme_designator=code.scheme, meaning=code.meaning)
 

@@ -20,13 +20,13 @@ from semiseg.outputs.dicom_common import (
     PATIENT_AND_STUDY,
     SERIES_NUMBERS,
     Algorithm,
-    identity_of,
-    repeat_patient_and_study,
+    content_hash,
+    copy_patient_and_study,
+    derive_uid,
     series_description,
     software_versions,
-    uid_of,
 )
-from semiseg.outputs.dicom_seg import concept_of, segmentation_to_seg
+from semiseg.outputs.dicom_seg import segmentation_to_seg, to_coded_concept
 from semiseg.outputs.report import NOTICE
 from semiseg.outputs.seg_sources import source_images
 from semiseg.volumes.dicom_series import DicomSeries
@@ -52,14 +52,14 @@ def segmentation_to_sr(
         SemisegError: the source's attributes cannot be repeated in a valid report.
     """
     seg = segmentation_to_seg(segmentation, series, algorithm=algorithm, remarks=remarks)
-    identity = identity_of(series, algorithm, segmentation.segments)
-    millilitres = segmentation.millilitres()
+    identity = content_hash(series, algorithm, segmentation.segments)
+    millilitres = segmentation.volumes_ml()
     groups = [
         _group(number, segment, millilitres[segment.name], seg, algorithm, identity)
         for number, segment in enumerate(segmentation.segments, start=1)
     ]
     device = hd.sr.DeviceObserverIdentifyingAttributes(
-        uid=uid_of(algorithm.model_sha256, "device"),
+        uid=derive_uid(algorithm.model_sha256, "device"),
         name=algorithm.name[:LONG_STRING],
         manufacturer_name=MANUFACTURER,
         model_name=algorithm.version[:LONG_STRING] or MANUFACTURER,
@@ -82,8 +82,8 @@ def segmentation_to_sr(
             evidence=[_nameless(seg), *source_images(series)],
             content=content[0],
             series_number=SERIES_NUMBERS["SR"],
-            series_instance_uid=uid_of(identity, "report series"),
-            sop_instance_uid=uid_of(identity, "report"),
+            series_instance_uid=derive_uid(identity, "report series"),
+            sop_instance_uid=derive_uid(identity, "report"),
             instance_number=1,
             manufacturer=MANUFACTURER,
             is_complete=True,
@@ -99,7 +99,7 @@ def segmentation_to_sr(
         )
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise SemisegError(f"Series {series.uid}: no valid report can be made for it ({error}).") from error
-    repeat_patient_and_study(report, series.instances[0])
+    copy_patient_and_study(report, series.instances[0])
     return report
 
 
@@ -124,7 +124,7 @@ def _group(
     )
     return hd.sr.VolumetricROIMeasurementsAndQualitativeEvaluations(
         tracking_identifier=hd.sr.TrackingIdentifier(
-            uid=uid_of(identity, f"segment {number}"), identifier=segment.name
+            uid=derive_uid(identity, f"segment {number}"), identifier=segment.name
         ),
         referenced_segment=hd.sr.ReferencedSegment(
             sop_class_uid=seg.SOPClassUID,
@@ -132,8 +132,8 @@ def _group(
             segment_number=number,
             source_series=hd.sr.SourceSeriesForSegmentation(series.SeriesInstanceUID),
         ),
-        finding_category=concept_of(segment.category),
-        finding_type=concept_of(segment.coded_type),
+        finding_category=to_coded_concept(segment.category),
+        finding_type=to_coded_concept(segment.coded_type),
         algorithm_id=identification,
         measurements=[hd.sr.Measurement(name=codes.SCT.Volume, value=round(millilitres, 6), unit=_MILLILITRE)],
     )

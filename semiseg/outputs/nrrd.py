@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from semiseg.system.durable_files import atomic_file
 from semiseg.volumes.formats.geometry import LPS_TO_RAS
-from semiseg.volumes.segmentation import Code, Segment, Segmentation
+from semiseg.volumes.segmentation import ConceptCode, Segment, Segmentation
 
 _CONTEXT = "Segmentation category and type - DICOM master list"
 _ANATOMY = "Anatomic codes - DICOM master list"
@@ -63,7 +63,7 @@ def _tags(segment: Segment) -> str:
     return f"TerminologyEntry:{'~'.join(parts)}|"
 
 
-def _triplet(code: Code) -> str:
+def _triplet(code: ConceptCode) -> str:
     # These signs separate the parts of an entry.
     return "^".join(part.translate(str.maketrans("|~^", "   ")) for part in (code.scheme, code.value, code.meaning))
 

@@ -86,7 +86,7 @@ def contact_sheet(
     plane = next(p for p in _PLANES if spacing[p.across] >= spacing.max() * 0.999)
     outlined = [_oriented(segmentation, segments) for _, segmentation in masks]
     places = _slices(array.shape[plane.across], plane, outlined, columns)
-    grey = windowed(array)
+    grey = rescale_to_uint8(array)
     size = _tile_size(array.shape, spacing, plane)
     rows: list[tuple[str, list[Image.Image]]] = [("image", [_picture(grey, plane, k, size) for k in places])]
     for (title, _), named in zip(masks, outlined, strict=True):
@@ -101,7 +101,7 @@ def contact_sheet(
         sheet.save(file, format="PNG")
 
 
-def slice_pictures(image: Volume, segmentation: Segmentation) -> Iterator[tuple[str, bytes]]:
+def render_slices(image: Volume, segmentation: Segmentation) -> Iterator[tuple[str, bytes]]:
     """Pictures of slices across each of the three planes, with outlines: a name such as ``axial-01``, and a PNG.
 
     Slices are evenly spaced through the whole volume and turned as in radiology; see :func:`contact_sheet`.
@@ -109,7 +109,7 @@ def slice_pictures(image: Volume, segmentation: Segmentation) -> Iterator[tuple[
     array, affine = reorient(image.array, image.affine, "RAS")
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     named = _oriented(segmentation, segmentation.segments)
-    grey = windowed(array)
+    grey = rescale_to_uint8(array)
     for plane in _PLANES:
         length, size = array.shape[plane.across], _tile_size(array.shape, spacing, plane)
         places = sorted({int(k) for k in np.linspace(0, length - 1, _PICTURES).round()})
@@ -135,7 +135,7 @@ def series_sheet(path: Path, series: Sequence[tuple[str, Volume]], caption: str)
         array, affine = reorient(volume.array, volume.affine, "RAS")
         spacing = np.linalg.norm(affine[:3, :3], axis=0)
         plane = next(p for p in _PLANES if _ACROSS[volume.axcodes[2]] == p.across)
-        grey, size = windowed(array), _tile_size(array.shape, spacing, plane)
+        grey, size = rescale_to_uint8(array), _tile_size(array.shape, spacing, plane)
         tiles = []
         for k in _slices(array.shape[plane.across], plane, [], _OF_EACH):
             picture = _picture(grey, plane, k, size)
@@ -174,7 +174,7 @@ def _slices(
     return sorted({round(low + s * (high - low)) for s in steps})
 
 
-def windowed(array: NDArray[Any]) -> NDArray[np.uint8]:
+def rescale_to_uint8(array: NDArray[Any]) -> NDArray[np.uint8]:
     """Grey values to 0..255, between percentiles of what is not background."""
     sample = array[tuple(slice(None, None, max(1, n // 128)) for n in array.shape)].astype(np.float64)
     dark = sample.min()

@@ -11,12 +11,12 @@ from pydantic import BaseModel, ConfigDict
 
 from semiseg.bundle.manifest import Manifest
 from semiseg.bundle.variant import Precision
-from semiseg.outputs.dicom_readers import reader_remarks
+from semiseg.outputs.viewer_compatibility import viewer_warnings
 from semiseg.volumes.dicom_series import DicomSeries
-from semiseg.volumes.remark import Remark
 from semiseg.volumes.scan import Scan
+from semiseg.volumes.scan_warning import ScanWarning
 from semiseg.volumes.segmentation import PRIVATE_SCHEME, Segmentation
-from semiseg.volumes.volume import axcodes_of, spacing_of
+from semiseg.volumes.volume import affine_axcodes, affine_spacing
 
 NOTICE = "RESEARCH USE ONLY"
 Row = tuple[float, float, float, float]
@@ -47,7 +47,7 @@ class ModelIdentity(_Part):
     engine: str | None = None
 
     @classmethod
-    def of(
+    def from_manifest(
         cls, manifest: Manifest, sha256: str | None, *, precision: Precision = "fp32", engine: str | None = None
     ) -> ModelIdentity:
         """The identity that ``manifest`` claims, for the graph with this SHA-256."""
@@ -108,7 +108,7 @@ class SeriesReport(_Part):
     slices: int
 
 
-class SeriesVerdict(_Part):
+class SeriesDecisionReport(_Part):
     """What was decided of one series among the files.
 
     Attributes:
@@ -124,7 +124,7 @@ class SeriesVerdict(_Part):
     reason: str
 
 
-class RemarkReport(_Part):
+class ScanWarningReport(_Part):
     """Something that was noticed about the scan, or done to it.
 
     Attributes:
@@ -156,25 +156,25 @@ class Report(_Part):
     segments: tuple[SegmentReport, ...]
     geometry: Geometry
     series: SeriesReport | None
-    selection: tuple[SeriesVerdict, ...]
-    remarks: tuple[RemarkReport, ...]
+    selection: tuple[SeriesDecisionReport, ...]
+    remarks: tuple[ScanWarningReport, ...]
     windows: int
     seconds: dict[str, float]
 
     @classmethod
-    def of(
+    def from_segmentation(
         cls,
         segmentation: Segmentation,
         model: ModelIdentity,
         scan: Scan,
-        remarks: Sequence[Remark],
+        remarks: Sequence[ScanWarning],
         *,
         windows: int,
         seconds: Mapping[str, float],
     ) -> Report:
         """Report on the ``segmentation`` of ``scan``; ``remarks`` are those of the segmenter."""
         affine = segmentation.affine
-        ml = segmentation.millilitres()
+        ml = segmentation.volumes_ml()
         return cls(
             notice=NOTICE,
             model=model,
@@ -183,22 +183,22 @@ class Report(_Part):
             ),
             geometry=Geometry(
                 shape=segmentation.shape,
-                spacing=spacing_of(affine),
-                orientation=axcodes_of(affine),
+                spacing=affine_spacing(affine),
+                orientation=affine_axcodes(affine),
                 affine=_matrix(affine),
             ),
             series=_series(scan.series),
-            selection=tuple(SeriesVerdict(**asdict(verdict)) for verdict in scan.verdicts),
+            selection=tuple(SeriesDecisionReport(**asdict(decision)) for decision in scan.decisions),
             remarks=tuple(
-                RemarkReport(code=remark.code, text=remark.text)
-                for remark in (*scan.remarks, *remarks, *_uncoded(segmentation, scan), *reader_remarks(scan.series))
+                ScanWarningReport(code=remark.code, text=remark.text)
+                for remark in (*scan.warnings, *remarks, *_uncoded(segmentation, scan), *viewer_warnings(scan.series))
             ),
             windows=windows,
             seconds={stage: round(value, 6) for stage, value in seconds.items()},
         )
 
 
-def _uncoded(segmentation: Segmentation, scan: Scan) -> tuple[Remark, ...]:
+def _uncoded(segmentation: Segmentation, scan: Scan) -> tuple[ScanWarning, ...]:
     """For DICOM: segments that only a private code can name."""
     names = [segment.name for segment in segmentation.segments if segment.type is None]
     if scan.series is None or not names:
@@ -207,7 +207,7 @@ def _uncoded(segmentation: Segmentation, scan: Scan) -> tuple[Remark, ...]:
         f"No code of a standard terminology is known for {', '.join(names)}; DICOM answers name them in the private "
         f"scheme {PRIVATE_SCHEME}. Codes are given in the recipe, under `segments`."
     )
-    return (Remark("uncoded_segments", text),)
+    return (ScanWarning("uncoded_segments", text),)
 
 
 def _series(series: DicomSeries | None) -> SeriesReport | None:

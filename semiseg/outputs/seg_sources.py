@@ -12,7 +12,7 @@ import pydicom
 from pydicom.uid import CTImageStorage
 from pydicom.valuerep import format_number_as_ds
 
-from semiseg.outputs.dicom_common import PATIENT_AND_STUDY, TYPE_1, uid_of
+from semiseg.outputs.dicom_common import PATIENT_AND_STUDY, REQUIRED_UIDS, derive_uid
 from semiseg.volumes.dicom_geometry import Plane
 from semiseg.volumes.dicom_series import DicomSeries
 from semiseg.volumes.dicom_slices import Slice
@@ -21,7 +21,7 @@ _GEOMETRY = ("Rows", "Columns", "ImagePositionPatient", "ImageOrientationPatient
 
 
 @dataclass(frozen=True)
-class Sources:
+class SourceImages:
     """The source images of a SEG.
 
     Attributes:
@@ -36,7 +36,7 @@ class Sources:
     frames: dict[str, Slice] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, series: DicomSeries) -> Sources:
+    def from_series(cls, series: DicomSeries) -> SourceImages:
         """The sources of a series."""
         gap = series.volume.spacing[2]
         first = series.slices[0]
@@ -56,14 +56,14 @@ class Sources:
         return cls([source], order)
 
     @classmethod
-    def _several(cls, series: DicomSeries, gap: float) -> Sources:
+    def _several(cls, series: DicomSeries, gap: float) -> SourceImages:
         frames: dict[str, Slice] = {}
         images = []
         for z, one in enumerate(series.slices):
             image = _repeated(one.header, gap)
             plane = one.plane
             image.SOPClassUID = CTImageStorage  # highdicom asks it only whether there can be several frames
-            image.SOPInstanceUID = uid_of(series.uid, f"stand-in {z}")
+            image.SOPInstanceUID = derive_uid(series.uid, f"stand-in {z}")
             image.ImagePositionPatient = [format_number_as_ds(v) for v in plane.position]
             image.ImageOrientationPatient = [format_number_as_ds(v) for v in (*plane.along_row, *plane.along_column)]
             image.PixelSpacing = [format_number_as_ds(v) for v in (plane.row_spacing, plane.column_spacing)]
@@ -72,7 +72,7 @@ class Sources:
             images.append(image)
         return cls(images, list(range(len(images))), frames)
 
-    def name_real_objects(self, seg: pydicom.Dataset) -> None:
+    def restore_references(self, seg: pydicom.Dataset) -> None:
         """Refer to the objects of the series, and to their frames, instead of to stand-ins for them."""
         if not self.frames:
             return
@@ -131,7 +131,7 @@ def _position(plane: Plane) -> pydicom.Dataset:
 def _repeated(instance: pydicom.Dataset, gap: float) -> pydicom.Dataset:
     """The part of an image that results repeat; attributes that may be empty are there, empty or not."""
     source = pydicom.Dataset()
-    for keyword in TYPE_1:
+    for keyword in REQUIRED_UIDS:
         setattr(source, keyword, instance.get(keyword))
     for keyword in _GEOMETRY:
         if keyword in instance:  # of a multi-frame object the functional groups have it

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from semiseg.volumes.segmentation import Code, Segment, Segmentation
+from semiseg.volumes.segmentation import ConceptCode, Segment, Segmentation
 from semiseg.volumes.volume import Volume
 
 Modality = Literal["MR", "CT"]
@@ -24,28 +24,28 @@ Triple = tuple[float, float, float]
 Path = Callable[[Array], tuple[Array, Array]]
 Fill = Callable[..., None]
 
-_ANATOMY = Code(value="123037004", scheme="SCT", meaning="Anatomical Structure")
+_ANATOMY = ConceptCode(value="123037004", scheme="SCT", meaning="Anatomical Structure")
 SEGMENTS = (
     Segment(
         name="liver",
         label=1,
         colour=(214, 96, 77),
         category=_ANATOMY,
-        type=Code(value="10200004", scheme="SCT", meaning="Liver"),
+        type=ConceptCode(value="10200004", scheme="SCT", meaning="Liver"),
     ),
     Segment(
         name="spleen",
         label=2,
         colour=(67, 147, 195),
         category=_ANATOMY,
-        type=Code(value="78961009", scheme="SCT", meaning="Spleen"),
+        type=ConceptCode(value="78961009", scheme="SCT", meaning="Spleen"),
     ),
     Segment(
         name="kidneys",
         label=3,
         colour=(246, 190, 58),
         category=_ANATOMY,
-        type=Code(value="64033007", scheme="SCT", meaning="Kidney"),
+        type=ConceptCode(value="64033007", scheme="SCT", meaning="Kidney"),
     ),
 )
 """What a phantom's labels mean."""

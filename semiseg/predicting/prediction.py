@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from semiseg.errors import InputError
 from semiseg.inference.sliding_window import Timing
-from semiseg.outputs.answer import kind_of_file, write_answer
-from semiseg.outputs.kind import FORMS, Kind
+from semiseg.outputs.formats import FORMAT_TRAITS, OutputFormat
 from semiseg.outputs.report import Report
+from semiseg.outputs.writers import format_from_path, write_result
 from semiseg.volumes.scan import Scan
 from semiseg.volumes.segmentation import Segmentation
 
@@ -77,7 +77,7 @@ class Prediction:
                 segmentation of 3D Slicer (``.seg.nrrd``), NRRD (``.nrrd``), DICOM SEG (``.dcm``), overlay (``.zip``)
                 or the JSON report (``.json``).
             format: Name of the output format, where the suffix alone does not say it: one of
-                :data:`semiseg.outputs.kind.KINDS`, such as ``rtstruct`` or ``sr``.
+                :data:`semiseg.outputs.formats.OUTPUT_FORMATS`, such as ``rtstruct`` or ``sr``.
 
         Returns:
             The path of the file.
@@ -87,23 +87,23 @@ class Prediction:
                 needs probabilities that the prediction was made without.
         """
         path = Path(path)
-        kind = kind_of_file(path, format)
-        if FORMS[kind].probabilities and self.segmentation.probabilities is None:
-            raise InputError(f"The format {kind} holds probabilities; call predict with probabilities=True.")
+        output_format = format_from_path(path, format)
+        if FORMAT_TRAITS[output_format].probabilities and self.segmentation.probabilities is None:
+            raise InputError(f"The format {output_format} holds probabilities; call predict with probabilities=True.")
         if not path.parent.is_dir():
             raise InputError(f"There is no folder {path.parent} to write {path.name} into.")
-        self.write(path, kind)
+        self.write(path, output_format)
         return path
 
-    def write(self, path: Path, kind: Kind) -> None:
+    def write(self, path: Path, output_format: OutputFormat) -> None:
         """Write one output format, whatever the name of the file.
 
         Raises:
-            InputError: see :func:`semiseg.outputs.answer.write_answer`.
+            InputError: see :func:`semiseg.outputs.writers.write_result`.
         """
         clock = time.perf_counter()
         scan = self.scan
-        write_answer(
-            path, kind, self.segmentation, self.report, series=scan.series, source=scan.source, image=scan.grid
+        write_result(
+            path, output_format, self.segmentation, self.report, series=scan.series, source=scan.source, image=scan.grid
         )
         self.timing.add("writing", clock)

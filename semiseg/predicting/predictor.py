@@ -9,16 +9,16 @@ from pathlib import Path
 
 from semiseg.bundle.bundle import open_bundle
 from semiseg.bundle.manifest import Manifest
-from semiseg.bundle.variant import Precision, precision_named
-from semiseg.inference.choice import Choice, choose_engine
-from semiseg.inference.segmenter import Segmenter, Settings
+from semiseg.bundle.variant import Precision, parse_precision
+from semiseg.inference.engine_selection import EngineSelection, choose_engine
+from semiseg.inference.segmenter import Segmenter, SlidingWindowOptions
 from semiseg.inference.sliding_window import Progress, Timing
-from semiseg.outputs.answer import chosen_kind
-from semiseg.outputs.kind import FORMS
+from semiseg.outputs.formats import FORMAT_TRAITS
 from semiseg.outputs.report import ModelIdentity, Report
+from semiseg.outputs.writers import resolve_format
 from semiseg.predicting.prediction import Prediction
+from semiseg.volumes.read_options import Paths, ReadOptions
 from semiseg.volumes.scan import Scan, open_scan
-from semiseg.volumes.wishes import Paths, Wishes
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,21 +34,25 @@ class Predictor:
     identity: ModelIdentity
 
     @classmethod
-    def of_choice(cls, manifest: Manifest, choice: Choice, settings: Settings | None = None) -> Predictor:
+    def from_selection(
+        cls, manifest: Manifest, choice: EngineSelection, settings: SlidingWindowOptions | None = None
+    ) -> Predictor:
         """The predictor of a bundle's manifest on the engine that was chosen for it.
 
         Raises:
             InputError: The model does not allow the window or overlap of ``settings``.
         """
-        taken = choice.taken
-        identity = ModelIdentity.of(manifest, taken.sha256, precision=taken.precision, engine=taken.where)
+        taken = choice.selected
+        identity = ModelIdentity.from_manifest(
+            manifest, taken.sha256, precision=taken.precision, engine=taken.engine_and_device
+        )
         return cls(Segmenter(manifest, choice.engine, settings), identity)
 
     @classmethod
     def load(
         cls,
         bundle: str | Path,
-        settings: Settings | None = None,
+        settings: SlidingWindowOptions | None = None,
         *,
         threads: int | None = None,
         precision: Precision | None = None,
@@ -60,7 +64,7 @@ class Predictor:
         """
         opened = open_bundle(bundle)
         choice = choose_engine(opened, threads=threads, precision=precision)
-        predictor = cls.of_choice(opened.manifest, choice, settings)
+        predictor = cls.from_selection(opened.manifest, choice, settings)
         predictor.segmenter.warm_up()
         return predictor
 
@@ -112,14 +116,14 @@ class Predictor:
         """
         timing = Timing()
         if not isinstance(scan, Scan):
-            scan = self.open(scan, Wishes(series, strict=strict, aligned=aligned), timing=timing)
+            scan = self.open(scan, ReadOptions(series, strict=strict, aligned=aligned), timing=timing)
         return self.predict_scan(scan, probabilities=probabilities, progress=progress, timing=timing)
 
     def predict_files(
         self,
         files: Paths | Mapping[str, Paths],
         format: str,  # noqa: A002 - the usual word
-        wishes: Wishes | None = None,
+        options: ReadOptions | None = None,
         progress: Progress | None = None,
     ) -> Prediction:
         """Segment one scan for one output format, which is checked against the scan before the network runs.
@@ -129,14 +133,16 @@ class Predictor:
             SemisegError: The network failed.
         """
         timing = Timing()
-        scan = self.open(files, wishes, timing=timing)
-        kind = chosen_kind(format, scan.series, self.manifest)
-        return self.predict_scan(scan, probabilities=FORMS[kind].probabilities, progress=progress, timing=timing)
+        scan = self.open(files, options, timing=timing)
+        output_format = resolve_format(format, scan.series, self.manifest)
+        return self.predict_scan(
+            scan, probabilities=FORMAT_TRAITS[output_format].probabilities, progress=progress, timing=timing
+        )
 
     def open(
         self,
         files: Paths | Mapping[str, Paths],
-        wishes: Wishes | None = None,
+        options: ReadOptions | None = None,
         *,
         scratch: Path | None = None,
         timing: Timing | None = None,
@@ -145,7 +151,7 @@ class Predictor:
 
         Args:
             files: Path of the scan, several files, or those of each channel.
-            wishes: Which series is meant, and what to refuse or to trust.
+            options: Which series is meant, and what to refuse or to trust.
             scratch: Folder for unpacking zips; the system's temporary folder by default.
             timing: Receives the seconds of the stage ``reading``.
 
@@ -153,7 +159,7 @@ class Predictor:
             VolumeError: see :func:`semiseg.volumes.scan.open_scan`.
         """
         clock = time.perf_counter()
-        scan = open_scan(files, self.manifest.rules, wishes, scratch=scratch)
+        scan = open_scan(files, self.manifest.rules, options, scratch=scratch)
         if timing is not None:
             timing.add("reading", clock)
         return scan
@@ -180,10 +186,12 @@ class Predictor:
             InputError, VolumeError, EngineError, Cancelled: see :meth:`Segmenter.segment`.
         """
         timing = timing if timing is not None else Timing()
-        segmentation, remarks = self.segmenter.segment_with_remarks(
+        segmentation, remarks = self.segmenter.segment_with_warnings(
             scan.channels, progress=progress, cancelled=cancelled, timing=timing, probabilities=probabilities
         )
-        report = Report.of(segmentation, self.identity, scan, remarks, windows=timing.windows, seconds=timing.seconds)
+        report = Report.from_segmentation(
+            segmentation, self.identity, scan, remarks, windows=timing.windows, seconds=timing.seconds
+        )
         return Prediction(scan, segmentation, report, timing)
 
 
@@ -215,5 +223,5 @@ def load_model(
         InputError: The model does not allow one of the options.
         EngineError: No inference engine here can run the network.
     """
-    settings = Settings(window, overlap, batch)
-    return Predictor.load(path, settings, threads=threads, precision=precision_named(precision))
+    settings = SlidingWindowOptions(window, overlap, batch)
+    return Predictor.load(path, settings, threads=threads, precision=parse_precision(precision))

@@ -21,12 +21,12 @@ _THIS_PROCESS = f"process-{secrets.token_hex(16)}"
 
 
 def seconds() -> float:
-    """The reading of the clock; only differences within one :func:`boot` mean anything."""
+    """The reading of the clock; only differences within one :func:`boot_id` mean anything."""
     clock = getattr(time, "CLOCK_BOOTTIME", None)
     return time.monotonic() if clock is None else float(getattr(time, "clock_gettime")(clock))  # noqa: B009 - Linux only
 
 
-def boot() -> str:
+def boot_id() -> str:
     """The name of the span in which readings can be compared."""
     if not hasattr(time, "CLOCK_BOOTTIME"):
         return _THIS_PROCESS

@@ -41,7 +41,7 @@ def atomic_file(path: Path, *, private: bool = False) -> Iterator[IO[bytes]]:
         with os.fdopen(handle, "wb") as file:
             yield file
             file.flush()
-            write_through(file.fileno())
+            full_fsync(file.fileno())
         if not private:
             part.chmod(_ordinary_mode(path.parent))
         rename(part, path)
@@ -93,12 +93,12 @@ def sync(path: Path) -> None:
     # Windows syncs a file only through a handle that may write.
     descriptor = os.open(path, os.O_RDONLY if _opens_folders() else os.O_RDWR)
     try:
-        write_through(descriptor)
+        full_fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
-def write_through(descriptor: int) -> None:
+def full_fsync(descriptor: int) -> None:
     """Return when what was written to an open file is on the disk."""
     os.fsync(descriptor)
     try:

@@ -16,7 +16,7 @@ LOCK = "lock"
 
 
 @contextlib.contextmanager
-def held(folder: Path) -> Iterator[None]:
+def exclusive_lock(folder: Path) -> Iterator[None]:
     """Be the only process that works in ``folder``; the system lets go of it however the process ends.
 
     Raises:

@@ -23,23 +23,23 @@ def resident_memory() -> int | None:
 
 
 def peak_memory() -> int | None:
-    """The most that this process has held since its start or :func:`forget_peak`; None on systems other than Linux."""
+    """The most that this process held since it began or :func:`reset_peak_memory`; None on systems other than Linux."""
     return _from_status("VmHWM")
 
 
-def forget_peak() -> None:
+def reset_peak_memory() -> None:
     """Let :func:`peak_memory` begin anew from what is held now; nothing on systems other than Linux."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
-def share_arenas() -> None:
+def limit_malloc_arenas() -> None:
     """Let all threads allocate from two pools (glibc): with one for each, every thread keeps holes of its own."""
     with contextlib.suppress(AttributeError, OSError, TypeError):  # TypeError: Windows has no library without a name
         ctypes.CDLL(None).mallopt(_ARENA_MAX, 2)
 
 
-def trim() -> None:
+def release_free_memory() -> None:
     """Return free memory to the system (glibc): the C library would keep the gigabytes that a scan took for seconds."""
     with contextlib.suppress(AttributeError, OSError, TypeError):
         ctypes.CDLL(None).malloc_trim(0)

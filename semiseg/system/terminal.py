@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 
-def replace_what_cannot_be_shown() -> None:
+def replace_unencodable_characters() -> None:
     """Print a ``?`` for a character that the output's encoding lacks, instead of ending with an error.
 
     Windows writes to pipes and files in the code page of the country, which has few characters. Outputs in UTF-8 show
@@ -21,6 +21,6 @@ def replace_what_cannot_be_shown() -> None:
             stream.reconfigure(errors="replace")
 
 
-def as_typed(arguments: Sequence[str]) -> str:
+def shell_join(arguments: Sequence[str]) -> str:
     """A command as a person types it: with the quotes of this system's shell where an argument needs them."""
     return subprocess.list2cmdline(arguments) if os.name == "nt" else shlex.join(arguments)

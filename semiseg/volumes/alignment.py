@@ -12,13 +12,13 @@ import numpy as np
 from scipy import ndimage
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.remark import Remark
+from semiseg.volumes.scan_warning import ScanWarning
 from semiseg.volumes.volume import Volume, same_grid
 
 
-def align(
+def align_channels(
     volumes: Mapping[str, Volume], frames: Mapping[str, str], *, aligned: bool = False
-) -> tuple[dict[str, Volume], tuple[Remark, ...]]:
+) -> tuple[dict[str, Volume], tuple[ScanWarning, ...]]:
     """Every channel on the grid of the first one, and what was done for it.
 
     Args:
@@ -30,7 +30,7 @@ def align(
         VolumeError: a channel on another grid whose place cannot be compared, or that nowhere meets the first one.
     """
     (first, reference), *others = volumes.items()
-    out, remarks = {first: reference}, []
+    out, warnings = {first: reference}, []
     for name, volume in others:
         comparable = bool(frames[first]) and frames[first] == frames[name]
         apart = bool(frames[first] and frames[name]) and not comparable
@@ -49,8 +49,8 @@ def align(
             raise VolumeError(f"The channels '{first}' and '{name}' nowhere show the same part of the patient.")
         why = "they share the frame of reference" if comparable else "the sender says that they lie in one space"
         text = f"Channel '{name}' was resampled onto the grid of '{first}' ({why}); it covers {covered:.0%} of it."
-        remarks.append(Remark("resampled_channel", text))
-    return out, tuple(remarks)
+        warnings.append(ScanWarning("resampled_channel", text))
+    return out, tuple(warnings)
 
 
 def _onto(volume: Volume, reference: Volume) -> tuple[Volume, float]:

@@ -11,7 +11,7 @@ import warnings
 
 from pydicom.uid import UID
 
-from semiseg.volumes.dicom_decoding import decoded, receive, send
+from semiseg.volumes.dicom_decoding import decode_frames, receive, send
 from semiseg.volumes.dicom_file import PARSING_ERRORS
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     while (task := receive(sys.stdin.buffer)) is not None:
         dataset, syntax, indices = task
         try:
-            send(answers, decoded(dataset, UID(syntax), indices))
+            send(answers, decode_frames(dataset, UID(syntax), indices))
         except PARSING_ERRORS as error:
             send(answers, str(error) or type(error).__name__)
 

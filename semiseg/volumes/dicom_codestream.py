@@ -22,7 +22,7 @@ _FRAMES = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xC
 
 
 @dataclass(frozen=True)
-class Codestream:
+class CodestreamHeader:
     """The size of a compressed frame.
 
     Attributes:
@@ -37,7 +37,7 @@ class Codestream:
     precision: int
 
 
-def codestream_of(frame: bytes, syntax: str) -> Codestream | None:
+def parse_codestream_header(frame: bytes, syntax: str) -> CodestreamHeader | None:
     """Read the header of a compressed frame; None for a transfer syntax whose frames have none (RLE).
 
     Raises:
@@ -55,17 +55,17 @@ def codestream_of(frame: bytes, syntax: str) -> Codestream | None:
     raise ValueError("the transfer syntax is not one that is read")
 
 
-def _jpeg_2000(frame: bytes) -> Codestream:
+def _jpeg_2000(frame: bytes) -> CodestreamHeader:
     """SIZ (ISO/IEC 15444-1 A.5.1), behind SOC; some writers put the boxes of a .jp2 file around the stream."""
     start = frame.find(b"\xff\x4f\xff\x51")
     if start < 0:
         raise ValueError("the compressed frame is no JPEG 2000 codestream")
     width, height, left, top = struct.unpack_from(">4I", frame, start + 8)
     components = struct.unpack_from(">H", frame, start + 40)[0]
-    return Codestream(height - top, width - left, components, (frame[start + 42] & 0x7F) + 1)
+    return CodestreamHeader(height - top, width - left, components, (frame[start + 42] & 0x7F) + 1)
 
 
-def _jpeg(frame: bytes) -> Codestream:
+def _jpeg(frame: bytes) -> CodestreamHeader:
     """SOFn (ISO/IEC 10918-1 B.2.2) or JPEG-LS's SOF55 (ISO/IEC 14495-1 C.2.2): the first one in the stream."""
     if frame[:2] != b"\xff\xd8":
         raise ValueError("the compressed frame is no JPEG stream")
@@ -79,5 +79,5 @@ def _jpeg(frame: bytes) -> Codestream:
             continue
         if marker in _FRAMES:
             precision, rows, columns, components = struct.unpack_from(">BHHB", frame, at + 4)
-            return Codestream(rows, columns, components, precision)
+            return CodestreamHeader(rows, columns, components, precision)
         at += 2 + struct.unpack_from(">H", frame, at + 2)[0]

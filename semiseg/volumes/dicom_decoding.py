@@ -26,9 +26,9 @@ from pydicom.pixels.decoders.base import get_decoder
 from pydicom.uid import UID, JPEG2000TransferSyntaxes, JPEGExtended12Bit, JPEGLSTransferSyntaxes, RLETransferSyntaxes
 
 from semiseg.system.processors import usable_processors
-from semiseg.volumes.dicom_codestream import codestream_of
+from semiseg.volumes.dicom_codestream import parse_codestream_header
 
-ELSEWHERE_FROM = 2**23
+SUBPROCESS_MIN_PIXELS = 2**23
 """Compressed pixels from which further processes take less time than starting them: 32 frames of 512 x 512."""
 _PLUGINS = ("pylibjpeg", "pyjpegls", "pydicom", "pillow", "gdcm")
 """pydicom's names of decoders, in the order in which one is taken. The last is asked only where no other is there."""
@@ -44,7 +44,7 @@ class DecoderError(ValueError):
     """A decoder could not decode, or ended."""
 
 
-class Decoders:
+class DecoderPool:
     """Decoders for one series; processes are started when they are needed, and end with the context.
 
     Args:
@@ -52,7 +52,7 @@ class Decoders:
     """
 
     def __init__(self, pixels: int) -> None:
-        self._most = usable_processors() if pixels >= ELSEWHERE_FROM else 1
+        self._most = usable_processors() if pixels >= SUBPROCESS_MIN_PIXELS else 1
         self._pixels = pixels
         self._idle: queue.LifoQueue[_Process] = queue.LifoQueue()
         self._all: list[_Process] = []
@@ -61,7 +61,7 @@ class Decoders:
             self._all.append(process)
             self._idle.put(process)
 
-    def __enter__(self) -> Decoders:
+    def __enter__(self) -> DecoderPool:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
@@ -80,11 +80,11 @@ class Decoders:
         """
         syntax = UID(str(dataset.file_meta.TransferSyntaxUID))
         if not syntax.is_transfer_syntax or not syntax.is_compressed:
-            return decoded(dataset, syntax, indices)
-        require_size(dataset, syntax, indices)
+            return decode_frames(dataset, syntax, indices)
+        check_frame_size(dataset, syntax, indices)
         always = _plugin(syntax) == "gdcm" or syntax in RLETransferSyntaxes
-        if not always and self._pixels < ELSEWHERE_FROM:
-            return decoded(dataset, syntax, indices)
+        if not always and self._pixels < SUBPROCESS_MIN_PIXELS:
+            return decode_frames(dataset, syntax, indices)
         needed = pydicom.Dataset()
         for keyword in _PIXEL_MODULE:
             if keyword in dataset:
@@ -96,8 +96,8 @@ class Decoders:
             self._idle.put(process)
 
 
-def decoded(dataset: pydicom.Dataset, syntax: UID, indices: Sequence[int]) -> list[NDArray[Any]]:
-    """Decode frames in this process; see :meth:`Decoders.decode`."""
+def decode_frames(dataset: pydicom.Dataset, syntax: UID, indices: Sequence[int]) -> list[NDArray[Any]]:
+    """Decode frames in this process; see :meth:`DecoderPool.decode`."""
     if syntax == JPEGExtended12Bit and int(dataset.BitsStored) > 8:
         return [_extended(dataset, frame) for frame in _compressed(dataset, indices)]
     # raw: no colours. The rest is what pydicom would correct, and corrects for some transfer syntaxes only.
@@ -115,7 +115,7 @@ def decoded(dataset: pydicom.Dataset, syntax: UID, indices: Sequence[int]) -> li
     return [frame if frame.dtype.isnative else frame.astype(frame.dtype.newbyteorder("=")) for frame in frames]
 
 
-def require_size(dataset: pydicom.Dataset, syntax: UID, indices: Sequence[int]) -> None:
+def check_frame_size(dataset: pydicom.Dataset, syntax: UID, indices: Sequence[int]) -> None:
     """Refuse compressed frames that say another size of themselves than the object does (PS3.5 section 8.2).
 
     Raises:
@@ -123,7 +123,7 @@ def require_size(dataset: pydicom.Dataset, syntax: UID, indices: Sequence[int]) 
     """
     said = int(dataset.Rows), int(dataset.Columns), int(dataset.get("SamplesPerPixel") or 1)
     for frame in _compressed(dataset, indices):
-        found = codestream_of(frame, str(syntax))
+        found = parse_codestream_header(frame, str(syntax))
         if found is None:
             continue
         if (found.rows, found.columns, found.components) != said:

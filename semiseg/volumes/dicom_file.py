@@ -72,7 +72,7 @@ def is_dicom(path: Path) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Header:
+class DicomHeader:
     """What stands in a DICOM file in front of its pixel data, parsed once.
 
     Attributes:
@@ -101,7 +101,7 @@ class Header:
                 file.seek(self.pixels_at)
                 pixels = read_dataset(file, bool(implicit), bool(little), stop_when=_behind_pixels)
         except PARSING_ERRORS as error:
-            raise damaged(self.path, error) from error
+            raise damaged_file_error(self.path, error) from error
         whole = pydicom.Dataset()
         whole.update(self.dataset)
         whole.update(pixels)
@@ -110,7 +110,7 @@ class Header:
         return whole
 
 
-def read_header(path: Path) -> Header | None:
+def read_header(path: Path) -> DicomHeader | None:
     """Open and parse a file once, up to its pixel data; None if it does not start like DICOM.
 
     Raises:
@@ -122,10 +122,10 @@ def read_header(path: Path) -> Header | None:
                 return None
             return _header(path, file, None, _at_pixels)
     except OSError as error:
-        raise damaged(path, error) from error
+        raise damaged_file_error(path, error) from error
 
 
-def require_header(path: Path) -> Header:
+def require_header(path: Path) -> DicomHeader:
     """As :func:`read_header`, of a file that was DICOM when it was looked at.
 
     Raises:
@@ -156,11 +156,11 @@ def read_dicom(path: Path, *, pixels: bool, tags: list[str] | None = None, last:
                 return _header(path, file, tags, stop).dataset
     except OSError as error:
         if path.exists():
-            raise damaged(path, error) from error
+            raise damaged_file_error(path, error) from error
     raise VolumeError(f"{path}: not a DICOM file.")
 
 
-def _header(path: Path, file: BinaryIO, tags: list[str] | None, stop: _Stop | None) -> Header:
+def _header(path: Path, file: BinaryIO, tags: list[str] | None, stop: _Stop | None) -> DicomHeader:
     wanted: list[BaseTag | int] | None = None if tags is None else [Tag(tag) for tag in tags]
     try:
         _refuse_bomb(path, file)
@@ -176,8 +176,8 @@ def _header(path: Path, file: BinaryIO, tags: list[str] | None, stop: _Stop | No
                 ImplicitVRLittleEndian if implicit else ExplicitVRLittleEndian if little else ExplicitVRBigEndian
             )
     except PARSING_ERRORS as error:
-        raise damaged(path, error) from error
-    return Header(path, dataset, at, at is None or peeked[:2] in (b"\xe0\x7f", b"\x7f\xe0"))
+        raise damaged_file_error(path, error) from error
+    return DicomHeader(path, dataset, at, at is None or peeked[:2] in (b"\xe0\x7f", b"\x7f\xe0"))
 
 
 def _at_pixels(tag: BaseTag, *_: object) -> bool:
@@ -206,7 +206,7 @@ def _refuse_bomb(path: Path, file: BinaryIO) -> None:
             raise VolumeError(f"{path}: the deflated data set grows beyond {MAX_INFLATED_BYTES} bytes.")
 
 
-def damaged(path: Path, error: Exception) -> VolumeError:
+def damaged_file_error(path: Path, error: Exception) -> VolumeError:
     """The sentence for a file that pydicom could not parse."""
     return VolumeError(f"{path}: the DICOM file is damaged ({one_line(error)}).")
 
@@ -238,7 +238,7 @@ def text(dataset: pydicom.Dataset, keyword: str, path: Path) -> str:
     return "" if found is None else str(found).strip()
 
 
-def undecodable(dataset: pydicom.Dataset, keyword: str) -> bool:
+def is_undecodable(dataset: pydicom.Dataset, keyword: str) -> bool:
     """Whether the bytes of a text are none of the character set that the object declares (PS3.3 C.12.1.1.2).
 
     pydicom reads them all the same, with replacement characters, or as Latin-1 where the object declares ASCII.

@@ -4,8 +4,9 @@ Only Image Position (Patient) and Image Orientation (Patient) (PS3.3 C.7.6.2.1.1
 count. File names, instance numbers, Slice Location and Slice Thickness are never asked: they are often wrong, and
 thickness is not distance.
 
-:func:`measure` says how the slices lie without judging; :func:`irregularities` says what departs from a regular volume
-and refuses what no correction can mend. The correction itself is :mod:`semiseg.volumes.dicom_regular`.
+:func:`stack_planes` says how the slices lie without judging; :func:`find_irregularities` says what departs from a
+regular volume and refuses what no correction can mend. The correction itself is
+:mod:`semiseg.volumes.dicom_resampling`.
 """
 
 from __future__ import annotations
@@ -125,7 +126,7 @@ class Irregularity:
     remedy: str
 
 
-def plane_of(
+def make_plane(
     position: Sequence[float],
     orientation: Sequence[float],
     spacing: Sequence[float],
@@ -167,7 +168,7 @@ def plane_of(
     )
 
 
-def measure(planes: Sequence[Plane]) -> SliceStack:
+def stack_planes(planes: Sequence[Plane]) -> SliceStack:
     """Sort planes along their common normal and say how they lie.
 
     Raises:
@@ -201,7 +202,7 @@ def _rounding(planes: Sequence[Plane], normal: NDArray[np.float64]) -> float:
     return float(np.abs(normal) @ halves)
 
 
-def irregularities(stack: SliceStack) -> tuple[Irregularity, ...]:
+def find_irregularities(stack: SliceStack) -> tuple[Irregularity, ...]:
     """How a stack departs from a regular volume; none if it is one.
 
     Raises:
@@ -226,13 +227,13 @@ def require_regular(stack: SliceStack) -> None:
     """Refuse a stack that is not one regular volume as it is.
 
     Raises:
-        VolumeError: see :func:`irregularities`; or what those are, and what to do.
+        VolumeError: see :func:`find_irregularities`; or what those are, and what to do.
     """
-    for found in irregularities(stack):
+    for found in find_irregularities(stack):
         raise VolumeError(f"{found.sentence} {found.remedy}")
 
 
-def affine_of(stack: SliceStack) -> NDArray[np.float64]:
+def stack_affine(stack: SliceStack) -> NDArray[np.float64]:
     """Affine (4, 4) of the array (columns, rows, slices), voxel indices to RAS+ mm.
 
     DICOM's patient coordinates are LPS+ (PS3.3 C.7.6.2.1.1): the first two world axes change sign. The slice step is

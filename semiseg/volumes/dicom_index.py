@@ -11,9 +11,9 @@ from pathlib import Path
 from pydicom.uid import UID
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.dicom_file import Header, numbers, read_dicom, read_header, text, value
+from semiseg.volumes.dicom_file import DicomHeader, numbers, read_dicom, read_header, text, value
 from semiseg.volumes.dicom_geometry import Plane
-from semiseg.volumes.dicom_slices import slices_of
+from semiseg.volumes.dicom_slices import read_slices
 
 _LOG = logging.getLogger(__name__)
 _NOT_IMAGES = {
@@ -55,7 +55,7 @@ class DicomObject:
         body_part: Body Part Examined.
         image_type: Image Type, as text.
         patient, patient_name: Patient ID and name.
-        not_image: what it is if it is no image, such as "segmentation".
+        non_image_kind: what it is if it is no image, such as "segmentation".
         companion: True for an object without an image that scanners and readers put beside the images of a series.
         frames: number of frames.
         planes: where its frames lie; none where it does not say so, or is no grey-value image.
@@ -74,15 +74,15 @@ class DicomObject:
     image_type: str
     patient: str
     patient_name: str
-    not_image: str | None
+    non_image_kind: str | None
     companion: bool
     frames: int
     planes: tuple[Plane, ...]
-    header: Header | None = field(default=None, compare=False, repr=False)
+    header: DicomHeader | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class SkippedFile:
     """A file that is no DICOM object that could be read.
 
     Attributes:
@@ -90,17 +90,17 @@ class LeftOut:
         sentence: what it is instead.
         damaged: True if it starts like DICOM, or is empty; it may be a missing slice.
         like_dicom: True if it starts like DICOM.
-        directory: True for a DICOMDIR.
+        is_dicomdir: True for a DICOMDIR.
     """
 
     path: Path
     sentence: str
     damaged: bool = False
     like_dicom: bool = False
-    directory: bool = False
+    is_dicomdir: bool = False
 
 
-def look_at(paths: Iterable[Path], *, keep_headers: bool = False) -> tuple[list[DicomObject], list[LeftOut]]:
+def index_files(paths: Iterable[Path], *, keep_headers: bool = False) -> tuple[list[DicomObject], list[SkippedFile]]:
     """The DICOM objects among ``paths``, and the files that are none.
 
     Args:
@@ -108,9 +108,9 @@ def look_at(paths: Iterable[Path], *, keep_headers: bool = False) -> tuple[list[
         keep_headers: True to keep the objects' headers, several kilobytes each, for a reader that follows.
     """
     objects: list[DicomObject] = []
-    left_out: list[LeftOut] = []
+    left_out: list[SkippedFile] = []
     for path in map(Path, paths):
-        found = glance(path, keep_header=keep_headers)
+        found = read_entry(path, keep_header=keep_headers)
         if isinstance(found, DicomObject):
             objects.append(found)
         else:
@@ -120,20 +120,20 @@ def look_at(paths: Iterable[Path], *, keep_headers: bool = False) -> tuple[list[
     return objects, left_out
 
 
-def glance(path: Path, *, keep_header: bool = False) -> DicomObject | LeftOut:
+def read_entry(path: Path, *, keep_header: bool = False) -> DicomObject | SkippedFile:
     """What one file is; it is opened and parsed once."""
     try:
         header = read_header(path)
         if header is None:
             empty = path.stat().st_size == 0
             what = "the file is empty" if empty else "not a DICOM file"
-            return LeftOut(path, f"{path}: {what}.", damaged=empty and path.suffix.lower() not in _MARKS)
+            return SkippedFile(path, f"{path}: {what}.", damaged=empty and path.suffix.lower() not in _MARKS)
         return _glance(header, keep_header)
     except VolumeError as error:
-        return LeftOut(path, str(error), damaged=True, like_dicom=True)
+        return SkippedFile(path, str(error), damaged=True, like_dicom=True)
 
 
-def files_of_directory(path: Path) -> list[Path]:
+def dicomdir_files(path: Path) -> list[Path]:
     """The files that a DICOMDIR lists (PS3.3 F.3) and that are there, below its own folder.
 
     Raises:
@@ -154,15 +154,15 @@ def files_of_directory(path: Path) -> list[Path]:
     return found
 
 
-def missed(
-    left_out: Sequence[LeftOut], objects: Sequence[DicomObject], names: Mapping[Path, str] | None = None
-) -> list[LeftOut]:
+def possible_slices(
+    left_out: Sequence[SkippedFile], objects: Sequence[DicomObject], names: Mapping[Path, str] | None = None
+) -> list[SkippedFile]:
     """The files among those left out that may be slices: damaged, empty, or named as the DICOM objects beside them are.
 
     Named alike are files with an ending such as .dcm, and those whose name differs in its numbers only (IM0001).
 
     Args:
-        left_out, objects: results of :func:`look_at`.
+        left_out, objects: results of :func:`index_files`.
         names: original names of the files, if their paths are copies under other names.
     """
 
@@ -174,7 +174,7 @@ def missed(
         one
         for one in left_out
         if one.damaged
-        or (not one.directory and called(one.path).suffix.lower() in _IMAGE_NAMES)
+        or (not one.is_dicomdir and called(one.path).suffix.lower() in _IMAGE_NAMES)
         or _shape(called(one.path)) in shapes
     ]
 
@@ -185,13 +185,13 @@ def _shape(path: Path) -> tuple[str, str]:
     return str(path.parent), path.name if shape == "#" else shape  # numbers alone say nothing
 
 
-def is_directory(path: Path) -> bool:
+def is_dicomdir(path: Path) -> bool:
     """Whether a file is a DICOMDIR."""
-    found = glance(path)
-    return isinstance(found, LeftOut) and found.directory
+    found = read_entry(path)
+    return isinstance(found, SkippedFile) and found.is_dicomdir
 
 
-def _glance(whole: Header, keep_header: bool) -> DicomObject | LeftOut:
+def _glance(whole: DicomHeader, keep_header: bool) -> DicomObject | SkippedFile:
     path, header = whole.path, whole.dataset
 
     def said(keyword: str) -> str:
@@ -199,19 +199,19 @@ def _glance(whole: Header, keep_header: bool) -> DicomObject | LeftOut:
 
     sop_class = said("SOPClassUID") or text(header.file_meta, "MediaStorageSOPClassUID", path)
     if sop_class == _MEDIA_DIRECTORY:
-        return LeftOut(path, f"{path}: a DICOMDIR, not an image.", like_dicom=True, directory=True)
+        return SkippedFile(path, f"{path}: a DICOMDIR, not an image.", like_dicom=True, is_dicomdir=True)
     uid, modality = said("SeriesInstanceUID"), said("Modality")
     image = whole.has_pixels and value(header, "Rows", path) is not None
     if not sop_class or not (uid or image):
         raise VolumeError(f"{path}: the DICOM file lacks a SOP Class UID or Series Instance UID.")
-    not_image = _NOT_IMAGE_CLASSES.get(sop_class) or _NOT_IMAGES.get(modality)
-    if not_image is None and not image:
+    non_image_kind = _NOT_IMAGE_CLASSES.get(sop_class) or _NOT_IMAGES.get(modality)
+    if non_image_kind is None and not image:
         known = UID(sop_class).name
-        not_image = f"{'private object' if known == sop_class else known} without an image"
+        non_image_kind = f"{'private object' if known == sop_class else known} without an image"
     planes: tuple[Plane, ...] = ()
-    if not_image is None:
+    if non_image_kind is None:
         try:
-            planes = tuple(one.plane for one in slices_of(whole))
+            planes = tuple(one.plane for one in read_slices(whole))
         except VolumeError:
             planes = ()  # whoever wants the image is told what is wrong with it
     return DicomObject(
@@ -227,8 +227,8 @@ def _glance(whole: Header, keep_header: bool) -> DicomObject | LeftOut:
         image_type=said("ImageType"),
         patient=said("PatientID"),
         patient_name=said("PatientName"),
-        not_image=not_image,
-        companion=not_image is not None and (not image or not_image == "raw data"),
+        non_image_kind=non_image_kind,
+        companion=non_image_kind is not None and (not image or non_image_kind == "raw data"),
         frames=len(planes) or max(1, round((numbers(header, "NumberOfFrames", path) or [1.0])[0])),
         planes=planes,
         header=whole if keep_header else None,

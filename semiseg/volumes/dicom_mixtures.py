@@ -83,12 +83,12 @@ _TELLING = (
 """Also what several passes of one acquisition differ in; of images of one place these tell which is which."""
 
 
-def differing(slices: Sequence[Slice]) -> str:
+def differing_attributes(slices: Sequence[Slice]) -> str:
     """In what slices of one place differ, in words; "" where nothing is found."""
     return ", ".join(dict.fromkeys(one.words for one in _TELLING if len(set(_values(one, slices))) > 1))
 
 
-def refuse_mixture(slices: Sequence[Slice]) -> None:
+def require_single_image_type(slices: Sequence[Slice]) -> None:
     """Refuse slices, in their order along the normal, that are of several images although no two lie at one place.
 
     Raises:

@@ -24,11 +24,11 @@ from pydicom.uid import UID, ExplicitVRBigEndian
 
 from semiseg.errors import VolumeError
 from semiseg.system.processors import usable_processors
-from semiseg.volumes.dicom_decoding import Decoders
+from semiseg.volumes.dicom_decoding import DecoderPool
 from semiseg.volumes.dicom_file import PARSING_ERRORS, one_line, text
 from semiseg.volumes.dicom_slices import Slice
 
-MOST_BITS = 30
+MAX_BITS = 30
 """Larger values are not read: rescaled, they would not fit 32 bits."""
 _PACKAGES = {
     "gdcm": ("python-gdcm", "gdcm"),
@@ -43,16 +43,16 @@ _AT_ONCE = 16  # frames of one object that a thread decodes in a row
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
+class DecodedFrames:
     """Frames of one object as they are stored.
 
     Attributes:
         frames: their values, each (rows, columns), int or uint.
-        beyond: pixels that had bits set above Bits Stored which neither a sign, an overlay nor padding explains.
+        excess_bits: pixels that had bits set above Bits Stored which neither a sign, an overlay nor padding explains.
     """
 
     frames: list[NDArray[Any]]
-    beyond: int
+    excess_bits: int
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class _Bits:
     padding: int | None
 
     @classmethod
-    def of(cls, dataset: pydicom.Dataset) -> _Bits:
+    def from_dataset(cls, dataset: pydicom.Dataset) -> _Bits:
         allocated, stored = int(dataset.BitsAllocated), int(dataset.BitsStored)
         high = dataset.get("HighBit")
         if not 0 < stored <= allocated or (high is not None and int(high) != stored - 1):
@@ -105,9 +105,9 @@ class _Bits:
         return values, 0 if self.overlaid or self.signed else int(excess.sum())
 
 
-def stored_values(
-    slices: Sequence[Slice], dataset: pydicom.Dataset | None = None, decoders: Decoders | None = None
-) -> Stored:
+def decode_stored_values(
+    slices: Sequence[Slice], dataset: pydicom.Dataset | None = None, decoders: DecoderPool | None = None
+) -> DecodedFrames:
     """The decoded values of slices of one object, before rescaling.
 
     Args:
@@ -121,17 +121,17 @@ def stored_values(
     first = slices[0]
     path, size = first.path, (first.plane.rows, first.plane.columns)
     if decoders is None:
-        with Decoders(size[0] * size[1] * len(slices)) as decoders:
-            return stored_values(slices, dataset, decoders)
+        with DecoderPool(size[0] * size[1] * len(slices)) as decoders:
+            return decode_stored_values(slices, dataset, decoders)
     dataset = first.source.with_pixels() if dataset is None else dataset
     syntax = UID(text(dataset.file_meta, "TransferSyntaxUID", path))
     compressed = syntax.is_transfer_syntax and syntax.is_compressed
     frames: list[NDArray[Any]] = []
-    beyond = 0
+    excess_bits = 0
     try:
         if not dataset.get("PixelData"):
             raise ValueError("there are none, or none of integers")
-        bits = _Bits.of(dataset)
+        bits = _Bits.from_dataset(dataset)
         looked_up = bool(dataset.get("ModalityLUTSequence"))
         if looked_up and (first.slope, first.intercept) != (1.0, 0.0):
             raise ValueError(
@@ -141,7 +141,7 @@ def stored_values(
             if raw.shape != size or raw.dtype.kind not in "iu":
                 raise VolumeError(f"{path}: pixel data of shape {raw.shape} ({raw.dtype}) are no grey-value slices.")
             values, excess = bits.values(raw)
-            beyond += excess
+            excess_bits += excess
             if looked_up:
                 values = np.asarray(apply_modality_lut(values, dataset))
             frames.append(values)
@@ -150,52 +150,52 @@ def stored_values(
     except PARSING_ERRORS as error:
         what = f"pixel data compressed as {syntax.name}" if compressed else "pixel data"
         raise VolumeError(f"{path}: the {what} cannot be decoded ({one_line(error)}{_missing(error)}).") from error
-    return Stored(frames, beyond)
+    return DecodedFrames(frames, excess_bits)
 
 
-def values_of(slices: Sequence[Slice]) -> tuple[NDArray[Any], int]:
+def decode_slices(slices: Sequence[Slice]) -> tuple[NDArray[Any], int]:
     """Decode and rescale slices into one array (columns, rows, slices), on all processors.
 
     Returns:
         The values: integers where slope and intercept are whole, else float32. And how many pixels had bits set that
-        belong to nothing (:attr:`Stored.beyond`).
+        belong to nothing (:attr:`DecodedFrames.excess_bits`).
 
     Raises:
-        VolumeError: see :func:`stored_values`.
+        VolumeError: see :func:`decode_stored_values`.
     """
     plane = slices[0].plane
-    whole = all(one.whole for one in slices)
+    whole = all(one.rescales_to_integers for one in slices)
     array = np.empty((plane.columns, plane.rows, len(slices)), dtype=np.int32 if whole else np.float32, order="F")
     objects: dict[Path, list[int]] = {}
     for z, one in enumerate(slices):
         objects.setdefault(one.path, []).append(z)
 
     def fill(members: list[int], dataset: pydicom.Dataset | None = None) -> int:
-        stored = stored_values([slices[z] for z in members], dataset, decoders)
+        stored = decode_stored_values([slices[z] for z in members], dataset, decoders)
         for z, values in zip(members, stored.frames, strict=True):
-            array[:, :, z] = rescaled(slices[z], values).T
-        return stored.beyond
+            array[:, :, z] = apply_rescale(slices[z], values).T
+        return stored.excess_bits
 
-    with Decoders(array.size) as decoders, ThreadPoolExecutor(usable_processors()) as threads:
+    with DecoderPool(array.size) as decoders, ThreadPoolExecutor(usable_processors()) as threads:
         small = [members for members in objects.values() if len(members) <= _AT_ONCE]
-        beyond = sum(threads.map(fill, small))
+        excess_bits = sum(threads.map(fill, small))
         for members in objects.values():
             if len(members) > _AT_ONCE:  # an object of many frames is read once, and shared
                 members.sort(key=lambda z: slices[z].frame or 0)
                 dataset = slices[members[0]].source.with_pixels()
                 parts = [members[k : k + _AT_ONCE] for k in range(0, len(members), _AT_ONCE)]
-                beyond += sum(threads.map(fill, parts, repeat(dataset)))
+                excess_bits += sum(threads.map(fill, parts, repeat(dataset)))
     if whole and array.min() >= -(2**15) and array.max() < 2**15:
         array = array.astype(np.int16)
-    return array, beyond
+    return array, excess_bits
 
 
-def rescaled(one: Slice, stored: NDArray[Any]) -> NDArray[Any]:
+def apply_rescale(one: Slice, stored: NDArray[Any]) -> NDArray[Any]:
     """Stored values (rows, columns) as what they mean (PS3.3 C.11.1)."""
-    if not one.whole:
+    if not one.rescales_to_integers:
         return np.asarray(stored * one.slope + one.intercept)
-    if stored.dtype.itemsize > 2 and (stored.min() < -(2**MOST_BITS) or stored.max() > 2**MOST_BITS):
-        raise VolumeError(f"{one.path}: pixel values beyond {MOST_BITS} bits are not read.")
+    if stored.dtype.itemsize > 2 and (stored.min() < -(2**MAX_BITS) or stored.max() > 2**MAX_BITS):
+        raise VolumeError(f"{one.path}: pixel values beyond {MAX_BITS} bits are not read.")
     return stored.astype(np.int32) + int(one.intercept)
 
 

@@ -12,25 +12,25 @@ import pydicom
 from numpy.typing import NDArray
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.dicom_file import Header, require_header, text, undecodable
+from semiseg.volumes.dicom_file import DicomHeader, is_undecodable, require_header, text
 from semiseg.volumes.dicom_geometry import (
     SAME_PLACE_MM,
     Irregularity,
     Plane,
     SliceStack,
-    affine_of,
-    irregularities,
-    measure,
+    find_irregularities,
     require_regular,
+    stack_affine,
+    stack_planes,
 )
-from semiseg.volumes.dicom_index import DicomObject, LeftOut, look_at, missed
-from semiseg.volumes.dicom_mixtures import differing, refuse_mixture
-from semiseg.volumes.dicom_pixels import rescaled, stored_values, values_of
-from semiseg.volumes.dicom_regular import RegularGrid, regular_grid
-from semiseg.volumes.dicom_slices import Slice, slices_of
+from semiseg.volumes.dicom_index import DicomObject, SkippedFile, index_files, possible_slices
+from semiseg.volumes.dicom_mixtures import differing_attributes, require_single_image_type
+from semiseg.volumes.dicom_pixels import apply_rescale, decode_slices, decode_stored_values
+from semiseg.volumes.dicom_resampling import RegularGrid, make_regular_grid
+from semiseg.volumes.dicom_slices import Slice, read_slices
 from semiseg.volumes.formats.stream import MAX_VOXEL_BYTES
-from semiseg.volumes.remark import Remark
-from semiseg.volumes.series_rules import FoundSeries, SeriesRule, Verdict, choose, series_among
+from semiseg.volumes.scan_warning import ScanWarning
+from semiseg.volumes.series_rules import SeriesCandidate, SeriesDecision, SeriesRule, group_by_series, select_series
 from semiseg.volumes.volume import Volume
 
 _ONLY = "scan"  # the channel's name where there is one
@@ -63,7 +63,7 @@ class DicomSeries:
         volume: array (X along rows, Y along columns, Z along the normal), affine to RAS+ mm. Rescale slope and
             intercept are applied: integers stay integers where slope and intercept are, else the values are float32.
         grid: how the slices lie in the volume where they were corrected; None where they are its planes, one by one.
-        remarks: what was left out or corrected.
+        warnings: what was left out or corrected.
     """
 
     uid: str
@@ -74,7 +74,7 @@ class DicomSeries:
     slices: tuple[Slice, ...]
     volume: Volume
     grid: RegularGrid | None = None
-    remarks: tuple[Remark, ...] = ()
+    warnings: tuple[ScanWarning, ...] = ()
 
     @property
     def instances(self) -> tuple[pydicom.Dataset, ...]:
@@ -120,25 +120,25 @@ def read_study(
     *,
     named: Mapping[str, str] | None = None,
     strict: bool = False,
-) -> tuple[dict[str, DicomSeries], tuple[Verdict, ...]]:
-    """Read a series for each channel; see :func:`read_series` and :func:`semiseg.volumes.series_rules.choose`.
+) -> tuple[dict[str, DicomSeries], tuple[SeriesDecision, ...]]:
+    """Read a series for each channel; see :func:`read_series` and :func:`semiseg.volumes.series_rules.select_series`.
 
     Returns:
         The series by channel, and what was decided of each image series among the files.
     """
-    return read_looked_at(*look_at(paths, keep_headers=True), rules, named=named, strict=strict)
+    return read_indexed_study(*index_files(paths, keep_headers=True), rules, named=named, strict=strict)
 
 
-def read_looked_at(
+def read_indexed_study(
     objects: Sequence[DicomObject],
-    left_out: Sequence[LeftOut],
+    left_out: Sequence[SkippedFile],
     rules: Mapping[str, SeriesRule],
     *,
     named: Mapping[str, str] | None = None,
     strict: bool = False,
     names: Mapping[Path, str] | None = None,
-) -> tuple[dict[str, DicomSeries], tuple[Verdict, ...]]:
-    """As :func:`read_study`, of files that :func:`semiseg.volumes.dicom_index.look_at` has looked at.
+) -> tuple[dict[str, DicomSeries], tuple[SeriesDecision, ...]]:
+    """As :func:`read_study`, of files that :func:`semiseg.volumes.dicom_index.index_files` has looked at.
 
     Args:
         objects, left_out: results of that function.
@@ -149,27 +149,27 @@ def read_looked_at(
         if len(left_out) < 2:
             raise VolumeError(left_out[0].sentence if left_out else "There are no files to read.")
         raise VolumeError(f"None of the {len(left_out)} files is a DICOM image; the first: {left_out[0].sentence}")
-    lost = missed(left_out, objects, names)
+    lost = possible_slices(left_out, objects, names)
     if lost and strict:
         raise VolumeError(f"{lost[0].sentence} It may be a slice of the series.")
-    chosen, verdicts = choose(series_among(objects), rules, named)
+    chosen, decisions = select_series(group_by_series(objects), rules, named)
     out = {}
     for channel, found in chosen.items():
-        series = read_found(found, strict=strict)
+        series = read_candidate(found, strict=strict)
         if lost:
             sentence = (
                 f"{len(lost)} file(s) that are damaged, empty or no DICOM in spite of their names were left out; they "
                 "may be slices of the series."
             )
-            series = replace(series, remarks=(Remark("damaged_files", sentence), *series.remarks))
+            series = replace(series, warnings=(ScanWarning("damaged_files", sentence), *series.warnings))
         out[channel] = series
-    return out, verdicts
+    return out, decisions
 
 
-def read_found(found: FoundSeries, *, strict: bool = False) -> DicomSeries:
+def read_candidate(found: SeriesCandidate, *, strict: bool = False) -> DicomSeries:
     """Read a series that was found among some files; see :func:`read_series`."""
-    others = [one for one in found.objects if one.not_image]
-    kinds = ", ".join(sorted({str(one.not_image) for one in others}))
+    others = [one for one in found.objects if one.non_image_kind]
+    kinds = ", ".join(sorted({str(one.non_image_kind) for one in others}))
     if others and (strict or not all(one.companion for one in others)):
         raise VolumeError(f"{found.name} mixes images with {len(others)} {kinds} object(s).")
     try:
@@ -177,37 +177,39 @@ def read_found(found: FoundSeries, *, strict: bool = False) -> DicomSeries:
     except VolumeError as error:
         raise VolumeError(f"{found.name}: {error}") from error
     if others:
-        told = Remark("companions", f"{len(others)} object(s) of the series are no images and were left out: {kinds}.")
-        series = replace(series, remarks=(told, *series.remarks))
+        told = ScanWarning(
+            "companions", f"{len(others)} object(s) of the series are no images and were left out: {kinds}."
+        )
+        series = replace(series, warnings=(told, *series.warnings))
     return series
 
 
-def _read(sources: list[Header], *, strict: bool) -> DicomSeries:
+def _read(sources: list[DicomHeader], *, strict: bool) -> DicomSeries:
     """Headers, geometry, then pixels: nothing is decoded of a series whose slices make no volume."""
     _require_one_origin(sources)
     _require_whole_concatenations(sources)
     sources, copies = _without_copies(sources)
-    garbled = [keyword for keyword in _TEXTS if any(undecodable(one.dataset, keyword) for one in sources)]
-    stack, slices, doubles = _without_doubles([one for source in sources for one in slices_of(source)])
-    refuse_mixture(slices)
+    garbled = [keyword for keyword in _TEXTS if any(is_undecodable(one.dataset, keyword) for one in sources)]
+    stack, slices, doubles = _without_doubles([one for source in sources for one in read_slices(source)])
+    require_single_image_type(slices)
     more = [f"{n} {what}" for n, what in (copies, doubles) if n]
     if strict:
         if more:
             raise VolumeError(f"{more[0]}.")
         require_regular(stack)
-    remarks = [Remark("copies", f"{sentence}; they were left out.") for sentence in more]
+    warnings = [ScanWarning("copies", f"{sentence}; they were left out.") for sentence in more]
     if garbled:
-        remarks.append(_garbled(garbled, strict=strict))
-    found = irregularities(stack)
-    grid = regular_grid(stack, found) if found else None
+        warnings.append(_garbled(garbled, strict=strict))
+    found = find_irregularities(stack)
+    grid = make_regular_grid(stack, found) if found else None
     first = slices[0]
     shape = grid.shape if grid else (first.plane.columns, first.plane.rows, len(slices))
     if 4 * np.prod(shape, dtype=object) > MAX_VOXEL_BYTES:
         raise VolumeError(f"A volume of {shape[0]} x {shape[1]} x {shape[2]} voxels is beyond the limit.")
-    array, beyond = values_of(slices)
+    array, beyond = decode_slices(slices)
     if beyond:
-        remarks.append(_bits_ignored(beyond, strict=strict))
-    volume = Volume(array, affine_of(stack)) if grid is None else Volume(grid.image(array), grid.affine)
+        warnings.append(_bits_ignored(beyond, strict=strict))
+    volume = Volume(array, stack_affine(stack)) if grid is None else Volume(grid.image(array), grid.affine)
     return DicomSeries(
         uid=text(first.header, "SeriesInstanceUID", first.path),
         study_uid=text(first.header, "StudyInstanceUID", first.path),
@@ -217,27 +219,27 @@ def _read(sources: list[Header], *, strict: bool) -> DicomSeries:
         slices=tuple(slices),
         volume=volume,
         grid=grid,
-        remarks=(*remarks, *(_corrected(irregularity, grid) for irregularity in found if grid)),
+        warnings=(*warnings, *(_corrected(irregularity, grid) for irregularity in found if grid)),
     )
 
 
-def _garbled(keywords: list[str], *, strict: bool) -> Remark:
+def _garbled(keywords: list[str], *, strict: bool) -> ScanWarning:
     sentence = f"{' and '.join(keywords)} cannot be decoded as the files' Specific Character Set says"
     if strict:
         raise VolumeError(f"{sentence}.")
-    return Remark("undecodable_text", f"{sentence}; results repeat a guess.")
+    return ScanWarning("undecodable_text", f"{sentence}; results repeat a guess.")
 
 
-def _bits_ignored(count: int, *, strict: bool) -> Remark:
+def _bits_ignored(count: int, *, strict: bool) -> ScanWarning:
     sentence = (
         f"{count} pixel(s) have bits set above Bits Stored that no overlay explains, so header and pixel data disagree"
     )
     if strict:
         raise VolumeError(f"{sentence}.")
-    return Remark("unused_bits", f"{sentence}. These bits were ignored (PS3.5 section 8.1.1).")
+    return ScanWarning("unused_bits", f"{sentence}. These bits were ignored (PS3.5 section 8.1.1).")
 
 
-def _corrected(found: Irregularity, grid: RegularGrid) -> Remark:
+def _corrected(found: Irregularity, grid: RegularGrid) -> ScanWarning:
     """What was done about an irregularity."""
     planes = f"{grid.shape[2]} planes {np.linalg.norm(grid.affine[:3, 2]):.3g} mm apart"
     done = {
@@ -245,18 +247,18 @@ def _corrected(found: Irregularity, grid: RegularGrid) -> Remark:
         "missing_slices": f"What is between was interpolated; the volume has {planes}.",
         "uneven_slices": f"The series was resampled to {planes}.",
     }
-    return Remark(found.code, f"{found.sentence} {done[found.code]}")
+    return ScanWarning(found.code, f"{found.sentence} {done[found.code]}")
 
 
-def _without_copies(sources: list[Header]) -> tuple[list[Header], tuple[int, str]]:
+def _without_copies(sources: list[DicomHeader]) -> tuple[list[DicomHeader], tuple[int, str]]:
     """Drop files that are the same object twice; and how many those were. Copies are equal in place and values."""
-    kept: dict[str, Header] = {}
+    kept: dict[str, DicomHeader] = {}
     for source in sources:
         # Without any UID (anonymised away) nothing says that two files are one object.
         header, path = source.dataset, source.path
         uid = text(header, "SOPInstanceUID", path) or text(header.file_meta, "MediaStorageSOPInstanceUID", path)
         first = kept.setdefault(uid or str(path), source)
-        if first is not source and not _show_the_same(slices_of(first), slices_of(source)):
+        if first is not source and not _show_the_same(read_slices(first), read_slices(source)):
             raise VolumeError(f"{path} and {first.path} claim to be one object (SOP Instance UID) but differ.")
     return list(kept.values()), (len(sources) - len(kept), "file(s) hold an object that another file holds too")
 
@@ -265,13 +267,13 @@ def _show_the_same(one: list[Slice], other: list[Slice]) -> bool:
     """Whether two objects have the same planes with the same values on them."""
     if [a.plane for a in one] != [b.plane for b in other]:
         return False
-    pairs = zip(one, stored_values(one).frames, other, stored_values(other).frames, strict=True)
-    return all(np.array_equal(rescaled(a, x), rescaled(b, y)) for a, x, b, y in pairs)
+    pairs = zip(one, decode_stored_values(one).frames, other, decode_stored_values(other).frames, strict=True)
+    return all(np.array_equal(apply_rescale(a, x), apply_rescale(b, y)) for a, x, b, y in pairs)
 
 
 def _without_doubles(slices: list[Slice]) -> tuple[SliceStack, list[Slice], tuple[int, str]]:
     """Slices in their order, each place once; images of one place have to be equal in every value."""
-    stack = measure([one.plane for one in slices])
+    stack = stack_planes([one.plane for one in slices])
     ordered = [slices[i] for i in stack.order]
     starts = [0, *(np.flatnonzero(stack.gaps >= SAME_PLACE_MM) + 1).tolist()]
     places = [ordered[a:b] for a, b in zip(starts, [*starts[1:], len(ordered)], strict=True)]
@@ -279,7 +281,7 @@ def _without_doubles(slices: list[Slice]) -> tuple[SliceStack, list[Slice], tupl
         return stack, ordered, (0, "")
     for start, place in zip(starts, places, strict=True):
         if not _all_equal(place):
-            what = differing(place)
+            what = differing_attributes(place)
             raise VolumeError(
                 f"{len(ordered) - len(places)} of {len(ordered)} slices lie where another one does (for example "
                 f"{stack.distances[start]:.2f} mm along the normal): the series holds several images of one place"
@@ -288,12 +290,12 @@ def _without_doubles(slices: list[Slice]) -> tuple[SliceStack, list[Slice], tupl
     kept = [place[0] for place in places]
     left_out = len(ordered) - len(kept)
     words = "slice(s) lie where another one does and are equal to it in every value"
-    return measure([one.plane for one in kept]), kept, (left_out, words)
+    return stack_planes([one.plane for one in kept]), kept, (left_out, words)
 
 
 def _all_equal(place: list[Slice]) -> bool:
     """Whether slices of one place show the same."""
-    first, *others = ((one.plane, rescaled(one, stored_values([one]).frames[0])) for one in place)
+    first, *others = ((one.plane, apply_rescale(one, decode_stored_values([one]).frames[0])) for one in place)
     return all(_aside(plane, first[0]) < SAME_PLACE_MM and np.array_equal(values, first[1]) for plane, values in others)
 
 
@@ -301,7 +303,7 @@ def _aside(a: Plane, b: Plane) -> float:
     return float(np.linalg.norm(np.subtract(a.position, b.position)))
 
 
-def _require_one_origin(sources: list[Header]) -> None:
+def _require_one_origin(sources: list[DicomHeader]) -> None:
     """Refuse slices of several patients, studies or frames of reference; the sentence quotes none of them."""
     for keyword, words, so in _ORIGINS:
         found = {text(one.dataset, keyword, one.path) for one in sources}
@@ -316,7 +318,7 @@ def _require_one_origin(sources: list[Header]) -> None:
         raise VolumeError(f"The series mixes {localisers} localiser image(s) with {len(sources) - localisers} others.")
 
 
-def _require_whole_concatenations(sources: list[Header]) -> None:
+def _require_whole_concatenations(sources: list[DicomHeader]) -> None:
     """Refuse some parts of an object that was divided into several (PS3.3 C.7.6.16.2.2.4)."""
     parts: dict[str, tuple[set[str], str]] = {}
     for one in sources:

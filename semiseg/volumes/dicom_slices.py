@@ -14,8 +14,8 @@ import numpy as np
 import pydicom
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.dicom_file import PARSING_ERRORS, Header, decimals, items, numbers, text, value
-from semiseg.volumes.dicom_geometry import Plane, plane_of
+from semiseg.volumes.dicom_file import PARSING_ERRORS, DicomHeader, decimals, items, numbers, text, value
+from semiseg.volumes.dicom_geometry import Plane, make_plane
 
 MAX_SLICE_PIXELS = 2**26
 """8192 x 8192: beyond any CT or MR slice."""
@@ -40,7 +40,7 @@ class Slice:
         slope, intercept: Rescale Slope and Intercept (PS3.3 C.11.1, C.7.6.16.2.9).
     """
 
-    source: Header
+    source: DicomHeader
     frame: int | None
     plane: Plane
     slope: float
@@ -57,7 +57,7 @@ class Slice:
         return self.source.dataset
 
     @property
-    def whole(self) -> bool:
+    def rescales_to_integers(self) -> bool:
         """Whether integers stay integers when they are rescaled."""
         return self.slope == 1 and self.intercept == int(self.intercept)
 
@@ -71,7 +71,7 @@ class Slice:
         return text(self.header, keyword, self.path)
 
 
-def slices_of(source: Header) -> list[Slice]:
+def read_slices(source: DicomHeader) -> list[Slice]:
     """The slices of one image object.
 
     Raises:
@@ -161,7 +161,7 @@ def _refuse_giant(path: Path, plane: Plane) -> None:
         )
 
 
-def _slice(source: Header, frame: int | None) -> Slice:
+def _slice(source: DicomHeader, frame: int | None) -> Slice:
     path, header = source.path, source.dataset
     place = {
         keyword: _first(source, frame, group, keyword)
@@ -183,13 +183,15 @@ def _slice(source: Header, frame: int | None) -> Slice:
     if rows * columns > MAX_SLICE_PIXELS:
         raise VolumeError(f"{path}: a slice of {rows} x {columns} pixels is beyond any scan; the header is damaged.")
     try:
-        plane = plane_of(position, orientation, spacing, (rows, columns), decimals(where, "ImagePositionPatient", path))
+        plane = make_plane(
+            position, orientation, spacing, (rows, columns), decimals(where, "ImagePositionPatient", path)
+        )
     except VolumeError as error:
         raise VolumeError(f"{path}: {error}") from error
     return Slice(source, frame, plane, *_rescale(source, frame))
 
 
-def _rescale(source: Header, frame: int | None) -> tuple[float, float]:
+def _rescale(source: DicomHeader, frame: int | None) -> tuple[float, float]:
     """Rescale Slope and Intercept, (1, 0) where absent; both from one place."""
     path = source.path
     said = _rescale_of(source, frame) or pydicom.Dataset()
@@ -200,13 +202,13 @@ def _rescale(source: Header, frame: int | None) -> tuple[float, float]:
     return pair
 
 
-def _rescale_of(source: Header, frame: int | None) -> pydicom.Dataset | None:
+def _rescale_of(source: DicomHeader, frame: int | None) -> pydicom.Dataset | None:
     """What says how the values of a frame are rescaled; None where nothing does."""
     places = (_first(source, frame, _TRANSFORMATION, keyword) for keyword in ("RescaleSlope", "RescaleIntercept"))
     return next((place for place in places if place is not None), None)
 
 
-def _first(source: Header, frame: int | None, group: str, keyword: str) -> pydicom.Dataset | None:
+def _first(source: DicomHeader, frame: int | None, group: str, keyword: str) -> pydicom.Dataset | None:
     """Where an attribute of a frame stands: in the frame's own functional group, in that of all, or in the object.
 
     The last is for objects that leave out the group. A position that stands there is that of one frame only.
@@ -218,7 +220,7 @@ def _first(source: Header, frame: int | None, group: str, keyword: str) -> pydic
     return next((one for one in candidates if value(one, keyword, source.path) is not None), None)
 
 
-def _groups(source: Header, keyword: str, frame: int) -> list[pydicom.Dataset]:
+def _groups(source: DicomHeader, keyword: str, frame: int) -> list[pydicom.Dataset]:
     """The items of a functional group that hold for a frame: its own, then those of all frames."""
     own = items(source.dataset, "PerFrameFunctionalGroupsSequence", source.path)
     shared = items(source.dataset, "SharedFunctionalGroupsSequence", source.path)

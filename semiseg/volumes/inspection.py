@@ -10,21 +10,21 @@ from pathlib import Path, PurePath
 from pydicom.uid import UID
 
 from semiseg.errors import VolumeError
+from semiseg.volumes.archives import archive_finder
 from semiseg.volumes.dicom_file import is_dicom, read_dicom, text
-from semiseg.volumes.dicom_index import LeftOut, look_at
-from semiseg.volumes.dicom_series import read_found
+from semiseg.volumes.dicom_index import SkippedFile, index_files
+from semiseg.volumes.dicom_series import read_candidate
+from semiseg.volumes.file_types import describe_file, detached_data_files
 from semiseg.volumes.formats.reader import ImageFile
-from semiseg.volumes.formats.registry import is_image, reader_named, reader_of
-from semiseg.volumes.images import finite, read_stored, scaled
-from semiseg.volumes.kinds import voxels_of_headers, what_is
-from semiseg.volumes.remark import Remark
-from semiseg.volumes.series_rules import FoundSeries, series_among
-from semiseg.volumes.unpack import finder_among
+from semiseg.volumes.formats.registry import is_image_file, reader_for_file, reader_for_name
+from semiseg.volumes.image_files import apply_scaling, read_image_file, require_finite
+from semiseg.volumes.scan_warning import ScanWarning
+from semiseg.volumes.series_rules import SeriesCandidate, group_by_series
 from semiseg.volumes.volume import Volume
 
 
 @dataclass(frozen=True, eq=False)
-class Inspected:
+class InspectedItem:
     """One series, or one volume in a file.
 
     Attributes:
@@ -42,47 +42,47 @@ class Inspected:
     volume: Volume | None
 
 
-def inspect(paths: Mapping[Path, str]) -> tuple[Iterator[Inspected], list[LeftOut]]:
+def inspect_files(paths: Mapping[Path, str]) -> tuple[Iterator[InspectedItem], list[SkippedFile]]:
     """Read everything in ``paths``, one thing at a time; and the files that are neither DICOM objects nor volumes.
 
     Args:
         paths: The files, with the names that they have in their zip, from :func:`semiseg.volumes.scan.files_in`.
     """
-    images = [path for path in paths if is_image(path)]
-    taken = {*images, *voxels_of_headers(paths, images)}
-    objects, left_out = look_at([path for path in paths if path not in taken])
-    found = series_among(objects)
+    images = [path for path in paths if is_image_file(path)]
+    taken = {*images, *detached_data_files(paths, images)}
+    objects, left_out = index_files([path for path in paths if path not in taken])
+    found = group_by_series(objects)
 
-    def everything() -> Iterator[Inspected]:
+    def everything() -> Iterator[InspectedItem]:
         for path in images:
-            file = ImageFile(path, finder_among(path, paths) if paths[path] else None, paths[path])
+            file = ImageFile(path, archive_finder(path, paths) if paths[path] else None, paths[path])
             yield _image(file, paths[path] or str(path))
         yield from map(_series, found)
 
     return everything(), [one if is_dicom(one.path) else _named(one, paths[one.path]) for one in left_out]
 
 
-def _named(one: LeftOut, name: str) -> LeftOut:
+def _named(one: SkippedFile, name: str) -> SkippedFile:
     """The same with what the file is; one that is named like a scan is damaged."""
-    sentence = f"{name or one.path}: {what_is(one.path, name)}."
-    return replace(one, sentence=sentence, damaged=reader_named(name or one.path.name) is not None)
+    sentence = f"{name or one.path}: {describe_file(one.path, name)}."
+    return replace(one, sentence=sentence, damaged=reader_for_name(name or one.path.name) is not None)
 
 
-def _image(file: ImageFile, name: str) -> Inspected:
-    reader, title = reader_of(file.path), PurePath(name).name
+def _image(file: ImageFile, name: str) -> InspectedItem:
+    reader, title = reader_for_file(file.path), PurePath(name).name
     assert reader is not None
     try:
-        stored = read_stored(file)
-        volume = Volume(finite(file.path, scaled(stored, 0)), stored.affine)
+        stored = read_image_file(file)
+        volume = Volume(require_finite(file.path, apply_scaling(stored, 0)), stored.affine)
     except VolumeError as error:
-        return Inspected(name, title, (reader.name,), f"Refused: {_sentence(error, [file.path])}", None)
+        return InspectedItem(name, title, (reader.name,), f"Refused: {_sentence(error, [file.path])}", None)
     count = stored.array.shape[3]
     facts = (reader.name, *([f"{count} volumes or channels"] if count > 1 else []), *_grid(volume))
-    return Inspected(name, title, facts, _outcome(stored.remarks, "remark"), volume)
+    return InspectedItem(name, title, facts, _outcome(stored.warnings, "remark"), volume)
 
 
-def _outcome(remarks: Sequence[Remark], kind: str) -> str:
-    done = " ".join(remark.text for remark in remarks)
+def _outcome(warnings: Sequence[ScanWarning], kind: str) -> str:
+    done = " ".join(remark.text for remark in warnings)
     return f"Read with a {kind}: {done}" if done else "Read as it is."
 
 
@@ -96,23 +96,23 @@ def _sentence(error: VolumeError, files: Sequence[Path], name: str = "") -> str:
     return text if any(text.startswith(str(file)) for file in files) else f"{text[:1].upper()}{text[1:]}"
 
 
-def _series(found: FoundSeries) -> Inspected:
+def _series(found: SeriesCandidate) -> InspectedItem:
     title = f"{found.modality} {found.description}".strip()
     if not found.images:
-        kinds = Counter(str(one.not_image) for one in found.objects)
+        kinds = Counter(str(one.non_image_kind) for one in found.objects)
         facts = tuple(f"{count} x {kind}" for kind, count in kinds.items())
-        return Inspected(found.name, title, facts, "Left alone: no images.", None)
+        return InspectedItem(found.name, title, facts, "Left alone: no images.", None)
     facts = (f"{found.slices} slice(s) in {len(found.images)} file(s)", *_place(found), *_syntaxes(found))
     try:
-        series = read_found(found)
+        series = read_candidate(found)
     except VolumeError as error:
         sentence = _sentence(error, [one.path for one in found.images], found.name)
-        return Inspected(found.name, title, facts, f"Refused: {sentence}", None)
-    outcome = _outcome(series.remarks, "correction")
-    return Inspected(found.name, title, (*facts, *_grid(series.volume)), outcome, series.volume)
+        return InspectedItem(found.name, title, facts, f"Refused: {sentence}", None)
+    outcome = _outcome(series.warnings, "correction")
+    return InspectedItem(found.name, title, (*facts, *_grid(series.volume)), outcome, series.volume)
 
 
-def _place(found: FoundSeries) -> tuple[str, ...]:
+def _place(found: SeriesCandidate) -> tuple[str, ...]:
     placed = any(one.planes for one in found.images)
     out: list[str] = [found.orientation or "of several orientations"] if placed else ["without a place in the patient"]
     if found.slice_gap:
@@ -122,7 +122,7 @@ def _place(found: FoundSeries) -> tuple[str, ...]:
     return tuple(out)
 
 
-def _syntaxes(found: FoundSeries) -> tuple[str, ...]:
+def _syntaxes(found: SeriesCandidate) -> tuple[str, ...]:
     """How the pixel data of its first file are stored, where they are compressed."""
     path = found.images[0].path
     try:

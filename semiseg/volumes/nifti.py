@@ -20,9 +20,15 @@ from semiseg.errors import VolumeError
 from semiseg.system.durable_files import atomic_file
 from semiseg.volumes.formats.nifti import is_single_nifti
 from semiseg.volumes.formats.nifti_header import parse_header
-from semiseg.volumes.formats.reader import Stored
-from semiseg.volumes.formats.stream import opened, start_of
-from semiseg.volumes.images import channels_of, finite, read_stored, shape_text, volume_of
+from semiseg.volumes.formats.reader import StoredImage
+from semiseg.volumes.formats.stream import open_unpacked, read_start
+from semiseg.volumes.image_files import (
+    format_stored_shape,
+    read_image_file,
+    require_finite,
+    single_volume,
+    split_channels,
+)
 from semiseg.volumes.segmentation import Segmentation
 from semiseg.volumes.volume import Volume, same_grid
 
@@ -35,7 +41,7 @@ _LARGEST_LABEL = 255  # a share of larger values would let interpolated ones pas
 
 def is_nifti(path: Path) -> bool:
     """Whether the file's first bytes are those of a single-file NIfTI, gzipped or not; never raises on content."""
-    return is_single_nifti(start_of(path))
+    return is_single_nifti(read_start(path))
 
 
 def read_nifti(path: str | Path) -> Volume:
@@ -50,7 +56,7 @@ def read_nifti(path: str | Path) -> Volume:
             infinite.
     """
     path = Path(path)
-    return volume_of(path, read_stored(path))
+    return single_volume(path, read_image_file(path))
 
 
 def read_nifti_channels(path: Path, names: Sequence[str]) -> dict[str, Volume]:
@@ -60,7 +66,7 @@ def read_nifti_channels(path: Path, names: Sequence[str]) -> dict[str, Volume]:
         VolumeError: as :func:`read_nifti`, or the number of volumes is not the number of names.
     """
     path = Path(path)
-    return channels_of(path, read_stored(path), names)
+    return split_channels(path, read_image_file(path), names)
 
 
 def read_labels(path: Path) -> Volume:
@@ -73,17 +79,17 @@ def read_labels(path: Path) -> Volume:
         VolumeError: as :func:`read_nifti`, or a voxel is not an integer or does not fit 32 bits.
     """
     path = Path(path)
-    return labels_of(path, read_stored(path))
+    return to_label_map(path, read_image_file(path))
 
 
-def labels_of(path: Path, stored: Stored) -> Volume:
+def to_label_map(path: Path, stored: StoredImage) -> Volume:
     """The label map that a file holds; see :func:`read_labels`.
 
     Raises:
         VolumeError: more than one volume, a voxel that is not an integer, or one that does not fit 32 bits.
     """
     if stored.array.shape[3] != 1:
-        raise VolumeError(f"{path}: a label map is one volume; this file has shape {shape_text(stored)}.")
+        raise VolumeError(f"{path}: a label map is one volume; this file has shape {format_stored_shape(stored)}.")
     values = _whole(path, stored)
     low, high = values.min(), values.max()
     if low < -(2**31) or high >= 2**31:
@@ -127,15 +133,15 @@ def write_segmentation(path: str | Path, segmentation: Segmentation, *, like: Pa
     write_nifti(Path(path), array.astype(np.uint8), segmentation.affine, like=like)
 
 
-def _whole(path: Path, stored: Stored) -> NDArray[Any]:
+def _whole(path: Path, stored: StoredImage) -> NDArray[Any]:
     """The first volume (X, Y, Z) of labels with the header's scaling applied, as integers of whatever type."""
     values = stored.array[..., 0]
     size = np.abs(values) if values.dtype.kind == "f" else None
-    if stored.scaled:
+    if stored.needs_scaling:
         product = values.astype(np.float64) * stored.slope
         # What is subtracted brings its rounding along, however small the difference is.
         values, size = product + stored.intercept, np.abs(product) + abs(stored.intercept)
-    finite(path, values)
+    require_finite(path, values)
     if size is None:
         return values
     whole: NDArray[Any] = np.rint(values)
@@ -169,7 +175,7 @@ def _header_of(path: Path) -> Any | None:
     if not is_nifti(path):
         return None
     try:
-        with opened(path) as file:
+        with open_unpacked(path) as file:
             return parse_header(path, file).fixed
     except (OSError, EOFError, zlib.error) as error:
         raise VolumeError(f"{path}: cannot be read ({error}).") from error

@@ -1,4 +1,4 @@
-"""The one door through which scans come in: files of whatever kind, out come the model's channels.
+"""The one opener through which scans come in: files of whatever kind, out come the model's channels.
 
 The command line and the HTTP server both open scans here, so that they accept and refuse the same things.
 """
@@ -14,21 +14,21 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.alignment import align
+from semiseg.volumes.alignment import align_channels
+from semiseg.volumes.archives import UnpackLimits, archive_finder, is_zip, unpack_zip_with_names
 from semiseg.volumes.dicom_file import is_dicom
-from semiseg.volumes.dicom_index import files_of_directory, is_directory, look_at
-from semiseg.volumes.dicom_series import DicomSeries, read_looked_at
-from semiseg.volumes.formats.reader import Finder, ImageFile
-from semiseg.volumes.formats.registry import formats_of, is_image, reader_named, reader_of
-from semiseg.volumes.formats.stream import start_of
-from semiseg.volumes.images import channels_of, read_stored
-from semiseg.volumes.kinds import neither, said_of, voxels_of_headers, what_is
-from semiseg.volumes.remark import Remark
+from semiseg.volumes.dicom_index import dicomdir_files, index_files, is_dicomdir
+from semiseg.volumes.dicom_series import DicomSeries, read_indexed_study
+from semiseg.volumes.file_types import describe_file, detached_data_files, supported_inputs_text, unsupported_file_text
+from semiseg.volumes.formats.reader import FileFinder, ImageFile
+from semiseg.volumes.formats.registry import format_names, is_image_file, reader_for_file, reader_for_name
+from semiseg.volumes.formats.stream import read_start
+from semiseg.volumes.image_files import read_image_file, split_channels
+from semiseg.volumes.read_options import Paths, ReadOptions
+from semiseg.volumes.scan_warning import ScanWarning
 from semiseg.volumes.seg_nrrd import is_seg_nrrd
-from semiseg.volumes.series_rules import SeriesRule, Verdict
-from semiseg.volumes.unpack import UnpackLimits, finder_among, is_zip, unpack_named
+from semiseg.volumes.series_rules import SeriesDecision, SeriesRule
 from semiseg.volumes.volume import Volume
-from semiseg.volumes.wishes import Paths, Wishes
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,16 +38,16 @@ class Scan:
     Attributes:
         channels: a volume for each channel name, in the model's order; all on one grid.
         series: the DICOM series of the first channel, whose grid it is; None for a volume in one file.
-        verdicts: for DICOM: what was decided of each image series among the files.
-        remarks: what was left out, corrected or resampled.
+        decisions: for DICOM: what was decided of each image series among the files.
+        warnings: what was left out, corrected or resampled.
         source: the file (NIfTI, NRRD, ...) whose grid it is; None for DICOM. One that came in a zip is gone once the
             scan is open.
     """
 
     channels: dict[str, Volume]
     series: DicomSeries | None
-    verdicts: tuple[Verdict, ...] = ()
-    remarks: tuple[Remark, ...] = ()
+    decisions: tuple[SeriesDecision, ...] = ()
+    warnings: tuple[ScanWarning, ...] = ()
     source: Path | None = None
 
     @property
@@ -59,7 +59,7 @@ class Scan:
 def open_scan(
     paths: Paths | Mapping[str, Paths],
     rules: Mapping[str, SeriesRule] | None = None,
-    wishes: Wishes | None = None,
+    options: ReadOptions | None = None,
     *,
     scratch: Path | None = None,
     limits: UnpackLimits | None = None,
@@ -68,14 +68,14 @@ def open_scan(
 
     The file's content decides its type, never its name; :mod:`semiseg.volumes.formats` has the formats of volumes.
     Files of other kinds beside the scan are ignored, unless their names say that they should be scans: those are
-    remarked on, and refused when ``wishes.strict``. Of a DICOM study each channel gets the one series that its rule
+    remarked on, and refused when ``options.strict``. Of a DICOM study each channel gets the one series that its rule
     lets through. Segmentations of 3D Slicer beside the scan are left alone.
 
     Args:
         paths: one file or folder, or several files; or those of each channel, by its name.
         rules: the model's channels in its order, and what a DICOM series has to be to serve each; by default
             one channel, named ``image``, that any series serves.
-        wishes: what a person says besides.
+        options: what a person says besides.
         scratch: an existing folder to unpack zips in (emptied again); None for the system's.
         limits: how much a zip may hold.
 
@@ -83,15 +83,15 @@ def open_scan(
         VolumeError: nothing readable, more than one scan, a channel that is missing, unknown, or on a grid that cannot
             be compared, or whatever the readers refuse.
     """
-    wishes = wishes or Wishes()
+    options = options or ReadOptions()
     if rules is None:
         rules = {"image": SeriesRule()}
     if not rules:
         raise VolumeError("A model without channels cannot be given a scan.")
     with ExitStack() as stack:
-        door = _Door(wishes, scratch, limits or UnpackLimits(), stack)
+        opener = _ScanOpener(options, scratch, limits or UnpackLimits(), stack)
         if not isinstance(paths, Mapping):
-            return door.open(_listed(paths), rules)
+            return opener.open(_listed(paths), rules)
         missing = [name for name in rules if name not in paths]
         unknown = [name for name in paths if name not in rules]
         if missing or unknown:
@@ -99,24 +99,24 @@ def open_scan(
                 unknown
             )
             raise VolumeError(f"The model takes the channel(s) {', '.join(rules)}; {'; '.join(told)}.")
-        return _together({name: door.open(_listed(paths[name]), {name: rules[name]}) for name in rules}, wishes)
+        return _together({name: opener.open(_listed(paths[name]), {name: rules[name]}) for name in rules}, options)
 
 
 @dataclass(frozen=True)
-class _Door:
-    wishes: Wishes
+class _ScanOpener:
+    options: ReadOptions
     scratch: Path | None
     limits: UnpackLimits
     stack: ExitStack
 
     def open(self, given: list[Path], rules: Mapping[str, SeriesRule]) -> Scan:
-        zips = [path for path in given if path.is_file() and is_zip(path) and not is_image(path)]
+        zips = [path for path in given if path.is_file() and is_zip(path) and not is_image_file(path)]
         if not zips:
             return self._open(_files(given), {}, given, rules)
         if len(given) > 1:
             raise VolumeError(f"{zips[0]}: a zip archive is a whole scan; send it alone.")
         folder = self.stack.enter_context(tempfile.TemporaryDirectory(prefix="semiseg-", dir=self.scratch))
-        members = unpack_named(zips[0], Path(folder), self.limits)
+        members = unpack_zip_with_names(zips[0], Path(folder), self.limits)
         try:
             return self._open(list(members), members, given, rules)
         except VolumeError as error:
@@ -127,51 +127,53 @@ class _Door:
         self, files: list[Path], names: Mapping[Path, str], given: list[Path], rules: Mapping[str, SeriesRule]
     ) -> Scan:
         """Open the one scan in ``files``; ``names`` are those that they have in their zip."""
-        volumes = [path for path in files if is_image(path)]
+        volumes = [path for path in files if is_image_file(path)]
         # Slicer leaves its segmentations beside the scan; one that is alone is told what it is.
         images = [path for path in volumes if not is_seg_nrrd(path)] or volumes
         passed = {*images, *_voxels(files, names, images)}
-        objects, left_out = look_at((path for path in files if path not in passed), keep_headers=True)
+        objects, left_out = index_files((path for path in files if path not in passed), keep_headers=True)
         dicoms = len(objects) + sum(one.like_dicom for one in left_out)
         if dicoms and all(is_seg_nrrd(path) for path in images):
             images = []
         what = given[0] if len(given) == 1 else f"The {len(given)} files"
         if images and dicoms:
             raise VolumeError(
-                f"{what}: holds both {formats_of(images)} ({len(images)}) and DICOM ({dicoms}) files; send one scan."
+                f"{what}: holds both {format_names(images)} ({len(images)}) and DICOM ({dicoms}) files; send one scan."
             )
         if len(images) > 1:
             raise VolumeError(
-                f"{what}: holds {len(images)} {formats_of(images)} files; send one scan, with several channels as one "
-                "4D file or each under its own name."
+                f"{what}: holds {len(images)} {format_names(images)} files; send one scan, with several channels as "
+                "one 4D file or each under its own name."
             )
         if images:
             image = ImageFile(images[0], _finder(images[0], files, names, given), names.get(images[0], ""))
             return self._image(image, _unreadable(files, names), rules)
         if not dicoms:
             raise VolumeError(_nothing(what, files))
-        named = _named(self.wishes.series, rules)
-        series, verdicts = read_looked_at(objects, left_out, rules, named=named, strict=self.wishes.strict, names=names)
+        named = _named(self.options.series, rules)
+        series, decisions = read_indexed_study(
+            objects, left_out, rules, named=named, strict=self.options.strict, names=names
+        )
         return _together(
-            {name: Scan({name: one.volume}, one, remarks=one.remarks) for name, one in series.items()},
-            self.wishes,
-            verdicts,
+            {name: Scan({name: one.volume}, one, warnings=one.warnings) for name, one in series.items()},
+            self.options,
+            decisions,
         )
 
-    def _image(self, image: ImageFile, unreadable: tuple[Remark, ...], rules: Mapping[str, SeriesRule]) -> Scan:
-        """Open a volume in one file; what is remarkable about it is refused when the wishes are strict."""
-        if self.wishes.series is not None:
+    def _image(self, image: ImageFile, unreadable: tuple[ScanWarning, ...], rules: Mapping[str, SeriesRule]) -> Scan:
+        """Open a volume in one file; what is remarkable about it is refused when the options are strict."""
+        if self.options.series is not None:
             raise VolumeError(
-                f"{image.path}: this is a {formats_of([image.path])} file and holds no DICOM series, so no series UID "
-                "can be asked of it."
+                f"{image.path}: this is a {format_names([image.path])} file and holds no DICOM series, so no series "
+                "UID can be asked of it."
             )
-        stored = read_stored(image)
-        remarks = (*unreadable, *stored.remarks)
-        if remarks and self.wishes.strict:
+        stored = read_image_file(image)
+        warnings = (*unreadable, *stored.warnings)
+        if warnings and self.options.strict:
             raise VolumeError(
-                f"{image.path}: {' '.join(remark.text for remark in remarks)} Without `strict` it is read."
+                f"{image.path}: {' '.join(remark.text for remark in warnings)} Without `strict` it is read."
             )
-        return Scan(channels_of(image.path, stored, list(rules)), None, (), remarks, image.path)
+        return Scan(split_channels(image.path, stored, list(rules)), None, (), warnings, image.path)
 
 
 @contextmanager
@@ -183,25 +185,25 @@ def files_in(path: Path) -> Iterator[dict[Path, str]]:
     Raises:
         VolumeError: there is no such file or folder, or the archive is refused.
     """
-    if path.is_file() and is_zip(path) and not is_image(path):
+    if path.is_file() and is_zip(path) and not is_image_file(path):
         with tempfile.TemporaryDirectory(prefix="semiseg-") as folder:
-            yield unpack_named(path, Path(folder), UnpackLimits())
+            yield unpack_zip_with_names(path, Path(folder), UnpackLimits())
     else:
         yield dict.fromkeys(_files([path]), "")
 
 
-def _together(scans: dict[str, Scan], wishes: Wishes, verdicts: tuple[Verdict, ...] = ()) -> Scan:
+def _together(scans: dict[str, Scan], options: ReadOptions, decisions: tuple[SeriesDecision, ...] = ()) -> Scan:
     """Channels that were read apart, as one scan on the grid of the first."""
     frames = {name: scan.series.frame_of_reference if scan.series else "" for name, scan in scans.items()}
-    channels, moved = align({name: scan.grid for name, scan in scans.items()}, frames, aligned=wishes.aligned)
-    remarks = [
+    channels, moved = align_channels({name: scan.grid for name, scan in scans.items()}, frames, aligned=options.aligned)
+    warnings = [
         replace(remark, text=f"Channel '{name}': {remark.text}") if len(scans) > 1 else remark
         for name, scan in scans.items()
-        for remark in scan.remarks
+        for remark in scan.warnings
     ]
     first = next(iter(scans.values()))
-    told = (*verdicts, *(verdict for scan in scans.values() for verdict in scan.verdicts))
-    return Scan(channels, first.series, told, (*remarks, *moved), first.source)
+    told = (*decisions, *(decision for scan in scans.values() for decision in scan.decisions))
+    return Scan(channels, first.series, told, (*warnings, *moved), first.source)
 
 
 def _named(series: str | None, rules: Mapping[str, SeriesRule]) -> dict[str, str]:
@@ -223,17 +225,17 @@ def _named(series: str | None, rules: Mapping[str, SeriesRule]) -> dict[str, str
 
 def _voxels(files: list[Path], names: Mapping[Path, str], images: list[Path]) -> frozenset[Path]:
     """Files that hold the voxels of a header and nothing of their own, although voxels may look like DICOM."""
-    found = voxels_of_headers({path: names.get(path, "") for path in files}, images)
+    found = detached_data_files({path: names.get(path, "") for path in files}, images)
     if not names and len(files) == 2 and len(images) == 1:
         # Uploads lose their names, and what DICOM writes begins with its mark.
-        found |= {path for path in files if path not in images and start_of(path)[128:132] != b"DICM"}
+        found |= {path for path in files if path not in images and read_start(path)[128:132] != b"DICM"}
     return found
 
 
-def _finder(image: Path, files: list[Path], names: Mapping[Path, str], given: list[Path]) -> Finder | None:
+def _finder(image: Path, files: list[Path], names: Mapping[Path, str], given: list[Path]) -> FileFinder | None:
     """How the data files of a header are found that came in a zip, or alone with it in an upload."""
     if names:
-        return finder_among(image, names)
+        return archive_finder(image, names)
     others = [path for path in files if path != image]
     if len(given) == 2 and len(others) == 1:
         # Uploads lose their names: the file that came with the header alone is the one that it means.
@@ -242,12 +244,12 @@ def _finder(image: Path, files: list[Path], names: Mapping[Path, str], given: li
     return None
 
 
-def _unreadable(files: list[Path], names: Mapping[Path, str]) -> tuple[Remark, ...]:
+def _unreadable(files: list[Path], names: Mapping[Path, str]) -> tuple[ScanWarning, ...]:
     """A remark on files that are named like scans and are none."""
     broken = [
-        f"{f'member {path.name}' if names else name}: {what_is(path, name)}"
+        f"{f'member {path.name}' if names else name}: {describe_file(path, name)}"
         for path, name in ((path, names.get(path, path.name)) for path in files)
-        if reader_named(name) is not None and reader_of(path) is None
+        if reader_for_name(name) is not None and reader_for_file(path) is None
     ]
     if not broken:
         return ()
@@ -256,16 +258,16 @@ def _unreadable(files: list[Path], names: Mapping[Path, str]) -> tuple[Remark, .
         f"{len(broken)} file(s) are named like scans and cannot be read ({'; '.join(broken[:3])}{more}); they were "
         "left out."
     )
-    return (Remark("damaged_files", text),)
+    return (ScanWarning("damaged_files", text),)
 
 
 def _nothing(what: object, files: list[Path]) -> str:
     """The sentence for files of which none is a scan."""
     if len(files) == 1:
-        return f"{what}: {said_of(files[0])}."
-    kinds = Counter(what_is(path) for path in files)
+        return f"{what}: {unsupported_file_text(files[0])}."
+    kinds = Counter(describe_file(path) for path in files)
     told = f" ({', '.join(f'{count} x {kind}' for kind, count in kinds.most_common(5))})" if kinds else ""
-    return f"{what}: of {len(files)} file(s){told} none is a scan, {neither()}."
+    return f"{what}: of {len(files)} file(s){told} none is a scan, {supported_inputs_text()}."
 
 
 def _listed(paths: Paths) -> list[Path]:
@@ -279,8 +281,8 @@ def _files(given: list[Path]) -> list[Path]:
             files += sorted(p for p in path.rglob("*") if p.is_file() and not p.name.startswith("."))
         elif path.is_file():
             # Asked for by itself, the directory of a medium stands for what it lists.
-            listed = len(given) == 1 and is_dicom(path) and is_directory(path)
-            files += files_of_directory(path) if listed else [path]
+            listed = len(given) == 1 and is_dicom(path) and is_dicomdir(path)
+            files += dicomdir_files(path) if listed else [path]
         else:
             raise VolumeError(f"{path}: there is no such file or folder.")
     return files

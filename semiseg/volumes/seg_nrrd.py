@@ -16,14 +16,14 @@ from numpy.typing import NDArray
 from semiseg.errors import VolumeError
 from semiseg.volumes.formats.nrrd import read_with_header
 from semiseg.volumes.formats.nrrd_header import NrrdHeader, is_nrrd, parse_nrrd
-from semiseg.volumes.formats.reader import ImageFile, Stored
-from semiseg.volumes.formats.stream import start_of
+from semiseg.volumes.formats.reader import ImageFile, StoredImage
+from semiseg.volumes.formats.stream import read_start
 
 _MAX_SEGMENTS = 10_000
 
 
 @dataclass(frozen=True)
-class StoredSegment:
+class SegNrrdSegment:
     """One segment, as the header describes it.
 
     Attributes:
@@ -36,7 +36,7 @@ class StoredSegment:
     layer: int
     value: int | None
 
-    def mask(self, stored: Stored) -> NDArray[np.bool_]:
+    def mask(self, stored: StoredImage) -> NDArray[np.bool_]:
         """Its voxels (X, Y, Z) in the file's own grid."""
         layer: NDArray[Any] = stored.array[..., self.layer]
         return np.asarray(layer != 0 if self.value is None else layer == self.value)
@@ -44,7 +44,7 @@ class StoredSegment:
 
 def is_seg_nrrd(path: Path) -> bool:
     """Whether a file is NRRD and describes segments, whatever its name; never raises on content."""
-    if not is_nrrd(start_of(path)):
+    if not is_nrrd(read_start(path)):
         return False
     try:
         return "Segment0_ID" in parse_nrrd(path).pairs
@@ -52,7 +52,7 @@ def is_seg_nrrd(path: Path) -> bool:
         return False
 
 
-def segments_of(header: NrrdHeader) -> tuple[StoredSegment, ...]:
+def parse_segments(header: NrrdHeader) -> tuple[SegNrrdSegment, ...]:
     """The segments that a header describes, in its order.
 
     Raises:
@@ -62,7 +62,7 @@ def segments_of(header: NrrdHeader) -> tuple[StoredSegment, ...]:
     kind = pairs.get("Segmentation_SourceRepresentation", pairs.get("Segmentation_MasterRepresentation", "")).strip()
     if kind not in ("", "Binary labelmap"):
         raise VolumeError(f"{header.path}: a Slicer segmentation of the representation '{kind[:40]}' is not read.")
-    out: list[StoredSegment] = []
+    out: list[SegNrrdSegment] = []
     while f"Segment{len(out)}_ID" in pairs and len(out) < _MAX_SEGMENTS:
         number = len(out)
         name = pairs.get(f"Segment{number}_Name", "").strip() or pairs[f"Segment{number}_ID"].strip()
@@ -70,18 +70,18 @@ def segments_of(header: NrrdHeader) -> tuple[StoredSegment, ...]:
         value = _integer(header, f"Segment{number}_LabelValue", None)
         if not name or layer is None or layer < 0:
             raise VolumeError(f"{header.path}: segment {number} has no name, or a layer below 0.")
-        out.append(StoredSegment(name, layer, value))
+        out.append(SegNrrdSegment(name, layer, value))
     return tuple(out)
 
 
-def read_seg_nrrd(path: Path) -> tuple[Stored, tuple[StoredSegment, ...]]:
+def read_seg_nrrd(path: Path) -> tuple[StoredImage, tuple[SegNrrdSegment, ...]]:
     """The layers of a Slicer segmentation, and its segments.
 
     Raises:
-        VolumeError: see :func:`semiseg.volumes.formats.nrrd.read` and :func:`segments_of`; or a layer is missing.
+        VolumeError: see :func:`semiseg.volumes.formats.nrrd.read` and :func:`parse_segments`; or a layer is missing.
     """
     header = parse_nrrd(path)
-    segments = segments_of(header)
+    segments = parse_segments(header)
     stored = read_with_header(ImageFile(path), header)
     missing = [segment.name for segment in segments if segment.layer >= stored.array.shape[3]]
     if missing:

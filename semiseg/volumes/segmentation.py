@@ -19,7 +19,7 @@ PROBABILITY_LEVELS = 255
 """Probabilities are kept in 255ths: one byte a voxel, finer than any network is calibrated."""
 
 
-class Code(BaseModel):
+class ConceptCode(BaseModel):
     """A coded concept (DICOM PS3.3 section 8).
 
     Attributes:
@@ -57,14 +57,14 @@ class Segment(BaseModel):
     values: tuple[int, ...] = ()
     painted: int | None = Field(default=None, ge=1, le=255)
     colour: tuple[int, int, int] = (230, 60, 60)
-    category: Code = Code(value="85756007", scheme="SCT", meaning="Tissue")
-    type: Code | None = None
+    category: ConceptCode = ConceptCode(value="85756007", scheme="SCT", meaning="Tissue")
+    type: ConceptCode | None = None
 
     @property
-    def coded_type(self) -> Code:
+    def coded_type(self) -> ConceptCode:
         """Its type; without one a code of a private scheme (PS3.16 8.2) that means its name and is always the same."""
         value = hashlib.sha256(self.name.casefold().encode()).hexdigest()[:15].upper()
-        return self.type or Code(value=f"S{value}", scheme=PRIVATE_SCHEME, meaning=self.name)
+        return self.type or ConceptCode(value=f"S{value}", scheme=PRIVATE_SCHEME, meaning=self.name)
 
     @property
     def reference_values(self) -> tuple[int, ...]:
@@ -72,12 +72,12 @@ class Segment(BaseModel):
         return self.values or (self.label,)
 
     @property
-    def with_values(self) -> str:
+    def display_name(self) -> str:
         """Its values and its name, for a sentence: ``2+3 core``."""
         return f"{'+'.join(map(str, self.reference_values))} {self.name}"
 
 
-def overlapping(segments: Sequence[Segment]) -> bool:
+def are_overlapping(segments: Sequence[Segment]) -> bool:
     """Whether the segments are regions, of which a voxel may belong to several."""
     return any(segment.values for segment in segments)
 
@@ -159,16 +159,18 @@ class Segmentation:
             out[self.mask(k)] = value
         return out
 
-    def millilitres(self) -> dict[str, float]:
+    def volumes_ml(self) -> dict[str, float]:
         """Volume of each segment in ml, by name."""
         unit = voxel_ml(self.affine)
         return {s.name: float(np.count_nonzero(self.mask(k)) * unit) for k, s in enumerate(self.segments)}
 
 
-def from_reference(segments: tuple[Segment, ...], labels: NDArray[Any], affine: NDArray[np.float64]) -> Segmentation:
+def segmentation_from_labels(
+    segments: tuple[Segment, ...], labels: NDArray[Any], affine: NDArray[np.float64]
+) -> Segmentation:
     """What a reference label map (X, Y, Z) says of ``segments``; other values are background."""
     masks = [np.isin(labels, segment.reference_values) for segment in segments]
-    if overlapping(segments):
+    if are_overlapping(segments):
         return Segmentation(segments, np.stack(masks), affine)
     array = np.zeros(labels.shape, dtype=np.uint8)
     for segment, mask in zip(segments, masks, strict=True):

@@ -15,7 +15,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.dicom_geometry import measure
+from semiseg.volumes.dicom_geometry import stack_planes
 from semiseg.volumes.dicom_index import DicomObject
 
 Positive = Annotated[float, Field(gt=0)]
@@ -51,9 +51,9 @@ class SeriesRule(BaseModel):
     most_slices: Annotated[int, Field(ge=2)] | None = None
     not_image_type: tuple[str, ...] = ("LOCALIZER",)
 
-    def against(self, series: FoundSeries) -> str:
+    def mismatch(self, series: SeriesCandidate) -> str:
         """Why a series may not serve, as part of a sentence; "" if it may."""
-        if wrong := self.modality_against(series):
+        if wrong := self.modality_mismatch(series):
             return wrong
         if self.description and not _matches(series.description, self.description):
             return f"its description '{series.description}' matches none of {', '.join(self.description)}"
@@ -69,15 +69,15 @@ class SeriesRule(BaseModel):
             return f"it has {series.slices} slice(s) and not at least {self.least_slices}"
         if self.most_slices is not None and series.slices > self.most_slices:
             return f"it has {series.slices} slices and not at most {self.most_slices}"
-        return self._place_against(series)
+        return self._geometry_mismatch(series)
 
-    def modality_against(self, series: FoundSeries) -> str:
+    def modality_mismatch(self, series: SeriesCandidate) -> str:
         """The same for the modality alone, which holds whoever chooses."""
         if self.modality and series.modality.upper() != self.modality.upper():
             return f"its modality is {series.modality} and not {self.modality}"
         return ""
 
-    def _place_against(self, series: FoundSeries) -> str:
+    def _geometry_mismatch(self, series: SeriesCandidate) -> str:
         if self.orientation and series.orientation != self.orientation:
             return f"its slices are {series.orientation or 'of several orientations'} and not {self.orientation}"
         for words, name in (("slices lie", "slice_gap"), ("pixels lie", "pixel_spacing")):
@@ -89,7 +89,7 @@ class SeriesRule(BaseModel):
 
 
 @dataclass(frozen=True)
-class FoundSeries:
+class SeriesCandidate:
     """The images of one series among some files, as their headers describe them; and what else claims its UID."""
 
     uid: str
@@ -113,7 +113,7 @@ class FoundSeries:
     @property
     def images(self) -> tuple[DicomObject, ...]:
         """Its image objects."""
-        return tuple(one for one in self.objects if one.not_image is None)
+        return tuple(one for one in self.objects if one.non_image_kind is None)
 
     @property
     def slices(self) -> int:
@@ -143,7 +143,7 @@ class FoundSeries:
         if len(planes) < 2:
             return None
         try:
-            return measure(planes).gap
+            return stack_planes(planes).gap
         except VolumeError:
             return None
 
@@ -160,7 +160,7 @@ class FoundSeries:
 
 
 @dataclass(frozen=True)
-class Verdict:
+class SeriesDecision:
     """What was decided of one series.
 
     Attributes:
@@ -176,17 +176,17 @@ class Verdict:
     reason: str
 
 
-def series_among(objects: Sequence[DicomObject]) -> list[FoundSeries]:
+def group_by_series(objects: Sequence[DicomObject]) -> list[SeriesCandidate]:
     """The series that some objects belong to, in the order in which they first occur."""
     members: dict[str, list[DicomObject]] = {}
     for one in objects:
         members.setdefault(one.series, []).append(one)
-    return [FoundSeries(uid, tuple(found)) for uid, found in members.items()]
+    return [SeriesCandidate(uid, tuple(found)) for uid, found in members.items()]
 
 
-def choose(
-    found: Sequence[FoundSeries], rules: Mapping[str, SeriesRule], named: Mapping[str, str] | None = None
-) -> tuple[dict[str, FoundSeries], tuple[Verdict, ...]]:
+def select_series(
+    found: Sequence[SeriesCandidate], rules: Mapping[str, SeriesRule], named: Mapping[str, str] | None = None
+) -> tuple[dict[str, SeriesCandidate], tuple[SeriesDecision, ...]]:
     """A series for each channel.
 
     Args:
@@ -204,7 +204,7 @@ def choose(
     named = named or {}
     images = [one for one in found if one.images]
     if not images:
-        kinds = ", ".join(sorted({str(one.not_image) for series in found for one in series.objects}))
+        kinds = ", ".join(sorted({str(one.non_image_kind) for series in found for one in series.objects}))
         raise VolumeError(f"{found[0].objects[0].path}: no images among the DICOM files, only: {kinds}.")
     if not named and len(images) > 2 and all(one.slices == 1 for one in images):
         raise VolumeError(
@@ -213,20 +213,20 @@ def choose(
             "send them again."
         )
     if len(images) < len(rules):
-        missing = [name for name, rule in rules.items() if all(rule.against(one) for one in images)]
+        missing = [name for name, rule in rules.items() if all(rule.mismatch(one) for one in images)]
         told = f"; nothing fits {', '.join(missing)}" if missing else ""
         raise VolumeError(
             f"The model takes the channels {', '.join(rules)}, each from a series of its own, and the files hold "
             f"{len(images)} image series ({_listed(images)}){told}."
         )
-    chosen: dict[str, FoundSeries] = {}
+    chosen: dict[str, SeriesCandidate] = {}
     reasons: dict[str, dict[str, str]] = {}
     for channel, rule in rules.items():
         of = f" for channel '{channel}'" if len(rules) > 1 else ""
         if channel in named:
             chosen[channel] = _named(named[channel], found, rule)
             continue
-        against = {one.uid: rule.against(one) or _unusable(one, images) for one in images}
+        against = {one.uid: rule.mismatch(one) or _unusable(one, images) for one in images}
         fitting = [one for one in images if not against[one.uid]]
         if len(fitting) == 1:
             chosen[channel] = fitting[0]
@@ -245,34 +245,34 @@ def choose(
         twice = next(one for one in chosen.values() if uids.count(one.uid) > 1)
         names = ", ".join(f"'{channel}'" for channel, one in chosen.items() if one is twice)
         raise VolumeError(f"{twice.name} fits the channels {names}; each needs a series of its own.")
-    return chosen, tuple(_verdict(one, images, chosen, named, reasons) for one in images)
+    return chosen, tuple(_decision_on(one, images, chosen, named, reasons) for one in images)
 
 
-def _unusable(one: FoundSeries, images: Sequence[FoundSeries]) -> str:
+def _unusable(one: SeriesCandidate, images: Sequence[SeriesCandidate]) -> str:
     """Why a series that a rule lets through cannot serve; of the only one there is the reader says more."""
     if len(images) == 1 or any(image.planes for image in one.images):
         return ""
     return "none of its images is a grey-value image that says where it lies"
 
 
-def _named(uid: str, found: Sequence[FoundSeries], rule: SeriesRule) -> FoundSeries:
+def _named(uid: str, found: Sequence[SeriesCandidate], rule: SeriesRule) -> SeriesCandidate:
     for one in found:
         if one.uid == uid:
             if not one.images:
-                raise VolumeError(f"{one.name} is no image but a {one.objects[0].not_image}.")
-            if wrong := rule.modality_against(one):
+                raise VolumeError(f"{one.name} is no image but a {one.objects[0].non_image_kind}.")
+            if wrong := rule.modality_mismatch(one):
                 raise VolumeError(f"{one.name} does not fit: {wrong}.")
             return one
     raise VolumeError(f"No series {uid} is among the files; there are: {_listed(found)}.")
 
 
-def _verdict(
-    one: FoundSeries,
-    images: Sequence[FoundSeries],
-    chosen: Mapping[str, FoundSeries],
+def _decision_on(
+    one: SeriesCandidate,
+    images: Sequence[SeriesCandidate],
+    chosen: Mapping[str, SeriesCandidate],
     named: Mapping[str, str],
     reasons: Mapping[str, Mapping[str, str]],
-) -> Verdict:
+) -> SeriesDecision:
     for channel, series in chosen.items():
         if series is one:
             if channel in named:
@@ -281,13 +281,13 @@ def _verdict(
                 reason = "It is the only image series."
             else:
                 reason = f"It is the only one of {len(images)} image series that fits."
-            return Verdict(one.uid, one.description, channel, reason)
+            return SeriesDecision(one.uid, one.description, channel, reason)
     told = {against[one.uid] for against in reasons.values() if against[one.uid]}
     reason = f"Left out: {'; '.join(sorted(told))}." if told else "Left out: another series was asked for by its UID."
-    return Verdict(one.uid, one.description, None, reason)
+    return SeriesDecision(one.uid, one.description, None, reason)
 
 
-def _listed(series: Sequence[FoundSeries]) -> str:
+def _listed(series: Sequence[SeriesCandidate]) -> str:
     shown = [f"{one.name.removeprefix('Series ')[:-1]}, {len(one.objects)} files)" for one in series[:20]]
     return "; ".join(shown) + ("" if len(series) <= 20 else f"; and {len(series) - 20} more")
 

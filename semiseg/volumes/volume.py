@@ -16,7 +16,7 @@ GRID_TOLERANCE = 0.1
 """Share of a voxel by which centres may lie apart and still be one place: positions are written with few decimals."""
 
 
-def by_sides(shape: Sequence[int]) -> str:
+def format_shape(shape: Sequence[int]) -> str:
     """As a person writes it: ``96x96x64``."""
     return "x".join(str(side) for side in shape)
 
@@ -54,12 +54,12 @@ class Volume:
     @property
     def spacing(self) -> tuple[float, float, float]:
         """Distance between voxel centres along each axis, in mm."""
-        return spacing_of(self.affine)
+        return affine_spacing(self.affine)
 
     @property
     def axcodes(self) -> str:
         """Nearest anatomical direction of each axis, such as ``"LPS"``."""
-        return axcodes_of(self.affine)
+        return affine_axcodes(self.affine)
 
     @property
     def voxel_ml(self) -> float:
@@ -84,13 +84,13 @@ def check_affine(affine: NDArray[np.float64]) -> None:
         raise VolumeError("The affine is singular: two voxel axes point the same way or one has no length.")
 
 
-def spacing_of(affine: NDArray[np.float64]) -> tuple[float, float, float]:
+def affine_spacing(affine: NDArray[np.float64]) -> tuple[float, float, float]:
     """Length in mm of one voxel step along each axis of ``affine`` (4, 4)."""
     x, y, z = (float(v) for v in np.linalg.norm(affine[:3, :3], axis=0))
     return (x, y, z)
 
 
-def axcodes_of(affine: NDArray[np.float64]) -> str:
+def affine_axcodes(affine: NDArray[np.float64]) -> str:
     """Nearest anatomical direction of each axis of ``affine`` (4, 4), such as ``"RAS"``."""
     return "".join(nio.aff2axcodes(affine))
 

@@ -13,14 +13,14 @@ import threading
 import time
 from pathlib import Path
 
-from server.logs import utc
+from server.logs import utc_timestamp
 
 FILE_BYTES = 64 * 2**20
 
 _LOG = logging.getLogger("semiseg.gateway")
 
 
-class Audit:
+class AuditLog:
     """Appends to one file; to be used from any thread."""
 
     def __init__(self, file: Path, *, largest: int = FILE_BYTES) -> None:
@@ -28,11 +28,11 @@ class Audit:
         self._file, self._largest = file, largest
         self._lock = threading.Lock()
 
-    def tell(self, event: str, **told: object) -> None:
+    def record(self, event: str, **told: object) -> None:
         """Write one line, on the disk when this returns; also to the process's log."""
         moment = time.time()
-        line = json.dumps({"time": utc(moment), "event": event, **told}) + "\n"
-        _LOG.info("%s", event, extra={"told": told})
+        line = json.dumps({"time": utc_timestamp(moment), "event": event, **told}) + "\n"
+        _LOG.info("%s", event, extra={"fields": told})
         with self._lock:
             try:
                 if self._file.exists() and self._file.stat().st_size > self._largest:

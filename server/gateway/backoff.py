@@ -9,7 +9,7 @@ import time
 from server.gateway.config import Retry
 
 
-def delay_after(tries: int, retry: Retry, at_least: float = 0.0) -> float:
+def retry_delay(tries: int, retry: Retry, at_least: float = 0.0) -> float:
     """Seconds until the next try.
 
     Args:
@@ -34,7 +34,7 @@ class Backoff:
         self._lock = threading.Lock()
         self._failures, self._until, self._trouble = 0, float("-inf"), ""
 
-    def told(self) -> str:
+    def trouble(self) -> str:
         """What is wrong with it; "" where nothing is known to be."""
         with self._lock:
             return self._trouble
@@ -44,7 +44,7 @@ class Backoff:
         with self._lock:
             return time.monotonic() >= self._until
 
-    def failed(self, sentence: str, at_least: float = 0.0) -> float:
+    def record_failure(self, sentence: str, at_least: float = 0.0) -> float:
         """It is not well; the seconds for which it is not tried.
 
         Of several that fail at the same time, only the first lengthens the delay.
@@ -55,11 +55,11 @@ class Backoff:
             if now < self._until:
                 return self._until - now
             self._failures += 1
-            delay = delay_after(self._failures, self.retry, at_least)
+            delay = retry_delay(self._failures, self.retry, at_least)
             self._until = now + delay
             return delay
 
-    def worked(self) -> bool:
+    def record_success(self) -> bool:
         """It answered as it should; True when it had failed before."""
         with self._lock:
             had_failed = self._failures > 0

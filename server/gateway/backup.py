@@ -8,11 +8,11 @@ from pathlib import Path
 
 from semiseg.errors import InputError
 from semiseg.system.durable_files import move_durably, sync
-from server.gateway.gateway import AUDIT, DATABASE
-from server.gateway.inbox import STUDIES
-from server.gateway.kinds import RESULTS
-from server.gateway.names import KEY
-from server.gateway.ups_claims import FOLDER as WORKLISTS
+from server.gateway.gateway import AUDIT_FILE, DATABASE_FILE
+from server.gateway.instance_store import STUDIES_FOLDER
+from server.gateway.job_kinds import RESULTS_FOLDER
+from server.gateway.uid_hasher import KEY_FILE
+from server.gateway.ups_claims import CLAIMS_FOLDER
 from server.jobs.queue import Queue
 
 
@@ -43,13 +43,13 @@ def back_up(queue: Queue, state: Path, target: Path) -> int:
     except OSError as error:
         raise InputError(f"{target.parent} cannot be written ({error.strerror}).") from None
     try:
-        queue.copy_to(scratch / DATABASE)
-        shutil.copy2(state / KEY, scratch / KEY)
-        for log in state.glob(f"{Path(AUDIT).stem}*.jsonl"):
+        queue.copy_to(scratch / DATABASE_FILE)
+        shutil.copy2(state / KEY_FILE, scratch / KEY_FILE)
+        for log in state.glob(f"{Path(AUDIT_FILE).stem}*.jsonl"):
             _copy(log, scratch / log.name)
-        count = sum(_copy_tree(state / name, scratch / name) for name in (STUDIES, RESULTS))
-        if (state / WORKLISTS).is_dir():
-            _copy_tree(state / WORKLISTS, scratch / WORKLISTS)
+        count = sum(_copy_tree(state / name, scratch / name) for name in (STUDIES_FOLDER, RESULTS_FOLDER))
+        if (state / CLAIMS_FOLDER).is_dir():
+            _copy_tree(state / CLAIMS_FOLDER, scratch / CLAIMS_FOLDER)
         move_durably(scratch, target)
     except OSError as error:
         shutil.rmtree(scratch, ignore_errors=True)

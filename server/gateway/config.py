@@ -8,20 +8,20 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from semiseg.errors import InputError, sentence_of
+from semiseg.errors import InputError, validation_message
 from semiseg.volumes.series_rules import SeriesRule
-from server.gateway.config_sources import DimseDoor as DimseDoor
-from server.gateway.config_sources import Poll as Poll
+from server.gateway.config_sources import DimseListener as DimseListener
+from server.gateway.config_sources import PolledArchive as PolledArchive
 from server.gateway.config_sources import Sender as Sender
-from server.gateway.config_sources import WebDoor as WebDoor
-from server.gateway.config_types import AETitle, Count, File, Part, Seconds, Url
-from server.gateway.config_types import Form as Form
+from server.gateway.config_sources import WebListener as WebListener
+from server.gateway.config_types import AETitle, ConfigSection, Count, File, Seconds, Url
+from server.gateway.config_types import OutputFormat as OutputFormat
 from server.gateway.config_types import Tls as Tls
 from server.gateway.uids import UidRule
-from server.gateway.ups_config import Worklist, faults
+from server.gateway.ups_config import Worklist, worklists_error
 
 
-class Completeness(Part):
+class Completeness(ConfigSection):
     """When a study is taken to be complete.
 
     Attributes:
@@ -52,13 +52,13 @@ class Completeness(Part):
     late: Literal["supersede", "hold"] = "supersede"
     patients: Literal["hold", "segment"] = "hold"
 
-    def patience_after_break(self) -> float:
+    def interrupted_timeout(self) -> float:
         """Seconds for which a sender that broke off is waited for."""
         quiet = self.quiet_seconds or 60.0
         return max(quiet, 5 * quiet if self.interrupted_seconds is None else self.interrupted_seconds)
 
 
-class Rule(SeriesRule):
+class RoutingRule(SeriesRule):
     """What happens to which series: all rules that fit one are followed.
 
     Attributes:
@@ -75,11 +75,11 @@ class Rule(SeriesRule):
     senders: tuple[AETitle, ...] = ()
     whole_study: bool = False
     model: str | None = None
-    forms: Annotated[tuple[Form, ...], Field(min_length=1)] = ("seg",)
+    forms: Annotated[tuple[OutputFormat, ...], Field(min_length=1)] = ("seg",)
     to: Annotated[tuple[str, ...], Field(min_length=1)]
 
 
-class DimseDestination(Part):
+class DimseDestination(ConfigSection):
     """An archive that takes results by C-STORE.
 
     Attributes:
@@ -97,7 +97,7 @@ class DimseDestination(Part):
     tls: Tls | None = None
 
 
-class WebDestination(Part):
+class WebDestination(ConfigSection):
     """An archive that takes results by STOW-RS.
 
     Attributes:
@@ -109,7 +109,7 @@ class WebDestination(Part):
     token: File | None = None
 
 
-class Retry(Part):
+class Retry(ConfigSection):
     """How often something is tried that others do not let happen.
 
     Attributes:
@@ -123,7 +123,7 @@ class Retry(Part):
     hours: Seconds = 72.0
 
 
-class Destination(Part):
+class Destination(ConfigSection):
     """Where results go: exactly one of the two kinds.
 
     Each destination has a queue, workers and a delay after failures of its own, so that one that hangs holds up nothing
@@ -140,7 +140,7 @@ class Destination(Part):
 
     dimse: DimseDestination | None = None
     web: WebDestination | None = None
-    forms: tuple[Form, ...] = ()
+    forms: tuple[OutputFormat, ...] = ()
     parallel: Annotated[int, Field(ge=1, le=16)] = 2
     connect_seconds: Seconds = 10.0
     answer_seconds: Seconds = 120.0
@@ -153,7 +153,7 @@ class Destination(Part):
         return self
 
 
-class Servers(Part):
+class Servers(ConfigSection):
     """The servers that segment.
 
     Attributes:
@@ -172,7 +172,7 @@ class Servers(Part):
     silence_seconds: Annotated[float, Field(ge=1)] = 60.0
 
 
-class Keep(Part):
+class RetentionPolicy(ConfigSection):
     """What stays how long, and how it goes.
 
     Attributes:
@@ -189,7 +189,7 @@ class Keep(Part):
     overwrite: bool = False
 
 
-class GatewayConfig(Part):
+class GatewayConfig(ConfigSection):
     """The whole file.
 
     Attributes:
@@ -212,16 +212,16 @@ class GatewayConfig(Part):
 
     state: File
     ae_title: AETitle = "SEMISEG"
-    dimse: DimseDoor | None = None
-    web: WebDoor | None = WebDoor()
-    polls: tuple[Poll, ...] = ()
+    dimse: DimseListener | None = None
+    web: WebListener | None = WebListener()
+    polls: tuple[PolledArchive, ...] = ()
     worklists: tuple[Worklist, ...] = ()
     complete: Completeness = Completeness()
     servers: Servers
-    rules: Annotated[tuple[Rule, ...], Field(min_length=1)]
+    rules: Annotated[tuple[RoutingRule, ...], Field(min_length=1)]
     destinations: Annotated[dict[str, Destination], Field(min_length=1)]
     retry: Retry = Retry()
-    keep: Keep = Keep()
+    keep: RetentionPolicy = RetentionPolicy()
     reveal_uids: bool = False
     uids: UidRule = "strict"
 
@@ -237,15 +237,15 @@ class GatewayConfig(Part):
                 if name not in self.destinations:
                     known = ", ".join(self.destinations)
                     raise ValueError(f"rule {rule.name}: there is no destination {name}, only {known}")
-                if not forms_for(rule, self.destinations[name]):
+                if not formats_for(rule, self.destinations[name]):
                     raise ValueError(f"rule {rule.name}: destination {name} takes none of its forms")
         taken = {name: one.forms for name, one in self.destinations.items()}
-        if wrong := faults(self.worklists, names, taken, archives=bool(self.polls)):
+        if wrong := worklists_error(self.worklists, names, taken, archives=bool(self.polls)):
             raise ValueError(wrong)
         return self
 
 
-def forms_for(rule: Rule, destination: Destination) -> tuple[Form, ...]:
+def formats_for(rule: RoutingRule, destination: Destination) -> tuple[OutputFormat, ...]:
     """What a rule makes that a destination takes."""
     return tuple(form for form in rule.forms if not destination.forms or form in destination.forms)
 
@@ -269,4 +269,4 @@ def read_config(file: Path) -> GatewayConfig:
     try:
         return GatewayConfig.model_validate(found, context={"folder": file.parent.absolute()})
     except ValidationError as error:
-        raise InputError(f"{file}: {sentence_of(error)}.") from None
+        raise InputError(f"{file}: {validation_message(error)}.") from None

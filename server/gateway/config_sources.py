@@ -6,10 +6,10 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from server.gateway.config_types import AETitle, Count, File, Part, Port, Seconds, Tls, Url
+from server.gateway.config_types import AETitle, ConfigSection, Count, File, Port, Seconds, Tls, Url
 
 
-class Sender(Part):
+class Sender(ConfigSection):
     """Who may send by DIMSE.
 
     Attributes:
@@ -35,7 +35,7 @@ class Sender(Part):
         return self
 
 
-class DimseDoor(Part):
+class DimseListener(ConfigSection):
     """C-ECHO, C-STORE and storage commitment, as their provider.
 
     Attributes:
@@ -71,12 +71,12 @@ class DimseDoor(Part):
             raise ValueError("tls: a door needs a certificate and a key")
         return self
 
-    def most_of_one_address(self) -> int:
+    def max_associations_per_address(self) -> int:
         """How many associations one address may have."""
         return self.associations_per_address or max(1, self.associations - max(1, self.associations // 5))
 
 
-class WebDoor(Part):
+class WebListener(ConfigSection):
     """STOW-RS, the status page and the metrics.
 
     Attributes:
@@ -97,7 +97,7 @@ class WebDoor(Part):
     connections_per_address: Count = 800
 
 
-class Poll(Part):
+class PolledArchive(ConfigSection):
     """An archive that is asked for new studies by QIDO-RS and that gives them by WADO-RS.
 
     Attributes:

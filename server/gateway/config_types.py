@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 
 _VISIBLE = re.compile(r"[ -\[\]-~]+")
-Form = Literal["seg", "seg-labelmap", "seg-fractional", "rtstruct", "sr", "overlay"]
+OutputFormat = Literal["seg", "seg-labelmap", "seg-fractional", "rtstruct", "sr", "overlay"]
 Port = Annotated[int, Field(ge=0, le=65535)]
 Seconds = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
@@ -37,13 +37,13 @@ Url = Annotated[str, AfterValidator(_url)]
 File = Annotated[Path, AfterValidator(_beside)]
 
 
-class Part(BaseModel):
+class ConfigSection(BaseModel):
     """A part of the file: it does not change, and a key that it does not know is refused."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Tls(Part):
+class Tls(ConfigSection):
     """Encryption of DIMSE (PS3.15 B.9), by files in PEM form.
 
     Attributes:

@@ -23,20 +23,20 @@ import pydicom
 from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from semiseg.system.durable_files import sync
-from server.gateway.names import Names
-from server.gateway.patients import (
-    Patient,
-    differing,
-    forget_all_but,
-    is_of,
-    marks_of,
-    patient_of,
-    patients_in,
-    values_of,
+from server.gateway.patient_marks import (
+    PatientHashes,
+    conflicting_attributes,
+    delete_other_marks,
+    hash_patient,
+    is_same_patient,
+    mark_names,
+    patient_hashes,
+    read_values,
 )
+from server.gateway.uid_hasher import UidHasher
 
 NEWER, DIFFERS, SUFFIX = "newer", "differs-", ".dcm"
-Choice = Literal["old", "new"]
+ConflictChoice = Literal["old", "new"]
 _CHUNK = 2**20
 # What archives write when they give an instance, and how its text is encoded.
 _OF_THE_WAY = {"SpecificCharacterSet", "RetrieveAETitle", "RetrieveURL", "InstanceAvailability"}
@@ -44,7 +44,7 @@ _OF_THE_SYNTAX = {"PhotometricInterpretation", "PlanarConfiguration", "PixelData
 
 
 @dataclass(frozen=True)
-class Conflict:
+class StudyConflict:
     """What is to be decided of a study.
 
     Attributes:
@@ -57,7 +57,7 @@ class Conflict:
     attributes: tuple[str, ...]
     patients: tuple[str, ...]
 
-    def sentence(self) -> str:
+    def describe(self) -> str:
         """What is in conflict, without any value."""
         told = []
         if self.patients:
@@ -68,18 +68,18 @@ class Conflict:
         return " ".join(told)
 
 
-def conflict_of(folder: Path) -> Conflict | None:
+def find_conflict(folder: Path) -> StudyConflict | None:
     """What is to be decided of the study in ``folder``; None where nothing is."""
     newer = folder / NEWER
     versions = {file.name for file in newer.glob(f"*/*{SUFFIX}")}
-    patients = tuple(differing(folder))
+    patients = tuple(conflicting_attributes(folder))
     if not versions and not patients:
         return None
     attributes = sorted(mark.name.removeprefix(DIFFERS) for mark in newer.glob(f"{DIFFERS}*"))
-    return Conflict(len(versions), tuple(attributes), patients)
+    return StudyConflict(len(versions), tuple(attributes), patients)
 
 
-def keep_version(folder: Path, name: str, file: Path, attributes: Sequence[str]) -> None:
+def keep_other_version(folder: Path, name: str, file: Path, attributes: Sequence[str]) -> None:
     """Keep another version of an instance, unless it is kept already.
 
     Args:
@@ -103,7 +103,7 @@ def keep_version(folder: Path, name: str, file: Path, attributes: Sequence[str])
         sync(one)
 
 
-def differences(old: Path, new: Path) -> list[str]:
+def differing_attributes(old: Path, new: Path) -> list[str]:
     """Keywords of the attributes that differ between two versions of an instance, in order."""
     if filecmp.cmp(old, new, shallow=False):
         return []
@@ -143,24 +143,24 @@ def _same_rest(one: BinaryIO, other: BinaryIO) -> bool:
             return True
 
 
-def counts(folder: Path, names: Names, choice: Choice) -> tuple[int, int]:
+def count_changes(folder: Path, hasher: UidHasher, choice: ConflictChoice) -> tuple[int, int]:
     """What a decision would do: how many instances it replaces, and how many of another patient it deletes."""
     newer = {file.name: file for file in _versions(folder)}  # the last version of each
     replaced = newer if choice == "new" else {}
     kept = _chosen(folder, choice)
     there = {file.name: file for file in folder.glob(f"*{SUFFIX}")} | replaced
-    deleted = sum(not is_of(patient_of(values_of(file), names), kept) for file in there.values())
+    deleted = sum(not is_same_patient(hash_patient(read_values(file), hasher), kept) for file in there.values())
     return len(replaced), deleted
 
 
-def decide(folder: Path, names: Names, choice: Choice) -> None:
+def resolve_conflict(folder: Path, hasher: UidHasher, choice: ConflictChoice) -> None:
     """Keep the versions and the patient that came first, or take those that came last; begun again it does the rest.
 
     Instances of another patient are deleted, since a study is of one patient.
 
     Args:
         folder: Folder of the study.
-        names: Keyed hashes of the patients' attributes.
+        hasher: Keyed hashes of the patients' attributes.
         choice: ``old`` or ``new``.
     """
     kept = _chosen(folder, choice)
@@ -170,14 +170,14 @@ def decide(folder: Path, names: Names, choice: Choice) -> None:
         sync(folder)
     marks: set[str] = set()
     for file in folder.glob(f"*{SUFFIX}"):
-        values = values_of(file)
-        if is_of(patient_of(values, names), kept):
-            marks.update(marks_of(values, names))
+        values = read_values(file)
+        if is_same_patient(hash_patient(values, hasher), kept):
+            marks.update(mark_names(values, hasher))
         else:
             file.unlink()
     with suppress(FileNotFoundError):
         shutil.rmtree(folder / NEWER)
-    forget_all_but(folder, marks)
+    delete_other_marks(folder, marks)
     sync(folder)
 
 
@@ -186,9 +186,9 @@ def _versions(folder: Path) -> list[Path]:
     return sorted((folder / NEWER).glob(f"*/*{SUFFIX}"), key=lambda file: int(file.parent.name))
 
 
-def _chosen(folder: Path, choice: Choice) -> Patient:
+def _chosen(folder: Path, choice: ConflictChoice) -> PatientHashes:
     at = 0 if choice == "old" else -1
-    return {kind: values[at] for kind, values in patients_in(folder).items() if values}
+    return {kind: values[at] for kind, values in patient_hashes(folder).items() if values}
 
 
 def _and(words: tuple[str, ...]) -> str:

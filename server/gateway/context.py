@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from server.gateway.audit import Audit
+from server.gateway.audit import AuditLog
 from server.gateway.config import GatewayConfig
-from server.gateway.inbox import Inbox
-from server.gateway.names import Names
+from server.gateway.instance_store import InstanceStore
+from server.gateway.uid_hasher import UidHasher
 from server.jobs.queue import Queue
 
 
@@ -19,19 +19,19 @@ class GatewayContext:
     Attributes:
         config: Configuration.
         queue: Queue of all jobs.
-        inbox: Instances on the disk.
-        names: Keyed hashes of UIDs.
+        instance_store: Instances on the disk.
+        hasher: Keyed hashes of UIDs.
         audit: Audit log.
         wake: Function that tells the workers of a kind of a new job.
     """
 
     config: GatewayConfig
     queue: Queue
-    inbox: Inbox
-    names: Names
-    audit: Audit
+    instance_store: InstanceStore
+    hasher: UidHasher
+    audit: AuditLog
     wake: Callable[[str], None]
 
     def series_name(self, uid: str) -> str:
         """Name of a series in logs and results: a keyed hash of its UID, or the UID if the configuration reveals it."""
-        return uid if self.config.reveal_uids else self.names.of(uid)
+        return uid if self.config.reveal_uids else self.hasher.hash(uid)

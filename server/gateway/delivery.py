@@ -5,25 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from semiseg.errors import SemisegError
-from server.gateway import c_store
-from server.gateway.commitment_request import REQUEST_COMMITMENT as REQUEST_COMMITMENT
-from server.gateway.commitment_request import Commitments as Commitments
+from server.gateway import storage_scu
+from server.gateway.commitment_scu import REQUEST_COMMITMENT as REQUEST_COMMITMENT
+from server.gateway.commitment_scu import CommitmentReports as CommitmentReports
 from server.gateway.config import Destination
-from server.gateway.outcome import Outcome
+from server.gateway.delivery_result import DeliveryResult
 
 
-class NotDelivered(SemisegError):  # noqa: N818 - it is tried again
-    """The archive has not all of it; its message says what it answered."""
-
-
-def deliver(
+def deliver_files(
     files: Sequence[Path],
     destination: Destination,
     title: str,
-    commitments: Commitments,
+    commitments: CommitmentReports,
     stopped: Callable[[], bool] = lambda: False,
-) -> Outcome:
+) -> DeliveryResult:
     """Send files to an archive; again is harmless, since they have UIDs of their own.
 
     Args:
@@ -41,7 +36,7 @@ def deliver(
         Cancelled: it was stopped.
     """
     if destination.dimse is not None:
-        return c_store.send(files, destination, title, commitments, stopped)
-    from server.gateway import stow_delivery
+        return storage_scu.send(files, destination, title, commitments, stopped)
+    from server.gateway import stow_client
 
-    return stow_delivery.send(files, destination, stopped)
+    return stow_client.send(files, destination, stopped)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 
-def values_at(dataset: object, tag: str) -> list[Any]:
+def values_of(dataset: object, tag: str) -> list[Any]:
     """The values of an attribute; none where there is no such attribute, or what is there is no DICOM JSON.
 
     Args:
@@ -17,6 +17,6 @@ def values_at(dataset: object, tag: str) -> list[Any]:
     return values if isinstance(values, list) else []
 
 
-def first(dataset: object, tag: str) -> Any:
+def first_value(dataset: object, tag: str) -> Any:
     """The first value of an attribute, None where there is none."""
-    return next(iter(values_at(dataset, tag)), None)
+    return next(iter(values_of(dataset, tag)), None)

@@ -10,21 +10,21 @@ from dicomweb_client import DICOMwebClient
 
 from semiseg.errors import InputError
 
-SECONDS = 120.0  # without a byte of an answer
+READ_TIMEOUT_SECONDS = 120.0  # without a byte of an answer
 _PORTS = {"http": 80, "https": 443}
 _BECOMES_GET = (301, 302, 303)  # what clients make a GET of, without the body
 
 
-class SentElsewhere(requests.RequestException):  # type: ignore[misc, unused-ignore]
+class RedirectRefused(requests.RequestException):  # type: ignore[misc, unused-ignore]
     """An archive answered with a redirect that is not followed; the message is the end of a sentence."""
 
 
-class _Patient(requests.adapters.HTTPAdapter):
+class _TimeoutAdapter(requests.adapters.HTTPAdapter):
     """Gives up on an answer that does not come; the client library itself would wait for ever."""
 
     def send(self, *args: object, **options: object) -> requests.Response:
         """As the base class, with a time limit."""
-        options["timeout"] = options.get("timeout") or (10.0, SECONDS)
+        options["timeout"] = options.get("timeout") or (10.0, READ_TIMEOUT_SECONDS)
         return super().send(*args, **options)  # type: ignore[arg-type]
 
 
@@ -35,36 +35,36 @@ class _Session(requests.Session):
         """The address that a redirect names, if it is on the same host and port.
 
         Raises:
-            SentElsewhere: It is not, or the request would lose its body.
+            RedirectRefused: It is not, or the request would lose its body.
         """
         target = super().get_redirect_target(resp)
         if target is None:
             return None
         asked = str(resp.request.url)
-        where = origin_of(after_redirect(asked, target))
+        where = url_origin(redirect_target(asked, target))
         if not where:
-            raise SentElsewhere(f"HTTP {resp.status_code}, a redirect to an address that cannot be read")
-        if where != origin_of(asked):
-            raise SentElsewhere(
+            raise RedirectRefused(f"HTTP {resp.status_code}, a redirect to an address that cannot be read")
+        if where != url_origin(asked):
+            raise RedirectRefused(
                 f"HTTP {resp.status_code} to {where}, which is not followed: name it in the configuration"
             )
         if resp.request.method != "GET" and resp.status_code in _BECOMES_GET:
-            raise SentElsewhere(f"HTTP {resp.status_code}, a redirect that would lose what is sent")
+            raise RedirectRefused(f"HTTP {resp.status_code}, a redirect that would lose what is sent")
         return target
 
 
-def archive_at(url: str, token: Path | None) -> DICOMwebClient:
+def create_dicomweb_client(url: str, token: Path | None) -> DICOMwebClient:
     """A client of the archive whose DICOMweb root is ``url``.
 
     Raises:
         InputError: the token cannot be read.
     """
-    client = DICOMwebClient(url, session=session_of(token))
+    client = DICOMwebClient(url, session=create_session(token))
     client.set_http_retry_params(retry=False)  # the queue tries again, and writes it down
     return client
 
 
-def session_of(token: Path | None) -> requests.Session:
+def create_session(token: Path | None) -> requests.Session:
     """A session that sends a token, gives up in time and follows no redirect to another host.
 
     Raises:
@@ -73,13 +73,13 @@ def session_of(token: Path | None) -> requests.Session:
     session = _Session()
     session.trust_env = False
     for scheme in _PORTS:
-        session.mount(f"{scheme}://", _Patient())
+        session.mount(f"{scheme}://", _TimeoutAdapter())
     if token is not None:
-        session.headers["Authorization"] = f"Bearer {secret_in(token)}"
+        session.headers["Authorization"] = f"Bearer {read_secret(token)}"
     return session
 
 
-def origin_of(url: str) -> str:
+def url_origin(url: str) -> str:
     """Scheme, host and port of a URL, which hold nothing of a patient; "" where it cannot be read."""
     try:
         parts = urlsplit(url)
@@ -89,7 +89,7 @@ def origin_of(url: str) -> str:
     return f"{parts.scheme}://{parts.hostname}:{port}" if parts.hostname else ""
 
 
-def after_redirect(asked: str, location: str) -> str:
+def redirect_target(asked: str, location: str) -> str:
     """The address that an answer's Location names; "" where it cannot be read.
 
     Args:
@@ -102,14 +102,14 @@ def after_redirect(asked: str, location: str) -> str:
         return ""
 
 
-def said(error: requests.RequestException) -> str:
+def request_error_text(error: requests.RequestException) -> str:
     """What became of a request, as part of a sentence: never the address, which may hold UIDs."""
-    if isinstance(error, SentElsewhere):
+    if isinstance(error, RedirectRefused):
         return str(error)
     return f"HTTP {error.response.status_code}" if error.response is not None else type(error).__name__
 
 
-def secret_in(file: Path) -> str:
+def read_secret(file: Path) -> str:
     """A token or key in a file.
 
     Raises:

@@ -17,37 +17,37 @@ from pathlib import Path
 from typing import Any
 
 from semiseg.errors import InputError, SemisegError
-from semiseg.system.file_locks import held
+from semiseg.system.file_locks import exclusive_lock
 from server.browser_guard import BrowserGuard
-from server.forwarded import Proxies
-from server.gateway import standing
-from server.gateway.audit import Audit
-from server.gateway.config import GatewayConfig, Poll, WebDoor
+from server.forwarded_headers import TrustedProxies
+from server.gateway import status_document
+from server.gateway.archive_poller import ArchivePoller
+from server.gateway.audit import AuditLog
+from server.gateway.config import GatewayConfig, PolledArchive, WebListener
 from server.gateway.context import GatewayContext
-from server.gateway.deciding import Deciding
-from server.gateway.delivery import Commitments
-from server.gateway.inbox import Inbox
-from server.gateway.kinds import DELIVER, FETCH, PURGE, SEGMENT, STUDY, WORKITEM
-from server.gateway.names import KEY, Names
-from server.gateway.node import Node
+from server.gateway.delivery import CommitmentReports
+from server.gateway.inference_client import InferenceClient
+from server.gateway.instance_store import InstanceStore
+from server.gateway.job_kinds import DELIVER, FETCH, PURGE, SEGMENT, STUDY, WORKITEM
 from server.gateway.overview import Overview
-from server.gateway.polling import Polling
-from server.gateway.rejections import Rejections
-from server.gateway.replicas import Capacity, Replicas
-from server.gateway.retention import Retention
-from server.gateway.retrying import Retrying
-from server.gateway.segmenting import Segmenting
-from server.gateway.studies import Studies
-from server.gateway.study_troubles import StudyTroubles
-from server.gateway.ups import Worklists
-from server.gateway.ups_claims import is_of_workitem
-from server.gateway.work import Work
-from server.jobs.lanes import Lane, lanes_of
-from server.jobs.queue import Job, Queue, State
-from server.jobs.turns import Turns
-from server.jobs.worker import Task, Worker
-from server.keys import VARIABLE, Keys
-from server.listening import bound, is_loopback, url_of, uvicorn_of
+from server.gateway.pipeline import Pipeline
+from server.gateway.rejections import RejectionLog
+from server.gateway.retention import RetentionTask
+from server.gateway.retry_scheduler import RetryScheduler
+from server.gateway.server_pool import PoolLimiter, ServerPool
+from server.gateway.storage_scp import StorageSCP
+from server.gateway.study_problems import StudyProblems
+from server.gateway.study_router import StudyRouter
+from server.gateway.study_tracker import StudyTracker
+from server.gateway.uid_hasher import KEY_FILE, UidHasher
+from server.gateway.ups_claims import is_workitem_folder
+from server.gateway.ups_worklists import Worklists
+from server.http_listener import bind_socket, is_loopback, listener_url, make_uvicorn_server
+from server.jobs.fifo_limiter import FifoLimiter
+from server.jobs.lanes import Lane, make_lanes
+from server.jobs.queue import JobState, Queue, QueuedJob
+from server.jobs.worker import RunningJob, Worker
+from server.keys import KEYS_ENV, ApiKeys
 
 # At most, of each lane: each polled archive, each model and each destination has workers of its own, so that none that
 # hangs holds up another. A destination says how many of its own there are (`parallel`).
@@ -57,7 +57,7 @@ STOP_SECONDS, LOOP_SECONDS, POLL_SECONDS, WEB_SECONDS = 6.0, 1.5, 1.0, 4.0
 POLL_QUIET = 60.0  # seconds, where quiet completes no study
 AFTER_FAILURE = 1.0
 WAKE_SECONDS = 0.5
-DATABASE, AUDIT = "jobs.sqlite3", "audit.jsonl"
+DATABASE_FILE, AUDIT_FILE = "jobs.sqlite3", "audit.jsonl"
 
 _LOG = logging.getLogger("semiseg.gateway")
 Announce = Callable[[str], None]
@@ -79,7 +79,7 @@ class Gateway:
         self._config = config
         self._stop = threading.Event()
         self._workers: dict[str, list[Worker]] = {}
-        self._pollings: list[Polling] = []
+        self._pollings: list[ArchivePoller] = []
         self._stack = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             self._start(stack, announce)
@@ -88,69 +88,73 @@ class Gateway:
     def _start(self, stack: contextlib.ExitStack, announce: Announce) -> None:
         config, state = self._config, self._config.state
         os.umask(0o077)  # scans are nobody else's on this machine
-        stack.enter_context(held(state))
-        self.audit = Audit(state / AUDIT)
-        self.queue = Queue(state / DATABASE)
+        stack.enter_context(exclusive_lock(state))
+        self.audit = AuditLog(state / AUDIT_FILE)
+        self.queue = Queue(state / DATABASE_FILE)
         stack.callback(self.queue.close)
-        self.queue.free_all()
-        names = Names(state / KEY)
-        self.inbox = Inbox(
-            state, names, config.keep.free_bytes, lambda *told: self.studies.arriving(*told), uids=config.uids
+        self.queue.release_all()
+        hasher = UidHasher(state / KEY_FILE)
+        self.instance_store = InstanceStore(
+            state, hasher, config.keep.free_bytes, lambda *told: self.studies.instance_arriving(*told), uids=config.uids
         )
         # pynetdicom and the client write what they cannot hold in memory: on this volume, where it is swept.
-        tempfile.tempdir = str(self.inbox.incoming)
-        self.troubles = StudyTroubles(
-            config, self.queue, self.inbox, lambda: self.studies.held(), lambda: self._pollings
+        tempfile.tempdir = str(self.instance_store.incoming)
+        self.study_problems = StudyProblems(
+            config, self.queue, self.instance_store, lambda: self.studies.held_reasons(), lambda: self._pollings
         )
-        self.studies = Studies(
+        self.studies = StudyTracker(
             config.complete,
-            lambda name: len(self.inbox.instances(name)),
-            [name for name in self.inbox.known() if not is_of_workitem(self.inbox.studies, name)],
-            lacking=self.troubles.lacking,
-            undecided=self.troubles.undecided,
+            lambda name: len(self.instance_store.instances(name)),
+            [
+                name
+                for name in self.instance_store.study_names()
+                if not is_workitem_folder(self.instance_store.studies, name)
+            ],
+            lacking=self.study_problems.missing_text,
+            undecided=self.study_problems.conflict_text,
             fetching=lambda name: bool(self.queue.jobs("waiting", "running", queue=FETCH, owner=name)),
-            interrupted=self.inbox.interrupted(),
+            interrupted=self.instance_store.interrupted_transfers(),
         )
-        self.rejections = Rejections(self.audit)
+        self.rejections = RejectionLog(self.audit)
         self.overview = Overview(
             self.queue,
             state,
             config.keep.free_bytes,
-            lambda: len(self.inbox.known()),
+            lambda: len(self.instance_store.study_names()),
             self.studies.open_count,
             arriving=self.studies.open_names,
-            in_trouble=self.troubles.listed,
+            in_trouble=self.study_problems.problems,
             rejections=self.rejections,
         )
-        commitments, replicas = Commitments(), Replicas(config.servers)
-        self.overview.watch_servers(replicas.troubles)
-        context = GatewayContext(config, self.queue, self.inbox, names, self.audit, self._wake)
-        self.retrying = Retrying(context, ended=self._ended)
-        is_open, complete = self.studies.is_open, self.studies.end
-        self.deciding = Deciding(context, is_open=is_open, complete=complete)
-        self.work = Work(
+        commitments, pool = CommitmentReports(), ServerPool(config.servers)
+        self.overview.watch_servers(pool.troubles)
+        context = GatewayContext(config, self.queue, self.instance_store, hasher, self.audit, self._wake)
+        self.retries = RetryScheduler(context, ended=self._ended)
+        is_open, complete = self.studies.is_open, self.studies.mark_complete
+        self.study_router = StudyRouter(context, is_open=is_open, complete=complete)
+        self.pipeline = Pipeline(
             context,
-            Segmenting(config.servers, replicas),
+            InferenceClient(config.servers, pool),
             commitments,
-            self.retrying,
+            self.retries,
             is_open=is_open,
             complete=complete,
         )
         self.worklists = Worklists(context)
         self.overview.watch_worklists(self.worklists)
-        self.retention = Retention(context, self.studies, self.work, is_claimed=self.worklists.claims.has)
-        self.overview.watch_destinations({name: one.told for name, one in self.retrying.backoffs.items()})
+        self.retention = RetentionTask(context, self.studies, self.pipeline, is_claimed=self.worklists.claims.has)
+        self.overview.watch_destinations({name: one.trouble for name, one in self.retries.backoffs.items()})
         # What waited for others when the gateway ended is tried at once: they may be well since.
         for kind in (SEGMENT, DELIVER):
-            self.retrying.release_held(kind)
-        self.audit.tell("started", version=version("semiseg"), rules=[rule.name for rule in config.rules])
-        stack.callback(self.audit.tell, "stopped")
+            self.retries.release_held(kind)
+        self.audit.record("started", version=version("semiseg"), rules=[rule.name for rule in config.rules])
+        stack.callback(self.audit.record, "stopped")
         stack.callback(self._close_workers)
-        self._start_workers(replicas)
-        stack.callback(standing.forget, state)
+        self._start_workers(pool)
+        stack.callback(status_document.delete_live_status, state)
         for name, look in (
             ("studies", self._look_at_studies),
-            ("retention", self.retention.tidy),
+            ("retention", self.retention.delete_expired),
             ("standing", self._tell_commands),
         ):
             thread = threading.Thread(target=self._loop, args=(name, look), name=name, daemon=True)
@@ -158,21 +162,29 @@ class Gateway:
             stack.callback(thread.join, LOOP_SECONDS)
         stack.callback(self._stop.set)
         if config.dimse is not None:
-            node = Node(
-                config.dimse, config.ae_title, self.inbox, commitments, self.audit, self.studies, self.rejections
+            node = StorageSCP(
+                config.dimse,
+                config.ae_title,
+                self.instance_store,
+                commitments,
+                self.audit,
+                self.studies,
+                self.rejections,
             )
             stack.callback(node.close)
             announce(f"DICOM: {config.ae_title} on {config.dimse.host}:{node.port}")
         if config.web is not None:
-            announce(f"web: {stack.enter_context(self._web(config.web, names))}")
+            announce(f"web: {stack.enter_context(self._web(config.web, hasher))}")
         stack.callback(self.worklists.close, POLL_SECONDS)
-        self.worklists.begin()
+        self.worklists.start()
         for worklist in config.worklists:
             announce(f"worklist {worklist.name}: asking {worklist.url} every {worklist.every_seconds:g} s")
         pollings = self._pollings
         stack.callback(_close_all, pollings)
         for poll in config.polls:
-            polling = Polling(poll, config.complete.quiet_seconds or POLL_QUIET, partial(self._found, names), names.of)
+            polling = ArchivePoller(
+                poll, config.complete.quiet_seconds or POLL_QUIET, partial(self._found, hasher), hasher.hash
+            )
             pollings.append(polling)
             announce(f"asking {poll.url} every {poll.every_seconds:g} s")
         self.overview.watch_polls({one.url: one.trouble for one in pollings})
@@ -187,29 +199,29 @@ class Gateway:
         """Shut the doors, give back what is being worked on, and stop."""
         self._stack.close()
 
-    def _start_workers(self, replicas: Replicas) -> None:
-        config, work = self._config, self.work
-        self._worker(STUDY, self.deciding.study, fair=True)
-        self._worker(PURGE, work.purge)
-        for _, lane in lanes_of("worklist", [one.name for one in config.worklists]):
-            self._worker(WORKITEM, self.worklists.inputs.work, lane=lane)
-        for _, lane in lanes_of("url", [poll.url for poll in config.polls]):
-            self._worker(FETCH, work.fetch, lane=lane)
-        for _, lane in lanes_of("model", [rule.model or "" for rule in config.rules]):
-            self._worker(SEGMENT, work.segment, lane=lane, turns=Capacity(replicas), fair=True)
-        for name, lane in lanes_of("to", list(config.destinations)):
+    def _start_workers(self, pool: ServerPool) -> None:
+        config, pipeline = self._config, self.pipeline
+        self._worker(STUDY, self.study_router.route, fair=True)
+        self._worker(PURGE, pipeline.purge)
+        for _, lane in make_lanes("worklist", [one.name for one in config.worklists]):
+            self._worker(WORKITEM, self.worklists.inputs.run, lane=lane)
+        for _, lane in make_lanes("url", [poll.url for poll in config.polls]):
+            self._worker(FETCH, pipeline.fetch, lane=lane)
+        for _, lane in make_lanes("model", [rule.model or "" for rule in config.rules]):
+            self._worker(SEGMENT, pipeline.segment, lane=lane, limiter=PoolLimiter(pool), fair=True)
+        for name, lane in make_lanes("to", list(config.destinations)):
             # Without a name: what a destination was to get that the configuration does not have any more.
             threads = 1 if name is None else config.destinations[name].parallel
-            ready = self.retrying.backoffs[name].ready if name is not None else lambda: True
-            self._worker(DELIVER, work.deliver, lane=lane, threads=threads, ready=ready, fair=True)
+            ready = self.retries.backoffs[name].ready if name is not None else lambda: True
+            self._worker(DELIVER, pipeline.deliver, lane=lane, threads=threads, ready=ready, fair=True)
 
     def _worker(
         self,
         kind: str,
-        work: Callable[[Task], dict[str, Any]],
+        work: Callable[[RunningJob], dict[str, Any]],
         *,
         threads: int | None = None,
-        turns: Turns | None = None,
+        limiter: FifoLimiter | None = None,
         ready: Callable[[], bool] = lambda: True,
         lane: Lane | None = None,
         fair: bool = False,
@@ -218,9 +230,9 @@ class Gateway:
         worker = Worker(
             self.queue,
             kind,
-            self.retrying.steadily(work),
+            self.retries.retry_unexpected(work),
             threads=count,
-            turns=turns or Turns(count),
+            limiter=limiter or FifoLimiter(count),
             ready=ready,
             ended=self._ended,
             lane=lane,
@@ -245,91 +257,98 @@ class Gateway:
             pause = AFTER_FAILURE
             try:
                 pause = look()
-                self.overview.broke(name, None)
+                self.overview.set_failure(name, None)
             except Exception as error:  # noqa: BLE001 - a thread that ends would never be missed
                 told = str(error) if isinstance(error, SemisegError) else f"{type(error).__name__} in {name}."
                 _LOG.error("%s", told, exc_info=not isinstance(error, SemisegError))
-                self.overview.broke(name, told)
+                self.overview.set_failure(name, told)
             self._stop.wait(pause)
 
     def _tell_commands(self) -> float:
-        standing.write(self._config.state, self.overview.live())
-        return standing.WRITING
+        status_document.write_live_status(self._config.state, self.overview.live())
+        return status_document.WRITE_INTERVAL
 
     def _look_at_studies(self) -> float:
-        return self.studies.complete(self._completed)
+        return self.studies.process_complete(self._completed)
 
     def _completed(self, name: str, why: str) -> None:
-        files = [path.name for path in self.inbox.instances(name)]
+        files = [path.name for path in self.instance_store.instances(name)]
         if not files:
             return
         job = self.queue.put(STUDY, {"study": name, "why": why}, key=_generation(name, files), owner=name)
         if job.state == "waiting" and job.attempts == 0:
-            self.audit.tell(
-                "complete", study=name, job=job.id, instances=len(files), senders=self.inbox.senders(name), why=why
+            self.audit.record(
+                "complete",
+                study=name,
+                job=job.id,
+                instances=len(files),
+                senders=self.instance_store.senders(name),
+                why=why,
             )
             self._wake(STUDY)
 
-    def _found(self, names: Names, poll: Poll, uid: str, count: int) -> None:
-        payload = {"study": names.of(uid), "url": poll.url, "uid": uid}
-        self.queue.put(FETCH, payload, key=f"{poll.url} {uid} {count}", owner=names.of(uid))
+    def _found(self, hasher: UidHasher, poll: PolledArchive, uid: str, count: int) -> None:
+        payload = {"study": hasher.hash(uid), "url": poll.url, "uid": uid}
+        self.queue.put(FETCH, payload, key=f"{poll.url} {uid} {count}", owner=hasher.hash(uid))
         self._wake(FETCH)
 
-    def _ended(self, job: Job, state: State) -> None:
+    def _ended(self, job: QueuedJob, state: JobState) -> None:
         if state == "failed":
             now = self.queue.get(job.id)
             why = now.result.get("error", "") if now else ""
             if job.queue == SEGMENT:  # a server's sentence may quote a Series Description
                 why = "No server will have it, or none could be reached for too long; `show` has the sentence."
-            self.audit.tell("dead letter", study=job.payload.get("study", ""), job=job.id, kind=job.queue, why=why)
+            self.audit.record("dead letter", study=job.payload.get("study", ""), job=job.id, kind=job.queue, why=why)
         elif state == "cancelled":
-            self.audit.tell("cancelled", study=job.payload.get("study", ""), job=job.id, kind=job.queue)
+            self.audit.record("cancelled", study=job.payload.get("study", ""), job=job.id, kind=job.queue)
 
     @contextlib.contextmanager
-    def _web(self, door: WebDoor, names: Names) -> Iterator[str]:
-        from server.gateway.stow import Stow
-        from server.gateway.web import Web
+    def _web(self, config: WebListener, hasher: UidHasher) -> Iterator[str]:
+        from server.gateway.stow_handler import StowHandler
+        from server.gateway.web_app import WebApp
 
-        keys = Keys(door.keys)
-        if not keys.required and not is_loopback(door.host):
+        keys = ApiKeys(config.keys)
+        if not keys.required and not is_loopback(config.host):
             raise InputError(
-                f"Whoever reaches {door.host} could use the gateway's web door: name a file of `keys`, set {VARIABLE} "
-                "in the environment, or let it listen on 127.0.0.1."
+                f"Whoever reaches {config.host} could use the gateway's web door: name a file of `keys`, set "
+                f"{KEYS_ENV} in the environment, or let it listen on 127.0.0.1."
             )
 
         def complete(uid: str, count: int | None, anyway: bool) -> tuple[str, str] | None:
-            name = names.of(uid)
-            if not self.inbox.instances(name):
+            name = hasher.hash(uid)
+            if not self.instance_store.instances(name):
                 return None
             if anyway:
-                self.inbox.accept_as_it_is(name)
-            lacking = self.troubles.undecided(name)
+                self.instance_store.accept_incomplete(name)
+            lacking = self.study_problems.conflict_text(name)
             if not lacking and count is None and self._config.complete.incomplete == "hold":
-                lacking = self.troubles.lacking(name)
+                lacking = self.study_problems.missing_text(name)
             if not lacking:
-                self.studies.end(name, "somebody said so", count)
+                self.studies.mark_complete(name, "somebody said so", count)
             return name, lacking
 
-        web = Web(Stow(self.inbox, self.audit, door.upload_bytes, self.studies), self.overview, complete)
-        listener = bound(
-            door.host, door.port, other_host="give `web` another host", other_port="give `web` another port"
+        web = WebApp(
+            StowHandler(self.instance_store, self.audit, config.upload_bytes, self.studies), self.overview, complete
         )
-        proxies = Proxies(door.proxies)
-        guard = BrowserGuard(bound=door.host, hosts=door.hosts, keys=keys.required, option="web: hosts: [NAME]")
-        app = web.app(keys, guard, proxies)
-        server = uvicorn_of(
-            app, stop_seconds=3, per_address=door.connections_per_address, proxies=proxies, lifespan="off"
+        listener = bind_socket(
+            config.host, config.port, host_hint="give `web` another host", port_hint="give `web` another port"
+        )
+        proxies = TrustedProxies(config.proxies)
+        guard = BrowserGuard(bind_host=config.host, hosts=config.hosts, keys=keys.required, option="web: hosts: [NAME]")
+        app = web.create_app(keys, guard, proxies)
+        server = make_uvicorn_server(
+            app, stop_seconds=3, per_address=config.connections_per_address, proxies=proxies, lifespan="off"
         )
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, name="web", daemon=True)
         thread.start()
         try:
-            yield url_of(listener)
+            yield listener_url(listener)
         finally:
             server.should_exit = True
             thread.join(WEB_SECONDS)
 
 
-def _close_all(pollings: list[Polling]) -> None:
+def _close_all(pollings: list[ArchivePoller]) -> None:
     """Stop all of them at once: each may be waiting for an answer."""
     for polling in pollings:
         polling.stop()
@@ -355,12 +374,12 @@ def run(config: GatewayConfig, announce: Announce) -> None:
             pass
 
 
-def state_of(config: GatewayConfig) -> tuple[Queue, Path]:
+def open_state(config: GatewayConfig) -> tuple[Queue, Path]:
     """The queue and the folder of a gateway, for commands that look at it while it runs.
 
     Raises:
         InputError: no gateway has ever run there.
     """
-    if not (config.state / DATABASE).exists():
+    if not (config.state / DATABASE_FILE).exists():
         raise InputError(f"No gateway has run in {config.state} yet.")
-    return Queue(config.state / DATABASE), config.state
+    return Queue(config.state / DATABASE_FILE), config.state

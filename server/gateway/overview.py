@@ -8,16 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from semiseg.system.durable_files import free_bytes
-from server.gateway.kinds import KINDS
-from server.gateway.standing import SHOWN, document
+from server.gateway.job_kinds import JOB_KINDS
+from server.gateway.status_document import MAX_ROWS, status_document
 from server.jobs.database import QueueError
 from server.jobs.queue import Queue
 
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-    from server.gateway.rejections import Rejections
-    from server.gateway.ups import Worklists
+    from server.gateway.rejections import RejectionLog
+    from server.gateway.ups_worklists import Worklists
 
 
 class Overview:
@@ -33,7 +33,7 @@ class Overview:
         *,
         arriving: Callable[[], list[str]],
         in_trouble: Callable[[], list[dict[str, Any]]],
-        rejections: Rejections,
+        rejections: RejectionLog,
     ) -> None:
         """Read from these.
 
@@ -72,7 +72,7 @@ class Overview:
         """Tell of worklists and of the workitems that are claimed."""
         self._worklists = worklists
 
-    def broke(self, what: str, why: str | None) -> None:
+    def set_failure(self, what: str, why: str | None) -> None:
         """A part of the gateway does not work, and why; None when it works again."""
         if why is None:
             self._broken.pop(what, None)
@@ -87,7 +87,7 @@ class Overview:
 
     def document(self) -> dict[str, Any]:
         """Everything that the page shows, as JSON."""
-        return document(self._queue, self._folder, self.live(), shown=SHOWN)
+        return status_document(self._queue, self._folder, self.live(), shown=MAX_ROWS)
 
     def live(self) -> dict[str, Any]:
         """What the gateway knows in memory only, for commands that run beside it."""
@@ -99,7 +99,7 @@ class Overview:
             "servers": [{"url": url, "trouble": why} for url, why in self._servers().items()],
             "destinations": [{"name": name, "trouble": told()} for name, told in self._destinations.items()],
             "polls": [{"url": url, "trouble": told()} for url, told in self._polls.items()],
-            "worklists": [] if self._worklists is None else self._worklists.told(),
+            "worklists": [] if self._worklists is None else self._worklists.status(),
             "workitems": [] if self._worklists is None else self._worklists.workitems(),
             "studies_in_trouble": self._in_trouble(),
             "rejected": self._rejections.latest(),
@@ -120,7 +120,7 @@ class Overview:
 
         jobs = GaugeMetricFamily("semiseg_gateway_jobs", "Jobs by kind and state", labels=["kind", "state"])
         try:
-            for kind in KINDS:
+            for kind in JOB_KINDS:
                 for state, count in self._queue.count(kind).items():
                     jobs.add_metric([kind, state], float(count))
         except QueueError:  # the other figures say more then

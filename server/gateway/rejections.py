@@ -9,27 +9,27 @@ from collections import Counter, deque
 from collections.abc import Sequence
 from typing import Any
 
-from server.gateway.audit import Audit
+from server.gateway.audit import AuditLog
 
-SELDOM = 10.0  # seconds in which the same rejection of the same peer is written once
-KEPT = 20
+REPEAT_SECONDS = 10.0  # seconds in which the same rejection of the same peer is written once
+LATEST_COUNT = 20
 _MOST_KEYS = 1000
 
 _LOG = logging.getLogger("semiseg.gateway")
 
 
-class Rejections:
+class RejectionLog:
     """Counts and describes rejected associations and connections; to be used from any thread."""
 
-    def __init__(self, audit: Audit) -> None:
+    def __init__(self, audit: AuditLog) -> None:
         """Nothing has been rejected yet."""
         self._audit = audit
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
         self._written: dict[tuple[str, ...], float] = {}
-        self._latest: deque[dict[str, Any]] = deque(maxlen=KEPT)
+        self._latest: deque[dict[str, Any]] = deque(maxlen=LATEST_COUNT)
 
-    def refused(
+    def record(
         self,
         reason: str,
         address: str,
@@ -51,7 +51,7 @@ class Rejections:
         key, now = (reason, address, called, calling), time.monotonic()
         with self._lock:
             self._counts[reason] += 1
-            if now - self._written.get(key, float("-inf")) < SELDOM:
+            if now - self._written.get(key, float("-inf")) < REPEAT_SECONDS:
                 return
             if len(self._written) >= _MOST_KEYS:
                 self._written.clear()
@@ -61,7 +61,7 @@ class Rejections:
         titles = f", calling {calling!r}, called {called!r}" if calling or called else ""
         what = f", for {', '.join(contexts[:10])}" if contexts else ""
         _LOG.warning("Rejected %s%s%s: %s", address, titles, what, sentence)
-        self._audit.tell("rejected", **fields, contexts=list(contexts[:10]), why=sentence)
+        self._audit.record("rejected", **fields, contexts=list(contexts[:10]), why=sentence)
 
     def counts(self) -> dict[str, int]:
         """Number of rejections by reason."""

@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from urllib.parse import urlsplit, urlunsplit
 
-LOOK = 10.0  # seconds after which a name is looked up again: servers come and go behind it
-PATIENCE = 3.0  # seconds that the first look-up of all names is waited for
+REFRESH_SECONDS = 10.0  # seconds after which a name is looked up again: servers come and go behind it
+FIRST_LOOKUP_SECONDS = 3.0  # seconds that the first look-up of all names is waited for
 
 
 class Resolver:
@@ -25,7 +25,7 @@ class Resolver:
         self._pending: set[str] = set()
         self._changed = threading.Condition()
 
-    def look(self) -> None:
+    def refresh(self) -> None:
         """Look up what is old; only the very first time of a name is waited for, and not for long."""
         now = time.monotonic()
         with self._changed:
@@ -33,7 +33,7 @@ class Resolver:
             due = [
                 url
                 for url in self._urls
-                if url not in self._pending and now - self._since.get(url, float("-inf")) >= LOOK
+                if url not in self._pending and now - self._since.get(url, float("-inf")) >= REFRESH_SECONDS
             ]
             self._pending |= set(due)
             self._since |= dict.fromkeys(due, now)
@@ -44,14 +44,14 @@ class Resolver:
                 threading.Thread(target=self._look_up, args=(url,), name="resolver", daemon=True).start()
         if first:
             with self._changed:
-                self._changed.wait_for(lambda: not self._pending, PATIENCE)
+                self._changed.wait_for(lambda: not self._pending, FIRST_LOOKUP_SECONDS)
 
-    def known(self) -> list[str]:
+    def resolved(self) -> list[str]:
         """A URL for each address that was found, the last time or an earlier one."""
         with self._changed:
             return list(dict.fromkeys(one for url in self._urls for one in self._found.get(url, ())))
 
-    def unknown(self) -> list[str]:
+    def unresolved(self) -> list[str]:
         """URLs whose name nobody knows at present, and no address of which is known from before."""
         with self._changed:
             return [url for url in self._urls if not self._found.get(url)]

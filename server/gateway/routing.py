@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from semiseg.volumes.dicom_index import DicomObject
-from semiseg.volumes.series_rules import FoundSeries, series_among
-from server.gateway.config import Form, GatewayConfig, Rule, forms_for
+from semiseg.volumes.series_rules import SeriesCandidate, group_by_series
+from server.gateway.config import GatewayConfig, OutputFormat, RoutingRule, formats_for
 
 
 @dataclass(frozen=True)
-class Decision:
+class RuleDecision:
     """What a rule says of a series.
 
     Attributes:
@@ -27,14 +27,14 @@ class Decision:
     """
 
     rule: str
-    series: FoundSeries
+    series: SeriesCandidate
     fits: bool
     reason: str
     elsewhere: bool = False
 
 
 @dataclass(frozen=True)
-class Order:
+class RoutedSeries:
     """One scan to be segmented.
 
     Attributes:
@@ -45,11 +45,11 @@ class Order:
         to: Output formats that each destination gets, by its name.
     """
 
-    rule: Rule
+    rule: RoutingRule
     files: tuple[str, ...]
     series: str
-    forms: tuple[Form, ...]
-    to: dict[str, tuple[Form, ...]]
+    forms: tuple[OutputFormat, ...]
+    to: dict[str, tuple[OutputFormat, ...]]
 
     def key(self, study: str) -> str:
         """The same for the same instances, model, forms and destinations, so that it is done once."""
@@ -69,12 +69,12 @@ class Order:
         }
 
 
-def decide(
+def apply_rules(
     objects: Sequence[DicomObject],
     senders: Sequence[str],
-    rules: Sequence[Rule],
+    rules: Sequence[RoutingRule],
     elsewhere: Callable[[str], bool] = lambda series: False,
-) -> list[Decision]:
+) -> list[RuleDecision]:
     """What each rule says of each series.
 
     Args:
@@ -83,53 +83,56 @@ def decide(
         rules: Rules of the configuration.
         elsewhere: Function that returns True for the UID of a series that another study holds, too.
     """
-    return list(_decisions(series_among(objects), senders, rules, elsewhere))
+    return list(_decisions(group_by_series(objects), senders, rules, elsewhere))
 
 
-def orders(decisions: Sequence[Decision], config: GatewayConfig) -> list[Order]:
+def route_series(decisions: Sequence[RuleDecision], config: GatewayConfig) -> list[RoutedSeries]:
     """The scans to be segmented."""
     found = []
     for rule in config.rules:
         fitting = [one.series for one in decisions if one.rule == rule.name and one.fits]
         if not fitting:
             continue
-        to = {name: forms_for(rule, config.destinations[name]) for name in rule.to}
+        to = {name: formats_for(rule, config.destinations[name]) for name in rule.to}
         forms = tuple(form for form in rule.forms if any(form in taken for taken in to.values()))
         if rule.whole_study:
             mine = [one for one in decisions if one.rule == rule.name and not one.elsewhere]
             images = [one.series for one in mine if one.series.images]
             objects = [one for series in images for one in series.images]
-            found.append(Order(rule, _names(one.path for one in objects), objects[0].study, forms, to))
+            found.append(RoutedSeries(rule, _names(one.path for one in objects), objects[0].study, forms, to))
         else:
             for series in fitting:
-                found.append(Order(rule, _names(one.path for one in series.images), series.uid, forms, to))
+                found.append(RoutedSeries(rule, _names(one.path for one in series.images), series.uid, forms, to))
     return found
 
 
 def _decisions(
-    found: Sequence[FoundSeries], senders: Sequence[str], rules: Sequence[Rule], elsewhere: Callable[[str], bool]
-) -> Iterator[Decision]:
+    found: Sequence[SeriesCandidate],
+    senders: Sequence[str],
+    rules: Sequence[RoutingRule],
+    elsewhere: Callable[[str], bool],
+) -> Iterator[RuleDecision]:
     for rule in rules:
         for series in found:
             if elsewhere(series.uid):
                 told = "Left alone: its Series Instance UID is in another study, too, and a series is of one study."
-                yield Decision(rule.name, series, False, told, elsewhere=True)
+                yield RuleDecision(rule.name, series, False, told, elsewhere=True)
             elif against := _against(rule, series, senders):
-                yield Decision(rule.name, series, False, f"Left alone: {against}.")
+                yield RuleDecision(rule.name, series, False, f"Left alone: {against}.")
             else:
                 what = "the whole study is sent" if rule.whole_study else "it is sent"
                 model = f" to the model {rule.model}" if rule.model else ""
-                yield Decision(
+                yield RuleDecision(
                     rule.name, series, True, f"It fits: {what}{model}, and {', '.join(rule.forms)} to {_and(rule.to)}."
                 )
 
 
-def _against(rule: Rule, series: FoundSeries, senders: Sequence[str]) -> str:
+def _against(rule: RoutingRule, series: SeriesCandidate, senders: Sequence[str]) -> str:
     if not series.images:
-        return f"it is no image but a {series.objects[0].not_image}"
+        return f"it is no image but a {series.objects[0].non_image_kind}"
     if rule.senders and not set(rule.senders) & set(senders):
         return f"it came from {_and(sorted(senders)) or 'nobody known'} and not from {_and(rule.senders)}"
-    return rule.against(series)
+    return rule.mismatch(series)
 
 
 def _names(paths: Iterator[Path]) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ RELOAD_SECONDS = 15
 _STYLE = (Path(__file__).with_name("status.css")).read_text(encoding="utf-8")
 
 
-def page(document: Mapping[str, Any], *, reload: bool = True) -> str:
+def render_page(document: Mapping[str, Any], *, reload: bool = True) -> str:
     """The status page.
 
     Args:

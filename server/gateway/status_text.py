@@ -7,14 +7,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from server.gateway.kinds import STUDY, WORKITEM
-from server.gateway.standing import described
+from server.gateway.job_kinds import STUDY, WORKITEM
+from server.gateway.status_document import job_record
 from server.gateway.status_page import result_line
-from server.gateway.ups_claims import line_of
-from server.jobs.queue import Job
+from server.gateway.ups_claims import claim_line
+from server.jobs.queue import QueuedJob
 
 
-def lines(document: Mapping[str, Any]) -> list[str]:
+def status_lines(document: Mapping[str, Any]) -> list[str]:
     """Trouble first, then studies, peers and jobs."""
     problems = document["problems"]
     found = [f"{len(problems)} thing(s) need an operator:"] if problems else ["All is well."]
@@ -35,7 +35,7 @@ def lines(document: Mapping[str, Any]) -> list[str]:
         ]
     if document["workitems"]:
         found.append(f"{len(document['workitems'])} workitem(s) claimed:")
-        found += [f"  {line_of(one)}" for one in document["workitems"]]
+        found += [f"  {claim_line(one)}" for one in document["workitems"]]
     for one in document["worklists"]:
         found += [f"  workitem {item['workitem']} is left to others: {item['why']}" for item in one["passed_over"]]
     for kind, states in document["jobs"].items():
@@ -63,7 +63,7 @@ def study_lines(study: Mapping[str, Any]) -> list[str]:
     return found
 
 
-def decisions_of(jobs: Sequence[Job]) -> list[str]:
+def decision_lines(jobs: Sequence[QueuedJob]) -> list[str]:
     """What the rules said of each series the last time, with the reasons in full."""
     ended = [job for job in jobs if job.queue in (STUDY, WORKITEM) and "decisions" in job.result]
     if not ended:
@@ -74,16 +74,16 @@ def decisions_of(jobs: Sequence[Job]) -> list[str]:
     ]
 
 
-def job_line(job: Job) -> str:
+def job_line(job: QueuedJob) -> str:
     """A job in a line."""
-    one = described(job)
+    one = job_record(job)
     error = f"  {one['error']}" if one["error"] else ""
     return f"{_day(job.created)}  {job.id}  {job.queue:8} {job.state:9} {one['rule']} {', '.join(one['to'])}{error}"
 
 
-def job_text(job: Job) -> str:
+def job_text(job: QueuedJob) -> str:
     """All of a job."""
-    one: dict[str, Any] = described(job)
+    one: dict[str, Any] = job_record(job)
     one["created"], one["changed"] = _day(job.created), _day(job.changed)
     one["result"] = job.result
     return json.dumps(one, indent=2)

@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from server.gateway.conflicts import conflict_of
-from server.gateway.inbox import STUDIES
-from server.gateway.kinds import DELIVER, FETCH, PURGE, SEGMENT, STUDY, WORKITEM
-from server.gateway.outcome import refused_since
-from server.jobs.queue import Job, Queue
+from server.gateway.conflicts import find_conflict
+from server.gateway.delivery_result import refused_since
+from server.gateway.instance_store import STUDIES_FOLDER
+from server.gateway.job_kinds import DELIVER, FETCH, PURGE, SEGMENT, STUDY, WORKITEM
+from server.jobs.queue import Queue, QueuedJob
 
-REASONS = 4  # of each study
+MAX_REASONS = 4  # of each study
 
 
-def studies_in(
+def list_studies(
     queue: Queue,
     state: Path,
     held: Mapping[str, str],
@@ -45,27 +45,27 @@ def studies_in(
         A record of each study: name, instances, series, senders, moment of the last instance (`came`, Unix seconds, 0
         where nothing is here), `stage`, `decided`, `reasons`, `results`, `trouble` and the command that helps (`do`).
     """
-    jobs: dict[str, list[Job]] = {}
+    jobs: dict[str, list[QueuedJob]] = {}
     for job in queue.jobs():
         if job.owner and job.queue != PURGE:
             jobs.setdefault(job.owner, []).append(job)
-    folders = {one.name: one for one in (state / STUDIES).iterdir()} if (state / STUDIES).is_dir() else {}
+    folders = {one.name: one for one in (state / STUDIES_FOLDER).iterdir()} if (state / STUDIES_FOLDER).is_dir() else {}
     names = {*folders, *(name for name, mine in jobs.items() if any(_is_news(job) for job in mine))}
     open_ones = set(arriving)
     found = [
-        _study(name, state / STUDIES / name, jobs.get(name, []), held.get(name, ""), name in open_ones)
+        _study(name, state / STUDIES_FOLDER / name, jobs.get(name, []), held.get(name, ""), name in open_ones)
         for name in names
     ]
     found.sort(key=lambda one: (bool(one["trouble"]), one["changed"]), reverse=True)
     return sorted(found[:shown], key=lambda one: float(one["changed"]), reverse=True)
 
 
-def _is_news(job: Job) -> bool:
+def _is_news(job: QueuedJob) -> bool:
     """Whether a job of a study that is not here is worth a line: a fetch that goes on or failed."""
     return job.state == "failed" or not job.ended
 
 
-def _study(name: str, folder: Path, jobs: list[Job], held: str, arriving: bool) -> dict[str, Any]:
+def _study(name: str, folder: Path, jobs: list[QueuedJob], held: str, arriving: bool) -> dict[str, Any]:
     instances, series, senders, came = _contents(folder)
     decided, reasons, fits_nothing = _decided(jobs)
     if fetched := [job for job in jobs if job.queue == WORKITEM]:  # inputs of a workitem, which nobody sent
@@ -105,7 +105,7 @@ def _contents(folder: Path) -> tuple[int, int, list[str], float]:
     return instances, series, sorted(senders), came
 
 
-def _decided(jobs: list[Job]) -> tuple[str, list[str], bool]:
+def _decided(jobs: list[QueuedJob]) -> tuple[str, list[str], bool]:
     """What the rules said the last time, the reasons of those that do not fit, and whether none fits."""
     ended = [
         job
@@ -118,20 +118,22 @@ def _decided(jobs: list[Job]) -> tuple[str, list[str], bool]:
     decisions = ended[-1].result["decisions"]
     fitting = Counter(one["rule"] for one in decisions if one["fits"])
     count = len({one["series"] for one in decisions})
-    against = Counter(f"rule {one['rule']}: {quoteless(str(one['reason']))}" for one in decisions if not one["fits"])
-    reasons = [f"{told} ({number} series)" for told, number in against.most_common(REASONS)]
+    against = Counter(
+        f"rule {one['rule']}: {redact_quotes(str(one['reason']))}" for one in decisions if not one["fits"]
+    )
+    reasons = [f"{told} ({number} series)" for told, number in against.most_common(MAX_REASONS)]
     if not fitting:
         return f"No rule fits any of its {count} series.", reasons, not any(job.queue == SEGMENT for job in jobs)
     told = ", ".join(f"rule {rule} takes {number}" for rule, number in fitting.items())
     return f"Of {count} series {told}.", reasons, False
 
 
-def quoteless(reason: str) -> str:
+def redact_quotes(reason: str) -> str:
     """A reason without what it quotes: Series Descriptions, which may name a patient."""
     return re.sub("'.*'", "'...'", reason, flags=re.DOTALL)
 
 
-def _results(jobs: list[Job]) -> list[dict[str, Any]]:
+def _results(jobs: list[QueuedJob]) -> list[dict[str, Any]]:
     """Where the results are: one entry for all of the same state, with the number of them."""
     found: dict[tuple[str, str, str], dict[str, Any]] = {}
     for job in jobs:
@@ -146,39 +148,39 @@ def _results(jobs: list[Job]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def _state_of(job: Job) -> tuple[str, str]:
+def _state_of(job: QueuedJob) -> tuple[str, str]:
     delivers = job.queue == DELIVER
     if job.state == "done":
         return ("delivered" if delivers else "segmented"), ""
     if job.state == "failed":  # a server's sentence may quote a Series Description
         why = str(job.result.get("error", ""))
-        return "failed", quoteless(why)
+        return "failed", redact_quotes(why)
     if job.state == "waiting":
         since = refused_since(job.payload)
         state = "refused" if since else "waiting for the archive" if delivers else "waiting for a server"
-        return state, quoteless(since + str(job.payload.get("trouble", "")))
+        return state, redact_quotes(since + str(job.payload.get("trouble", "")))
     if job.state == "running":
         return ("being delivered" if delivers else "being segmented"), ""
     return "cancelled", ""
 
 
-def _trouble(name: str, folder: Path, jobs: list[Job], held: str, *, fits_nothing: bool) -> tuple[str, str]:
+def _trouble(name: str, folder: Path, jobs: list[QueuedJob], held: str, *, fits_nothing: bool) -> tuple[str, str]:
     """What an operator has to look at, and the command that helps; twice "" where it is nothing."""
-    if (conflict := conflict_of(folder)) is not None:
-        return conflict.sentence(), f"semiseg gateway conflict {name}"
+    if (conflict := find_conflict(folder)) is not None:
+        return conflict.describe(), f"semiseg gateway conflict {name}"
     failed = [job for job in jobs if job.state == "failed"]
     if held:
         fetch = any(job.queue == FETCH and not job.ended for job in jobs)
         return held, f"semiseg gateway {'show' if fetch else 'complete'} {name}"
     if failed:
-        why = quoteless(str(failed[-1].result.get("error", "")))
+        why = redact_quotes(str(failed[-1].result.get("error", "")))
         # What a manager was told to be canceled is not done again without it.
         is_workitem = any(job.queue == WORKITEM for job in jobs)
         do = f"semiseg gateway {f'show {name}' if is_workitem else f'retry {failed[-1].id}'}"
         return f"{len(failed)} dead letter(s). {why}", do
     for job in jobs:
         if not job.ended and (since := refused_since(job.payload)):
-            told = quoteless(str(job.payload.get("trouble", "")))
+            told = redact_quotes(str(job.payload.get("trouble", "")))
             return f"{since}{told}", f"semiseg gateway show {job.id}"
     if fits_nothing:
         return "No rule fits any of its series.", f"semiseg gateway show {name}"

@@ -17,14 +17,14 @@ import pydicom
 from pydicom.dataset import Dataset
 
 from server.gateway.config import Destination
-from server.gateway.ups_config import Code
+from server.gateway.ups_config import CodedConcept
 
 SHORT_TEXT = 1024  # characters (PS3.5 table 6.2-1, ST)
 LONG_TEXT = 10240
 LONG_STRING = 64
 
 
-class Reason(NamedTuple):
+class CancellationReason(NamedTuple):
     """Why a workitem is canceled.
 
     Attributes:
@@ -48,12 +48,12 @@ IMAGE_PROCESSING = ("110001", "DCM", "Image Processing")  # CID 9231
 ALGORITHM_NAME, ALGORITHM_VERSION = ("111001", "DCM", "Algorithm Name"), ("111003", "DCM", "Algorithm Version")
 
 
-def now() -> str:
+def current_datetime() -> str:
     """The present as a DT with its offset from UTC."""
     return datetime.datetime.now().astimezone().strftime("%Y%m%d%H%M%S.%f%z")
 
 
-def progress(percent: int, description: str) -> Dataset:
+def progress_changes(percent: int, description: str) -> Dataset:
     """Progress of a workitem that is performed (0-100).
 
     The description is a sentence of ours.
@@ -66,8 +66,13 @@ def progress(percent: int, description: str) -> Dataset:
     return changes
 
 
-def performed(
-    station: Code, codes: Sequence[Sequence[str]], started: str, ended: str, model: str, outputs: Sequence[Dataset]
+def performed_changes(
+    station: CodedConcept,
+    codes: Sequence[Sequence[str]],
+    started: str,
+    ended: str,
+    model: str,
+    outputs: Sequence[Dataset],
 ) -> Dataset:
     """All that COMPLETED needs; before the end, ``ended`` is "" and ``outputs`` are those that there are.
 
@@ -100,7 +105,7 @@ def performed(
     return changes
 
 
-def canceled(reason: Reason, moment: str) -> Dataset:
+def cancellation_changes(reason: CancellationReason, moment: str) -> Dataset:
     """All that CANCELED needs."""
     item = Dataset()
     item.ProcedureStepCancellationDateTime = moment
@@ -111,7 +116,7 @@ def canceled(reason: Reason, moment: str) -> Dataset:
     return changes
 
 
-def outputs(files: Mapping[Path, Iterable[Destination]]) -> list[Dataset]:
+def output_items(files: Mapping[Path, Iterable[Destination]]) -> list[Dataset]:
     """Items of the Output Information Sequence, one for each series and set of places that hold it.
 
     Args:

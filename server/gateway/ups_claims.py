@@ -20,10 +20,10 @@ from typing import Any, Literal
 
 from semiseg.system.durable_files import atomic_file
 
-FOLDER = "worklists"
-MARK = "workitem"  # an empty file in each folder among the studies that holds inputs of a workitem
-Stage = Literal["claiming", "performing", "stopping", "ending"]
-WORDS: dict[Stage, str] = {
+CLAIMS_FOLDER = "worklists"
+WORKITEM_MARK = "workitem"  # an empty file in each folder among the studies that holds inputs of a workitem
+ClaimStage = Literal["claiming", "performing", "stopping", "ending"]
+STAGE_DESCRIPTIONS: dict[ClaimStage, str] = {
     "claiming": "is being claimed",
     "performing": "is in progress",
     "stopping": "is being stopped",
@@ -64,7 +64,7 @@ class Claim:
     uid: str
     transaction: str
     step: str
-    stage: Stage = "claiming"
+    stage: ClaimStage = "claiming"
     since: float = field(default_factory=time.time)
     codes: list[list[str]] = field(default_factory=list)
     started: str = ""
@@ -83,7 +83,7 @@ class Claims:
 
     def __init__(self, state: Path) -> None:
         """Read those that a former process left. One that cannot be read stays, and is logged."""
-        self._folder = state / FOLDER
+        self._folder = state / CLAIMS_FOLDER
         self._folder.mkdir(exist_ok=True, mode=0o700)
         self._lock = threading.Lock()
         self._claims = {claim.name: claim for claim in read_claims(state)}
@@ -119,7 +119,7 @@ class Claims:
 def read_claims(state: Path) -> list[Claim]:
     """The claims in a state folder, for commands that look at it while a gateway runs, too."""
     found = []
-    for file in sorted((state / FOLDER).glob("*.json")):
+    for file in sorted((state / CLAIMS_FOLDER).glob("*.json")):
         try:
             found.append(Claim(**json.loads(file.read_bytes())))
         except FileNotFoundError:
@@ -129,12 +129,12 @@ def read_claims(state: Path) -> list[Claim]:
     return found
 
 
-def is_of_workitem(studies: Path, name: str) -> bool:
+def is_workitem_folder(studies: Path, name: str) -> bool:
     """Whether a folder among the studies holds inputs of a workitem, so that it is no study that was sent."""
-    return (studies / name / MARK).exists()
+    return (studies / name / WORKITEM_MARK).exists()
 
 
-def described(claim: Claim) -> dict[str, Any]:
+def claim_record(claim: Claim) -> dict[str, Any]:
     """A claim for people and programs, without UIDs and without anything of a patient."""
     return {
         "workitem": claim.name,
@@ -148,9 +148,11 @@ def described(claim: Claim) -> dict[str, Any]:
     }
 
 
-def line_of(told: Mapping[str, Any]) -> str:
-    """A claim, as it is :func:`described`, as a line of `status`."""
+def claim_line(told: Mapping[str, Any]) -> str:
+    """A claim, as it is :func:`claim_record`, as a line of `status`."""
     since = time.strftime("%Y-%m-%d %H:%M", time.localtime(told["since"]))
     why = f": {told['why']}" if told["why"] else ""
     end = f" ({told['end']})" if told["end"] else ""
-    return f"{told['workitem']}  worklist {told['worklist']}  {WORDS[told['stage']]}{end} since {since}{why}"
+    return (
+        f"{told['workitem']}  worklist {told['worklist']}  {STAGE_DESCRIPTIONS[told['stage']]}{end} since {since}{why}"
+    )

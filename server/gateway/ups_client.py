@@ -13,17 +13,17 @@ from pydicom.dataset import Dataset
 
 from semiseg.client import retry_after
 from semiseg.errors import InputError, SemisegError
-from server.gateway import peer_http
-from server.gateway.dicom_json import values_at
-from server.gateway.dicomweb import SentElsewhere, origin_of, secret_in, session_of
+from server.gateway import http_statuses
+from server.gateway.dicom_json import values_of
+from server.gateway.dicomweb import RedirectRefused, create_session, read_secret, url_origin
 from server.gateway.ups_config import Worklist
 
 DICOM_JSON = "application/dicom+json"
 ANSWER_BYTES = 64 * 2**20
 GLOBAL_SUBSCRIPTION = "1.2.840.10008.5.1.4.34.5"  # the well-known UID (PS3.4 CC.2.3.1)
-PAGE, MOST = 100, 5000  # workitems of one query
+PAGE, MAX_WORKITEMS = 100, 5000  # workitems of one query
 # Without these the search answers with the return keys of PS3.4 table CC.2.5-3 that the manager supports.
-FIELDS = (
+INCLUDE_FIELDS = (
     "InputInformationSequence",
     "InputReadinessState",
     "ProcedureStepLabel",
@@ -35,7 +35,7 @@ FIELDS = (
 Json = dict[str, Any]
 
 
-class ManagerTrouble(SemisegError):  # noqa: N818 - it passes
+class ManagerUnavailable(SemisegError):  # noqa: N818 - it passes
     """The manager, or the way to it, is not well: nothing is known of the workitem.
 
     Attributes:
@@ -47,7 +47,7 @@ class ManagerTrouble(SemisegError):  # noqa: N818 - it passes
         self.seconds = seconds
 
 
-class NotThere(SemisegError):  # noqa: N818 - an answer
+class WorkitemNotFound(SemisegError):  # noqa: N818 - an answer
     """The manager says that it has no such workitem.
 
     Attributes:
@@ -59,7 +59,7 @@ class NotThere(SemisegError):  # noqa: N818 - an answer
         self.deleted = deleted
 
 
-class Conflict(SemisegError):  # noqa: N818 - an answer
+class WorkitemConflict(SemisegError):  # noqa: N818 - an answer
     """The manager refuses a request for the workitem's state or Transaction UID (400, 409), or for its content.
 
     Attributes:
@@ -94,23 +94,23 @@ class UpsClient:
         Managers that do not know Input Readiness State as a key refuse the whole query, so it is looked at afterwards.
 
         Raises:
-            ManagerTrouble: No list came.
+            ManagerUnavailable: No list came.
         """
         found: dict[str, Json] = {}
         asked = 0
-        while len(found) < MOST:
+        while len(found) < MAX_WORKITEMS:
             query = {"ProcedureStepState": "SCHEDULED", **self._worklist.matching}
-            pages: list[tuple[str, str | int]] = [*query.items(), *(("includefield", name) for name in FIELDS)]
+            pages: list[tuple[str, str | int]] = [*query.items(), *(("includefield", name) for name in INCLUDE_FIELDS)]
             pages += [("limit", PAGE), ("offset", asked)]
             status, content = self._request("GET", "/workitems", params=pages)
             if status == 204:
                 break
             if status not in (200, 206):
-                raise ManagerTrouble(f"{self._worklist.url} answered {peer_http.told(status)}.")
+                raise ManagerUnavailable(f"{self._worklist.url} answered {http_statuses.describe(status)}.")
             page = self._datasets(content)
             before, asked = len(found), asked + len(page)
             for one in page:
-                uid = value_of(one, "SOPInstanceUID")
+                uid = text_value(one, "SOPInstanceUID")
                 if uid:
                     found.setdefault(str(uid), one)
             if len(found) == before or (len(page) < PAGE and status != 206):
@@ -121,13 +121,13 @@ class UpsClient:
         """A workitem (11.5).
 
         Raises:
-            NotThere, Conflict, ManagerTrouble: It was not given.
+            WorkitemNotFound, WorkitemConflict, ManagerUnavailable: It was not given.
         """
         status, content = self._request("GET", f"/workitems/{quote(uid, safe='')}")
         self._require(status)
         found = self._datasets(content)
         if len(found) != 1:
-            raise ManagerTrouble(f"{self._worklist.url} gave {len(found)} workitems for one.")
+            raise ManagerUnavailable(f"{self._worklist.url} gave {len(found)} workitems for one.")
         return found[0]
 
     def change_state(self, uid: str, transaction: str, state: str) -> None:
@@ -139,7 +139,7 @@ class UpsClient:
             state: ``IN PROGRESS``, ``COMPLETED`` or ``CANCELED``.
 
         Raises:
-            NotThere, Conflict, ManagerTrouble: The state was not changed, or no answer says so.
+            WorkitemNotFound, WorkitemConflict, ManagerUnavailable: The state was not changed, or no answer says so.
         """
         payload = Dataset()
         payload.TransactionUID, payload.ProcedureStepState = transaction, state
@@ -153,7 +153,7 @@ class UpsClient:
         PS3.18 has the Transaction UID as the query, PS3.4 CC.2.6.2 as an attribute; managers read one or the other.
 
         Raises:
-            NotThere, Conflict, ManagerTrouble: Nothing was changed, or no answer says so.
+            WorkitemNotFound, WorkitemConflict, ManagerUnavailable: Nothing was changed, or no answer says so.
         """
         payload = Dataset()
         payload.update(changes)
@@ -171,23 +171,23 @@ class UpsClient:
             The address of the event channel.
 
         Raises:
-            NotThere, Conflict, ManagerTrouble: There is no subscription.
+            WorkitemNotFound, WorkitemConflict, ManagerUnavailable: There is no subscription.
         """
         title = quote(self._ae_title, safe="")
         path = f"/workitems/{GLOBAL_SUBSCRIPTION}/subscribers/{title}?deletionlock=false"
         status, _ = self._request("POST", path)
         self._require(status)
         named = self._headers.get("Content-Location") or self._headers.get("Location") or ""
-        return named if is_at(named, self._worklist) else usual
+        return named if is_manager_address(named, self._worklist) else usual
 
     def _require(self, status: int) -> None:
         if 200 <= status < 300:
             return
         if status in (404, 410):
-            raise NotThere(deleted=status == 410)
+            raise WorkitemNotFound(deleted=status == 410)
         if status in (400, 409):
-            raise Conflict(status)
-        raise ManagerTrouble(f"{self._worklist.url} answered {peer_http.told(status)}.")
+            raise WorkitemConflict(status)
+        raise ManagerUnavailable(f"{self._worklist.url} answered {http_statuses.describe(status)}.")
 
     def _request(
         self,
@@ -200,7 +200,7 @@ class UpsClient:
         """The status and the body of an answer, which has to come as a whole in time.
 
         Raises:
-            ManagerTrouble: It did not, or it is one of these that say when to come again.
+            ManagerUnavailable: It did not, or it is one of these that say when to come again.
         """
         worklist = self._worklist
         headers = {"Accept": DICOM_JSON, "Cache-Control": "no-cache"}
@@ -209,8 +209,8 @@ class UpsClient:
             headers["Content-Type"] = DICOM_JSON
             body = json.dumps([content.to_json_dict()]).encode()
         try:
-            with session_of(worklist.token) as session:
-                session.headers.update({name: secret_in(file) for name, file in worklist.headers.items()})
+            with create_session(worklist.token) as session:
+                session.headers.update({name: read_secret(file) for name, file in worklist.headers.items()})
                 if worklist.authority is not None:
                     session.verify = str(worklist.authority)
                 deadline = time.monotonic() + worklist.answer_seconds
@@ -227,24 +227,28 @@ class UpsClient:
                     found = self._whole(answer, deadline)
                     wait = retry_after(answer.headers.get("Retry-After")) or 0.0
                     if answer.status_code in (429, 503):
-                        raise ManagerTrouble(f"{worklist.url} answered {peer_http.told(answer.status_code)}.", wait)
+                        raise ManagerUnavailable(
+                            f"{worklist.url} answered {http_statuses.describe(answer.status_code)}.", wait
+                        )
                     self._headers = answer.headers
                     return answer.status_code, found
         except requests.RequestException as error:
-            raise ManagerTrouble(f"{worklist.url} {_why(error)}.") from None
+            raise ManagerUnavailable(f"{worklist.url} {_why(error)}.") from None
         except InputError as error:
-            raise ManagerTrouble(str(error)) from None
+            raise ManagerUnavailable(str(error)) from None
         except OSError as error:  # of a file with certificates
-            raise ManagerTrouble(f"{worklist.authority} cannot be used ({error.strerror or error}).") from None
+            raise ManagerUnavailable(f"{worklist.authority} cannot be used ({error.strerror or error}).") from None
 
     def _whole(self, answer: requests.Response, deadline: float) -> bytes:
         found = bytearray()
         for chunk in answer.iter_content(2**16):
             found += chunk
             if len(found) > ANSWER_BYTES:
-                raise ManagerTrouble(f"{self._worklist.url} gave an answer of more than {ANSWER_BYTES // 2**20} MB.")
+                raise ManagerUnavailable(
+                    f"{self._worklist.url} gave an answer of more than {ANSWER_BYTES // 2**20} MB."
+                )
             if time.monotonic() > deadline:
-                raise ManagerTrouble(
+                raise ManagerUnavailable(
                     f"{self._worklist.url} did not end its answer within {self._worklist.answer_seconds:g} s."
                 )
         return bytes(found)
@@ -257,22 +261,22 @@ class UpsClient:
             found = None
         found = [found] if isinstance(found, dict) else found
         if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-            raise ManagerTrouble(
+            raise ManagerUnavailable(
                 f"{self._worklist.url} answered with something that is no DICOM JSON; is it the address of a UPS-RS "
                 "service, or does a login page answer there?"
             )
         return found
 
 
-def is_at(address: str, worklist: Worklist) -> bool:
+def is_manager_address(address: str, worklist: Worklist) -> bool:
     """Whether a WebSocket's address is on the manager's host and port, with the same protection."""
     scheme, _, rest = address.partition("://")
     over = {"ws": "http", "wss": "https"}.get(scheme.lower())
-    return over is not None and origin_of(f"{over}://{rest}") == origin_of(worklist.url)
+    return over is not None and url_origin(f"{over}://{rest}") == url_origin(worklist.url)
 
 
 def _why(error: requests.RequestException) -> str:
-    if isinstance(error, SentElsewhere):
+    if isinstance(error, RedirectRefused):
         return f"answered {error}"
     if isinstance(error, requests.exceptions.SSLError):
         return "makes no TLS connection that can be trusted; check `authority` and the host name"
@@ -283,18 +287,18 @@ def _why(error: requests.RequestException) -> str:
     return f"did not answer ({type(error).__name__})"
 
 
-def items_of(dataset: object, keyword: str) -> list[Json]:
+def sequence_items(dataset: object, keyword: str) -> list[Json]:
     """The items of a sequence in DICOM JSON; none where there is no such sequence."""
     return [one for one in _values(dataset, keyword) if isinstance(one, dict)]
 
 
-def value_of(dataset: object, keyword: str) -> str:
+def text_value(dataset: object, keyword: str) -> str:
     """The first value of an attribute in DICOM JSON as text, "" where there is none."""
     values = [one for one in _values(dataset, keyword) if isinstance(one, (str, int, float))]
     return str(values[0]).strip() if values else ""
 
 
-def values_of(dataset: object, keyword: str) -> list[str]:
+def text_values(dataset: object, keyword: str) -> list[str]:
     """All values of an attribute in DICOM JSON as text."""
     return [str(one).strip() for one in _values(dataset, keyword) if isinstance(one, (str, int, float))]
 
@@ -302,4 +306,4 @@ def values_of(dataset: object, keyword: str) -> list[str]:
 def _values(dataset: object, keyword: str) -> list[Any]:
     from pydicom.datadict import tag_for_keyword
 
-    return values_at(dataset, f"{tag_for_keyword(keyword):08X}")
+    return values_of(dataset, f"{tag_for_keyword(keyword):08X}")

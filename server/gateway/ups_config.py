@@ -7,13 +7,13 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
-from server.gateway.config_types import AETitle, Count, File, Form, Part, Seconds, Url
+from server.gateway.config_types import AETitle, ConfigSection, Count, File, OutputFormat, Seconds, Url
 
 ShortString = Annotated[str, Field(min_length=1, max_length=16)]  # VR SH
 LongString = Annotated[str, Field(min_length=1, max_length=64)]  # VR LO
 
 
-class Code(Part):
+class CodedConcept(ConfigSection):
     """A coded concept (PS3.3 8.8).
 
     Attributes:
@@ -27,7 +27,7 @@ class Code(Part):
     meaning: LongString = "semiseg gateway"
 
 
-class InputArchive(Part):
+class InputArchive(ConfigSection):
     """An archive from which the inputs of workitems are fetched by WADO-RS.
 
     Attributes:
@@ -41,7 +41,7 @@ class InputArchive(Part):
     token: File | None = None
 
 
-class Step(Part):
+class WorklistStep(ConfigSection):
     """Workitems of one kind, and what is done for them. Either `rule`, or `to` with `model` and `forms`.
 
     Attributes:
@@ -55,10 +55,10 @@ class Step(Part):
     """
 
     label: LongString | None = None
-    code: Code | None = None
+    code: CodedConcept | None = None
     rule: str | None = None
     model: str | None = None
-    forms: Annotated[tuple[Form, ...], Field(min_length=1)] = ("seg",)
+    forms: Annotated[tuple[OutputFormat, ...], Field(min_length=1)] = ("seg",)
     to: tuple[str, ...] = ()
 
     @model_validator(mode="after")
@@ -72,7 +72,7 @@ class Step(Part):
         return self
 
 
-class Worklist(Part):
+class Worklist(ConfigSection):
     """A UPS-RS origin server (PS3.18 11) whose workitems are claimed and performed.
 
     Attributes:
@@ -106,17 +106,21 @@ class Worklist(Part):
     connect_seconds: Seconds = 10.0
     answer_seconds: Seconds = 60.0
     matching: dict[str, str] = Field(default_factory=dict)
-    station: Code = Code(value="SEMISEG", scheme="99SEMISEG")
+    station: CodedConcept = CodedConcept(value="SEMISEG", scheme="99SEMISEG")
     requester: bool = False
     events: bool = False
     parallel: Count = 2
     fetch_hours: Seconds = 1.0
     inputs: tuple[InputArchive, ...] = ()
-    steps: Annotated[tuple[Step, ...], Field(min_length=1)]
+    steps: Annotated[tuple[WorklistStep, ...], Field(min_length=1)]
 
 
-def faults(
-    worklists: Sequence[Worklist], rules: Sequence[str], destinations: Mapping[str, Sequence[Form]], *, archives: bool
+def worklists_error(
+    worklists: Sequence[Worklist],
+    rules: Sequence[str],
+    destinations: Mapping[str, Sequence[OutputFormat]],
+    *,
+    archives: bool,
 ) -> str:
     """What is wrong with worklists in relation to the rest of the file; "" where nothing is.
 

@@ -16,11 +16,11 @@ from urllib.parse import quote
 import websocket
 
 from semiseg.errors import InputError
-from server.gateway.backoff import delay_after
+from server.gateway.backoff import retry_delay
 from server.gateway.config import Retry
-from server.gateway.dicom_json import first
-from server.gateway.dicomweb import secret_in
-from server.gateway.ups_client import Conflict, ManagerTrouble, NotThere, UpsClient
+from server.gateway.dicom_json import first_value
+from server.gateway.dicomweb import read_secret
+from server.gateway.ups_client import ManagerUnavailable, UpsClient, WorkitemConflict, WorkitemNotFound
 from server.gateway.ups_config import Worklist
 
 STATE_REPORT, CANCEL_REQUESTED = 1, 2  # Event Type IDs (PS3.4 table CC.2.4-1)
@@ -31,7 +31,7 @@ LARGEST = 2**20  # bytes of a message
 _LOG = logging.getLogger("semiseg.gateway")
 
 
-class Events:
+class EventListener:
     """Listens to the events of one worklist, in a thread of its own."""
 
     def __init__(
@@ -39,8 +39,8 @@ class Events:
         worklist: Worklist,
         ae_title: str,
         retry: Retry,
-        told: Callable[[int, str], None],
-        connected: Callable[[bool], None],
+        on_event: Callable[[int, str], None],
+        on_connection: Callable[[bool], None],
     ) -> None:
         """Begin.
 
@@ -48,11 +48,11 @@ class Events:
             worklist: The worklist.
             ae_title: Our AE title, which names the subscriber.
             retry: Delays after failures.
-            told: Function that is told the Event Type ID and the UID of the workitem of each event.
-            connected: Function that is told True when the connection stands, and False when it does not.
+            on_event: Function that is told the Event Type ID and the UID of the workitem of each event.
+            on_connection: Function that is told True when the connection stands, and False when it does not.
         """
-        self._worklist, self._ae_title, self._retry, self._told = worklist, ae_title, retry, told
-        self._connected = connected
+        self._worklist, self._ae_title, self._retry, self._on_event = worklist, ae_title, retry, on_event
+        self._on_connection = on_connection
         self._client = UpsClient(worklist, ae_title)
         self._stop = threading.Event()
         self._connection: Any = None
@@ -73,13 +73,13 @@ class Events:
                 where = self._client.subscribe(self._address())
                 self._listen(where)
                 tries = 0
-            except (ManagerTrouble, NotThere, Conflict, InputError) as error:
+            except (ManagerUnavailable, WorkitemNotFound, WorkitemConflict, InputError) as error:
                 _LOG.warning("The worklist %s tells no events: %s", self._worklist.name, error)
             except Exception as error:  # noqa: BLE001 - the library and the manager raise many kinds; polling goes on
                 _LOG.warning("The events of the worklist %s broke off (%s)", self._worklist.name, type(error).__name__)
-            self._connected(False)
+            self._on_connection(False)
             tries += 1
-            self._stop.wait(delay_after(tries, self._retry))
+            self._stop.wait(retry_delay(tries, self._retry))
 
     def _address(self) -> str:
         scheme, _, rest = self._worklist.url.partition("://")
@@ -87,9 +87,9 @@ class Events:
 
     def _listen(self, where: str) -> None:
         worklist = self._worklist
-        headers = {name: secret_in(file) for name, file in worklist.headers.items()}
+        headers = {name: read_secret(file) for name, file in worklist.headers.items()}
         if worklist.token is not None:
-            headers["Authorization"] = f"Bearer {secret_in(worklist.token)}"
+            headers["Authorization"] = f"Bearer {read_secret(worklist.token)}"
         self._connection = websocket.create_connection(
             where,
             timeout=worklist.connect_seconds,
@@ -99,7 +99,7 @@ class Events:
             redirect_limit=0,
         )
         try:
-            self._connected(True)
+            self._on_connection(True)
             self._connection.settimeout(SILENCE)
             silent = False
             while not self._stop.is_set():
@@ -124,6 +124,6 @@ class Events:
             found = json.loads(message)
         except (ValueError, RecursionError):
             return
-        kinds = [kind for kind in (first(found, tag) for tag in _TYPES) if isinstance(kind, int)]
+        kinds = [kind for kind in (first_value(found, tag) for tag in _TYPES) if isinstance(kind, int)]
         if kinds:
-            self._told(kinds[0], str(first(found, _AFFECTED)))
+            self._on_event(kinds[0], str(first_value(found, _AFFECTED)))

@@ -16,22 +16,28 @@ from pathlib import Path
 from typing import Any
 
 from semiseg.system.durable_files import sync
-from semiseg.volumes.dicom_index import look_at
-from server.gateway.backoff import delay_after
-from server.gateway.config import GatewayConfig, Poll, Rule
+from semiseg.volumes.dicom_index import index_files
+from server.gateway.backoff import retry_delay
+from server.gateway.config import GatewayConfig, PolledArchive, RoutingRule
 from server.gateway.context import GatewayContext
-from server.gateway.deciding import described
-from server.gateway.delivery import NotDelivered
-from server.gateway.dicomweb import archive_at
-from server.gateway.inbox import Identity
-from server.gateway.kinds import SEGMENT
-from server.gateway.retrieving import Announced, announced_by, failures_told, identity_of, retrieved
-from server.gateway.routing import decide, orders
+from server.gateway.dicomweb import create_dicomweb_client
+from server.gateway.instance_store import InstanceIdentity
+from server.gateway.job_kinds import SEGMENT
+from server.gateway.retrieval import (
+    ExpectedInstances,
+    FetchError,
+    fetch_errors,
+    identify_part,
+    query_expected_instances,
+    retrieve_parts,
+)
+from server.gateway.routing import apply_rules, route_series
+from server.gateway.study_router import decision_records
 from server.gateway.ups_attributes import BAD_TYPE, INCOMPLETE, UNSPECIFIED
-from server.gateway.ups_claims import MARK
+from server.gateway.ups_claims import WORKITEM_MARK
 from server.gateway.ups_config import Worklist
-from server.gateway.ups_workitem import Input, archives_of
-from server.jobs.worker import JobFailed, Postponed, Task
+from server.gateway.ups_workitem import WorkitemInput, input_archives
+from server.jobs.worker import JobFailed, JobPostponed, RunningJob
 
 _PREFIX = "in-"
 
@@ -42,29 +48,29 @@ class WorkitemInputs:
     def __init__(self, context: GatewayContext) -> None:
         """Configure it; nothing is fetched."""
         self._context = context
-        self._config, self._inbox, self._audit = context.config, context.inbox, context.audit
+        self._config, self._instance_store, self._audit = context.config, context.instance_store, context.audit
 
-    def work(self, task: Task) -> dict[str, Any]:
+    def run(self, task: RunningJob) -> dict[str, Any]:
         """Fetch the inputs and put an order for each series into the queue."""
         told = task.job.payload
         worklist = next((one for one in self._config.worklists if one.name == told["worklist"]), None)
-        if worklist is None or step_of(worklist, told["step"]) is None:
+        if worklist is None or step_index(worklist, told["step"]) is None:
             raise JobFailed("The configuration does not have this step of the worklist any more.", code=UNSPECIFIED)
         try:
             self._fetch(task, worklist)
-        except NotDelivered as error:
+        except FetchError as error:
             raise self._again(task, worklist, str(error)) from None
         return self._decide(task, worklist)
 
-    def _fetch(self, task: Task, worklist: Worklist) -> None:
+    def _fetch(self, task: RunningJob, worklist: Worklist) -> None:
         told = task.job.payload
-        archives = {poll.url: poll for poll, _ in archives_of(self._config, worklist)}
-        folder = self._inbox.studies / told["study"]
+        archives = {poll.url: poll for poll, _ in input_archives(self._config, worklist)}
+        folder = self._instance_store.studies / told["study"]
         folder.mkdir(exist_ok=True)
-        (folder / MARK).touch()
+        (folder / WORKITEM_MARK).touch()
         count = 0
         for number, item in enumerate(told["inputs"]):
-            one = Input(item["archive"], item["study"], item["series"], tuple(item["instances"]))
+            one = WorkitemInput(item["archive"], item["study"], item["series"], tuple(item["instances"]))
             if one.archive not in archives:
                 raise JobFailed("The configuration does not have the archive of the inputs any more.", code=UNSPECIFIED)
             task.progress = {"inputs": number, "of": len(told["inputs"])}
@@ -73,56 +79,56 @@ class WorkitemInputs:
                 continue
             count += self._fetch_one(archives[one.archive], one, folder, task.cancelled)
         sync(folder)
-        self._audit.tell("inputs fetched", workitem=told["study"], job=task.job.id, instances=count)
+        self._audit.record("inputs fetched", workitem=told["study"], job=task.job.id, instances=count)
 
-    def _fetch_one(self, poll: Poll, one: Input, folder: Path, cancelled: Callable[[], bool]) -> int:
+    def _fetch_one(self, poll: PolledArchive, one: WorkitemInput, folder: Path, cancelled: Callable[[], bool]) -> int:
         """Keep what an input names; the number of instances.
 
         Raises:
-            NotDelivered: The archive does not give all of it, or there is no room for it.
+            FetchError: The archive does not give all of it, or there is no room for it.
         """
         wanted = frozenset(one.instances)
-        with failures_told(poll.url, "inputs"):
+        with fetch_errors(poll.url, "inputs"):
             # A workitem that lists its instances says what is whole; otherwise the archive does.
             announced = (
-                Announced(None, {}, wanted)
+                ExpectedInstances(None, {}, wanted)
                 if wanted
-                else announced_by(archive_at(poll.url, poll.token), one.study, one.series)
+                else query_expected_instances(create_dicomweb_client(poll.url, poll.token), one.study, one.series)
             )
-            with retrieved(poll, one.study, self._inbox, cancelled, one.series) as files:
-                found = [(file, *identity_of(self._inbox, file, one.study, poll)) for file in files]
+            with retrieve_parts(poll, one.study, self._instance_store, cancelled, one.series) as files:
+                found = [(file, *identify_part(self._instance_store, file, one.study, poll)) for file in files]
                 found = [row for row in found if not wanted or row[1].instance in wanted]
                 if missing := announced.missing({identity.instance: identity.series for _, identity, _ in found}):
-                    raise NotDelivered(f"{poll.url} gave part of the inputs: {missing}")
+                    raise FetchError(f"{poll.url} gave part of the inputs: {missing}")
                 for file, identity, wrong in found:
                     if wrong:
-                        raise NotDelivered(f"An input from {poll.url} was refused: {wrong}")
+                        raise FetchError(f"An input from {poll.url} was refused: {wrong}")
                     self._keep(file, identity, folder)
         return len(found)
 
-    def _keep(self, file: Path, identity: Identity, folder: Path) -> None:
+    def _keep(self, file: Path, identity: InstanceIdentity, folder: Path) -> None:
         sync(file)
         with suppress(FileExistsError):
             os.link(file, folder / self._file_of(identity.instance))
 
     def _file_of(self, uid: str) -> str:
-        return f"{_PREFIX}{self._context.names.of(uid)}.dcm"
+        return f"{_PREFIX}{self._context.hasher.hash(uid)}.dcm"
 
-    def _decide(self, task: Task, worklist: Worklist) -> dict[str, Any]:
+    def _decide(self, task: RunningJob, worklist: Worklist) -> dict[str, Any]:
         name = task.job.payload["study"]
-        number = step_of(worklist, task.job.payload["step"])
+        number = step_index(worklist, task.job.payload["step"])
         assert number is not None
         rule = self._rule(task, worklist, number)
-        objects, _ = look_at(self._inbox.instances(name))
-        decisions = decide(objects, [worklist.name], [rule])
+        objects, _ = index_files(self._instance_store.instances(name))
+        decisions = apply_rules(objects, [worklist.name], [rule])
         put = []
-        for order in orders(decisions, self._config.model_copy(update={"rules": (rule,)})):
+        for order in route_series(decisions, self._config.model_copy(update={"rules": (rule,)})):
             payload = order.payload(name, self._context.series_name(order.series))
             # A workitem that is scheduled once more under its UID is performed once more.
             key = f"{order.key(name)} {task.job.payload['transaction']}"
             put.append(self._context.queue.put(SEGMENT, payload, key=key, owner=name).id)
-        told, quiet = described(decisions, self._context.series_name)
-        self._audit.tell("decided", workitem=name, instances=len(objects), decisions=quiet, jobs=put)
+        told, quiet = decision_records(decisions, self._context.series_name)
+        self._audit.record("decided", workitem=name, instances=len(objects), decisions=quiet, jobs=put)
         if not put:
             raise JobFailed(
                 f"None of the {len(decisions)} series among the inputs fits the rule {rule.name}.",
@@ -132,39 +138,39 @@ class WorkitemInputs:
         self._context.wake(SEGMENT)
         return {"instances": len(objects), "decisions": told, "jobs": put}
 
-    def _rule(self, task: Task, worklist: Worklist, number: int) -> Rule:
+    def _rule(self, task: RunningJob, worklist: Worklist, number: int) -> RoutingRule:
         """The step's rule with the destinations that the workitem asks for, as far as the configuration has them.
 
         The step's own stay beside them where it asks for another place, too (PS3.3 table C.30.2-1 allows a default).
         """
-        rule, told = rule_of(self._config, worklist, number), task.job.payload
+        rule, told = rule_for_step(self._config, worklist, number), task.job.payload
         asked = [name for name in told.get("outputs", ()) if name in self._config.destinations]
         if not asked:
             return rule
         more = rule.to if told["outputs_elsewhere"] else ()
         return rule.model_copy(update={"to": tuple(dict.fromkeys((*asked, *more)))})
 
-    def _again(self, task: Task, worklist: Worklist, sentence: str) -> Postponed | JobFailed:
+    def _again(self, task: RunningJob, worklist: Worklist, sentence: str) -> JobPostponed | JobFailed:
         told, retry = task.job.payload, self._config.retry
         tries, waited = told.get("tries", 0) + 1, told.get("waited", 0.0)
         if waited >= worklist.fetch_hours * 3600:
             return JobFailed(f"The inputs could not be fetched in {tries} tries. {sentence}", code=INCOMPLETE)
         # The last try is made when the time is over, and not before.
-        delay = min(delay_after(tries, retry), max(1.0, worklist.fetch_hours * 3600 - waited))
+        delay = min(retry_delay(tries, retry), max(1.0, worklist.fetch_hours * 3600 - waited))
         fields = {"workitem": told["study"], "job": task.job.id, "kind": task.job.queue, "tries": tries}
-        self._audit.tell("failed", **fields, why=sentence, again_in=round(delay, 1))
+        self._audit.record("failed", **fields, why=sentence, again_in=round(delay, 1))
         payload = told | {"tries": tries, "waited": waited + delay, "trouble": sentence}
-        return Postponed(sentence, after=delay, payload=payload)
+        return JobPostponed(sentence, after=delay, payload=payload)
 
 
-def step_of(worklist: Worklist, written: str) -> int | None:
+def step_index(worklist: Worklist, written: str) -> int | None:
     """Index of a step that was written as JSON; None where the configuration does not have it any more."""
     return next((number for number, step in enumerate(worklist.steps) if step.model_dump_json() == written), None)
 
 
-def rule_of(config: GatewayConfig, worklist: Worklist, number: int) -> Rule:
+def rule_for_step(config: GatewayConfig, worklist: Worklist, number: int) -> RoutingRule:
     """The rule of a step: the one that it names, or one that takes every image series among the inputs."""
     step = worklist.steps[number]
     if step.rule is not None:
         return next(rule for rule in config.rules if rule.name == step.rule)
-    return Rule(name=f"{worklist.name} step {number + 1}", model=step.model, forms=step.forms, to=step.to)
+    return RoutingRule(name=f"{worklist.name} step {number + 1}", model=step.model, forms=step.forms, to=step.to)

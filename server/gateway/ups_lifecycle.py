@@ -16,22 +16,30 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 
-from server.gateway.backoff import Backoff, delay_after
-from server.gateway.config import Poll
+from server.gateway.backoff import Backoff, retry_delay
+from server.gateway.config import PolledArchive
 from server.gateway.context import GatewayContext
-from server.gateway.kinds import WORKITEM
-from server.gateway.ups_attributes import REJECTED, UNSPECIFIED, Reason, canceled, now, performed, progress
+from server.gateway.job_kinds import WORKITEM
+from server.gateway.ups_attributes import (
+    REJECTED,
+    UNSPECIFIED,
+    CancellationReason,
+    cancellation_changes,
+    current_datetime,
+    performed_changes,
+    progress_changes,
+)
 from server.gateway.ups_claims import Claim, Claims
-from server.gateway.ups_client import Conflict, NotThere, UpsClient
+from server.gateway.ups_client import UpsClient, WorkitemConflict, WorkitemNotFound
 from server.gateway.ups_config import Worklist
-from server.gateway.ups_progress import Standing, outputs_of, standing_of
-from server.gateway.ups_workitem import Unusable, Workitem
+from server.gateway.ups_progress import WorkitemProgress, delivered_results, workitem_progress
+from server.gateway.ups_workitem import UnusableInputs, Workitem
 
 # Looks in a row after which the manager is believed: one answer may be a proxy's, or of a manager that is starting.
-MISSES, REFUSALS = 3, 2
+MAX_MISSES, MAX_REFUSALS = 3, 2
 
 
-class Lifecycle:
+class ClaimLifecycle:
     """Moves claims of one worklist from stage to stage; used by the thread of the worklist.
 
     Attributes:
@@ -48,7 +56,7 @@ class Lifecycle:
         claims: Claims,
         backoff: Backoff,
         *,
-        archives: Sequence[tuple[Poll, Sequence[str]]],
+        archives: Sequence[tuple[PolledArchive, Sequence[str]]],
         lost: Callable[[str], None],
     ) -> None:
         """Configure it.
@@ -70,16 +78,16 @@ class Lifecycle:
         self.cancel_asked: set[str] = set()
         self.ends: Counter[str] = Counter()
 
-    def answered(self) -> None:
+    def record_answer(self) -> None:
         """The manager answered as it should."""
-        if self._backoff.worked():
-            self._audit.tell("worklist answers again", worklist=self._worklist.name)
+        if self._backoff.record_success():
+            self._audit.record("worklist answers again", worklist=self._worklist.name)
 
-    def forget_former(self, name: str) -> None:
+    def delete_former_jobs(self, name: str) -> None:
         """Forget the jobs of a workitem that was here before and is scheduled once more: it is performed anew."""
         for job in self._queue.jobs(owner=name):
             if job.ended:
-                self._queue.forget(job.id)
+                self._queue.delete(job.id)
 
     def claim(self, claim: Claim) -> None:
         """Ask for a workitem; nothing is left of it here if somebody else has it."""
@@ -87,27 +95,27 @@ class Lifecycle:
         self._claims.write(claim)  # before the request: its answer may never be seen
         try:
             self._client.change_state(claim.uid, claim.transaction, "IN PROGRESS")
-        except NotThere:
+        except WorkitemNotFound:
             self._leave(claim)
             return
-        except Conflict:
+        except WorkitemConflict:
             # Of a request whose answer was not seen, nobody knows who was faster. Only the owner may set attributes.
             if not again or not self._is_ours(claim):
                 self._leave(claim)
                 return
-        self.answered()
+        self.record_answer()
         self._take(claim)
 
     def _is_ours(self, claim: Claim) -> bool:
         try:
-            self._client.update(claim.uid, claim.transaction, progress(*(claim.progress or (0, "Claimed"))))
-        except (Conflict, NotThere):
+            self._client.update(claim.uid, claim.transaction, progress_changes(*(claim.progress or (0, "Claimed"))))
+        except (WorkitemConflict, WorkitemNotFound):
             return False
         return True
 
     def _leave(self, claim: Claim) -> None:
         """Somebody else has it: nothing is said of it, since this is how performers share a worklist."""
-        self.answered()
+        self.record_answer()
         self.ends["somebody else was faster"] += 1
         self._lost(claim.name)
         if self._queue.jobs("waiting", "running", owner=claim.name):
@@ -117,14 +125,14 @@ class Lifecycle:
 
     def _take(self, claim: Claim) -> None:
         """The workitem is ours: read it, and have its inputs fetched."""
-        item = Workitem.of(self._client.retrieve(claim.uid))
+        item = Workitem.from_json(self._client.retrieve(claim.uid))
         claim.codes = [list(code) for code in item.codes]
-        claim.started = claim.started or now()
-        self._audit.tell("workitem claimed", workitem=claim.name, worklist=claim.worklist)
+        claim.started = claim.started or current_datetime()
+        self._audit.record("workitem claimed", workitem=claim.name, worklist=claim.worklist)
         try:
             inputs = item.inputs(self._archives)
-        except Unusable as error:
-            self._finish(claim, "CANCELED", Reason(*REJECTED, str(error)))
+        except UnusableInputs as error:
+            self._finish(claim, "CANCELED", CancellationReason(*REJECTED, str(error)))
             return
         outputs = item.outputs(self._config.destinations)
         payload = {
@@ -139,9 +147,9 @@ class Lifecycle:
                 for one in inputs
             ],
         }
-        begun = performed(self._worklist.station, claim.codes, claim.started, "", "", [])
+        begun = performed_changes(self._worklist.station, claim.codes, claim.started, "", "", [])
         with contextlib.suppress(
-            Conflict
+            WorkitemConflict
         ):  # a manager that wants less of it; whether we own it shows with the progress
             self._client.update(claim.uid, claim.transaction, begun)
         self._queue.put(WORKITEM, payload, key=f"{claim.name} {claim.transaction}", owner=claim.name)
@@ -155,7 +163,7 @@ class Lifecycle:
         """Do what is next for a claim.
 
         Raises:
-            ManagerTrouble: The manager is not well; the claim stays as it is.
+            ManagerUnavailable: The manager is not well; the claim stays as it is.
         """
         if time.monotonic() < self._paused.get(claim.name, 0.0):
             return
@@ -172,13 +180,13 @@ class Lifecycle:
         elif ready and time.monotonic() >= self.due.get(claim.name, 0.0):
             self._tell_end(claim)
 
-    def failed(self, claim: Claim, sentence: str) -> None:
+    def pause(self, claim: Claim, sentence: str) -> None:
         """A claim could not be moved on in a way that nobody foresaw; it is left alone for a while, and shown."""
         claim.trouble = sentence
         self._paused[claim.name] = time.monotonic() + self._worklist.every_seconds
 
     def _perform(self, claim: Claim, ready: bool) -> None:
-        standing = standing_of(self._queue, claim.name, f"{claim.name} {claim.transaction}")
+        standing = workitem_progress(self._queue, claim.name, f"{claim.name} {claim.transaction}")
         if claim.trouble != standing.trouble:
             claim.trouble = standing.trouble
             self._claims.write(claim)
@@ -190,46 +198,46 @@ class Lifecycle:
             self.due[claim.name] = time.monotonic() + self._worklist.every_seconds
             self._compare(claim, standing)
 
-    def _compare(self, claim: Claim, standing: Standing) -> None:
+    def _compare(self, claim: Claim, standing: WorkitemProgress) -> None:
         """Look what the manager says of a workitem in progress, and tell it how far we are."""
         try:
-            item = Workitem.of(self._client.retrieve(claim.uid))
-        except NotThere as error:
+            item = Workitem.from_json(self._client.retrieve(claim.uid))
+        except WorkitemNotFound as error:
             self._missed(claim, error)
             return
-        self.answered()
+        self.record_answer()
         claim.missed = 0
         if item.state in ("CANCELED", "COMPLETED"):
             self._drop(claim, f"the manager says that it is {item.state}")
         elif item.state == "SCHEDULED":
-            self._audit.tell("workitem claim forgotten", workitem=claim.name, worklist=claim.worklist)
+            self._audit.record("workitem claim forgotten", workitem=claim.name, worklist=claim.worklist)
             claim.stage = "claiming"  # a manager that was set back: we claim it again, and go on with the work
             self._claims.write(claim)
-        elif item.asks_to_cancel():
+        elif item.is_cancel_requested():
             self._cancel(claim)
         else:
             self._tell_progress(claim, standing)
 
     def _cancel(self, claim: Claim) -> None:
-        self._audit.tell("workitem cancel requested", workitem=claim.name, worklist=claim.worklist)
-        self._finish(claim, "CANCELED", Reason(*UNSPECIFIED, "It was canceled at the manager's request."))
+        self._audit.record("workitem cancel requested", workitem=claim.name, worklist=claim.worklist)
+        self._finish(claim, "CANCELED", CancellationReason(*UNSPECIFIED, "It was canceled at the manager's request."))
 
-    def _tell_progress(self, claim: Claim, standing: Standing) -> None:
+    def _tell_progress(self, claim: Claim, standing: WorkitemProgress) -> None:
         """Told at each look, also when nothing is new: only the owner may, so it shows whether we still are."""
         try:
-            self._client.update(claim.uid, claim.transaction, progress(standing.percent, standing.words))
-        except NotThere as error:
+            self._client.update(claim.uid, claim.transaction, progress_changes(standing.percent, standing.words))
+        except WorkitemNotFound as error:
             self._missed(claim, error)
-        except Conflict:
+        except WorkitemConflict:
             self._refused(claim)
         else:
             if claim.progress != [standing.percent, standing.words] or claim.refused or claim.missed:
                 claim.progress, claim.refused, claim.missed = [standing.percent, standing.words], 0, 0
                 self._claims.write(claim)
 
-    def _missed(self, claim: Claim, error: NotThere) -> None:
+    def _missed(self, claim: Claim, error: WorkitemNotFound) -> None:
         claim.missed += 1
-        if error.deleted or claim.missed >= MISSES:
+        if error.deleted or claim.missed >= MAX_MISSES:
             self._drop(claim, "the manager does not know it any more")
             return
         claim.trouble = "The manager does not know the workitem any more."
@@ -238,15 +246,15 @@ class Lifecycle:
     def _refused(self, claim: Claim) -> None:
         """The manager does not let us write. Once may be a moment between two states."""
         claim.refused += 1
-        if claim.refused >= REFUSALS:
+        if claim.refused >= MAX_REFUSALS:
             self._drop(claim, "the manager refuses our Transaction UID: somebody else has it")
         else:
             self._claims.write(claim)
 
     # Ending
 
-    def _finish(self, claim: Claim, end: str, reason: Reason | None) -> None:
-        claim.end, claim.ended = end, now()
+    def _finish(self, claim: Claim, end: str, reason: CancellationReason | None) -> None:
+        claim.end, claim.ended = end, current_datetime()
         claim.reason = list(reason) if reason is not None else []
         claim.refused = claim.missed = 0
         claim.stage = "ending" if self._stopped(claim) else "stopping"
@@ -262,39 +270,39 @@ class Lifecycle:
         return not self._queue.jobs("waiting", "running", owner=claim.name)
 
     def _tell_end(self, claim: Claim) -> None:
-        found = outputs_of(self._queue, claim.name, self._config)
-        changes = performed(
+        found = delivered_results(self._queue, claim.name, self._config)
+        changes = performed_changes(
             self._worklist.station, claim.codes, claim.started or claim.ended, claim.ended, found.model, found.items
         )
         if claim.end == "CANCELED":
-            changes.update(canceled(Reason(*claim.reason), claim.ended))
+            changes.update(cancellation_changes(CancellationReason(*claim.reason), claim.ended))
         else:
-            changes.update(progress(100, "Segmented and delivered"))
+            changes.update(progress_changes(100, "Segmented and delivered"))
         ours = False
         try:
             self._client.update(claim.uid, claim.transaction, changes)
             ours = True
             self._client.change_state(claim.uid, claim.transaction, claim.end)
-        except NotThere as error:
+        except WorkitemNotFound as error:
             self.due[claim.name] = time.monotonic() + self._worklist.every_seconds
             self._missed(claim, error)
-        except Conflict as error:
-            self.answered()
+        except WorkitemConflict as error:
+            self.record_answer()
             self._understand(claim, error, ours)
         else:
-            self.answered()
+            self.record_answer()
             self._ended(claim)
 
-    def _understand(self, claim: Claim, error: Conflict, ours: bool) -> None:
+    def _understand(self, claim: Claim, error: WorkitemConflict, ours: bool) -> None:
         """Why the manager refuses the end of a workitem, whose attributes it let us set if it is surely ``ours``."""
-        self.due[claim.name] = time.monotonic() + delay_after(claim.refused + 1, self._config.retry)
-        state = Workitem.of(self._client.retrieve(claim.uid)).state
+        self.due[claim.name] = time.monotonic() + retry_delay(claim.refused + 1, self._config.retry)
+        state = Workitem.from_json(self._client.retrieve(claim.uid)).state
         if state == claim.end:  # an earlier request did it, whose answer was not seen
             self._ended(claim)
         elif state in ("CANCELED", "COMPLETED"):
             self._drop(claim, f"the manager says that it is {state}")
         elif state == "SCHEDULED":
-            self._audit.tell("workitem claim forgotten", workitem=claim.name, worklist=claim.worklist)
+            self._audit.record("workitem claim forgotten", workitem=claim.name, worklist=claim.worklist)
             self._client.change_state(claim.uid, claim.transaction, "IN PROGRESS")
             self.due.pop(claim.name, None)
         elif ours or self._is_ours(claim):
@@ -309,14 +317,14 @@ class Lifecycle:
     def _ended(self, claim: Claim) -> None:
         event = "workitem completed" if claim.end == "COMPLETED" else "workitem canceled"
         why = {"code": claim.reason[0], "why": claim.reason[2]} if claim.reason else {}
-        self._audit.tell(event, workitem=claim.name, worklist=claim.worklist, **why)
+        self._audit.record(event, workitem=claim.name, worklist=claim.worklist, **why)
         self.ends[claim.end.lower()] += 1
         self._close(claim)
 
     def _drop(self, claim: Claim, why: str) -> None:
         """The workitem is not ours any more: its jobs are stopped, and the manager is told nothing more."""
         self._stopped(claim)
-        self._audit.tell("workitem lost", workitem=claim.name, worklist=claim.worklist, why=why)
+        self._audit.record("workitem lost", workitem=claim.name, worklist=claim.worklist, why=why)
         self.ends["lost"] += 1
         self._close(claim)
 

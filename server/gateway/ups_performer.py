@@ -16,19 +16,19 @@ from semiseg.errors import SemisegError
 from server.gateway.backoff import Backoff
 from server.gateway.context import GatewayContext
 from server.gateway.ups_claims import Claim, Claims
-from server.gateway.ups_client import ManagerTrouble, UpsClient
+from server.gateway.ups_client import ManagerUnavailable, UpsClient
 from server.gateway.ups_config import Worklist
-from server.gateway.ups_events import CANCEL_REQUESTED, STATE_REPORT, Events
-from server.gateway.ups_finding import Finder
-from server.gateway.ups_lifecycle import Lifecycle
-from server.gateway.ups_workitem import archives_of
+from server.gateway.ups_events import CANCEL_REQUESTED, STATE_REPORT, EventListener
+from server.gateway.ups_lifecycle import ClaimLifecycle
+from server.gateway.ups_selection import WorkitemSelector
+from server.gateway.ups_workitem import input_archives
 
-GLANCE = 0.5  # seconds between two looks at the queue
+POLL_INTERVAL = 0.5  # seconds between two looks at the queue
 
 _LOG = logging.getLogger("semiseg.gateway")
 
 
-class Performer:
+class WorklistPerformer:
     """Performs the workitems of one worklist, in a thread of its own."""
 
     def __init__(self, context: GatewayContext, worklist: Worklist, claims: Claims) -> None:
@@ -39,14 +39,16 @@ class Performer:
         self._backoff = Backoff(config.retry)
         self._stop = threading.Event()
         self._next_search = 0.0
-        archives = archives_of(config, worklist)
-        self._finder = Finder(worklist, archives, context.inbox, context.names, claims)
-        self._lifecycle = Lifecycle(
-            context, worklist, self._client, claims, self._backoff, archives=archives, lost=self._finder.lost
+        archives = input_archives(config, worklist)
+        self._selector = WorkitemSelector(worklist, archives, context.instance_store, context.hasher, claims)
+        self._lifecycle = ClaimLifecycle(
+            context, worklist, self._client, claims, self._backoff, archives=archives, lost=self._selector.mark_lost
         )
         self._listening = False
         self._events = (
-            Events(worklist, config.ae_title, config.retry, self._heard, self._connected) if worklist.events else None
+            EventListener(worklist, config.ae_title, config.retry, self._heard, self._connected)
+            if worklist.events
+            else None
         )
         self._thread = threading.Thread(target=self._run, name=f"worklist-{worklist.name}", daemon=True)
         self._thread.start()
@@ -62,14 +64,14 @@ class Performer:
         self._stop.set()
         self._thread.join(seconds)
 
-    def told(self) -> dict[str, Any]:
+    def status(self) -> dict[str, Any]:
         """What there is to see of the worklist, without anything of a patient."""
-        passed = dict(self._finder.passed)
+        passed = dict(self._selector.passed_over)
         mine = [claim for claim in self._claims.all() if claim.worklist == self._worklist.name]
         return {
             "name": self._worklist.name,
             "url": self._worklist.url,
-            "trouble": self._backoff.told() or self._finder.full,
+            "trouble": self._backoff.trouble() or self._selector.disk_full,
             "claimed": len(mine),
             "passed_over": [{"workitem": name, "why": why} for name, why in passed.items()],
             "ends": dict(self._lifecycle.ends),
@@ -83,7 +85,7 @@ class Performer:
 
     def _heard(self, kind: int, uid: str) -> None:
         """An event; it is acted on at the next look, in the thread of the worklist."""
-        name = self._finder.name_of(uid)
+        name = self._selector.name_of(uid)
         if kind == CANCEL_REQUESTED and self._claims.has(name):
             self._lifecycle.cancel_asked.add(name)
         elif kind == STATE_REPORT:
@@ -97,7 +99,7 @@ class Performer:
             except Exception as error:  # noqa: BLE001 - a thread that ends would never be missed
                 told = str(error) if isinstance(error, SemisegError) else f"{type(error).__name__} in a worklist."
                 _LOG.error("%s", told, exc_info=not isinstance(error, SemisegError))
-            self._stop.wait(GLANCE)
+            self._stop.wait(POLL_INTERVAL)
 
     def _look(self) -> None:
         for claim in self._claims.all():
@@ -116,29 +118,29 @@ class Performer:
         """Whatever the manager is asked; while it is not well it is asked less and less often."""
         try:
             yield
-        except ManagerTrouble as error:
-            delay = self._backoff.failed(str(error), error.seconds)
+        except ManagerUnavailable as error:
+            delay = self._backoff.record_failure(str(error), error.seconds)
             _LOG.warning("The worklist %s waits for %.1f s: %s", self._worklist.name, delay, error)
         except Exception as error:  # noqa: BLE001 - one workitem must not stop the others
             told = str(error) if isinstance(error, SemisegError) else f"{type(error).__name__}; the log says where."
             told = f"It failed in an unforeseen way: {told}"
             if claim is None:
-                self._backoff.failed(told)
+                self._backoff.record_failure(told)
             else:
-                self._lifecycle.failed(claim, told)
+                self._lifecycle.pause(claim, told)
             _LOG.error("The worklist %s failed", self._worklist.name, exc_info=True)
 
     def _search(self) -> None:
         room = self._worklist.parallel - sum(one.worklist == self._worklist.name for one in self._claims.all())
         if room <= 0:
             return
-        found = self._finder.candidates(self._client.search())
-        self._lifecycle.answered()
+        found = self._selector.candidates(self._client.search())
+        self._lifecycle.record_answer()
         for one in found:
             if room <= 0 or self._stop.is_set():
                 return
             step = self._worklist.steps[one.step].model_dump_json()
             claim = Claim(one.name, self._worklist.name, self._worklist.url, one.uid, str(generate_uid(None)), step)
-            self._lifecycle.forget_former(claim.name)
+            self._lifecycle.delete_former_jobs(claim.name)
             self._lifecycle.claim(claim)
             room -= self._claims.has(claim.name)

@@ -9,17 +9,24 @@ from typing import Any
 from pydicom.dataset import Dataset
 
 from server.gateway.config import Destination, GatewayConfig
-from server.gateway.kinds import DELIVER, RESULTS, SEGMENT, WORKITEM
-from server.gateway.ups_attributes import BAD_FORMAT, EQUIPMENT, INCOMPLETE, UNSPECIFIED, Reason, outputs
-from server.jobs.queue import Job, Queue
+from server.gateway.job_kinds import DELIVER, RESULTS_FOLDER, SEGMENT, WORKITEM
+from server.gateway.ups_attributes import (
+    BAD_FORMAT,
+    EQUIPMENT,
+    INCOMPLETE,
+    UNSPECIFIED,
+    CancellationReason,
+    output_items,
+)
+from server.jobs.queue import Queue, QueuedJob
 
 _GIVEN_UP = "Given up"  # how the sentences of jobs begin that others did not let be done for too long
-_OPERATOR = Reason(*UNSPECIFIED, "An operator of the gateway stopped it.")
+_OPERATOR = CancellationReason(*UNSPECIFIED, "An operator of the gateway stopped it.")
 _SHARE = {WORKITEM: (5, 15), SEGMENT: (20, 60), DELIVER: (80, 19)}  # per cent before, and of all its jobs together
 
 
 @dataclass(frozen=True)
-class Standing:
+class WorkitemProgress:
     """How far the queue is with a workitem.
 
     Attributes:
@@ -34,10 +41,10 @@ class Standing:
     words: str
     trouble: str = ""
     end: str = ""
-    reason: Reason | None = None
+    reason: CancellationReason | None = None
 
 
-def standing_of(queue: Queue, name: str, key: str) -> Standing:
+def workitem_progress(queue: Queue, name: str, key: str) -> WorkitemProgress:
     """How far the queue is with a workitem.
 
     Args:
@@ -48,31 +55,33 @@ def standing_of(queue: Queue, name: str, key: str) -> Standing:
     jobs = queue.jobs(owner=name)
     first = next((job for job in jobs if job.queue == WORKITEM and job.key == key), None)
     if first is None:
-        return Standing(0, "", end="CANCELED", reason=Reason(*UNSPECIFIED, "An operator of the gateway deleted it."))
+        return WorkitemProgress(
+            0, "", end="CANCELED", reason=CancellationReason(*UNSPECIFIED, "An operator of the gateway deleted it.")
+        )
     if first.state != "done":
         return _unfinished(first)
     known = {job.id: job for job in jobs}
     segments = _those(first, known)
     if segments is None:
-        return Standing(0, "", end="CANCELED", reason=_OPERATOR)
-    deliveries: list[Job] = []
+        return WorkitemProgress(0, "", end="CANCELED", reason=_OPERATOR)
+    deliveries: list[QueuedJob] = []
     for job in segments:
         if job.state == "done":
             found = _those(job, known)
             if found is None:
-                return Standing(0, "", end="CANCELED", reason=_OPERATOR)
+                return WorkitemProgress(0, "", end="CANCELED", reason=_OPERATOR)
             deliveries += found
     open_jobs = [job for job in (*segments, *deliveries) if not job.ended]
     if open_jobs:
-        return Standing(_percent(segments, deliveries), _words(open_jobs), _trouble(open_jobs))
+        return WorkitemProgress(_percent(segments, deliveries), _words(open_jobs), _trouble(open_jobs))
     bad = next((job for job in (*segments, *deliveries) if job.state != "done"), None)
     if bad is not None:
-        return Standing(0, "", end="CANCELED", reason=_reason(bad))
-    return Standing(100, "", end="COMPLETED")
+        return WorkitemProgress(0, "", end="CANCELED", reason=_reason(bad))
+    return WorkitemProgress(100, "", end="COMPLETED")
 
 
 @dataclass
-class Delivered:
+class DeliveredResults:
     """What there is of a workitem's results.
 
     Attributes:
@@ -84,7 +93,7 @@ class Delivered:
     model: str = ""
 
 
-def outputs_of(queue: Queue, name: str, config: GatewayConfig) -> Delivered:
+def delivered_results(queue: Queue, name: str, config: GatewayConfig) -> DeliveredResults:
     """What was delivered for a workitem, and where."""
     files: dict[Path, list[Destination]] = {}
     model = ""
@@ -95,43 +104,45 @@ def outputs_of(queue: Queue, name: str, config: GatewayConfig) -> Delivered:
             continue
         taken = job.payload["files"] if job.state == "done" else job.payload.get("taken", ())
         for file in taken:
-            path = config.state / RESULTS / job.payload["of"] / file
+            path = config.state / RESULTS_FOLDER / job.payload["of"] / file
             if path.exists():
                 files.setdefault(path, []).append(config.destinations[job.payload["to"]])
-    return Delivered(outputs(files), model)
+    return DeliveredResults(output_items(files), model)
 
 
-def _those(job: Job, known: dict[str, Job]) -> list[Job] | None:
+def _those(job: QueuedJob, known: dict[str, QueuedJob]) -> list[QueuedJob] | None:
     """The jobs that a job has put in; None where one of them was deleted."""
     found = [known.get(one) for one in job.result.get("jobs", ())]
     return None if None in found else [one for one in found if one is not None]
 
 
-def _unfinished(first: Job) -> Standing:
+def _unfinished(first: QueuedJob) -> WorkitemProgress:
     if first.state == "failed":
         value, meaning = first.result.get("code") or EQUIPMENT
         sentence = str(first.result.get("error", "The inputs could not be worked on."))
-        return Standing(0, "", end="CANCELED", reason=Reason(value, meaning, sentence))
+        return WorkitemProgress(0, "", end="CANCELED", reason=CancellationReason(value, meaning, sentence))
     if first.state == "cancelled":
-        return Standing(0, "", end="CANCELED", reason=_OPERATOR)
-    return Standing(5, "Fetching the inputs", trouble=str(first.payload.get("trouble", "")))
+        return WorkitemProgress(0, "", end="CANCELED", reason=_OPERATOR)
+    return WorkitemProgress(5, "Fetching the inputs", trouble=str(first.payload.get("trouble", "")))
 
 
-def _reason(bad: Job) -> Reason:
+def _reason(bad: QueuedJob) -> CancellationReason:
     """Why a workitem is canceled. The sentence of a server may quote a Series Description, so it is not repeated."""
     error = str(bad.result.get("error", ""))
     if bad.state == "cancelled":
         return _OPERATOR
     if bad.queue == DELIVER:
-        return Reason(*EQUIPMENT, f"The results could not be delivered to {bad.payload['to']}.")
+        return CancellationReason(*EQUIPMENT, f"The results could not be delivered to {bad.payload['to']}.")
     if error.startswith(_GIVEN_UP):
-        return Reason(*EQUIPMENT, "No segmentation server could do it in time.")
+        return CancellationReason(*EQUIPMENT, "No segmentation server could do it in time.")
     if "not here any more" in error:
-        return Reason(*INCOMPLETE, "The inputs were deleted before they were segmented.")
-    return Reason(*BAD_FORMAT, "The segmentation server refused the scan; the gateway's operator can read why.")
+        return CancellationReason(*INCOMPLETE, "The inputs were deleted before they were segmented.")
+    return CancellationReason(
+        *BAD_FORMAT, "The segmentation server refused the scan; the gateway's operator can read why."
+    )
 
 
-def _percent(segments: list[Job], deliveries: list[Job]) -> int:
+def _percent(segments: list[QueuedJob], deliveries: list[QueuedJob]) -> int:
     before, share = _SHARE[SEGMENT]
     done = sum(job.ended for job in segments)
     if done < len(segments):
@@ -140,11 +151,11 @@ def _percent(segments: list[Job], deliveries: list[Job]) -> int:
     return before + share * sum(job.ended for job in deliveries) // max(1, len(deliveries))
 
 
-def _words(jobs: list[Job]) -> str:
+def _words(jobs: list[QueuedJob]) -> str:
     return "Segmenting" if any(job.queue == SEGMENT for job in jobs) else "Delivering the results"
 
 
-def _trouble(jobs: list[Job]) -> str:
+def _trouble(jobs: list[QueuedJob]) -> str:
     for job in jobs:
         if job.payload.get("tries"):
             what = f"delivered to {job.payload['to']}" if job.queue == DELIVER else "segmented"
@@ -152,7 +163,7 @@ def _trouble(jobs: list[Job]) -> str:
     return ""
 
 
-def _model(job: Job) -> str:
+def _model(job: QueuedJob) -> str:
     """The name of the model, as the server told it."""
     told: Any = job.result.get("model")
     if isinstance(told, dict):

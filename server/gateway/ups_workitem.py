@@ -11,21 +11,21 @@ from urllib.parse import urlsplit
 
 from pydicom.valuerep import DT
 
-from server.gateway.config import Destination, GatewayConfig, Poll
-from server.gateway.dicomweb import origin_of
-from server.gateway.uids import breaks_the_standard
-from server.gateway.ups_client import Json, items_of, value_of, values_of
-from server.gateway.ups_config import Code, Step, Worklist
+from server.gateway.config import Destination, GatewayConfig, PolledArchive
+from server.gateway.dicomweb import url_origin
+from server.gateway.uids import uid_error
+from server.gateway.ups_client import Json, sequence_items, text_value, text_values
+from server.gateway.ups_config import CodedConcept, Worklist, WorklistStep
 
 PRIORITIES = ("HIGH", "MEDIUM", "LOW")
 
 
-class Unusable(Exception):  # noqa: N818 - an answer
+class UnusableInputs(Exception):  # noqa: N818 - an answer
     """The inputs of a workitem cannot be fetched, whoever tries; the message is a sentence without UIDs."""
 
 
 @dataclass(frozen=True)
-class Input:
+class WorkitemInput:
     """Objects of one series, or of one study, that a workitem names as input.
 
     Attributes:
@@ -41,7 +41,7 @@ class Input:
     instances: tuple[str, ...]
 
 
-class Outputs(NamedTuple):
+class RequestedDestinations(NamedTuple):
     """Where a workitem asks results to be stored.
 
     Attributes:
@@ -76,24 +76,24 @@ class Workitem:
     document: Json = field(repr=False)
 
     @classmethod
-    def of(cls, document: Json) -> Workitem:
+    def from_json(cls, document: Json) -> Workitem:
         """Read the DICOM JSON of a search or retrieval."""
-        priority = value_of(document, "ScheduledProcedureStepPriority")
+        priority = text_value(document, "ScheduledProcedureStepPriority")
         return cls(
-            value_of(document, "SOPInstanceUID"),
-            value_of(document, "ProcedureStepState"),
-            value_of(document, "ProcedureStepLabel"),
-            codes_of(document, "ScheduledWorkitemCodeSequence"),
+            text_value(document, "SOPInstanceUID"),
+            text_value(document, "ProcedureStepState"),
+            text_value(document, "ProcedureStepLabel"),
+            code_values(document, "ScheduledWorkitemCodeSequence"),
             PRIORITIES.index(priority) if priority in PRIORITIES else 1,
-            value_of(document, "ScheduledProcedureStepStartDateTime"),
+            text_value(document, "ScheduledProcedureStepStartDateTime"),
             document,
         )
 
-    def step_among(self, worklist: Worklist) -> int | None:
+    def find_step(self, worklist: Worklist) -> int | None:
         """Index of the first configured step that the workitem is; None where it is none, or is not for us now."""
-        readiness = value_of(self.document, "InputReadinessState")
-        stations = codes_of(self.document, "ScheduledStationNameCodeSequence")
-        if breaks_the_standard(self.uid, "lenient") or (readiness and readiness != "READY") or self.is_expired():
+        readiness = text_value(self.document, "InputReadinessState")
+        stations = code_values(self.document, "ScheduledStationNameCodeSequence")
+        if uid_error(self.uid, "lenient") or (readiness and readiness != "READY") or self.is_expired():
             return None
         if stations and not any(_is(worklist.station, one) for one in stations):
             return None
@@ -101,39 +101,40 @@ class Workitem:
 
     def is_expired(self) -> bool:
         """Whether its Scheduled Procedure Step Expiration DateTime is over; a time without a zone is meant as ours."""
-        written = value_of(self.document, "ScheduledProcedureStepExpirationDateTime")
+        written = text_value(self.document, "ScheduledProcedureStepExpirationDateTime")
         with contextlib.suppress(ValueError, TypeError, OverflowError):
             found = DT(written)
             if isinstance(found, datetime.datetime):
                 return found.astimezone(datetime.UTC) < datetime.datetime.now(datetime.UTC)
         return False
 
-    def asks_to_cancel(self) -> bool:
+    def is_cancel_requested(self) -> bool:
         """Whether the manager wrote a reason for a cancellation into a workitem that is in progress.
 
         A performer that does not listen to events sees a request to cancel in this way only: it never writes these
         attributes itself before it cancels.
         """
         return any(
-            value_of(one, "ReasonForCancellation") or items_of(one, "ProcedureStepDiscontinuationReasonCodeSequence")
-            for one in items_of(self.document, "ProcedureStepProgressInformationSequence")
+            text_value(one, "ReasonForCancellation")
+            or sequence_items(one, "ProcedureStepDiscontinuationReasonCodeSequence")
+            for one in sequence_items(self.document, "ProcedureStepProgressInformationSequence")
         )
 
-    def inputs(self, archives: Sequence[tuple[Poll, Sequence[str]]]) -> list[Input]:
+    def inputs(self, archives: Sequence[tuple[PolledArchive, Sequence[str]]]) -> list[WorkitemInput]:
         """The inputs, and where they are fetched.
 
         Args:
             archives: Archives of the configuration, each with the AE titles that stand for it.
 
         Raises:
-            Unusable: There are none, or some are somewhere else.
+            UnusableInputs: There are none, or some are somewhere else.
         """
-        found = [_input(item, archives) for item in items_of(self.document, "InputInformationSequence")]
+        found = [_input(item, archives) for item in sequence_items(self.document, "InputInformationSequence")]
         if not found:
-            raise Unusable("The workitem names no input objects.")
+            raise UnusableInputs("The workitem names no input objects.")
         return found
 
-    def outputs(self, destinations: Mapping[str, Destination]) -> Outputs:
+    def outputs(self, destinations: Mapping[str, Destination]) -> RequestedDestinations:
         """The destinations that the workitem asks for (Output Destination Sequence, PS3.3 C.30.2).
 
         An item for a single SOP class counts as one that is not configured, since a destination gets all results.
@@ -141,78 +142,80 @@ class Workitem:
         Args:
             destinations: Destinations of the configuration, by name.
         """
-        items = items_of(self.document, "OutputDestinationSequence")
-        found = [None if value_of(item, "ReferencedSOPClassUID") else _place(item, destinations) for item in items]
+        items = sequence_items(self.document, "OutputDestinationSequence")
+        found = [None if text_value(item, "ReferencedSOPClassUID") else _place(item, destinations) for item in items]
         names = tuple(dict.fromkeys(name for name in found if name is not None))
-        return Outputs(names, elsewhere=None in found)
+        return RequestedDestinations(names, elsewhere=None in found)
 
-    def _matches(self, step: Step) -> bool:
+    def _matches(self, step: WorklistStep) -> bool:
         if step.label is not None and step.label.strip().casefold() != self.label.casefold():
             return False
         return step.code is None or any(_is(step.code, one) for one in self.codes)
 
 
-def archives_of(config: GatewayConfig, worklist: Worklist) -> list[tuple[Poll, Sequence[str]]]:
+def input_archives(config: GatewayConfig, worklist: Worklist) -> list[tuple[PolledArchive, Sequence[str]]]:
     """Archives from which inputs may come, each with the AE titles that stand for it: the worklist's, then polls'."""
-    found: list[tuple[Poll, Sequence[str]]] = []
+    found: list[tuple[PolledArchive, Sequence[str]]] = []
     for one in worklist.inputs:
-        found.append((Poll(url=one.url, name=worklist.name, token=one.token), one.ae_titles))
+        found.append((PolledArchive(url=one.url, name=worklist.name, token=one.token), one.ae_titles))
     for poll in config.polls:
-        found.append((Poll(url=poll.url, name=worklist.name, token=poll.token), (poll.name,)))
+        found.append((PolledArchive(url=poll.url, name=worklist.name, token=poll.token), (poll.name,)))
     return found
 
 
-def codes_of(document: Json, keyword: str) -> list[tuple[str, str, str]]:
+def code_values(document: Json, keyword: str) -> list[tuple[str, str, str]]:
     """The codes of a sequence, as (value, scheme, meaning); a long or URN code value counts as the value."""
     return [
         (
-            value_of(one, "CodeValue") or value_of(one, "LongCodeValue") or value_of(one, "URNCodeValue"),
-            value_of(one, "CodingSchemeDesignator"),
-            value_of(one, "CodeMeaning"),
+            text_value(one, "CodeValue") or text_value(one, "LongCodeValue") or text_value(one, "URNCodeValue"),
+            text_value(one, "CodingSchemeDesignator"),
+            text_value(one, "CodeMeaning"),
         )
-        for one in items_of(document, keyword)
+        for one in sequence_items(document, keyword)
     ]
 
 
-def _is(code: Code, found: tuple[str, str, str]) -> bool:
+def _is(code: CodedConcept, found: tuple[str, str, str]) -> bool:
     return (code.value, code.scheme) == found[:2]
 
 
-def _input(item: Json, archives: Sequence[tuple[Poll, Sequence[str]]]) -> Input:
-    study, series = value_of(item, "StudyInstanceUID"), value_of(item, "SeriesInstanceUID")
-    listed = [value_of(one, "ReferencedSOPInstanceUID") for one in items_of(item, "ReferencedSOPSequence")]
-    if value_of(item, "TypeOfInstances") not in ("", "DICOM"):
-        raise Unusable("An input is no DICOM object.")
-    if not study or any(breaks_the_standard(uid, "lenient") for uid in (study, series or "0", *listed)):
-        raise Unusable("An input lacks a UID of its study, or has a UID that breaks PS3.5 9.1.")
-    return Input(_archive(item, archives), study, series, tuple(dict.fromkeys(listed)))
+def _input(item: Json, archives: Sequence[tuple[PolledArchive, Sequence[str]]]) -> WorkitemInput:
+    study, series = text_value(item, "StudyInstanceUID"), text_value(item, "SeriesInstanceUID")
+    listed = [text_value(one, "ReferencedSOPInstanceUID") for one in sequence_items(item, "ReferencedSOPSequence")]
+    if text_value(item, "TypeOfInstances") not in ("", "DICOM"):
+        raise UnusableInputs("An input is no DICOM object.")
+    if not study or any(uid_error(uid, "lenient") for uid in (study, series or "0", *listed)):
+        raise UnusableInputs("An input lacks a UID of its study, or has a UID that breaks PS3.5 9.1.")
+    return WorkitemInput(_archive(item, archives), study, series, tuple(dict.fromkeys(listed)))
 
 
-def _archive(item: Json, archives: Sequence[tuple[Poll, Sequence[str]]]) -> str:
+def _archive(item: Json, archives: Sequence[tuple[PolledArchive, Sequence[str]]]) -> str:
     """Root of the archive that an input is fetched from.
 
     The addresses in a workitem only choose among those of the configuration; nothing else is ever asked.
     """
     urls = [
-        *(value_of(one, "RetrieveURL") for one in items_of(item, "WADORSRetrievalSequence")),
-        *(value_of(one, "RetrieveURI") for one in items_of(item, "WADORetrievalSequence")),
+        *(text_value(one, "RetrieveURL") for one in sequence_items(item, "WADORSRetrievalSequence")),
+        *(text_value(one, "RetrieveURI") for one in sequence_items(item, "WADORetrievalSequence")),
     ]
-    titles = [title for one in items_of(item, "DICOMRetrievalSequence") for title in values_of(one, "RetrieveAETitle")]
+    titles = [
+        title for one in sequence_items(item, "DICOMRetrievalSequence") for title in text_values(one, "RetrieveAETitle")
+    ]
     for poll, known in archives:
         if any(is_below(url, poll.url) for url in urls) or set(titles) & set(known):
             return poll.url
     if not urls and not titles and archives:
         return archives[0][0].url
     where = " and ".join([*(["WADO-RS"] if urls else []), *(["DICOM"] if titles else [])])
-    raise Unusable(
+    raise UnusableInputs(
         f"The workitem offers an input by {where} retrieval from a place that gateway.yaml does not name (`inputs`)."
     )
 
 
 def _place(item: Json, destinations: Mapping[str, Destination]) -> str | None:
     """Name of the destination that an item of the Output Destination Sequence means; None where there is none."""
-    titles = [value_of(one, "DestinationAE").strip() for one in items_of(item, "DICOMStorageSequence")]
-    urls = [value_of(one, "StorageURL") for one in items_of(item, "STOWRSStorageSequence")]
+    titles = [text_value(one, "DestinationAE").strip() for one in sequence_items(item, "DICOMStorageSequence")]
+    urls = [text_value(one, "StorageURL") for one in sequence_items(item, "STOWRSStorageSequence")]
     for name, one in destinations.items():
         if one.dimse is not None and one.dimse.ae_title in titles:
             return name
@@ -223,7 +226,7 @@ def _place(item: Json, destinations: Mapping[str, Destination]) -> str | None:
 
 def is_below(url: str, root: str) -> bool:
     """Whether an address lies below the root of an archive: the same scheme, host and port, and a path below it."""
-    if origin_of(url) != origin_of(root):
+    if url_origin(url) != url_origin(root):
         return False
     one, above = urlsplit(url), urlsplit(root).path.rstrip("/")
     if one.username is not None or ".." in one.path or "%2e" in one.path.lower():

@@ -15,63 +15,67 @@ from starlette.routing import BaseRoute, Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from server.http.endpoint import SegmentEndpoint
-from server.http.jobs import Jobs
-from server.http.limits import Admission, Limits
+from server.http.errors import error_response
+from server.http.job_endpoints import JobEndpoints
+from server.http.job_store import JobStore
+from server.http.limits import AdmissionControl, Limits
 from server.http.metrics import Metrics
-from server.http.models import Models
+from server.http.models import ServedModels
 from server.http.openapi import openapi_document
-from server.http.reception import Reception
-from server.http.replies import error_response
-from server.http.state import JobFiles
+from server.http.upload_handler import UploadHandler
 from server.jobs.fair_limiter import FairLimiter
 
 _PAGE = Path(__file__).with_name("page")
 
 
 @dataclass(frozen=True)
-class House:
+class ServerContext:
     """What a server process has.
 
     Attributes:
         models: what segments.
         limits: what is accepted.
-        scratch: where uploads go; with ``files``, the folder of theirs for unfinished things.
-        files: the state folder of /jobs; None where that is off.
+        scratch: where uploads go; with ``job_store``, the folder of theirs for unfinished things.
+        job_store: the state folder of /jobs; None where that is off.
         metrics: what is counted.
     """
 
-    models: Models
+    models: ServedModels
     limits: Limits
     scratch: Path
-    files: JobFiles | None
+    job_store: JobStore | None
     metrics: Metrics
 
     @classmethod
-    def of(cls, models: Models, limits: Limits, scratch: Path, files: JobFiles | None) -> House:
+    def create(cls, models: ServedModels, limits: Limits, scratch: Path, job_store: JobStore | None) -> ServerContext:
         """With figures of its own."""
-        return cls(models, limits, scratch, files, Metrics(models, scratch, files))
+        return cls(models, limits, scratch, job_store, Metrics(models, scratch, job_store))
 
 
-def make_app(house: House) -> Starlette:
-    """The ASGI application of ``house``."""
-    reception = Reception(
-        house.models, house.limits, Admission(house.limits, house.scratch), house.metrics, house.scratch
+def make_app(context: ServerContext) -> Starlette:
+    """The ASGI application of ``context``."""
+    handler = UploadHandler(
+        context.models,
+        context.limits,
+        AdmissionControl(context.limits, context.scratch),
+        context.metrics,
+        context.scratch,
     )
     # Jobs and requests take turns: together they hold as many volumes in memory as one of them alone.
-    turns = FairLimiter(house.limits.parallel)
-    segment = SegmentEndpoint(reception, turns)
-    jobs = Jobs(reception, house.files, turns) if house.files else None
-    document = openapi_document(house.models, house.limits, jobs=jobs is not None)
+    limiter = FairLimiter(context.limits.parallel)
+    segment = SegmentEndpoint(handler, limiter)
+    jobs = JobEndpoints(handler, context.job_store, limiter) if context.job_store else None
+    document = openapi_document(context.models, context.limits, jobs=jobs is not None)
     page = (_PAGE / "index.html").read_text(encoding="utf-8")
 
     async def describe(_: Request) -> Response:
         return JSONResponse(document)
 
     async def models(_: Request) -> Response:
-        return JSONResponse([entry.model_dump(mode="json") for entry in house.models.entries()])
+        return JSONResponse([entry.model_dump(mode="json") for entry in context.models.entries()])
 
     async def metrics(_: Request) -> Response:
-        text = await anyio.to_thread.run_sync(house.metrics.text)
+        text = await anyio.to_thread.run_sync(context.metrics.text)
         return Response(text, media_type="text/plain; version=0.0.4")
 
     # BentoML's own page at / loads a tracking script from another company's server; this one loads nothing from afar.

@@ -25,13 +25,13 @@ from semiseg.errors import InputError
 if TYPE_CHECKING:
     import bentoml
 
-SERVICE = '''"""The service of this Bento; what it does is in server/http."""
+SERVICE_SOURCE = '''"""The service of this Bento; what it does is in server/http."""
 
 from pathlib import Path
 
-from server.http.bento import service_of
+from server.http.bento import make_bento_service
 
-service = service_of(Path(__file__).parent / "bundle")
+service = make_bento_service(Path(__file__).parent / "bundle")
 '''
 PACKAGES = ("semiseg", "server", "cli")
 
@@ -55,7 +55,7 @@ def build_bento(folder: Path) -> bentoml.Bento:
             assert found is not None and found.submodule_search_locations
             source = Path(found.submodule_search_locations[0])
             shutil.copytree(source, context / package, ignore=shutil.ignore_patterns("__pycache__"))
-        (context / "service.py").write_text(SERVICE, encoding="utf-8")
+        (context / "service.py").write_text(SERVICE_SOURCE, encoding="utf-8")
         told = "SEMISEG_NO_KEYS" in os.environ
         os.environ.setdefault("SEMISEG_NO_KEYS", "1")  # BentoML imports the service while it builds
         try:
@@ -76,8 +76,8 @@ def build_bento(folder: Path) -> bentoml.Bento:
                 del os.environ["SEMISEG_NO_KEYS"]
 
 
-def service_of(bundle: Path) -> bentoml.Service[Any]:
-    """The service of a Bento: what :func:`server.http.start.serve` starts, as BentoML wants to be given it.
+def make_bento_service(bundle: Path) -> bentoml.Service[Any]:
+    """The service of a Bento: what :func:`server.http.startup.serve` starts, as BentoML wants to be given it.
 
     Raises:
         BundleError, EngineError, InputError: as there.
@@ -85,33 +85,35 @@ def service_of(bundle: Path) -> bentoml.Service[Any]:
     import bentoml
     from bentoml._internal.context import server_context
 
-    from server.keys import VARIABLE, Keys
+    from server.keys import KEYS_ENV, ApiKeys
 
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"
-    keys = Keys(Path(os.environ["SEMISEG_KEYS_FILE"]) if "SEMISEG_KEYS_FILE" in os.environ else None)
+    keys = ApiKeys(Path(os.environ["SEMISEG_KEYS_FILE"]) if "SEMISEG_KEYS_FILE" in os.environ else None)
     if not keys.required and os.environ.get("SEMISEG_NO_KEYS") != "1":
         raise InputError(
-            f"Set {VARIABLE} or SEMISEG_KEYS_FILE to say who may use this server, or SEMISEG_NO_KEYS=1: everybody may."
+            f"Set {KEYS_ENV} or SEMISEG_KEYS_FILE to say who may use this server, or SEMISEG_NO_KEYS=1: everybody may."
         )
     if server_context.worker_index is None:  # BentoML looks at the service before it starts the process that serves
         return bentoml.service(name="semiseg")(type("Segmentation", (), {}))
-    from server.http.app import House
-    from server.http.front import Front
+    from server.http.access_options import AccessOptions
+    from server.http.app import ServerContext
     from server.http.limits import Limits
     from server.http.model import ModelSettings
-    from server.http.models import Models
-    from server.http.process import prepared
+    from server.http.models import ServedModels
+    from server.http.process import prepare_process
     from server.http.service import make_service
-    from server.logs import keep_logs
+    from server.logs import configure_logging
 
     threads = os.environ.get("SEMISEG_THREADS")
     state = os.environ.get("SEMISEG_STATE")
     # For as long as the process lives; the system lets go of it when it ends, and the next one tidies up.
     stack = contextlib.ExitStack()
-    folder, files = stack.enter_context(prepared(Path(state) if state else None, None))
-    models = Models.open([ModelSettings(bundle=bundle, threads=int(threads) if threads else None)])
-    service = make_service(House.of(models, Limits(), folder, files), keys, front=Front.of_environment())
-    keep_logs()
+    folder, job_store = stack.enter_context(prepare_process(Path(state) if state else None, None))
+    models = ServedModels.open([ModelSettings(bundle=bundle, threads=int(threads) if threads else None)])
+    service = make_service(
+        ServerContext.create(models, Limits(), folder, job_store), keys, access=AccessOptions.from_environment()
+    )
+    configure_logging()
     _HELD.append(stack)
     return service
 

@@ -8,23 +8,23 @@ import time
 
 from starlette.requests import ClientDisconnect, Request
 
-from server.http.limits import MEGABYTE, Limits, Refusal
+from server.http.limits import MEGABYTE, ApiError, Limits
 
 DRAIN_BYTES = 64 * MEGABYTE
 DRAIN_SECONDS = 5.0
 
 
-class Body:
+class RequestBody:
     """A request's body, as it comes in.
 
     Attributes:
-        more: whether reading on could bring more.
+        has_more: whether reading on could bring more.
         complete: whether its end was seen.
         received: bytes so far.
     """
 
     def __init__(self, request: Request, limits: Limits) -> None:
-        self.more = True
+        self.has_more = True
         self.complete = False
         self.received = 0
         self._receive = request.receive
@@ -36,20 +36,20 @@ class Body:
         """The bytes that came next, b"" at the end.
 
         Raises:
-            Refusal: 408, nothing came for too long.
+            ApiError: 408, nothing came for too long.
             ClientDisconnect: the client went away.
         """
         self._waits_for_us = False
         try:
             message = await asyncio.wait_for(self._receive(), self._idle_seconds)
         except TimeoutError:
-            self.more = False
-            raise Refusal(408, f"The upload stood still for {self._idle_seconds:g} seconds; send it again.") from None
+            self.has_more = False
+            raise ApiError(408, f"The upload stood still for {self._idle_seconds:g} seconds; send it again.") from None
         if message["type"] == "http.disconnect":
-            self.more = False
+            self.has_more = False
             raise ClientDisconnect
-        self.more = message.get("more_body", False)
-        self.complete = not self.more
+        self.has_more = message.get("more_body", False)
+        self.complete = not self.has_more
         chunk: bytes = message.get("body", b"")
         self.received += len(chunk)
         return chunk
@@ -64,6 +64,6 @@ class Body:
             return
         until = time.monotonic() + DRAIN_SECONDS
         enough = self.received + DRAIN_BYTES
-        with contextlib.suppress(Refusal, ClientDisconnect, TimeoutError):
-            while self.more and self.received < enough and (left := until - time.monotonic()) > 0:
+        with contextlib.suppress(ApiError, ClientDisconnect, TimeoutError):
+            while self.has_more and self.received < enough and (left := until - time.monotonic()) > 0:
                 await asyncio.wait_for(self.next_chunk(), left)

@@ -12,25 +12,25 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from semiseg.errors import Cancelled
-from server.http.answers import Answer, answer_order
-from server.http.forms import wants_report
-from server.http.order import Order
-from server.http.reception import Received, Reception, client_of
+from server.http.output_formats import wants_report
+from server.http.results import EncodedResult, segment_scan
+from server.http.segmentation_request import SegmentationRequest
+from server.http.upload_handler import ReceivedUpload, UploadHandler, client_identity
 from server.http.waiting_client import run_while_connected
 from server.jobs.fair_limiter import FairLimiter
 
-GLANCE = 0.2  # seconds between two questions whether the client is still there
+POLL_INTERVAL = 0.2  # seconds between two questions whether the client is still there
 
 
 class SegmentEndpoint:
     """Answers each request while its client waits."""
 
-    def __init__(self, reception: Reception, turns: FairLimiter) -> None:
-        """Share ``turns`` with whoever else segments here."""
-        self._reception = reception
-        self._turns = turns
+    def __init__(self, handler: UploadHandler, limiter: FairLimiter) -> None:
+        """Share ``limiter`` with whoever else segments here."""
+        self._handler = handler
+        self._limiter = limiter
         # A thread for everybody who was let in: who waits does so for a turn, in the line of its caller.
-        most = reception.limits.parallel + reception.limits.waiting
+        most = handler.limits.parallel + handler.limits.waiting
         self._pool = ThreadPoolExecutor(most, thread_name_prefix="segment")
 
     @contextlib.asynccontextmanager
@@ -42,23 +42,27 @@ class SegmentEndpoint:
     async def respond(self, request: Request) -> Response:
         """Answer one request."""
 
-        async def segment(received: Received) -> Response:
+        async def segment(received: ReceivedUpload) -> Response:
             accept = request.headers.get("accept", "")
-            client = client_of(request)
+            client = client_identity(request)
             answer = await run_while_connected(
                 self._pool, request, lambda stopped: self._segment(received, accept, client, stopped)
             )
             return Response(answer.body, media_type=answer.media_type, headers=answer.headers)
 
-        return await self._reception.take(request, segment)
+        return await self._handler.handle(request, segment)
 
-    def _segment(self, received: Received, accept: str, client: str, stopped: Callable[[], bool]) -> Answer:
-        order = Order.of(received.upload, accept, self._reception.models, with_report=wants_report(accept))
-        if not self._turns.acquire_unless(stopped, GLANCE, client):
+    def _segment(
+        self, received: ReceivedUpload, accept: str, client: str, stopped: Callable[[], bool]
+    ) -> EncodedResult:
+        scan_request = SegmentationRequest.from_upload(
+            received.upload, accept, self._handler.models, with_report=wants_report(accept)
+        )
+        if not self._limiter.acquire_unless_stopped(stopped, POLL_INTERVAL, client):
             raise Cancelled("The client went away before its turn came.")
         try:
-            answer = answer_order(order, received.folder, received.timing, stopped)
+            answer = segment_scan(scan_request, received.folder, received.timing, stopped)
         finally:
-            self._turns.release(client)
-        self._reception.metrics.scan(answer.report.model.name, received.timing)
+            self._limiter.release(client)
+        self._handler.metrics.count_scan(answer.report.model.name, received.timing)
         return answer

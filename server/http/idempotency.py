@@ -7,22 +7,22 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from server.http.forms import forms_asked
-from server.http.limits import Refusal
+from server.http.limits import ApiError
+from server.http.output_formats import requested_formats
 from server.http.uploads import FILES_FIELD
 
-LONGEST = 200  # characters of a key
+MAX_KEY_LENGTH = 200  # characters of a key
 _DEFAULTS = {"strict": "false", "aligned": "false"}
 
 
-def checked_key(key: str | None) -> str | None:
+def validate_idempotency_key(key: str | None) -> str | None:
     """The value of the header, where there is one.
 
     Raises:
-        Refusal: 400, it is empty or too long.
+        ApiError: 400, it is empty or too long.
     """
-    if key is not None and not 0 < len(key) <= LONGEST:
-        raise Refusal(400, f"The header Idempotency-Key has 1 to {LONGEST} characters.")
+    if key is not None and not 0 < len(key) <= MAX_KEY_LENGTH:
+        raise ApiError(400, f"The header Idempotency-Key has 1 to {MAX_KEY_LENGTH} characters.")
     return key
 
 
@@ -42,18 +42,18 @@ def request_digest(
 
     Raises:
         OSError: a file cannot be read.
-        Refusal: 400, the forms that are asked for do not exist.
+        ApiError: 400, the forms that are asked for do not exist.
     """
     options = {name: value for name, value in fields.items() if value and value != _DEFAULTS.get(name)}
-    options["answer"] = ",".join(forms_asked(fields.get("answer", ""), accept))
+    options["answer"] = ",".join(requested_formats(fields.get("answer", ""), accept))
     parts = channels or {FILES_FIELD: files}
     contents = {name: sorted(_digest_of(file) for file in members) for name, members in parts.items()}
     return hashlib.sha256(json.dumps([options, contents], sort_keys=True).encode()).hexdigest()
 
 
-def key_reused() -> Refusal:
+def key_reused_error() -> ApiError:
     """The refusal of a request whose key was first sent with another one."""
-    return Refusal(
+    return ApiError(
         422,
         "The header Idempotency-Key was sent before with another scan or with other options, and is still that "
         "request's; send each scan with a key of its own.",

@@ -12,13 +12,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from semiseg.errors import SemisegError
 from semiseg.system.durable_files import free_bytes
-from server.listening import PER_ADDRESS
+from server.http_listener import MAX_PER_ADDRESS
 
 MEGABYTE = 2**20
 RETRY_SECONDS = 5
 
 
-class Refusal(SemisegError):  # noqa: N818 - a refusal is an answer like others
+class ApiError(SemisegError):
     """A request that is answered with ``status`` and one sentence."""
 
     def __init__(self, status: int, sentence: str, *, headers: Mapping[str, str] | None = None) -> None:
@@ -54,7 +54,7 @@ class Limits(BaseModel):
     parallel: Annotated[int, Field(ge=1)] = 2
     waiting: Annotated[int, Field(ge=0)] = 16
     per_client: Annotated[int, Field(ge=1)] = 16
-    connections_per_address: Annotated[int, Field(ge=1)] = PER_ADDRESS
+    connections_per_address: Annotated[int, Field(ge=1)] = MAX_PER_ADDRESS
     queued: Annotated[int, Field(ge=1)] = 100
     queued_per_client: Annotated[int, Field(ge=1)] = 50
     disk_bytes: Annotated[int, Field(ge=0)] = 1024 * MEGABYTE
@@ -64,7 +64,7 @@ class Limits(BaseModel):
     keep_seconds: Annotated[float, Field(gt=0)] = 24 * 3600.0
 
 
-class Admission:
+class AdmissionControl:
     """Counts the requests in the house, so that a crowd, or a full disk, is turned away before it does harm."""
 
     def __init__(self, limits: Limits, folder: Path) -> None:
@@ -76,25 +76,25 @@ class Admission:
         self._inside: Counter[str] = Counter()
 
     @contextlib.contextmanager
-    def one(self, client: str) -> Iterator[None]:
+    def admit(self, client: str) -> Iterator[None]:
         """Hold a place for ``client`` while the block runs; only to be called from the event loop.
 
         Raises:
-            Refusal: 429, the client has enough of them; 503, all places are taken; 507, the disk is nearly full.
+            ApiError: 429, the client has enough of them; 503, all places are taken; 507, the disk is nearly full.
         """
         again = {"Retry-After": str(RETRY_SECONDS)}
         if self._inside[client] >= self._most_of_client:
-            raise Refusal(
+            raise ApiError(
                 429,
                 f"You have {self._inside[client]} requests here already, as many as one client may; wait for one of "
                 "them.",
                 headers=again,
             )
         if (inside := self._inside.total()) >= self._most:
-            raise Refusal(
+            raise ApiError(
                 503, f"The server is busy with {inside} scans; send this one again in a few seconds.", headers=again
             )
-        require_disk(self._folder, self._limits)
+        require_disk_space(self._folder, self._limits)
         self._inside[client] += 1
         try:
             yield
@@ -104,19 +104,19 @@ class Admission:
                 del self._inside[client]
 
 
-def require_disk(folder: Path, limits: Limits) -> None:
+def require_disk_space(folder: Path, limits: Limits) -> None:
     """Turn an upload away while the disk is nearly full.
 
     Raises:
-        Refusal: 507.
+        ApiError: 507.
     """
     if free_bytes(folder) < limits.disk_bytes:
-        raise disk_full()
+        raise disk_full_error()
 
 
-def disk_full() -> Refusal:
+def disk_full_error() -> ApiError:
     """The refusal of a server whose disk is full."""
-    return Refusal(
+    return ApiError(
         507,
         "The server's disk is nearly full; its operator has to make room before it takes another scan.",
         headers={"Retry-After": "60"},

@@ -17,8 +17,8 @@ from semiseg.system.processors import usable_processors
 if TYPE_CHECKING:
     from prometheus_client.metrics_core import Metric
 
-    from server.http.models import Models
-    from server.http.state import JobFiles
+    from server.http.job_store import JobStore
+    from server.http.models import ServedModels
 
 _BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 
@@ -26,13 +26,13 @@ _BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
 class Metrics:
     """Figures of one server process; to be made once."""
 
-    def __init__(self, models: Models, folder: Path, files: JobFiles | None) -> None:
+    def __init__(self, models: ServedModels, folder: Path, job_store: JobStore | None) -> None:
         """Count nothing yet.
 
         Args:
             models: whose engines are told.
             folder: whose volume's free bytes are told.
-            files: whose jobs are told, where there are any.
+            job_store: whose jobs are told, where there are any.
         """
         from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, disable_created_metrics
 
@@ -72,25 +72,25 @@ class Metrics:
             registry=self.registry,
         )
         self._ended = Counter("semiseg_jobs_ended", "Jobs that ended", labelnames=["state"], registry=self.registry)
-        self.registry.register(_Present(models, folder, files))
+        self.registry.register(_LiveCollector(models, folder, job_store))
 
-    def request(self, route: str, status: int, seconds: float) -> None:
+    def count_request(self, route: str, status: int, seconds: float) -> None:
         """One more request was answered."""
         self._requests.labels(route=route, status=str(status)).inc()
         self._request_seconds.labels(route=route).observe(seconds)
 
-    def refused(self, status: int) -> None:
+    def count_refusal(self, status: int) -> None:
         """One more upload was refused."""
-        self._refused.labels(reason=REASONS.get(status, "other")).inc()
+        self._refused.labels(reason=REFUSAL_REASONS.get(status, "other")).inc()
 
-    def scan(self, model: str, timing: Timing) -> None:
+    def count_scan(self, model: str, timing: Timing) -> None:
         """One more scan was segmented."""
-        self._windows.labels(model=model).inc(timing.run)
+        self._windows.labels(model=model).inc(timing.network_windows)
         self._network_seconds.labels(model=model).inc(timing.seconds.get("network", 0.0))
         for stage, seconds in timing.seconds.items():
             self._seconds.labels(stage=stage).observe(seconds)
 
-    def job_ended(self, state: str) -> None:
+    def count_ended_job(self, state: str) -> None:
         """One more job ended."""
         self._ended.labels(state=state).inc()
 
@@ -101,7 +101,7 @@ class Metrics:
         return generate_latest(self.registry)
 
 
-REASONS = {
+REFUSAL_REASONS = {
     400: "form",
     408: "idle",
     413: "size",
@@ -115,11 +115,11 @@ REASONS = {
 }
 
 
-class _Present:
+class _LiveCollector:
     """What is read when it is asked for."""
 
-    def __init__(self, models: Models, folder: Path, files: JobFiles | None) -> None:
-        self._models, self._folder, self._files = models, folder, files
+    def __init__(self, models: ServedModels, folder: Path, job_store: JobStore | None) -> None:
+        self._models, self._folder, self._job_store = models, folder, job_store
 
     def collect(self) -> Iterable[Metric]:
         from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily
@@ -139,8 +139,8 @@ class _Present:
         load = GaugeMetricFamily("semiseg_processors", "Processors that this process may use")
         load.add_metric([], float(usable_processors()))
         yield load
-        if self._files is not None:
+        if self._job_store is not None:
             jobs = GaugeMetricFamily("semiseg_jobs", "Jobs by state", labels=["state"])
-            for state, count in self._files.count().items():
+            for state, count in self._job_store.count().items():
                 jobs.add_metric([state], float(count))
             yield jobs

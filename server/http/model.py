@@ -12,8 +12,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from semiseg.bundle.bundle import open_bundle
 from semiseg.bundle.variant import Precision
 from semiseg.errors import SemisegError
-from semiseg.inference.choice import choose_engine
-from semiseg.inference.segmenter import Segmenter, Settings
+from semiseg.inference.engine_selection import choose_engine
+from semiseg.inference.segmenter import Segmenter, SlidingWindowOptions
 from semiseg.outputs.report import ModelIdentity
 from semiseg.predicting.predictor import Predictor
 from semiseg.system.processors import usable_processors
@@ -55,12 +55,12 @@ class ServedModel:
         # Parallel scans share one session; without a limit its threads are already as many as the process may use.
         threads = settings.threads or usable_processors()
         choice = choose_engine(bundle, threads=threads, precision=settings.precision)
-        for one in choice.candidates[: choice.candidates.index(choice.taken)]:
-            _LOG.info("Not run by %s in %s: %s", one.where, one.precision, one.reason)
-        taken = choice.taken
-        _LOG.info("Run by %s in %s: %s", taken.where, taken.precision, taken.reason)
-        tiling = Settings(window=settings.window, overlap=settings.overlap, batch=settings.batch)
-        return cls(Predictor.of_choice(bundle.manifest, choice, tiling))
+        for one in choice.candidates[: choice.candidates.index(choice.selected)]:
+            _LOG.info("Not run by %s in %s: %s", one.engine_and_device, one.precision, one.reason)
+        taken = choice.selected
+        _LOG.info("Run by %s in %s: %s", taken.engine_and_device, taken.precision, taken.reason)
+        tiling = SlidingWindowOptions(window=settings.window, overlap=settings.overlap, batch=settings.batch)
+        return cls(Predictor.from_selection(bundle.manifest, choice, tiling))
 
     @property
     def segmenter(self) -> Segmenter:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 
 from semiseg.bundle.card import model_card
 from semiseg.errors import InputError, SemisegError
-from server.http.limits import Refusal
+from server.http.limits import ApiError
 from server.http.model import ModelSettings, ServedModel
 from server.http.schemas import ModelEntry
 
 
-class Models:
+class ServedModels:
     """At least one model; which of several is meant, the request says."""
 
     def __init__(self, models: Sequence[ServedModel]) -> None:
@@ -31,25 +31,25 @@ class Models:
             )
 
     @classmethod
-    def open(cls, settings: Sequence[ModelSettings]) -> Models:
-        """Open each bundle; see :meth:`ServedModel.open` and :class:`Models` for what is raised."""
+    def open(cls, settings: Sequence[ModelSettings]) -> ServedModels:
+        """Open each bundle; see :meth:`ServedModel.open` and :class:`ServedModels` for what is raised."""
         return cls([ServedModel.open(one) for one in settings])
 
-    def chosen(self, name: str | None) -> ServedModel:
+    def select(self, name: str | None) -> ServedModel:
         """The model that a request means.
 
         Raises:
-            Refusal: 400, it names none of several, or one that is not here.
+            ApiError: 400, it names none of several, or one that is not here.
         """
         names = ", ".join(self.by_name)
         if not name:
             if len(self.by_name) > 1:
-                raise Refusal(400, f"Name a model in the field `model`; here are {names}.")
+                raise ApiError(400, f"Name a model in the field `model`; here are {names}.")
             (model,) = self.by_name.values()
         elif name in self.by_name:
             model = self.by_name[name]
         else:
-            raise Refusal(400, f"The field `model` names none of this server's models; here are {names}.")
+            raise ApiError(400, f"The field `model` names none of this server's models; here are {names}.")
         return model
 
     @property
@@ -76,7 +76,7 @@ class Models:
             for model in self.by_name.values()
         ]
 
-    def warm_up_beside(self, done: Callable[[], None]) -> None:
+    def warm_up_in_background(self, done: Callable[[], None]) -> None:
         """Warm up in a thread of its own, so that /livez and /readyz answer meanwhile.
 
         ``done`` is called in that thread at the end; :attr:`failure` then says whether all can be used.

@@ -11,8 +11,8 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.requests import Request
 
-from server.http.body import Body
-from server.http.limits import MEGABYTE, Limits, Refusal, require_disk
+from server.http.body import RequestBody
+from server.http.limits import MEGABYTE, ApiError, Limits, require_disk_space
 
 FLUSH_BYTES = MEGABYTE
 
@@ -47,7 +47,7 @@ class FormWriter(ABC):
             filename: Name of its file; None for a text.
 
         Raises:
-            Refusal: The form does not take it.
+            ApiError: The form does not take it.
         """
 
     @abstractmethod
@@ -83,9 +83,9 @@ class FormWriter(ABC):
         """Write what was collected, in order, as long as there is room.
 
         Raises:
-            Refusal: There is no room.
+            ApiError: There is no room.
         """
-        require_disk(self.folder, self.limits)
+        require_disk_space(self.folder, self.limits)
         pending, self._pending, self.pending_bytes = self._pending, [], 0
         for file, data in pending:
             if self._open is None or Path(self._open.name) != file:
@@ -122,7 +122,7 @@ class FormWriter(ABC):
         self.complete = True
 
 
-async def receive_parts(form: FormWriter, body: Body, boundary: bytes, *, start: bytes = b"") -> None:
+async def receive_parts(form: FormWriter, body: RequestBody, boundary: bytes, *, start: bytes = b"") -> None:
     """Receive a multipart body into a form.
 
     Args:
@@ -132,7 +132,7 @@ async def receive_parts(form: FormWriter, body: Body, boundary: bytes, *, start:
         start: What was read of the body already.
 
     Raises:
-        Refusal: 400 malformed or without its end, 408 the upload stood still, 413 too large.
+        ApiError: 400 malformed or without its end, 408 the upload stood still, 413 too large.
         ClientDisconnect: The client went away before the end.
     """
     parser = form.parser(boundary)
@@ -140,33 +140,33 @@ async def receive_parts(form: FormWriter, body: Body, boundary: bytes, *, start:
     try:
         while True:
             if body.received > form.limits.upload_bytes:
-                raise too_large(form.limits)
+                raise upload_too_large_error(form.limits)
             try:
                 parser.write(chunk)
             except FormParserError as error:
-                raise Refusal(400, f"The upload is not a well-formed multipart form: {error}.") from error
-            if form.pending_bytes >= FLUSH_BYTES or not body.more:
+                raise ApiError(400, f"The upload is not a well-formed multipart form: {error}.") from error
+            if form.pending_bytes >= FLUSH_BYTES or not body.has_more:
                 await anyio.to_thread.run_sync(form.flush)
-            if not body.more:
+            if not body.has_more:
                 break
             chunk = await body.next_chunk()
     finally:
         form.close()
     if not form.complete:
-        raise Refusal(400, "The upload ended before its form was complete; send it again.")
+        raise ApiError(400, "The upload ended before its form was complete; send it again.")
 
 
-def refuse_declared(request: Request, limits: Limits) -> None:
+def check_content_length(request: Request, limits: Limits) -> None:
     """Refuse a body whose declared length is beyond the limit.
 
     Raises:
-        Refusal: 413, it is.
+        ApiError: 413, it is.
     """
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limits.upload_bytes:
-        raise too_large(limits)
+        raise upload_too_large_error(limits)
 
 
-def too_large(limits: Limits) -> Refusal:
+def upload_too_large_error(limits: Limits) -> ApiError:
     """The refusal of an upload beyond the limit."""
-    return Refusal(413, f"The upload is larger than this server's limit of {limits.upload_bytes / MEGABYTE:g} MB.")
+    return ApiError(413, f"The upload is larger than this server's limit of {limits.upload_bytes / MEGABYTE:g} MB.")

@@ -6,13 +6,13 @@ from collections.abc import Iterable
 from importlib.metadata import version
 from typing import Any
 
-from semiseg.outputs.kind import ANSWERS, FORMS, KINDS
+from semiseg.outputs.formats import FORMAT_TRAITS, OUTPUT_FORMATS, RESULTS_MEDIA_TYPE
 from semiseg.outputs.report import NOTICE, Report
 from server.http.limits import MEGABYTE, Limits
 from server.http.model import ServedModel
-from server.http.models import Models
+from server.http.models import ServedModels
 from server.http.schemas import ErrorAnswer, JobAnswer, ModelEntry
-from server.http.uploads import CHANNEL_FIELDS, FILES_FIELD
+from server.http.uploads import CHANNEL_PREFIX, FILES_FIELD
 
 _REF = "#/components/schemas/{model}"
 
@@ -34,9 +34,9 @@ ERRORS = {
     504: "The request took longer than the server allows.",
     507: "The server's disk is nearly full.",
 }
-LATER = (401, 403, 404, 500)  # of a job that was accepted
+JOB_ERRORS = (401, 403, 404, 500)  # of a job that was accepted
 
-HEADERS = {
+RESPONSE_HEADERS = {
     "Server-Timing": "Milliseconds per stage: upload, reading, preprocessing, windows, network, blending, "
     "deciding, restoring, comparing, writing.",
     "X-Semiseg-Notice": NOTICE,
@@ -51,7 +51,7 @@ HEADERS = {
 }
 
 
-def openapi_document(models: Models, limits: Limits, *, jobs: bool) -> dict[str, Any]:
+def openapi_document(models: ServedModels, limits: Limits, *, jobs: bool) -> dict[str, Any]:
     """The OpenAPI document of a server that answers with ``models`` within ``limits``, with ``jobs`` or without."""
     schemas: dict[str, Any] = {}
     for model in (Report, ErrorAnswer, ModelEntry, *((JobAnswer,) if jobs else ())):
@@ -64,7 +64,7 @@ def openapi_document(models: Models, limits: Limits, *, jobs: bool) -> dict[str,
         "info": {
             "title": "semiseg",
             "version": version("semiseg"),
-            "description": f"{NOTICE}. {' '.join(_told(model) for model in models.by_name.values())}",
+            "description": f"{NOTICE}. {' '.join(_describe_model(model) for model in models.by_name.values())}",
         },
         "servers": [{"url": "."}],
         "security": [{}, {"key": []}, {"header": []}],
@@ -105,10 +105,10 @@ def _segment(form: dict[str, Any]) -> dict[str, Any]:
         "one such volume, or several DICOM files, each as a part named `scan`. A header and its data file (.hdr and "
         ".img, .mhd and .raw, .nhdr) are sent together or as a zip. The file's content decides its type, not its "
         "name. The answer lies on the scan's own grid. The server keeps nothing of it. With the header "
-        f"`Accept: {ANSWERS}` any answer comes as a zip with a folder for each form, and the report in its "
+        f"`Accept: {RESULTS_MEDIA_TYPE}` any answer comes as a zip with a folder for each form, and the report in its "
         "folder `json`.",
         "requestBody": {"required": True, "content": {"multipart/form-data": {"schema": form}}},
-        "responses": {"200": _segmentation(ANSWERS), **_errors(*ERRORS)},
+        "responses": {"200": _segmentation(RESULTS_MEDIA_TYPE), **_errors(*ERRORS)},
     }
 
 
@@ -169,7 +169,7 @@ def _jobs(form: dict[str, Any]) -> dict[str, Any]:
         },
         "/jobs/{id}": {
             "parameters": one,
-            "get": _get("getJob", "How far a job is", job, LATER),
+            "get": _get("getJob", "How far a job is", job, JOB_ERRORS),
             "delete": {
                 "operationId": "deleteJob",
                 "summary": "Stop a job, or delete one that has ended, with its result",
@@ -177,7 +177,7 @@ def _jobs(form: dict[str, Any]) -> dict[str, Any]:
                 "responses": {
                     "200": {"description": "It is.", "content": {"application/json": {"schema": job}}},
                     "202": stopping,
-                    **_errors(*LATER),
+                    **_errors(*JOB_ERRORS),
                 },
             },
         },
@@ -189,7 +189,7 @@ def _jobs(form: dict[str, Any]) -> dict[str, Any]:
                 "parameters": [form_again],
                 "responses": {
                     "200": _segmentation(),
-                    **_errors(*LATER, 400, 415, 422, 429, 503, 504, 507),
+                    **_errors(*JOB_ERRORS, 400, 415, 422, 429, 503, 504, 507),
                     "409": _error("The job has not ended."),
                     "410": _error("The job was cancelled."),
                 },
@@ -200,7 +200,7 @@ def _jobs(form: dict[str, Any]) -> dict[str, Any]:
             "get": {
                 "operationId": "watchJob",
                 "summary": "The job at each change, as server-sent events, until it ends",
-                "responses": {"200": events, **_errors(*LATER)},
+                "responses": {"200": events, **_errors(*JOB_ERRORS)},
             },
         },
     }
@@ -219,28 +219,30 @@ def _get(name: str, summary: str, schema: dict[str, Any], errors: Iterable[int])
 
 def _segmentation(*more: str) -> dict[str, Any]:
     """The answer to a scan in any form, or of another media type of ``more``."""
-    types = dict.fromkeys([*(form.media_type for form in FORMS.values()), *more])
+    types = dict.fromkeys([*(form.media_type for form in FORMAT_TRAITS.values()), *more])
     return {
         "description": "The segmentation, in the form asked for.",
-        "headers": {name: {"description": text, "schema": {"type": "string"}} for name, text in HEADERS.items()},
+        "headers": {
+            name: {"description": text, "schema": {"type": "string"}} for name, text in RESPONSE_HEADERS.items()
+        },
         "content": {
             **{media_type: {"schema": {"type": "string", "format": "binary"}} for media_type in types},
-            FORMS["json"].media_type: {"schema": {"$ref": _REF.format(model=Report.__name__)}},
+            FORMAT_TRAITS["json"].media_type: {"schema": {"$ref": _REF.format(model=Report.__name__)}},
         },
     }
 
 
-def _form(models: Models, limits: Limits) -> dict[str, Any]:
+def _form(models: ServedModels, limits: Limits) -> dict[str, Any]:
     manifests = [model.segmenter.manifest for model in models.by_name.values()]
     channels = dict.fromkeys(name for manifest in manifests for name in manifest.channel_names)
     alternatives = {tuple(manifest.channel_names): None for manifest in manifests}
-    one = "|".join(KINDS)
-    files = "; ".join(f"`{kind}` is {form.file_name} ({form.media_type})" for kind, form in FORMS.items())
+    one = "|".join(OUTPUT_FORMATS)
+    files = "; ".join(f"`{kind}` is {form.file_name} ({form.media_type})" for kind, form in FORMAT_TRAITS.items())
     return {
         "type": "object",
         "oneOf": [
             {"required": [FILES_FIELD]},
-            *({"required": [CHANNEL_FIELDS + name for name in names]} for names in alternatives),
+            *({"required": [CHANNEL_PREFIX + name for name in names]} for names in alternatives),
         ],
         "additionalProperties": False,
         "properties": {
@@ -253,7 +255,7 @@ def _form(models: Models, limits: Limits) -> dict[str, Any]:
                 "most: one NIfTI file or other volume (4D for several channels), DICOM files or a zip of them, of "
                 "which each channel gets the one series that its rule lets through.",
             },
-            **{CHANNEL_FIELDS + name: _channel_field(name) for name in channels},
+            **{CHANNEL_PREFIX + name: _channel_field(name) for name in channels},
             "model": {
                 "type": "string",
                 "enum": list(models.by_name),
@@ -261,7 +263,7 @@ def _form(models: Models, limits: Limits) -> dict[str, Any]:
             },
             "answer": {
                 "anyOf": [
-                    {"type": "string", "enum": list(KINDS)},
+                    {"type": "string", "enum": list(OUTPUT_FORMATS)},
                     {"type": "string", "pattern": f"^({one})(,({one}))+$"},
                 ],
                 "description": f"The form of the answer: {files}. Several with commas come as one zip with a folder "
@@ -316,7 +318,7 @@ def _probe(summary: str, answers: dict[str, str]) -> dict[str, Any]:
     return {"summary": summary, "responses": {status: {"description": text} for status, text in answers.items()}}
 
 
-def _told(model: ServedModel) -> str:
+def _describe_model(model: ServedModel) -> str:
     manifest = model.segmenter.manifest
     segments = ", ".join(segment.name for segment in manifest.segments)
     channels = ", ".join(manifest.channel_names)

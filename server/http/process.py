@@ -8,15 +8,15 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from semiseg.system.file_locks import held
-from semiseg.system.file_owners import keep_new_files_private
-from semiseg.system.memory import share_arenas
-from server.http.scratch import scratch_in
-from server.http.state import JobFiles
+from semiseg.system.file_locks import exclusive_lock
+from semiseg.system.file_owners import set_private_umask
+from semiseg.system.memory import limit_malloc_arenas
+from server.http.job_store import JobStore
+from server.http.scratch import scratch_folder
 
 
 @contextlib.contextmanager
-def prepared(state: Path | None, scratch: Path | None) -> Iterator[tuple[Path, JobFiles | None]]:
+def prepare_process(state: Path | None, scratch: Path | None) -> Iterator[tuple[Path, JobStore | None]]:
     """Make this process one that serves, for as long as the block lasts; before any library of the engines is imported.
 
     Args:
@@ -29,18 +29,18 @@ def prepared(state: Path | None, scratch: Path | None) -> Iterator[tuple[Path, J
     Raises:
         InputError, QueueError: a folder cannot be used, or another process works in it.
     """
-    share_arenas()
-    keep_new_files_private()  # scans and masks are nobody else's on this machine
+    limit_malloc_arenas()
+    set_private_umask()  # scans and masks are nobody else's on this machine
     with contextlib.ExitStack() as stack:
-        files = None
+        job_store = None
         if state is not None:
-            stack.enter_context(held(state))
-            files = JobFiles.open(state)
-            folder = files.work
+            stack.enter_context(exclusive_lock(state))
+            job_store = JobStore.open(state)
+            folder = job_store.work
         else:
-            folder = stack.enter_context(scratch_in(scratch))
+            folder = stack.enter_context(scratch_folder(scratch))
         _keep_everything_in(folder)
-        yield folder, files
+        yield folder, job_store
 
 
 def _keep_everything_in(folder: Path) -> None:

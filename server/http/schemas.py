@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from semiseg.outputs.report import ModelIdentity, RemarkReport
+from semiseg.outputs.report import ModelIdentity, ScanWarningReport
 from semiseg.volumes.segmentation import Segment
-from server.jobs.queue import State
+from server.jobs.queue import JobState
 
 
 class _Document(BaseModel):
@@ -44,7 +44,7 @@ class JobAnswer(_Document):
     """
 
     id: str
-    state: State
+    state: JobState
     model: str
     created: float
     ahead: int
@@ -53,7 +53,7 @@ class JobAnswer(_Document):
     windows_total: int
     seconds_left: float | None
     millilitres: dict[str, float] | None
-    remarks: list[RemarkReport] | None
+    remarks: list[ScanWarningReport] | None
     error: str | None
     status: int | None
 

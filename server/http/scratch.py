@@ -11,15 +11,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from semiseg.errors import InputError
-from semiseg.system.file_locks import LOCK, held
-from semiseg.system.file_owners import is_ours
+from semiseg.system.file_locks import LOCK, exclusive_lock
+from semiseg.system.file_owners import is_owned_by_current_user
 
 PREFIX = "semiseg-serve-"
-YOUNG = 60.0  # seconds in which a folder may be without its lock, because its server is just making it
+LOCK_GRACE_SECONDS = 60.0  # seconds in which a folder may be without its lock, because its server is just making it
 
 
 @contextlib.contextmanager
-def scratch_in(parent: Path | None) -> Iterator[Path]:
+def scratch_folder(parent: Path | None) -> Iterator[Path]:
     """A folder of this process below ``parent`` (the system's temporary folder), deleted at the end.
 
     Raises:
@@ -32,7 +32,7 @@ def scratch_in(parent: Path | None) -> Iterator[Path]:
             f"The folder {parent or tempfile.gettempdir()} cannot be written ({error.strerror})."
         ) from None
     try:
-        with held(folder):
+        with exclusive_lock(folder):
             _sweep(folder)
             yield folder
     finally:
@@ -45,10 +45,10 @@ def _sweep(own: Path) -> None:
             continue
         with contextlib.suppress(OSError, InputError):
             found = other.lstat()
-            if not stat.S_ISDIR(found.st_mode) or not is_ours(found):
+            if not stat.S_ISDIR(found.st_mode) or not is_owned_by_current_user(found):
                 continue
-            if not (other / LOCK).exists() and time.time() - found.st_mtime < YOUNG:
+            if not (other / LOCK).exists() and time.time() - found.st_mtime < LOCK_GRACE_SECONDS:
                 continue
-            with held(other):
+            with exclusive_lock(other):
                 shutil.rmtree(other, ignore_errors=True)
             shutil.rmtree(other, ignore_errors=True)  # Windows keeps a file that is locked, and its folder

@@ -7,52 +7,56 @@ from collections.abc import Callable
 import bentoml
 from starlette.middleware.cors import CORSMiddleware
 
-from server.http.app import House, make_app
-from server.http.edge import Edge
-from server.http.front import Front
-from server.http.openapi import HEADERS
-from server.keys import Keys
+from server.http.access_options import AccessOptions
+from server.http.app import ServerContext, make_app
+from server.http.middleware import RequestMiddleware
+from server.http.openapi import RESPONSE_HEADERS
+from server.keys import ApiKeys
 
 
 def make_service(
-    house: House, keys: Keys, warm: Callable[[], None] = lambda: None, *, front: Front | None = None
+    context: ServerContext,
+    keys: ApiKeys,
+    warm: Callable[[], None] = lambda: None,
+    *,
+    access: AccessOptions | None = None,
 ) -> bentoml.Service[object]:
-    """A service that answers with the models of ``house``; it warms them up once it runs and then calls ``warm``.
+    """A service that answers with the models of ``context``; it warms them up once it runs and then calls ``warm``.
 
-    ``front`` says by which names it may be called, which pages of others may use it, and which proxies are believed;
+    ``access`` says by which names it may be called, which pages of others may use it, and which proxies are believed;
     without it every name is good, since nobody said where the service listens.
 
     The service has no BentoML API method: BentoML would read an upload of any size before our code sees it, and answer
     errors in its own words. Its metrics and its access log are off: they keep every path that a client makes up.
     """
 
-    front = front or Front(hosts=("*",))
-    guard, proxies = front.guard(keys=keys.required), front.trusted()
+    access = access or AccessOptions(hosts=("*",))
+    guard, proxies = access.browser_guard(keys=keys.required), access.trusted_proxies()
 
     class Segmentation:
         """Segments scans."""
 
         def __init__(self) -> None:
-            house.models.warm_up_beside(warm)
+            context.models.warm_up_in_background(warm)
 
         async def __is_ready__(self) -> bool:
-            return house.models.ready
+            return context.models.ready
 
     service = bentoml.service(
         name="semiseg",
         # The time limit is ours too: BentoML's would answer past the edge, unsealed and uncounted.
-        traffic={"timeout": house.limits.request_seconds + 60},
+        traffic={"timeout": context.limits.request_seconds + 60},
         metrics={"enabled": False},
         logging={"access": {"enabled": False}},
     )(Segmentation)
-    if front.origins:  # outermost: a browser asks beforehand, without a key
+    if access.origins:  # outermost: a browser asks beforehand, without a key
         service.add_asgi_middleware(
             CORSMiddleware,
-            allow_origins=list(front.origins),
+            allow_origins=list(access.origins),
             allow_methods=["GET", "POST", "DELETE"],
             allow_headers=["Authorization", "X-API-Key", "Idempotency-Key", "Content-Type"],
-            expose_headers=["Content-Disposition", "Location", "Retry-After", *HEADERS],
+            expose_headers=["Content-Disposition", "Location", "Retry-After", *RESPONSE_HEADERS],
         )
-    service.add_asgi_middleware(Edge, keys=keys, metrics=house.metrics, guard=guard, proxies=proxies)
-    service.mount_asgi_app(make_app(house), path="/", name="semiseg")
+    service.add_asgi_middleware(RequestMiddleware, keys=keys, metrics=context.metrics, guard=guard, proxies=proxies)
+    service.mount_asgi_app(make_app(context), path="/", name="semiseg")
     return service

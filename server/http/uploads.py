@@ -13,15 +13,15 @@ from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
 from semiseg.volumes.dicom_file import starts_like_dicom
-from server.http.body import Body
-from server.http.limits import Limits, Refusal
-from server.http.multipart import FormWriter, receive_parts, refuse_declared
+from server.http.body import RequestBody
+from server.http.limits import ApiError, Limits
+from server.http.multipart import FormWriter, check_content_length, receive_parts
 
 FILES_FIELD = "scan"
-CHANNEL_FIELDS = "channel:"  # and the channel's name
+CHANNEL_PREFIX = "channel:"  # and the channel's name
 TEXT_FIELDS = ("model", "answer", "series", "strict", "aligned")
 TEXT_BYTES = 4096
-START_BYTES = 132  # a preamble and "DICM" (PS3.10 7.1)
+DICOM_START_BYTES = 132  # a preamble and "DICM" (PS3.10 7.1)
 
 
 @dataclass(frozen=True)
@@ -43,19 +43,19 @@ class Upload:
     dicom: bool = False
 
 
-async def receive_upload(request: Request, body: Body, folder: Path, limits: Limits) -> Upload:
+async def receive_upload(request: Request, body: RequestBody, folder: Path, limits: Limits) -> Upload:
     """Write the files of a multipart request into ``folder``.
 
     Raises:
-        Refusal: 400 not a usable form, 408 the upload stood still, 413 too large, 415 not a multipart form.
+        ApiError: 400 not a usable form, 408 the upload stood still, 413 too large, 415 not a multipart form.
         ClientDisconnect: the client went away before the end.
     """
     boundary = _boundary(request)
-    refuse_declared(request, limits)
+    check_content_length(request, limits)
     form = _Form(folder, limits)
     await receive_parts(form, body, boundary)
     if not form.files:
-        raise Refusal(400, f"The form has no file in its field `{FILES_FIELD}`.")
+        raise ApiError(400, f"The form has no file in its field `{FILES_FIELD}`.")
     return Upload(tuple(form.files), form.by_channel(), form.texts(), body.received, form.dicom)
 
 
@@ -74,20 +74,20 @@ class _Form(FormWriter):
         try:
             return {name: value.decode("utf-8").strip() for name, value in self._values.items()}
         except UnicodeDecodeError as error:
-            raise Refusal(400, "A text field of the form is not UTF-8.") from error
+            raise ApiError(400, "A text field of the form is not UTF-8.") from error
 
     def by_channel(self) -> dict[str, tuple[Path, ...]]:
         """The files of each channel; none where they came as one scan."""
         if FILES_FIELD in self.parts:
             if set(self.parts) != {FILES_FIELD}:
-                raise Refusal(
-                    400, f"Send the files in `{FILES_FIELD}` or each channel's in `{CHANNEL_FIELDS}NAME`, not both."
+                raise ApiError(
+                    400, f"Send the files in `{FILES_FIELD}` or each channel's in `{CHANNEL_PREFIX}NAME`, not both."
                 )
             return {}
-        names = dict.fromkeys(part.removeprefix(CHANNEL_FIELDS) for part in self.parts)
+        names = dict.fromkeys(part.removeprefix(CHANNEL_PREFIX) for part in self.parts)
         return {
             name: tuple(
-                file for file, part in zip(self.files, self.parts, strict=True) if part == CHANNEL_FIELDS + name
+                file for file, part in zip(self.files, self.parts, strict=True) if part == CHANNEL_PREFIX + name
             )
             for name in names
         }
@@ -95,50 +95,50 @@ class _Form(FormWriter):
     def begin_part(self, name: str, filename: str | None) -> None:
         """See :meth:`FormWriter.begin_part`."""
         self._part, self._is_file = name, filename is not None
-        takes_files = name == FILES_FIELD or name.startswith(CHANNEL_FIELDS)
+        takes_files = name == FILES_FIELD or name.startswith(CHANNEL_PREFIX)
         if self._is_file and takes_files:
             if len(self.files) >= self.limits.files:
-                raise Refusal(413, f"The upload has more than {self.limits.files} files; send a zip of one series.")
+                raise ApiError(413, f"The upload has more than {self.limits.files} files; send a zip of one series.")
             self.begin_file(self.folder / f"scan-{len(self.files) + 1:05d}")
             self.parts.append(name)
             self._start.clear()
         elif name in TEXT_FIELDS and not self._is_file:
             if name in self._values:
-                raise Refusal(400, f"The field `{name}` is given twice.")
+                raise ApiError(400, f"The field `{name}` is given twice.")
             self._values[name] = bytearray()
         elif takes_files:
-            raise Refusal(400, f"The field `{name[:80]}` holds text; it takes files (with a filename).")
+            raise ApiError(400, f"The field `{name[:80]}` holds text; it takes files (with a filename).")
         else:
-            known = ", ".join(f"`{one}`" for one in (FILES_FIELD, CHANNEL_FIELDS + "NAME", *TEXT_FIELDS))
-            raise Refusal(400, f"The form has a field or file this server does not know; it takes {known}.")
+            known = ", ".join(f"`{one}`" for one in (FILES_FIELD, CHANNEL_PREFIX + "NAME", *TEXT_FIELDS))
+            raise ApiError(400, f"The form has a field or file this server does not know; it takes {known}.")
 
     def add_data(self, data: bytes) -> None:
         """See :meth:`FormWriter.add_data`."""
         if self._is_file:
             self.add_to_file(data)
-            self._look(data)
+            self._detect_dicom(data)
             return
         text = self._values.get(self._part)
         if text is None:
-            raise Refusal(400, "A part of the form has no name.")
+            raise ApiError(400, "A part of the form has no name.")
         text += data
         if len(text) > TEXT_BYTES:
-            raise Refusal(400, f"The field `{self._part}` is longer than {TEXT_BYTES} bytes.")
+            raise ApiError(400, f"The field `{self._part}` is longer than {TEXT_BYTES} bytes.")
 
-    def _look(self, data: bytes) -> None:
+    def _detect_dicom(self, data: bytes) -> None:
         """Notice a DICOM file by its first bytes, so that nobody has to open it for that."""
-        if not self.dicom and len(self._start) < START_BYTES:
-            self._start += data[: START_BYTES - len(self._start)]
-            self.dicom = len(self._start) == START_BYTES and starts_like_dicom(bytes(self._start))
+        if not self.dicom and len(self._start) < DICOM_START_BYTES:
+            self._start += data[: DICOM_START_BYTES - len(self._start)]
+            self.dicom = len(self._start) == DICOM_START_BYTES and starts_like_dicom(bytes(self._start))
 
 
 def _boundary(request: Request) -> bytes:
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind != b"multipart/form-data":
-        raise Refusal(
+        raise ApiError(
             415, f"Send a multipart/form-data form with the scan in the field `{FILES_FIELD}`, not the bare file."
         )
     boundary = options.get(b"boundary", b"")
     if not 0 < len(boundary) <= 200:
-        raise Refusal(400, "The content type multipart/form-data lacks a usable boundary.")
+        raise ApiError(400, "The content type multipart/form-data lacks a usable boundary.")
     return boundary

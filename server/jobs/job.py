@@ -7,11 +7,11 @@ import sqlite3
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-State = Literal["waiting", "running", "done", "failed", "cancelled"]
-STATES: tuple[State, ...] = get_args(State)
-ENDED: tuple[State, ...] = ("done", "failed", "cancelled")
-Standing = Literal["held", "stop", "lost"]
-VERSION = 1
+JobState = Literal["waiting", "running", "done", "failed", "cancelled"]
+STATES: tuple[JobState, ...] = get_args(JobState)
+ENDED_STATES: tuple[JobState, ...] = ("done", "failed", "cancelled")
+LeaseState = Literal["held", "stop", "lost"]
+SCHEMA_VERSION = 1
 
 SCHEMA = """
 CREATE TABLE jobs (
@@ -38,11 +38,11 @@ CREATE INDEX jobs_by_owner ON jobs (owner, number);
 """
 # What makes the next version of a file of an earlier one. Whoever changes the schema adds a step, and keeps a file of
 # the release before in tests/releases.
-STEPS: dict[int, str] = {}
+MIGRATIONS: dict[int, str] = {}
 
 
 @dataclass(frozen=True)
-class Job:
+class QueuedJob:
     """A row of the queue, as it was when it was read.
 
     Attributes:
@@ -64,7 +64,7 @@ class Job:
     queue: str
     key: str | None
     owner: str
-    state: State
+    state: JobState
     payload: dict[str, Any]
     created: float
     changed: float
@@ -77,12 +77,12 @@ class Job:
     @property
     def ended(self) -> bool:
         """Whether nothing will change any more."""
-        return self.state in ENDED
+        return self.state in ENDED_STATES
 
 
-def job_of(row: sqlite3.Row) -> Job:
+def job_from_row(row: sqlite3.Row) -> QueuedJob:
     """The job that a row of the table holds."""
-    return Job(
+    return QueuedJob(
         id=row["id"],
         queue=row["queue"],
         key=row["key"],

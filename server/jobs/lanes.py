@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-MOST_OWNERS = 10_000  # whose last turn is remembered
+MAX_OWNERS = 10_000  # whose last turn is remembered
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class Lane:
         return f"{found} {'NOT IN' if self.others else 'IN'} ({listed})", values
 
 
-class OwnerShares:
+class OwnerScheduler:
     """Start-time fair queueing of owners: one with many jobs gives way to another after each job.
 
     Time is counted in numbers of jobs: it is the newest number in the queue, and goes on by one with each turn. An
@@ -46,7 +46,7 @@ class OwnerShares:
         self._served: dict[tuple[str, str], int] = {}
         self._time: dict[str, int] = {}
 
-    def next_of(self, queue: str, firsts: Mapping[str, int]) -> int:
+    def next_job_number(self, queue: str, firsts: Mapping[str, int]) -> int:
         """The number of the job to begin.
 
         Args:
@@ -56,16 +56,16 @@ class OwnerShares:
         keys = {owner: max(number, self._served.get((queue, owner), 0)) for owner, number in firsts.items()}
         return firsts[min(keys, key=lambda owner: (keys[owner], firsts[owner]))]
 
-    def had_turn(self, queue: str, owner: str, newest: int) -> None:
+    def record_turn(self, queue: str, owner: str, newest: int) -> None:
         """Remember that a job of an owner began when ``newest`` was the largest number in the queue."""
         self._time[queue] = max(newest, self._time.get(queue, 0)) + 1
         self._served.pop((queue, owner), None)
         self._served[queue, owner] = self._time[queue]
-        while len(self._served) > MOST_OWNERS:
+        while len(self._served) > MAX_OWNERS:
             self._served.pop(next(iter(self._served)))
 
 
-def lanes_of(field: str, names: Sequence[str]) -> list[tuple[str | None, Lane]]:
+def make_lanes(field: str, names: Sequence[str]) -> list[tuple[str | None, Lane]]:
     """A lane for each name, and at the end, under None, one for the jobs with none of them."""
     different = tuple(dict.fromkeys(names))
     return [*((name, Lane(field, (name,))) for name in different), (None, Lane(field, different, others=True))]

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Any
 
 from semiseg.system import boot_clock
-from server.jobs.database import Database, Run
-from server.jobs.job import Job, Standing, State, job_of
-from server.jobs.lanes import Lane, OwnerShares
+from server.jobs.database import Database, Execute
+from server.jobs.job import JobState, LeaseState, QueuedJob, job_from_row
+from server.jobs.lanes import Lane, OwnerScheduler
 
 # A job that may be taken: nobody's, with its delay over, or one whose lease ran out.
 _FREE = "queue = :queue AND state IN ('waiting', 'running') AND (boot <> :boot OR due <= :now)"
@@ -27,18 +27,18 @@ class Leases:
     def __init__(self, database: Database, attempts: int) -> None:
         """Lease jobs of ``database``, each of them ``attempts`` times at most."""
         self._database, self._attempts = database, attempts
-        self._boot = boot_clock.boot()
-        self._shares = OwnerShares()
+        self._boot = boot_clock.boot_id()
+        self._scheduler = OwnerScheduler()
 
     def lease(
         self,
         queue: str,
         seconds: float,
-        ended: Callable[[Job, State], None] = lambda *_: None,
+        ended: Callable[[QueuedJob, JobState], None] = lambda *_: None,
         *,
         lane: Lane | None = None,
         fair: bool = False,
-    ) -> Job | None:
+    ) -> QueuedJob | None:
         """Take the next free job for ``seconds``; None when there is none.
 
         Jobs that were begun less often go first, so that one that kills the process does not keep the others waiting;
@@ -53,13 +53,13 @@ class Leases:
             lane: Lane from which jobs are taken; all of the kind when it is None.
             fair: True: owners take turns; False: jobs begin in the order in which they came.
         """
-        over: list[tuple[Job, State]] = []
+        over: list[tuple[QueuedJob, JobState]] = []
         job = self._lease(queue, seconds, over, lane, fair)
         for one, state in over:
             ended(one, state)
         return job
 
-    def _next(self, run: Run, queue: str, lane: Lane | None, fair: bool) -> list[sqlite3.Row]:
+    def _next(self, run: Execute, queue: str, lane: Lane | None, fair: bool) -> list[sqlite3.Row]:
         """The row of the job that is to begin next, in a list; an empty list when there is none."""
         condition, values = ("1", {}) if lane is None else lane.condition()
         free, values = f"{_FREE} AND {condition}", values | {"queue": queue} | self._now()
@@ -72,25 +72,25 @@ class Leases:
             return []
         fewest = min(row["attempts"] for row in found)
         firsts = {row["owner"]: row["first"] for row in found if row["attempts"] == fewest}
-        return run("SELECT * FROM jobs WHERE number = ?", (self._shares.next_of(queue, firsts),))
+        return run("SELECT * FROM jobs WHERE number = ?", (self._scheduler.next_job_number(queue, firsts),))
 
     def _lease(
-        self, queue: str, seconds: float, over: list[tuple[Job, State]], lane: Lane | None, fair: bool
-    ) -> Job | None:
+        self, queue: str, seconds: float, over: list[tuple[QueuedJob, JobState]], lane: Lane | None, fair: bool
+    ) -> QueuedJob | None:
         with self._database.transaction() as run:
             while found := self._next(run, queue, lane, fair):
-                job = job_of(found[0])
+                job = job_from_row(found[0])
                 if job.stop:
-                    end(run, job.id, "cancelled", {})
+                    record_end(run, job.id, "cancelled", {})
                     over.append((job, "cancelled"))
                 elif job.attempts >= self._attempts:
                     sentence = f"Given up: it was begun {job.attempts} times and the program ended before it each time."
-                    end(run, job.id, "failed", {"error": sentence})
+                    record_end(run, job.id, "failed", {"error": sentence})
                     over.append((job, "failed"))
                 else:
                     if fair:
-                        self._shares.had_turn(queue, job.owner, run("SELECT MAX(number) FROM jobs")[0][0])
-                    return job_of(
+                        self._scheduler.record_turn(queue, job.owner, run("SELECT MAX(number) FROM jobs")[0][0])
+                    return job_from_row(
                         run(
                             "UPDATE jobs SET state = 'running', attempts = attempts + 1, lease = :lease, boot = :boot, "
                             "due = :now + :seconds, progress = '{}', changed = :day WHERE id = :id RETURNING *",
@@ -105,7 +105,7 @@ class Leases:
                     )
         return None
 
-    def renew(self, job: Job, seconds: float, progress: dict[str, Any]) -> Standing:
+    def renew(self, job: QueuedJob, seconds: float, progress: dict[str, Any]) -> LeaseState:
         """Hold a lease for ``seconds`` more and tell how far the work is.
 
         Returns:
@@ -127,15 +127,15 @@ class Leases:
             return "lost"
         return "stop" if rows[0]["stop"] else "held"
 
-    def end(self, job: Job, state: State, result: dict[str, Any]) -> bool:
+    def end(self, job: QueuedJob, state: JobState, result: dict[str, Any]) -> bool:
         """End a job that is held; False when another has it meanwhile, and nothing was changed."""
         with self._database.transaction() as run:
             if not run("SELECT 1 FROM jobs WHERE id = ? AND lease = ?", (job.id, job.lease)):
                 return False
-            end(run, job.id, state, result)
+            record_end(run, job.id, state, result)
             return True
 
-    def give_back(self, job: Job, *, after: float = 0.0, payload: dict[str, Any] | None = None) -> State | None:
+    def requeue(self, job: QueuedJob, *, after: float = 0.0, payload: dict[str, Any] | None = None) -> JobState | None:
         """Let another try take a job that is held, ``after`` seconds from now, unless it was to be stopped.
 
         That it was begun does not count as an attempt: whoever gives it back is alive. With ``payload`` the next try
@@ -162,11 +162,11 @@ class Leases:
             if not rows:
                 return None
             if rows[0]["stop"]:
-                end(run, job.id, "cancelled", {})
+                record_end(run, job.id, "cancelled", {})
                 return "cancelled"
             return "waiting"
 
-    def free_all(self) -> None:
+    def release_all(self) -> None:
         """Take back every lease; only for one who knows that nobody else works on this file."""
         with self._database.transaction() as run:
             run("UPDATE jobs SET state = 'waiting', lease = NULL, due = 0 WHERE state = 'running'")
@@ -175,7 +175,7 @@ class Leases:
         return {"now": boot_clock.seconds(), "boot": self._boot}
 
 
-def end(run: Run, id: str, state: State, result: dict[str, Any]) -> None:  # noqa: A002 - the field's name
+def record_end(run: Execute, id: str, state: JobState, result: dict[str, Any]) -> None:  # noqa: A002 - the field's name
     """Write the end of a job."""
     run(
         "UPDATE jobs SET state = ?, lease = NULL, result = ?, changed = ? WHERE id = ?",

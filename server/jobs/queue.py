@@ -21,14 +21,14 @@ from typing import Any
 
 from semiseg.errors import SemisegError
 from server.jobs.database import Database
-from server.jobs.job import ENDED as ENDED
-from server.jobs.job import SCHEMA, STATES, STEPS, job_of
-from server.jobs.job import VERSION as VERSION
-from server.jobs.job import Job as Job
-from server.jobs.job import Standing as Standing
-from server.jobs.job import State as State
+from server.jobs.job import ENDED_STATES as ENDED_STATES
+from server.jobs.job import MIGRATIONS, SCHEMA, STATES, job_from_row
+from server.jobs.job import SCHEMA_VERSION as SCHEMA_VERSION
+from server.jobs.job import JobState as JobState
+from server.jobs.job import LeaseState as LeaseState
+from server.jobs.job import QueuedJob as QueuedJob
 from server.jobs.lanes import Lane
-from server.jobs.leases import Leases, end
+from server.jobs.leases import Leases, record_end
 
 
 class QueueFull(SemisegError):  # noqa: N818 - it passes
@@ -53,7 +53,7 @@ class Queue(Leases):
             InputError: the file is no job database, or one of another version.
             QueueError: it cannot be opened or written.
         """
-        super().__init__(Database(file, SCHEMA, VERSION, STEPS), attempts)
+        super().__init__(Database(file, SCHEMA, SCHEMA_VERSION, MIGRATIONS), attempts)
 
     def copy_to(self, file: Path) -> None:
         """Write all of it, as it is at this moment, into a file.
@@ -75,14 +75,15 @@ class Queue(Leases):
         id: str | None = None,  # noqa: A002 - the field's name
         key: str | None = None,
         owner: str = "",
-        most: int | None = None,
-        most_of_owner: int | None = None,
+        max_waiting: int | None = None,
+        max_waiting_of_owner: int | None = None,
         lane: Lane | None = None,
-    ) -> Job:
+    ) -> QueuedJob:
         """Accept a job; when this returns, it is on the disk.
 
         With a ``key`` that the queue already has, the job that has it is the answer and nothing is added. Otherwise at
-        most ``most`` jobs may wait, and ``most_of_owner`` of one owner; with a ``lane``, its jobs are counted instead.
+        most ``max_waiting`` jobs may wait, and ``max_waiting_of_owner`` of one owner;
+        with a ``lane``, its jobs are counted instead.
 
         Raises:
             QueueFull: so many wait already.
@@ -92,22 +93,25 @@ class Queue(Leases):
         row = (id or secrets.token_hex(16), queue, key, owner, "waiting", json.dumps(payload), now, now)
         with self._database.transaction() as run:
             if key is not None and (there := run("SELECT * FROM jobs WHERE queue = ? AND key = ?", (queue, key))):
-                return job_of(there[0])
+                return job_from_row(there[0])
             mine = lane.condition() if lane else ("owner = :owner", {"owner": owner})
-            for limit, whose, (condition, values) in ((most, None, ("1", {})), (most_of_owner, owner, mine)):
+            for limit, whose, (condition, values) in (
+                (max_waiting, None, ("1", {})),
+                (max_waiting_of_owner, owner, mine),
+            ):
                 if limit is not None:
                     count = f"SELECT COUNT(*) FROM jobs WHERE queue = :queue AND state = 'waiting' AND {condition}"
                     if run(count, values | {"queue": queue})[0][0] >= limit:
                         raise QueueFull(limit, whose)
             names = "id, queue, key, owner, state, payload, created, changed"
-            return job_of(run(f"INSERT INTO jobs ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING *", row)[0])
+            return job_from_row(run(f"INSERT INTO jobs ({names}) VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING *", row)[0])
 
     def retry(
         self,
         id: str,  # noqa: A002 - the field's name
         payload: dict[str, Any] | None = None,
         *,
-        states: Sequence[State] = ("failed", "cancelled"),
+        states: Sequence[JobState] = ("failed", "cancelled"),
     ) -> bool:
         """Let a job be done once more that has ended in one of ``states``, with ``payload`` if one is given."""
         with self._database.transaction() as run:
@@ -123,7 +127,7 @@ class Queue(Leases):
     def change_waiting(
         self,
         queue: str,
-        change: Callable[[Job], dict[str, Any] | None],
+        change: Callable[[QueuedJob], dict[str, Any] | None],
         *,
         lane: Lane | None = None,
         at_once: bool = False,
@@ -147,7 +151,7 @@ class Queue(Leases):
                 values | {"queue": queue},
             )
             for row in rows:
-                payload = change(job_of(row))
+                payload = change(job_from_row(row))
                 if payload is not None:
                     due = 0.0 if at_once else row["due"]
                     run("UPDATE jobs SET payload = ?, due = ? WHERE id = ?", (json.dumps(payload), due, row["id"]))
@@ -159,33 +163,33 @@ class Queue(Leases):
         with self._database.transaction() as run:
             if not run("SELECT 1 FROM jobs WHERE id = ? AND state = 'waiting'", (id,)):
                 return False
-            end(run, id, "failed", result)
+            record_end(run, id, "failed", result)
             return True
 
-    def stop(self, id: str) -> Job | None:  # noqa: A002 - the field's name
+    def stop(self, id: str) -> QueuedJob | None:  # noqa: A002 - the field's name
         """Cancel a job: at once when it waits, and when it runs, as soon as its worker hears of it."""
         with self._database.transaction() as run:
             found = run("UPDATE jobs SET stop = 1 WHERE id = ? RETURNING *", (id,))
             if not found:
                 return None
             if found[0]["state"] == "waiting":
-                end(run, id, "cancelled", {})
-            return job_of(run("SELECT * FROM jobs WHERE id = ?", (id,))[0])
+                record_end(run, id, "cancelled", {})
+            return job_from_row(run("SELECT * FROM jobs WHERE id = ?", (id,))[0])
 
-    def get(self, id: str) -> Job | None:  # noqa: A002 - the field's name
+    def get(self, id: str) -> QueuedJob | None:  # noqa: A002 - the field's name
         """The job as it is now."""
         with self._database.reading() as run:
             rows = run("SELECT * FROM jobs WHERE id = ?", (id,))
-        return job_of(rows[0]) if rows else None
+        return job_from_row(rows[0]) if rows else None
 
     def jobs(
         self,
-        *states: State,
+        *states: JobState,
         queue: str | None = None,
         owner: str | None = None,
         before: float | None = None,
         lane: Lane | None = None,
-    ) -> list[Job]:
+    ) -> list[QueuedJob]:
         """Jobs in the order in which they came.
 
         Args:
@@ -204,16 +208,16 @@ class Queue(Leases):
                 f"AND changed < COALESCE(:before, changed + 1) AND {condition} ORDER BY number",
                 {**named, **values, "queue": queue, "owner": owner, "before": before},
             )
-        return [job_of(row) for row in rows]
+        return [job_from_row(row) for row in rows]
 
-    def count(self, queue: str) -> dict[State, int]:
+    def count(self, queue: str) -> dict[JobState, int]:
         """How many jobs of a kind there are in each state."""
         with self._database.reading() as run:
             rows = run("SELECT state, COUNT(*) AS n FROM jobs WHERE queue = ? GROUP BY state", (queue,))
-        found: dict[State, int] = {row["state"]: row["n"] for row in rows}
+        found: dict[JobState, int] = {row["state"]: row["n"] for row in rows}
         return {state: found.get(state, 0) for state in STATES}
 
-    def ahead_of(self, job: Job) -> int:
+    def count_ahead(self, job: QueuedJob) -> int:
         """How many waiting jobs of its kind are to be begun before it."""
         with self._database.reading() as run:
             rows = run(
@@ -224,7 +228,7 @@ class Queue(Leases):
             )
         return int(rows[0]["n"])
 
-    def forget(self, id: str) -> bool:  # noqa: A002 - the field's name
+    def delete(self, id: str) -> bool:  # noqa: A002 - the field's name
         """Delete a job that has ended."""
         with self._database.transaction() as run:
             return bool(

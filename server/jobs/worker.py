@@ -11,13 +11,13 @@ from typing import Any
 
 from semiseg.errors import Cancelled, SemisegError
 from server.jobs.database import QueueError
+from server.jobs.fifo_limiter import FifoLimiter
 from server.jobs.lanes import Lane
-from server.jobs.queue import Job, Queue, State
-from server.jobs.turns import Turns
+from server.jobs.queue import JobState, Queue, QueuedJob
 
-LEASE = 60.0  # seconds; a process that stands still for longer loses its jobs to the next
-HEARTBEAT = 1.0
-GLANCE = 1.0  # seconds between two looks at an empty queue, for jobs that another process put in
+LEASE_SECONDS = 60.0  # seconds; a process that stands still for longer loses its jobs to the next
+HEARTBEAT_INTERVAL = 1.0
+POLL_INTERVAL = 1.0  # seconds between two looks at an empty queue, for jobs that another process put in
 
 _LOG = logging.getLogger("semiseg.jobs")
 
@@ -25,12 +25,12 @@ _LOG = logging.getLogger("semiseg.jobs")
 class JobFailed(SemisegError):  # noqa: N818 - an end like others
     """The work cannot be done; trying again would not help."""
 
-    def __init__(self, sentence: str, **told: Any) -> None:
+    def __init__(self, sentence: str, **details: Any) -> None:
         super().__init__(sentence)
-        self.told = told
+        self.details = details
 
 
-class Postponed(SemisegError):  # noqa: N818 - no end yet
+class JobPostponed(SemisegError):  # noqa: N818 - no end yet
     """The work cannot be done now, which is not the job's fault; it is tried again ``after`` so many seconds.
 
     The next try gets ``payload``, if one is given.
@@ -42,7 +42,7 @@ class Postponed(SemisegError):  # noqa: N818 - no end yet
 
 
 @dataclass
-class Task:
+class RunningJob:
     """A job that is being worked on, as the work sees it.
 
     Attributes:
@@ -50,25 +50,25 @@ class Task:
         progress: Progress that the next heartbeat tells; the work replaces it.
     """
 
-    job: Job
+    job: QueuedJob
     progress: dict[str, Any] = field(default_factory=dict)
     _stop: threading.Event = field(default_factory=threading.Event)
-    _why: str = ""
+    _reason: str = ""
 
     def cancelled(self) -> bool:
         """Whether the work is to be given up; asked now and then by the work."""
         return self._stop.is_set()
 
-    def give_up(self, why: str) -> None:
+    def cancel(self, reason: str) -> None:
         """Ask the work to stop; the first reason counts."""
         if not self._stop.is_set():
-            self._why = why
+            self._reason = reason
             self._stop.set()
 
     @property
-    def why(self) -> str:
+    def reason(self) -> str:
         """``cancelled``, ``lost`` or ``closing`` once the work is to be given up."""
-        return self._why
+        return self._reason
 
 
 class Worker:
@@ -78,12 +78,12 @@ class Worker:
         self,
         queue: Queue,
         name: str,
-        work: Callable[[Task], dict[str, Any]],
+        work: Callable[[RunningJob], dict[str, Any]],
         *,
         threads: int,
-        turns: Turns,
+        limiter: FifoLimiter,
         ready: Callable[[], bool] = lambda: True,
-        ended: Callable[[Job, State], None] = lambda *_: None,
+        ended: Callable[[QueuedJob, JobState], None] = lambda *_: None,
         lane: Lane | None = None,
         fair: bool = False,
     ) -> None:
@@ -93,19 +93,19 @@ class Worker:
             queue: Queue of the jobs.
             name: Kind of the jobs.
             work: Function that works on a task; it returns the job's result, or raises :class:`JobFailed`,
-                :class:`Postponed`, or ``Cancelled`` when its task is.
+                :class:`JobPostponed`, or ``Cancelled`` when its task is.
             threads: Number of jobs at the same time.
-            turns: Turns, one of which is taken before a job is leased, so that no lease runs while others work.
+            limiter: Limiter, of which a slot is taken before a job is leased, so that no lease runs while others work.
             ready: Function that returns True when work can begin; no job is taken before.
             ended: Function that is told of every job that ended here, and how.
             lane: Lane from which jobs are taken; all of the kind when it is None.
             fair: True: the owners of jobs take turns.
         """
-        self._queue, self._name, self._work, self._turns = queue, name, work, turns
+        self._queue, self._name, self._work, self._limiter = queue, name, work, limiter
         self._ready, self._ended, self._lane, self._fair = ready, ended, lane, fair
         self._closing = threading.Event()
-        self._news = threading.Semaphore(0)
-        self._tasks: dict[str, Task] = {}
+        self._wake_ups = threading.Semaphore(0)
+        self._tasks: dict[str, RunningJob] = {}
         self._threads = [threading.Thread(target=self._run, name=f"{name}-{k}", daemon=True) for k in range(threads)]
         self._heart = threading.Thread(target=self._beat, name=f"{name}-heartbeat", daemon=True)
         for thread in (*self._threads, self._heart):
@@ -113,18 +113,18 @@ class Worker:
 
     def wake(self) -> None:
         """There is a new job."""
-        self._news.release()
+        self._wake_ups.release()
 
     def stop(self, id: str) -> None:  # noqa: A002 - the field's name
         """A job was cancelled: let its work hear of it before the next heartbeat."""
         for task in self._of(id):
-            task.give_up("cancelled")
+            task.cancel("cancelled")
 
     def progress(self, id: str) -> dict[str, Any] | None:  # noqa: A002 - the field's name
         """How far a job is that is worked on here."""
         return next((task.progress for task in self._of(id)), None)
 
-    def _of(self, id: str) -> list[Task]:  # noqa: A002 - the field's name
+    def _of(self, id: str) -> list[RunningJob]:  # noqa: A002 - the field's name
         return [task for task in list(self._tasks.values()) if task.job.id == id]
 
     def close(self, seconds: float | None = None) -> None:
@@ -134,16 +134,16 @@ class Worker:
         """
         self._closing.set()
         for task in list(self._tasks.values()):
-            task.give_up("closing")
+            task.cancel("closing")
         for _ in self._threads:
-            self._news.release()
+            self._wake_ups.release()
         until = None if seconds is None else time.monotonic() + seconds
         for thread in (*self._threads, self._heart):
             thread.join(None if until is None else max(0.0, until - time.monotonic()))
 
     def _run(self) -> None:
         while not self._closing.is_set():
-            if not self._turns.acquire_unless(self._closing.is_set, GLANCE):
+            if not self._limiter.acquire_unless_stopped(self._closing.is_set, POLL_INTERVAL):
                 return
             busy = False
             try:
@@ -152,64 +152,64 @@ class Worker:
                 told = error if isinstance(error, QueueError) else type(error).__name__
                 _LOG.error("A job could not be worked on: %s", told, exc_info=not isinstance(error, QueueError))
             finally:
-                self._turns.release()
+                self._limiter.release()
             if not busy:
-                self._news.acquire(timeout=GLANCE)
+                self._wake_ups.acquire(timeout=POLL_INTERVAL)
 
     def _one(self) -> bool:
         """Work on the next job; False when there is none."""
         if self._closing.is_set() or not self._ready():
             return False
-        job = self._queue.lease(self._name, LEASE, self._ended, lane=self._lane, fair=self._fair)
+        job = self._queue.lease(self._name, LEASE_SECONDS, self._ended, lane=self._lane, fair=self._fair)
         if job is None:
             return False
         # By lease: after a standstill longer than a lease, two threads may have the same job for a moment.
         assert job.lease is not None
-        task = self._tasks[job.lease] = Task(job)
+        task = self._tasks[job.lease] = RunningJob(job)
         if self._closing.is_set():
-            task.give_up("closing")
+            task.cancel("closing")
         try:
             self._finish(task)
         finally:
             self._tasks.pop(job.lease, None)
         return True
 
-    def _finish(self, task: Task) -> None:
+    def _finish(self, task: RunningJob) -> None:
         job, queue = task.job, self._queue
-        state: State
+        state: JobState
         result: dict[str, Any] = {}
         try:
             state, result = "done", self._work(task)
         except Cancelled:
-            if task.why == "closing":
-                self._give_back(job)
+            if task.reason == "closing":
+                self._requeue(job)
                 return
             state = "cancelled"
-        except Postponed as error:
+        except JobPostponed as error:
             _LOG.warning("Job %s waits: %s", job.id, error)
-            self._give_back(job, error.after, error.payload)
+            self._requeue(job, error.after, error.payload)
             return
         except JobFailed as error:
-            state, result = "failed", {"error": str(error), **error.told}
+            state, result = "failed", {"error": str(error), **error.details}
         if queue.end(job, state, result):
             self._ended(job, state)
-        elif task.why != "cancelled":
+        elif task.reason != "cancelled":
             _LOG.warning("Job %s was taken over by another worker; what was done here does not count", job.id)
 
-    def _give_back(self, job: Job, after: float = 0.0, payload: dict[str, Any] | None = None) -> None:
-        if self._queue.give_back(job, after=after, payload=payload) == "cancelled":
+    def _requeue(self, job: QueuedJob, after: float = 0.0, payload: dict[str, Any] | None = None) -> None:
+        if self._queue.requeue(job, after=after, payload=payload) == "cancelled":
             self._ended(job, "cancelled")
 
     def _beat(self) -> None:
-        while not self._closing.wait(HEARTBEAT):
+        while not self._closing.wait(HEARTBEAT_INTERVAL):
             for task in list(self._tasks.values()):
                 try:
-                    standing = self._queue.renew(task.job, LEASE, task.progress)
+                    standing = self._queue.renew(task.job, LEASE_SECONDS, task.progress)
                 except Exception as error:  # noqa: BLE001 - as above
                     told = error if isinstance(error, QueueError) else type(error)
                     _LOG.error("A heartbeat could not be written: %s", told)
                     continue
                 if standing == "stop":
-                    task.give_up("cancelled")
+                    task.cancel("cancelled")
                 elif standing == "lost" and task.job.lease in self._tasks:
-                    task.give_up("lost")
+                    task.cancel("lost")

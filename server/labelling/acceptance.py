@@ -63,7 +63,7 @@ class LabelAgreement(BaseModel):
     confirmed: bool = False
 
 
-class Decision(BaseModel):
+class AcceptanceDecision(BaseModel):
     """The decision about a new model, with its evidence.
 
     Attributes:
@@ -93,7 +93,7 @@ class Decision(BaseModel):
     failures: dict[str, str]
 
 
-def held_back(labelled: Sequence[str], criteria: AcceptanceCriteria) -> list[str]:
+def select_holdout(labelled: Sequence[str], criteria: AcceptanceCriteria) -> list[str]:
     """The labelled scans that are kept out of trainings: each ``hold_back_every``-th in the order of labelling.
 
     A scan that was held back once stays held back, since the order only grows at its end.
@@ -112,7 +112,7 @@ def decide(
     unseen: Evaluation | None = None,
     confirmed: Iterable[str] = (),
     replaces: bool,
-) -> Decision:
+) -> AcceptanceDecision:
     """Decide whether a new model replaces the one in use.
 
     Args:
@@ -148,7 +148,7 @@ def decide(
         reasons = ("The new model is used.", f"It is not worse than the model before: {_told(overall)}.")
     else:
         reasons = ("The new model is used.", "There was no model before it that it could be compared with.")
-    return Decision(
+    return AcceptanceDecision(
         accepted=not against,
         reasons=reasons,
         criteria=criteria,

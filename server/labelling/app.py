@@ -23,17 +23,17 @@ from starlette.responses import FileResponse, HTMLResponse, JSONResponse, PlainT
 from starlette.routing import Route
 
 from semiseg.errors import InputError
-from server.http.body import Body
-from server.http.front import Front
-from server.http.limits import Refusal
-from server.labelling.context import LabellingContext, shown_path
+from server.http.access_options import AccessOptions
+from server.http.body import RequestBody
+from server.http.limits import ApiError
+from server.labelling.context import LabellingContext, display_path
 from server.labelling.datastore_endpoints import DatastoreEndpoints
 from server.labelling.forms import receive_form, receive_json
 from server.labelling.inference import InferenceEndpoint
-from server.labelling.middleware import RequestMiddleware, error_response, owner_of_key
+from server.labelling.middleware import LabellingMiddleware, authenticate, error_response
 from server.labelling.selection import STRATEGIES
-from server.labelling.sessions import document_of
-from server.labelling.tasks import Training
+from server.labelling.sessions import session_document
+from server.labelling.tasks import TrainingService
 from server.labelling.training_endpoints import TrainingEndpoints
 
 _PAGE = """<!doctype html><html lang="en"><meta charset="utf-8"><title>semiseg label</title>
@@ -43,16 +43,18 @@ Slicer, or to a program that speaks MONAI Label's REST interface.</p></html>"""
 _LINES = 300
 
 
-def make_labelling_app(context: LabellingContext, front: Front, training: Training | None = None) -> Starlette:
+def make_labelling_app(
+    context: LabellingContext, access: AccessOptions, training: TrainingService | None = None
+) -> Starlette:
     """The ASGI application.
 
     Args:
         context: What the server has.
-        front: Names, origins and proxies of the server.
+        access: Names, origins and proxies of the server.
         training: What trains the next model; None for a server that does not train.
 
     Raises:
-        InputError: A name, an origin or a proxy in ``front`` is none.
+        InputError: A name, an origin or a proxy in ``access`` is none.
     """
     datastore = DatastoreEndpoints(context)
     inference = InferenceEndpoint(context)
@@ -68,7 +70,7 @@ def make_labelling_app(context: LabellingContext, front: Front, training: Traini
         headers = dict(error.headers or {}) if isinstance(error, HTTPException) else {}
         known = "This address does not take this method." if status == 405 else "There is nothing at this address."
         del request
-        return error_response(Refusal(status, known, headers=headers))
+        return error_response(ApiError(status, known, headers=headers))
 
     routes = [
         *general.routes(),
@@ -76,12 +78,12 @@ def make_labelling_app(context: LabellingContext, front: Front, training: Traini
         Route("/infer/{model}", context.upload(inference.respond), methods=["POST"]),
         *TrainingEndpoints(context, training).routes(),
     ]
-    keys, guard, proxies = context.keys, front.guard(keys=context.keys.required), front.trusted()
-    middleware = [Middleware(RequestMiddleware, keys=keys, guard=guard, proxies=proxies)]
-    if front.origins:  # before the keys: a browser asks beforehand, without one
+    keys, guard, proxies = context.keys, access.browser_guard(keys=context.keys.required), access.trusted_proxies()
+    middleware = [Middleware(LabellingMiddleware, keys=keys, guard=guard, proxies=proxies)]
+    if access.origins:  # before the keys: a browser asks beforehand, without one
         cross_origin = Middleware(
             CORSMiddleware,
-            allow_origins=list(front.origins),
+            allow_origins=list(access.origins),
             allow_methods=["GET", "HEAD", "POST", "PUT", "DELETE"],
             allow_headers=["Authorization", "X-API-Key", "Content-Type"],
             expose_headers=["Content-Disposition", "Retry-After", "X-Semiseg-Model"],
@@ -94,7 +96,9 @@ def make_labelling_app(context: LabellingContext, front: Front, training: Traini
 class _GeneralEndpoints:
     """What is neither a label nor a segmentation nor a training."""
 
-    def __init__(self, context: LabellingContext, datastore: DatastoreEndpoints, training: Training | None) -> None:
+    def __init__(
+        self, context: LabellingContext, datastore: DatastoreEndpoints, training: TrainingService | None
+    ) -> None:
         self._context, self._datastore, self._training = context, datastore, training
 
     def routes(self) -> list[Route]:
@@ -131,44 +135,44 @@ class _GeneralEndpoints:
             "description": "Labels of a dataset folder, kept by semiseg. RESEARCH USE ONLY.",
             "version": metadata.version("semiseg"),
             "labels": list(context.datastore.names.values),
-            "models": {} if model is None else {model.name: model.described()},
-            "trainers": {} if training is None else {training.name: training.described()},
+            "models": {} if model is None else {model.name: model.describe()},
+            "trainers": {} if training is None else {training.name: training.describe()},
             "strategies": {one.name: {"description": one.description} for one in STRATEGIES.values()},
             "scoring": {},
             "train_stats": {} if training is None else {training.name: training.statistics()},
             "datastore": self._datastore.statistics(),
         }
 
-    async def _next_image(self, request: Request, body: Body, _: Path) -> Response:
+    async def _next_image(self, request: Request, body: RequestBody, _: Path) -> Response:
         strategy = STRATEGIES.get(request.path_params["strategy"])
         if strategy is None:
-            raise Refusal(404, f"The strategies are {', '.join(STRATEGIES)}.")
+            raise ApiError(404, f"The strategies are {', '.join(STRATEGIES)}.")
         await receive_json(body)
         context = self._context
 
         def offer() -> dict[str, Any]:
-            image = context.offers.next(context.datastore.waiting(), strategy)
+            image = context.reservations.next(context.datastore.waiting(), strategy)
             if image is None:
                 return {}
             file = context.datastore.dataset.cases[image].image
             return {
                 "id": image,
                 "name": file.name,
-                "path": shown_path(request, file),
+                "path": display_path(request, file),
                 "checksum": f"SHA256:{context.datastore.checksum(file)}",
                 "ts": int(file.stat().st_mtime),
             }
 
         return JSONResponse(await anyio.to_thread.run_sync(offer))
 
-    async def _make_session(self, request: Request, body: Body, folder: Path) -> Response:
+    async def _make_session(self, request: Request, body: RequestBody, folder: Path) -> Response:
         asked = request.query_params.get("expiry", "0")
         if not (asked.isascii() and asked.isdigit() and len(asked) < 10):
-            raise Refusal(400, "`expiry` is a number of seconds.")
+            raise ApiError(400, "`expiry` is a number of seconds.")
         form = await receive_form(request, body, folder, self._context.limits)
         files = form.files.get("files", ())
         session = await anyio.to_thread.run_sync(self._context.sessions.create, files, int(asked))
-        return JSONResponse({"session_id": session.name, "session_info": document_of(session)})
+        return JSONResponse({"session_id": session.name, "session_info": session_document(session)})
 
     async def _session(self, request: Request) -> Response:
         sessions, name = self._context.sessions, request.path_params["name"]
@@ -176,38 +180,38 @@ class _GeneralEndpoints:
         if request.query_params.get("image", "").lower() in ("true", "1", "yes"):
             files = sorted(sessions.image_of(name).iterdir())
             if len(files) > 1:
-                raise Refusal(400, "The image of this session is several files, which are not sent back.")
+                raise ApiError(400, "The image of this session is several files, which are not sent back.")
             return FileResponse(files[0], media_type="application/octet-stream", filename=session.image)
-        return JSONResponse(document_of(session))
+        return JSONResponse(session_document(session))
 
     async def _end_session(self, request: Request) -> Response:
         name = request.path_params["name"]
-        return JSONResponse(document_of(await anyio.to_thread.run_sync(self._context.sessions.remove, name)))
+        return JSONResponse(session_document(await anyio.to_thread.run_sync(self._context.sessions.remove, name)))
 
     async def _logs(self, request: Request) -> Response:
         asked = request.query_params.get("lines", str(_LINES))
         if not (asked.isascii() and asked.isdigit() and len(asked) < 10):
-            raise Refusal(400, "`lines` is a number of lines; 0 stands for all that are kept.")
+            raise ApiError(400, "`lines` is a number of lines; 0 stands for all that are kept.")
         lines = self._context.log.last(int(asked))
         return PlainTextResponse("".join(f"{line}\n" for line in lines))
 
     async def _authentication(self, _: Request) -> Response:
         return JSONResponse({"enabled": self._context.keys.required, "client_id": "semiseg", "realm": ""})
 
-    async def _token(self, request: Request, body: Body, folder: Path) -> Response:
+    async def _token(self, request: Request, body: RequestBody, folder: Path) -> Response:
         """Exchange a key, given as the password of its owner, for itself as a token."""
         fields = (await receive_form(request, body, folder, self._context.limits)).fields
         if not self._context.keys.required:
             return JSONResponse({"access_token": None, "token_type": None})
         key, owner = fields.get("password", ""), None
         try:
-            owner = self._context.keys.owner_of(key)
+            owner = self._context.keys.find_owner(key)
         except InputError:
-            raise Refusal(503, "The server's API keys cannot be read; its operator has to look at them.") from None
+            raise ApiError(503, "The server's API keys cannot be read; its operator has to look at them.") from None
         if owner is None or owner != fields.get("username"):
-            raise Refusal(401, "The name is the owner of an API key of this server, and the password is the key.")
+            raise ApiError(401, "The name is the owner of an API key of this server, and the password is the key.")
         return JSONResponse({"access_token": key, "token_type": "bearer"})
 
     async def _valid(self, request: Request) -> Response:
-        owner = owner_of_key(self._context.keys, request.scope) if self._context.keys.required else "everybody"
+        owner = authenticate(self._context.keys, request.scope) if self._context.keys.required else "everybody"
         return JSONResponse({"username": owner, "email": None, "name": owner, "roles": []})

@@ -16,16 +16,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from semiseg.errors import Cancelled, InputError
-from server.http.body import Body
-from server.http.limits import Admission, Limits, Refusal
-from server.http.reception import CLIENT_GONE, client_of, owner_of
-from server.http.replies import refusal_of
+from server.http.body import RequestBody
+from server.http.errors import to_api_error
+from server.http.limits import AdmissionControl, ApiError, Limits
+from server.http.upload_handler import CLIENT_GONE, client_identity, key_owner
 from server.jobs.fair_limiter import FairLimiter
-from server.keys import Keys
+from server.keys import ApiKeys
 from server.labelling.datastore import Datastore
 from server.labelling.middleware import RecentLog, error_response
 from server.labelling.models import ModelSlot
-from server.labelling.selection import Offers
+from server.labelling.selection import ImageReservations
 from server.labelling.sessions import Sessions
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -40,7 +40,7 @@ class LabellingContext:
         datastore: The images and their labels.
         models: The model in use.
         sessions: Images of clients that are not in the dataset.
-        offers: Images that were offered to annotators lately.
+        reservations: Images that were offered to annotators lately.
         keys: API keys.
         limits: What is accepted.
         admission: Count of the requests that are being received or worked on.
@@ -52,12 +52,12 @@ class LabellingContext:
     datastore: Datastore
     models: ModelSlot
     sessions: Sessions
-    keys: Keys
+    keys: ApiKeys
     limits: Limits
-    admission: Admission
+    admission: AdmissionControl
     limiter: FairLimiter
     scratch: Path
-    offers: Offers = field(default_factory=Offers)
+    reservations: ImageReservations = field(default_factory=ImageReservations)
     log: RecentLog = field(default_factory=RecentLog)
 
     def endpoint(self, work: Callable[[Request], Awaitable[Response]]) -> Endpoint:
@@ -68,14 +68,14 @@ class LabellingContext:
 
         return respond
 
-    def upload(self, work: Callable[[Request, Body, Path], Awaitable[Response]]) -> Endpoint:
+    def upload(self, work: Callable[[Request, RequestBody, Path], Awaitable[Response]]) -> Endpoint:
         """An endpoint that receives a body, within the limits, into a folder that is deleted afterwards."""
 
         async def respond(request: Request) -> Response:
-            body = Body(request, self.limits)
+            body = RequestBody(request, self.limits)
 
             async def take() -> Response:
-                with self.admission.one(client_of(request)), anyio.fail_after(self.limits.request_seconds):
+                with self.admission.admit(client_identity(request)), anyio.fail_after(self.limits.request_seconds):
                     folder = Path(tempfile.mkdtemp(prefix="request-", dir=self.scratch))
                     try:
                         return await work(request, body, folder)
@@ -87,19 +87,21 @@ class LabellingContext:
 
         return respond
 
-    async def _answered(self, request: Request, work: Callable[[], Awaitable[Response]], body: Body | None) -> Response:
+    async def _answered(
+        self, request: Request, work: Callable[[], Awaitable[Response]], body: RequestBody | None
+    ) -> Response:
         try:
             response = await work()
         except TimeoutError:
             seconds = self.limits.request_seconds
             words = f"It took longer than the {seconds:g} seconds that a request may take."
-            response = error_response(Refusal(504, words))
+            response = error_response(ApiError(504, words))
         except (ClientDisconnect, Cancelled):
             return Response(status_code=CLIENT_GONE)
         except InputError as error:
-            response = error_response(Refusal(422, self.without_paths(str(error))))
+            response = error_response(ApiError(422, self.without_paths(str(error))))
         except Exception as error:  # noqa: BLE001 - an unexpected error shows nothing of the server's inside
-            response = error_response(refusal_of(error))
+            response = error_response(to_api_error(error))
         if body is not None:
             await body.drain()
             if not body.complete:
@@ -115,9 +117,9 @@ class LabellingContext:
         return sentence
 
 
-def who_asks(request: Request, params: dict[str, Any]) -> str:
+def requester_name(request: Request, params: dict[str, Any]) -> str:
     """The name under which a change is recorded: the key's owner, or else what the client calls itself."""
-    if owner := owner_of(request):
+    if owner := key_owner(request):
         return owner
     return printable(params.get("client_id")) or "unnamed"
 
@@ -127,7 +129,7 @@ def printable(said: object) -> str:
     return "".join(c for c in said if c.isprintable())[:NAME_CHARACTERS] if isinstance(said, str) else ""
 
 
-def shown_path(request: Request, path: Path) -> str:
+def display_path(request: Request, path: Path) -> str:
     """A path as a client is told it: whole for a program of this machine, which may open it, else the file's name."""
     client = request.client.host if request.client else ""
     try:
@@ -142,9 +144,9 @@ def query(request: Request, name: str, *others: str) -> str:
     """A parameter of the query that has to be there, under one of its names.
 
     Raises:
-        Refusal: 400, it is missing.
+        ApiError: 400, it is missing.
     """
     for one in (name, *others):
         if value := request.query_params.get(one):
             return value
-    raise Refusal(400, f"Say which one is meant in the query: ?{name}=...")
+    raise ApiError(400, f"Say which one is meant in the query: ?{name}=...")

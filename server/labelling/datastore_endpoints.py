@@ -15,13 +15,13 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from semiseg.dataset.folder import Case
-from server.http.body import Body
-from server.http.limits import Refusal
-from server.labelling.context import LabellingContext, printable, query, shown_path, who_asks
+from server.http.body import RequestBody
+from server.http.limits import ApiError
+from server.labelling.context import LabellingContext, display_path, printable, query, requester_name
 from server.labelling.datastore import KnownLabel
 from server.labelling.forms import receive_form
 from server.labelling.label_input import read_label
-from server.labelling.record import DATASET, FINAL, state_of
+from server.labelling.record import DATASET, FINAL, state_for_tag
 
 _OUTPUTS = ("stats", "all", "train")
 
@@ -56,7 +56,7 @@ class DatastoreEndpoints:
     async def _list(self, request: Request) -> Response:
         output = request.query_params.get("output") or "stats"
         if output not in _OUTPUTS:
-            raise Refusal(400, f"`output` is {', '.join(_OUTPUTS[:-1])} or {_OUTPUTS[-1]}.")
+            raise ApiError(400, f"`output` is {', '.join(_OUTPUTS[:-1])} or {_OUTPUTS[-1]}.")
         make = {"stats": lambda: self.statistics(), "all": self._objects, "train": lambda: self._pairs(request)}[output]
         return JSONResponse(await anyio.to_thread.run_sync(make))
 
@@ -87,27 +87,27 @@ class DatastoreEndpoints:
         return {"image": {"ext": _ending(case.image), "info": _image_info(case)}, "labels": labels}
 
     def _described(self, label: KnownLabel) -> dict[str, Any]:
-        return {"ext": _ending(label.file), "info": label_info_of(label, self._store.names.values)}
+        return {"ext": _ending(label.file), "info": make_label_info(label, self._store.names.values)}
 
     def _pairs(self, request: Request) -> list[dict[str, str]]:
         split = self._store.split()
         pairs = ((image, self._store.label(image, FINAL)) for image in (*(split.labelled or ()), *split.validation))
         cases = self._store.dataset.cases
         return [
-            {"image": shown_path(request, cases[image].image), "label": shown_path(request, label.file)}
+            {"image": display_path(request, cases[image].image), "label": display_path(request, label.file)}
             for image, label in pairs
             if label is not None
         ]
 
-    async def _no_new_image(self, _: Request, __: Body, ___: Path) -> Response:
+    async def _no_new_image(self, _: Request, __: RequestBody, ___: Path) -> Response:
         raise self._images_are_fixed()
 
     async def _no_image_deleted(self, _: Request) -> Response:
         raise self._images_are_fixed()
 
     @staticmethod
-    def _images_are_fixed() -> Refusal:
-        return Refusal(
+    def _images_are_fixed() -> ApiError:
+        return ApiError(
             403,
             "The images are those of the dataset folder, and they are neither added nor deleted over the network: the "
             "server's operator adds scans with `semiseg collect --add`. To segment another image, make a session.",
@@ -116,30 +116,30 @@ class DatastoreEndpoints:
     def _case(self, image: str) -> Case:
         case = self._store.case(image)
         if case is None:
-            raise Refusal(404, "The dataset has no image of this id.")
+            raise ApiError(404, "The dataset has no image of this id.")
         return case
 
     async def _image(self, request: Request) -> Response:
         case = self._case(query(request, "image"))
         if not case.image.is_file():
-            raise Refusal(404, "The image's file is missing from the dataset folder.")
+            raise ApiError(404, "The image's file is missing from the dataset folder.")
         if asked := request.query_params.get("check_sum"):
             algorithm, _, digest = asked.rpartition(":")
             found = await anyio.to_thread.run_sync(self._store.checksum, case.image)
             if algorithm.upper() not in ("", "SHA256") or digest.lower() != found:
-                raise Refusal(404, "The image has another SHA-256.")
+                raise ApiError(404, "The image has another SHA-256.")
         return FileResponse(case.image, media_type="application/octet-stream", filename=case.image.name)
 
     async def _image_info(self, request: Request) -> Response:
         case = self._case(query(request, "image"))
-        return JSONResponse({**_image_info(case), "path": shown_path(request, case.image)})
+        return JSONResponse({**_image_info(case), "path": display_path(request, case.image)})
 
     def _known(self, request: Request) -> KnownLabel:
         image = query(request, "label", "image", "id")
         tag = request.query_params.get("tag") or FINAL
         label = self._store.label(self._case(image).id, tag)
         if label is None or not label.file.is_file():
-            raise Refusal(404, "The image has no label with this tag.")
+            raise ApiError(404, "The image has no label with this tag.")
         return label
 
     async def _label(self, request: Request) -> Response:
@@ -150,17 +150,19 @@ class DatastoreEndpoints:
 
     async def _label_info(self, request: Request) -> Response:
         label = await anyio.to_thread.run_sync(self._known, request)
-        return JSONResponse(label_info_of(label, self._store.names.values))
+        return JSONResponse(make_label_info(label, self._store.names.values))
 
-    async def _save(self, request: Request, body: Body, folder: Path) -> Response:
+    async def _save(self, request: Request, body: RequestBody, folder: Path) -> Response:
         case = self._case(query(request, "image"))
         tag = request.query_params.get("tag") or FINAL
-        state_of(tag)
+        state_for_tag(tag)
         if tag == DATASET:
-            raise Refusal(422, f"The tag {DATASET} is that of labels that the dataset folder held; choose another one.")
+            raise ApiError(
+                422, f"The tag {DATASET} is that of labels that the dataset folder held; choose another one."
+            )
         form = await receive_form(request, body, folder, self._context.limits)
         params, sent = form.json("params"), form.file("label")
-        who = who_asks(request, params)
+        who = requester_name(request, params)
 
         def save() -> dict[str, Any]:
             label = read_label(sent.path, case, self._store.names, params.get("label_info"))
@@ -173,28 +175,28 @@ class DatastoreEndpoints:
     async def _withdraw(self, request: Request) -> Response:
         image = self._case(query(request, "id", "label")).id
         tag = query(request, "tag")
-        who = who_asks(request, dict(request.query_params))
+        who = requester_name(request, dict(request.query_params))
         if not await anyio.to_thread.run_sync(self._store.withdraw, image, tag, who):
-            raise Refusal(
+            raise ApiError(
                 404,
                 "No label with this tag was saved here. A label of the dataset folder itself is not taken back; save "
                 "another one.",
             )
         return JSONResponse({})
 
-    async def _add_info(self, request: Request, body: Body, folder: Path) -> Response:
+    async def _add_info(self, request: Request, body: RequestBody, folder: Path) -> Response:
         image = self._case(query(request, "label")).id
         tag = query(request, "tag")
         form = await receive_form(request, body, folder, self._context.limits)
         info = form.json("info") or form.json("params")
-        who = who_asks(request, info)
+        who = requester_name(request, info)
         record = await anyio.to_thread.run_sync(self._store.store.add_info, image, tag, info, who)
         if record is None:
-            raise Refusal(404, "No label with this tag was saved here.")
+            raise ApiError(404, "No label with this tag was saved here.")
         return JSONResponse({"image": image, "label": image, "version": record.version})
 
 
-def label_info_of(label: KnownLabel, values: Mapping[str, int]) -> dict[str, Any]:
+def make_label_info(label: KnownLabel, values: Mapping[str, int]) -> dict[str, Any]:
     """What clients are told about a label.
 
     3D Slicer names the values that occur in a label map, in ascending order, after the names in ``params.label_names``;

@@ -12,9 +12,9 @@ from urllib.parse import parse_qs
 from python_multipart.multipart import parse_options_header
 from starlette.requests import Request
 
-from server.http.body import Body
-from server.http.limits import MEGABYTE, Limits, Refusal
-from server.http.multipart import FormWriter, receive_parts, refuse_declared
+from server.http.body import RequestBody
+from server.http.limits import MEGABYTE, ApiError, Limits
+from server.http.multipart import FormWriter, check_content_length, receive_parts
 
 FIELD_BYTES = MEGABYTE
 _FIELDS = 64
@@ -22,7 +22,7 @@ _LINE_BYTES = 202
 
 
 @dataclass(frozen=True)
-class SentFile:
+class UploadedFile:
     """One file of a form.
 
     Attributes:
@@ -44,29 +44,29 @@ class Form:
     """
 
     fields: Mapping[str, str]
-    files: Mapping[str, tuple[SentFile, ...]]
+    files: Mapping[str, tuple[UploadedFile, ...]]
 
     def json(self, field: str) -> dict[str, Any]:
         """The JSON object in a text field; an empty one where the field is missing or empty.
 
         Raises:
-            Refusal: 400, it is not a JSON object.
+            ApiError: 400, it is not a JSON object.
         """
         return _object(self.fields.get(field, ""), f"The field `{field}`")
 
-    def file(self, field: str) -> SentFile:
+    def file(self, field: str) -> UploadedFile:
         """The one file of a field.
 
         Raises:
-            Refusal: 400, there is none, or there are several.
+            ApiError: 400, there is none, or there are several.
         """
         found = self.files.get(field, ())
         if len(found) != 1:
-            raise Refusal(400, f"Send one file in the field `{field}`; the form has {len(found)}.")
+            raise ApiError(400, f"Send one file in the field `{field}`; the form has {len(found)}.")
         return found[0]
 
 
-async def receive_form(request: Request, body: Body, folder: Path, limits: Limits) -> Form:
+async def receive_form(request: Request, body: RequestBody, folder: Path, limits: Limits) -> Form:
     """Receive a ``multipart/form-data`` or ``application/x-www-form-urlencoded`` body.
 
     Args:
@@ -76,16 +76,16 @@ async def receive_form(request: Request, body: Body, folder: Path, limits: Limit
         limits: Largest body, and the free space that it has to leave.
 
     Raises:
-        Refusal: 400 the form is malformed, 408 the upload stood still, 413 it is too large, 415 it is no form.
+        ApiError: 400 the form is malformed, 408 the upload stood still, 413 it is too large, 415 it is no form.
     """
     kind, options = parse_options_header(request.headers.get("content-type", ""))
     if kind == b"application/x-www-form-urlencoded":
         try:
             table = parse_qs((await _small(body)).decode("utf-8"), keep_blank_values=True, max_num_fields=_FIELDS)
         except ValueError:
-            raise Refusal(400, "The form is not URL-encoded UTF-8.") from None
+            raise ApiError(400, "The form is not URL-encoded UTF-8.") from None
         return Form({name: values[-1] for name, values in table.items()}, {})
-    refuse_declared(request, limits)
+    check_content_length(request, limits)
     start = await _first_line(body) if kind in (b"multipart/form-data", b"application/json") else b""
     boundary = _boundary(start, options.get(b"boundary", b"") if kind == b"multipart/form-data" else b"")
     writer = _AnyForm(folder, limits)
@@ -93,23 +93,23 @@ async def receive_form(request: Request, body: Body, folder: Path, limits: Limit
     return writer.form()
 
 
-async def receive_json(body: Body) -> dict[str, Any]:
+async def receive_json(body: RequestBody) -> dict[str, Any]:
     """Receive a JSON object; an empty body is an empty object.
 
     Raises:
-        Refusal: 400 it is not a JSON object, 413 it is longer than a megabyte.
+        ApiError: 400 it is not a JSON object, 413 it is longer than a megabyte.
     """
     content = await _small(body)
     try:
         return _object(content.decode("utf-8"), "The body")
     except UnicodeDecodeError:
-        raise Refusal(400, "The body is not UTF-8.") from None
+        raise ApiError(400, "The body is not UTF-8.") from None
 
 
-async def _first_line(body: Body) -> bytes:
+async def _first_line(body: RequestBody) -> bytes:
     """The beginning of a body, at least its first line."""
     start = b""
-    while body.more and b"\r\n" not in start and len(start) < _LINE_BYTES:
+    while body.has_more and b"\r\n" not in start and len(start) < _LINE_BYTES:
         start += await body.next_chunk()
     return start
 
@@ -121,22 +121,22 @@ def _boundary(start: bytes, declared: bytes) -> bytes:
     request along with the next one, so that the header may name another boundary, or JSON.
 
     Raises:
-        Refusal: 415, the body is no multipart form.
+        ApiError: 415, the body is no multipart form.
     """
     line = start.partition(b"\r\n")[0].rstrip(b" \t")
     if line.startswith(b"--") and 2 < len(line) <= _LINE_BYTES and line != b"--" + declared + b"--":
         return line[2:]
     if not 0 < len(declared) <= 200:
-        raise Refusal(415, "Send a multipart/form-data form.")
+        raise ApiError(415, "Send a multipart/form-data form.")
     return declared
 
 
-async def _small(body: Body) -> bytes:
+async def _small(body: RequestBody) -> bytes:
     content = bytearray()
-    while body.more:
+    while body.has_more:
         content += await body.next_chunk()
         if len(content) > FIELD_BYTES:
-            raise Refusal(413, "The body is longer than a megabyte.")
+            raise ApiError(413, "The body is longer than a megabyte.")
     return bytes(content)
 
 
@@ -144,11 +144,11 @@ def _object(text: str, what: str) -> dict[str, Any]:
     try:
         found = json.loads(text) if text.strip() else {}
     except (ValueError, RecursionError):
-        raise Refusal(400, f"{what} is not JSON.") from None
+        raise ApiError(400, f"{what} is not JSON.") from None
     if found is None:
         return {}
     if not isinstance(found, dict):
-        raise Refusal(400, f"{what} is not a JSON object.")
+        raise ApiError(400, f"{what} is not a JSON object.")
     return found
 
 
@@ -158,29 +158,29 @@ class _AnyForm(FormWriter):
     def __init__(self, folder: Path, limits: Limits) -> None:
         super().__init__(folder, limits)
         self._fields: dict[str, bytearray] = {}
-        self._sent: dict[str, tuple[SentFile, ...]] = {}
+        self._sent: dict[str, tuple[UploadedFile, ...]] = {}
         self._text: bytearray | None = None  # of the present part; None where it is a file
 
     def form(self) -> Form:
         try:
             return Form({name: text.decode("utf-8") for name, text in self._fields.items()}, self._sent)
         except UnicodeDecodeError:
-            raise Refusal(400, "A text field of the form is not UTF-8.") from None
+            raise ApiError(400, "A text field of the form is not UTF-8.") from None
 
     def begin_part(self, name: str, filename: str | None) -> None:
         """See :meth:`FormWriter.begin_part`."""
         if not name:
-            raise Refusal(400, "A part of the form has no name.")
+            raise ApiError(400, "A part of the form has no name.")
         if filename is None:
             if len(self._fields) >= _FIELDS:
-                raise Refusal(400, f"The form has more than {_FIELDS} text fields.")
+                raise ApiError(400, f"The form has more than {_FIELDS} text fields.")
             self._text = self._fields[name] = bytearray()
             return
         if len(self.files) >= self.limits.files:
-            raise Refusal(413, f"The form has more than {self.limits.files} files.")
+            raise ApiError(413, f"The form has more than {self.limits.files} files.")
         self._text = None
         self.begin_file(self.folder / f"file-{len(self.files) + 1:05d}")
-        self._sent[name] = (*self._sent.get(name, ()), SentFile(self.files[-1], filename))
+        self._sent[name] = (*self._sent.get(name, ()), UploadedFile(self.files[-1], filename))
 
     def add_data(self, data: bytes) -> None:
         """See :meth:`FormWriter.add_data`."""
@@ -189,4 +189,4 @@ class _AnyForm(FormWriter):
             return
         self._text += data
         if len(self._text) > FIELD_BYTES:
-            raise Refusal(413, "A text field of the form is longer than a megabyte.")
+            raise ApiError(413, "A text field of the form is longer than a megabyte.")

@@ -16,15 +16,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from semiseg.errors import Cancelled
-from server.http.body import Body
-from server.http.limits import Refusal
-from server.http.reception import client_of
+from server.http.body import RequestBody
+from server.http.limits import ApiError
+from server.http.upload_handler import client_identity
 from server.http.waiting_client import run_while_connected
-from server.labelling.context import LabellingContext, who_asks
+from server.labelling.context import LabellingContext, requester_name
 from server.labelling.forms import Form, receive_form
 from server.labelling.models import LabellingModel
 from server.labelling.record import ORIGINAL
-from server.labelling.results import InferenceResult, encoded, extension_of
+from server.labelling.results import LabelMapResult, encode_label_map, requested_extension
 from server.labelling.store import NewLabel
 
 POLL_INTERVAL = 0.2  # seconds between two questions whether the client is still there
@@ -59,22 +59,22 @@ class InferenceEndpoint:
         yield
         await anyio.to_thread.run_sync(partial(self._pool.shutdown, wait=True, cancel_futures=True))
 
-    async def respond(self, request: Request, body: Body, folder: Path) -> Response:
+    async def respond(self, request: Request, body: RequestBody, folder: Path) -> Response:
         """Answer one request."""
         output = request.query_params.get("output") or ""
         if output not in _OUTPUTS:
-            raise Refusal(400, "`output` is all, image or json.")
+            raise ApiError(400, "`output` is all, image or json.")
         if output == "dicom_seg":
             words = (
                 "The images of a dataset folder are no DICOM series, so there is no DICOM SEG of them; ask for image."
             )
-            raise Refusal(400, words)
+            raise ApiError(400, words)
         form = await receive_form(request, body, folder, self._context.limits)
         params = form.json("params")
-        extension_of(params)
+        requested_extension(params)
         model = await anyio.to_thread.run_sync(self._model, request.path_params["model"])
         given = self._input(request, form)
-        who, client = who_asks(request, params), client_of(request)
+        who, client = requester_name(request, params), client_identity(request)
         work = partial(self._segment, model, given, params, who, client, folder)
         result = await run_while_connected(self._pool, request, work)
         if output == "json":
@@ -91,9 +91,9 @@ class InferenceEndpoint:
     def _model(self, name: str) -> LabellingModel:
         model = self._context.models.current()
         if model is None:
-            raise Refusal(404, "There is no model yet; outline some images and train one, or start with --bundle.")
+            raise ApiError(404, "There is no model yet; outline some images and train one, or start with --bundle.")
         if name != model.name:
-            raise Refusal(404, f"The model is called {model.name}.")
+            raise ApiError(404, f"The model is called {model.name}.")
         return model
 
     def _input(self, request: Request, form: Form) -> InferenceInput:
@@ -103,10 +103,10 @@ class InferenceEndpoint:
             return InferenceInput("", [form.file("file").path])
         image = request.query_params.get("image", "")
         if not image:
-            raise Refusal(400, "Name an image of the dataset (?image=ID), a session, or send one in the field `file`.")
+            raise ApiError(400, "Name an image of the dataset (?image=ID), a session, or send one in the field `file`.")
         case = self._context.datastore.case(image)
         if case is None:
-            raise Refusal(404, "The dataset has no image of this id.")
+            raise ApiError(404, "The dataset has no image of this id.")
         return InferenceInput(image, [case.image])
 
     def _segment(
@@ -118,9 +118,9 @@ class InferenceEndpoint:
         client: str,
         folder: Path,
         stopped: Callable[[], bool],
-    ) -> InferenceResult:
+    ) -> LabelMapResult:
         context, predictor = self._context, model.served.predictor
-        if not context.limiter.acquire_unless(stopped, POLL_INTERVAL, client):
+        if not context.limiter.acquire_unless_stopped(stopped, POLL_INTERVAL, client):
             raise Cancelled("The client went away before its turn came.")
         try:
             scan = predictor.open(list(given.files), scratch=folder)
@@ -149,7 +149,7 @@ class InferenceEndpoint:
                 info={"params": {"warnings": prediction.warnings}},
             )
             told["version"] = record.version
-        content, name, media_type = encoded(
+        content, name, media_type = encode_label_map(
             array, prediction.affine, names, params, image=given.image, like=like, folder=folder
         )
-        return InferenceResult(content, name, media_type, told)
+        return LabelMapResult(content, name, media_type, told)

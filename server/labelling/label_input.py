@@ -8,27 +8,27 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from semiseg.collection.labels_seg_nrrd import SegNrrdOutlines
-from semiseg.collection.lattice import onto
+from semiseg.collection.grid_matching import reorder_to_grid
+from semiseg.collection.labels_seg_nrrd import SegNrrdReader
 from semiseg.dataset.folder import Case
 from semiseg.errors import InputError, VolumeError
 from semiseg.volumes.formats.nrrd_header import parse_nrrd
-from semiseg.volumes.formats.registry import formats_read, is_image
-from semiseg.volumes.images import read_stored
+from semiseg.volumes.formats.registry import is_image_file, supported_formats_text
+from semiseg.volumes.image_files import read_image_file
 from semiseg.volumes.nifti import read_labels
-from semiseg.volumes.seg_nrrd import is_seg_nrrd, segments_of
+from semiseg.volumes.seg_nrrd import is_seg_nrrd, parse_segments
 from semiseg.volumes.volume import Volume
 from server.labelling.label_names import LabelNames
 from server.labelling.store import NewLabel
 
 
-def grid_of(case: Case) -> Volume:
+def read_grid(case: Case) -> Volume:
     """The grid of an image: its first channel.
 
     Raises:
         VolumeError: The image cannot be read.
     """
-    stored = read_stored(case.image)
+    stored = read_image_file(case.image)
     return Volume(stored.array[..., 0], stored.affine)
 
 
@@ -43,15 +43,15 @@ def read_label(file: Path, case: Case, names: LabelNames, label_info: Any = None
             decides its format, not its name.
         case: Image that the label belongs to.
         names: Label names of the dataset.
-        label_info: The client's list of names and values; see :meth:`LabelNames.translated`.
+        label_info: The client's list of names and values; see :meth:`LabelNames.translate`.
 
     Raises:
         VolumeError: The file is not a label map on the image's grid, or the image cannot be read.
         InputError: The label map holds an unknown value or name.
     """
-    if not is_image(file):
-        raise VolumeError(f"The label is not in a format that is read; send {formats_read()}.")
-    grid = grid_of(case)
+    if not is_image_file(file):
+        raise VolumeError(f"The label is not in a format that is read; send {supported_formats_text()}.")
+    grid = read_grid(case)
     try:
         array = _drawn_segments(file, grid, names) if is_seg_nrrd(file) else _label_map(file, grid, names, label_info)
     except VolumeError as error:
@@ -64,13 +64,13 @@ def _label_map(file: Path, grid: Volume, names: LabelNames, label_info: Any) -> 
     low, high = int(label.array.min()), int(label.array.max())
     if low < 0 or high > 255:
         raise InputError(f"The label holds values from {low} to {high}; label values are 0 to 255.")
-    return names.translated(np.ascontiguousarray(onto(grid, label)), label_info)
+    return names.translate(np.ascontiguousarray(reorder_to_grid(grid, label)), label_info)
 
 
 def _drawn_segments(file: Path, grid: Volume, names: LabelNames) -> NDArray[np.uint8]:
     """The label map of a 3D Slicer segmentation; regions may overlap and are painted over each other in their order."""
-    outlines = SegNrrdOutlines(file, grid)
-    found = dict.fromkeys(segment.name for segment in segments_of(parse_nrrd(file)))
+    outlines = SegNrrdReader(file, grid)
+    found = dict.fromkeys(segment.name for segment in parse_segments(parse_nrrd(file)))
     array = np.zeros(grid.shape, np.uint8)
     masks = {name: outlines.mask(name) for name in found}
     unknown = [name for name, mask in masks.items() if name not in names.values and mask.any()]

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from semiseg.dataset.folder import Dataset
 from semiseg.errors import InputError
-from semiseg.volumes.segmentation import Segment, overlapping, painted_values
+from semiseg.volumes.segmentation import Segment, are_overlapping, painted_values
 
 IGNORE = "ignore"
 
@@ -34,7 +34,7 @@ class LabelNames:
     regions: bool = False
 
     @classmethod
-    def of(cls, dataset: Dataset, segments: Sequence[Segment] = ()) -> LabelNames:
+    def from_dataset(cls, dataset: Dataset, segments: Sequence[Segment] = ()) -> LabelNames:
         """The names of a dataset; without a ``dataset.json``, those of a model's ``segments``.
 
         Regions that overlap have the values with which they are painted over each other.
@@ -48,7 +48,7 @@ class LabelNames:
                 f"{dataset.folder} has no dataset.json that names the label values, so annotators would not know what "
                 "to draw; write one, or give a bundle with --bundle."
             )
-        regions = overlapping(named)
+        regions = are_overlapping(named)
         painted = painted_values(named) if regions else [segment.label for segment in named]
         table = {segment.name: value for segment, value in zip(named, painted, strict=True)}
         if dataset.ignore is not None:
@@ -62,7 +62,7 @@ class LabelNames:
         counts = np.bincount(array.ravel(), minlength=256)
         return {name: int(counts[value]) for name, value in self.values.items() if counts[value]}
 
-    def translated(self, array: NDArray[Any], label_info: Any) -> NDArray[np.uint8]:
+    def translate(self, array: NDArray[Any], label_info: Any) -> NDArray[np.uint8]:
         """A client's label map with the values of the dataset.
 
         Args:

@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING
 from starlette.responses import JSONResponse, Response
 
 from server.browser_guard import BrowserGuard
-from server.forwarded import Proxies
-from server.http import edge
-from server.http.limits import Refusal
-from server.http.replies import refusal_of
-from server.keys import Keys
-from server.logs import JsonLines, Repeats
+from server.forwarded_headers import TrustedProxies
+from server.http import middleware as http_middleware
+from server.http.errors import to_api_error
+from server.http.limits import ApiError
+from server.keys import ApiKeys
+from server.logs import JsonFormatter, RepeatFilter
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -27,21 +27,21 @@ _NAMED = (
     (re.compile(r"/(activelearning|infer|train|session|model|batch|scoring|proxy|ohif)/.+"), r"/\1/{name}"),
     (re.compile(r"/(datastore|auth)/(.*/)*[^/]+"), None),
 )
-KNOWN = (
+KNOWN_PATHS = (
     "/", "/info/", "/auth/", "/auth/token", "/auth/token/valid", "/datastore/", "/datastore/image",
     "/datastore/image/info", "/datastore/label", "/datastore/label/info", "/datastore/updatelabelinfo", "/train/",
     "/session/", "/logs/", "/livez", "/readyz",
 )  # fmt: skip
 PROBES = ("/livez", "/readyz")
-OPEN = ("/", "/auth/", "/auth/token", *PROBES)
+PUBLIC_PATHS = ("/", "/auth/", "/auth/token", *PROBES)
 """Addresses that answer without a key, so that a client learns that it needs one."""
-LINES = 1000
+MAX_LINES = 1000
 
 
-class RequestMiddleware:
+class LabellingMiddleware:
     """ASGI middleware around the labelling application."""
 
-    def __init__(self, app: ASGIApp, *, keys: Keys, guard: BrowserGuard, proxies: Proxies) -> None:
+    def __init__(self, app: ASGIApp, *, keys: ApiKeys, guard: BrowserGuard, proxies: TrustedProxies) -> None:
         """Wrap ``app``."""
         self._app, self._keys, self._guard, self._proxies = app, keys, guard, proxies
 
@@ -61,40 +61,40 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                edge.add_security_headers(message)
+                http_middleware.add_security_headers(message)
             await send(message)
 
         try:
             try:
-                if path not in PROBES and (found := self._guard.refusal(scope)) is not None:
-                    raise Refusal(*found)
-                if self._keys.required and path not in OPEN:
-                    scope["semiseg.owner"] = owner_of_key(self._keys, scope)
+                if path not in PROBES and (found := self._guard.check(scope)) is not None:
+                    raise ApiError(*found)
+                if self._keys.required and path not in PUBLIC_PATHS:
+                    scope["semiseg.owner"] = authenticate(self._keys, scope)
                 await self._app(scope, receive, send_with_headers)
             except Exception as error:  # noqa: BLE001 - the outermost handler
-                refusal = refusal_of(error)
+                refusal = to_api_error(error)
                 if status:
                     raise ConnectionAbortedError("The answer broke off; its beginning is sent already.") from None
                 await error_response(refusal)(scope, receive, send_with_headers)
         finally:
             if path not in PROBES:
-                edge.log_request(scope, route_of(path), status, time.monotonic() - since)
+                http_middleware.log_request(scope, route_name(path), status, time.monotonic() - since)
 
 
-def owner_of_key(keys: Keys, scope: Scope) -> str:
+def authenticate(keys: ApiKeys, scope: Scope) -> str:
     """The owner of the key that a request carries; MONAI Label's clients log in with it."""
-    return edge.owner_of_key(keys, scope, ", or log in with the key as the password")
+    return http_middleware.authenticate(keys, scope, ", or log in with the key as the password")
 
 
-def error_response(refusal: Refusal) -> Response:
+def error_response(refusal: ApiError) -> Response:
     """A refusal as JSON: the sentence under ``error``, as in semiseg's servers, and ``detail``, as in MONAI Label's."""
     sentence = str(refusal)
     return JSONResponse({"error": sentence, "detail": sentence}, refusal.status, headers=refusal.headers)
 
 
-def route_of(path: str) -> str:
+def route_name(path: str) -> str:
     """The name of a path's route in the log; ``other`` for a path that is not served."""
-    if path in KNOWN or f"{path}/" in KNOWN:
+    if path in KNOWN_PATHS or f"{path}/" in KNOWN_PATHS:
         return path
     for pattern, name in _NAMED:
         if name is not None and (found := pattern.fullmatch(path)):
@@ -106,11 +106,11 @@ class RecentLog(logging.Handler):
     """The last lines of the log, for ``GET /logs/``."""
 
     def __init__(self) -> None:
-        """Keep :data:`LINES` lines."""
+        """Keep :data:`MAX_LINES` lines."""
         super().__init__()
-        self.lines: deque[str] = deque(maxlen=LINES)
-        self.setFormatter(JsonLines())
-        self.addFilter(Repeats())
+        self.lines: deque[str] = deque(maxlen=MAX_LINES)
+        self.setFormatter(JsonFormatter())
+        self.addFilter(RepeatFilter())
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep one record as the line that the log has."""

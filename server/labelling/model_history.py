@@ -9,15 +9,15 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from semiseg.errors import InputError, sentence_of
+from semiseg.errors import InputError, validation_message
 from semiseg.system.durable_files import replace_file
-from semiseg.system.file_locks import held
+from semiseg.system.file_locks import exclusive_lock
 
 MODELS = "models"
 _ENTRY = re.compile(r"(\d{6})\.json")
 
 
-class ModelEntry(BaseModel):
+class ModelChange(BaseModel):
     """One change of the model in use.
 
     Attributes:
@@ -49,7 +49,7 @@ class ModelHistory:
         self._state = state
         self._folder = state / MODELS
 
-    def entries(self) -> list[ModelEntry]:
+    def entries(self) -> list[ModelChange]:
         """All changes, oldest first.
 
         Raises:
@@ -59,7 +59,7 @@ class ModelHistory:
             return []
         return [self._read(path) for path in sorted(self._folder.iterdir()) if _ENTRY.fullmatch(path.name)]
 
-    def current(self) -> ModelEntry | None:
+    def current(self) -> ModelChange | None:
         """The last change; None before the first one."""
         names = sorted(path for path in self._folder.glob("*.json") if _ENTRY.fullmatch(path.name))
         return self._read(names[-1]) if names else None
@@ -69,20 +69,20 @@ class ModelHistory:
         entry = self.current()
         return self._state / entry.bundle if entry is not None and entry.bundle else first
 
-    def add(self, bundle: str, *, sha256: str, round: str, who: str, why: str) -> ModelEntry:  # noqa: A002 - its name
+    def add(self, bundle: str, *, sha256: str, round: str, who: str, why: str) -> ModelChange:  # noqa: A002 - its name
         """Use another bundle from now on.
 
         Raises:
             InputError: Another process is changing the model at this moment.
         """
-        with held(self._folder):
+        with exclusive_lock(self._folder):
             number = len(self.entries()) + 1
             when = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-            entry = ModelEntry(number=number, bundle=bundle, sha256=sha256, round=round, who=who, when=when, why=why)
+            entry = ModelChange(number=number, bundle=bundle, sha256=sha256, round=round, who=who, when=when, why=why)
             replace_file(self._folder / f"{number:06d}.json", entry.model_dump_json(indent=1).encode() + b"\n")
         return entry
 
-    def roll_back(self, who: str, to: int | None = None) -> ModelEntry:
+    def roll_back(self, who: str, to: int | None = None) -> ModelChange:
         """Use an earlier model again.
 
         Args:
@@ -107,10 +107,10 @@ class ModelHistory:
         why = f"Rolled back to the model of change {wanted}."
         return self.add(chosen.bundle, sha256=chosen.sha256, round=chosen.round, who=who, why=why)
 
-    def _read(self, path: Path) -> ModelEntry:
+    def _read(self, path: Path) -> ModelChange:
         try:
-            return ModelEntry.model_validate_json(path.read_text(encoding="utf-8"))
+            return ModelChange.model_validate_json(path.read_text(encoding="utf-8"))
         except ValidationError as error:
-            raise InputError(f"{path} is not a change of the model: {sentence_of(error)}.") from None
+            raise InputError(f"{path} is not a change of the model: {validation_message(error)}.") from None
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"{path} cannot be read ({error}).") from None

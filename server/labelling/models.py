@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from semiseg.dataset.folder import Dataset
 from semiseg.errors import InputError, SemisegError
 from semiseg.predicting.prediction import Prediction
-from semiseg.volumes.segmentation import overlapping, painted_values
+from semiseg.volumes.segmentation import are_overlapping, painted_values
 from server.http.model import ModelSettings, ServedModel
 from server.labelling.label_names import LabelNames
 
@@ -58,7 +58,7 @@ class LabellingModel:
                 f"The bundle {settings.bundle} takes {len(manifest.channels)} channel(s), and the dataset's images "
                 f"have {len(dataset.channels)}."
             )
-        regions = overlapping(manifest.segments)
+        regions = are_overlapping(manifest.segments)
         drawn = painted_values(manifest.segments) if regions else [segment.label for segment in manifest.segments]
         lookup = np.zeros(256, np.uint8)
         for segment, value in zip(manifest.segments, drawn, strict=True):
@@ -80,7 +80,7 @@ class LabellingModel:
         """A prediction as a label map (X, Y, Z) with the values of the dataset."""
         return np.asarray(self.lookup[prediction.segmentation.label_map()])
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """What ``GET /info/`` says about the model."""
         origin = self.served.predictor.manifest.provenance
         return {

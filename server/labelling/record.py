@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from semiseg.errors import InputError
 
-State = Literal["original", "draft", "final"]
-Kind = Literal["label", "withdrawal", "information"]
+LabelState = Literal["original", "draft", "final"]
+RecordKind = Literal["label", "withdrawal", "information"]
 
 FINAL = "final"
 ORIGINAL = "original"
@@ -46,9 +46,9 @@ class LabelRecord(BaseModel):
 
     version: Annotated[int, Field(ge=1)]
     image: str
-    kind: Kind
+    kind: RecordKind
     tag: str
-    state: State
+    state: LabelState
     who: str
     when: str
     model: str = ""
@@ -60,7 +60,7 @@ class LabelRecord(BaseModel):
     info: dict[str, Any] = {}
 
 
-def state_of(tag: str) -> State:
+def state_for_tag(tag: str) -> LabelState:
     """The state of a label with this tag.
 
     Raises:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from semiseg.outputs.nrrd import write_nrrd, write_seg_nrrd
 from semiseg.volumes.nifti import write_nifti
 from semiseg.volumes.segmentation import Segment, Segmentation
-from server.http.limits import Refusal
+from server.http.limits import ApiError
 from server.labelling.label_names import LabelNames
 
 EXTENSIONS = (".nii.gz", ".nii", ".nrrd", ".seg.nrrd")
@@ -24,7 +24,7 @@ _TYPES = {".nii.gz": "application/gzip", ".seg.nrrd": "application/x-nrrd", ".nr
 
 
 @dataclass(frozen=True)
-class InferenceResult:
+class LabelMapResult:
     """A label map as a file, and what is said about it.
 
     Attributes:
@@ -57,19 +57,19 @@ class InferenceResult:
         return body, f"multipart/form-data; boundary={boundary}"
 
 
-def extension_of(params: Mapping[str, Any]) -> str:
+def requested_extension(params: Mapping[str, Any]) -> str:
     """The file name extension that a client asks for.
 
     Raises:
-        Refusal: 400, it is none of :data:`EXTENSIONS`.
+        ApiError: 400, it is none of :data:`EXTENSIONS`.
     """
     asked = params.get("result_extension") or ".nii.gz"
     if asked not in EXTENSIONS:
-        raise Refusal(400, f"`result_extension` is {', '.join(EXTENSIONS[:-1])} or {EXTENSIONS[-1]}.")
+        raise ApiError(400, f"`result_extension` is {', '.join(EXTENSIONS[:-1])} or {EXTENSIONS[-1]}.")
     return str(asked)
 
 
-def encoded(
+def encode_label_map(
     array: NDArray[np.uint8],
     affine: NDArray[np.float64],
     names: LabelNames,
@@ -94,9 +94,9 @@ def encoded(
         The bytes, the name and the media type of the file.
 
     Raises:
-        Refusal: 400, there is no such format.
+        ApiError: 400, there is no such format.
     """
-    extension = extension_of(params)
+    extension = requested_extension(params)
     path = folder / f"result{extension}"
     segments = tuple(Segment(name=name, label=value) for name, value in names.values.items())
     if extension == ".seg.nrrd":

@@ -42,7 +42,7 @@ STRATEGIES = {
 }
 
 
-class Offers:
+class ImageReservations:
     """The images that were offered lately, so that two annotators do not draw the same one."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:

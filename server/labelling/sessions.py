@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-from server.http.limits import Refusal
-from server.labelling.forms import SentFile
+from server.http.limits import ApiError
+from server.labelling.forms import UploadedFile
 
 EXPIRY_SECONDS = 3600
-MOST = 32  # sessions at the same time
+MAX_SESSIONS = 32  # sessions at the same time
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -60,20 +60,20 @@ class Sessions:
             shutil.rmtree(self._folder, ignore_errors=True)
             self._folder.mkdir(parents=True, exist_ok=True)
 
-    def create(self, files: Sequence[SentFile], expiry: int = 0) -> Session:
+    def create(self, files: Sequence[UploadedFile], expiry: int = 0) -> Session:
         """Make a session of files that were received; they are moved.
 
         Raises:
-            Refusal: 400, there is no file; 503, there are too many sessions.
+            ApiError: 400, there is no file; 503, there are too many sessions.
         """
         if not files:
-            raise Refusal(400, "Send the image in the field `files`.")
+            raise ApiError(400, "Send the image in the field `files`.")
         self.expire()
         now, name = int(time.time()), secrets.token_hex(16)
         seconds = min(expiry, EXPIRY_SECONDS) if expiry > 0 else EXPIRY_SECONDS
         with self._lock:
-            if len(self._sessions) >= MOST:
-                raise Refusal(503, "The server keeps enough sessions; delete one, or try again later.")
+            if len(self._sessions) >= MAX_SESSIONS:
+                raise ApiError(503, "The server keeps enough sessions; delete one, or try again later.")
             inside = self._folder / name / "image"
             inside.mkdir(parents=True)
             for number, file in enumerate(files):
@@ -87,13 +87,13 @@ class Sessions:
         """A session by its id; its time begins anew.
 
         Raises:
-            Refusal: 404, there is none, or not any more.
+            ApiError: 404, there is none, or not any more.
         """
         self.expire()
         with self._lock:
             session = self._sessions.get(name) if _ID.fullmatch(name) else None
             if session is None:
-                raise Refusal(404, "There is no such session, or not any more; send the image again.")
+                raise ApiError(404, "There is no such session, or not any more; send the image again.")
             session = self._sessions[name] = replace(session, last_access_ts=int(time.time()))
             return session
 
@@ -101,7 +101,7 @@ class Sessions:
         """The folder that holds the files of a session.
 
         Raises:
-            Refusal: 404, there is no such session.
+            ApiError: 404, there is no such session.
         """
         return self._folder / self.get(name).path / "image"
 
@@ -109,7 +109,7 @@ class Sessions:
         """Delete a session.
 
         Raises:
-            Refusal: 404, there is none.
+            ApiError: 404, there is none.
         """
         session = self.get(name)
         with self._lock:
@@ -127,7 +127,7 @@ class Sessions:
                 shutil.rmtree(self._folder / name, ignore_errors=True)
 
 
-def document_of(session: Session) -> dict[str, object]:
+def session_document(session: Session) -> dict[str, object]:
     """A session as JSON."""
     found: dict[str, object] = json.loads(json.dumps(asdict(session)))
     return found

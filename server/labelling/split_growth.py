@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from semiseg.dataset.folder import Dataset
-from semiseg.dataset.split import choose
+from semiseg.dataset.split import split_for_budget
 from semiseg.dataset.split_file import Ids, SplitFile, find_split, has_label, read_split
 from semiseg.errors import DatasetError
 from semiseg.system.durable_files import replace_file
@@ -95,7 +95,7 @@ def _labelled(dataset: Dataset, file: SplitFile, labelled: int | None) -> Ids:
     """The labelled scans of a split file, without its validation scans."""
     if labelled == 0 or (labelled is None and not file.labelled):
         return ()
-    return choose(dataset, file, labelled).labelled
+    return split_for_budget(dataset, file, labelled).labelled
 
 
 def write_grown_split(split: SplitFile, path: Path) -> None:

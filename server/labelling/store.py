@@ -5,7 +5,8 @@
 the caller is told, so that a label that was acknowledged survives a killed process and a power cut. A label map without
 a record was never acknowledged; it is deleted when the store is opened.
 
-The store belongs to one process (:func:`semiseg.system.file_locks.held` on the state folder), whose threads may share
+The store belongs to one process (:func:`semiseg.system.file_locks.exclusive_lock` on the state folder),
+whose threads may share
 it.
 """
 
@@ -26,10 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from semiseg.errors import InputError, sentence_of
+from semiseg.errors import InputError, validation_message
 from semiseg.system.durable_files import rename, replace_file, sync
 from semiseg.volumes.nifti import write_nifti
-from server.labelling.record import DATASET, LabelRecord, state_of
+from server.labelling.record import DATASET, LabelRecord, state_for_tag
 
 LABELS = "labels"
 INFO_BYTES = 65_536
@@ -144,7 +145,7 @@ class LabelStore:
             OSError: The label cannot be written, for example because the disk is full.
         """
         told = _checked_info(info or {})
-        state_of(tag)  # refused before anything is written
+        state_for_tag(tag)  # refused before anything is written
         part = self._place(image) / f".{secrets.token_hex(8)}.nii.gz"
         try:
             write_nifti(part, label.array, label.affine, like=label.like)
@@ -221,7 +222,7 @@ class LabelStore:
             tag, who: As in :meth:`add`.
             told: Further fields of the record.
         """
-        state, place = state_of(tag), self._place(image)
+        state, place = state_for_tag(tag), self._place(image)
         with self._lock:
             history = self._history.setdefault(image, [])
             same = _same(history, tag, digest, who, told.get("model", ""), told.get("model_sha256", ""))
@@ -309,7 +310,7 @@ def _read_record(place: Path, number: int) -> LabelRecord:
     try:
         record = LabelRecord.model_validate_json(path.read_text(encoding="utf-8"))
     except ValidationError as error:
-        raise InputError(f"{path} is not the record of a label: {sentence_of(error)}.") from None
+        raise InputError(f"{path} is not the record of a label: {validation_message(error)}.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path} cannot be read ({error}).") from None
     expected = f"{number:06d}.nii.gz" if record.kind == "label" else ""

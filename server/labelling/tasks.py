@@ -7,7 +7,7 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel, ConfigDict
 
 Status = Literal["SUBMITTED", "RUNNING", "DONE", "ERROR", "STOPPED"]
-DETAILS = 20  # lines
+MAX_DETAIL_LINES = 20  # lines
 
 
 class TrainingTask(BaseModel):
@@ -38,7 +38,7 @@ class TrainingTask(BaseModel):
         return {key: value for key, value in document.items() if value != "" or key not in ("end_ts", "result")}
 
 
-class Training(Protocol):
+class TrainingService(Protocol):
     """Something that trains the next model; its methods may block and are called in threads."""
 
     name: str
@@ -47,7 +47,7 @@ class Training(Protocol):
         """Start a training.
 
         Raises:
-            Refusal: 429, one runs already; 409, there is nothing to train on.
+            ApiError: 429, one runs already; 409, there is nothing to train on.
         """
         ...
 
@@ -59,7 +59,7 @@ class Training(Protocol):
         """Stop the training that runs; None if none does."""
         ...
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """The trainer for ``GET /info/``: ``description`` and ``config``."""
         ...
 

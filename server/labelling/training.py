@@ -19,17 +19,17 @@ import yaml
 from pydantic import ValidationError
 
 from semiseg.dataset.split_file import SplitFile
-from semiseg.errors import InputError, sentence_of
-from semiseg.system.file_locks import held
-from semiseg.system.other_processes import birth_of, start_detached, stop_process, tells_births
-from server.http.limits import Refusal
-from server.labelling.acceptance import held_back
-from server.labelling.applying import view_of
+from semiseg.errors import InputError, validation_message
+from semiseg.system.file_locks import exclusive_lock
+from semiseg.system.processes import process_start_id, start_detached, stop_process, supports_start_ids
+from server.http.limits import ApiError
+from server.labelling.acceptance import select_holdout
+from server.labelling.dataset_labels import write_training_view
 from server.labelling.datastore import Datastore
 from server.labelling.model_history import ModelHistory
 from server.labelling.record import FINAL
-from server.labelling.tasks import DETAILS, TrainingTask
-from server.labelling.training_progress import Progress, progress_of
+from server.labelling.tasks import MAX_DETAIL_LINES, TrainingTask
+from server.labelling.training_progress import TrainingProgress, read_training_progress
 from server.labelling.training_round import (
     DECISION,
     OUTPUT,
@@ -82,7 +82,7 @@ def read_config(path: Path | None) -> TrainingConfig:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise InputError(f"The configuration {path} cannot be read: {' '.join(str(error).split())}.") from None
     except ValidationError as error:
-        raise InputError(f"In {path}: {sentence_of(error)}.") from None
+        raise InputError(f"In {path}: {validation_message(error)}.") from None
     recipe = path.parent / config.recipe
     return config.model_copy(update={"recipe": str(recipe.resolve())}) if recipe.is_file() else config
 
@@ -116,12 +116,12 @@ class RoundTraining:
         """Start a round, or go on with the last one if it was interrupted and no label has changed since.
 
         Raises:
-            Refusal: 409, there is no label to learn from; 429, a round is running; 500, its process does not start.
+            ApiError: 409, there is no label to learn from; 429, a round is running; 500, its process does not start.
         """
         with self._lock:
             rounds = self._rounds()
             if rounds and rounds[-1].alive:
-                raise Refusal(429, _RUNNING)
+                raise ApiError(429, _RUNNING)
             folder = self._interrupted(rounds) or self._new_round(request, who, len(rounds) + 1)
             self._launch(folder)
             return self._task(self._read(folder))
@@ -143,7 +143,7 @@ class RoundTraining:
                 time.sleep(0.2)
             return self._task(found)
 
-    def described(self) -> dict[str, Any]:
+    def describe(self) -> dict[str, Any]:
         """The trainer, for ``GET /info/``."""
         warm = "from the weights of the last accepted model" if self._config.warm_start else "from random weights"
         return {"description": f"Trains with the recipe {Path(self._config.recipe).name}, {warm}.", "config": {}}
@@ -186,7 +186,7 @@ class RoundTraining:
         folder = self._folder / f"{number:04d}"
         shutil.rmtree(folder, ignore_errors=True)  # of a start that failed before it was written down
         folder.mkdir(parents=True)
-        sums = view_of(self._store, folder / VIEW, split)
+        sums = write_training_view(self._store, folder / VIEW, split)
         compared = (*(split.labelled or ()), *judged)
         learned = self._learned_by_the_model_in_use()
         request = RoundRequest(
@@ -211,21 +211,21 @@ class RoundTraining:
         """The split of a round, and the scans on which the models are compared.
 
         Raises:
-            Refusal: 409, no label is left to learn from.
+            ApiError: 409, no label is left to learn from.
         """
         split = self._store.split()
         labelled = list(split.labelled or ())
         judged = [image for image in split.validation if self._store.label(image, FINAL) is not None]
         because = "They are the validation scans of the split."
         if not split.validation:
-            judged = held_back(labelled, self._config.acceptance)
+            judged = select_holdout(labelled, self._config.acceptance)
             because = "They were held back: they have a final label and are in no training."
             kept = {*judged}
             train = tuple(image for image in split.train or () if image not in kept)
             labelled = [image for image in labelled if image not in kept]
             split = split.model_copy(update={"labelled": tuple(labelled), "train": train})
         if not labelled:
-            raise Refusal(409, "There is no final label to learn from yet; label some scans first.")
+            raise ApiError(409, "There is no final label to learn from yet; label some scans first.")
         return split, judged, because
 
     def _learned_by_the_model_in_use(self) -> dict[str, str]:
@@ -290,13 +290,13 @@ class RoundTraining:
         until = time.monotonic() + START_SECONDS
         while read_progress(folder).status == "SUBMITTED":
             if self._process.poll() is not None or time.monotonic() > until:
-                raise Refusal(
+                raise ApiError(
                     500, f"The process of the training does not start; see {OUTPUT} in the folder of the round."
                 )
             time.sleep(0.05)
 
-    def _progress(self, found: _Round) -> Progress:
-        return progress_of(found.folder / RUN, running=found.alive and found.progress.phase == "training")
+    def _progress(self, found: _Round) -> TrainingProgress:
+        return read_training_progress(found.folder / RUN, running=found.alive and found.progress.phase == "training")
 
     def _task(self, found: _Round) -> TrainingTask:
         progress, status, result = found.progress, found.progress.status, found.progress.result
@@ -314,26 +314,26 @@ class RoundTraining:
             request={"model": self.name, "client_id": found.request.who},
             start_ts=_local(progress.start),
             end_ts=_local(progress.end) if progress.end else "",
-            details=tuple(details[-DETAILS:]),
+            details=tuple(details[-MAX_DETAIL_LINES:]),
             result=result,
         )
 
 
 def _is_held(folder: Path) -> bool:
     """Whether a process holds the lock of a round's folder."""
-    with _LOOK, contextlib.suppress(InputError), held(folder):
+    with _LOOK, contextlib.suppress(InputError), exclusive_lock(folder):
         return False
     return True
 
 
 def _child_is_gone(progress: RoundProgress) -> bool:
     """Whether no process of an interrupted round writes into its run any more; one that still does is stopped."""
-    if not tells_births():
+    if not supports_start_ids():
         return False
     if not stop_process(progress.child, progress.child_birth):
         return True
     until = time.monotonic() + STOP_SECONDS
-    while birth_of(progress.child) == progress.child_birth:
+    while process_start_id(progress.child) == progress.child_birth:
         if time.monotonic() > until:
             return False
         time.sleep(0.1)

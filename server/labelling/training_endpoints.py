@@ -10,11 +10,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from server.http.body import Body
-from server.http.limits import Refusal
-from server.labelling.context import LabellingContext, who_asks
+from server.http.body import RequestBody
+from server.http.limits import ApiError
+from server.labelling.context import LabellingContext, requester_name
 from server.labelling.forms import receive_json
-from server.labelling.tasks import Training, TrainingTask
+from server.labelling.tasks import TrainingService, TrainingTask
 
 _NONE = "This server trains no models."
 
@@ -22,7 +22,7 @@ _NONE = "This server trains no models."
 class TrainingEndpoints:
     """The endpoints of the training; without one they say so."""
 
-    def __init__(self, context: LabellingContext, training: Training | None) -> None:
+    def __init__(self, context: LabellingContext, training: TrainingService | None) -> None:
         """Serve ``training``."""
         self._context, self._training = context, training
 
@@ -36,9 +36,9 @@ class TrainingEndpoints:
             Route("/train/{model}", upload(self._start), methods=["POST"]),
         ]
 
-    def _trainer(self) -> Training:
+    def _trainer(self) -> TrainingService:
         if self._training is None:
-            raise Refusal(404, _NONE)
+            raise ApiError(404, _NONE)
         return self._training
 
     async def _status(self, request: Request) -> Response:
@@ -46,21 +46,21 @@ class TrainingEndpoints:
         if _is_true(request, "check_if_running"):
             tasks = [task for task in tasks if task.status in ("SUBMITTED", "RUNNING")]
             if not tasks:
-                raise Refusal(404, "No training is running.")
+                raise ApiError(404, "No training is running.")
         if not tasks:
-            raise Refusal(404, "Nothing was trained here yet.")
+            raise ApiError(404, "Nothing was trained here yet.")
         if _is_true(request, "all"):
             return JSONResponse([task.document() for task in tasks])
         return JSONResponse(tasks[-1].document())
 
-    async def _start(self, request: Request, body: Body, _: Path) -> Response:
+    async def _start(self, request: Request, body: RequestBody, _: Path) -> Response:
         trainer = self._trainer()
         if request.path_params["model"] != trainer.name:
-            raise Refusal(404, f"The trainer is called {trainer.name}.")
+            raise ApiError(404, f"The trainer is called {trainer.name}.")
         params = await receive_json(body)
         return JSONResponse((await self._started(trainer, request, params)).document())
 
-    async def _start_all(self, request: Request, body: Body, _: Path) -> Response:
+    async def _start_all(self, request: Request, body: RequestBody, _: Path) -> Response:
         trainer = self._trainer()
         params = await receive_json(body)
         own = params.get(trainer.name)
@@ -68,15 +68,15 @@ class TrainingEndpoints:
         task = await self._started(trainer, request, told)
         return JSONResponse({trainer.name: {"result": task.document(), "detail": None}})
 
-    async def _started(self, trainer: Training, request: Request, params: dict[str, Any]) -> TrainingTask:
-        who = who_asks(request, params)
+    async def _started(self, trainer: TrainingService, request: Request, params: dict[str, Any]) -> TrainingTask:
+        who = requester_name(request, params)
         return await anyio.to_thread.run_sync(trainer.start, params, who)
 
     async def _stop(self, request: Request) -> Response:
-        who = who_asks(request, {})
+        who = requester_name(request, {})
         task = await anyio.to_thread.run_sync(self._trainer().stop, who)
         if task is None:
-            raise Refusal(404, "No training is running.")
+            raise ApiError(404, "No training is running.")
         return JSONResponse(task.document())
 
 

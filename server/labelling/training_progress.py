@@ -11,12 +11,12 @@ from typing import Any
 import yaml
 
 LOG, RECIPE = "log.jsonl", "recipe.yaml"
-RECENT = 20  # lines of the log over which the speed is measured
-POINTS = 200  # of the curve
+SPEED_LINES = 20  # lines of the log over which the speed is measured
+CURVE_POINTS = 200  # of the curve
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainingProgress:
     """What is known of a run.
 
     Attributes:
@@ -25,7 +25,7 @@ class Progress:
         seconds_left: Estimate of the time until the last update, in seconds; None while there is nothing to measure.
         estimate: The same as a sentence that says what it rests on.
         best_dice: Best mean Dice on the validation scans; None without one.
-        curve: Points (step, loss), at most :data:`POINTS` of them.
+        curve: Points (step, loss), at most :data:`CURVE_POINTS` of them.
     """
 
     update: int = 0
@@ -36,7 +36,7 @@ class Progress:
     curve: list[tuple[int, float]] = field(default_factory=list)
 
 
-def progress_of(run: Path, *, running: bool) -> Progress:
+def read_training_progress(run: Path, *, running: bool) -> TrainingProgress:
     """Read the log of a run.
 
     Args:
@@ -49,9 +49,9 @@ def progress_of(run: Path, *, running: bool) -> Progress:
     update = learning[-1]["update"] + 1 if learning else 0
     validated = [float(row["validation_dice"]) for row in rows if "validation_dice" in row]
     losses = [(int(row["step"]), float(row["total"])) for row in rows if "total" in row]
-    step = -(-len(losses) // POINTS) or 1
+    step = -(-len(losses) // CURVE_POINTS) or 1
     left = _seconds_left(learning, update, updates) if running else None
-    return Progress(
+    return TrainingProgress(
         update=update,
         updates=updates,
         seconds_left=left,
@@ -64,7 +64,7 @@ def progress_of(run: Path, *, running: bool) -> Progress:
 def _seconds_left(learning: Sequence[dict[str, Any]], update: int, updates: int) -> float | None:
     """The time of the updates that are left, at the speed of the last lines of the log."""
     recent: list[dict[str, Any]] = []
-    for row in reversed(learning[-RECENT:]):
+    for row in reversed(learning[-SPEED_LINES:]):
         if recent and row["elapsed"] > recent[-1]["elapsed"]:
             break  # the run was resumed in between, and its clock began anew
         recent.append(row)

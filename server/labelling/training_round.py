@@ -22,14 +22,14 @@ from pydantic import BaseModel, ConfigDict, Field
 from semiseg.bundle.bundle import open_bundle
 from semiseg.dataset.folder import load_dataset
 from semiseg.errors import SemisegError
-from semiseg.evaluation.evaluate import evaluate
+from semiseg.evaluation.evaluator import evaluate
 from semiseg.evaluation.result import Evaluation
 from semiseg.predicting.predictor import Predictor
 from semiseg.system.durable_files import replace_file
-from semiseg.system.file_locks import held
-from semiseg.system.other_processes import birth_of
+from semiseg.system.file_locks import exclusive_lock
+from semiseg.system.processes import process_start_id
 from semiseg.system.signals import STOP_SIGNALS
-from server.labelling.acceptance import AcceptanceCriteria, Decision, decide
+from server.labelling.acceptance import AcceptanceCriteria, AcceptanceDecision, decide
 from server.labelling.model_history import ModelHistory
 from server.labelling.tasks import Status
 
@@ -37,7 +37,7 @@ REQUEST, PROGRESS, DECISION, STOP, OUTPUT = "request.json", "round.json", "decis
 VIEW, RUN, BUNDLE = "data", "run", "bundle"
 TRAINING, CACHE = "training", "cache"
 POLL_INTERVAL = 0.5  # seconds between two looks whether the round is to stop
-PATIENCE = 30.0  # seconds in which a training may end after it was asked to
+TERMINATE_TIMEOUT = 30.0  # seconds in which a training may end after it was asked to
 
 Phase = Literal["waiting", "training", "exporting", "comparing", "ended"]
 
@@ -152,7 +152,7 @@ def run_round(folder: Path) -> None:
     Raises:
         InputError: Another process does it.
     """
-    with held(folder):
+    with exclusive_lock(folder):
         _Round(folder).run()
 
 
@@ -168,7 +168,7 @@ class _Round:
         for number in STOP_SIGNALS:
             signal.signal(number, _interrupt)
         pid = os.getpid()
-        self._note(status="RUNNING", pid=pid, birth=birth_of(pid), end=0.0, result="")
+        self._note(status="RUNNING", pid=pid, birth=process_start_id(pid), end=0.0, result="")
         try:
             result = self._work()
         except _Stopped:
@@ -236,7 +236,7 @@ class _Round:
                 stdout=file,
                 stderr=subprocess.STDOUT,
             )
-        self._note(child=self.child.pid, child_birth=birth_of(self.child.pid))
+        self._note(child=self.child.pid, child_birth=process_start_id(self.child.pid))
         while (code := self.child.poll()) is None:
             self._stop_if_asked()
             time.sleep(POLL_INTERVAL)
@@ -248,7 +248,7 @@ class _Round:
             said = lines[-1].removeprefix("semiseg: ") if lines else f"it ended with the exit code {code}"
             raise SemisegError(f"`semiseg {arguments[0]}` failed: {said}")
 
-    def _judge(self, bundle: Path, current: Path | None) -> Decision:
+    def _judge(self, bundle: Path, current: Path | None) -> AcceptanceDecision:
         config, request = self.request.config, self.request
         new = Predictor.load(bundle, threads=config.threads)
         old = Predictor.load(current, threads=config.threads) if current is not None else None
@@ -285,7 +285,7 @@ class _Round:
             return
         self.child.terminate()
         try:
-            self.child.wait(PATIENCE)
+            self.child.wait(TERMINATE_TIMEOUT)
         except subprocess.TimeoutExpired:
             self.child.kill()
             self.child.wait()

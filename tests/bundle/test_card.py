@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from semiseg.bundle.card import model_card
-from semiseg.bundle.manifest import Channel, Figures, Manifest, PretrainedWeights, TaughtBy
+from semiseg.bundle.manifest import Channel, DistillationTeacher, Manifest, PretrainedWeights, ValidationMetrics
 from semiseg.bundle.variant import Parity, Variant
 from semiseg.volumes.series_rules import SeriesRule
 from tests.bundles import make_threshold_bundle
@@ -32,7 +32,7 @@ def test_a_plain_model(manifest: Manifest) -> None:
 
 
 def test_everything_that_a_manifest_can_say(manifest: Manifest) -> None:
-    teacher = TaughtBy(
+    teacher = DistillationTeacher(
         name="large", method="mn", student={"kind": "vnet"}, parameters=9_000_000, labelled=4, validation=None
     )
     origin = manifest.provenance.model_copy(
@@ -50,7 +50,7 @@ def test_everything_that_a_manifest_can_say(manifest: Manifest) -> None:
         manifest.model_copy(
             update={
                 "provenance": origin,
-                "validation": Figures(scans=2, dice={"low": 0.91, "high": 0.5}),
+                "validation": ValidationMetrics(scans=2, dice={"low": 0.91, "high": 0.5}),
                 "variants": (Variant(precision="int8", file="model.int8.onnx", parity=(proof,)),),
                 "channels": (Channel(name="image", series=SeriesRule(modality="CT")),),
             }

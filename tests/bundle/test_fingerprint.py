@@ -10,15 +10,15 @@ import pytest
 
 from semiseg.bundle.fingerprint import Fingerprint, Range
 from semiseg.volumes.volume import Volume
-from tests.grids import AXIS_ORIENTATIONS, affine_of
+from tests.grids import AXIS_ORIENTATIONS, make_affine
 
 
 def scan(shape: tuple[int, int, int], axcodes: str, spacing: tuple[float, float, float], value: int = 0) -> Volume:
-    return Volume(np.full(shape, value, np.int16), affine_of(axcodes, spacing))
+    return Volume(np.full(shape, value, np.int16), make_affine(axcodes, spacing))
 
 
 def test_a_range_is_the_smallest_the_median_and_the_largest() -> None:
-    found = Range.of([(1, 10), (5, 30), (2, 20)])
+    found = Range.from_rows([(1, 10), (5, 30), (2, 20)])
     assert (found.minimum, found.median, found.maximum) == ((1, 10), (2, 20), (5, 30))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from semiseg.bundle.mask_fingerprint import MaskFingerprint, Measures, measures_of
+from semiseg.bundle.mask_fingerprint import MaskFingerprint, MaskMeasures, measure_mask
 from semiseg.volumes.segmentation import Segment, Segmentation
 
 SEGMENTS = (Segment(name="liver", label=1), Segment(name="cyst", label=2))
@@ -16,7 +16,7 @@ NONE = (0.0, 0.0, 0.0)
 @pytest.fixture
 def seen() -> MaskFingerprint:
     """The liver in every scan, the cyst in some."""
-    return MaskFingerprint.of(
+    return MaskFingerprint.from_measures(
         [
             {"liver": (1200.0, 1.0, 0.05), "cyst": (0.0, 0.0, 0.0)},
             {"liver": (1800.0, 3.0, 0.10), "cyst": (4.0, 2.0, 0.20)},
@@ -42,9 +42,9 @@ def seen() -> MaskFingerprint:
     ],
 )
 def test_masks_unlike_those_of_training_are_flagged(
-    seen: MaskFingerprint, liver: Measures, cyst: Measures, told: list[str]
+    seen: MaskFingerprint, liver: MaskMeasures, cyst: MaskMeasures, told: list[str]
 ) -> None:
-    found = seen.unlike({"liver": liver, "cyst": cyst})
+    found = seen.out_of_distribution_warnings({"liver": liver, "cyst": cyst})
     assert len(found) == len(told)
     for remark, words in zip(found, told, strict=True):
         assert f"{remark.code}: {remark.text}".startswith(words)
@@ -52,10 +52,10 @@ def test_masks_unlike_those_of_training_are_flagged(
 
 
 def test_a_segment_that_no_training_scan_had_is_flagged_when_it_is_found() -> None:
-    none = MaskFingerprint.of([{"liver": (1000.0, 1.0, 0.1), "cyst": (0.0, 0.0, 0.0)}])
-    (remark,) = none.unlike({"liver": (1000.0, 1.0, 0.1), "cyst": (0.1, 1.0, 0.1)})
+    none = MaskFingerprint.from_measures([{"liver": (1000.0, 1.0, 0.1), "cyst": (0.0, 0.0, 0.0)}])
+    (remark,) = none.out_of_distribution_warnings({"liver": (1000.0, 1.0, 0.1), "cyst": (0.1, 1.0, 0.1)})
     assert remark.text.startswith("cyst was found, and in none of the 1 training scans.")
-    assert none.unlike({"liver": (1000.0, 1.0, 0.1), "cyst": (0.0, 0.0, 0.0)}) == ()
+    assert none.out_of_distribution_warnings({"liver": (1000.0, 1.0, 0.1), "cyst": (0.0, 0.0, 0.0)}) == ()
 
 
 def test_a_mask_is_measured_in_ml_and_in_pieces_that_touch_at_no_corner() -> None:
@@ -64,6 +64,8 @@ def test_a_mask_is_measured_in_ml_and_in_pieces_that_touch_at_no_corner() -> Non
     array[2, 2, 2] = 1  # touches at a corner
     array[6, 6, 6] = 1
     spacing = np.diag([10.0, 10.0, 10.0, 1.0])
-    found = measures_of(Segmentation(SEGMENTS, array, spacing), np.array([0.25, np.nan]))
+    found = measure_mask(Segmentation(SEGMENTS, array, spacing), np.array([0.25, np.nan]))
     assert found == {"liver": pytest.approx((10.0, 2.0, 0.25)), "cyst": NONE}
-    assert MaskFingerprint.model_validate_json(MaskFingerprint.of([found]).model_dump_json()).always == ("liver",)
+    assert MaskFingerprint.model_validate_json(MaskFingerprint.from_measures([found]).model_dump_json()).always == (
+        "liver",
+    )

@@ -12,8 +12,8 @@ from scipy import ndimage
 
 from semiseg.bundle.preprocessing import Intensity, Preprocessing
 from semiseg.errors import InputError, VolumeError
-from semiseg.volumes.volume import Volume, spacing_of
-from tests.grids import AXIS_ORIENTATIONS, affine_of, dice, ellipsoid, numbered, world
+from semiseg.volumes.volume import Volume, affine_spacing
+from tests.grids import AXIS_ORIENTATIONS, dice, ellipsoid, make_affine, numbered_volume, to_world
 
 AS_IS = Intensity(clip=(0.0, 1.0), scale="window")
 orientations = st.sampled_from(AXIS_ORIENTATIONS)
@@ -52,28 +52,28 @@ def test_orientation_and_crop_invert_exactly(
 ) -> None:
     """MOD-02."""
     # As NIfTI stores it: exact ties between two directions at 45 degrees are then decided by rounding.
-    affine = affine_of(own, spacing, tilt).astype(np.float32).astype(np.float64)
+    affine = make_affine(own, spacing, tilt).astype(np.float32).astype(np.float64)
     image, labels = labels_in_body(shape, crop, seed)
     preprocessing = Preprocessing(orientation=wanted, crop="nonzero" if crop else "none")
     prepared = preprocessing.apply({"image": Volume(image, affine)})
     there = preprocessing.apply_labels(labels, prepared)
     assert there.shape == prepared.array.shape[1:]
-    back = preprocessing.restore(there, prepared.placement)
+    back = preprocessing.restore(there, prepared.geometry)
     assert back.dtype == labels.dtype
     np.testing.assert_array_equal(back, labels)
     masks = np.stack([labels == 1, labels >= 1])
     there = preprocessing.apply_labels(masks, prepared)
-    np.testing.assert_array_equal(preprocessing.restore(there, prepared.placement), masks)
+    np.testing.assert_array_equal(preprocessing.restore(there, prepared.geometry), masks)
 
 
 @pytest.mark.parametrize("own", AXIS_ORIENTATIONS)
 def test_every_axis_orientation_becomes_the_models_own_and_comes_back(own: str) -> None:
-    scan = numbered((3, 4, 5), affine_of(own, tilt=(8.0, -5.0, 12.0)))
+    scan = numbered_volume((3, 4, 5), make_affine(own, tilt=(8.0, -5.0, 12.0)))
     preprocessing = Preprocessing(orientation="RAS", intensity=(Intensity(clip=(0, 1), scale="window"),))
     prepared = preprocessing.apply({"image": Volume(scan.array, scan.affine)})
     assert Volume(prepared.array[0], prepared.affine).axcodes == "RAS"
     labels = (scan.array % 251).astype(np.uint8)
-    back = preprocessing.restore(preprocessing.apply_labels(labels, prepared), prepared.placement)
+    back = preprocessing.restore(preprocessing.apply_labels(labels, prepared), prepared.geometry)
     np.testing.assert_array_equal(back, labels)
     assert back.flags.c_contiguous
 
@@ -89,7 +89,7 @@ def test_every_prepared_voxel_keeps_its_place_in_the_patient(
     crop: bool,
 ) -> None:
     """MOD-02."""
-    scan = numbered(shape, affine_of(own, spacing, tilt))
+    scan = numbered_volume(shape, make_affine(own, spacing, tilt))
     if crop:
         scan.array[0] = 0  # a plane of air to be cut off (or, where it is all there is, not)
     contract = Preprocessing(
@@ -99,10 +99,10 @@ def test_every_prepared_voxel_keeps_its_place_in_the_patient(
     )
     prepared = contract.apply({"image": scan})
     numbers = np.rint(prepared.array[0] * 1000).astype(int)
-    where = {int(v): world(scan.affine, np.asarray(i)) for i, v in np.ndenumerate(scan.array) if v}
+    where = {int(v): to_world(scan.affine, np.asarray(i)) for i, v in np.ndenumerate(scan.array) if v}
     for index, number in np.ndenumerate(numbers):
         if number:
-            np.testing.assert_allclose(world(prepared.affine, np.asarray(index)), where[int(number)], atol=1e-3)
+            np.testing.assert_allclose(to_world(prepared.affine, np.asarray(index)), where[int(number)], atol=1e-3)
     assert set(numbers[numbers > 0].tolist()) == set(where)
 
 
@@ -115,42 +115,42 @@ def test_resampling_returns_the_scans_shape_and_affine_and_keeps_a_smooth_mask(
     ratio: tuple[float, float, float],
 ) -> None:
     shape = (24, 20, 22)
-    affine = affine_of(own, spacing, tilt)
+    affine = make_affine(own, spacing, tilt)
     body = ellipsoid(shape, (9.0, 8.0, 8.5))
     labels = body.astype(np.uint8)
     labels[:12][body[:12]] = 2
     image = np.where(body, 700, 20).astype(np.int16)
     along = Preprocessing().apply({"image": Volume(image, affine)})
-    x, y, z = (s * r for s, r in zip(spacing_of(along.affine), ratio, strict=True))
+    x, y, z = (s * r for s, r in zip(affine_spacing(along.affine), ratio, strict=True))
     preprocessing = Preprocessing(spacing=(x, y, z))
     prepared = preprocessing.apply({"image": Volume(image, affine)})
     there = preprocessing.apply_labels(labels, prepared)
     assert there.shape == prepared.array.shape[1:] and set(np.unique(there)) <= {0, 1, 2}
-    back = preprocessing.restore(there, prepared.placement)
+    back = preprocessing.restore(there, prepared.geometry)
     assert back.shape == shape
-    np.testing.assert_array_equal(prepared.placement.affine, affine)
+    np.testing.assert_array_equal(prepared.geometry.affine, affine)
     for label in (1, 2):
         assert dice(back == label, labels == label) > 0.85
-    masks = preprocessing.restore(preprocessing.apply_labels(np.stack([body, ~body]), prepared), prepared.placement)
+    masks = preprocessing.restore(preprocessing.apply_labels(np.stack([body, ~body]), prepared), prepared.geometry)
     assert masks.dtype == bool and dice(masks[0], body) > 0.9
 
 
 @pytest.mark.parametrize("own", AXIS_ORIENTATIONS)
 def test_resampled_voxels_keep_the_centre_of_mass_in_millimetres(own: str) -> None:
-    affine = affine_of(own, (1.2, 0.8, 2.0), (15.0, 10.0, -20.0))
+    affine = make_affine(own, (1.2, 0.8, 2.0), (15.0, 10.0, -20.0))
     shape = (30, 34, 20)
     centre = np.asarray([13.3, 18.1, 9.2])
     axes = np.meshgrid(*[np.arange(n) for n in shape], indexing="ij")
     blob = 1000 * np.exp(-sum(((a - c) / 2.5) ** 2 for a, c in zip(axes, centre, strict=True)) / 2)
     contract = Preprocessing(spacing=(1.5, 1.1, 1.3), intensity=(Intensity(clip=(0, 1000), scale="window"),))
     prepared = contract.apply({"image": Volume(blob, affine)})
-    found = world(prepared.affine, np.asarray(ndimage.center_of_mass(prepared.array[0])))
+    found = to_world(prepared.affine, np.asarray(ndimage.center_of_mass(prepared.array[0])))
     # A shift of half a voxel, as between centres and edges of a grid, would be 0.15 to 0.4 mm.
-    np.testing.assert_allclose(found, world(affine, centre), atol=0.02)
+    np.testing.assert_allclose(found, to_world(affine, centre), atol=0.02)
 
 
 def test_resampling_comes_as_close_to_the_wanted_spacing_as_the_box_allows() -> None:
-    scan = numbered((20, 20, 10), np.diag([1.0, 1.0, 3.0, 1.0]))
+    scan = numbered_volume((20, 20, 10), np.diag([1.0, 1.0, 3.0, 1.0]))
     prepared = Preprocessing(spacing=(2.0, 1.5, 1.0)).apply({"image": scan})
     assert prepared.array.shape == (1, 10, 13, 30)
     np.testing.assert_allclose(np.diag(prepared.affine)[:3], (2.0, 20 / 13, 1.0))
@@ -162,7 +162,7 @@ def test_outside_the_crop_there_is_background() -> None:
     contract = Preprocessing(crop="nonzero", intensity=(AS_IS,))
     prepared = contract.apply({"image": Volume(array, np.eye(4))})
     assert prepared.array.shape == (1, 2, 4, 3)
-    back = contract.restore(np.full((2, 4, 3), 5, np.uint8), prepared.placement)
+    back = contract.restore(np.full((2, 4, 3), 5, np.uint8), prepared.geometry)
     np.testing.assert_array_equal(back, np.where(array > 0, 5, 0))
 
 
@@ -171,7 +171,7 @@ def test_the_crop_keeps_a_voxel_that_only_one_channel_shows() -> None:
     first[1, 2, 2], second[3, 2, 4] = 1, 1
     contract = Preprocessing(crop="nonzero", intensity=(AS_IS, AS_IS))
     prepared = contract.apply({"t1": Volume(first, np.eye(4)), "t2": Volume(second, np.eye(4))})
-    assert prepared.placement.box == ((1, 4), (2, 3), (2, 5))
+    assert prepared.geometry.box == ((1, 4), (2, 3), (2, 5))
 
 
 def test_an_empty_scan_is_not_cropped_away() -> None:
@@ -188,7 +188,7 @@ def test_channels_keep_their_order_and_their_own_intensities() -> None:
         orientation="LPS",
         intensity=(Intensity(clip=(0, 100), scale="window"), Intensity(clip=(0, 1000), scale="window")),
     )
-    scan = numbered((2, 3, 4))
+    scan = numbered_volume((2, 3, 4))
     prepared = contract.apply({"a": scan, "b": Volume(scan.array * 10, scan.affine)})
     np.testing.assert_allclose(prepared.array[0], scan.array[::-1, ::-1] / 100, rtol=1e-6)
     np.testing.assert_allclose(prepared.array[1], prepared.array[0], rtol=1e-6)
@@ -196,20 +196,22 @@ def test_channels_keep_their_order_and_their_own_intensities() -> None:
 
 
 def test_another_number_of_channels_is_refused() -> None:
-    scan = numbered((3, 3, 3))
+    scan = numbered_volume((3, 3, 3))
     with pytest.raises(InputError, match=r"takes 1 channel\(s\); 2 were given"):
         Preprocessing().apply({"a": scan, "b": scan})
 
 
-@pytest.mark.parametrize("other", [numbered((3, 3, 4)), numbered((3, 3, 3), np.diag([1.0, 1.0, 1.1, 1.0]))])
+@pytest.mark.parametrize(
+    "other", [numbered_volume((3, 3, 4)), numbered_volume((3, 3, 3), np.diag([1.0, 1.0, 1.1, 1.0]))]
+)
 def test_channels_on_different_grids_are_refused_by_name(other: Volume) -> None:
     contract = Preprocessing(intensity=(Intensity(), Intensity()))
     with pytest.raises(VolumeError, match="Channel 't2' is not on the grid of the first channel"):
-        contract.apply({"t1": numbered((3, 3, 3)), "t2": other})
+        contract.apply({"t1": numbered_volume((3, 3, 3)), "t2": other})
 
 
 def test_labels_of_another_shape_than_the_scan_are_refused() -> None:
-    prepared = Preprocessing().apply({"image": numbered((3, 4, 5))})
+    prepared = Preprocessing().apply({"image": numbered_volume((3, 4, 5))})
     with pytest.raises(VolumeError, match=r"The labels have shape \(5, 4, 3\), the scan \(3, 4, 5\)"):
         Preprocessing().apply_labels(np.zeros((5, 4, 3), np.uint8), prepared)
 

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from semiseg.bundle import resample
 from semiseg.bundle.resample import resample_image, resample_labels, resample_mask, resampled_affine, resampled_shape
-from tests.grids import affine_of, dice, ellipsoid, world
+from tests.grids import dice, ellipsoid, make_affine, to_world
 
 shapes = st.tuples(*[st.integers(1, 9)] * 3)
 
@@ -18,14 +18,14 @@ shapes = st.tuples(*[st.integers(1, 9)] * 3)
 def corners(affine: np.ndarray, shape: tuple[int, int, int]) -> np.ndarray:
     """The millimetres of a box's eight corners: voxel edges, not centres."""
     unit = np.stack(np.meshgrid([0, 1], [0, 1], [0, 1], indexing="ij"), axis=-1).reshape(-1, 3)
-    return world(affine, unit * np.asarray(shape) - 0.5)
+    return to_world(affine, unit * np.asarray(shape) - 0.5)
 
 
 @given(shapes, shapes, st.tuples(*[st.floats(-40, 40)] * 3))
 def test_both_grids_cover_the_same_box(
     shape: tuple[int, int, int], new: tuple[int, int, int], tilt: tuple[float, float, float]
 ) -> None:
-    affine = affine_of("LSA", (0.7, 1.3, 2.9), tilt)
+    affine = make_affine("LSA", (0.7, 1.3, 2.9), tilt)
     found = resampled_affine(affine, shape, new)
     np.testing.assert_allclose(corners(found, new), corners(affine, shape), atol=1e-9)
     np.testing.assert_allclose(resampled_affine(found, new, shape), affine, atol=1e-9)
@@ -39,10 +39,12 @@ def test_a_straight_line_is_read_where_the_affine_says(
     slopes = np.random.default_rng(seed).normal(size=3)
     affine = np.diag([1.0, 2.0, 0.5, 1.0])
     grid = np.stack(np.meshgrid(*[np.arange(n) for n in shape], indexing="ij"), axis=-1)
-    found = resample_image(world(affine, grid) @ slopes, new)
+    found = resample_image(to_world(affine, grid) @ slopes, new)
     new_grid = np.stack(np.meshgrid(*[np.arange(n) for n in new], indexing="ij"), axis=-1)
     # Beyond the outermost centres the border value holds.
-    inside = np.clip(world(resampled_affine(affine, shape, new), new_grid), 0, world(affine, np.asarray(shape) - 1))
+    inside = np.clip(
+        to_world(resampled_affine(affine, shape, new), new_grid), 0, to_world(affine, np.asarray(shape) - 1)
+    )
     assert found.shape == new and found.dtype == np.float32
     np.testing.assert_allclose(found, inside @ slopes, atol=1e-4)
 
@@ -103,7 +105,7 @@ def test_it_is_the_largest_of_scipys_interpolated_shares(
         ]
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(resample, "CHUNK", chunk)
+        patch.setattr(resample, "CHUNK_VOXELS", chunk)
         found = resample_labels(labels, new)
     ordered = np.sort(shares, axis=0)
     clear = ordered[-1] - ordered[-2] > 1e-5  # the others are ties, which a test above decides

@@ -13,8 +13,8 @@ import pytest
 
 from semiseg.dataset import load_dataset
 from semiseg.volumes.nifti import read_labels, read_nifti
-from tests.collection.clinic import write_labels_as_rtstruct, write_labels_as_seg, write_scan
-from tests.commands import semiseg
+from tests.collection.clinical_data import write_labels_as_rtstruct, write_labels_as_seg, write_scan
+from tests.command_line import run_semiseg
 
 
 @pytest.fixture
@@ -30,14 +30,14 @@ def test_the_whole_way_from_dicom_to_a_checked_and_split_dataset(
     source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tmp_path / "data"
-    assert semiseg("collect", source, "--out", data) == 0
+    assert run_semiseg("collect", source, "--out", data) == 0
     said = capsys.readouterr().out
     assert f"{data}: 2 labelled and 1 unlabelled scans collected." in said
     assert str(tmp_path / "data-mapping.csv") in said and str(tmp_path / "data-report.csv") in said
     assert said.rstrip().endswith(f"Next: semiseg data check {data}")
-    assert semiseg("data", "check", data) == 0
+    assert run_semiseg("data", "check", data) == 0
     assert "All 2 labels were opened." in capsys.readouterr().out
-    assert semiseg("data", "split", data, "--test", "1", "--labelled", "1") == 0
+    assert run_semiseg("data", "split", data, "--test", "1", "--labelled", "1") == 0
 
 
 def test_options_choose_structures_scans_and_who_wins(
@@ -46,11 +46,11 @@ def test_options_choose_structures_scans_and_who_wins(
     (tmp_path / "m.csv").write_text("scan,label\n1,1/label.dcm\n")
     arguments = ["--labels", "liver=2, Kidneys = 1", "--overlap", "later", "--series", "phan*", "--modality", "MR"]
     arguments += ["--matches", str(tmp_path / "m.csv"), "--mapping", str(tmp_path / "who.csv")]
-    assert semiseg("collect", source, "--out", tmp_path / "data", *arguments) == 0
+    assert run_semiseg("collect", source, "--out", tmp_path / "data", *arguments) == 0
     assert [(s.label, s.name) for s in load_dataset(tmp_path / "data").segments] == [(1, "Kidneys"), (2, "liver")]
     assert (tmp_path / "who.csv").is_file()
     assert "Structures left out: 2" in capsys.readouterr().out
-    assert semiseg("collect", source, "--out", tmp_path / "data", "--mapping", tmp_path / "who.csv", "--add") == 2
+    assert run_semiseg("collect", source, "--out", tmp_path / "data", "--mapping", tmp_path / "who.csv", "--add") == 2
     assert "No scan could be collected" in capsys.readouterr().err
 
 
@@ -67,7 +67,7 @@ def test_options_choose_structures_scans_and_who_wins(
 def test_wrong_use_is_one_sentence_and_writes_nothing(
     arguments: list[str], sentence: str, source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert semiseg("collect", source, "--out", tmp_path / "data", *arguments) == 2
+    assert run_semiseg("collect", source, "--out", tmp_path / "data", *arguments) == 2
     said = capsys.readouterr().err.strip()
     assert sentence in said and len(said.splitlines()) == 1
     assert [path.name for path in tmp_path.iterdir()] == ["src"]
@@ -104,11 +104,11 @@ def test_real_series_and_their_label_become_a_dataset(
     source = semiseg_data / "dicom"
     (tmp_path / "m.csv").write_text("scan,label\nct_body_siemens_j2k,ct_body_siemens_j2k_seg.nii.gz\n")
     arguments = ["--modality", "CT", "--matches", str(tmp_path / "m.csv"), "--labels", "liver=5"]
-    assert semiseg("collect", source, "--out", tmp_path / "data", *arguments) == 0
+    assert run_semiseg("collect", source, "--out", tmp_path / "data", *arguments) == 0
     said = capsys.readouterr().out
     assert "1 labelled and 2 unlabelled scans collected" in said
     assert "lean by 18.5 degrees" in said
-    assert semiseg("data", "check", tmp_path / "data") == 0
+    assert run_semiseg("data", "check", tmp_path / "data") == 0
     (case,) = [c for c in load_dataset(tmp_path / "data").cases.values() if c.label]
     assert case.label is not None
     liver = read_nifti(case.image).array[read_labels(case.label).array == 5]
@@ -119,6 +119,6 @@ def test_a_real_seg_and_a_folder_of_odd_files_are_survived(
     semiseg_data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["--labels", "liver=1", "--modality", "CT", "--modality", "MR"]
-    assert semiseg("collect", semiseg_data / "dicom_odd", "--out", tmp_path / "data", *arguments) == 0
+    assert run_semiseg("collect", semiseg_data / "dicom_odd", "--out", tmp_path / "data", *arguments) == 0
     assert "1 labelled and" in capsys.readouterr().out
-    assert semiseg("data", "check", tmp_path / "data") == 0
+    assert run_semiseg("data", "check", tmp_path / "data") == 0

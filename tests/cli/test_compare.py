@@ -12,14 +12,14 @@ import pytest
 import yaml
 
 from cli.app import main
-from tests.trainer.tiny import phantoms, recipe_of
+from tests.trainer.factories import make_tiny_recipe, write_phantoms
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("comparison")
-    phantoms(folder / "data", cases=8, labelled=2, test=2, development=1)
-    document = recipe_of("supervised", {"updates": 4, "batch": 4, "patch": [16, 16, 8]}).model_dump(mode="json")
+    write_phantoms(folder / "data", cases=8, labelled=2, test=2, development=1)
+    document = make_tiny_recipe("supervised", {"updates": 4, "batch": 4, "patch": [16, 16, 8]}).model_dump(mode="json")
     document["methods"] = {"bcp": {"pretrain": 0.5}}
     (folder / "recipe.yaml").write_text(yaml.safe_dump(document))
     return folder

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 from semiseg.bundle.bundle import MODEL
-from semiseg.inference.choice import choose_engine
+from semiseg.inference.engine_selection import choose_engine
 from tests.bundles import make_threshold_bundle
 
 
@@ -22,9 +22,12 @@ def test_a_sound_bundle_is_tried_out_and_named(tmp_path):
     answer = doctor(str(bundle.folder))
     assert answer.returncode == 0, answer.stdout + answer.stderr
     found = choose_engine(bundle)
-    taken, left = found.taken, [one for one in found.candidates if one.open is None]
-    assert bundle.sha256[:12] in answer.stdout and f"runs fp32 on {taken.where}: {taken.reason}" in answer.stdout
-    assert all(f"not fp32 on {one.where}: {one.reason}" in answer.stdout for one in left)
+    taken, left = found.selected, [one for one in found.candidates if one.open is None]
+    assert (
+        bundle.sha256[:12] in answer.stdout
+        and f"runs fp32 on {taken.engine_and_device}: {taken.reason}" in answer.stdout
+    )
+    assert all(f"not fp32 on {one.engine_and_device}: {one.reason}" in answer.stdout for one in left)
     assert "no trouble found" in answer.stdout
 
 

@@ -10,7 +10,7 @@ import pydicom
 import pytest
 
 from semiseg.phantoms.anatomy import make_phantom
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 
 BREAK = """
 import sys, typer

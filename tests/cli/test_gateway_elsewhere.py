@@ -6,12 +6,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from tests.commands import semiseg
+from tests.command_line import run_semiseg
 
 
 @pytest.mark.parametrize("system", ["Darwin", "Windows"])
 def test_gateway_says_where_it_runs(tmp_path, monkeypatch, capsys, system):
     monkeypatch.setattr("cli.gateway.platform", SimpleNamespace(system=lambda: system))
-    assert semiseg("gateway", "--config", tmp_path / "gateway.yaml", "status") == 2
+    assert run_semiseg("gateway", "--config", tmp_path / "gateway.yaml", "status") == 2
     said = capsys.readouterr().err
     assert f"runs on Linux, and this is {system}" in said and "container" in said

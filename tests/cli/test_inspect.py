@@ -13,7 +13,7 @@ from PIL import Image
 
 from cli.app import main
 from semiseg.phantoms.anatomy import make_phantom
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.nifti import write_nifti
 from tests.bundles import make_threshold_bundle
 

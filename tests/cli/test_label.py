@@ -17,10 +17,10 @@ from semiseg.dataset import load_dataset
 from semiseg.volumes.nifti import read_labels, write_nifti
 from server.labelling.store import LabelStore
 from tests.bundles import make_threshold_bundle
-from tests.datasets import AFFINE, label_of
+from tests.datasets import AFFINE, random_labels
+from tests.polling import wait_until
 from tests.processes import START_SECONDS, RunningProcess
-from tests.server.labelling.folders import write_folder
-from tests.waiting import until
+from tests.server.labelling.datasets import write_labelled_dataset
 
 
 class LabelProcess(RunningProcess):
@@ -31,17 +31,17 @@ class LabelProcess(RunningProcess):
         self._listening = threading.Event()
         super().__init__(["label", *map(str, arguments)], os.environ)
 
-    def heard(self, line: str) -> None:
+    def on_line(self, line: str) -> None:
         if "listening on " in line:
             self.url = line.split("listening on ")[1].split(",")[0]
             self._listening.set()
 
-    def ended(self) -> None:
+    def on_exit(self) -> None:
         self._listening.set()
 
     def wait(self) -> LabelProcess:
         assert self._listening.wait(START_SECONDS) and self.url, self.output
-        until(lambda: httpx.get(f"{self.url}/livez", trust_env=False).status_code == 200)
+        wait_until(lambda: httpx.get(f"{self.url}/livez", trust_env=False).status_code == 200)
         return self
 
 
@@ -51,7 +51,7 @@ def label(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 
 def save(url: str, image: str, seed: int, folder: Path) -> int:
-    write_nifti(folder / "drawn.nii.gz", label_of(seed), AFFINE)
+    write_nifti(folder / "drawn.nii.gz", random_labels(seed), AFFINE)
     files = {"label": ("drawn.nii.gz", (folder / "drawn.nii.gz").read_bytes())}
     form = {"params": json.dumps({"client_id": "anna"})}
     answer = httpx.put(f"{url}/datastore/label", params={"image": image}, data=form, files=files, trust_env=False)
@@ -60,7 +60,7 @@ def save(url: str, image: str, seed: int, folder: Path) -> int:
 
 
 def test_labels_outlast_a_killed_server_and_are_applied_to_the_dataset(tmp_path: Path) -> None:
-    data = write_folder(tmp_path / "data")
+    data = write_labelled_dataset(tmp_path / "data")
     bundle = make_threshold_bundle(tmp_path / "bundle").folder
     server = LabelProcess("--data", data, "--bundle", bundle, "--port", "0", "--threads", "1").wait()
     try:
@@ -91,7 +91,7 @@ def test_labels_outlast_a_killed_server_and_are_applied_to_the_dataset(tmp_path:
     assert listed.stdout.splitlines()[2].endswith("model threshold")
     applied = label("--data", data, "apply")
     assert applied.returncode == 0 and "version 2 by anna" in applied.stdout and "1 label(s) written" in applied.stdout
-    assert np.array_equal(read_labels(load_dataset(data).cases["s5"].label).array, label_of(51))
+    assert np.array_equal(read_labels(load_dataset(data).cases["s5"].label).array, random_labels(51))
     (data / "labelling" / "labels" / "s5" / "000001.nii.gz").write_bytes(b"altered")
     altered = label("--data", data, "history", "s5")
     assert altered.returncode == 2 and "was altered" in altered.stderr
@@ -107,14 +107,14 @@ def test_labels_outlast_a_killed_server_and_are_applied_to_the_dataset(tmp_path:
     ],
 )
 def test_what_cannot_be_served_is_said_before_anything_listens(tmp_path: Path, arguments, words) -> None:
-    data = write_folder(tmp_path / "data")
+    data = write_labelled_dataset(tmp_path / "data")
     run = label(*(one.format(data=data) for one in arguments), "--port", "0")
     assert run.returncode == 2 and words in run.stderr, run.stderr
     assert "listening" not in run.stdout and "Traceback" not in run.stderr
 
 
 def test_a_model_that_never_changed_cannot_be_taken_back(tmp_path: Path) -> None:
-    data = write_folder(tmp_path / "data")
+    data = write_labelled_dataset(tmp_path / "data")
     never = label("--data", data, "rollback")
     assert never.returncode == 2 and "never changed" in never.stderr
 
@@ -122,7 +122,7 @@ def test_a_model_that_never_changed_cannot_be_taken_back(tmp_path: Path) -> None
 def test_the_models_are_listed_and_taken_back(tmp_path: Path) -> None:
     from server.labelling.model_history import ModelHistory
 
-    data = write_folder(tmp_path / "data")
+    data = write_labelled_dataset(tmp_path / "data")
     history = ModelHistory(data / "labelling")
     for number in (1, 2):
         history.add(
@@ -140,25 +140,25 @@ def test_the_models_are_listed_and_taken_back(tmp_path: Path) -> None:
 
 def test_training_needs_its_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from semiseg.errors import InputError
-    from server.labelling import start
+    from server.labelling import startup
 
-    options = start.LabelOptions(write_folder(tmp_path / "data"), train=True)
-    monkeypatch.setattr(start, "can_train", lambda: False)
-    with start.opened(options) as store, pytest.raises(InputError, match="extras `train` and `export`"):
-        start.make_training(options, store)
-    without = start.LabelOptions(options.data)
-    with start.opened(without) as store:
-        assert start.make_training(without, store) is None
+    options = startup.LabelOptions(write_labelled_dataset(tmp_path / "data"), train=True)
+    monkeypatch.setattr(startup, "can_train", lambda: False)
+    with startup.open_datastore(options) as store, pytest.raises(InputError, match="extras `train` and `export`"):
+        startup.make_training(options, store)
+    without = startup.LabelOptions(options.data)
+    with startup.open_datastore(without) as store:
+        assert startup.make_training(without, store) is None
 
 
 def test_annotators_whose_server_is_killed_send_again_and_nothing_is_lost_or_doubled(tmp_path: Path) -> None:
     """Two annotators save one label after the other; the server is killed four times and started again each time."""
-    data = write_folder(tmp_path / "data")
+    data = write_labelled_dataset(tmp_path / "data")
     unsent = {"anna": list(range(100, 140)), "ben": list(range(200, 240))}
     images = {"anna": "s5", "ben": "s6"}
     contents = {}
     for seed in (seed for seeds in unsent.values() for seed in seeds):
-        write_nifti(tmp_path / "drawn.nii.gz", label_of(seed), AFFINE)
+        write_nifti(tmp_path / "drawn.nii.gz", random_labels(seed), AFFINE)
         contents[seed] = (tmp_path / "drawn.nii.gz").read_bytes()
 
     def annotate(who: str, url: str) -> None:
@@ -180,7 +180,7 @@ def test_annotators_whose_server_is_killed_send_again_and_nothing_is_lost_or_dou
         for thread in threads:
             thread.start()
         if attempt < 4:
-            until(lambda before=left: sum(map(len, unsent.values())) <= before - 3)
+            wait_until(lambda before=left: sum(map(len, unsent.values())) <= before - 3)
             server.kill()
         for thread in threads:
             thread.join()
@@ -191,4 +191,6 @@ def test_annotators_whose_server_is_killed_send_again_and_nothing_is_lost_or_dou
         records = store.history(images[who])
         assert len(records) == 40, "a label that was sent again became a second version"
         for k, record in enumerate(records):
-            assert record.who == who and np.array_equal(read_labels(store.file_of(record)).array, label_of(first + k))
+            assert record.who == who and np.array_equal(
+                read_labels(store.file_of(record)).array, random_labels(first + k)
+            )

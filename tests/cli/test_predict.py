@@ -23,14 +23,14 @@ import pytest
 from cli.app import main
 from semiseg.client import Client
 from semiseg.errors import InputError, SemisegError
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.dicom_series import read_series
+from semiseg.volumes.read_options import ReadOptions
 from semiseg.volumes.volume import Volume
-from semiseg.volumes.wishes import Wishes
-from tests.bundles import expected, make_threshold_bundle, scan_array
+from tests.bundles import expected_mask, make_threshold_bundle, scan_array
+from tests.polling import wait_until
 from tests.ports import free_port
-from tests.server.running import RunningServer, running
-from tests.waiting import until
+from tests.server.harness import RunningServer, running_server
 
 SHAPE = (20, 14, 11)
 AFFINE = np.array([[-0.8, 0.0, 0.0, 40.0], [0.0, -0.9, 0.0, 30.0], [0.0, 0.0, 2.5, -15.0], [0, 0, 0, 1]])
@@ -40,7 +40,7 @@ AFFINE = np.array([[-0.8, 0.0, 0.0, 40.0], [0.0, -0.9, 0.0, 30.0], [0.0, 0.0, 2.
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("server")
     bundle = make_threshold_bundle(folder / "bundle")
-    with running(bundle.folder, folder / "process", "--max-upload-mb", "1") as server:
+    with running_server(bundle.folder, folder / "process", "--max-upload-mb", "1") as server:
         yield server
 
 
@@ -84,7 +84,7 @@ def assert_right_mask(path: Path) -> None:
     mask = nib.load(path)
     assert mask.shape == SHAPE
     assert np.allclose(mask.affine, AFFINE, atol=1e-4)
-    assert np.array_equal(np.asanyarray(mask.dataobj), expected(scan_array(SHAPE)))
+    assert np.array_equal(np.asanyarray(mask.dataobj), expected_mask(scan_array(SHAPE)))
 
 
 def assert_one_sentence(run: Run, code: int) -> str:
@@ -104,7 +104,7 @@ def test_nifti_scan_gives_a_mask_on_its_grid(bundle, server, scan, tmp_path, who
     assert run.returncode == 0, run.stderr
     assert_right_mask(tmp_path / name)
     assert ((tmp_path / name).read_bytes()[:2] == b"\x1f\x8b") == name.endswith(".gz")
-    ml = np.count_nonzero(expected(scan_array(SHAPE)) == 1) * 0.8 * 0.9 * 2.5 / 1000
+    ml = np.count_nonzero(expected_mask(scan_array(SHAPE)) == 1) * 0.8 * 0.9 * 2.5 / 1000
     assert f"{ml:.3f}" in run.stdout
     assert " s" in run.stdout and "RESEARCH USE ONLY" in run.stdout
 
@@ -279,7 +279,7 @@ def test_client_answers_in_each_form(server, scan, series):
         assert answer.model["name"] == "threshold"
         assert set(answer.seconds) >= {"upload", "reading", "network", "writing"}
         with pytest.raises(InputError, match=r"1\.2\.3"):
-            client.segment(series, wishes=Wishes(series="1.2.3"))
+            client.segment(series, options=ReadOptions(series="1.2.3"))
 
 
 def test_client_tells_an_address_from_none():
@@ -294,7 +294,7 @@ def test_client_recognises_that_another_program_answers(scan, tmp_path):
     command = [sys.executable, "-m", "http.server", str(port), "--bind", "127.0.0.1", "--directory", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as other:
         try:
-            until(lambda: _listens(port))
+            wait_until(lambda: _listens(port))
             with (
                 Client(f"http://127.0.0.1:{port}") as client,
                 pytest.raises(SemisegError, match="not a semiseg server"),

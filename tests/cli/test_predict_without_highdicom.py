@@ -14,9 +14,9 @@ import numpy as np
 import pydicom
 import pytest
 
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.volume import Volume
-from tests.bundles import expected, make_threshold_bundle, scan_array
+from tests.bundles import expected_mask, make_threshold_bundle, scan_array
 
 SHAPE = (20, 14, 11)
 AFFINE = np.diag([-0.8, -0.9, 2.5, 1.0])
@@ -45,7 +45,7 @@ def test_a_dicom_series_is_segmented_into_nifti(bundle: Path, series: Path, tmp_
     assert run.returncode == 0, run.stderr
     mask = nib.load(tmp_path / "mask.nii.gz")
     values, counts = np.unique(np.asanyarray(mask.dataobj), return_counts=True)
-    wanted, of_each = np.unique(expected(scan_array(SHAPE)), return_counts=True)
+    wanted, of_each = np.unique(expected_mask(scan_array(SHAPE)), return_counts=True)
     assert (values.tolist(), counts.tolist()) == (wanted.tolist(), of_each.tolist())
 
 

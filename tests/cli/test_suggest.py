@@ -15,17 +15,23 @@ from cli.app import main
 from semiseg.dataset import Dataset
 from semiseg.volumes.segmentation import Segment, Segmentation
 from tests.datasets import write_dataset
-from tests.trainer.tiny import phantoms, recipe_of, trained
+from tests.trainer.factories import make_tiny_recipe, train_on_cpu, write_phantoms
 from trainer.errors import RunError
-from trainer.first_scans import MEASURED
-from trainer.suggestion import VotingNetworks, caution, committee_of, unlabelled_of, votes
+from trainer.first_scans import EVIDENCE_NOTE
+from trainer.suggestion import (
+    NetworkCommittee,
+    agreement_warning,
+    load_committee,
+    measure_disagreement,
+    unlabelled_scans,
+)
 
 AFFINE = np.eye(4)
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return phantoms(tmp_path_factory.mktemp("data"))
+    return write_phantoms(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +40,7 @@ def runs(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     out = {}
     for method, seed in (("mn", 0), ("mean_teacher", 0), ("supervised", 0), ("supervised", 1)):
         run = folder / f"{method}{seed}"
-        trained(data, recipe_of(method, {"seed": seed, "batch": 4}), run, cache=folder / "cache")
+        train_on_cpu(data, make_tiny_recipe(method, {"seed": seed, "batch": 4}), run, cache=folder / "cache")
         out[run.name] = run
     return out
 
@@ -49,12 +55,12 @@ def runs(data: Dataset, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     ],
 )
 def test_committees(runs: dict[str, Path], names: list[str], voters: set[str], words: str) -> None:
-    committee = committee_of([runs[n] for n in names], "cpu")
-    assert set(committee.voters) == voters
-    assert words in committee.words
+    committee = load_committee([runs[n] for n in names], "cpu")
+    assert set(committee.members) == voters
+    assert words in committee.description
 
 
-class Says:
+class ConstantVoter:
     """A voter with one answer for every scan."""
 
     def __init__(self, segments: tuple[Segment, ...], array: np.ndarray) -> None:
@@ -66,38 +72,41 @@ class Says:
 
 
 def test_disagreement_is_one_minus_dice_over_pairs_and_segments(data: Dataset, runs: dict[str, Path]) -> None:
-    manifest = committee_of([runs["supervised0"]], "cpu").manifest
+    manifest = load_committee([runs["supervised0"]], "cpu").manifest
     first, second = manifest.segments[:2]
     arrays = [np.zeros((4, 4, 4), np.uint8) for _ in range(3)]
     arrays[0][:2] = first.label
     arrays[1][:2] = first.label
     arrays[2][1:3] = first.label  # Dice 1/2 with the other two
-    committee = VotingNetworks(
-        dict(zip("abc", (Says(manifest.segments, a) for a in arrays), strict=True)), "", manifest
+    committee = NetworkCommittee(
+        dict(zip("abc", (ConstantVoter(manifest.segments, a) for a in arrays), strict=True)), "", manifest
     )  # type: ignore[arg-type]
-    (vote,) = votes(committee, data, [next(iter(data.cases))])
+    (vote,) = measure_disagreement(committee, data, [next(iter(data.cases))])
     assert vote.by_segment[first.name] == pytest.approx((0 + 0.5 + 0.5) / 3)
     assert math.isnan(vote.by_segment[second.name]), "nobody finds it"
     assert vote.disagreement == pytest.approx(1 / 3)
 
 
 def test_networks_that_agree_almost_everywhere_are_told_to_say_little() -> None:
-    assert "agree almost everywhere (median disagreement 0.0030)" in caution([0.001, 0.003, 0.2, math.nan])
-    assert caution([0.03, 0.05]) == caution([math.nan]) == ""
+    assert "agree almost everywhere (median disagreement 0.0030)" in agreement_warning([0.001, 0.003, 0.2, math.nan])
+    assert agreement_warning([0.03, 0.05]) == agreement_warning([math.nan]) == ""
 
 
 def test_the_same_committee_votes_the_same_again(data: Dataset, runs: dict[str, Path]) -> None:
-    ids = unlabelled_of([runs["supervised0"]], data, ())[:2]
-    found = [[v.disagreement for v in votes(committee_of([runs["supervised0"]], "cpu"), data, ids)] for _ in range(2)]
+    ids = unlabelled_scans([runs["supervised0"]], data, ())[:2]
+    found = [
+        [v.disagreement for v in measure_disagreement(load_committee([runs["supervised0"]], "cpu"), data, ids)]
+        for _ in range(2)
+    ]
     assert found[0] == found[1]
 
 
 def test_runs_that_segment_other_things_cannot_vote_together(tmp_path: Path, runs: dict[str, Path]) -> None:
-    other = phantoms(tmp_path / "data")
-    changed = recipe_of("supervised", {"segments": {other.segments[0].name: {"colour": [1, 2, 3]}}})
-    trained(other, changed, tmp_path / "run")
+    other = write_phantoms(tmp_path / "data")
+    changed = make_tiny_recipe("supervised", {"segments": {other.segments[0].name: {"colour": [1, 2, 3]}}})
+    train_on_cpu(other, changed, tmp_path / "run")
     with pytest.raises(RunError, match="cannot vote together"):
-        committee_of([runs["supervised0"], tmp_path / "run"], "cpu")
+        load_committee([runs["supervised0"], tmp_path / "run"], "cpu")
 
 
 def suggest(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -117,7 +126,7 @@ def test_the_command_ranks_the_unlabelled_scans_and_draws_the_first(
     assert done.returncode == 0, done.stderr
     assert "Disagreement (1 - Dice) of the networks of one mn run (3D, 2D)" in done.stdout
     rows = table(tmp_path / "out" / "suggestions.csv")
-    assert {r["scan"] for r in rows} == set(unlabelled_of([runs["mn0"]], data, ()))
+    assert {r["scan"] for r in rows} == set(unlabelled_scans([runs["mn0"]], data, ()))
     values = [float(r["disagreement"]) for r in rows]
     assert values == sorted(values, reverse=True)
     assert sorted(p.name for p in (tmp_path / "out").glob("*.png")) == [
@@ -130,7 +139,7 @@ def test_a_dataset_without_any_label_or_run_has_its_first_scans_chosen(tmp_path:
     done = suggest(str(data.folder), "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert "chosen among 9 by their images alone (no split file keeps scans for the test)" in done.stdout
-    assert MEASURED in done.stdout
+    assert EVIDENCE_NOTE in done.stdout
     rows = table(tmp_path / "out" / "suggestions.csv")
     assert {r["scan"] for r in rows} == set(data.cases)
     chosen = [r for r in rows if r["rank"]]

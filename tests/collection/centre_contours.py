@@ -27,17 +27,17 @@ def centre_contours(mask: NDArray[np.bool_]) -> list[NDArray[np.float64]]:
         i, j = np.argwhere(holes == number)[0].tolist()
         if holes[0, 0] != number:
             starts.append(((i, j - 1), (i, j)))
-    return [np.array(_followed(padded, *start), dtype=np.float64) - 1 for start in starts]
+    return [np.array(_follow_border(padded, *start), dtype=np.float64) - 1 for start in starts]
 
 
-def _followed(mask: NDArray[np.bool_], start: Pixel, outside: Pixel) -> list[Pixel]:
+def _follow_border(mask: NDArray[np.bool_], start: Pixel, outside: Pixel) -> list[Pixel]:
     """The border pixels from ``start`` on, with ``outside`` beside it."""
-    first = _turned(mask, start, outside, 1)
+    first = _next_border_pixel(mask, start, outside, 1)
     if first is None:
         return [start]
     out, before, at = [start], first, start
     while True:
-        after = _turned(mask, at, before, -1)
+        after = _next_border_pixel(mask, at, before, -1)
         assert after is not None
         if after == start and at == first:
             return out
@@ -45,7 +45,7 @@ def _followed(mask: NDArray[np.bool_], start: Pixel, outside: Pixel) -> list[Pix
         out.append(at)
 
 
-def _turned(mask: NDArray[np.bool_], at: Pixel, since: Pixel, way: int) -> Pixel | None:
+def _next_border_pixel(mask: NDArray[np.bool_], at: Pixel, since: Pixel, way: int) -> Pixel | None:
     """The next pixel of the mask round ``at``, beginning behind ``since``."""
     k = _AROUND.index((since[0] - at[0], since[1] - at[1]))
     for step in range(1, 9):
@@ -55,7 +55,7 @@ def _turned(mask: NDArray[np.bool_], at: Pixel, since: Pixel, way: int) -> Pixel
     return None
 
 
-def straightened(contour: NDArray[np.float64]) -> NDArray[np.float64]:
+def simplify_contour(contour: NDArray[np.float64]) -> NDArray[np.float64]:
     """Only the points at which the way turns (CHAIN_APPROX_SIMPLE)."""
     before, after = contour - np.roll(contour, 1, axis=0), np.roll(contour, -1, axis=0) - contour
     turns = (before != after).any(axis=1)

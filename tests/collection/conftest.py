@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.collection.clinic import (
+from tests.collection.clinical_data import (
     DIRECTIONS,
     Case,
     write_labels_as_rtstruct,

@@ -14,13 +14,13 @@ from semiseg.dataset import load_dataset
 from semiseg.errors import DatasetError
 from semiseg.volumes.dicom_series import read_series
 from semiseg.volumes.nifti import read_labels
-from tests.collection.clinic import (
-    case_of,
-    errors_in,
-    everything_below,
-    lines,
-    outlines_of,
-    rtstruct,
+from tests.collection.clinical_data import (
+    dataset_errors,
+    find_case_id,
+    find_lines,
+    make_rtstruct,
+    read_tree,
+    trace_contours,
     write_scan,
 )
 
@@ -38,10 +38,10 @@ def test_an_interrupted_run_leaves_nothing(clinic: Path, tmp_path: Path) -> None
 
 def test_a_dataset_is_never_replaced(clinic: Path, tmp_path: Path) -> None:
     collect(clinic, tmp_path / "data")
-    before = everything_below(tmp_path / "data")
+    before = read_tree(tmp_path / "data")
     with pytest.raises(DatasetError, match="--add extends"):
         collect(clinic, tmp_path / "data")
-    assert everything_below(tmp_path / "data") == before
+    assert read_tree(tmp_path / "data") == before
 
 
 def test_add_brings_new_scans_and_first_labels_and_leaves_the_rest(clinic: Path, tmp_path: Path) -> None:
@@ -50,19 +50,19 @@ def test_add_brings_new_scans_and_first_labels_and_leaves_the_rest(clinic: Path,
     series = read_series(sorted((clinic / "c").glob("IM*.dcm")))
     mask = np.zeros(series.volume.shape, dtype=bool)
     mask[5:9, 6:12, 2:5] = True
-    struct = rtstruct(series, {"Spleen": outlines_of(mask, series.volume.affine), "other": []})
+    struct = make_rtstruct(series, {"Spleen": trace_contours(mask, series.volume.affine), "other": []})
     struct.save_as(clinic / "late.dcm", enforce_file_format=True)
     write_scan(clinic / "d", 8)
     again = collect(clinic, tmp_path / "data", add=True)
     dataset = load_dataset(tmp_path / "data")
-    assert len(dataset.cases) == 4 and errors_in(tmp_path / "data") == []
+    assert len(dataset.cases) == 4 and dataset_errors(tmp_path / "data") == []
     assert [(s.label, s.name) for s in dataset.segments] == [(1, "kidneys"), (2, "liver"), (3, "spleen")]
-    late = dataset.cases[case_of(first, "c")]
+    late = dataset.cases[find_case_id(first, "c")]
     assert late.label is not None
     np.testing.assert_array_equal(read_labels(late.label).array, np.where(mask, 3, 0))
-    assert dataset.cases[case_of(again, "d")].label is None
-    assert {line.case for line in lines(again, "already there", "scan")} == {
-        case_of(first, f) for f in ("a/x", "b/deep/er")
+    assert dataset.cases[find_case_id(again, "d")].label is None
+    assert {line.case for line in find_lines(again, "already there", "scan")} == {
+        find_case_id(first, f) for f in ("a/x", "b/deep/er")
     }
     assert all(path.read_bytes() == content for path, content in old.items())
 
@@ -94,4 +94,4 @@ def test_add_that_is_cut_short_leaves_the_dataset_as_it_was(
     assert load_dataset(tmp_path / "data") == before
     monkeypatch.undo()
     collect(clinic, tmp_path / "data", add=True)
-    assert len(load_dataset(tmp_path / "data").cases) == 4 and errors_in(tmp_path / "data") == []
+    assert len(load_dataset(tmp_path / "data").cases) == 4 and dataset_errors(tmp_path / "data") == []

@@ -11,9 +11,9 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from semiseg.collection.contour_sets import Area, Contour, area_of
-from semiseg.collection.nesting import relation
-from tests.collection.centre_contours import centre_contours, straightened
+from semiseg.collection.contour_relations import contour_relation
+from semiseg.collection.contour_sets import Contour, FilledArea, fill_contours
+from tests.collection.centre_contours import centre_contours, simplify_contour
 
 SIZE = (61, 47)
 COLUMN, ROW = np.indices(SIZE)
@@ -38,8 +38,8 @@ def pixels(left: int, top: int, right: int, bottom: int) -> NDArray[np.bool_]:
     return np.asarray((left <= COLUMN) & (right >= COLUMN) & (top <= ROW) & (bottom >= ROW))
 
 
-def read(*contours: Points, exclusive: bool = False) -> Area:
-    return area_of([Contour(points, exclusive=exclusive) for points in contours], SIZE)
+def read(*contours: Points, exclusive: bool = False) -> FilledArea:
+    return fill_contours([Contour(points, exclusive=exclusive) for points in contours], SIZE)
 
 
 def orders(contours: Sequence[Points]) -> list[list[Points]]:
@@ -206,7 +206,7 @@ def test_repeated_contours_of_type_xor_cancel_each_other_in_pairs(times: int, le
 
 def test_both_types_on_one_slice_are_combined_by_exclusive_or() -> None:
     contours = [Contour(box(3.5, 3.5, 20.5, 20.5)), Contour(box(10.5, 10.5, 30.5, 30.5), exclusive=True)]
-    area = area_of(contours, SIZE)
+    area = fill_contours(contours, SIZE)
     np.testing.assert_array_equal(area.mask, pixels(4, 4, 20, 20) ^ pixels(11, 11, 30, 30))
     assert area.conventions == {"mixed"}
 
@@ -238,8 +238,8 @@ def test_contours_through_pixel_centres_give_the_mask_back(mask: NDArray[np.bool
     # cannot tell it from a contour that was written twice.
     places = [frozenset(map(tuple, points.tolist())) for points in contours]
     assume(len(set(places)) == len(places))
-    drawn = [Contour(straightened(points) if simple else points) for points in contours]
-    area = area_of(drawn, mask.shape)
+    drawn = [Contour(simplify_contour(points) if simple else points) for points in contours]
+    area = fill_contours(drawn, mask.shape)
     np.testing.assert_array_equal(area.mask, mask)
     assert area.conventions <= {"hole"}
 
@@ -250,7 +250,7 @@ def test_contours_through_pixel_centres_of_regions_of_several_pixels_give_the_ma
     mask: NDArray[np.bool_], zoom: int
 ) -> None:
     mask = np.kron(mask, np.ones((zoom, zoom), dtype=bool))
-    area = area_of([Contour(straightened(points)) for points in centre_contours(mask)], mask.shape)
+    area = fill_contours([Contour(simplify_contour(points)) for points in centre_contours(mask)], mask.shape)
     np.testing.assert_array_equal(area.mask, mask)
 
 
@@ -266,7 +266,7 @@ def test_the_order_start_and_way_of_contours_do_not_matter(drawn: list[tuple[int
         other = read(*written)
         np.testing.assert_array_equal(other.mask, first.mask)
         assert other.conventions == first.conventions
-    turned = area_of([Contour(points[:, ::-1]) for points in contours], SIZE[::-1])
+    turned = fill_contours([Contour(points[:, ::-1]) for points in contours], SIZE[::-1])
     np.testing.assert_array_equal(turned.mask, first.mask.T)
 
 
@@ -275,7 +275,7 @@ def test_the_order_start_and_way_of_contours_do_not_matter(drawn: list[tuple[int
 def test_two_boxes_lie_to_each_other_as_their_pixels_do(drawn: list[tuple[int, ...]]) -> None:
     """Against arithmetic on the sides, which knows nothing of edges."""
     (a0, a1, a2, a3), (b0, b1, b2, b3) = [(min(i, k), min(j, m), max(i, k), max(j, m)) for i, j, k, m in drawn]
-    found = relation(box(a0, a1, a2, a3).astype(float), box(b0, b1, b2, b3).astype(float), 1e-4)
+    found = contour_relation(box(a0, a1, a2, a3).astype(float), box(b0, b1, b2, b3).astype(float), 1e-4)
     overlap = min(a2, b2) > max(a0, b0) and min(a3, b3) > max(a1, b1)
     if (a0, a1, a2, a3) == (b0, b1, b2, b3):
         expected = "same"
@@ -295,5 +295,5 @@ def test_rounding_makes_no_crossing_of_a_shared_edge() -> None:
     for _ in range(20):
         outer = box(3.5, 3.5, 40.5, 40.5) + rng.uniform(-0.02, 0.02, (4, 2))
         hole = box(3.5, 9.5, 12.5, 20.5) + rng.uniform(-0.02, 0.02, (4, 2))
-        area = area_of([Contour(outer, 0.05), Contour(hole, 0.05)], SIZE)
+        area = fill_contours([Contour(outer, 0.05), Contour(hole, 0.05)], SIZE)
         np.testing.assert_array_equal(area.mask, pixels(4, 4, 40, 40) & ~pixels(4, 10, 12, 20))

@@ -9,17 +9,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from semiseg.collection.labels_rtstruct import RtstructOutlines, describe_rtstruct
+from semiseg.collection.labels_rtstruct import RtstructReader, describe_rtstruct
 from semiseg.errors import VolumeError
 from semiseg.volumes.dicom_geometry import lps_to_ras
 from semiseg.volumes.dicom_series import DicomSeries
-from tests.collection.centre_contours import centre_contours, straightened
-from tests.collection.clinic import (
+from tests.collection.centre_contours import centre_contours, simplify_contour
+from tests.collection.clinical_data import (
     NAMES,
     Case,
-    outlines_of,
-    rtstruct,
-    saved,
+    make_rtstruct,
+    save_rtstruct,
+    trace_contours,
 )
 
 
@@ -38,8 +38,8 @@ def ring(centre: tuple[float, float], radius: float, k: float, count: int = 600)
 def test_contours_are_filled_by_their_area_and_holes_are_left_out(case: Case, tmp_path: Path) -> None:
     series, _ = case
     middle, k = (12.3, 10.4), 6
-    struct = rtstruct(series, {"shell": [world(series, ring(middle, r, k)) for r in (8.6, 4.2)]})
-    opened = RtstructOutlines(saved(struct, tmp_path), series.volume, "")
+    struct = make_rtstruct(series, {"shell": [world(series, ring(middle, r, k)) for r in (8.6, 4.2)]})
+    opened = RtstructReader(save_rtstruct(struct, tmp_path), series.volume, "")
     i, j = np.indices(series.volume.shape[:2])
     distance = np.hypot(i - middle[0], j - middle[1])
     expected = np.zeros(series.volume.shape, dtype=bool)
@@ -49,10 +49,10 @@ def test_contours_are_filled_by_their_area_and_holes_are_left_out(case: Case, tm
 
 def test_a_contour_belongs_to_the_slice_within_half_a_slice_distance(axial: Case, tmp_path: Path) -> None:
     series, _ = axial
-    struct = rtstruct(
+    struct = make_rtstruct(
         series, {"near": [world(series, ring((12, 10), 5, 3.4))], "far": [world(series, ring((12, 10), 5, 3.5))]}
     )
-    opened = RtstructOutlines(saved(struct, tmp_path), series.volume, "")
+    opened = RtstructReader(save_rtstruct(struct, tmp_path), series.volume, "")
     assert np.flatnonzero(opened.mask("near").any(axis=(0, 1))).tolist() == [3]
     with pytest.raises(VolumeError, match=r"'far' has a contour on no slice of the scan \(at slice 4.50 of 12\)"):
         opened.mask("far")
@@ -64,66 +64,68 @@ def test_a_contour_that_lies_in_no_plane_is_remarked_on(off: float, told: bool, 
     series, _ = axial
     bent = ring((12, 10), 5, 4.0)
     bent[7, 2] += off
-    opened = RtstructOutlines(saved(rtstruct(series, {"bent": [world(series, bent)]}), tmp_path), series.volume, "")
+    opened = RtstructReader(
+        save_rtstruct(make_rtstruct(series, {"bent": [world(series, bent)]}), tmp_path), series.volume, ""
+    )
     assert np.flatnonzero(opened.mask("bent").any(axis=(0, 1))).tolist() == [4]
-    remarks = opened.remarks("bent")
+    remarks = opened.notes("bent")
     assert [("lie in no plane" in one, "up to" in one) for one in remarks] == [(True, True)] * told
 
 
 @pytest.mark.parametrize("k", [-1.0, 12.0, 400.0])
 def test_a_contour_off_every_slice_is_refused_by_name(k: float, axial: Case, tmp_path: Path) -> None:
     series, _ = axial
-    struct = rtstruct(series, {"lost": [world(series, ring((12, 10), 5, 4)), world(series, ring((12, 10), 5, k))]})
+    struct = make_rtstruct(series, {"lost": [world(series, ring((12, 10), 5, 4)), world(series, ring((12, 10), 5, k))]})
     with pytest.raises(VolumeError, match="'lost' has a contour on no slice"):
-        RtstructOutlines(saved(struct, tmp_path), series.volume, "").mask("lost")
+        RtstructReader(save_rtstruct(struct, tmp_path), series.volume, "").mask("lost")
 
 
 def test_a_contour_across_the_slices_is_refused(axial: Case, tmp_path: Path) -> None:
     series, _ = axial
     across = ring((5, 5), 3, 10)[:, [2, 0, 1]]
-    struct = rtstruct(series, {"coronal": [world(series, across)]})
+    struct = make_rtstruct(series, {"coronal": [world(series, across)]})
     with pytest.raises(VolumeError, match="'coronal' has a contour on no slice"):
-        RtstructOutlines(saved(struct, tmp_path), series.volume, "").mask("coronal")
+        RtstructReader(save_rtstruct(struct, tmp_path), series.volume, "").mask("coronal")
 
 
 def test_two_planes_of_contours_on_one_slice_are_refused(axial: Case, tmp_path: Path) -> None:
     series, _ = axial
     planes = [world(series, ring((12, 10), 5, k)) for k in (2.7, 3.0, 3.3)]
     with pytest.raises(VolumeError, match=r"'fine' has contours in planes 4\.80 mm apart that fall on one slice"):
-        RtstructOutlines(saved(rtstruct(series, {"fine": planes}), tmp_path), series.volume, "").mask("fine")
+        RtstructReader(save_rtstruct(make_rtstruct(series, {"fine": planes}), tmp_path), series.volume, "").mask("fine")
 
 
 def test_a_slice_that_was_skipped_in_drawing_is_told(axial: Case, tmp_path: Path) -> None:
     series, _ = axial
-    struct = rtstruct(series, {"sparse": [world(series, ring((12, 10), 5, k)) for k in (2, 5)]})
-    opened = RtstructOutlines(saved(struct, tmp_path), series.volume, "")
+    struct = make_rtstruct(series, {"sparse": [world(series, ring((12, 10), 5, k)) for k in (2, 5)]})
+    opened = RtstructReader(save_rtstruct(struct, tmp_path), series.volume, "")
     assert opened.mask("sparse").any(axis=(0, 1)).sum() == 2
-    assert opened.remarks("sparse") == ["'sparse' has no contour on 2 slice(s) between others that have one."]
+    assert opened.notes("sparse") == ["'sparse' has no contour on 2 slice(s) between others that have one."]
 
 
 @pytest.mark.parametrize("kind", ["POINT", "OPEN_PLANAR", "OPEN_NONPLANAR"])
 def test_contours_that_enclose_nothing_are_refused_by_name_and_type(kind: str, axial: Case, tmp_path: Path) -> None:
     series, _ = axial
-    path = saved(rtstruct(series, {"marker": [world(series, ring((12, 10), 5, 4))]}, kind), tmp_path)
+    path = save_rtstruct(make_rtstruct(series, {"marker": [world(series, ring((12, 10), 5, 4))]}, kind), tmp_path)
     described = describe_rtstruct(path)
     assert described.names == () and described.unusable["marker"] == (
         f"'marker' has contours of type {kind} only, which enclose nothing."
     )
     with pytest.raises(VolumeError, match=f"'marker' has a contour of type {kind}"):
-        RtstructOutlines(path, series.volume, "").mask("marker")
+        RtstructReader(path, series.volume, "").mask("marker")
 
 
 def test_a_structure_drawn_in_another_frame_of_reference_is_refused(axial: Case, tmp_path: Path) -> None:
     series, labels = axial
-    struct = rtstruct(series, {"liver": outlines_of(labels == 1, series.volume.affine)})
+    struct = make_rtstruct(series, {"liver": trace_contours(labels == 1, series.volume.affine)})
     struct.StructureSetROISequence[0].ReferencedFrameOfReferenceUID = "1.2.3"
     with pytest.raises(VolumeError, match="'liver' was drawn in another frame of reference"):
-        RtstructOutlines(saved(struct, tmp_path), series.volume, "1.2.4").mask("liver")
+        RtstructReader(save_rtstruct(struct, tmp_path), series.volume, "1.2.4").mask("liver")
 
 
 def written_contours(
     series: DicomSeries, labels: NDArray[np.uint8], count: int, folder: Path, aside: float = 0.0
-) -> RtstructOutlines:
+) -> RtstructReader:
     """Contours through pixel centres, with ``count`` decimals, at most ``aside`` of a slice away from their slices."""
     rng = np.random.default_rng(8)
     contours: dict[str, list[NDArray[np.float64]]] = {name: [] for name in NAMES}
@@ -131,13 +133,13 @@ def written_contours(
         for k in np.flatnonzero((labels == value).any(axis=(0, 1))):
             height = k + rng.uniform(-aside, aside)
             for points in centre_contours(labels[:, :, k] == value):
-                flat = straightened(points)
+                flat = simplify_contour(points)
                 contours[name].append(world(series, np.column_stack([flat, np.full(len(flat), height)])))
-    struct = rtstruct(series, contours)
+    struct = make_rtstruct(series, contours)
     for roi, name in zip(struct.ROIContourSequence, NAMES, strict=True):
         for contour, points in zip(roi.ContourSequence, contours[name], strict=True):
             contour.ContourData = [f"{v:.{count}f}" for v in points.ravel()]
-    return RtstructOutlines(saved(struct, folder), series.volume, "")
+    return RtstructReader(save_rtstruct(struct, folder), series.volume, "")
 
 
 @pytest.mark.parametrize("count", [1, 2, 4])
@@ -157,7 +159,7 @@ def test_every_voxel_comes_back_from_contours_through_pixel_centres(
     opened = written_contours(series, labels, count, tmp_path, aside)
     for name, value in NAMES.items():
         np.testing.assert_array_equal(opened.mask(name), labels == value, name)
-    assert any("read as holes" in remark for remark in opened.remarks("kidneys"))
+    assert any("read as holes" in remark for remark in opened.notes("kidneys"))
 
 
 def read_one(
@@ -165,15 +167,15 @@ def read_one(
 ) -> tuple[NDArray[np.bool_], list[str]]:
     """The pixels of slice 4 that contours (N, 2) of some types enclose, and what is said of them."""
     placed = [world(series, np.column_stack([points, np.full(len(points), 4)])) for points in contours]
-    struct = rtstruct(series, {"one": placed})
+    struct = make_rtstruct(series, {"one": placed})
     for contour, kind in zip(struct.ROIContourSequence[0].ContourSequence, kinds, strict=True):
         contour.ContourGeometricType = kind
-    path = saved(struct, folder)
+    path = save_rtstruct(struct, folder)
     assert describe_rtstruct(path).names == ("one",)
-    opened = RtstructOutlines(path, series.volume, "")
+    opened = RtstructReader(path, series.volume, "")
     mask = opened.mask("one")
     assert not np.delete(mask, 4, axis=2).any()
-    return mask[:, :, 4], opened.remarks("one")
+    return mask[:, :, 4], opened.notes("one")
 
 
 def box(left: float, top: float, right: float, bottom: float) -> NDArray[np.float64]:

@@ -11,15 +11,15 @@ import pydicom
 import pytest
 from numpy.typing import NDArray
 
-from semiseg.collection.labels_nifti import NiftiOutlines
-from semiseg.collection.labels_rtstruct import RtstructOutlines, describe_rtstruct
-from semiseg.collection.labels_seg import SegOutlines, describe_seg
+from semiseg.collection.labels_nifti import LabelMapReader
+from semiseg.collection.labels_rtstruct import RtstructReader, describe_rtstruct
+from semiseg.collection.labels_seg import SegReader, describe_seg
 from semiseg.errors import VolumeError
 from semiseg.volumes.dicom_geometry import lps_to_ras
 from semiseg.volumes.dicom_series import read_series
 from semiseg.volumes.nifti import write_nifti
 from semiseg.volumes.volume import Volume, reorient
-from tests.collection.clinic import (
+from tests.collection.clinical_data import (
     ALGORITHM,
     NAMES,
     Case,
@@ -32,7 +32,7 @@ def test_every_voxel_of_a_seg_comes_back(case: Case, tmp_path: Path) -> None:
     series, labels = case
     write_labels_as_seg(tmp_path / "seg.dcm", series, labels)
     assert describe_seg(tmp_path / "seg.dcm").names == tuple(NAMES)
-    opened = SegOutlines(tmp_path / "seg.dcm", series.volume)
+    opened = SegReader(tmp_path / "seg.dcm", series.volume)
     for name, value in NAMES.items():
         assert (labels == value).any()
         np.testing.assert_array_equal(opened.mask(name), labels == value)
@@ -42,7 +42,7 @@ def test_every_voxel_of_a_structure_set_comes_back(case: Case, tmp_path: Path) -
     series, labels = case
     write_labels_as_rtstruct(tmp_path / "rt.dcm", series, labels)
     assert describe_rtstruct(tmp_path / "rt.dcm").names == tuple(NAMES)
-    opened = RtstructOutlines(tmp_path / "rt.dcm", series.volume, series.instances[0].FrameOfReferenceUID)
+    opened = RtstructReader(tmp_path / "rt.dcm", series.volume, series.instances[0].FrameOfReferenceUID)
     for name, value in NAMES.items():
         np.testing.assert_array_equal(opened.mask(name), labels == value)
 
@@ -55,7 +55,7 @@ def test_every_voxel_of_a_nifti_label_comes_back_whatever_the_order_of_its_axes(
     own = "".join(nio.aff2axcodes(series.volume.affine))
     array, affine = reorient(labels, series.volume.affine, own if axcodes == "own" else axcodes)
     write_nifti(tmp_path / "label.nii.gz", array, affine)
-    opened = NiftiOutlines(tmp_path / "label.nii.gz", series.volume, NAMES, strict=True)
+    opened = LabelMapReader(tmp_path / "label.nii.gz", series.volume, NAMES, strict=True)
     for name, value in NAMES.items():
         np.testing.assert_array_equal(opened.mask(name), labels == value)
 
@@ -68,7 +68,7 @@ def test_frames_of_a_seg_may_come_in_any_order(axial: Case, tmp_path: Path) -> N
     seg.PerFrameFunctionalGroupsSequence = [seg.PerFrameFunctionalGroupsSequence[k] for k in order]
     seg.PixelData = pydicom.pixels.pack_bits(pixels[order], pad=True)
     seg.save_as(tmp_path / "mixed.dcm")
-    opened = SegOutlines(tmp_path / "mixed.dcm", series.volume)
+    opened = SegReader(tmp_path / "mixed.dcm", series.volume)
     for name, value in NAMES.items():
         np.testing.assert_array_equal(opened.mask(name), labels == value)
 
@@ -88,7 +88,7 @@ def test_a_seg_that_covers_a_part_of_each_slice_lands_in_its_place(axial: Case, 
         moved = np.array(position.ImagePositionPatient, dtype=float) + shift
         position.ImagePositionPatient = [f"{v:.6f}" for v in moved]
     seg.save_as(tmp_path / "part.dcm")
-    opened = SegOutlines(tmp_path / "part.dcm", series.volume)
+    opened = SegReader(tmp_path / "part.dcm", series.volume)
     expected = np.zeros_like(labels)
     expected[4:21, 3:19] = cut
     for name, value in NAMES.items():
@@ -129,7 +129,7 @@ def test_a_fractional_seg_counts_from_half_of_its_maximum(maximum: int, kept: in
     series, _ = axial
     values = np.random.default_rng(3).integers(0, maximum + 1, series.volume.shape[::-1])
     path = seg_of_kind("FRACTIONAL", axial, (values / maximum).astype(np.float32)[..., None], tmp_path, maximum)
-    mask = SegOutlines(path, series.volume).mask("liver")
+    mask = SegReader(path, series.volume).mask("liver")
     np.testing.assert_array_equal(mask, np.transpose(values, (2, 1, 0)) >= kept)
 
 
@@ -137,7 +137,7 @@ def test_every_voxel_of_a_labelmap_seg_comes_back(axial: Case, tmp_path: Path) -
     series, labels = axial
     path = seg_of_kind("LABELMAP", axial, np.transpose(labels, (2, 1, 0)).copy(), tmp_path)
     assert describe_seg(path).names == tuple(NAMES)
-    opened = SegOutlines(path, series.volume)
+    opened = SegReader(path, series.volume)
     for name, value in NAMES.items():
         np.testing.assert_array_equal(opened.mask(name), labels == value)
 
@@ -150,7 +150,7 @@ def test_a_seg_on_another_grid_is_refused_with_what_differs(axial: Case, tmp_pat
     def told(change: NDArray[np.float64], shape: tuple[int, int, int] = grid.shape) -> str:
         other = Volume(np.zeros(shape, np.int16), grid.affine @ change)
         with pytest.raises(VolumeError) as refused:
-            SegOutlines(tmp_path / "seg.dcm", other)
+            SegReader(tmp_path / "seg.dcm", other)
         return str(refused.value)
 
     aside, finer, turned = np.eye(4), np.diag([0.5, 0.5, 1, 1]), np.eye(4)
@@ -166,14 +166,14 @@ def test_an_image_that_lies_where_a_label_is_expected_is_refused(axial: Case, tm
     series, labels = axial
     write_nifti(tmp_path / "image.nii.gz", series.volume.array, series.volume.affine)
     with pytest.raises(VolumeError, match="are no labels"):
-        NiftiOutlines(tmp_path / "image.nii.gz", series.volume, NAMES, strict=False)
+        LabelMapReader(tmp_path / "image.nii.gz", series.volume, NAMES, strict=False)
     write_nifti(tmp_path / "label.nii.gz", labels, series.volume.affine)
     with pytest.raises(VolumeError, match=r"value\(s\) 3, which --labels does not name"):
-        NiftiOutlines(tmp_path / "label.nii.gz", series.volume, {"liver": 1, "spleen": 2}, strict=True)
-    assert NiftiOutlines(tmp_path / "label.nii.gz", series.volume, {"liver": 1}, strict=False).strange == [2, 3]
+        LabelMapReader(tmp_path / "label.nii.gz", series.volume, {"liver": 1, "spleen": 2}, strict=True)
+    assert LabelMapReader(tmp_path / "label.nii.gz", series.volume, {"liver": 1}, strict=False).unknown_values == [2, 3]
     write_nifti(tmp_path / "short.nii.gz", labels[1:], series.volume.affine)
     with pytest.raises(VolumeError, match="it has 25 x 22 x 12 voxels, the scan 26 x 22 x 12"):
-        NiftiOutlines(tmp_path / "short.nii.gz", series.volume, NAMES, strict=True)
+        LabelMapReader(tmp_path / "short.nii.gz", series.volume, NAMES, strict=True)
 
 
 def test_a_real_seg_lies_on_the_real_series_it_names(semiseg_data: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_real_seg_lies_on_the_real_series_it_names(semiseg_data: Path) -> None
     series = read_series(sorted((folder / "image").iterdir()))
     described = describe_seg(folder / "seg/label.seg")
     assert described.instances == {i.SOPInstanceUID for i in series.instances}
-    mask = SegOutlines(folder / "seg/label.seg", series.volume).mask("Liver")
+    mask = SegReader(folder / "seg/label.seg", series.volume).mask("Liver")
     assert mask.any() and not mask.all()
     seg = hd.seg.segread(folder / "seg/label.seg")
     uids = [i.SOPInstanceUID for i in series.instances]

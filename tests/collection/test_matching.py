@@ -8,11 +8,11 @@ import numpy as np
 import pydicom
 import pytest
 
-from semiseg.collection.matching import Matches, match_labels
-from semiseg.collection.sources import Found, look
+from semiseg.collection.label_matching import LabelMatches, match_labels
+from semiseg.collection.source_index import SourceIndex, index_source
 from semiseg.errors import InputError
 from semiseg.volumes.nifti import write_nifti
-from tests.collection.clinic import write_labels_as_rtstruct, write_labels_as_seg, write_scan
+from tests.collection.clinical_data import write_labels_as_rtstruct, write_labels_as_seg, write_scan
 
 
 @pytest.fixture
@@ -38,17 +38,17 @@ def edit(path: Path, **changes: object) -> None:
     header.save_as(path)
 
 
-def matched(found: Found, matches: Matches) -> dict[str, set[str]]:
+def matched(found: SourceIndex, matches: LabelMatches) -> dict[str, set[str]]:
     """Names of the label files by the folder of their series."""
-    return {found.name(found.series[k].folder): {f.path.name for f in v} for k, v in matches.of_series.items()}
+    return {found.display_path(found.series[k].folder): {f.path.name for f in v} for k, v in matches.by_series.items()}
 
 
-def reasons(matches: Matches) -> dict[str, str]:
-    return {Path(line.source).name: line.reason for line in matches.lines}
+def reasons(matches: LabelMatches) -> dict[str, str]:
+    return {Path(line.source).name: line.reason for line in matches.entries}
 
 
 def match(root: Path, table: Path | None = None) -> tuple[dict[str, set[str]], dict[str, str]]:
-    found = look(root)
+    found = index_source(root)
     matches = match_labels(found, table)
     return matched(found, matches), reasons(matches)
 
@@ -113,7 +113,7 @@ def test_a_nifti_file_belongs_to_the_only_series_of_its_folder(root: Path) -> No
 
 
 def test_the_csv_is_believed_and_keeps_other_labels_away(root: Path, tmp_path: Path) -> None:
-    uid = next(key for key, s in look(root).series.items() if s.folder.name == "two")
+    uid = next(key for key, s in index_source(root).series.items() if s.folder.name == "two")
     table = tmp_path / "m.csv"
     table.write_text(f"\ufeffscan,label\n{uid},labels/seg.dcm\n\n", encoding="utf-8")
     assert match(root, table) == ({"two": {"seg.dcm"}, "one": {"rt.dcm"}}, {})
@@ -153,10 +153,10 @@ def test_a_structure_outlined_by_two_readers_leaves_its_scan_unlabelled(root: Pa
     from semiseg.collection import collect
 
     collected = collect(root, tmp_path / "data")
-    told = [line.reason for line in collected.lines if (line.status, line.what) == ("refused", "label")]
+    told = [line.reason for line in collected.entries if (line.status, line.what) == ("refused", "label")]
     assert len(told) == 1
     assert "is outlined in 2 files (labels/rt.dcm, labels/seg.dcm)" in told[0]
-    assert not [line for line in collected.lines if line.status == "labelled"]
+    assert not [line for line in collected.entries if line.status == "labelled"]
 
 
 def test_structures_of_one_scan_may_come_from_several_files(tmp_path: Path) -> None:

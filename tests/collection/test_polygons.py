@@ -10,7 +10,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from semiseg.collection.contour_sets import Contour, area_of
+from semiseg.collection.contour_sets import Contour, fill_contours
 from semiseg.collection.polygons import EXACT, FilledPolygon, fill_polygon
 
 SIZE = (61, 47)
@@ -32,7 +32,7 @@ def box(i: slice, j: slice) -> NDArray[np.bool_]:
 
 
 def filled(*contours: NDArray[np.float64]) -> NDArray[np.bool_]:
-    return area_of([Contour(points) for points in contours], SIZE).mask
+    return fill_contours([Contour(points) for points in contours], SIZE).mask
 
 
 def whole(polygon: FilledPolygon, part: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -10,14 +10,14 @@ from pathlib import Path
 import pydicom
 import pytest
 
-from semiseg.collection import Wishes, collect
+from semiseg.collection import CollectOptions, collect
 from semiseg.errors import DatasetError, InputError
-from tests.collection.clinic import (
-    case_of,
-    everything_below,
-    lines,
-    outlines_of,
-    rtstruct,
+from tests.collection.clinical_data import (
+    find_case_id,
+    find_lines,
+    make_rtstruct,
+    read_tree,
+    trace_contours,
     write_scan,
 )
 
@@ -33,7 +33,7 @@ def test_no_byte_of_the_dataset_tells_whose_scans_they_are(clinic: Path, tmp_pat
     originals |= {str(clinic), "elsewhere", "deep", "MRN", "Phantom^", "20260101"}
     originals -= {"ISO_IR 192"}
     collected = collect(clinic, tmp_path / "data")
-    content = everything_below(tmp_path / "data").lower()
+    content = read_tree(tmp_path / "data").lower()
     told = sorted(o for o in originals if len(o) >= 3 and o.lower().encode() in content)
     assert len(originals) > 60
     assert told == []
@@ -66,7 +66,7 @@ def test_the_same_mapping_gives_the_same_ids_again(clinic: Path, tmp_path: Path)
     again = collect(clinic, tmp_path / "data")
     assert again.known == 3
     assert set(before.splitlines()) < set(again.mapping.read_text().splitlines())
-    assert case_of(again, "0-first-in-the-alphabet") == "case_0004"
+    assert find_case_id(again, "0-first-in-the-alphabet") == "case_0004"
 
 
 def test_a_file_that_is_no_mapping_is_not_touched(clinic: Path, tmp_path: Path) -> None:
@@ -81,8 +81,8 @@ def test_a_file_that_is_no_mapping_is_not_touched(clinic: Path, tmp_path: Path) 
 def test_ids_do_not_follow_the_order_of_the_source(tmp_path: Path) -> None:
     for seed in range(1, 13):
         write_scan(tmp_path / f"src/{seed:02d}", seed)
-    collected = collect(tmp_path / "src", tmp_path / "data", Wishes(labels={"liver": 1}))
-    ids = [case_of(collected, f"{seed:02d}") for seed in range(1, 13)]
+    collected = collect(tmp_path / "src", tmp_path / "data", CollectOptions(labels={"liver": 1}))
+    ids = [find_case_id(collected, f"{seed:02d}") for seed in range(1, 13)]
     assert sorted(ids) == [f"case_{n:04d}" for n in range(1, 13)]
     assert ids != sorted(ids)  # by chance once in 479 001 600 times
 
@@ -90,18 +90,18 @@ def test_ids_do_not_follow_the_order_of_the_source(tmp_path: Path) -> None:
 def test_scans_of_one_patient_are_told(tmp_path: Path) -> None:
     for seed in (1, 2, 3):
         write_scan(tmp_path / f"src/{seed}", seed, patient="one" if seed < 3 else "two")
-    collected = collect(tmp_path / "src", tmp_path / "data", Wishes(labels={"liver": 1}))
-    (note,) = lines(collected, "note", "patient")
+    collected = collect(tmp_path / "src", tmp_path / "data", CollectOptions(labels={"liver": 1}))
+    (note,) = find_lines(collected, "note", "patient")
     assert note.source == "one"
-    assert all(case_of(collected, folder) in note.reason for folder in ("1", "2"))
+    assert all(find_case_id(collected, folder) in note.reason for folder in ("1", "2"))
 
 
 def test_a_structure_that_is_called_after_a_patient_is_refused(tmp_path: Path) -> None:
     series, labels = write_scan(tmp_path / "src/1", 1, patient="Meier")
-    contours = outlines_of(labels == 1, series.volume.affine)
-    rtstruct(series, {"liver Meier": contours}).save_as(tmp_path / "src/rt.dcm", enforce_file_format=True)
+    contours = trace_contours(labels == 1, series.volume.affine)
+    make_rtstruct(series, {"liver Meier": contours}).save_as(tmp_path / "src/rt.dcm", enforce_file_format=True)
     with pytest.raises(InputError, match="'liver Meier': the name of a structure holds a patient's name"):
         collect(tmp_path / "src", tmp_path / "data")
     assert not (tmp_path / "data").exists()
-    collect(tmp_path / "src", tmp_path / "data", Wishes(labels={"liver": 1, "liver Meier": 1}))
-    assert b"Meier" not in everything_below(tmp_path / "data")
+    collect(tmp_path / "src", tmp_path / "data", CollectOptions(labels={"liver": 1, "liver Meier": 1}))
+    assert b"Meier" not in read_tree(tmp_path / "data")

@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from semiseg.collection.contour_sets import Contour, area_of
-from semiseg.collection.rounding import decimals, rounded_by, settled
-from tests.collection.centre_contours import centre_contours, straightened
+from semiseg.collection.contour_sets import Contour, fill_contours
+from semiseg.collection.rounding import count_decimals, rounding_error, undo_rounding
+from tests.collection.centre_contours import centre_contours, simplify_contour
 
 BLOB = np.hypot(*(np.indices((40, 34)) - np.array([[[20.3]], [[15.9]]]))) < 11
 BLOB[18:23, 14:17] = False
@@ -37,7 +37,7 @@ def read(
         mm = np.column_stack([points, np.zeros(len(points)), np.ones(len(points))]) @ to_mm.T[:, :3]
         mm = np.trunc(mm * 10**count) / 10**count if cut else np.round(mm, count)
         pixels = mm @ to_index[:3, :3].T + to_index[:3, 3]
-        out.append(Contour(*settled(pixels[:, :2], rounded_by(mm, to_index))))
+        out.append(Contour(*undo_rounding(pixels[:, :2], rounding_error(mm, to_index))))
     return out
 
 
@@ -54,7 +54,7 @@ def read(
     ],
 )
 def test_the_decimals_of_numbers(values: list[float], count: int) -> None:
-    assert decimals(np.array(values, dtype=float)) == count
+    assert count_decimals(np.array(values, dtype=float)) == count
 
 
 @pytest.mark.parametrize("cut", [False, True])
@@ -65,10 +65,10 @@ def test_contours_through_centres_give_their_pixels_back_with_few_decimals(
     spacing: float, count: int, degrees: float, cut: bool
 ) -> None:
     to_mm = affine(spacing, (-173.3216, 41.0137, -12.345678), degrees)
-    contours = [straightened(points) for points in centre_contours(BLOB)]
+    contours = [simplify_contour(points) for points in centre_contours(BLOB)]
     if cut and count == 1 and spacing < 1:
         return  # a tenth of a mm is too much of such a pixel
-    np.testing.assert_array_equal(area_of(read(contours, to_mm, count, cut=cut), BLOB.shape).mask, BLOB)
+    np.testing.assert_array_equal(fill_contours(read(contours, to_mm, count, cut=cut), BLOB.shape).mask, BLOB)
 
 
 @settings(max_examples=60, deadline=None)
@@ -86,7 +86,7 @@ def test_contours_along_pixel_edges_give_their_pixels_back(
     expected = np.zeros((40, 34), dtype=bool)
     expected[4:21, 3:13] = expected[4:8, 13:21] = True
     np.testing.assert_array_equal(
-        area_of(read([edges], affine(spacing, (x, y, 0), degrees), count), (40, 34)).mask, expected
+        fill_contours(read([edges], affine(spacing, (x, y, 0), degrees), count), (40, 34)).mask, expected
     )
 
 
@@ -94,7 +94,7 @@ def test_contours_along_pixel_edges_give_their_pixels_back(
 def test_a_place_that_is_a_little_off_is_the_place(offset: float) -> None:
     """As where the positions of the slices were rounded, and their grid runs straight through them."""
     for points in centre_contours(BLOB):
-        found, _ = settled(points + np.array([offset, -offset]), np.full(2, 1e-4))
+        found, _ = undo_rounding(points + np.array([offset, -offset]), np.full(2, 1e-4))
         np.testing.assert_array_equal(found, points)
 
 
@@ -104,9 +104,9 @@ def test_what_was_drawn_by_hand_stays_where_it_is_and_its_area_hardly_grows() ->
     areas = []
     for _ in range(200):
         drawn = rng.uniform(14, 18, 2) + 10 * np.column_stack([np.cos(angle), np.sin(angle)])
-        points, tolerance = settled(drawn, np.full(2, 0.1))
+        points, tolerance = undo_rounding(drawn, np.full(2, 0.1))
         assert points is drawn and tolerance == 0.02
-        areas.append(int(area_of([Contour(points, tolerance)], BLOB.shape).mask.sum()))
+        areas.append(int(fill_contours([Contour(points, tolerance)], BLOB.shape).mask.sum()))
     assert 1 < np.mean(areas) / (math.pi * 100) < 1.006
 
 
@@ -119,6 +119,6 @@ def test_what_was_drawn_by_hand_stays_where_it_is_and_its_area_hardly_grows() ->
 )
 def test_a_few_points_that_happen_to_be_near_places_stay(points: list[list[float]], moved: float) -> None:
     drawn = np.array(points, dtype=float)
-    found, tolerance = settled(drawn, np.full(2, moved))
+    found, tolerance = undo_rounding(drawn, np.full(2, moved))
     np.testing.assert_array_equal(found, drawn)
     assert 1e-3 <= tolerance <= 0.02

@@ -13,9 +13,9 @@ import sys
 import time
 from collections.abc import Sequence
 
-from tests.conditions.catalogue import CORE, catalogue, of_the_day
+from tests.conditions.catalogue import CORE_TESTS, catalogue, select_for_day
 from tests.conditions.condition import Condition
-from tests.conditions.outcome import run
+from tests.conditions.runner import run
 
 PAIRS = "pairs"
 
@@ -43,11 +43,11 @@ def main(arguments: Sequence[str]) -> int:
     names = [each for name in asked.names for each in (filter(is_pair, known) if name == PAIRS else [name])]
     chosen = [known[name] for name in names] or list(known.values())
     if asked.rotate is not None:
-        chosen = of_the_day(chosen, asked.rotate, int(time.time() // 86400))
-        pytest_arguments = pytest_arguments or ["-q", "-n", "2", "--dist", "loadfile", *CORE]
+        chosen = select_for_day(chosen, asked.rotate, int(time.time() // 86400))
+        pytest_arguments = pytest_arguments or ["-q", "-n", "2", "--dist", "loadfile", *CORE_TESTS]
     if asked.list:
         for condition in chosen:
-            print(f"{condition.name:<20} {condition.says}")
+            print(f"{condition.name:<20} {condition.description}")
         return 0
     return run_all(chosen, pytest_arguments)
 

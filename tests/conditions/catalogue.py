@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tests.conditions.absent import pairs
 from tests.conditions.condition import Condition
 from tests.conditions.dates import dates
+from tests.conditions.optional_dependencies import pairs
+from tests.conditions.process_environment import process_environments
 from tests.conditions.processors import processors
-from tests.conditions.surroundings import surroundings
 
-CORE = (
+CORE_TESTS = (
     "tests/bundle/test_card.py",
     "tests/cli/test_inspect.py",
     "tests/collection/test_privacy.py",
     "tests/dataset/test_dataset_folder.py",
     "tests/engines/test_openvino.py",
     "tests/evaluation/test_evaluation_result.py",
-    "tests/gateway/test_inbox.py",
+    "tests/gateway/test_instance_store.py",
     "tests/gateway/test_routing.py",
-    "tests/inference/test_choice.py",
+    "tests/inference/test_engine_selection.py",
     "tests/outputs/test_dicom_sr.py",
     "tests/releases",
     "tests/server/test_database.py",
@@ -32,10 +32,10 @@ CORE = (
 
 def catalogue() -> list[Condition]:
     """Every condition, in the order in which they are run."""
-    return [*dates(), *surroundings(), *processors(), *pairs()]
+    return [*dates(), *process_environments(), *processors(), *pairs()]
 
 
-def of_the_day(conditions: Sequence[Condition], count: int, day: int) -> list[Condition]:
+def select_for_day(conditions: Sequence[Condition], count: int, day: int) -> list[Condition]:
     """``count`` of the conditions, others each day, and all of them before one comes again.
 
     Args:

@@ -17,12 +17,12 @@ INTERPRETER = Path(__file__).parent / "interpreter"
 """The folder of the sitecustomize.py that changes the Python of a condition."""
 
 
-class NotHereError(Exception):
+class UnavailableError(Exception):
     """This machine cannot make the condition; the message is the reason."""
 
 
 @dataclass(frozen=True)
-class Start:
+class Launcher:
     """How a process starts under a condition.
 
     Attributes:
@@ -59,7 +59,7 @@ class Start:
                 stderr=subprocess.STDOUT,
             ).returncode
 
-    def says(self, *command: str) -> tuple[int, str]:
+    def run_captured(self, *command: str) -> tuple[int, str]:
         """Run a short command; its exit code and what it prints."""
         with tempfile.TemporaryDirectory() as folder:
             output = Path(folder) / "output"
@@ -73,17 +73,17 @@ class Condition:
 
     Attributes:
         name: Name on the command line.
-        says: What differs, as a phrase for people.
+        description: What differs, as a phrase for people.
         make: Function of an empty folder that the condition may fill; it returns how to start, or raises
             :class:`NotHereError`.
     """
 
     name: str
-    says: str
-    make: Callable[[Path], Start]
+    description: str
+    make: Callable[[Path], Launcher]
 
 
-def program(name: str) -> str:
+def find_program(name: str) -> str:
     """The path of a program that a condition cannot be made without.
 
     Raises:
@@ -91,30 +91,30 @@ def program(name: str) -> str:
     """
     found = shutil.which(name, path=os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"]))
     if found is None:
-        raise NotHereError(f"the program {name} is not installed")
+        raise UnavailableError(f"the program {name} is not installed")
     return found
 
 
-def own_interpreter(**environ: str | None) -> dict[str, str | None]:
+def sitecustomize_environ(**environ: str | None) -> dict[str, str | None]:
     """Environment variables with which every Python process reads our sitecustomize.py."""
     rest = os.environ.get("PYTHONPATH")
     return {"PYTHONPATH": os.pathsep.join([str(INTERPRETER), *([rest] if rest else [])]), **environ}
 
 
-def copied_tree(target: Path, *, without: tuple[str, ...] = ()) -> Path:
+def copy_tree(target: Path, *, without: tuple[str, ...] = ()) -> Path:
     """A copy of the files that git knows or does not ignore, and of the page's viewer where it was brought.
 
     Raises:
         NotHereError: There is no git to ask.
     """
     listed = subprocess.run(
-        [program("git"), "-C", str(TREE), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        [find_program("git"), "-C", str(TREE), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         capture_output=True,
         text=True,
         encoding="utf-8",
     )
     if listed.returncode != 0:
-        raise NotHereError(f"git does not list the source tree: {listed.stderr.strip()}")
+        raise UnavailableError(f"git does not list the source tree: {listed.stderr.strip()}")
     for name in {*listed.stdout.split("\0"), "server/http/page/niivue.js"} - {"", *without}:
         if (TREE / name).is_file():  # a file that was deleted and not committed is still listed
             (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -122,11 +122,11 @@ def copied_tree(target: Path, *, without: tuple[str, ...] = ()) -> Path:
     return target
 
 
-def in_copy(tree: Path) -> dict[str, str | None]:
+def copy_environ(tree: Path) -> dict[str, str | None]:
     """Environment variables with which scripts of this environment import a copy and not the tree it was made from."""
     return {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1"}
 
 
-def python() -> str:
+def python_executable() -> str:
     """The interpreter that runs the suite."""
     return sys.executable

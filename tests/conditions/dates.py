@@ -16,7 +16,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from tests.conditions.condition import Condition, NotHereError, Start, own_interpreter, program
+from tests.conditions.condition import Condition, Launcher, UnavailableError, find_program, sitecustomize_environ
 
 DAY = 24 * 3600
 ZONE = "Europe/Berlin"
@@ -33,7 +33,7 @@ def next_change(zone: str, after: float) -> float:
     try:
         place = ZoneInfo(zone)
     except ZoneInfoNotFoundError:
-        raise NotHereError(f"this machine has no time zone {zone} (Debian's package tzdata)") from None
+        raise UnavailableError(f"this machine has no time zone {zone} (Debian's package tzdata)") from None
 
     def offset(moment: float) -> timedelta | None:
         return datetime.fromtimestamp(moment, UTC).astimezone(place).utcoffset()
@@ -42,7 +42,7 @@ def next_change(zone: str, after: float) -> float:
     while offset(day) == offset(day + DAY):
         day += DAY
         if day > after + 730 * DAY:
-            raise NotHereError(f"the clocks of {zone} do not change")
+            raise UnavailableError(f"the clocks of {zone} do not change")
     early, late = day, day + DAY
     while late - early > 1:
         middle = (early + late) / 2
@@ -50,21 +50,21 @@ def next_change(zone: str, after: float) -> float:
     return float(round(late))
 
 
-def at(shift: float, folder: Path, **environ: str) -> Start:
+def launcher_at(shift: float, folder: Path, **environ: str) -> Launcher:
     """Start ``shift`` seconds from now; ``folder`` gets the programs whose day stays today."""
     path = [str(_of_today(folder / "programs")), *os.environ.get("PATH", os.defpath).split(os.pathsep)]
-    faked = own_interpreter(
+    faked = sitecustomize_environ(
         FAKETIME_DONT_FAKE_MONOTONIC="1", TESTS_CONDITION_SLEEP="1", PATH=os.pathsep.join(path), **environ
     )
-    return Start((program("faketime"), "-f", f"{round(shift):+d}"), faked)
+    return Launcher((find_program("faketime"), "-f", f"{round(shift):+d}"), faked)
 
 
 def _of_today(folder: Path) -> Path:
     """Scripts that start programs without libfaketime that do not work with it, and that we only talk to."""
     folder.mkdir()
     for name in ("chromium", "chromedriver", "Orthanc"):
-        with contextlib.suppress(NotHereError):
-            (folder / name).write_text(f'#!/bin/sh\nexec env -u LD_PRELOAD {shlex.quote(program(name))} "$@"\n')
+        with contextlib.suppress(UnavailableError):
+            (folder / name).write_text(f'#!/bin/sh\nexec env -u LD_PRELOAD {shlex.quote(find_program(name))} "$@"\n')
             (folder / name).chmod(0o755)
     return folder
 
@@ -72,12 +72,12 @@ def _of_today(folder: Path) -> Path:
 def _in(days: int) -> Condition:
     says = {1: "one day from now", 365: "one year from now", 3652: "ten years from now"}[days]
     name = {1: "tomorrow", 365: "next-year", 3652: "ten-years"}[days]
-    return Condition(name, says, lambda folder: at(days * DAY, folder))
+    return Condition(name, says, lambda folder: launcher_at(days * DAY, folder))
 
 
-def _across_change(folder: Path) -> Start:
+def _across_change(folder: Path) -> Launcher:
     now = time.time()
-    return at(next_change(ZONE, now) - SECONDS_BEFORE - now, folder, TZ=ZONE)
+    return launcher_at(next_change(ZONE, now) - SECONDS_BEFORE - now, folder, TZ=ZONE)
 
 
 def dates() -> list[Condition]:

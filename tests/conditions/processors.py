@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.conditions.condition import Condition, Start
+from tests.conditions.condition import Condition, Launcher
 
 _PLAIN = {"ATEN_CPU_CAPABILITY": "default", "MKL_ENABLE_INSTRUCTIONS": "SSE4_2"}
 _AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "MKL_ENABLE_INSTRUCTIONS": "AVX2"}
@@ -33,8 +33,8 @@ def processors() -> list[Condition]:
     ]
 
 
-def _capped(cap: str) -> Callable[[Path], Start]:
-    def make(folder: Path) -> Start:
-        return Start(environ={"ONEDNN_MAX_CPU_ISA": cap, **_CAPS[cap]})
+def _capped(cap: str) -> Callable[[Path], Launcher]:
+    def make(folder: Path) -> Launcher:
+        return Launcher(environ={"ONEDNN_MAX_CPU_ISA": cap, **_CAPS[cap]})
 
     return make

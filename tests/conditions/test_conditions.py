@@ -12,33 +12,33 @@ from pathlib import Path
 import pytest
 
 from tests.conditions import __main__ as command
-from tests.conditions import absent, surroundings
-from tests.conditions.catalogue import CORE, catalogue, of_the_day
-from tests.conditions.condition import TREE, Condition, NotHereError, Start, own_interpreter
-from tests.conditions.dates import DAY, at, next_change
-from tests.conditions.other_user import closed_above
-from tests.conditions.outcome import run
+from tests.conditions import optional_dependencies, process_environment
+from tests.conditions.catalogue import CORE_TESTS, catalogue, select_for_day
+from tests.conditions.condition import TREE, Condition, Launcher, UnavailableError, sitecustomize_environ
+from tests.conditions.dates import DAY, launcher_at, next_change
+from tests.conditions.other_user import find_closed_folder
 from tests.conditions.pairwise import pairwise
-from tests.conftest import skip_because
+from tests.conditions.runner import run
+from tests.conftest import skip_or_fail
 
 TEST = "import os\n\ndef test_of_the_day():\n    assert os.environ['SEMISEG_TEST_OF_CONDITIONS'] == 'right'\n"
 
 
 def set_to(value: str) -> Condition:
     return Condition(
-        f"is-{value}", f"set to {value}", lambda folder: Start(environ={"SEMISEG_TEST_OF_CONDITIONS": value})
+        f"is-{value}", f"set to {value}", lambda folder: Launcher(environ={"SEMISEG_TEST_OF_CONDITIONS": value})
     )
 
 
-def made(make: Callable[[Path], Start], folder: Path) -> Start:
+def made(make: Callable[[Path], Launcher], folder: Path) -> Launcher:
     try:
         return make(folder)
-    except NotHereError as error:
-        skip_because(str(error))
+    except UnavailableError as error:
+        skip_or_fail(str(error))
 
 
-def said(start: Start, *program: str) -> str:
-    code, words = start.says(*program)
+def said(start: Launcher, *program: str) -> str:
+    code, words = start.run_captured(*program)
     assert code == 0, words
     return words
 
@@ -78,8 +78,8 @@ def test_a_suite_that_does_not_start_or_holds_no_test_is_a_failure(suite: list[s
 
 
 def test_a_condition_that_this_machine_cannot_make_is_no_failure_and_gives_its_reason(suite: list[str]) -> None:
-    def refuse(folder: Path) -> Start:
-        raise NotHereError("there is no such thing")
+    def refuse(folder: Path) -> Launcher:
+        raise UnavailableError("there is no such thing")
 
     outcome = run(Condition("none", "nothing", refuse), suite)
     assert not outcome.is_failure and str(outcome).endswith("not here: there is no such thing")
@@ -97,9 +97,9 @@ def test_names_are_unique_and_one_that_is_unknown_is_refused(capsys: pytest.Capt
 def test_every_condition_has_its_day_before_one_comes_again() -> None:
     conditions = catalogue()
     days = -(-len(conditions) // 3)
-    seen = [c.name for day in range(100, 100 + days) for c in of_the_day(conditions, 3, day)]
+    seen = [c.name for day in range(100, 100 + days) for c in select_for_day(conditions, 3, day)]
     assert set(seen) == {condition.name for condition in conditions} and len(seen) == 3 * days
-    assert [path for path in CORE if not (TREE / path).exists()] == []
+    assert [path for path in CORE_TESTS if not (TREE / path).exists()] == []
 
 
 def test_a_program_is_hidden_and_its_neighbours_are_not(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,9 +109,9 @@ def test_a_program_is_hidden_and_its_neighbours_are_not(tmp_path: Path, monkeypa
         (place / name).write_text(f"#!/bin/sh\necho {name}\n")
         (place / name).chmod(0o755)
     monkeypatch.setenv("PATH", os.pathsep.join([str(place), os.environ["PATH"]]))
-    monkeypatch.setattr(absent, "PROGRAMS", {"a package": ("thing",)})
-    assert "a package" in absent.here()
-    start = absent.without(["a package"], tmp_path)
+    monkeypatch.setattr(optional_dependencies, "PROGRAMS", {"a package": ("thing",)})
+    assert "a package" in optional_dependencies.present()
+    start = optional_dependencies.launcher_without(["a package"], tmp_path)
     assert said(start, "/bin/sh", "-c", "command -v thing || neighbour") == "neighbour"
 
 
@@ -125,15 +125,17 @@ except importlib.metadata.PackageNotFoundError:
     print("not installed", importlib.metadata.version("numpy") == numpy.__version__)
 import nibabel
 """
-    _, shown = Start(environ=own_interpreter(TESTS_CONDITION_WITHOUT="nibabel")).says(sys.executable, "-u", "-c", code)
+    _, shown = Launcher(environ=sitecustomize_environ(TESTS_CONDITION_WITHOUT="nibabel")).run_captured(
+        sys.executable, "-u", "-c", code
+    )
     assert shown.startswith("None False\nnot installed True\n")
     assert shown.endswith("ModuleNotFoundError: No module named 'nibabel'")
 
 
 def test_another_day_is_that_of_every_process_and_waiting_takes_no_longer(
-    needs_program: Callable[[str], str], tmp_path: Path
+    require_program: Callable[[str], str], tmp_path: Path
 ) -> None:
-    needs_program("faketime")
+    require_program("faketime")
     code = """
 import datetime, queue, subprocess, time
 before = time.monotonic()
@@ -145,7 +147,7 @@ except queue.Empty:
 print(datetime.date.today(), subprocess.run(["date", "+%F"], capture_output=True, text=True).stdout)
 """
     today = datetime.now().date()
-    ours, others = said(at(365 * DAY, tmp_path), sys.executable, "-c", code).split()
+    ours, others = said(launcher_at(365 * DAY, tmp_path), sys.executable, "-c", code).split()
     assert ours == others
     later = {str(today + timedelta(days=365 + k)) for k in (0, 1)}  # midnight may have passed meanwhile
     assert ours in later
@@ -157,14 +159,14 @@ def test_the_change_of_the_clocks_is_found_to_the_second() -> None:
     try:
         assert next_change("Europe/Berlin", summer - 20 * DAY) == summer
         assert next_change("Europe/Berlin", summer + 1) == winter
-    except NotHereError as error:
-        skip_because(str(error))
-    with pytest.raises(NotHereError, match="no time zone Nowhere/Land"):
+    except UnavailableError as error:
+        skip_or_fail(str(error))
+    with pytest.raises(UnavailableError, match="no time zone Nowhere/Land"):
         next_change("Nowhere/Land", summer)
 
 
 def test_other_surroundings_are_there(tmp_path: Path) -> None:
-    by_name = {condition.name: condition for condition in surroundings.surroundings()}
+    by_name = {condition.name: condition for condition in process_environment.process_environments()}
 
     def asked(name: str, code: str) -> str:
         (tmp_path / name).mkdir()
@@ -184,17 +186,17 @@ def test_other_surroundings_are_there(tmp_path: Path) -> None:
 
 
 def test_the_tree_is_copied_to_a_path_with_blanks_and_umlauts_and_imported_from_there(tmp_path: Path) -> None:
-    start = made(surroundings._odd_path, tmp_path)
+    start = made(process_environment._odd_path, tmp_path)
     code = "import semiseg, tempfile; print(semiseg.__file__); print(tempfile.gettempdir())"
     ours, temporary = said(start, sys.executable, "-c", code).splitlines()
     for path in (ours, temporary):
-        assert path.startswith(str(tmp_path / surroundings.ODD)) and " " in path and "ü" in path
+        assert path.startswith(str(tmp_path / process_environment.ODD)) and " " in path and "ü" in path
 
 
 def test_a_folder_that_others_may_not_enter_is_found_above_a_path(tmp_path: Path) -> None:
-    assert closed_above(Path("/")) is None
+    assert find_closed_folder(Path("/")) is None
     inner = tmp_path / "closed" / "inner"
     inner.mkdir(parents=True)
     (tmp_path / "closed").chmod(0o700)
-    found = closed_above(inner)  # pytest's own folders may be closed, too
+    found = find_closed_folder(inner)  # pytest's own folders may be closed, too
     assert found is not None and found in (*inner.parents, inner) and not found.stat().st_mode & 0o001

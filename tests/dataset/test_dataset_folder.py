@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from semiseg.dataset import load_dataset, read_channels, read_reference
-from semiseg.dataset.description import distinct_colours
+from semiseg.dataset.dataset_json import distinct_colours
 from semiseg.errors import DatasetError, VolumeError
 from semiseg.volumes.nifti import write_nifti
 from semiseg.volumes.segmentation import Segment
-from tests.datasets import AFFINE, LABELS, image_of, label_of, write_dataset, write_json, write_scan
+from tests.datasets import AFFINE, LABELS, random_image, random_labels, write_dataset, write_json, write_scan
 
 
 def test_decathlon_form_gives_channels_segments_and_scans(tmp_path: Path) -> None:
@@ -23,7 +23,7 @@ def test_decathlon_form_gives_channels_segments_and_scans(tmp_path: Path) -> Non
     assert [(s.name, s.label) for s in dataset.segments] == [("low", 1), ("high", 2)]
     assert dataset.segments[0].colour != dataset.segments[1].colour
     assert [c.label is not None for c in dataset.cases.values()] == [True, True, False]
-    np.testing.assert_array_equal(read_channels(dataset.case("s1"), dataset.channels)["image"].array, image_of(1))
+    np.testing.assert_array_equal(read_channels(dataset.case("s1"), dataset.channels)["image"].array, random_image(1))
 
 
 def test_newer_form_with_names_first_means_the_same(tmp_path: Path) -> None:
@@ -55,7 +55,7 @@ def test_names_of_one_file_per_channel_lose_their_number_when_there_is_one_chann
     for k in range(2):
         (tmp_path / f"imagesTr/s{k}.nii.gz").rename(tmp_path / f"imagesTr/s{k}_0000.nii.gz")
     assert list(load_dataset(tmp_path).cases) == ["s0", "s1"]
-    write_nifti(tmp_path / "imagesTr/s0_0001.nii.gz", image_of(9), AFFINE)
+    write_nifti(tmp_path / "imagesTr/s0_0001.nii.gz", random_image(9), AFFINE)
     with pytest.raises(DatasetError, match="one file a channel"):
         load_dataset(tmp_path)
 
@@ -81,11 +81,11 @@ def test_a_dataset_travels_to_worker_processes(tmp_path: Path) -> None:
 
 def test_channels_of_a_4d_image_come_by_name(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path, labelled=1, document={"modality": {"0": "FLAIR", "1": "T1w"}})
-    both = np.stack([image_of(1), image_of(2)], axis=-1)
-    write_scan(tmp_path, "s0", both, label_of(0))
+    both = np.stack([random_image(1), random_image(2)], axis=-1)
+    write_scan(tmp_path, "s0", both, random_labels(0))
     channels = read_channels(dataset.case("s0"), dataset.channels)
-    np.testing.assert_array_equal(channels["T1w"].array, image_of(2))
-    write_scan(tmp_path, "s0", image_of(0), label_of(0))
+    np.testing.assert_array_equal(channels["T1w"].array, random_image(2))
+    write_scan(tmp_path, "s0", random_image(0), random_labels(0))
     with pytest.raises(VolumeError, match=r"FLAIR, T1w.*holds 1"):
         read_channels(dataset.case("s0"), dataset.channels)
 
@@ -145,13 +145,13 @@ def test_a_label_without_an_image_is_refused(tmp_path: Path) -> None:
 def test_a_reference_must_lie_on_the_grid_of_its_image(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path)
     image = read_channels(dataset.case("s0"), dataset.channels)["image"]
-    np.testing.assert_array_equal(read_reference(dataset.case("s0"), image).array, label_of(0))
-    write_scan(tmp_path, "s1", image_of(1), label_of(1)[:-1])
+    np.testing.assert_array_equal(read_reference(dataset.case("s0"), image).array, random_labels(0))
+    write_scan(tmp_path, "s1", random_image(1), random_labels(1)[:-1])
     with pytest.raises(VolumeError, match="image has 8x9x10 voxels and the label 7x9x10"):
         read_reference(dataset.case("s1"), image)
     shifted = AFFINE.copy()
     shifted[0, 3] = 0.5
-    write_scan(tmp_path, "s2", image_of(2), label_of(2), label_affine=shifted)
+    write_scan(tmp_path, "s2", random_image(2), random_labels(2), label_affine=shifted)
     with pytest.raises(VolumeError, match=r"differ by up to 0\.5 mm \(row 0, column 3: image 0, label 0\.5\)"):
         read_reference(dataset.case("s2"), image)
 

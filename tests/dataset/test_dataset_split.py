@@ -13,14 +13,14 @@ from semiseg.dataset import (
     Case,
     Dataset,
     Split,
+    evaluation_scans,
     load_dataset,
     make_split,
     random_split,
     read_split,
-    scans_to_judge,
     write_split,
 )
-from semiseg.dataset.split import choose
+from semiseg.dataset.split import split_for_budget
 from semiseg.errors import DatasetError
 from tests.datasets import write_dataset, write_json
 
@@ -164,18 +164,18 @@ def test_the_split_of_the_folder_is_found(tmp_path: Path) -> None:
 def test_only_scans_with_a_label_file_judge(folder: Path, tmp_path: Path) -> None:
     dataset = load_dataset(folder)
     path = write_json(tmp_path / "split.json", {**NESTED, "test": ["s0"]})
-    assert scans_to_judge(dataset, path, "test") == ("s0",)  # although no budget is chosen
-    assert scans_to_judge(dataset, path, "development") == ("s6",)
+    assert evaluation_scans(dataset, path, "test") == ("s0",)  # although no budget is chosen
+    assert evaluation_scans(dataset, path, "development") == ("s6",)
     with pytest.raises(DatasetError, match="names no validation scans"):
-        scans_to_judge(dataset, path, "validation")
+        evaluation_scans(dataset, path, "validation")
     with pytest.raises(DatasetError, match="not 'all'"):
-        scans_to_judge(dataset, path, "all")
+        evaluation_scans(dataset, path, "all")
     bad = write_json(tmp_path / "bad.json", {"test": ["s7"]})
     with pytest.raises(DatasetError, match="test names 's7', which has no label file"):
-        scans_to_judge(dataset, bad, "test")
-    assert len(scans_to_judge(dataset, None, "all")) == 7
+        evaluation_scans(dataset, bad, "test")
+    assert len(evaluation_scans(dataset, None, "all")) == 7
     with pytest.raises(DatasetError, match="--on all for its 7 outlined scans"):
-        scans_to_judge(dataset, None, "test")
+        evaluation_scans(dataset, None, "test")
 
 
 def test_a_drawn_split_survives_writing_and_is_never_replaced(folder: Path, tmp_path: Path) -> None:
@@ -219,7 +219,7 @@ def test_any_drawn_split_divides_all_scans_and_nests_its_budgets(
     file = random_split(dataset, test=test, labelled=[budget], development=development, seed=seed)
     previous: tuple[str, ...] = ()
     for n in range(1, budget + 1):
-        split = choose(dataset, file, n)
+        split = split_for_budget(dataset, file, n)
         pools = split.pools().values()
         assert sorted(i for ids in pools for i in ids) == sorted(dataset.cases)
         assert split.budget == n and len(split.test) == test

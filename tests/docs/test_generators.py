@@ -10,7 +10,7 @@ import pytest
 
 from docs.generators import __main__ as generators
 from docs.generators import licences, trace
-from docs.generators.document import Document, Unfit
+from docs.generators.document import Document, DocumentError
 
 
 @pytest.mark.skipif(
@@ -52,7 +52,7 @@ def test_requirements_without_proof_and_proofs_of_nothing_are_refused(
     (tmp_path / "docs" / "requirements.md").write_text(required)
     (tmp_path / "docs" / "risks.md").write_text(risk)
     (tmp_path / "tests" / "test_some.py").write_text(f'def test_it():\n    """{proved}."""\n')
-    with pytest.raises(Unfit) as refused:
+    with pytest.raises(DocumentError) as refused:
         trace.document()
     assert words in str(refused.value)
 
@@ -72,17 +72,17 @@ def test_requirements_without_proof_and_proofs_of_nothing_are_refused(
 )
 def test_copyleft_and_unknown_licences_stop_the_list(licence: str) -> None:
     """DEP-01."""
-    with pytest.raises(Unfit, match="must not come into an image unseen"):
-        licences.allowed("some-package", licence)
+    with pytest.raises(DocumentError, match="must not come into an image unseen"):
+        licences.require_allowed("some-package", licence)
 
 
 @pytest.mark.parametrize("licence", ["MIT", "Apache-2.0 AND MIT", "GPL-2.0-only OR MIT"])
 def test_permissive_licences_pass(licence: str) -> None:
-    assert licences.allowed("some-package", licence) == licence
+    assert licences.require_allowed("some-package", licence) == licence
 
 
 def test_licences_are_those_that_packages_tell() -> None:
     assert licences.licence_of(metadata.metadata("nibabel")) == "MIT"
     assert licences.licence_of(metadata.metadata("certifi")) == "MPL-2.0"
-    with pytest.raises(Unfit, match="Nobody has said"):
+    with pytest.raises(DocumentError, match="Nobody has said"):
         licences.licence_of_library("libnew-1.so")

@@ -10,8 +10,8 @@ import pytest
 
 from semiseg.engines.openvino import import_openvino
 from semiseg.errors import InputError
-from semiseg.outputs import answer
-from semiseg.predicting.cluster import on_cluster
+from semiseg.outputs import writers
+from semiseg.predicting.ray_cluster import segment_on_cluster
 
 PAGE = " ".join((Path(__file__).resolve().parents[2] / "docs" / "installing.md").read_text(encoding="utf-8").split())
 
@@ -32,14 +32,14 @@ def test_what_is_said_without_openvino_is_on_the_page(monkeypatch: pytest.Monkey
 def test_what_is_said_without_ray_is_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(InputError) as refused:
-        next(on_cluster(lambda: None, [], address=None, workers=None, threads=1))
+        next(segment_on_cluster(lambda: None, [], address=None, workers=None, threads=1))
     assert_quoted(refused.value)
 
 
 def test_what_is_said_without_highdicom_is_on_the_page(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(answer, "find_spec", lambda name: None)
+    monkeypatch.setattr(writers, "find_spec", lambda name: None)
     with pytest.raises(InputError) as refused:
-        answer._need_highdicom("seg")
+        writers._need_highdicom("seg")
     assert_quoted(refused.value, up_to=", or ask")
 
 

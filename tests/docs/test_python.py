@@ -16,8 +16,8 @@ import pydicom
 
 import semiseg
 from docs.generators.document import REPOSITORY
-from semiseg.phantoms.write import write_dataset, write_dicom_series
-from tests.server.running import running
+from semiseg.phantoms.writers import write_dataset, write_dicom_series
+from tests.server.harness import running_server
 
 RELEASE = REPOSITORY / "tests" / "releases" / "0.1.0"
 PAGE = (REPOSITORY / "docs" / "python.md").read_text(encoding="utf-8")
@@ -28,7 +28,7 @@ def test_page_runs_as_it_stands(tmp_path: Path) -> None:
     shutil.copy(RELEASE / "scan.nii.gz", tmp_path / "SCAN.nii.gz")
     write_dicom_series(tmp_path / "SERIES", semiseg.read_nifti(RELEASE / "scan.nii.gz"))
     write_dataset(tmp_path / "DATA", cases=3, labelled=2, test=1, shape=(22, 20, 13), spacing=(5.0, 5.0, 8.0))
-    with running(RELEASE / "bundle", tmp_path / "process") as server:
+    with running_server(RELEASE / "bundle", tmp_path / "process") as server:
         blocks = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
         assert len(blocks) == 8
         program = "\n".join(blocks).replace("http://127.0.0.1:3000", server.url)

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from docs.readers.explain import AGREED
+from docs.readers.explain import AGREED_OUTCOMES
 from docs.readers.grids import Grid, differences
-from docs.readers.independent import Image, stacked
+from docs.readers.reference_readers import Image, stack_slices
 
 FOLDER = Path(__file__).parents[2] / "docs" / "results" / "readers"
 AFFINE = np.array([[-1.5, 0.0, 0.2, 30.0], [0.0, 0.75, 0.0, -10.0], [0.0, 0.1, 3.0, 4.0], [0.0, 0.0, 0.0, 1.0]])
@@ -54,15 +54,15 @@ def test_slices_are_stacked_by_their_positions_and_several_images_of_one_place_a
     def image(z: float, value: int) -> Image:
         return Image(np.full((1, 4, 5), value), spacing, np.array([0.0, 0.0, z]), direction)
 
-    (grid,) = stacked([image(6.0, 3), image(0.0, 1), image(3.0, 2), image(3.0, 2)]).grids
+    (grid,) = stack_slices([image(6.0, 3), image(0.0, 1), image(3.0, 2), image(3.0, 2)]).grids
     assert grid.array[0, 0].tolist() == [1, 2, 3]
     assert np.allclose(grid.affine @ [1, 1, 1, 1], [-1.5, -0.75, 3.0, 1.0])
-    assert stacked([image(0.0, 1), image(0.0, 2), image(3.0, 3)]).grids == ()
+    assert stack_slices([image(0.0, 1), image(0.0, 2), image(3.0, 3)]).grids == ()
 
 
 @pytest.mark.parametrize("table", ["real.csv", "lifted.csv", "made.csv", "nifti.csv"])
 def test_every_disagreement_has_an_explanation(table: str) -> None:
-    open_rows = [row for row in rows_of(table) if row["outcome"] not in AGREED and not row["explanation"]]
+    open_rows = [row for row in rows_of(table) if row["outcome"] not in AGREED_OUTCOMES and not row["explanation"]]
     assert open_rows == []
 
 

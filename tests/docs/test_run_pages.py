@@ -30,17 +30,24 @@ from exporter.export import export
 from semiseg.dataset import load_dataset, make_split
 from semiseg.outputs.dicom_common import write_dicom
 from semiseg.outputs.dicom_seg import segmentation_to_seg
-from semiseg.phantoms.write import write_dataset, write_dicom_series
+from semiseg.phantoms.writers import write_dataset, write_dicom_series
 from semiseg.volumes.dicom_series import read_series
 from semiseg.volumes.segmentation import Segmentation
 from tests.bundles import make_threshold_bundle, scan_array
-from tests.collection.clinic import ALGORITHM, scan, segmentation, write_labels_as_seg, write_scan
-from tests.gateway.stand import RunningGateway, configuration, dcmtk, running_gateway, storescu, to
+from tests.collection.clinical_data import ALGORITHM, make_scan, make_segmentation, write_labels_as_seg, write_scan
+from tests.gateway.harness import (
+    RunningGateway,
+    dcmtk_program,
+    dimse_destination,
+    make_config,
+    running_gateway,
+    storescu,
+)
+from tests.polling import wait_until
 from tests.ports import free_port
 from tests.processes import RunningProcess
-from tests.runs import recipe_of
-from tests.server.running import RunningServer, running
-from tests.waiting import until
+from tests.runs import tiny_recipe_document
+from tests.server.harness import RunningServer, running_server
 from trainer.loop import train
 from trainer.plan import make_plan
 from trainer.recipe import make_recipe
@@ -104,9 +111,9 @@ class Place:
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory, needs_program: Callable[[str], str]) -> Iterator[Place]:
-    send = dcmtk(needs_program, "storescu")
-    needs_program("curl")
+def place(tmp_path_factory: pytest.TempPathFactory, require_program: Callable[[str], str]) -> Iterator[Place]:
+    send = dcmtk_program(require_program, "storescu")
+    require_program("curl")
     folder = tmp_path_factory.mktemp("pages")
     template, programs = folder / "template", folder / "bin"
     programs.mkdir()
@@ -115,14 +122,14 @@ def place(tmp_path_factory: pytest.TempPathFactory, needs_program: Callable[[str
     _write_scans(template)
     _train_and_export(template)
     two = make_threshold_bundle(template / "two", channels=("T1", "FLAIR"))
-    nowhere = configuration(folder, "http://127.0.0.1:9", destinations=to(free_port()))
+    nowhere = make_config(folder, "http://127.0.0.1:9", destinations=dimse_destination(free_port()))
     with (
-        running(template / "BUNDLE", folder / "server") as server,
-        running(two.folder, folder / "several") as several,
+        running_server(template / "BUNDLE", folder / "server") as server,
+        running_server(two.folder, folder / "several") as several,
         running_gateway({**nowhere, "servers": {"urls": [server.url]}}, folder / "gateway") as gateway,
     ):
         assert storescu(send, gateway.dicom_port, template / "FOLDER").returncode == 0
-        until(lambda: gateway.audit("failed"), told=lambda: gateway.output)
+        wait_until(lambda: gateway.audit("failed"), describe=lambda: gateway.output)
         shutil.copy(gateway.file, template / "gateway.yaml")
         yield Place(template, programs, server, several, gateway)
 
@@ -200,7 +207,7 @@ def _with_jobs(gateway: RunningGateway, words: str) -> str:
     told = gateway.audit("failed")[0]
     if "retry JOB" in words:
         gateway.command("cancel", told["job"])
-        until(lambda: "cancelled" in gateway.command("show", told["job"]))
+        wait_until(lambda: "cancelled" in gateway.command("show", told["job"]))
     return words.replace("NAME", told["job"]).replace("JOB", told["job"]).replace("STUDY", told["study"])
 
 
@@ -213,7 +220,7 @@ def _becomes_ready_and_stops(words: str, folder: Path, environ: dict[str, str]) 
         arguments += ["--port", str(free_port())]
     process = RunningProcess(arguments, environ, before=["env", "-C", str(folder)])
     try:
-        until(lambda: "ready" in process.output or process.process.poll() is not None, 180)
+        wait_until(lambda: "ready" in process.output or process.process.poll() is not None, 180)
         assert process.process.poll() is None, process.output
     finally:
         code = process.stop()
@@ -229,19 +236,19 @@ def _train_and_export(folder: Path) -> None:
     write_dataset(folder / "DATA", cases=40, labelled=16, test=4, shape=(20, 20, 12), spacing=(4.8, 4.8, 8.0))
     dataset = load_dataset(folder / "DATA")
     recipe = make_recipe(
-        recipe_of(gate={"fp16": 0.9, "int8": 0.9})
+        tiny_recipe_document(gate={"fp16": 0.9, "int8": 0.9})
     )  # so small a network does not survive int8 unchanged
     train(make_plan(dataset, make_split(dataset, labelled=16), recipe), folder / "RUN", device="cpu")
     export(folder / "RUN", folder / "BUNDLE")
     _write_demo(folder)
     make_threshold_bundle(folder / "OTHER_BUNDLE", name="other")
-    (folder / "my.yaml").write_text(yaml.safe_dump({**recipe_of(), "name": "my"}))
+    (folder / "my.yaml").write_text(yaml.safe_dump({**tiny_recipe_document(), "name": "my"}))
 
 
 def _write_demo(folder: Path) -> None:
     """What the README takes from `semiseg demo`: a bundle, and a series in a zip."""
     shutil.copytree(folder / "BUNDLE", folder / "demo" / "bundle")
-    files = write_dicom_series(folder / "demo" / "dicom", scan(0)[0])
+    files = write_dicom_series(folder / "demo" / "dicom", make_scan(0)[0])
     with zipfile.ZipFile(folder / "demo" / "dicom.zip", "w") as archive:
         for file in files:
             archive.write(file, file.name)
@@ -251,7 +258,7 @@ def _write_scans(folder: Path) -> None:
     for k in range(3):
         series, labels = write_scan(folder / f"src-plain/{k}", k)
         write_labels_as_seg(folder / f"src-plain/{k}/label.dcm", series, labels)
-        volume, labels = scan(k)
+        volume, labels = make_scan(k)
         ct = write_dicom_series(folder / f"src-ct/{k}", volume, patient_id=f"C{k}", description="portal", modality="CT")
         _outline(folder / f"src-ct/{k}/label.dcm", ct, labels, ("liver", "tumour", "kidneys"))
         for name in ("t1", "flair"):
@@ -278,7 +285,7 @@ def _write_scans(folder: Path) -> None:
 def _outline(path: Path, files: Sequence[Path], labels: NDArray[np.uint8], names: tuple[str, ...]) -> None:
     """A SEG on a series, its segments called by ``names``."""
     series = read_series(list(files))
-    found = segmentation(series, labels)
+    found = make_segmentation(series, labels)
     named = tuple(one.model_copy(update={"name": name}) for one, name in zip(found.segments, names, strict=True))
     write_dicom(path, segmentation_to_seg(Segmentation(named, labels, found.affine), series, algorithm=ALGORITHM))
 

@@ -15,13 +15,13 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from semiseg.engines.engine import Engine, activated
+from semiseg.engines.engine import Engine, apply_activation
 from semiseg.engines.onnx import OnnxEngine
 from semiseg.engines.openvino import OpenVinoEngine
 from semiseg.engines.slab import Activation, SlabPlan
-from semiseg.inference.segmenter import Segmenter, Settings
+from semiseg.inference.segmenter import Segmenter, SlidingWindowOptions
 from semiseg.inference.windows import window_weights
-from tests.networks import NumpyEngine, manifest_of
+from tests.networks import NumpyEngine, threshold_manifest
 from trainer.engine import TorchEngine
 
 RNG = np.random.default_rng(7)
@@ -86,7 +86,7 @@ def windows_of(batch: int, seed: int = 0) -> NDArray[np.float32]:
 
 
 def blended(engine: Engine, slab: Any, planes: int, rows: int) -> NDArray[np.float32]:
-    return np.concatenate([part.copy() for part in engine.finished(slab, planes, rows)], axis=1)
+    return np.concatenate([part.copy() for part in engine.completed(slab, planes, rows)], axis=1)
 
 
 def slab_by_hand(
@@ -150,7 +150,7 @@ def test_logits_that_are_known_are_added_like_those_of_the_network(engine: Engin
     weights = window_weights(WINDOW, "gaussian")
     windows = windows_of(1)
     sums = []
-    for handle in (engine.run(windows), engine.handle_of(line(windows))):
+    for handle in (engine.run(windows), engine.wrap_logits(line(windows))):
         slab = engine.open_slab(PLAN, 3, "softmax")
         engine.accumulate(slab, handle, 0, (0, 0, 1), weights)
         sums.append(blended(engine, slab, 5, 4))
@@ -160,9 +160,9 @@ def test_logits_that_are_known_are_added_like_those_of_the_network(engine: Engin
 
 def test_handles_hold_while_the_network_is_at_the_next_windows(engine: Engine) -> None:
     waiting = []
-    for seed in range(3 * (engine.ahead + 1)):
+    for seed in range(3 * (engine.max_pending + 1)):
         waiting.append((seed, engine.run(windows_of(2, seed=seed))))
-        if len(waiting) > engine.ahead:
+        if len(waiting) > engine.max_pending:
             oldest, handle = waiting.pop(0)
             np.testing.assert_allclose(engine.logits(handle), line(windows_of(2, seed=oldest)), atol=tolerance(engine))
 
@@ -185,13 +185,13 @@ def test_every_engine_draws_the_mask_that_numpy_draws(
     engine: Engine, activation: Activation, average: str, tmp_path: Path
 ) -> None:
     """INF-02."""
-    manifest = manifest_of(tmp_path / "bundle", window=WINDOW, activation=activation, average=average)
+    manifest = threshold_manifest(tmp_path / "bundle", window=WINDOW, activation=activation, average=average)
     if activation == "sigmoid":  # three regions
         third = manifest.segments[0].model_copy(update={"name": "third", "label": 3})
         manifest = manifest.model_copy(update={"segments": (*manifest.segments, third)})
     array = np.random.default_rng(3).normal(size=(2, 13, 9, 11)).astype(np.float32)
-    reference = Segmenter(manifest, NumpyEngine(line), Settings(batch=3)).segment_prepared(array)
-    found = Segmenter(manifest, engine, Settings(batch=3)).segment_prepared(array)
+    reference = Segmenter(manifest, NumpyEngine(line), SlidingWindowOptions(batch=3)).segment_preprocessed(array)
+    found = Segmenter(manifest, engine, SlidingWindowOptions(batch=3)).segment_preprocessed(array)
     assert len(np.unique(reference)) > 1
     assert np.mean(found == reference) > 0.999
 
@@ -199,6 +199,6 @@ def test_every_engine_draws_the_mask_that_numpy_draws(
 def test_softmax_and_sigmoid_of_large_logits_do_not_overflow() -> None:
     logits = np.asarray([[-1e4, 0, 1e4], [1e4, 0, -1e4]], np.float32)
     with np.errstate(over="raise", invalid="raise"):
-        np.testing.assert_allclose(activated(logits, "softmax"), [[0, 0.5, 1], [1, 0.5, 0]])
-        np.testing.assert_allclose(activated(logits, "sigmoid"), [[0, 0.5, 1], [1, 0.5, 0]])
-        np.testing.assert_array_equal(activated(logits, "none"), logits)
+        np.testing.assert_allclose(apply_activation(logits, "softmax"), [[0, 0.5, 1], [1, 0.5, 0]])
+        np.testing.assert_allclose(apply_activation(logits, "sigmoid"), [[0, 0.5, 1], [1, 0.5, 0]])
+        np.testing.assert_array_equal(apply_activation(logits, "none"), logits)

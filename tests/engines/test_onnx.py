@@ -11,7 +11,7 @@ import onnxruntime
 import pytest
 
 from semiseg.bundle.bundle import Bundle
-from semiseg.engines.onnx import OnnxEngine, import_runtime, installed_runtimes
+from semiseg.engines.onnx import OnnxEngine, import_onnxruntime, installed_runtimes
 from semiseg.errors import EngineError, InputError
 from tests.bundles import make_threshold_bundle
 
@@ -40,7 +40,7 @@ def one_sentence(error: BaseException) -> str:
 
 def test_exactly_one_runtime_is_installed_here() -> None:
     assert len(installed_runtimes()) == 1
-    assert import_runtime() is onnxruntime
+    assert import_onnxruntime() is onnxruntime
 
 
 def test_two_runtimes_in_one_environment_are_refused(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,7 +61,7 @@ def test_a_missing_runtime_names_the_extras_that_bring_one(bundle: Bundle, monke
 @pytest.mark.parametrize("name", ["onnxruntime", "onnxruntime-gpu"])
 def test_either_runtime_alone_is_taken(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     pretend_installed(monkeypatch, name)
-    assert import_runtime() is onnxruntime
+    assert import_onnxruntime() is onnxruntime
 
 
 def test_cuda_of_a_build_without_it_is_refused_and_not_replaced_by_the_cpu(
@@ -112,5 +112,5 @@ def test_windows_with_another_number_of_channels_are_an_engine_error(bundle: Bun
 def test_the_runtime_does_not_report_to_its_maker(monkeypatch: pytest.MonkeyPatch) -> None:
     """SRV-07."""
     monkeypatch.delenv("ORT_DISABLE_TELEMETRY", raising=False)
-    import_runtime()
+    import_onnxruntime()
     assert os.environ["ORT_DISABLE_TELEMETRY"] == "1"

@@ -38,7 +38,7 @@ def test_sums_are_those_of_the_whole_volume(
             for axis in order[:2]:
                 place[1 + axis] = slice(start[axis], ends[axis, start[axis]])
             planes, rows = (place[1 + axis].stop - place[1 + axis].start for axis in order[:2])
-            found[tuple(place)] = np.concatenate(slab.finished(planes, rows), axis=1 + order[0])
+            found[tuple(place)] = np.concatenate(slab.completed(planes, rows), axis=1 + order[0])
             slab.advance(planes, rows)
     np.testing.assert_array_equal(found, expected)
     assert slab.voxels == 2 * plan.voxels <= 2 * np.prod(shape)

@@ -15,9 +15,9 @@ from semiseg.bundle.manifest import Manifest, PlanKey
 from semiseg.engines.openvino import OpenVinoEngine
 from semiseg.engines.tensorrt import TensorRtEngine
 from semiseg.errors import EngineError
-from semiseg.inference.choice import choose_engine
+from semiseg.inference.engine_selection import choose_engine
 from tests.bundles import make_threshold_bundle
-from tests.tensorrt_stand_in import PLAN_BYTES, StandIn, pretend
+from tests.fake_tensorrt import PLAN_BYTES, FakeTensorRT, install_fake_tensorrt
 
 WINDOW = (16, 24, 8)
 
@@ -27,8 +27,8 @@ def three(windows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., StandIn]:
-    return pretend(monkeypatch, tmp_path / "tools")
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., FakeTensorRT]:
+    return install_fake_tensorrt(monkeypatch, tmp_path / "tools")
 
 
 @pytest.fixture
@@ -41,7 +41,7 @@ def windows(batch: int, seed: int = 0) -> NDArray[np.float32]:
     return np.random.default_rng(seed).random((batch, 2, *WINDOW), dtype=np.float32)
 
 
-def test_windows_go_to_the_device_and_their_logits_come_back(machine: Callable[..., StandIn], plan: Path) -> None:
+def test_windows_go_to_the_device_and_their_logits_come_back(machine: Callable[..., FakeTensorRT], plan: Path) -> None:
     machine(network=three)
     engine = TensorRtEngine(plan)
     for batch in (1, 4, 1, 3):
@@ -49,7 +49,7 @@ def test_windows_go_to_the_device_and_their_logits_come_back(machine: Callable[.
         np.testing.assert_array_equal(engine.logits(engine.run(np.asfortranarray(given))), three(given))
 
 
-def test_threads_have_memory_of_their_own(machine: Callable[..., StandIn], plan: Path) -> None:
+def test_threads_have_memory_of_their_own(machine: Callable[..., FakeTensorRT], plan: Path) -> None:
     machine(network=three)
     engine = TensorRtEngine(plan)
     with ThreadPoolExecutor(4) as pool:
@@ -57,7 +57,7 @@ def test_threads_have_memory_of_their_own(machine: Callable[..., StandIn], plan:
         assert all(right)
 
 
-def test_windows_that_the_plan_does_not_take_are_a_sentence(machine: Callable[..., StandIn], plan: Path) -> None:
+def test_windows_that_the_plan_does_not_take_are_a_sentence(machine: Callable[..., FakeTensorRT], plan: Path) -> None:
     machine(network=three)
     engine = TensorRtEngine(plan)
     for given in (windows(5), windows(1)[..., :4]):
@@ -66,7 +66,7 @@ def test_windows_that_the_plan_does_not_take_are_a_sentence(machine: Callable[..
 
 
 @pytest.mark.package("openvino")
-def test_a_plan_that_does_not_load_is_a_sentence(machine: Callable[..., StandIn], plan: Path) -> None:
+def test_a_plan_that_does_not_load_is_a_sentence(machine: Callable[..., FakeTensorRT], plan: Path) -> None:
     machine(loads=False)
     with pytest.raises(
         EngineError, match=r"^TensorRT 10\.9\.0 cannot load .*build it anew with `semiseg export --trt`\.$"
@@ -94,10 +94,10 @@ def bundle_with_plan(folder: Path, **changes: str) -> Bundle:
     return write_bundle(folder, fill)
 
 
-def test_the_machine_that_a_plan_was_built_on_uses_it(machine: Callable[..., StandIn], tmp_path: Path) -> None:
+def test_the_machine_that_a_plan_was_built_on_uses_it(machine: Callable[..., FakeTensorRT], tmp_path: Path) -> None:
     machine(network=three)
     found = choose_engine(bundle_with_plan(tmp_path / "bundle"))
-    assert isinstance(found.engine, TensorRtEngine) and found.taken.engine == "tensorrt"
+    assert isinstance(found.engine, TensorRtEngine) and found.selected.engine == "tensorrt"
 
 
 @pytest.mark.package("openvino")
@@ -114,7 +114,7 @@ def test_the_machine_that_a_plan_was_built_on_uses_it(machine: Callable[..., Sta
     ],
 )
 def test_any_other_machine_passes_it_over_and_says_why(
-    machine: Callable[..., StandIn], tmp_path: Path, changes: dict[str, str], reason: str
+    machine: Callable[..., FakeTensorRT], tmp_path: Path, changes: dict[str, str], reason: str
 ) -> None:
     machine(network=three)
     found = choose_engine(bundle_with_plan(tmp_path / "bundle", **changes), threads=1)
@@ -123,15 +123,15 @@ def test_any_other_machine_passes_it_over_and_says_why(
 
 
 @pytest.mark.package("openvino")
-def test_a_plan_that_does_not_load_is_passed_over_too(machine: Callable[..., StandIn], tmp_path: Path) -> None:
+def test_a_plan_that_does_not_load_is_passed_over_too(machine: Callable[..., FakeTensorRT], tmp_path: Path) -> None:
     machine(loads=False)
     found = choose_engine(bundle_with_plan(tmp_path / "bundle"), threads=1)
     assert isinstance(found.engine, OpenVinoEngine) and "cannot load" in found.candidates[0].reason
 
 
 def test_without_a_gpu_there_is_nothing_to_ask(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("semiseg.inference.choice.gpu", lambda: None)
-    monkeypatch.setattr("semiseg.inference.choice.cuda_is_here", lambda: False)
+    monkeypatch.setattr("semiseg.inference.engine_selection.detect_gpu", lambda: None)
+    monkeypatch.setattr("semiseg.inference.engine_selection.is_cuda_available", lambda: False)
     found = choose_engine(bundle_with_plan(tmp_path / "bundle"), threads=1)
     assert found.candidates[0].reason == "no NVIDIA GPU on this machine"
     assert found.engine.device == "cpu"

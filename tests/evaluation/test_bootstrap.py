@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from semiseg.errors import InputError
 from semiseg.evaluation.bootstrap import compare, hierarchical_bootstrap, paired_bootstrap
 from semiseg.evaluation.metrics import SegmentScore
-from semiseg.evaluation.result import NO_SCORE, Evaluation, Row
+from semiseg.evaluation.result import NO_SCORE, Evaluation, ScoreRow
 
 FIGURES = st.lists(st.tuples(st.floats(0, 1), st.floats(0, 1)), min_size=1, max_size=30)
 
@@ -95,7 +95,7 @@ def evaluation_of(title: str, dice: dict[str, tuple[float, float]]) -> Evaluatio
     for case, values in dice.items():
         for name, value in zip(("a", "b"), values, strict=True):
             figures = NO_SCORE if math.isnan(value) else SegmentScore(value, value, 1.0, 1.0, 1.0, 2.0, 2.0)
-            rows.append(Row(case, name, figures))
+            rows.append(ScoreRow(case, name, figures))
     return Evaluation(title, ("a", "b"), tuple(rows))
 
 

@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 
 from semiseg.dataset import Dataset, load_dataset
 from semiseg.errors import Cancelled, DatasetError, EngineError
-from semiseg.evaluation.evaluate import evaluate, match_segments
+from semiseg.evaluation.evaluator import evaluate, match_segments
 from semiseg.evaluation.metrics import score
 from semiseg.volumes.nifti import read_labels, read_nifti
 from semiseg.volumes.segmentation import Segment, Segmentation
 from semiseg.volumes.volume import Volume
-from tests.datasets import AFFINE, image_of, label_of, write_dataset, write_scan
+from tests.datasets import AFFINE, random_image, random_labels, write_dataset, write_scan
 
 LOW, HIGH = Segment(name="low", label=1), Segment(name="high", label=2)
 IDS = ("s0", "s1", "s2", "s3")
@@ -34,7 +34,7 @@ def answering(
     ids: tuple[str, ...] = IDS,
 ) -> Callable[[Mapping[str, Volume]], Segmentation]:
     """A model that knows the outlines of the scans by their voxels, and changes them."""
-    known = {image_of(int(i[1:])).tobytes(): label_of(int(i[1:])) for i in ids}
+    known = {random_image(int(i[1:])).tobytes(): random_labels(int(i[1:])) for i in ids}
 
     def segment(channels: Mapping[str, Volume]) -> Segmentation:
         image = channels["image"]
@@ -55,8 +55,8 @@ def test_a_perfect_model_gets_perfect_figures_for_every_scan_and_segment(dataset
 def test_figures_are_those_of_the_metrics_on_the_scans_own_spacing(dataset: Dataset) -> None:
     """TRN-05."""
     found = evaluate(answering(lambda labels: np.roll(labels, 1, axis=2)), dataset, ("s2",))
-    expected = score(np.roll(label_of(2), 1, axis=2) == 2, label_of(2) == 2, AFFINE)
-    assert found.of("high")[0].score == expected
+    expected = score(np.roll(random_labels(2), 1, axis=2) == 2, random_labels(2) == 2, AFFINE)
+    assert found.segment_rows("high")[0].score == expected
 
 
 def test_segments_meet_by_name_whatever_their_numbers_and_capitals(dataset: Dataset) -> None:
@@ -92,7 +92,7 @@ def test_one_scan_that_fails_is_recorded_with_its_sentence_and_loses_no_other(da
     perfect = answering()
 
     def sometimes(channels: Mapping[str, Volume]) -> Segmentation:
-        if np.array_equal(channels["image"].array, image_of(1)):
+        if np.array_equal(channels["image"].array, random_image(1)):
             raise EngineError("The engine ran out of memory.")
         return perfect(channels)
 
@@ -100,7 +100,7 @@ def test_one_scan_that_fails_is_recorded_with_its_sentence_and_loses_no_other(da
     found = evaluate(sometimes, dataset, IDS, progress=lambda *step: seen.append(step))
     assert found.failures == {"s1": "The engine ran out of memory."}
     assert found.cases == IDS and seen[-1] == (4, 4, "s3")
-    assert [math.isnan(row.score.dice) for row in found.of("low")] == [False, True, False, False]
+    assert [math.isnan(row.score.dice) for row in found.segment_rows("low")] == [False, True, False, False]
     dice = found.summary()[0]
     assert (dice.mean, dice.n, dice.missing) == (1.0, 3, 1)
 
@@ -117,13 +117,13 @@ def test_when_every_scan_fails_the_reasons_are_left(dataset: Dataset) -> None:
 def test_a_reference_on_another_grid_is_a_failure_of_that_scan(dataset: Dataset) -> None:
     shifted = AFFINE.copy()
     shifted[2, 3] = 1.5
-    write_scan(dataset.folder, "s2", image_of(2), label_of(2), label_affine=shifted)
+    write_scan(dataset.folder, "s2", random_image(2), random_labels(2), label_affine=shifted)
     found = evaluate(answering(), dataset, IDS)
     assert list(found.failures) == ["s2"] and "does not lie on the grid" in found.failures["s2"]
 
 
 def test_a_reference_value_without_a_name_is_a_failure_and_not_background(dataset: Dataset) -> None:
-    write_scan(dataset.folder, "s2", image_of(2), np.where(label_of(2) == 1, 5, label_of(2)))
+    write_scan(dataset.folder, "s2", random_image(2), np.where(random_labels(2) == 1, 5, random_labels(2)))
     assert "does not name: [5]" in evaluate(answering(), dataset, IDS).failures["s2"]
 
 
@@ -151,13 +151,13 @@ def test_kept_masks_lie_on_the_grid_of_their_scans(dataset: Dataset, tmp_path: P
     evaluate(answering(), dataset, IDS, keep=tmp_path / "masks")
     assert sorted(p.name for p in (tmp_path / "masks").iterdir()) == [f"{i}.nii.gz" for i in IDS]
     kept, image = read_labels(tmp_path / "masks/s3.nii.gz"), read_nifti(dataset.folder / "imagesTr/s3.nii.gz")
-    np.testing.assert_array_equal(kept.array, label_of(3))
+    np.testing.assert_array_equal(kept.array, random_labels(3))
     np.testing.assert_array_equal(kept.affine, image.affine)
 
 
 def test_overlapping_masks_are_compared_one_by_one(dataset: Dataset) -> None:
     def regions(channels: Mapping[str, Volume]) -> Segmentation:
-        labels = label_of(0)
+        labels = random_labels(0)
         return Segmentation((LOW, HIGH), np.stack([labels == 1, labels >= 1]), channels["image"].affine)
 
     low, high = evaluate(regions, dataset, ("s0",)).rows

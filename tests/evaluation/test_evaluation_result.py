@@ -12,7 +12,7 @@ import pytest
 
 from semiseg.errors import InputError
 from semiseg.evaluation.metrics import SegmentScore
-from semiseg.evaluation.result import NO_SCORE, Evaluation, Row
+from semiseg.evaluation.result import NO_SCORE, Evaluation, ScoreRow
 
 
 def figures(dice: float, hd95: float = 2.0) -> SegmentScore:
@@ -24,12 +24,12 @@ FOUND = Evaluation(
     "a model on Noise, 3 test scans",
     ("low", "high"),
     (
-        Row("s0", "low", figures(0.9), 0.5),
-        Row("s0", "high", figures(0.6, 4.0), 0.5),
-        Row("s1", "low", figures(0.7), 0.25),
-        Row("s1", "high", EMPTY, 0.25),
-        Row("s2", "low", NO_SCORE, error='It broke, "here".'),
-        Row("s2", "high", NO_SCORE, error='It broke, "here".'),
+        ScoreRow("s0", "low", figures(0.9), 0.5),
+        ScoreRow("s0", "high", figures(0.6, 4.0), 0.5),
+        ScoreRow("s1", "low", figures(0.7), 0.25),
+        ScoreRow("s1", "high", EMPTY, 0.25),
+        ScoreRow("s2", "low", NO_SCORE, error='It broke, "here".'),
+        ScoreRow("s2", "high", NO_SCORE, error='It broke, "here".'),
     ),
     ("Not validated.",),
 )
@@ -57,7 +57,7 @@ def test_the_table_shows_units_spread_and_missing_figures() -> None:
 
 
 def test_remarks_explain_every_asterisk_and_repeat_the_notes() -> None:
-    assert FOUND.remarks() == (
+    assert FOUND.footnotes() == (
         "* low: 1 of 3 scan(s) without Dice and Jaccard (both masks are empty, or the scan failed).",
         "* low: 1 of 3 scan(s) without distances (a mask is empty, or the scan failed).",
         "* high: 1 of 3 scan(s) without Dice and Jaccard (both masks are empty, or the scan failed).",
@@ -67,13 +67,13 @@ def test_remarks_explain_every_asterisk_and_repeat_the_notes() -> None:
 
 
 def test_a_table_without_missing_figures_has_no_asterisk() -> None:
-    found = Evaluation("t", ("low",), (Row("s0", "low", figures(0.9)),))
+    found = Evaluation("t", ("low",), (ScoreRow("s0", "low", figures(0.9)),))
     (row,) = found.table().rows  # and one segment has no mean of segments
-    assert row[1] == "0.900" and found.remarks() == ()
+    assert row[1] == "0.900" and found.footnotes() == ()
 
 
 def test_a_segment_without_any_figure_shows_none() -> None:
-    (row,) = Evaluation("t", ("low",), (Row("s0", "low", NO_SCORE, error="broke"),)).table().rows
+    (row,) = Evaluation("t", ("low",), (ScoreRow("s0", "low", NO_SCORE, error="broke"),)).table().rows
     assert row[1] == "none*"
 
 
@@ -110,12 +110,12 @@ def test_what_is_no_evaluation_is_refused(tmp_path: Path, text: str) -> None:
 
 def test_a_segment_that_was_not_judged_is_refused() -> None:
     with pytest.raises(InputError, match="'spleen' was not judged; there are low, high"):
-        FOUND.of("spleen")
+        FOUND.segment_rows("spleen")
 
 
 def test_f1_is_that_of_the_mean_precision_and_the_mean_recall() -> None:
     scores = [SegmentScore(*[1.0] * 7, 9.0, p, r) for p, r in ((0.9, 0.2), (0.5, 1.0), (math.nan, 0.0))]
-    found = Evaluation("t", ("low",), tuple(Row(f"s{k}", "low", score) for k, score in enumerate(scores)))
+    found = Evaluation("t", ("low",), tuple(ScoreRow(f"s{k}", "low", score) for k, score in enumerate(scores)))
     f1 = next(s for s in found.summary() if s.metric == "f1")
     precision, recall = 1.4 / 2, 1.2 / 3
     assert f1.mean == pytest.approx(2 * precision * recall / (precision + recall))
@@ -123,10 +123,10 @@ def test_f1_is_that_of_the_mean_precision_and_the_mean_recall() -> None:
     table = found.table(("f1", "hd_mm"))
     assert table.header == ("Segment", "F1 of means", "HD (mm)", "Scans")
     assert table.rows[0] == ("low", "0.509*", "9.00 ± 0.00", "3")
-    assert found.remarks(("f1",)) == (
+    assert found.footnotes(("f1",)) == (
         "* low: 1 of 3 scan(s) without precision (nothing was found, or the scan failed).",
     )
-    assert found.remarks() == ()
+    assert found.footnotes() == ()
 
 
 def test_a_file_of_an_earlier_version_lacks_the_newer_figures(tmp_path: Path) -> None:

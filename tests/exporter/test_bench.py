@@ -12,11 +12,11 @@ from torch import nn
 from typer.testing import CliRunner
 
 from cli.app import build
-from exporter.bench import contenders, measure, work
-from exporter.bench.measure import Result, memory, run_case, window_count
-from exporter.bench.work import Case, convolution_flops
+from exporter.bench import backends, benchmark_case, measure
+from exporter.bench.benchmark_case import BenchmarkCase, convolution_flops
+from exporter.bench.measure import BenchmarkResult, measure_memory, run_benchmark, window_count
 
-TINY = Case("unet-plain", 3, (40, 32, 32), (32, 32, 32), 1)
+TINY = BenchmarkCase("unet-plain", 3, (40, 32, 32), (32, 32, 32), 1)
 
 
 def test_operations_are_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,13 +24,13 @@ def test_operations_are_counted_by_hand(monkeypatch: pytest.MonkeyPatch) -> None
         nn.Conv3d(1, 4, 3, stride=2, padding=1),  # 16^3 voxels of 4 channels, 27 products each
         nn.ConvTranspose3d(4, 3, 2, stride=2),  # 16^3 voxels of 4 channels, each to 3 channels of 8 voxels
     )
-    monkeypatch.setattr(Case, "network", lambda self: network)
+    monkeypatch.setattr(BenchmarkCase, "network", lambda self: network)
     assert convolution_flops(TINY) == 2 * 16**3 * 4 * (27 + 3 * 8)
 
 
-@pytest.mark.parametrize("student", list(work.STUDENTS))
+@pytest.mark.parametrize("student", list(benchmark_case.STUDENTS))
 def test_every_student_is_built_and_counted(student: str) -> None:
-    case = Case(student, 14, (96, 96, 96), (96, 96, 96))
+    case = BenchmarkCase(student, 14, (96, 96, 96), (96, 96, 96))
     with torch.device("meta"):
         network = case.recipe.build(1, 14, case.window)
     assert sum(p.numel() for p in network.parameters()) > 1_000_000
@@ -38,21 +38,21 @@ def test_every_student_is_built_and_counted(student: str) -> None:
 
 
 def test_windows_are_those_of_half_overlap() -> None:
-    assert window_count(Case("unet", 3, (512, 512, 400), (96, 96, 96))) == 10 * 10 * 8
+    assert window_count(BenchmarkCase("unet", 3, (512, 512, 400), (96, 96, 96))) == 10 * 10 * 8
 
 
 @pytest.fixture(scope="module")
-def tiny() -> Result:
+def tiny() -> BenchmarkResult:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "MATRIX", 128)
-        patch.setattr(contenders, "COMPILED", (False,))  # compiling takes a minute
+        patch.setattr(backends, "COMPILED", (False,))  # compiling takes a minute
         told: list[str] = []
-        result = run_case(TINY, 1, told.append)
+        result = run_benchmark(TINY, 1, told.append)
     assert result.windows == 2 and len(told) == 2
     return result
 
 
-def test_contenders_draw_the_mask_of_one_network(tiny: Result) -> None:
+def test_contenders_draw_the_mask_of_one_network(tiny: BenchmarkResult) -> None:
     by_name = {one.name: one for one in tiny.timed}
     assert {"OpenVINO fp32", "ONNX Runtime fp32", "OpenVINO int8"} < set(by_name)
     peer = next(name for name in by_name if name.startswith("MONAI"))
@@ -63,25 +63,25 @@ def test_contenders_draw_the_mask_of_one_network(tiny: Result) -> None:
         least = 0.8 if "int8" in name or "nnU-Net" in name else 0.99 if "16" in name else 0.999
         assert one.equal > least, name
     assert by_name["OpenVINO fp32"].of_matmul is not None and by_name[peer].of_matmul is None
-    json.dumps(measure.machine(1))
+    json.dumps(measure.machine_info(1))
 
 
 @pytest.mark.long
 def test_memory_is_measured_in_a_process_of_its_own() -> None:
-    big = Case("unet-plain", 14, (160, 64, 64), (32, 32, 32))
-    ours, _ = memory(big, "ours", 1)
-    others, _ = memory(big, "monai", 1)
+    big = BenchmarkCase("unet-plain", 14, (160, 64, 64), (32, 32, 32))
+    ours, _ = measure_memory(big, "ours", 1)
+    others, _ = measure_memory(big, "monai", 1)
     assert 0 < ours < others
 
 
-def test_the_command_times_what_it_is_asked_for(tiny: Result, monkeypatch: pytest.MonkeyPatch) -> None:
-    timed: list[Case] = []
+def test_the_command_times_what_it_is_asked_for(tiny: BenchmarkResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[BenchmarkCase] = []
 
-    def once_more(case: Case, threads: int, tell: Callable[[str], None]) -> Result:
+    def once_more(case: BenchmarkCase, threads: int, tell: Callable[[str], None]) -> BenchmarkResult:
         timed.append(case)
         return replace(tiny, case=case)
 
-    monkeypatch.setattr(measure, "run_case", once_more)  # what it measures was measured above
+    monkeypatch.setattr(measure, "run_benchmark", once_more)  # what it measures was measured above
     asked = ["--only", "vnet", "--volume", "40x32x32", "--rounds", "2", "--threads", "1", "--json"]
     found = CliRunner().invoke(build("bench"), ["bench", "inference", *asked])
     assert found.exit_code == 0, found.output
@@ -89,7 +89,7 @@ def test_the_command_times_what_it_is_asked_for(tiny: Result, monkeypatch: pytes
     told = json.loads(found.stdout)
     assert told["machine"] and told["cases"][0]["timed"][0]["name"] == tiny.timed[0].name
     found = CliRunner().invoke(build("bench"), ["bench", "inference", "--quick", "--threads", "1"])
-    assert found.exit_code == 0 and timed[1] == Case("unet-plain", 3, (96, 96, 72), (48, 48, 48), 1)
+    assert found.exit_code == 0 and timed[1] == BenchmarkCase("unet-plain", 3, (96, 96, 72), (48, 48, 48), 1)
 
 
 def test_a_student_that_is_not_there_is_named() -> None:

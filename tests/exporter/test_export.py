@@ -28,10 +28,10 @@ from semiseg.engines.onnx import OnnxEngine
 from semiseg.errors import BundleError, InputError
 from semiseg.inference.windows import padding_for
 from semiseg.volumes.nifti import read_labels
-from tests.runs import NARROW, WINDOW, TinyRun, make_tiny_run
-from trainer.engine import trained_network
+from tests.runs import NARROW_WINDOW, WINDOW, TinyRun, make_tiny_run
+from trainer.engine import load_trained_network
 from trainer.errors import RunError
-from trainer.run_sources import SOURCES
+from trainer.run_sources import SOURCES_FILE
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -87,14 +87,14 @@ def test_the_graph_is_one_file_with_one_input_and_one_output(tiny_bundle: Bundle
     assert not any(i.external_data for i in graph.initializer)
 
 
-@pytest.mark.parametrize("window", [WINDOW, NARROW, (8, 8, 8), (4, 10, 6), (24, 20, 18)], ids=str)
+@pytest.mark.parametrize("window", [WINDOW, NARROW_WINDOW, (8, 8, 8), (4, 10, 6), (24, 20, 18)], ids=str)
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_the_graph_takes_any_batch_and_any_multiple_of_the_divisor(
     tiny_run: TinyRun, tiny_bundle: Bundle, batch: int, window: tuple[int, int, int]
 ) -> None:
     windows = np.random.default_rng(batch).normal(size=(batch, 1, *window)).astype(np.float32)
     engine = OnnxEngine(tiny_bundle.model, threads=1)
-    _, network = trained_network(tiny_run.folder)
+    _, network = load_trained_network(tiny_run.folder)
     with torch.inference_mode():
         expected = network(torch.from_numpy(windows)).numpy()
     found = engine.logits(engine.run(windows))
@@ -109,12 +109,12 @@ def test_the_recorded_parity_is_what_anybody_can_compute_again(tiny_run: TinyRun
     (variant,) = json.loads((tiny_bundle.folder / MANIFEST).read_text())["variants"]
     recorded = {(p["engine"], tuple(p["window"])): p for p in variant["parity"]}
     engines = ["onnxruntime", *(["openvino"] if importlib.util.find_spec("openvino") else [])]
-    assert set(recorded) == {(engine, window) for engine in engines for window in (WINDOW, NARROW)}
-    _, network = trained_network(tiny_run.folder)
+    assert set(recorded) == {(engine, window) for engine in engines for window in (WINDOW, NARROW_WINDOW)}
+    _, network = load_trained_network(tiny_run.folder)
     engine = OnnxEngine(tiny_bundle.model, threads=1)
     scans = [np.load(f) for f in sorted((tiny_run.folder / "cache").glob("*-image.npy"))]
     assert len(scans) == 3, "two labelled scans and one unlabelled"
-    for window in (WINDOW, NARROW):
+    for window in (WINDOW, NARROW_WINDOW):
         differences, pairs = [], []
         for scan in scans:
             padded = np.pad(scan, [(0, 0), *padding_for(scan.shape[1:], window)], mode="edge")
@@ -211,7 +211,7 @@ def moved(tiny_run: TinyRun, tmp_path: Path) -> Path:
     """A run that was moved together with its dataset: what it remembers is no longer where it was."""
     shutil.copytree(tiny_run.folder, tmp_path / "moved" / "run")
     shutil.copytree(tiny_run.data, tmp_path / "moved" / "data")
-    file = tmp_path / "moved" / "run" / SOURCES
+    file = tmp_path / "moved" / "run" / SOURCES_FILE
     file.write_text(file.read_text().replace(str(tiny_run.folder.parent), str(tmp_path / "gone")))
     return tmp_path / "moved" / "run"
 
@@ -232,12 +232,12 @@ def test_a_run_whose_scans_are_gone_says_where_they_were(moved: Path, tmp_path: 
 
 
 def test_a_run_of_an_earlier_version_is_exported_from_its_own_cache(moved: Path, tmp_path: Path) -> None:
-    (moved / SOURCES).unlink()
+    (moved / SOURCES_FILE).unlink()
     assert export(moved, tmp_path / "bundle").scans == f"Proved on the preprocessed scans in {moved / 'cache'}."
 
 
 def test_no_path_of_this_machine_leaves_in_a_bundle(tiny_run: TinyRun, tiny_bundle: Bundle) -> None:
-    assert str(tiny_run.data) in (tiny_run.folder / SOURCES).read_text()
+    assert str(tiny_run.data) in (tiny_run.folder / SOURCES_FILE).read_text()
     for file in tiny_bundle.folder.iterdir():
         assert str(tiny_run.folder.parent).encode() not in file.read_bytes(), file
 
@@ -251,7 +251,7 @@ def test_the_bundle_is_complete_and_nothing_else_is_left(tiny_run: TinyRun, tiny
     manifest = open_bundle(tiny_bundle.folder).manifest
     changed = {"kind": "bundle", "files": manifest.files, "variants": manifest.variants}
     assert manifest == tiny_run.manifest.model_copy(update=changed)
-    assert manifest.windows == (WINDOW, NARROW) and manifest.provenance.method == "mn"
+    assert manifest.windows == (WINDOW, NARROW_WINDOW) and manifest.provenance.method == "mn"
 
 
 def test_the_run_is_left_as_it_was(tiny_run: TinyRun, tmp_path: Path) -> None:
@@ -304,7 +304,7 @@ def test_a_model_that_does_not_know_its_dataset_asks_for_it(
     tiny_bundle: Bundle, moved: Path, capsys: pytest.CaptureFixture[str], kind: str, sentence: str
 ) -> None:
     if kind == "old run":
-        (moved / SOURCES).unlink()
+        (moved / SOURCES_FILE).unlink()
     shutil.rmtree(moved.parent / "data")
     with pytest.raises(SystemExit) as left:
         main(["evaluate", str(tiny_bundle.folder if kind == "bundle" else moved)])

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from exporter.errors import ExportError
 from exporter.onnx import _unequal, export_onnx
 from semiseg.engines.onnx import OnnxEngine
-from trainer.students import read_student
+from trainer.network_configs import parse_network_config
 
 STUDENTS = {
     "unet": {"kind": "unet", "channels": [4, 8, 8], "residual_units": 1},
@@ -47,7 +47,7 @@ LONG = {"unet, batch norm", "mean of sigmoids"}
     "name", [pytest.param(name, marks=pytest.mark.long if name in LONG else ()) for name in STUDENTS]
 )
 def test_a_student_computes_the_same_in_the_graph_at_other_sizes(name: str, tmp_path: Path) -> None:
-    student = read_student(STUDENTS[name])
+    student = parse_network_config(STUDENTS[name])
     torch.manual_seed(0)
     network = student.build(2, 3, (8, 4, 8)).eval()
     # Two sides alike and one a single multiple of the divisor: none of them may be taken for a constant.
@@ -66,7 +66,7 @@ def test_a_student_that_depends_on_its_window_gets_a_graph_for_that_window_and_a
     name: str, tmp_path: Path
 ) -> None:
     section, window = FIXED[name]
-    student = read_student(section)
+    student = parse_network_config(section)
     assert not student.takes_any_size
     torch.manual_seed(0)
     network = student.build(1, 2, window).eval()
@@ -87,7 +87,7 @@ def sides(model: Path) -> list[str]:
 def test_nothing_of_the_machine_that_exported_it_is_in_a_graph(tmp_path: Path) -> None:
     """MOD-05."""
     export_onnx(
-        read_student(STUDENTS["unet"]).build(1, 3, (8, 8, 8)),
+        parse_network_config(STUDENTS["unet"]).build(1, 3, (8, 8, 8)),
         tmp_path / "model.onnx",
         inputs=1,
         window=(8, 8, 8),

@@ -15,16 +15,16 @@ from monai.bundle.config_parser import ConfigParser
 from monai.bundle.scripts import verify_net_in_out
 
 from exporter.errors import ExportError
-from exporter.monai_bundle import expression, inference, write_monai_bundle
+from exporter.monai_bundle import inference_config, intensity_expression, write_monai_bundle
 from semiseg.bundle.preprocessing import Intensity
 from semiseg.errors import BundleError
 from semiseg.inference.segmenter import Segmenter
 from semiseg.volumes.volume import Volume
-from tests.grids import affine_of
+from tests.grids import make_affine
 from tests.runs import TinyRun
-from trainer.engine import open_run, student_section
-from trainer.students import read_student
-from trainer.students.student import MonaiStudent
+from trainer.engine import network_config_from_manifest, open_run
+from trainer.network_configs import parse_network_config
+from trainer.network_configs.base import MonaiNetworkConfig
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_monai_draws_the_masks_of_the_run(written: Path, tiny_run: TinyRun, tmp_
         coarse = torch.from_numpy(rng.normal(size=(1, 1, 4, 4, 4)))
         values = torch.nn.functional.interpolate(coarse, size=shape, mode="trilinear")[0, 0].numpy()
         values = (400 * values).astype(np.int16)
-        affine = affine_of(axes, (1.5, 2.0, 3.0), (4.0, -3.0, 8.0))
+        affine = make_affine(axes, (1.5, 2.0, 3.0), (4.0, -3.0, 8.0))
         nib.save(nib.Nifti1Image(values, affine), scans / f"{name}.nii.gz")
         expected[name] = segmenter.segment({manifest.channel_names[0]: Volume(values, affine)}).array
     run_monai(written, scans, tmp_path / "masks")
@@ -95,10 +95,10 @@ def test_the_network_takes_and_gives_what_the_metadata_say(written: Path) -> Non
     ids=lambda student: student["kind"],
 )
 def test_monai_builds_every_network_of_its_own(student: dict[str, object], tiny_run: TinyRun) -> None:
-    section = read_student(student)
-    assert isinstance(section, MonaiStudent)
+    section = parse_network_config(student)
+    assert isinstance(section, MonaiNetworkConfig)
     manifest = tiny_run.manifest.model_copy(update={"patch": (32, 32, 32)})
-    parser = ConfigParser(json.loads(json.dumps(inference(manifest, section))))
+    parser = ConfigParser(json.loads(json.dumps(inference_config(manifest, section))))
     network = parser.get_parsed_content("network_def")
     expected = section.build(1, manifest.outputs, (32, 32, 32)).state_dict()
     assert {k: v.shape for k, v in network.state_dict().items()} == {k: v.shape for k, v in expected.items()}
@@ -120,7 +120,7 @@ def test_intensities_are_those_of_the_contract(setting: dict[str, object], over:
     intensity = Intensity.model_validate({**setting, "over": over})
     values = np.random.default_rng(1).normal(30, 200, (9, 8, 7)).astype(np.float32)
     values[:3] = 0
-    found = eval(f"lambda c: {expression(intensity)}", {"np": np, "torch": torch})(torch.from_numpy(values))
+    found = eval(f"lambda c: {intensity_expression(intensity)}", {"np": np, "torch": torch})(torch.from_numpy(values))
     np.testing.assert_allclose(found.numpy(), intensity.apply(values), atol=1e-4)
 
 
@@ -133,9 +133,9 @@ def test_several_channels_are_files_side_by_side(tiny_run: TinyRun, tmp_path: Pa
     for case in ("b", "a"):
         for name in ("t1", "flair"):
             (tmp_path / f"{case}_{name}.nii.gz").touch()
-    section = student_section(tiny_run.manifest)
-    assert isinstance(section, MonaiStudent)
-    parser = ConfigParser(inference(manifest, section) | {"dataset_dir": str(tmp_path)})
+    section = network_config_from_manifest(tiny_run.manifest)
+    assert isinstance(section, MonaiNetworkConfig)
+    parser = ConfigParser(inference_config(manifest, section) | {"dataset_dir": str(tmp_path)})
     found = parser.get_parsed_content("datalist")
     assert [[Path(p).name for p in case] for case in found] == [
         ["a_t1.nii.gz", "a_flair.nii.gz"],
@@ -144,7 +144,9 @@ def test_several_channels_are_files_side_by_side(tiny_run: TinyRun, tmp_path: Pa
 
 
 def test_what_monai_cannot_build_is_refused(tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("exporter.monai_bundle.student_section", lambda manifest: read_student({"kind": "vnet"}))
+    monkeypatch.setattr(
+        "exporter.monai_bundle.network_config_from_manifest", lambda manifest: parse_network_config({"kind": "vnet"})
+    )
     with pytest.raises(ExportError, match="not one of MONAI's own networks"):
         write_monai_bundle(tiny_run.folder, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

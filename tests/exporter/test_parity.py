@@ -11,18 +11,18 @@ import pytest
 from numpy.typing import NDArray
 
 from exporter.errors import ExportError
-from exporter.parity import compare, shortfall, windows_of
-from exporter.proof_scans import cached_scans
+from exporter.parity import central_window, gate_failure, measure_parity
+from exporter.parity_scans import cached_scans
 from semiseg.bundle.manifest import Manifest
 from semiseg.bundle.variant import Gate, Precision
-from tests.networks import NumpyEngine, manifest_of
+from tests.networks import NumpyEngine, threshold_manifest
 
 Change = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 
 
 @pytest.fixture
 def manifest(tmp_path: Path) -> Manifest:
-    return manifest_of(tmp_path / "bundle")
+    return threshold_manifest(tmp_path / "bundle")
 
 
 def windows(count: int = 3) -> list[NDArray[np.float32]]:
@@ -49,19 +49,19 @@ def at(index: tuple[int, ...], value: float) -> Change:
 
 def missed(manifest: Manifest, candidate: NumpyEngine, precision: Precision = "fp32", reference: Any = None) -> str:
     """The sentence with which a graph is refused; empty where it passes."""
-    parity = compare(manifest, reference or NumpyEngine(three), candidate, windows())
-    return shortfall(manifest, precision, parity) or ""
+    parity = measure_parity(manifest, reference or NumpyEngine(three), candidate, windows())
+    return gate_failure(manifest, precision, parity) or ""
 
 
 def test_equal_engines_have_no_difference(manifest: Manifest) -> None:
-    found = compare(manifest, NumpyEngine(three), NumpyEngine(three), windows())
+    found = measure_parity(manifest, NumpyEngine(three), NumpyEngine(three), windows())
     assert (found.windows, found.window, found.largest_difference, found.engine) == (3, (5, 4, 6), 0.0, "numpy")
     assert found.dice == {"low": 1.0, "high": 1.0}
-    assert shortfall(manifest, "fp32", found) is None
+    assert gate_failure(manifest, "fp32", found) is None
 
 
 def test_the_largest_difference_of_all_windows_is_recorded(manifest: Manifest) -> None:
-    found = compare(manifest, NumpyEngine(three), changed(at((0, 0, 1, 1, 1), -0.005)), windows())
+    found = measure_parity(manifest, NumpyEngine(three), changed(at((0, 0, 1, 1, 1), -0.005)), windows())
     assert found.largest_difference == pytest.approx(0.005, rel=1e-3)
 
 
@@ -119,16 +119,16 @@ def test_a_logit_that_is_not_a_number_fails_the_proof(manifest: Manifest, both: 
 
 def test_a_graph_with_other_outputs_fails_the_proof(manifest: Manifest) -> None:
     with pytest.raises(ExportError, match=r"graph returns shape \(1, 2, 5, 4, 6\), the network \(1, 3, 5, 4, 6\)"):
-        compare(manifest, NumpyEngine(three), changed(lambda logits: logits[:, :2]), windows())
+        measure_parity(manifest, NumpyEngine(three), changed(lambda logits: logits[:, :2]), windows())
 
 
 def test_a_proof_without_a_window_is_none(manifest: Manifest) -> None:
     with pytest.raises(ExportError, match="There is no scan to compare the graph with the network on"):
-        compare(manifest, NumpyEngine(three), NumpyEngine(three), [])
+        measure_parity(manifest, NumpyEngine(three), NumpyEngine(three), [])
 
 
 def test_regions_are_compared_one_by_one(tmp_path: Path) -> None:
-    manifest = manifest_of(tmp_path / "regions", activation="sigmoid")
+    manifest = threshold_manifest(tmp_path / "regions", activation="sigmoid")
 
     def regions(x: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.concatenate([x * 1e-3, np.ones_like(x)], axis=1)
@@ -136,29 +136,29 @@ def test_regions_are_compared_one_by_one(tmp_path: Path) -> None:
     def mirrored(x: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.concatenate([-x * 1e-3, np.ones_like(x)], axis=1)
 
-    equal = compare(manifest, NumpyEngine(regions), NumpyEngine(regions), windows())
+    equal = measure_parity(manifest, NumpyEngine(regions), NumpyEngine(regions), windows())
     assert equal.dice == {"low": 1.0, "high": 1.0}
-    other = compare(manifest, NumpyEngine(regions), NumpyEngine(mirrored), windows())
+    other = measure_parity(manifest, NumpyEngine(regions), NumpyEngine(mirrored), windows())
     assert other.dice == {"low": 0.0, "high": 1.0} and other.least_dice == 0
-    assert "Dice 0.00000" in (shortfall(manifest, "fp32", other) or "")
+    assert "Dice 0.00000" in (gate_failure(manifest, "fp32", other) or "")
 
 
 def test_a_segment_that_neither_draws_does_not_count(manifest: Manifest) -> None:
     def never_third(x: NDArray[np.float32]) -> NDArray[np.float32]:
         return np.concatenate([x, -x, np.full_like(x, -99)], axis=1)
 
-    found = compare(manifest, NumpyEngine(never_third), NumpyEngine(never_third), windows())
+    found = measure_parity(manifest, NumpyEngine(never_third), NumpyEngine(never_third), windows())
     assert found.dice == {"low": 1.0}
 
 
 def test_the_middle_window_of_a_scan_is_taken() -> None:
     scan = np.arange(9 * 8 * 7, dtype=np.float32).reshape(1, 9, 8, 7)
-    np.testing.assert_array_equal(windows_of(scan, (5, 4, 3)), scan[:, 2:7, 2:6, 2:5])
+    np.testing.assert_array_equal(central_window(scan, (5, 4, 3)), scan[:, 2:7, 2:6, 2:5])
 
 
 def test_a_scan_smaller_than_the_window_is_padded_with_its_border() -> None:
     scan = np.arange(8, dtype=np.float32).reshape(1, 2, 2, 2)
-    found = windows_of(scan, (4, 2, 5))
+    found = central_window(scan, (4, 2, 5))
     assert found.shape == (1, 4, 2, 5)
     np.testing.assert_array_equal(found[:, 1:3, :, 1:3], scan)
     np.testing.assert_array_equal(found[:, 0, :, 0], scan[:, 0, :, 0])

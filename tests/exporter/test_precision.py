@@ -16,20 +16,20 @@ from onnx.reference import ReferenceEvaluator
 
 from cli.app import main
 from exporter.errors import ExportError
-from exporter.export import FILES, Exported, export, scans_for
-from exporter.half import LOW, halved
+from exporter.export import FILES, ExportResult, export, find_parity_scans
+from exporter.half_precision import HALF_PRECISION_OPS, convert_to_half
 from exporter.onnx import export_onnx
-from exporter.parity import compare, shortfall, windows_of
+from exporter.parity import central_window, gate_failure, measure_parity
 from exporter.precision import to_half, to_int8
 from semiseg.bundle.bundle import open_bundle
 from semiseg.bundle.manifest import Manifest
 from semiseg.bundle.variant import Precision
 from semiseg.engines.engine import Engine
-from semiseg.engines.machine import BF16, has_any
+from semiseg.engines.hardware import BF16_INSTRUCTIONS, has_instructions
 from semiseg.engines.onnx import OnnxEngine
 from semiseg.engines.openvino import OpenVinoEngine
 from tests.runs import TinyRun
-from trainer.engine import TorchEngine, trained_network
+from trainer.engine import TorchEngine, load_trained_network
 
 SIZE = (16, 16, 16)
 ENGINES = [OnnxEngine, pytest.param(OpenVinoEngine, marks=pytest.mark.package("openvino"))]
@@ -80,7 +80,7 @@ def test_convolutions_are_in_half_precision_and_normalisations_are_not(
     seen = set()
     for node in model.graph.node:
         if node.op_type != "Cast":
-            expected = kind if node.op_type in LOW else TensorProto.FLOAT
+            expected = kind if node.op_type in HALF_PRECISION_OPS else TensorProto.FLOAT
             assert {types[name] for name in (*node.input, *node.output)} == {expected}, node.op_type
             seen.add(node.op_type)
     assert {"Conv", "ConvTranspose", "InstanceNormalization", "PRelu"} <= seen
@@ -119,7 +119,7 @@ def test_a_tensor_that_both_precisions_read_is_cast_once_and_a_constant_is_kept_
     plain = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
     given = {"x": np.asarray([[0.1, -0.2, 0.3, 0.4]], np.float32)}
     expected = ReferenceEvaluator(plain).run(None, given)
-    half = halved(plain, TensorProto.FLOAT16)
+    half = convert_to_half(plain, TensorProto.FLOAT16)
     onnx.checker.check_model(half, full_check=True)
     assert sum(n.op_type == "Cast" and n.input[0] == "a" for n in half.graph.node) == 1
     assert {t.name: t.data_type for t in half.graph.initializer} == {
@@ -167,45 +167,45 @@ def test_the_bundle_holds_every_graph_that_passed_and_its_proofs(tiny_run: TinyR
     assert [(v.precision, v.file) for v in manifest.variants] == [(p, FILES[p]) for p in FILES if p in held]
     assert set(manifest.files) == {"MODEL_CARD.md", *(v.file for v in manifest.variants)}
     assert {"fp32", "fp16"} <= held.keys() <= {"fp32", "fp16", "bf16"}
-    assert held["fp32"].proved_on("openvino") == OPENVINO and held["fp16"].proved_on("onnxruntime")
+    assert held["fp32"].verified_on("openvino") == OPENVINO and held["fp16"].verified_on("onnxruntime")
     for precision, variant in held.items():
         for engine in {p.engine for p in variant.parity}:
             proofs = [p for p in variant.parity if p.engine == engine]
             assert [p.window for p in proofs] == list(manifest.windows)
-            assert [shortfall(manifest, precision, p) for p in proofs] == [None] * len(proofs)
+            assert [gate_failure(manifest, precision, p) for p in proofs] == [None] * len(proofs)
             assert refusals(exported, precision, engine) == []
     for precision in ("fp16", "bf16"):
-        on_openvino = precision in held and held[precision].proved_on("openvino")
+        on_openvino = precision in held and held[precision].verified_on("openvino")
         assert on_openvino == passes_on_openvino(tiny_run, manifest, precision, tmp_path)
         assert precision in held or refusals(exported, precision), "whoever asked for it is told why it is not there"
 
 
-def refusals(exported: Exported, precision: str, engine: str = "") -> list[str]:
+def refusals(exported: ExportResult, precision: str, engine: str = "") -> list[str]:
     """The sentences about a graph, and about one engine's run of it."""
     return [sentence for sentence in exported.refused if f"{precision} graph" in sentence and engine in sentence]
 
 
 def passes_on_openvino(run: TinyRun, manifest: Manifest, precision: Precision, folder: Path) -> bool:
     """Whether OpenVINO, computing as a server on this processor does, keeps to the gate in windows of every size."""
-    if not OPENVINO or (precision == "bf16" and not has_any(BF16)):
+    if not OPENVINO or (precision == "bf16" and not has_instructions(BF16_INSTRUCTIONS)):
         return False
-    described, network = trained_network(run.folder)
+    described, network = load_trained_network(run.folder)
     export_onnx(network, folder / "f32.onnx", inputs=1, window=described.window, divisor=described.divisor)
     to_half(folder / "f32.onnx", folder / "again.onnx", precision)  # type: ignore[arg-type]
     engine = OpenVinoEngine(folder / "again.onnx", threads=1, bf16=precision == "bf16")
-    scans = scans_for(described, run.folder, data=None, cache=None).proof
+    scans = find_parity_scans(described, run.folder, data=None, cache=None).parity
     found = [
-        compare(described, TorchEngine(network, "cpu"), engine, (windows_of(scan, window) for scan in scans))
+        measure_parity(described, TorchEngine(network, "cpu"), engine, (central_window(scan, window) for scan in scans))
         for window in manifest.windows
     ]
-    return not any(shortfall(manifest, precision, parity) for parity in found)
+    return not any(gate_failure(manifest, precision, parity) for parity in found)
 
 
 def test_a_processor_without_bfloat16_proves_no_bf16_graph(
     tiny_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """OpenVINO would compute it in float32 there, which is not what it computes where the graph will be run."""
-    monkeypatch.setattr("exporter.export.has_any", lambda flags: False)
+    monkeypatch.setattr("exporter.export.has_instructions", lambda flags: False)
     exported = export(tiny_run.folder, tmp_path / "bundle", precisions=("bf16",))
     assert exported.refused == ("No engine on this machine runs the bf16 graph, so nothing proves it.",)
     assert [v.precision for v in exported.bundle.manifest.variants] == ["fp32"]
@@ -221,7 +221,7 @@ def test_a_graph_that_misses_its_gate_is_left_out_and_the_command_says_by_how_mu
         """An int8 graph whose last bias went wrong."""
         del windows
         graph = onnx.load(model)
-        manifest, network = trained_network(tiny_run.folder)
+        manifest, network = load_trained_network(tiny_run.folder)
         bias = [name for name, p in network.named_parameters() if p.ndim == 1 and p.numel() == manifest.outputs][-1]
         for k, tensor in enumerate(graph.graph.initializer):
             if tensor.name == bias:

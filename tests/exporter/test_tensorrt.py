@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from exporter.errors import ExportError, MissingTool
+from exporter.errors import ExportError, MissingToolError
 from exporter.tensorrt import TIMING_CACHE, WORKSPACE, add_plan, require_tensorrt
 from semiseg.bundle.bundle import MANIFEST, MODEL, PLAN, Bundle, open_bundle, sha256_of, write_bundle
 from semiseg.bundle.card import CARD
@@ -25,8 +25,8 @@ from semiseg.bundle.variant import Variant
 from semiseg.engines.onnx import OnnxEngine
 from semiseg.engines.tensorrt import precision_of
 from tests.bundles import make_threshold_bundle
+from tests.fake_tensorrt import PLAN_BYTES, FakeTensorRT, install_fake_tensorrt
 from tests.runs import TinyRun
-from tests.tensorrt_stand_in import PLAN_BYTES, StandIn, pretend
 
 HERE = bool(importlib.util.find_spec("tensorrt")) and torch.cuda.is_available()
 
@@ -64,7 +64,7 @@ def test_a_package_whose_libraries_are_missing_is_a_missing_tool(
     broken.write_text(f"raise {type(error).__name__}({str(error)!r})")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
-    with pytest.raises(MissingTool, match="TensorRT is not installed") as caught:
+    with pytest.raises(MissingToolError, match="TensorRT is not installed") as caught:
         require_tensorrt()
     assert "\n" not in str(caught.value) and caught.value.exit_code == 2
 
@@ -73,8 +73,8 @@ def test_a_package_whose_libraries_are_missing_is_a_missing_tool(
 
 
 @pytest.fixture
-def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., StandIn]:
-    return pretend(monkeypatch, tmp_path / "tools")
+def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., FakeTensorRT]:
+    return install_fake_tensorrt(monkeypatch, tmp_path / "tools")
 
 
 @pytest.fixture
@@ -82,7 +82,9 @@ def bundle(tmp_path: Path) -> Bundle:
     return make_threshold_bundle(tmp_path / "models" / "bundle", channels=("t1", "t2"), window=(16, 24, 8))
 
 
-def test_a_plan_is_added_with_the_key_of_the_machine_it_is_for(machine: Callable[..., StandIn], bundle: Bundle) -> None:
+def test_a_plan_is_added_with_the_key_of_the_machine_it_is_for(
+    machine: Callable[..., FakeTensorRT], bundle: Bundle
+) -> None:
     machine("10.9.0")
     graph = bundle.model.read_bytes()
     found = add_plan(bundle, batch=8)
@@ -97,7 +99,7 @@ def test_a_plan_is_added_with_the_key_of_the_machine_it_is_for(machine: Callable
 
 @pytest.mark.parametrize(("version", "flags"), [("10.0.1", 1 << 1), ("10.15.0", 1 << 1), ("11.4.1", 0)])
 def test_the_network_is_strongly_typed_by_a_flag_in_10_and_by_nature_in_11(
-    machine: Callable[..., StandIn], bundle: Bundle, version: str, flags: int
+    machine: Callable[..., FakeTensorRT], bundle: Bundle, version: str, flags: int
 ) -> None:
     asked = machine(version)
     add_plan(bundle)
@@ -105,7 +107,7 @@ def test_the_network_is_strongly_typed_by_a_flag_in_10_and_by_nature_in_11(
 
 
 def test_the_profile_spans_batches_from_one_up_at_the_default_window(
-    machine: Callable[..., StandIn], bundle: Bundle
+    machine: Callable[..., FakeTensorRT], bundle: Bundle
 ) -> None:
     asked = machine()
     add_plan(bundle, batch=6)
@@ -114,11 +116,11 @@ def test_the_profile_spans_batches_from_one_up_at_the_default_window(
     assert len(asked.arguments("add_profile")) == 1
     assert asked.arguments("memory") == [("workspace", WORKSPACE)]
     assert asked.arguments("parse") == [(str(bundle.model),)]
-    order = [name for name, _ in asked.asked]
+    order = [name for name, _ in asked.calls]
     assert order.index("set_shape") < order.index("add_profile") < order.index("build")
 
 
-def test_the_timings_of_one_build_serve_the_next(machine: Callable[..., StandIn], bundle: Bundle) -> None:
+def test_the_timings_of_one_build_serve_the_next(machine: Callable[..., FakeTensorRT], bundle: Bundle) -> None:
     first = machine()
     add_plan(bundle)
     assert first.arguments("create_cache") == [(b"",)]
@@ -139,7 +141,7 @@ def test_the_timings_of_one_build_serve_the_next(machine: Callable[..., StandIn]
     ],
 )
 def test_a_failed_build_leaves_the_bundle_as_it_was(
-    machine: Callable[..., StandIn], bundle: Bundle, how: dict[str, bool], sentence: str
+    machine: Callable[..., FakeTensorRT], bundle: Bundle, how: dict[str, bool], sentence: str
 ) -> None:
     before = contents(bundle.folder.parent)
     machine("10.9.0", **how)
@@ -150,37 +152,37 @@ def test_a_failed_build_leaves_the_bundle_as_it_was(
 
 @pytest.mark.parametrize("script", ["#!/bin/sh\nexit 9\n", "#!/bin/sh\n", "#!/bin/sh\necho no devices\n"])
 def test_a_driver_that_does_not_answer_leaves_the_bundle_as_it_was(
-    machine: Callable[..., StandIn], bundle: Bundle, tmp_path: Path, script: str
+    machine: Callable[..., FakeTensorRT], bundle: Bundle, tmp_path: Path, script: str
 ) -> None:
     machine()
     (tmp_path / "tools" / "nvidia-smi").write_text(script)
     before = contents(bundle.folder)
-    with pytest.raises(MissingTool, match="nvidia-smi names no GPU"):
+    with pytest.raises(MissingToolError, match="nvidia-smi names no GPU"):
         add_plan(bundle)
     assert contents(bundle.folder) == before
 
 
 @pytest.mark.parametrize("version", ["8.6.1", "9.3.0", "12.0.0"])
-def test_other_versions_are_refused(machine: Callable[..., StandIn], bundle: Bundle, version: str) -> None:
+def test_other_versions_are_refused(machine: Callable[..., FakeTensorRT], bundle: Bundle, version: str) -> None:
     before = contents(bundle.folder.parent)
     machine(version)
-    with pytest.raises(MissingTool, match=f"TensorRT {version} is not supported; versions 10 and 11 are"):
+    with pytest.raises(MissingToolError, match=f"TensorRT {version} is not supported; versions 10 and 11 are"):
         add_plan(bundle)
     assert contents(bundle.folder.parent) == before
 
 
 def test_a_machine_without_a_gpu_is_told_where_plans_are_built(
-    machine: Callable[..., StandIn], bundle: Bundle, tmp_path: Path
+    machine: Callable[..., FakeTensorRT], bundle: Bundle, tmp_path: Path
 ) -> None:
     asked = machine()
     (tmp_path / "tools" / "nvidia-smi").unlink()
-    with pytest.raises(MissingTool, match=r"names no GPU.*The ONNX bundle is complete without it\."):
+    with pytest.raises(MissingToolError, match=r"names no GPU.*The ONNX bundle is complete without it\."):
         add_plan(bundle)
-    assert not asked.asked
+    assert not asked.calls
 
 
 def test_a_plan_of_an_earlier_graph_does_not_survive_a_new_export(
-    machine: Callable[..., StandIn], bundle: Bundle
+    machine: Callable[..., FakeTensorRT], bundle: Bundle
 ) -> None:
     machine()
     add_plan(bundle)
@@ -203,7 +205,7 @@ def with_half(bundle: Bundle) -> Bundle:
     return write_bundle(bundle.folder, fill)
 
 
-def test_a_plan_is_built_from_the_half_precision_graph(machine: Callable[..., StandIn], bundle: Bundle) -> None:
+def test_a_plan_is_built_from_the_half_precision_graph(machine: Callable[..., FakeTensorRT], bundle: Bundle) -> None:
     asked = machine(format="Channel major FP16 format where channel % 8 == 0")
     found = add_plan(with_half(bundle))
     assert asked.arguments("parse") == [(str(bundle.folder / "model.fp16.onnx"),)]
@@ -217,7 +219,7 @@ def test_a_plan_is_built_from_the_half_precision_graph(machine: Callable[..., St
 
 @pytest.mark.parametrize("told", ["Row major linear FP32", "Float"])
 def test_a_plan_that_computes_in_fp32_is_not_called_fp16(
-    machine: Callable[..., StandIn], bundle: Bundle, told: str
+    machine: Callable[..., FakeTensorRT], bundle: Bundle, told: str
 ) -> None:
     machine(format=told)
     half = with_half(bundle)
@@ -231,12 +233,12 @@ def test_a_plan_that_computes_in_fp32_is_not_called_fp16(
     ("told", "name"),
     [("Half", "fp16"), ("Row major linear BF16 format", "bf16"), ("Thirty-two wide channel Int8 format", "int8")],
 )
-def test_the_inspectors_words_are_understood(machine: Callable[..., StandIn], told: str, name: str) -> None:
+def test_the_inspectors_words_are_understood(machine: Callable[..., FakeTensorRT], told: str, name: str) -> None:
     trt = machine(format=told).module()
     assert precision_of(trt, PLAN_BYTES, (1, 2, 16, 24, 8), "windows") == name
 
 
-def test_a_plan_has_to_pass_the_gate_like_any_graph(machine: Callable[..., StandIn], bundle: Bundle) -> None:
+def test_a_plan_has_to_pass_the_gate_like_any_graph(machine: Callable[..., FakeTensorRT], bundle: Bundle) -> None:
     scans = [np.random.default_rng(k).random((2, 16, 24, 8), dtype=np.float32) for k in range(3)]
     fp32 = OnnxEngine(bundle.model, threads=1)
     named = bundle.manifest.model_copy(update={"variants": (Variant(precision="fp32", file=MODEL),)})

@@ -10,29 +10,29 @@ import pytest
 
 from tests.bundles import make_threshold_bundle
 from tests.disks import small_disk
-from tests.gateway.stand import dcmtk, storescu
-from tests.outputs.archive import Archive, running_archive
-from tests.server.running import RunningServer, running
+from tests.gateway.harness import dcmtk_program, storescu
+from tests.outputs.orthanc import Orthanc, running_orthanc
+from tests.server.harness import RunningServer, running_server
 
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("server")
     bundle = make_threshold_bundle(folder / "bundle")
-    with running(bundle.folder, folder / "process") as server:
+    with running_server(bundle.folder, folder / "process") as server:
         yield server
 
 
 @pytest.fixture(scope="session")
-def archive(needs_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
-    with running_archive(needs_program("Orthanc"), tmp_path_factory.mktemp("orthanc")) as running:
+def archive(require_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    with running_orthanc(require_program("Orthanc"), tmp_path_factory.mktemp("orthanc")) as running:
         yield running
 
 
 @pytest.fixture
-def send(needs_program: Callable[[str], str]) -> Callable[..., subprocess.CompletedProcess[str]]:
+def send(require_program: Callable[[str], str]) -> Callable[..., subprocess.CompletedProcess[str]]:
     """Sends a folder to a gateway as a modality does."""
-    program = dcmtk(needs_program, "storescu")
+    program = dcmtk_program(require_program, "storescu")
     return lambda gateway, folder, **options: storescu(program, gateway.dicom_port, folder, **options)
 
 

@@ -25,14 +25,14 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
 )
 
 PATIENT = "Mueller^Hans"
-UNREADABLE = ["http://archive:port/dicom-web", "http://archive:99999/", "http://[archive/"]  # as a redirect's address
-KINDS = {"seg": SegmentationStorage, "sr": Comprehensive3DSRStorage, "rtstruct": RTStructureSetStorage}
+INVALID_URLS = ["http://archive:port/dicom-web", "http://archive:99999/", "http://[archive/"]  # as a redirect's address
+SOP_CLASSES = {"seg": SegmentationStorage, "sr": Comprehensive3DSRStorage, "rtstruct": RTStructureSetStorage}
 
 
-def result_file(folder: Path, form: str, syntax: UID = ExplicitVRLittleEndian) -> Path:
+def make_result_file(folder: Path, form: str, syntax: UID = ExplicitVRLittleEndian) -> Path:
     """A small file of the SOP class of a form, with values of every kind of VR that a conversion could spoil."""
     one = Dataset()
-    one.SOPClassUID, one.SOPInstanceUID = KINDS[form], generate_uid()
+    one.SOPClassUID, one.SOPInstanceUID = SOP_CLASSES[form], generate_uid()
     one.StudyInstanceUID, one.SeriesInstanceUID = generate_uid(), generate_uid()
     one.PatientName, one.PatientID = PATIENT, "4711"
     one.SpecificCharacterSet = "ISO_IR 192"
@@ -55,7 +55,7 @@ def result_file(folder: Path, form: str, syntax: UID = ExplicitVRLittleEndian) -
     return file
 
 
-class DimseArchive:
+class FakeStorageSCP:
     """A storage SCP.
 
     Attributes:
@@ -67,7 +67,7 @@ class DimseArchive:
     def __init__(
         self, status: Callable[[evt.Event, int], Dataset | int], accepted: Mapping[str, Sequence[UID]]
     ) -> None:
-        self.got: list[tuple[Dataset, int]] = []
+        self.received: list[tuple[Dataset, int]] = []
         self.associations = 0
         entity = AE(ae_title="ARCHIVE")
         entity.maximum_associations = 50
@@ -76,10 +76,10 @@ class DimseArchive:
         entity.add_supported_context(Verification)
 
         def store(event: evt.Event) -> Dataset | int:
-            answer = status(event, len(self.got) + 1)
+            answer = status(event, len(self.received) + 1)
             one = event.dataset
             one.file_meta = event.file_meta
-            self.got.append((one, answer if isinstance(answer, int) else int(answer.Status)))
+            self.received.append((one, answer if isinstance(answer, int) else int(answer.Status)))
             return answer
 
         def accepted_one(_: evt.Event) -> None:
@@ -94,25 +94,25 @@ class DimseArchive:
         self._server.shutdown()
 
 
-EVERY = {
+ALL_CONTEXTS = {
     str(one.abstract_syntax): (ExplicitVRLittleEndian, ImplicitVRLittleEndian) for one in AllStoragePresentationContexts
 }
 
 
 @contextlib.contextmanager
-def dimse_archive(
+def fake_storage_scp(
     status: Callable[[evt.Event, int], Dataset | int] = lambda *_: 0x0000,
-    accepted: Mapping[str, Sequence[UID]] = EVERY,
-) -> Iterator[DimseArchive]:
+    accepted: Mapping[str, Sequence[UID]] = ALL_CONTEXTS,
+) -> Iterator[FakeStorageSCP]:
     """An archive whose answer to each C-STORE is ``status(event, number)``, from number 1."""
-    archive = DimseArchive(status, accepted)
+    archive = FakeStorageSCP(status, accepted)
     try:
         yield archive
     finally:
         archive.close()
 
 
-class Exchange:
+class HttpExchange:
     """One HTTP request and the answer to it."""
 
     def __init__(self, handler: BaseHTTPRequestHandler, body: bytes) -> None:
@@ -141,9 +141,9 @@ class Exchange:
 
 
 @contextlib.contextmanager
-def http_peer(answer: Callable[[Exchange], None]) -> Iterator[tuple[str, list[Exchange]]]:
+def http_peer(answer: Callable[[HttpExchange], None]) -> Iterator[tuple[str, list[HttpExchange]]]:
     """An HTTP server whose answers a test decides; its URL and the requests that it got."""
-    seen: list[Exchange] = []
+    seen: list[HttpExchange] = []
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -152,7 +152,7 @@ def http_peer(answer: Callable[[Exchange], None]) -> Iterator[tuple[str, list[Ex
             pass
 
         def _any(self) -> None:
-            exchange = Exchange(self, self.rfile.read(int(self.headers.get("Content-Length", 0))))
+            exchange = HttpExchange(self, self.rfile.read(int(self.headers.get("Content-Length", 0))))
             seen.append(exchange)
             with contextlib.suppress(ConnectionError):
                 answer(exchange)
@@ -173,7 +173,7 @@ def http_peer(answer: Callable[[Exchange], None]) -> Iterator[tuple[str, list[Ex
         server.server_close()
 
 
-def stow_answer_of(stored: Sequence[Dataset] = (), failed: Mapping[str, int] | None = None, warning: int = 0) -> Any:
+def stow_response(stored: Sequence[Dataset] = (), failed: Mapping[str, int] | None = None, warning: int = 0) -> Any:
     """The DICOM JSON of an answer to STOW-RS."""
 
     def item(uid: str, tag: str, reason: int) -> dict[str, Any]:

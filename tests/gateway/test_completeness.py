@@ -14,11 +14,11 @@ from pynetdicom import AE
 from pynetdicom.sop_class import MRImageStorage  # type: ignore[attr-defined]
 
 from server.gateway.config import Completeness
-from server.gateway.inbox import count_in
-from server.gateway.studies import Studies
-from tests.gateway.stand import alone, running_gateway, write_study
-from tests.gateway.test_inbox import Clock
-from tests.waiting import until
+from server.gateway.instance_store import parse_count
+from server.gateway.study_tracker import StudyTracker
+from tests.gateway.harness import make_offline_config, running_gateway, write_study
+from tests.gateway.test_instance_store import Clock
+from tests.polling import wait_until
 
 
 class Watched:
@@ -28,7 +28,7 @@ class Watched:
         self.clock = Clock(monkeypatch)
         self.here, self.lacking, self.fetching = 0, "", False
         self.reasons: list[str] = []
-        self.studies = Studies(
+        self.studies = StudyTracker(
             rule or Completeness(quiet_seconds=60, counted_seconds=5),
             lambda _: self.here,
             [],
@@ -37,13 +37,13 @@ class Watched:
         )
 
     def comes(self, announced: int | None = None) -> None:
-        self.studies.arriving("study", announced)
+        self.studies.instance_arriving("study", announced)
         self.here += 1
 
     def after(self, seconds: float) -> list[str]:
         """Reasons for which the study was complete so far."""
         self.clock.now += seconds
-        self.studies.complete(lambda _, why: self.reasons.append(why))
+        self.studies.process_complete(lambda _, why: self.reasons.append(why))
         return self.reasons
 
 
@@ -73,9 +73,9 @@ def test_number_is_not_believed_while_its_sender_goes_on(monkeypatch: pytest.Mon
     watched = Watched(monkeypatch)
     for _ in range(4):
         watched.comes(4)
-        watched.studies.sending("study", 1)
+        watched.studies.transfer_started("study", 1)
     assert watched.after(20) == []
-    watched.studies.ended(1)
+    watched.studies.transfer_ended(1)
     assert watched.after(0) == ["4 of 4 announced instances are here"]
 
 
@@ -95,15 +95,15 @@ def test_true_number_ends_the_wait_early(monkeypatch: pytest.MonkeyPatch) -> Non
     ],
 )
 def test_number_that_is_none_is_no_hint(written: object, count: int | None) -> None:
-    assert count_in(written) == count
+    assert parse_count(written) == count
 
 
 def test_sender_that_broke_off_is_waited_for_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     watched = Watched(monkeypatch, Completeness(quiet_seconds=10))
     watched.comes()
-    watched.studies.sending("study", 1)
+    watched.studies.transfer_started("study", 1)
     watched.after(9)
-    watched.studies.ended(1, broken_by="SCANNER")
+    watched.studies.transfer_ended(1, broken_by="SCANNER")
     assert watched.after(49) == []
     assert watched.after(1) == ["nothing has come for 50 s after SCANNER broke off"]
 
@@ -112,8 +112,8 @@ def test_sender_that_comes_again_after_it_broke_off_is_waited_for_as_usual(monke
     watched = Watched(monkeypatch, Completeness(quiet_seconds=10))
     for token, broken in ((1, "SCANNER"), (2, "")):
         watched.comes()
-        watched.studies.sending("study", token)
-        watched.studies.ended(token, broken_by=broken)
+        watched.studies.transfer_started("study", token)
+        watched.studies.transfer_ended(token, broken_by=broken)
     assert watched.after(10) == ["nothing has come for 10 s"]
 
 
@@ -133,10 +133,10 @@ def test_study_that_is_known_to_lack_something_is_held(monkeypatch: pytest.Monke
     watched.comes()
     watched.lacking = "One instance was refused."
     assert watched.after(100) == []
-    assert watched.studies.held() == {"study": "One instance was refused."}
+    assert watched.studies.held_reasons() == {"study": "One instance was refused."}
     assert not watched.studies.is_open("study") and watched.studies.open_count() == 0
     watched.comes()
-    assert watched.studies.held() == {}  # the sender may bring the rest
+    assert watched.studies.held_reasons() == {}  # the sender may bring the rest
     watched.lacking = ""
     assert len(watched.after(60)) == 1
 
@@ -152,7 +152,7 @@ def test_quiet_completes_nothing_where_only_a_word_counts(monkeypatch: pytest.Mo
     watched = Watched(monkeypatch, Completeness(quiet_seconds=None))
     watched.comes()
     assert watched.after(1e6) == []
-    watched.studies.end("study", "somebody said so")
+    watched.studies.mark_complete("study", "somebody said so")
     assert watched.after(0) == ["somebody said so"]
     with pytest.raises(ValidationError):
         Completeness(quiet_seconds=0)
@@ -171,7 +171,7 @@ def test_number_that_is_too_small_makes_one_result(tmp_path: Path, attributes: d
     entity = AE(ae_title="SCANNER")
     objects = [pydicom.dcmread(file) for file in sorted((tmp_path / "study").iterdir())]
     entity.add_requested_context(MRImageStorage, objects[0].file_meta.TransferSyntaxUID)
-    config = alone(tmp_path, complete={"quiet_seconds": 2.0, "counted_seconds": 0.2})
+    config = make_offline_config(tmp_path, complete={"quiet_seconds": 2.0, "counted_seconds": 0.2})
     with running_gateway(config, tmp_path / "gateway") as gateway:
         association = entity.associate("127.0.0.1", gateway.dicom_port, ae_title="SEMISEG")
         for one in objects:
@@ -180,8 +180,8 @@ def test_number_that_is_too_small_makes_one_result(tmp_path: Path, attributes: d
             assert association.send_c_store(one).Status == 0
             time.sleep(0.3)
         association.release()
-        until(lambda: gateway.audit("complete"), told=lambda: gateway.output)
-        until(lambda: not gateway.status()["open_studies"])
+        wait_until(lambda: gateway.audit("complete"), describe=lambda: gateway.output)
+        wait_until(lambda: not gateway.status()["open_studies"])
         assert [line["instances"] for line in gateway.audit("complete")] == [8]
 
 
@@ -190,7 +190,7 @@ def test_gateway_that_is_killed_while_a_sender_sends_waits_for_it(tmp_path: Path
     objects = [pydicom.dcmread(file) for file in sorted((tmp_path / "study").iterdir())]
     entity = AE(ae_title="STORESCU")
     entity.add_requested_context(MRImageStorage, objects[0].file_meta.TransferSyntaxUID)
-    config = alone(tmp_path, complete={"quiet_seconds": 0.5, "interrupted_seconds": 600.0})
+    config = make_offline_config(tmp_path, complete={"quiet_seconds": 0.5, "interrupted_seconds": 600.0})
     with running_gateway(config, tmp_path / "gateway") as gateway:
         association = entity.associate("127.0.0.1", gateway.dicom_port, ae_title="SEMISEG")
         for one in objects[:3]:
@@ -200,5 +200,5 @@ def test_gateway_that_is_killed_while_a_sender_sends_waits_for_it(tmp_path: Path
         time.sleep(3)
         assert gateway.audit("complete") == []
         assert send(gateway, tmp_path / "study", calling="STORESCU").returncode == 0
-        until(lambda: gateway.audit("complete"), told=lambda: gateway.output)
+        wait_until(lambda: gateway.audit("complete"), describe=lambda: gateway.output)
         assert [line["instances"] for line in gateway.audit("complete")] == [6]

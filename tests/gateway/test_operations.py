@@ -14,14 +14,14 @@ import pydicom
 import pytest
 
 from docs.generators.document import REPOSITORY
-from tests.gateway.dicomweb_peer import Peer, dicomweb_peer
-from tests.gateway.peers import DimseArchive, dimse_archive
-from tests.gateway.stand import RunningGateway, configuration, running_gateway, to, write_study
+from tests.gateway.dicomweb_peer import DicomwebPeer, dicomweb_peer
+from tests.gateway.harness import RunningGateway, dimse_destination, make_config, running_gateway, write_study
+from tests.gateway.peers import FakeStorageSCP, fake_storage_scp
 from tests.gateway.ups_manager import ups_manager
-from tests.gateway.ups_tables import PROGRESS, input_of
-from tests.gateway.worklists import gateway_config
-from tests.server.running import RunningServer
-from tests.waiting import until
+from tests.gateway.ups_tables import PROGRESS, input_information_item
+from tests.gateway.worklist_harness import make_worklist_config
+from tests.polling import wait_until
+from tests.server.harness import RunningServer
 
 PAGE = "docs/operations.md"
 
@@ -46,9 +46,9 @@ class Case:
     def __init__(
         self,
         gateway: RunningGateway,
-        archive: DimseArchive,
+        archive: FakeStorageSCP,
         answers: list[int],
-        polled: Peer,
+        polled: DicomwebPeer,
         send: Callable[..., Any],
         folder: Path,
     ) -> None:
@@ -73,17 +73,17 @@ class Case:
         return uid
 
     def wait_for(self, event: str, count: int = 1) -> list[dict[str, Any]]:
-        until(lambda: len(self.gateway.audit(event)) >= count, told=lambda: self.gateway.output)
-        until(lambda: not self.gateway.status()["open_studies"])
+        wait_until(lambda: len(self.gateway.audit(event)) >= count, describe=lambda: self.gateway.output)
+        wait_until(lambda: not self.gateway.status()["open_studies"])
         return self.gateway.audit(event)
 
     def wait_for_state(self, state: str) -> None:
         """Wait until JOB is in a state."""
-        until(lambda: json.loads(self.gateway.command("show", self.words["JOB"]))["state"] == state)
+        wait_until(lambda: json.loads(self.gateway.command("show", self.words["JOB"]))["state"] == state)
 
     def idle(self) -> None:
         states = ("waiting", "running")
-        until(lambda: not any(jobs[one] for jobs in self.gateway.status()["jobs"].values() for one in states))
+        wait_until(lambda: not any(jobs[one] for jobs in self.gateway.status()["jobs"].values() for one in states))
 
     def run(self, command: str, *, fails: bool = False) -> str:
         """Run a line of the page."""
@@ -99,11 +99,11 @@ class Case:
 @pytest.fixture
 def case(server: RunningServer, send: Callable[..., Any], tmp_path: Path) -> Iterator[Case]:
     answers = [0x0000]
-    with dimse_archive(lambda *_: answers[0]) as archive, dicomweb_peer() as polled:
-        config = configuration(
+    with fake_storage_scp(lambda *_: answers[0]) as archive, dicomweb_peer() as polled:
+        config = make_config(
             tmp_path,
             server.url,
-            destinations=to(archive.port),
+            destinations=dimse_destination(archive.port),
             rules=[{"name": "brain", "description": ["*brain*"], "to": ["archive"]}],
             polls=[{"url": polled.url, "every_seconds": 0.2, "name": "PACS"}],
             complete={"quiet_seconds": 0.5},
@@ -146,7 +146,7 @@ def test_wrong_series_was_taken(case: Case) -> None:
     assert "- series" in case.run(show) and "Left alone" in case.run(show)
     assert "- rule brain" in case.run(explain)
     case.run(decide)
-    until(lambda: case.gateway.audit("decided")[-1].get("again") == 1)
+    wait_until(lambda: case.gateway.audit("decided")[-1].get("again") == 1)
     case.archive_refuses()
     case.send("right")
     case.words["JOB"] = case.wait_for("failed")[0]["job"]
@@ -163,10 +163,10 @@ def test_do_it_again(case: Case) -> None:
         case.run(command)
         case.wait_for("delivered", number)
         case.idle()
-    assert len(case.archive.got) == 3 and len(case.gateway.audit("segmented")) == 2
+    assert len(case.archive.received) == 3 and len(case.gateway.audit("segmented")) == 2
     case.words["STUDY"] = "ACC-2"
     case.run(decide)
-    until(lambda: len(case.gateway.audit("decided")) == 2)
+    wait_until(lambda: len(case.gateway.audit("decided")) == 2)
     case.idle()
     case.words["SERIES"] = case.gateway.audit("decided")[0]["decisions"][0]["series"]
     case.run(series)
@@ -198,14 +198,16 @@ def test_archive_lost_it(case: Case) -> None:
     case.idle()
     case.run(deliver)
     case.wait_for("delivered", 2)
-    assert len({one.SOPInstanceUID for one, _ in case.archive.got}) == 1
+    assert len({one.SOPInstanceUID for one, _ in case.archive.received}) == 1
 
 
 def test_study_is_held(case: Case) -> None:
     show, complete, purge = SYMPTOMS["A study is held"]
     case.words["STUDY"] = case.send("held", SeriesInstanceUID="1.2.x")
-    until(lambda: case.gateway.status()["studies_in_trouble"], told=lambda: case.gateway.output)
-    until(lambda: ": held" in case.run(show), told=lambda: case.run(show))  # commands hear of it within seconds
+    wait_until(lambda: case.gateway.status()["studies_in_trouble"], describe=lambda: case.gateway.output)
+    wait_until(
+        lambda: ": held" in case.run(show), describe=lambda: case.run(show)
+    )  # commands hear of it within seconds
     case.run(purge)
     case.wait_for("purged")
     uid = case.words["STUDY"] = case.send("late")
@@ -215,9 +217,9 @@ def test_study_is_held(case: Case) -> None:
     one.SOPInstanceUID = one.file_meta.MediaStorageSOPInstanceUID = "1.2.y"
     one.save_as(broken)
     assert case.try_to_send(case.gateway, case.folder / "late").returncode != 0
-    until(lambda: case.gateway.status()["studies_in_trouble"], told=lambda: case.gateway.output)
+    wait_until(lambda: case.gateway.status()["studies_in_trouble"], describe=lambda: case.gateway.output)
     assert "taken as it is" in case.run(complete)
-    until(lambda: not case.gateway.status()["studies_in_trouble"])
+    wait_until(lambda: not case.gateway.status()["studies_in_trouble"])
     assert uid not in case.gateway.output
 
 
@@ -225,18 +227,22 @@ def test_workitem_does_not_go_on(server: RunningServer, send: Callable[..., Any]
     status, show, cancel, purge = SYMPTOMS["A workitem does not go on"]
     write_study(tmp_path / "in", "workitem")
     objects = [pydicom.dcmread(file) for file in sorted((tmp_path / "in").iterdir())]
-    with dimse_archive(lambda *_: 0xA700) as archive, dicomweb_peer() as peer, ups_manager() as manager:
+    with fake_storage_scp(lambda *_: 0xA700) as archive, dicomweb_peer() as peer, ups_manager() as manager:
         peer.add(tmp_path / "in")
-        config = gateway_config(tmp_path, server.url, peer.url, manager) | {"destinations": to(archive.port)}
+        config = make_worklist_config(tmp_path, server.url, peer.url, manager) | {
+            "destinations": dimse_destination(archive.port)
+        }
         with running_gateway(config, tmp_path / "gateway") as gateway:
             case = Case(gateway, archive, [0xA700], peer, send, tmp_path)
-            elsewhere = manager.create([input_of(objects, url="http://elsewhere.invalid")])
-            until(lambda: "is left to others" in case.run(status), told=lambda: gateway.output)
+            elsewhere = manager.create([input_information_item(objects, url="http://elsewhere.invalid")])
+            wait_until(lambda: "is left to others" in case.run(status), describe=lambda: gateway.output)
             assert "from a place that gateway.yaml does not name" in case.run(status)
-            manager.put(elsewhere, "CANCELED")
+            manager.set_state(elsewhere, "CANCELED")
             for command in (cancel, purge):
-                uid = manager.create([input_of(objects, url=peer.url)])
-                until(lambda: "could not be delivered to archive yet" in case.run(status), told=lambda: gateway.output)
+                uid = manager.create([input_information_item(objects, url=peer.url)])
+                wait_until(
+                    lambda: "could not be delivered to archive yet" in case.run(status), describe=lambda: gateway.output
+                )
                 (claimed,) = gateway.status()["workitems"]
                 case.words["NAME"] = claimed["workitem"]
                 held_up = gateway.status()["held_up"]
@@ -244,8 +250,8 @@ def test_workitem_does_not_go_on(server: RunningServer, send: Callable[..., Any]
                 told = case.run(show)
                 assert case.words["JOB"] in told and "+ series" in told
                 case.run(command)
-                until(lambda uid=uid: manager.state(uid) == "CANCELED", told=lambda: gateway.output)
-                until(lambda: not gateway.status()["workitems"], told=lambda: gateway.output)
+                wait_until(lambda uid=uid: manager.state(uid) == "CANCELED", describe=lambda: gateway.output)
+                wait_until(lambda: not gateway.status()["workitems"], describe=lambda: gateway.output)
                 reason = manager.items[uid][PROGRESS].value[0].ProcedureStepDiscontinuationReasonCodeSequence[0]
                 assert reason.CodeValue == "110513"
 
@@ -256,7 +262,7 @@ def test_patient_was_corrected(case: Case, option: str) -> None:
     case.words["STUDY"] = case.send("corrected")
     case.wait_for("delivered")
     case.send("corrected", PatientName="Right^Renate")
-    until(lambda: case.gateway.status()["studies_in_trouble"], told=lambda: case.gateway.output)
+    wait_until(lambda: case.gateway.status()["studies_in_trouble"], describe=lambda: case.gateway.output)
     assert "Patient's Name differ" in case.run(look)
     case.idle()
     (decision,) = [line for line in decisions if option in line]
@@ -267,8 +273,8 @@ def test_patient_was_corrected(case: Case, option: str) -> None:
     assert len(decisions) == 2 and "Renate" not in case.gateway.output
 
 
-def test_key_is_rotated_disk_is_full_and_version_upgraded(case: Case, needs_program: Callable[[str], str]) -> None:
-    needs_program("openssl")
+def test_key_is_rotated_disk_is_full_and_version_upgraded(case: Case, require_program: Callable[[str], str]) -> None:
+    require_program("openssl")
     new_key, check = SYMPTOMS["Rotate a key"]
     backup, *after = SYMPTOMS["Upgrade"]
     status, purge = SYMPTOMS["A disk is full"]

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pydicom
 
-from tests.gateway.stand import configuration, running_gateway, write_study
-from tests.outputs.archive import Archive
-from tests.server.running import RunningServer
-from tests.waiting import until
+from tests.gateway.harness import make_config, running_gateway, write_study
+from tests.outputs.orthanc import Orthanc
+from tests.polling import wait_until
+from tests.server.harness import RunningServer
 
 
-def stored(archive: Archive, folder: Path, name: str, day: datetime.date) -> str:
+def stored(archive: Orthanc, folder: Path, name: str, day: datetime.date) -> str:
     """A study of ``day`` in the archive."""
     study = write_study(folder, name)
     objects = [pydicom.dcmread(file) for file in sorted(folder.iterdir())]
@@ -24,12 +24,12 @@ def stored(archive: Archive, folder: Path, name: str, day: datetime.date) -> str
 
 
 def test_new_study_of_an_archive_is_fetched_and_comes_back_once(
-    archive: Archive, server: RunningServer, tmp_path: Path
+    archive: Orthanc, server: RunningServer, tmp_path: Path
 ) -> None:
     today = datetime.date.today()
     new = stored(archive, tmp_path / "new", "polled today", today)
     old = stored(archive, tmp_path / "old", "polled last month", today - datetime.timedelta(days=30))
-    config = configuration(
+    config = make_config(
         tmp_path,
         server.url,
         dimse=None,
@@ -38,11 +38,11 @@ def test_new_study_of_an_archive_is_fetched_and_comes_back_once(
         destinations={"web": {"web": {"url": archive.url}}},
     )
     with running_gateway(config, tmp_path / "gateway") as gateway:
-        until(lambda: archive.instances(new, "SEG"), told=lambda: gateway.output)
+        wait_until(lambda: archive.instances(new, "SEG"), describe=lambda: gateway.output)
         # The result is an instance more, so the study is fetched once more, and found to be done with.
-        until(lambda: len(gateway.audit("fetched")) == 2, told=lambda: gateway.output)
-        until(lambda: not gateway.status()["open_studies"], told=lambda: gateway.output)
-        until(lambda: len(gateway.audit("decided")) == 2, told=lambda: gateway.output)
+        wait_until(lambda: len(gateway.audit("fetched")) == 2, describe=lambda: gateway.output)
+        wait_until(lambda: not gateway.status()["open_studies"], describe=lambda: gateway.output)
+        wait_until(lambda: len(gateway.audit("decided")) == 2, describe=lambda: gateway.output)
         assert len(gateway.audit("segmented")) == len(gateway.audit("delivered")) == 1
         assert len(archive.instances(new, "SEG")) == 1
         assert archive.instances(old, "SEG") == []
@@ -50,12 +50,14 @@ def test_new_study_of_an_archive_is_fetched_and_comes_back_once(
 
 
 def test_archive_that_does_not_answer_is_asked_again(server: RunningServer, tmp_path: Path) -> None:
-    config = configuration(
+    config = make_config(
         tmp_path,
         server.url,
         polls=[{"url": "http://127.0.0.1:9/dicom-web", "every_seconds": 0.3}],
         destinations={"archive": {"web": {"url": "http://127.0.0.1:9/dicom-web"}}},
     )
     with running_gateway(config, tmp_path / "gateway") as gateway:
-        until(lambda: gateway.output.count("could not be asked: ConnectionError") > 2, told=lambda: gateway.output)
+        wait_until(
+            lambda: gateway.output.count("could not be asked: ConnectionError") > 2, describe=lambda: gateway.output
+        )
         assert gateway.status()["trouble"] == ""

@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from semiseg.errors import InputError
-from semiseg.volumes.dicom_index import look_at
+from semiseg.volumes.dicom_index import index_files
 from server.gateway.config import GatewayConfig, read_config
-from server.gateway.routing import decide, orders
-from tests.gateway.stand import RunningGateway, configuration, write_study
+from server.gateway.routing import apply_rules, route_series
+from tests.gateway.harness import RunningGateway, make_config, write_study
 
 DESTINATIONS = {
     "pacs": {"dimse": {"ae_title": "PACS", "host": "pacs", "port": 104}, "forms": ["seg", "sr"]},
@@ -23,7 +23,7 @@ DESTINATIONS = {
 
 def made(folder: Path, *rules: dict[str, Any], **parts: Any) -> GatewayConfig:
     return GatewayConfig.model_validate(
-        configuration(folder, "http://server:3000", rules=list(rules), destinations=DESTINATIONS, **parts)
+        make_config(folder, "http://server:3000", rules=list(rules), destinations=DESTINATIONS, **parts)
     )
 
 
@@ -61,9 +61,9 @@ def test_rule_takes_what_fits_and_says_why_not_the_rest(
 ) -> None:
     """GW-04."""
     config = made(tmp_path, {"name": "rule", "to": ["pacs"], **rule})
-    objects, _ = look_at(sorted(study.iterdir()))
-    decisions = decide(objects, [sender], config.rules)
-    assert sum(len(order.files) for order in orders(decisions, config)) == files
+    objects, _ = index_files(sorted(study.iterdir()))
+    decisions = apply_rules(objects, [sender], config.rules)
+    assert sum(len(order.files) for order in route_series(decisions, config)) == files
     assert any(reason in one.reason for one in decisions if not one.fits)
     assert len(decisions) == 2
 
@@ -71,10 +71,10 @@ def test_rule_takes_what_fits_and_says_why_not_the_rest(
 @pytest.mark.parametrize("whole_study", [False, True])
 def test_a_series_that_is_in_two_studies_is_sent_by_no_rule(study: Path, tmp_path: Path, whole_study: bool) -> None:
     config = made(tmp_path, {"name": "rule", "to": ["pacs"], "not_image_type": [], "whole_study": whole_study})
-    objects, _ = look_at(sorted(study.iterdir()))
+    objects, _ = index_files(sorted(study.iterdir()))
     torn = objects[0].series
-    decisions = decide(objects, [], config.rules, lambda series: series == torn)
-    (sent,) = orders(decisions, config)
+    decisions = apply_rules(objects, [], config.rules, lambda series: series == torn)
+    (sent,) = route_series(decisions, config)
     assert len(sent.files) == sum(one.series != torn for one in objects) > 0
     assert any("its Series Instance UID is in another study" in one.reason for one in decisions if not one.fits)
 
@@ -82,8 +82,8 @@ def test_a_series_that_is_in_two_studies_is_sent_by_no_rule(study: Path, tmp_pat
 def test_each_destination_gets_the_forms_that_it_takes(study: Path, tmp_path: Path) -> None:
     rule = {"name": "rule", "to": ["pacs", "viewer"], "forms": ["seg", "rtstruct"], "model": "liver"}
     config = made(tmp_path, rule)
-    objects, _ = look_at(sorted(study.iterdir()))
-    (order,) = orders(decide(objects, [], config.rules), config)
+    objects, _ = index_files(sorted(study.iterdir()))
+    (order,) = route_series(apply_rules(objects, [], config.rules), config)
     assert order.forms == ("seg", "rtstruct")
     assert order.to == {"pacs": ("seg",), "viewer": ("seg", "rtstruct")}
     assert order.key("study") == order.key("study") != order.key("other study")
@@ -110,7 +110,7 @@ def test_configuration_that_cannot_be_is_refused_with_the_place(
     tmp_path: Path, change: dict[str, Any], sentence: str
 ) -> None:
     rules = [{"name": "rule", "to": ["pacs"]}]
-    parts = configuration(tmp_path, "http://server:3000", **({"rules": rules, "destinations": DESTINATIONS} | change))
+    parts = make_config(tmp_path, "http://server:3000", **({"rules": rules, "destinations": DESTINATIONS} | change))
     file = tmp_path / "gateway.yaml"
     file.write_text(yaml.safe_dump(parts))
     with pytest.raises(InputError, match=r"gateway\.yaml") as error:
@@ -120,7 +120,7 @@ def test_configuration_that_cannot_be_is_refused_with_the_place(
 
 def test_paths_are_meant_from_the_configurations_own_folder(tmp_path: Path) -> None:
     file = tmp_path / "gateway.yaml"
-    parts = configuration(
+    parts = make_config(
         tmp_path, "http://server:3000", rules=[{"name": "a", "to": ["pacs"]}], destinations=DESTINATIONS
     )
     file.write_text(yaml.safe_dump(parts | {"state": "here", "servers": {"urls": ["http://a"], "key": "/else/key"}}))
@@ -138,9 +138,7 @@ def test_explain_says_what_would_happen_and_sends_nothing(study: Path, tmp_path:
     (tmp_path / "notes.txt").write_text("no DICOM")
     (study / "notes.txt").write_text("no DICOM")
     file = tmp_path / "gateway.yaml"
-    file.write_text(
-        yaml.safe_dump(configuration(tmp_path, "http://server:3000", rules=rules, destinations=DESTINATIONS))
-    )
+    file.write_text(yaml.safe_dump(make_config(tmp_path, "http://server:3000", rules=rules, destinations=DESTINATIONS)))
     gateway = RunningGateway.__new__(RunningGateway)
     gateway.file = file
     told = gateway.command("explain", str(study), "--from", "MR1")

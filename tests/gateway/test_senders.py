@@ -16,9 +16,9 @@ import pytest
 from pynetdicom import AE, _config
 from pynetdicom.sop_class import MRImageStorage, Verification  # type: ignore[attr-defined]
 
-from tests.gateway.stand import RunningGateway, alone, associate, running_gateway, write_study
-from tests.gateway.test_dimse_door import association_request
-from tests.waiting import until
+from tests.gateway.harness import RunningGateway, associate, make_offline_config, running_gateway, write_study
+from tests.gateway.test_dimse_listener import association_request
+from tests.polling import wait_until
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ BAD_UIDS = [LONG, "1.2." + "3" * 61, "1.2.x.4", "1.2..4", ".1.2", "1.2.", "1.02.
 @pytest.mark.usefixtures("unchecked")
 def test_uid_that_breaks_the_standard_costs_its_instance_and_not_the_association(tmp_path: Path) -> None:
     """GW-14."""
-    with running_gateway(alone(tmp_path), tmp_path / "gateway") as gateway:
+    with running_gateway(make_offline_config(tmp_path), tmp_path / "gateway") as gateway:
         for number, uid in enumerate(BAD_UIDS):
             folder = tmp_path / f"study{number}"
             write_study(folder, f"bad uid {number}")
@@ -72,7 +72,7 @@ def test_uid_that_breaks_the_standard_costs_its_instance_and_not_the_association
                         one.SOPInstanceUID = uid
                     statuses.append(association.send_c_store(one).get("Status"))
                 assert statuses == [0, 0, 0xC000, 0, 0, 0], uid
-        until(lambda: len(in_trouble(gateway)) == len(BAD_UIDS), told=lambda: gateway.output[-3000:])
+        wait_until(lambda: len(in_trouble(gateway)) == len(BAD_UIDS), describe=lambda: gateway.output[-3000:])
         assert gateway.audit("complete") == []
         told = [one["why"] for one in in_trouble(gateway)]
         assert any("72 characters" in why for why in told) and any("begins with a zero" in why for why in told)
@@ -80,9 +80,9 @@ def test_uid_that_breaks_the_standard_costs_its_instance_and_not_the_association
         assert not any(uid in gateway.output for uid in BAD_UIDS[:6])
         study = in_trouble(gateway)[0]["study"]
         assert "is taken as it is" in gateway.command("complete", study)
-        until(lambda: gateway.audit("decided"), told=lambda: gateway.output[-3000:])
+        wait_until(lambda: gateway.audit("decided"), describe=lambda: gateway.output[-3000:])
         assert gateway.audit("decided")[0]["instances"] == 5
-        until(lambda: len(in_trouble(gateway)) == len(BAD_UIDS) - 1)
+        wait_until(lambda: len(in_trouble(gateway)) == len(BAD_UIDS) - 1)
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -90,16 +90,16 @@ def test_uid_that_breaks_the_standard_costs_its_instance_and_not_the_association
 def test_study_whose_own_uids_break_the_standard_is_shown(tmp_path: Path, keyword: str) -> None:
     write_study(tmp_path / "study", "own uid")
     objects = objects_of(tmp_path / "study")
-    with running_gateway(alone(tmp_path), tmp_path / "gateway") as gateway:
+    with running_gateway(make_offline_config(tmp_path), tmp_path / "gateway") as gateway:
         with sending(gateway, objects[0]) as association:
             for one in objects:
                 setattr(one, keyword, LONG)
                 assert association.send_c_store(one).Status == 0xC000
-        until(lambda: in_trouble(gateway), told=lambda: gateway.output[-3000:])
+        wait_until(lambda: in_trouble(gateway), describe=lambda: gateway.output[-3000:])
         (trouble,) = in_trouble(gateway)
         assert f"The {keyword} of the instance has 72 characters" in trouble["why"]
         gateway.command("purge", trouble["study"])
-        until(lambda: not in_trouble(gateway), told=lambda: gateway.output[-3000:])
+        wait_until(lambda: not in_trouble(gateway), describe=lambda: gateway.output[-3000:])
 
 
 @pytest.mark.usefixtures("unchecked")
@@ -107,7 +107,7 @@ def test_leading_zeros_are_taken_where_that_is_wanted(tmp_path: Path) -> None:
     write_study(tmp_path / "study", "zeros")
     one = objects_of(tmp_path / "study")[0]
     one.SOPInstanceUID = "1.02.3"
-    config = alone(tmp_path, uids="lenient")
+    config = make_offline_config(tmp_path, uids="lenient")
     with running_gateway(config, tmp_path / "gateway") as gateway, sending(gateway, one) as association:
         assert association.send_c_store(one).Status == 0
         one.SOPInstanceUID = LONG
@@ -119,33 +119,33 @@ def test_study_that_is_held_is_deleted_after_its_time(tmp_path: Path) -> None:
     write_study(tmp_path / "study", "held for long")
     objects = objects_of(tmp_path / "study")
     keep = {"free_bytes": 1000, "hours": 1 / 3600, "failed_days": 5 / 86400}
-    with running_gateway(alone(tmp_path, keep=keep), tmp_path / "gateway") as gateway:
+    with running_gateway(make_offline_config(tmp_path, keep=keep), tmp_path / "gateway") as gateway:
         with sending(gateway, objects[0]) as association:
             for one in objects:
                 if one is objects[2]:
                     del one.StudyInstanceUID
                 association.send_c_store(one)
-        until(lambda: in_trouble(gateway), told=lambda: gateway.output[-3000:])
-        until(lambda: gateway.audit("purged"), told=lambda: gateway.output[-3000:])
+        wait_until(lambda: in_trouble(gateway), describe=lambda: gateway.output[-3000:])
+        wait_until(lambda: gateway.audit("purged"), describe=lambda: gateway.output[-3000:])
         assert "The study is not whole" in gateway.audit("purged")[0]["why"]
         assert list((gateway.state / "studies").iterdir()) == []
-        until(lambda: not in_trouble(gateway), told=lambda: gateway.output[-3000:])
+        wait_until(lambda: not in_trouble(gateway), describe=lambda: gateway.output[-3000:])
 
 
 def test_study_that_lacked_an_instance_goes_on_when_it_comes(tmp_path: Path) -> None:
     write_study(tmp_path / "study", "comes again")
     objects = objects_of(tmp_path / "study")
-    with running_gateway(alone(tmp_path), tmp_path / "gateway") as gateway:
+    with running_gateway(make_offline_config(tmp_path), tmp_path / "gateway") as gateway:
         with sending(gateway, objects[0]) as association:
             study = objects[2].StudyInstanceUID
             del objects[2].StudyInstanceUID
             statuses = [association.send_c_store(one).Status for one in objects]
             assert statuses == [0, 0, 0xC000, 0, 0, 0]
-        until(lambda: in_trouble(gateway), told=lambda: gateway.output[-3000:])
+        wait_until(lambda: in_trouble(gateway), describe=lambda: gateway.output[-3000:])
         objects[2].StudyInstanceUID = study
         with sending(gateway, objects[0]) as association:
             assert association.send_c_store(objects[2]).Status == 0
-        until(lambda: gateway.audit("complete"), told=lambda: gateway.output[-3000:])
+        wait_until(lambda: gateway.audit("complete"), describe=lambda: gateway.output[-3000:])
         assert [line["instances"] for line in gateway.audit("complete")] == [6]
         assert in_trouble(gateway) == []
 
@@ -153,18 +153,18 @@ def test_study_that_lacked_an_instance_goes_on_when_it_comes(tmp_path: Path) -> 
 def test_association_that_breaks_off_does_not_complete_a_study_sooner(tmp_path: Path, send: Callable[..., Any]) -> None:
     write_study(tmp_path / "study", "broken")
     objects = objects_of(tmp_path / "study")
-    config = alone(tmp_path, complete={"quiet_seconds": 0.5, "interrupted_seconds": 600.0})
+    config = make_offline_config(tmp_path, complete={"quiet_seconds": 0.5, "interrupted_seconds": 600.0})
     with running_gateway(config, tmp_path / "gateway") as gateway:
         with sending(gateway, objects[0], "STORESCU") as association:
             for one in objects[:3]:
                 assert association.send_c_store(one).Status == 0
             association.abort()
-        until(lambda: gateway.audit("received"), told=lambda: gateway.output[-3000:])
+        wait_until(lambda: gateway.audit("received"), describe=lambda: gateway.output[-3000:])
         assert gateway.audit("received")[0]["ended"] == "broken off"
         time.sleep(3)
         assert gateway.audit("complete") == []
         assert send(gateway, tmp_path / "study", calling="STORESCU").returncode == 0
-        until(lambda: gateway.audit("complete"), told=lambda: gateway.output[-3000:])
+        wait_until(lambda: gateway.audit("complete"), describe=lambda: gateway.output[-3000:])
         assert [line["instances"] for line in gateway.audit("complete")] == [6]
         assert gateway.audit("received")[-1]["ended"] == "released"
 
@@ -174,7 +174,7 @@ def test_instance_in_whose_middle_the_connection_broke_off_is_missed(tmp_path: P
     """GW-14. All but one instance arrive; that one breaks off in the middle, and nobody sends it again."""
     write_study(tmp_path / "study", "half", shape=(200, 180, 6))
     objects = objects_of(tmp_path / "study")
-    config = alone(tmp_path, dimse={"port": 0, "anybody": True, "pdu": pdu})
+    config = make_offline_config(tmp_path, dimse={"port": 0, "anybody": True, "pdu": pdu})
     with running_gateway(config, tmp_path / "gateway") as gateway:
         with sending(gateway, objects[0]) as association:
             for one in objects[1:]:
@@ -191,7 +191,7 @@ def test_instance_in_whose_middle_the_connection_broke_off_is_missed(tmp_path: P
 
             association.dul.socket.send = send
             association.send_c_store(objects[0])
-        until(lambda: in_trouble(gateway), 60, told=lambda: gateway.output[-3000:])
+        wait_until(lambda: in_trouble(gateway), 60, describe=lambda: gateway.output[-3000:])
         assert "SCANNER broke off in the middle of an instance" in in_trouble(gateway)[0]["why"]
         assert gateway.audit("complete") == []
         assert list((gateway.state / "incoming").iterdir()) == []
@@ -202,7 +202,7 @@ def test_disk_that_becomes_full_in_the_middle_of_an_instance_is_a_status(tmp_pat
     write_study(tmp_path / "study", "large", shape=(2000, 1500, 2))
     write_study(tmp_path / "small", "small")
     large, small = objects_of(tmp_path / "study")[0], objects_of(tmp_path / "small")[0]
-    with running_gateway(alone(disk), tmp_path / "gateway") as gateway:
+    with running_gateway(make_offline_config(disk), tmp_path / "gateway") as gateway:
         (disk / "ballast").write_bytes(bytes(21 * 2**20))
         with sending(gateway, large) as association:
             assert association.send_c_store(large).Status == 0xA700
@@ -222,7 +222,9 @@ def strict(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]
         {"ae_title": "CT_SCANNER", "addresses": ["127.0.0.1"]},
         {"ae_title": "OTHER", "addresses": ["10.9.9.0/24"]},
     ]
-    with running_gateway(alone(folder, dimse={"port": 0, "senders": senders}), folder / "gateway") as running:
+    with running_gateway(
+        make_offline_config(folder, dimse={"port": 0, "senders": senders}), folder / "gateway"
+    ) as running:
         yield running
 
 
@@ -255,7 +257,7 @@ def test_rejected_association_is_written_down_with_what_did_not_match(
         peer.settimeout(10)
         peer.sendall(request)
         assert peer.recv(1) in (b"\x03", b"\x07")  # rejected, aborted
-    until(lambda: len(strict.audit("rejected")) == before[1] + 1, told=lambda: strict.output)
+    wait_until(lambda: len(strict.audit("rejected")) == before[1] + 1, describe=lambda: strict.output)
     line = strict.audit("rejected")[-1]
     assert (line["reason"], line["address"]) == (reason, "127.0.0.1")
     assert line["calling"] == repr(calling)[2:-1] and line["called"] == repr(called)[2:-1]
@@ -278,17 +280,19 @@ def test_association_of_which_nothing_is_taken_is_written_down(strict: RunningGa
     entity = AE(ae_title="CT_SCANNER")
     entity.add_requested_context("1.2.840.10008.5.1.4.31")  # Modality Worklist
     entity.associate("127.0.0.1", strict.dicom_port, ae_title="SEMISEG")
-    until(lambda: rejected(strict).get("contexts"), told=lambda: strict.output)
+    wait_until(lambda: rejected(strict).get("contexts"), describe=lambda: strict.output)
     line = strict.audit("rejected")[-1]
     assert line["contexts"] == ["Modality Worklist Information Model - FIND"]
 
 
 def test_one_address_cannot_take_all_associations(tmp_path: Path) -> None:
-    config = alone(tmp_path, dimse={"port": 0, "anybody": True, "associations": 10})
+    config = make_offline_config(tmp_path, dimse={"port": 0, "anybody": True, "associations": 10})
     with running_gateway(config, tmp_path / "gateway") as gateway:
         open_ones = [associate(gateway, "GREEDY") for _ in range(12)]
         assert sum(one.is_established for one in open_ones) == 8
-        until(lambda: rejected(gateway).get("associations of one address") == 4, told=lambda: gateway.output[-3000:])
+        wait_until(
+            lambda: rejected(gateway).get("associations of one address") == 4, describe=lambda: gateway.output[-3000:]
+        )
         entity = AE(ae_title="OTHER")
         entity.add_requested_context(Verification)
         others = [
@@ -301,7 +305,7 @@ def test_one_address_cannot_take_all_associations(tmp_path: Path) -> None:
 
 
 def test_connections_that_ask_for_nothing_take_no_place_of_an_association(tmp_path: Path) -> None:
-    config = alone(tmp_path, dimse={"port": 0, "anybody": True, "associations": 5})
+    config = make_offline_config(tmp_path, dimse={"port": 0, "anybody": True, "associations": 5})
     with running_gateway(config, tmp_path / "gateway") as gateway, contextlib.ExitStack() as stack:
         for _ in range(60):
             stack.enter_context(socket.create_connection(("127.0.0.1", gateway.dicom_port)))
@@ -313,7 +317,10 @@ def test_connections_that_ask_for_nothing_take_no_place_of_an_association(tmp_pa
 @pytest.mark.parametrize("silent", [False, True], ids=["associations", "silent connections"])
 def test_gateway_with_two_hundred_idle_peers_stops_within_twenty_seconds(tmp_path: Path, silent: bool) -> None:
     door = {"port": 0, "anybody": True, "associations": 300, "acse_seconds": 300.0, "network_seconds": 300.0}
-    with running_gateway(alone(tmp_path, dimse=door), tmp_path / "gateway") as gateway, contextlib.ExitStack() as stack:
+    with (
+        running_gateway(make_offline_config(tmp_path, dimse=door), tmp_path / "gateway") as gateway,
+        contextlib.ExitStack() as stack,
+    ):
         for _ in range(200):
             peer = stack.enter_context(socket.create_connection(("127.0.0.1", gateway.dicom_port)))
             peer.settimeout(60)
@@ -330,7 +337,7 @@ def test_log_names_event_and_peer_and_nothing_of_a_patient(tmp_path: Path) -> No
     """Damaged objects, with a name in whatever can be damaged; what libraries say of them is not repeated."""
     write_study(tmp_path / "study", "SECRETNAME")
     content = sorted((tmp_path / "study").iterdir())[0].read_bytes()
-    with running_gateway(alone(tmp_path), tmp_path / "gateway") as gateway:
+    with running_gateway(make_offline_config(tmp_path), tmp_path / "gateway") as gateway:
         with socket.create_connection(("127.0.0.1", gateway.dicom_port)) as peer:
             peer.sendall(b"\x04\x00\x00\x00\x00\x0aSECRETNAME")
         with socket.create_connection(("127.0.0.1", gateway.dicom_port)) as peer:
@@ -343,9 +350,9 @@ def test_log_names_event_and_peer_and_nothing_of_a_patient(tmp_path: Path) -> No
         for broken in (content[:600], content[:400] + b"SECRETNAME" * 20, b"SECRETNAME" * 100):
             body = b"--cut\r\nContent-Type: application/dicom\r\n\r\n" + broken + b"\r\n--cut--\r\n"
             httpx.post(f"{gateway.web}/dicom-web/studies", content=body, headers=headers, trust_env=False)
-        until(
+        wait_until(
             lambda: "0xC000 by STOW-RS" in gateway.output and "are left out" in gateway.output,
-            told=lambda: gateway.output,
+            describe=lambda: gateway.output,
         )
         gateway.stop()
         logs = gateway.output + (gateway.state / "audit.jsonl").read_text()
@@ -358,7 +365,7 @@ def test_stop_while_an_archive_hangs_takes_less_than_twenty_seconds(tmp_path: Pa
     with socket.create_server(("127.0.0.1", 0), backlog=50) as hangs:
         url = f"http://127.0.0.1:{hangs.getsockname()[1]}/dicom-web"
         polls = [{"url": f"{url}/{k}", "every_seconds": 0.1, "name": f"P{k}"} for k in range(4)]
-        with running_gateway(alone(tmp_path, polls=polls), tmp_path / "gateway") as gateway:
+        with running_gateway(make_offline_config(tmp_path, polls=polls), tmp_path / "gateway") as gateway:
             time.sleep(1)
             since = time.monotonic()
             gateway.process.send_signal(signal.SIGTERM)

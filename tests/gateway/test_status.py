@@ -12,12 +12,20 @@ from typing import Any
 import httpx
 import pytest
 
-from server.gateway.status_page import page
-from tests.gateway.dicomweb_peer import dicomweb_peer, number
-from tests.gateway.peers import dimse_archive
-from tests.gateway.stand import RunningGateway, alone, associate, configuration, running_gateway, to, write_study
-from tests.server.running import RunningServer
-from tests.waiting import until
+from server.gateway.status_page import render_page
+from tests.gateway.dicomweb_peer import dicomweb_peer, is_element
+from tests.gateway.harness import (
+    RunningGateway,
+    associate,
+    dimse_destination,
+    make_config,
+    make_offline_config,
+    running_gateway,
+    write_study,
+)
+from tests.gateway.peers import fake_storage_scp
+from tests.polling import wait_until
+from tests.server.harness import RunningServer
 
 RULE = {"name": "brain", "description": ["*brain*"], "to": ["archive"]}
 
@@ -35,15 +43,15 @@ def test_all_is_well_until_something_needs_an_operator(
     server: RunningServer, send: Callable[..., Any], tmp_path: Path
 ) -> None:
     """GW-12."""
-    with dimse_archive() as archive:
-        parts = {"destinations": to(archive.port), "rules": [RULE]}
-        config = configuration(tmp_path, server.url, **parts)
+    with fake_storage_scp() as archive:
+        parts = {"destinations": dimse_destination(archive.port), "rules": [RULE]}
+        config = make_config(tmp_path, server.url, **parts)
         config["dimse"] = {"port": 0, "senders": [{"ae_title": "SCANNER"}]}
         with running_gateway(config, tmp_path / "gateway") as gateway:
             write_study(tmp_path / "fits", "fits", description="Brain of Jane^Doe")
             assert send(gateway, tmp_path / "fits").returncode == 0
-            until(lambda: gateway.audit("delivered"), told=lambda: gateway.output)
-            until(lambda: not gateway.status()["open_studies"])
+            wait_until(lambda: gateway.audit("delivered"), describe=lambda: gateway.output)
+            wait_until(lambda: not gateway.status()["open_studies"])
             assert problems(gateway) == [] and "All is well." in page_of(gateway)
             assert gateway.command("status").splitlines()[0] == "All is well."
             (one,) = gateway.status()["study_list"]
@@ -57,7 +65,7 @@ def test_all_is_well_until_something_needs_an_operator(
 
             write_study(tmp_path / "fits not", "fits not", description="knee of Jane^Doe")
             assert send(gateway, tmp_path / "fits not").returncode == 0
-            until(lambda: problems(gateway), told=lambda: gateway.output)
+            wait_until(lambda: problems(gateway), describe=lambda: gateway.output)
             (problem,) = problems(gateway)
             study = gateway.audit("decided")[-1]["study"]
             assert problem["what"] == f"Study {study}: No rule fits any of its series."
@@ -68,48 +76,50 @@ def test_all_is_well_until_something_needs_an_operator(
                 assert "Jane" not in told and "rule brain: Left alone: " in told
 
             assert not associate(gateway, "STRANGER").is_established
-            until(lambda: len(problems(gateway)) == 2, told=lambda: gateway.output)
+            wait_until(lambda: len(problems(gateway)) == 2, describe=lambda: gateway.output)
             assert "calling STRANGER called SEMISEG" in problems(gateway)[1]["what"]
-            until(lambda: "calling STRANGER" in gateway.command("status"))
+            wait_until(lambda: "calling STRANGER" in gateway.command("status"))
 
 
 def test_what_an_archive_will_never_take_is_seen_at_once(
     server: RunningServer, send: Callable[..., Any], tmp_path: Path
 ) -> None:
-    with dimse_archive(status=lambda *_: 0xA900) as archive:
-        config = configuration(tmp_path, server.url, destinations=to(archive.port))
+    with fake_storage_scp(status=lambda *_: 0xA900) as archive:
+        config = make_config(tmp_path, server.url, destinations=dimse_destination(archive.port))
         write_study(tmp_path / "study", "refused")
         with running_gateway(config, tmp_path / "gateway") as gateway:
             assert send(gateway, tmp_path / "study").returncode == 0
-            until(lambda: problems(gateway), told=lambda: gateway.output)
+            wait_until(lambda: problems(gateway), describe=lambda: gateway.output)
             (problem,) = problems(gateway)
             assert re.search(r"Study \w{32}: Refused since 20\d\d-.*0xA900", problem["what"]), problem
             assert "Refused since" in page_of(gateway) and "refused since" in gateway.command("status")
             (held_up,) = gateway.status()["held_up"]
             first = held_up["refused_since"]
-            until(lambda: gateway.status()["held_up"][0]["tries"] > held_up["tries"])
+            wait_until(lambda: gateway.status()["held_up"][0]["tries"] > held_up["tries"])
             assert gateway.status()["held_up"][0]["refused_since"] == first
 
 
 def test_servers_destinations_and_archives_in_trouble_are_listed(send: Callable[..., Any], tmp_path: Path) -> None:
-    config = alone(tmp_path, polls=[{"url": "http://127.0.0.1:9/dicom-web", "every_seconds": 0.3, "name": "PACS"}])
+    config = make_offline_config(
+        tmp_path, polls=[{"url": "http://127.0.0.1:9/dicom-web", "every_seconds": 0.3, "name": "PACS"}]
+    )
     write_study(tmp_path / "study", "nowhere")
     with running_gateway(config, tmp_path / "gateway") as gateway:
         assert send(gateway, tmp_path / "study").returncode == 0
-        until(lambda: len(problems(gateway)) > 1, told=lambda: gateway.output)
+        wait_until(lambda: len(problems(gateway)) > 1, describe=lambda: gateway.output)
         told = {one["what"].split(":")[0] for one in problems(gateway)}
         assert told == {"Server http", "Archive that is polled http"}
         assert all(one["do"] == "semiseg gateway check" for one in problems(gateway))
         for one in problems(gateway):
             assert one["what"].split(";")[0] in page_of(gateway)
-            until(lambda what=one["what"]: what in gateway.command("status"))
+            wait_until(lambda what=one["what"]: what in gateway.command("status"))
 
 
 def test_status_of_a_gateway_that_does_not_run_says_so(send: Callable[..., Any], tmp_path: Path) -> None:
     write_study(tmp_path / "study", "stopped")
-    with running_gateway(alone(tmp_path), tmp_path / "gateway") as gateway:
+    with running_gateway(make_offline_config(tmp_path), tmp_path / "gateway") as gateway:
         assert send(gateway, tmp_path / "study").returncode == 0
-        until(lambda: "does not run" not in gateway.command("status"))
+        wait_until(lambda: "does not run" not in gateway.command("status"))
         (study,) = (gateway.state / "studies").iterdir()
     (study / "lacks-x").write_text("An instance was refused.")
     told = gateway.command("status")
@@ -123,7 +133,7 @@ class Flapping(dict[str, Any]):
 
     def get(self, *_: Any) -> Any:
         self.looks += 1  # twice at each look: a second page is asked for
-        return {"00201208": number(5 + self.looks // 2 % 2)}
+        return {"00201208": is_element(5 + self.looks // 2 % 2)}
 
 
 def test_study_whose_count_never_settles_is_shown_and_fetched_on_demand(tmp_path: Path) -> None:
@@ -131,18 +141,18 @@ def test_study_whose_count_never_settles_is_shown_and_fetched_on_demand(tmp_path
         write_study(tmp_path / "study", "flapping")
         uid = peer.add(tmp_path / "study")
         peer.rows = Flapping()
-        config = alone(
+        config = make_offline_config(
             tmp_path,
             dimse=None,
             polls=[{"url": peer.url, "every_seconds": 0.1, "name": "PACS"}],
             complete={"quiet_seconds": 0.3},
         )
         with running_gateway(config, tmp_path / "gateway") as gateway:
-            until(lambda: problems(gateway), told=lambda: gateway.output)
+            wait_until(lambda: problems(gateway), describe=lambda: gateway.output)
             assert "its number of instances at PACS goes on changing" in problems(gateway)[0]["what"]
             assert gateway.audit("fetched") == []
             gateway.command("again", uid, "--fetch")
-            until(lambda: gateway.audit("fetched"), told=lambda: gateway.output)
+            wait_until(lambda: gateway.audit("fetched"), describe=lambda: gateway.output)
             assert uid not in gateway.output
 
 
@@ -151,7 +161,7 @@ def test_purged_study_is_fetched_again_unless_it_is_purged_for_good(tmp_path: Pa
     with dicomweb_peer() as peer:
         write_study(tmp_path / "study", "purged")
         uid = peer.add(tmp_path / "study", AccessionNumber="ACC-7")
-        config = alone(
+        config = make_offline_config(
             tmp_path,
             dimse=None,
             polls=[{"url": peer.url, "every_seconds": 0.2, "name": "PACS"}],
@@ -159,17 +169,17 @@ def test_purged_study_is_fetched_again_unless_it_is_purged_for_good(tmp_path: Pa
             rules=[RULE],
         )
         with running_gateway(config, tmp_path / "gateway") as gateway:
-            until(lambda: gateway.audit("decided"), told=lambda: gateway.output)
+            wait_until(lambda: gateway.audit("decided"), describe=lambda: gateway.output)
             gateway.command("purge", "ACC-7")
-            until(lambda: len(gateway.audit("decided")) == 2, told=lambda: gateway.output)
+            wait_until(lambda: len(gateway.audit("decided")) == 2, describe=lambda: gateway.output)
             gateway.command("purge", "--for-good", uid)
-            until(lambda: len(gateway.audit("purged")) == 2, told=lambda: gateway.output)
-            looks = len(peer.asked)
-            until(lambda: len(peer.asked) > looks + 8)
+            wait_until(lambda: len(gateway.audit("purged")) == 2, describe=lambda: gateway.output)
+            looks = len(peer.requested_paths)
+            wait_until(lambda: len(peer.requested_paths) > looks + 8)
             assert len(gateway.audit("fetched")) == 2
             assert "again UID" not in gateway.command("status")
             gateway.command("again", uid, "--fetch")
-            until(lambda: len(gateway.audit("fetched")) == 3, told=lambda: gateway.output)
+            wait_until(lambda: len(gateway.audit("fetched")) == 3, describe=lambda: gateway.output)
             refused = gateway.try_command("again", "1.2.3", "--fetch", "--from", "NOBODY")
             assert refused.returncode == 2 and "which archive gives it: PACS" in refused.stderr
 
@@ -238,7 +248,7 @@ def test_page_needs_no_script_and_says_what_its_parts_are(reload: bool) -> None:
         "dead_letters": [job],
         "rejected": [rejected],
     }
-    text = page(document, reload=reload)
+    text = render_page(document, reload=reload)
     seen = Seen()
     seen.feed(text)
     tags = [tag for tag, _ in seen.tags]

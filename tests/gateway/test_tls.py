@@ -21,16 +21,24 @@ from pynetdicom.sop_class import (  # type: ignore[attr-defined]
     Verification,
 )
 
-from tests.gateway.stand import alone, associate, configuration, dcmtk, running_gateway, storescu, write_study
-from tests.waiting import until
+from tests.gateway.harness import (
+    associate,
+    dcmtk_program,
+    make_config,
+    make_offline_config,
+    running_gateway,
+    storescu,
+    write_study,
+)
+from tests.polling import wait_until
 
 
 @pytest.fixture(scope="module")
-def certificates(needs_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def certificates(require_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """An authority, a certificate of it for this machine, one for a scanner, and one of nobody."""
     folder = tmp_path_factory.mktemp("certificates")
     for name, authority in (("authority", ""), ("gateway", "authority"), ("scanner", "authority"), ("nobody", "")):
-        command = [needs_program("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
+        command = [require_program("openssl"), "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
         command += ["-nodes", "-days", "30", "-subj", f"/CN={name}", "-addext", "subjectAltName=DNS:localhost"]
         command += ["-out", f"{name}.pem", "-keyout", f"{name}.key"]
         if authority:
@@ -48,7 +56,9 @@ def test_door_with_tls_lets_in_whom_its_authority_knows(certificates: dict[str, 
         "key": str(certificates["gateway key"]),
         "authority": str(certificates["authority"]),
     }
-    with running_gateway(alone(tmp_path, dimse={"port": 0, "anybody": True, "tls": tls}), tmp_path / "g") as gateway:
+    with running_gateway(
+        make_offline_config(tmp_path, dimse={"port": 0, "anybody": True, "tls": tls}), tmp_path / "g"
+    ) as gateway:
 
         def echo(name: str | None) -> bool:
             context = ssl.create_default_context(cafile=str(certificates["authority"]))
@@ -77,7 +87,7 @@ def test_door_with_tls_lets_in_whom_its_authority_knows(certificates: dict[str, 
 
 
 def test_study_goes_out_over_tls_to_an_archive_that_commits_itself(
-    certificates: dict[str, Path], server: Any, needs_program: Callable[[str], str], tmp_path: Path
+    certificates: dict[str, Path], server: Any, require_program: Callable[[str], str], tmp_path: Path
 ) -> None:
     """GW-06.
 
@@ -123,12 +133,12 @@ def test_study_goes_out_over_tls_to_an_archive_that_commits_itself(
             "commitment": True,
             "tls": tls,
         }
-        parts = configuration(tmp_path, server.url, destinations={"archive": {"dimse": archive}})
+        parts = make_config(tmp_path, server.url, destinations={"archive": {"dimse": archive}})
         write_study(tmp_path / "study", "over TLS")
         with running_gateway(parts, tmp_path / "gateway") as gateway:
-            program = dcmtk(needs_program, "storescu")
+            program = dcmtk_program(require_program, "storescu")
             assert storescu(program, gateway.dicom_port, tmp_path / "study").returncode == 0
-            until(lambda: gateway.audit("delivered"), told=lambda: gateway.output)
+            wait_until(lambda: gateway.audit("delivered"), describe=lambda: gateway.output)
             told = gateway.command("check")
             assert "destination archive, seg: is taken as" in told and "commitment: is offered" in told
             parts["destinations"]["archive"]["dimse"] = archive | {

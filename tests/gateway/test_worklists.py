@@ -18,34 +18,48 @@ from pynetdicom.sop_class import UnifiedProcedureStepPull, UnifiedProcedureStepP
 from semiseg.errors import InputError
 from server.gateway.config import Destination, DimseDestination, WebDestination, read_config
 from server.gateway.ups_workitem import Workitem, is_below
-from tests.gateway.peers import dimse_archive
-from tests.gateway.stand import alone, running_gateway
-from tests.gateway.ups_manager import PATIENT, Manager, over_dimse, ups_manager
-from tests.gateway.ups_tables import PERFORMED, PROGRESS, coded, input_of, missing_for, wrong_in
-from tests.gateway.worklists import STEP, assert_nothing_of_the_patient, ended, gateway_config, stored, worklist
-from tests.outputs.archive import Archive
-from tests.server.running import RunningServer
-from tests.waiting import until
+from tests.gateway.harness import make_offline_config, running_gateway
+from tests.gateway.peers import fake_storage_scp
+from tests.gateway.ups_manager import PATIENT, UpsManager, serve_over_dimse, ups_manager
+from tests.gateway.ups_tables import (
+    PERFORMED,
+    PROGRESS,
+    code_item,
+    find_violation,
+    input_information_item,
+    missing_attributes,
+)
+from tests.gateway.worklist_harness import (
+    STEP,
+    assert_no_patient_data,
+    make_worklist_config,
+    store_study,
+    wait_until_ended,
+    worklist_config,
+)
+from tests.outputs.orthanc import Orthanc
+from tests.polling import wait_until
+from tests.server.harness import RunningServer
 
 
-def performed(manager: Manager, uid: str) -> Dataset:
+def performed(manager: UpsManager, uid: str) -> Dataset:
     (item,) = manager.items[uid][PERFORMED].value
     return item
 
 
 def test_workitem_is_claimed_segmented_delivered_and_completed_with_all_that_the_final_state_needs(
-    archive: Archive, server: RunningServer, tmp_path: Path
+    archive: Orthanc, server: RunningServer, tmp_path: Path
 ) -> None:
     """GW-16: the way of IHE AIW-I, and a second opinion over DIMSE."""
-    objects = stored(archive, tmp_path / "in", "workitem one")
+    objects = store_study(archive, tmp_path / "in", "workitem one")
     stored_before = archive.instances(str(objects[0].StudyInstanceUID))
     with ups_manager() as manager:
-        uid = manager.create([input_of(objects, url=archive.url)])
-        other = manager.create([input_of(objects, url=archive.url)], label="Print")
-        config = gateway_config(tmp_path, server.url, archive.url, manager)
+        uid = manager.create([input_information_item(objects, url=archive.url)])
+        other = manager.create([input_information_item(objects, url=archive.url)], label="Print")
+        config = make_worklist_config(tmp_path, server.url, archive.url, manager)
         with running_gateway(config, tmp_path / "gateway") as gateway:
-            ended(manager, uid, "COMPLETED", gateway)
-            assert_nothing_of_the_patient(gateway)
+            wait_until_ended(manager, uid, "COMPLETED", gateway)
+            assert_no_patient_data(gateway)
             assert [line["event"] for line in gateway.audit() if line.get("workitem")] == [
                 "workitem claimed",
                 "inputs fetched",
@@ -66,18 +80,18 @@ def test_workitem_is_claimed_segmented_delivered_and_completed_with_all_that_the
         software = {one.ConceptNameCodeSequence[0].CodeMeaning: one.TextValue for one in done[0x00741212].value}
         assert "model threshold" in software["Algorithm Name"] and "semiseg" in software["Algorithm Version"]
         assert_outputs_are_in(archive, done, str(objects[0].StudyInstanceUID), len(stored_before))
-        with over_dimse(manager) as port:
+        with serve_over_dimse(manager) as port:
             entity = AE()
             entity.add_requested_context(UnifiedProcedureStepPull)
             association = entity.associate("127.0.0.1", port)
             status, seen = association.send_n_get([], UnifiedProcedureStepPush, uid, meta_uid=UnifiedProcedureStepPull)
             association.release()
         assert status.Status == 0x0000 and seen is not None
-        assert seen.ProcedureStepState == "COMPLETED" and not missing_for(seen, "COMPLETED")
+        assert seen.ProcedureStepState == "COMPLETED" and not missing_attributes(seen, "COMPLETED")
         assert seen[PROGRESS].value[0].ProcedureStepProgress == 100
 
 
-def assert_outputs_are_in(archive: Archive, done: Dataset, study: str, before: int) -> None:
+def assert_outputs_are_in(archive: Orthanc, done: Dataset, study: str, before: int) -> None:
     references = []
     for output in done.OutputInformationSequence:
         assert output.TypeOfInstances == "DICOM" and output.StudyInstanceUID == study
@@ -111,10 +125,10 @@ def test_manager_speaks_the_standard() -> None:
         assert manager.update(uid, ours, forbidden) == 0x0106
         item = Dataset()
         item.ProcedureStepCancellationDateTime = "20260101120000"
-        item.ProcedureStepDiscontinuationReasonCodeSequence = [coded("110513", "DCM", "Discontinued")]
+        item.ProcedureStepDiscontinuationReasonCodeSequence = [code_item("110513", "DCM", "Discontinued")]
         changes = Dataset()
         setattr(changes, PROGRESS, [item])
-        assert not wrong_in(changes) and manager.update(uid, ours, changes) == 0x0000
+        assert not find_violation(changes) and manager.update(uid, ours, changes) == 0x0000
         assert manager.change_state(uid, ours, "CANCELED") == 0x0000
         assert manager.change_state(uid, ours, "CANCELED") == 0xB304
         assert manager.change_state(uid, ours, "COMPLETED") == 0xC300
@@ -122,17 +136,17 @@ def test_manager_speaks_the_standard() -> None:
 
 
 def test_two_gateways_and_a_rival_over_dimse_share_a_worklist_and_nothing_is_done_twice(
-    archive: Archive, server: RunningServer, tmp_path: Path
+    archive: Orthanc, server: RunningServer, tmp_path: Path
 ) -> None:
     """GW-17: lost races are silent."""
-    with ups_manager() as manager, over_dimse(manager) as port:
+    with ups_manager() as manager, serve_over_dimse(manager) as port:
         items = []
         for number in range(6):
-            objects = stored(archive, tmp_path / f"in{number}", f"shared {number}")
-            items.append(manager.create([input_of(objects, url=archive.url)]))
+            objects = store_study(archive, tmp_path / f"in{number}", f"shared {number}")
+            items.append(manager.create([input_information_item(objects, url=archive.url)]))
         rival = threading.Thread(target=_take_by_dimse, args=(port, items[::-1][:2]), daemon=True)
-        first = gateway_config(tmp_path / "a", server.url, archive.url, manager)
-        second = gateway_config(tmp_path / "b", server.url, archive.url, manager)
+        first = make_worklist_config(tmp_path / "a", server.url, archive.url, manager)
+        second = make_worklist_config(tmp_path / "b", server.url, archive.url, manager)
         with (
             running_gateway(first, tmp_path / "a" / "gateway") as one,
             running_gateway(second, tmp_path / "b" / "gateway") as two,
@@ -141,8 +155,8 @@ def test_two_gateways_and_a_rival_over_dimse_share_a_worklist_and_nothing_is_don
             rival.join(60)
             rivals = [uid for uid in items if manager.items[uid].get("TransactionUID") == "1.2.840.1"]
             ours = [uid for uid in items if uid not in rivals]
-            until(lambda: all(manager.state(uid) == "COMPLETED" for uid in ours), told=lambda: manager.history)
-            until(lambda: not one.status()["workitems"] and not two.status()["workitems"])
+            wait_until(lambda: all(manager.state(uid) == "COMPLETED" for uid in ours), describe=lambda: manager.history)
+            wait_until(lambda: not one.status()["workitems"] and not two.status()["workitems"])
             done = one.audit("workitem completed") + two.audit("workitem completed")
             assert len(done) == len(ours)
             assert not one.audit("workitem lost") and not two.audit("workitem lost")
@@ -163,31 +177,37 @@ def _take_by_dimse(port: int, items: list[str]) -> None:
 
 
 def test_only_workitems_for_us_that_can_be_performed_are_claimed(
-    archive: Archive, server: RunningServer, tmp_path: Path
+    archive: Orthanc, server: RunningServer, tmp_path: Path
 ) -> None:
-    objects = stored(archive, tmp_path / "in", "matching")
-    good = input_of(objects, url=archive.url)
+    objects = store_study(archive, tmp_path / "in", "matching")
+    good = input_information_item(objects, url=archive.url)
     with ups_manager() as manager:
         left = [
             manager.create([good], InputReadinessState="UNAVAILABLE"),
-            manager.create([good], ScheduledStationNameCodeSequence=[coded("OTHER", "99TEST", "another performer")]),
+            manager.create(
+                [good], ScheduledStationNameCodeSequence=[code_item("OTHER", "99TEST", "another performer")]
+            ),
             manager.create([good], ScheduledProcedureStepExpirationDateTime="20200101000000"),
             manager.create([good], WorklistLabel="READING"),
             manager.create([good], code="OTHER"),
         ]
-        elsewhere = manager.create([input_of(objects, url="http://127.0.0.1:9/dicom-web")])
-        titled = manager.create([input_of(objects, title="PACS")], ScheduledProcedureStepPriority="HIGH")
+        elsewhere = manager.create([input_information_item(objects, url="http://127.0.0.1:9/dicom-web")])
+        titled = manager.create([input_information_item(objects, title="PACS")], ScheduledProcedureStepPriority="HIGH")
         mine = manager.create(
-            [good], ScheduledStationNameCodeSequence=[coded("OTHER", "99TEST", "o"), coded("SEMISEG", "99SEMISEG", "s")]
+            [good],
+            ScheduledStationNameCodeSequence=[
+                code_item("OTHER", "99TEST", "o"),
+                code_item("SEMISEG", "99SEMISEG", "s"),
+            ],
         )
         code = {"value": "SEG", "scheme": "99TEST"}
         more = {"matching": {"WorklistLabel": "AI"}, "steps": [STEP | {"code": code}], "parallel": 1}
-        config = gateway_config(tmp_path, server.url, archive.url, manager, more=more)
+        config = make_worklist_config(tmp_path, server.url, archive.url, manager, more=more)
         manager.page = 2  # a manager that gives few at a time
         with running_gateway(config, tmp_path / "gateway") as gateway:
-            ended(manager, titled, "COMPLETED", gateway)
-            ended(manager, mine, "COMPLETED", gateway)
-            until(lambda: gateway.status()["worklists"][0]["passed_over"])
+            wait_until_ended(manager, titled, "COMPLETED", gateway)
+            wait_until_ended(manager, mine, "COMPLETED", gateway)
+            wait_until(lambda: gateway.status()["worklists"][0]["passed_over"])
             (passed,) = gateway.status()["worklists"][0]["passed_over"]
             assert "gateway.yaml does not name" in passed["why"] and elsewhere not in str(passed)
             assert "gateway.yaml does not name" in httpx.get(gateway.web, trust_env=False).text
@@ -202,11 +222,11 @@ def test_only_workitems_for_us_that_can_be_performed_are_claimed(
     ("what", "code"), [("no rule fits", "110522"), ("refused by the server", "110521"), ("not there", "110523")]
 )
 def test_workitem_that_cannot_be_done_is_canceled_with_a_reason(
-    archive: Archive, server: RunningServer, tmp_path: Path, what: str, code: str
+    archive: Orthanc, server: RunningServer, tmp_path: Path, what: str, code: str
 ) -> None:
     """GW-16: and the reason says nothing of the patient."""
     more: dict[str, Any] = {}
-    objects = stored(archive, tmp_path / "in", f"canceled {what}", description=PATIENT)
+    objects = store_study(archive, tmp_path / "in", f"canceled {what}", description=PATIENT)
     if what == "no rule fits":
         more["steps"] = [{"label": "Segment", "rule": "knees"}]
     elif what == "refused by the server":
@@ -222,18 +242,18 @@ def test_workitem_that_cannot_be_done_is_canceled_with_a_reason(
         for one in objects:
             one.SeriesInstanceUID = generate_uid()
     with ups_manager() as manager:
-        uid = manager.create([input_of(objects, url=archive.url)])
-        config = gateway_config(tmp_path, server.url, archive.url, manager, more=more)
+        uid = manager.create([input_information_item(objects, url=archive.url)])
+        config = make_worklist_config(tmp_path, server.url, archive.url, manager, more=more)
         config["rules"].append({"name": "knees", "body_part": ["KNEE"], "to": ["archive"]})
         with running_gateway(config, tmp_path / "gateway") as gateway:
-            item = ended(manager, uid, "CANCELED", gateway)
+            item = wait_until_ended(manager, uid, "CANCELED", gateway)
             (progress,) = item[PROGRESS].value
             (reason,) = progress.ProcedureStepDiscontinuationReasonCodeSequence
             assert (reason.CodeValue, reason.CodingSchemeDesignator) == (code, "DCM"), progress
             assert progress.ReasonForCancellation.endswith(".") and PATIENT not in str(progress)
             assert gateway.audit("workitem canceled")[0]["code"] == code
-            assert_nothing_of_the_patient(gateway)
-        assert not missing_for(item, "CANCELED")
+            assert_no_patient_data(gateway)
+        assert not missing_attributes(item, "CANCELED")
         assert not [event for _, event in manager.history if event.startswith("0x")]
 
 
@@ -268,23 +288,23 @@ def test_destinations_that_a_workitem_asks_for_are_among_the_configured_ones(
     }
     one = Dataset()
     one.SOPInstanceUID, one.OutputDestinationSequence = "1.2.3", [stored_at(**place) for place in asked]
-    assert Workitem.of(one.to_json_dict()).outputs(destinations) == (names, elsewhere)
+    assert Workitem.from_json(one.to_json_dict()).outputs(destinations) == (names, elsewhere)
 
 
 @pytest.mark.parametrize("also", [False, True])
 def test_results_go_where_the_workitem_asks_for_them(
-    archive: Archive, server: RunningServer, tmp_path: Path, also: bool
+    archive: Orthanc, server: RunningServer, tmp_path: Path, also: bool
 ) -> None:
-    objects = stored(archive, tmp_path / "in", f"destinations {also}")
+    objects = store_study(archive, tmp_path / "in", f"destinations {also}")
     study = str(objects[0].StudyInstanceUID)
-    with ups_manager() as manager, dimse_archive() as other:
+    with ups_manager() as manager, fake_storage_scp() as other:
         asked = [stored_at(DestinationAE="OTHER"), *([stored_at(DestinationAE="NOBODY")] if also else [])]
-        uid = manager.create([input_of(objects, url=archive.url)], OutputDestinationSequence=asked)
-        config = gateway_config(tmp_path, server.url, archive.url, manager)
+        uid = manager.create([input_information_item(objects, url=archive.url)], OutputDestinationSequence=asked)
+        config = make_worklist_config(tmp_path, server.url, archive.url, manager)
         config["destinations"]["other"] = {"dimse": {"ae_title": "OTHER", "host": "127.0.0.1", "port": other.port}}
         with running_gateway(config, tmp_path / "gateway") as gateway:
-            done = ended(manager, uid, "COMPLETED", gateway)
-        assert sorted(one.Modality for one, _ in other.got) == ["SEG", "SR"]
+            done = wait_until_ended(manager, uid, "COMPLETED", gateway)
+        assert sorted(one.Modality for one, _ in other.received) == ["SEG", "SR"]
         assert len(archive.instances(study, "SEG")) == int(also)
         (performed,) = done.UnifiedProcedureStepPerformedProcedureSequence
         titles = [
@@ -296,7 +316,7 @@ def test_results_go_where_the_workitem_asks_for_them(
 
 
 def test_configuration_of_a_worklist_that_cannot_work_is_refused_with_a_sentence(tmp_path: Path) -> None:
-    good = worklist(Manager(), "http://archive/dicom-web") | {"url": "http://manager/ups"}
+    good = worklist_config(UpsManager(), "http://archive/dicom-web") | {"url": "http://manager/ups"}
     rules = {"rules": [{"name": "all MR", "modality": "MR", "to": ["archive"]}]}
     for change, words in (
         ({"inputs": []}, "name the archives of its inputs in `inputs`"),
@@ -306,10 +326,14 @@ def test_configuration_of_a_worklist_that_cannot_work_is_refused_with_a_sentence
         ({"steps": [{"to": ["archive"]}]}, "name the `label` or the `code`"),
         ({"url": "http://user@manager/ups"}, "without a user"),
     ):
-        (tmp_path / "gateway.yaml").write_text(yaml.safe_dump(alone(tmp_path, worklists=[good | change], **rules)))
+        (tmp_path / "gateway.yaml").write_text(
+            yaml.safe_dump(make_offline_config(tmp_path, worklists=[good | change], **rules))
+        )
         with pytest.raises(InputError, match=re.escape(words)):
             read_config(tmp_path / "gateway.yaml")
-    (tmp_path / "gateway.yaml").write_text(yaml.safe_dump(alone(tmp_path, worklists=[good, good], **rules)))
+    (tmp_path / "gateway.yaml").write_text(
+        yaml.safe_dump(make_offline_config(tmp_path, worklists=[good, good], **rules))
+    )
     with pytest.raises(InputError, match="two worklists are called WORKLIST"):
         read_config(tmp_path / "gateway.yaml")
 

@@ -24,12 +24,12 @@ from pynetdicom import AE, evt
 from pynetdicom.sop_class import UnifiedProcedureStepPull, UnifiedProcedureStepPush  # type: ignore[attr-defined]
 from pynetdicom.status import UNIFIED_PROCEDURE_STEP_SERVICE_CLASS_STATUS as STATUSES
 
-from tests.gateway.ups_tables import PERFORMED, PROGRESS, coded, missing_for, payload, wrong_in
+from tests.gateway.ups_tables import PERFORMED, PROGRESS, code_item, find_violation, missing_attributes, parse_payload
 
 MISSING_ATTRIBUTE, INVALID = 0x0120, 0x0106
 # Table 11.7.3-1 and 11.6.3-1 allow 400 and 409 for the same things; managers differ, and so may this one.
-HTTP = {0xC307: 404, MISSING_ATTRIBUTE: 400, INVALID: 400}
-WORDS = {  # 11.6.3.2 and 11.7.3.2
+HTTP_STATUS = {0xC307: 404, MISSING_ATTRIBUTE: 400, INVALID: 400}
+STATUS_MEANINGS = {  # 11.6.3.2 and 11.7.3.2
     0xC301: "The Transaction UID is incorrect.",
     0xB304: "The UPS is already in the requested state of CANCELED.",
     0xB306: "The UPS is already in the requested state of COMPLETED.",
@@ -37,7 +37,7 @@ WORDS = {  # 11.6.3.2 and 11.7.3.2
 PATIENT = "Nobody^Anonymous"
 
 
-class Manager:
+class UpsManager:
     """The workitems, and what happened to them.
 
     Attributes:
@@ -53,7 +53,7 @@ class Manager:
     def __init__(self) -> None:
         self.items: dict[str, Dataset] = {}
         self.history: list[tuple[str, str]] = []
-        self.before: Callable[[Answer], bool] = lambda _: False
+        self.before: Callable[[UpsRequestHandler], bool] = lambda _: False
         self.conflict = 409
         self.asked: list[tuple[str, str]] = []
         self.heads: list[dict[str, str]] = []
@@ -77,7 +77,7 @@ class Manager:
             PERFORMED,
         ):
             setattr(one, keyword, [])
-        one.ScheduledWorkitemCodeSequence = [coded(code, "99TEST", "Segmentation")]
+        one.ScheduledWorkitemCodeSequence = [code_item(code, "99TEST", "Segmentation")]
         one.InputReadinessState, one.InputInformationSequence = "READY", inputs
         one.PatientName, one.PatientID, one.PatientBirthDate, one.PatientSex = PATIENT, "SECRET-ID", "", ""
         one.ProcedureStepState, one.TransactionUID = "SCHEDULED", ""
@@ -94,7 +94,7 @@ class Manager:
         """The states that a workitem went through, in order."""
         return [event for one, event in self.history if one == uid and not event.startswith("0x")]
 
-    def put(self, uid: str, state: str) -> None:
+    def set_state(self, uid: str, state: str) -> None:
         """Change a state as the manager itself may do at any time (CC.2.1.3)."""
         with self.lock:
             self.items[uid].ProcedureStepState = state
@@ -129,7 +129,7 @@ class Manager:
         if state != "IN PROGRESS":
             already = {"COMPLETED": 0xB306, "CANCELED": 0xB304}[wanted]
             return already if state == wanted else 0xC300
-        if missing_for(one, wanted):
+        if missing_attributes(one, wanted):
             return 0xC304
         one.ProcedureStepState = wanted
         return 0
@@ -180,7 +180,7 @@ class Manager:
                 status = 0xC310
             elif transaction != one.TransactionUID:
                 status = 0xC301
-            elif wrong := wrong_in(changes):
+            elif wrong := find_violation(changes):
                 self.history.append((uid, f"0x0106 {wrong}"))
                 status = INVALID
             if not status and one is not None:
@@ -191,7 +191,7 @@ class Manager:
                 self.history.append((uid, f"0x{status:04X}"))
             return status
 
-    def retrieved(self, uid: str) -> Dataset | None:
+    def retrieve(self, uid: str) -> Dataset | None:
         """A workitem without its Transaction UID, which is nobody's but the owner's (11.5.3)."""
         with self.lock:
             one = self.items.get(uid)
@@ -202,11 +202,11 @@ class Manager:
             return copy
 
 
-class Answer(BaseHTTPRequestHandler):
+class UpsRequestHandler(BaseHTTPRequestHandler):
     """One HTTP request."""
 
     protocol_version = "HTTP/1.1"
-    manager: Manager
+    manager: UpsManager
 
     def log_message(self, *_: Any) -> None:
         """Say nothing."""
@@ -230,13 +230,13 @@ class Answer(BaseHTTPRequestHandler):
         if manager.before(self):
             return
         if self.headers.get("Accept", "application/dicom+json") != "application/dicom+json":
-            self.say(406)
+            self.send(406)
         elif body and self.headers.get("Content-Type") != "application/dicom+json":
-            self.say(415)
+            self.send(415)
         elif self.path_below[0] == "subscribers" and self.headers.get("Upgrade") == "websocket":
             self._open_channel(self.path_below[1])
         elif self.path_below[0] != "workitems":
-            self.say(404)
+            self.send(404)
         else:
             self._workitems(self.path_below[1:], body)
 
@@ -246,27 +246,27 @@ class Answer(BaseHTTPRequestHandler):
             case ("GET", 0):
                 self._search()
             case ("GET", 1):
-                found = manager.retrieved(below[0])
+                found = manager.retrieve(below[0])
                 if found is None:
-                    self.say(404)
+                    self.send(404)
                 else:
-                    self.give([found])
+                    self.send_datasets([found])
             case ("POST", 1):
                 # The Transaction UID is the whole query (11.6.1.2).
-                self.told(manager.update(below[0], self.parts.query, payload(body)))
+                self.send_status(manager.update(below[0], self.parts.query, parse_payload(body)))
             case ("POST", 3) if below[1] == "subscribers":
                 manager.subscribers.add(below[2])
-                self.say(201, Content_Location=f"{manager.url.replace('http', 'ws', 1)}/subscribers/{below[2]}")
+                self.send(201, Content_Location=f"{manager.url.replace('http', 'ws', 1)}/subscribers/{below[2]}")
             case ("POST", 2) if below[1] == "cancelrequest":
-                self.told(manager.request_cancel(below[0]), 202)
+                self.send_status(manager.request_cancel(below[0]), 202)
             case ("PUT", 2 | 3) if below[1] == "state" and below[2:] == (
                 [manager.requester] if manager.requester else []
             ):
-                wanted = payload(body)
+                wanted = parse_payload(body)
                 transaction, state = str(wanted.get("TransactionUID", "")), str(wanted.get("ProcedureStepState", ""))
-                self.told(manager.change_state(below[0], transaction, state))
+                self.send_status(manager.change_state(below[0], transaction, state))
             case _:
-                self.say(404)
+                self.send(404)
 
     def _open_channel(self, title: str) -> None:
         """A WebSocket (RFC 6455) that is written to by `report`, until the other side goes."""
@@ -293,21 +293,23 @@ class Answer(BaseHTTPRequestHandler):
         start, limit = numbers.get("offset", 0), min(numbers.get("limit", 10**6), self.manager.page)
         page = found[start : start + limit]
         if not page:
-            self.say(204)
+            self.send(204)
             return
-        copies = [self.manager.retrieved(str(one.SOPInstanceUID)) for one in page]
-        self.give([one for one in copies if one is not None], 206 if start + limit < len(found) else 200)
+        copies = [self.manager.retrieve(str(one.SOPInstanceUID)) for one in page]
+        self.send_datasets([one for one in copies if one is not None], 206 if start + limit < len(found) else 200)
 
-    def told(self, status: int, good: int = 200) -> None:
+    def send_status(self, status: int, good: int = 200) -> None:
         """Answer with what a status code of DIMSE is in HTTP, and with the words of the standard."""
-        warning = WORDS.get(status, "The submitted request is inconsistent with the current state of the UPS Instance.")
-        code = good if status in (0, 0xB304, 0xB306) else HTTP.get(status, self.manager.conflict)
-        self.say(code, **({"Warning": f"299 <service>: {warning} {PATIENT}"} if status else {}))
+        warning = STATUS_MEANINGS.get(
+            status, "The submitted request is inconsistent with the current state of the UPS Instance."
+        )
+        code = good if status in (0, 0xB304, 0xB306) else HTTP_STATUS.get(status, self.manager.conflict)
+        self.send(code, **({"Warning": f"299 <service>: {warning} {PATIENT}"} if status else {}))
 
-    def give(self, found: list[Dataset], status: int = 200) -> None:
-        self.say(status, json.dumps([one.to_json_dict() for one in found]).encode(), "application/dicom+json")
+    def send_datasets(self, found: list[Dataset], status: int = 200) -> None:
+        self.send(status, json.dumps([one.to_json_dict() for one in found]).encode(), "application/dicom+json")
 
-    def say(self, status: int, content: bytes = b"", kind: str = "text/plain", **headers: str) -> None:
+    def send(self, status: int, content: bytes = b"", kind: str = "text/plain", **headers: str) -> None:
         self.send_response(status)
         if status != 204:
             self.send_header("Content-Type", kind)
@@ -320,10 +322,10 @@ class Answer(BaseHTTPRequestHandler):
 
 
 @contextlib.contextmanager
-def ups_manager(port: int = 0) -> Iterator[Manager]:
+def ups_manager(port: int = 0) -> Iterator[UpsManager]:
     """A manager that answers on loopback."""
-    manager = Manager()
-    server = ThreadingHTTPServer(("127.0.0.1", port), type("Bound", (Answer,), {"manager": manager}))
+    manager = UpsManager()
+    server = ThreadingHTTPServer(("127.0.0.1", port), type("Bound", (UpsRequestHandler,), {"manager": manager}))
     server.daemon_threads = True
     manager.url = f"http://127.0.0.1:{server.server_address[1]}/ups"
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -335,7 +337,7 @@ def ups_manager(port: int = 0) -> Iterator[Manager]:
 
 
 @contextlib.contextmanager
-def over_dimse(manager: Manager) -> Iterator[int]:
+def serve_over_dimse(manager: UpsManager) -> Iterator[int]:
     """The same workitems over DIMSE (UPS Pull: N-GET, N-SET, N-ACTION), by pynetdicom; its port."""
 
     def act(event: evt.Event) -> tuple[int, Dataset | None]:
@@ -345,7 +347,7 @@ def over_dimse(manager: Manager) -> Iterator[int]:
         ), None
 
     def get(event: evt.Event) -> tuple[int, Dataset | None]:
-        found = manager.retrieved(str(event.request.RequestedSOPInstanceUID))
+        found = manager.retrieve(str(event.request.RequestedSOPInstanceUID))
         return (0xC307, None) if found is None else (0x0000, found)
 
     def change(event: evt.Event) -> tuple[int, Dataset | None]:
@@ -363,12 +365,12 @@ def over_dimse(manager: Manager) -> Iterator[int]:
         server.shutdown()
 
 
-def hang(answer: Answer) -> bool:
+def never_respond(answer: UpsRequestHandler) -> bool:
     """Give no answer for as long as anybody waits."""
     time.sleep(3600)
     return True
 
 
-def login_page(answer: Answer) -> bool:
-    answer.say(200, f"<html>Please log in. {PATIENT}</html>".encode(), "text/html")
+def respond_with_login_page(answer: UpsRequestHandler) -> bool:
+    answer.send(200, f"<html>Please log in. {PATIENT}</html>".encode(), "text/html")
     return True

@@ -10,7 +10,7 @@ from pydicom.dataset import Dataset
 
 PERFORMED, PROGRESS = "UnifiedProcedureStepPerformedProcedureSequence", "ProcedureStepProgressInformationSequence"
 # Column "Final State": R for both, P for COMPLETED, X for CANCELED. The Output Information Sequence may have no items.
-FINAL: dict[str, tuple[str, ...]] = {
+FINAL_STATE_REQUIREMENTS: dict[str, tuple[str, ...]] = {
     "R": (
         "SOPClassUID",
         "SOPInstanceUID",
@@ -62,10 +62,10 @@ RETRIEVALS = (
 )
 
 
-def missing_for(one: Dataset, state: str) -> list[str]:
+def missing_attributes(one: Dataset, state: str) -> list[str]:
     """What the final state requirements of table CC.2.5-3 miss."""
     found = []
-    for path in FINAL["R"] + FINAL["P" if state == "COMPLETED" else "X"]:
+    for path in FINAL_STATE_REQUIREMENTS["R"] + FINAL_STATE_REQUIREMENTS["P" if state == "COMPLETED" else "X"]:
         outer, _, inner = path.partition(".")
         items = list(one.get(outer) or []) if inner else [one]
         if not items or not all(item.get(inner or outer) for item in items):
@@ -75,7 +75,7 @@ def missing_for(one: Dataset, state: str) -> list[str]:
     return found
 
 
-def wrong_in(changes: Dataset) -> str:
+def find_violation(changes: Dataset) -> str:
     """What of an N-SET by a performer breaks table CC.2.5-3, "" where nothing does."""
     for element in changes:
         if element.keyword not in ("TransactionUID", "SpecificCharacterSet", PROGRESS, PERFORMED):
@@ -113,13 +113,13 @@ def _codes_in(dataset: Dataset) -> Iterator[Dataset]:
                 yield from _codes_in(item)
 
 
-def coded(value: str, scheme: str, meaning: str) -> Dataset:
+def code_item(value: str, scheme: str, meaning: str) -> Dataset:
     item = Dataset()
     item.CodeValue, item.CodingSchemeDesignator, item.CodeMeaning = value, scheme, meaning
     return item
 
 
-def input_of(objects: list[pydicom.Dataset], *, url: str = "", title: str = "") -> Dataset:
+def input_information_item(objects: list[pydicom.Dataset], *, url: str = "", title: str = "") -> Dataset:
     """An item of the Input Information Sequence for a series, with where it can be had."""
     item = Dataset()
     item.TypeOfInstances = "DICOM"
@@ -140,7 +140,7 @@ def input_of(objects: list[pydicom.Dataset], *, url: str = "", title: str = "") 
     return item
 
 
-def payload(body: bytes) -> Dataset:
+def parse_payload(body: bytes) -> Dataset:
     """The one data set of a request; pydicom refuses what is no DICOM JSON."""
     found = json.loads(body)
     assert isinstance(found, list) and len(found) == 1

@@ -10,20 +10,20 @@ import pytest
 from semiseg.bundle.preprocessing import Preprocessing
 from semiseg.inference.segmenter import Segmenter
 from semiseg.volumes.volume import Volume
-from tests.grids import affine_of
-from tests.networks import NumpyEngine, manifest_of, positional, whole_volume_mean
+from tests.grids import make_affine
+from tests.networks import NumpyEngine, position_dependent_network, reference_mean, threshold_manifest
 
 
 @pytest.mark.parametrize("blending", ["constant", "gaussian"])
 @pytest.mark.parametrize("average", ["logits", "probs"])
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
 def test_they_are_those_of_the_whole_volume(tmp_path: Path, activation: str, average: str, blending: str) -> None:
-    manifest = manifest_of(tmp_path, activation=activation, average=average, blending=blending)
-    network = positional(manifest.outputs)
+    manifest = threshold_manifest(tmp_path, activation=activation, average=average, blending=blending)
+    network = position_dependent_network(manifest.outputs)
     values = np.random.default_rng(0).random((11, 3, 8)).astype(np.float32)  # smaller than a window along the second
     segmenter = Segmenter(manifest, NumpyEngine(network))
     found = segmenter.segment({"image": Volume(values, np.eye(4))}, probabilities=True).probabilities
-    mean = whole_volume_mean(manifest, network, values[None], manifest.overlap)
+    mean = reference_mean(manifest, network, values[None], manifest.overlap)
     if average == "logits":
         odds = np.exp(mean)
         mean = odds / odds.sum(axis=0) if activation == "softmax" else odds / (1 + odds)
@@ -35,7 +35,7 @@ def test_they_are_those_of_the_whole_volume(tmp_path: Path, activation: str, ave
 
 def test_they_come_back_on_the_scans_own_grid(tmp_path: Path) -> None:
     """A ball that is far to one side of each axis, in a scan that is turned, cropped and resampled for the network."""
-    manifest = manifest_of(tmp_path, activation="sigmoid", window=(8, 8, 8))
+    manifest = threshold_manifest(tmp_path, activation="sigmoid", window=(8, 8, 8))
     own = Preprocessing(
         orientation="RAS", spacing=(1.5, 1.5, 1.5), crop="nonzero", intensity=manifest.preprocessing.intensity
     )
@@ -45,7 +45,7 @@ def test_they_come_back_on_the_scans_own_grid(tmp_path: Path) -> None:
     values = np.clip(2.0 - distance / 8, 0, 1).astype(np.float32)  # 0 in the corners: these are cropped away
 
     engine = NumpyEngine(lambda windows: np.repeat(8 * windows - 4, 2, axis=1))
-    scan = {"image": Volume(values, affine_of("ILP", (1.2, 0.8, 2.0), (4.0, -3.0, 8.0)))}
+    scan = {"image": Volume(values, make_affine("ILP", (1.2, 0.8, 2.0), (4.0, -3.0, 8.0)))}
     answer = Segmenter(manifest, engine).segment(scan, probabilities=True)
     assert answer.probabilities is not None
     body = np.argwhere(values > 0)

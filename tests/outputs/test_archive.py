@@ -18,19 +18,19 @@ from semiseg.outputs.dicom_sr import segmentation_to_sr
 from semiseg.phantoms.anatomy import SEGMENTS
 from semiseg.volumes.dicom_series import read_series
 from semiseg.volumes.segmentation import Segmentation
-from tests.outputs.archive import Archive, running_archive
+from tests.outputs.orthanc import Orthanc, running_orthanc
 
 ALGORITHM = Algorithm(name="phantom", version="1", model_sha256="ab" * 32)
 
 
 @pytest.fixture(scope="module")
-def archive(needs_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Archive]:
-    with running_archive(needs_program("Orthanc"), tmp_path_factory.mktemp("orthanc")) as running:
+def archive(require_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Orthanc]:
+    with running_orthanc(require_program("Orthanc"), tmp_path_factory.mktemp("orthanc")) as running:
         yield running
 
 
 @pytest.mark.parametrize("folder", ["mr_hippocrop_study1", "mr_t1w_head_slab", "ct_head_ge_tilt_irregular"])
-def test_a_seg_comes_back_frame_by_frame(folder: str, archive: Archive, semiseg_data: Path) -> None:
+def test_a_seg_comes_back_frame_by_frame(folder: str, archive: Orthanc, semiseg_data: Path) -> None:
     """OUT-05."""
     files = sorted((semiseg_data / "dicom" / folder).iterdir())
     series = read_series(files)
@@ -55,13 +55,13 @@ def test_a_seg_comes_back_frame_by_frame(folder: str, archive: Archive, semiseg_
         assert (back.SOPInstanceUID, back.Modality) == (one.SOPInstanceUID, one.Modality)
 
 
-def test_probabilities_come_back_too(archive: Archive, semiseg_data: Path) -> None:
+def test_probabilities_come_back_too(archive: Orthanc, semiseg_data: Path) -> None:
     files = sorted((semiseg_data / "dicom/mr_hippocrop_study1").iterdir())
     series = read_series(files)
     mask = np.zeros(series.volume.shape, dtype=np.uint8)
     shares = np.random.default_rng(3).integers(0, 256, (2, *mask.shape)).astype(np.uint8)
     segmentation = Segmentation(SEGMENTS[:2], mask, series.volume.affine, shares)
-    made = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM, form="fractional")
+    made = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM, segmentation_type="fractional")
     archive.store([*(pydicom.dcmread(file) for file in files), made])
     seg = hd.seg.Segmentation.from_dataset(archive.fetch(made))
     uids = [instance.SOPInstanceUID for instance in series.instances]
@@ -73,7 +73,7 @@ def test_probabilities_come_back_too(archive: Archive, semiseg_data: Path) -> No
         )
 
 
-def test_the_same_answer_again_is_no_second_object(archive: Archive, semiseg_data: Path) -> None:
+def test_the_same_answer_again_is_no_second_object(archive: Orthanc, semiseg_data: Path) -> None:
     """OUT-03, OUT-05."""
     series = read_series(sorted((semiseg_data / "dicom/mr_hippocrop_study2").iterdir()))
     mask = np.zeros(series.volume.shape, dtype=np.uint8)

@@ -10,8 +10,8 @@ from matplotlib.path import Path as Polygon
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from semiseg.collection.contour_sets import Contour, area_of
-from semiseg.outputs.contours import INSET, outlines
+from semiseg.collection.contour_sets import Contour, fill_contours
+from semiseg.outputs.contours import INSET, mask_contours
 
 CENTRES = np.stack(np.meshgrid(np.arange(9), np.arange(7), indexing="ij"), axis=-1).reshape(-1, 2)
 
@@ -25,8 +25,8 @@ def masks() -> st.SearchStrategy[NDArray[np.bool_]]:
 @settings(max_examples=200)
 @given(mask=masks())
 def test_filling_the_polygons_gives_the_mask_back(mask: NDArray[np.bool_]) -> None:
-    polygons = outlines(mask)
-    np.testing.assert_array_equal(area_of([Contour(p) for p in polygons], (9, 7)).mask, mask)
+    polygons = mask_contours(mask)
+    np.testing.assert_array_equal(fill_contours([Contour(p) for p in polygons], (9, 7)).mask, mask)
     for polygon in polygons:
         assert len(polygon) >= 4
         assert np.allclose(np.abs(polygon % 1 - 0.5), INSET), "corners lie between pixels, and not exactly between"
@@ -39,7 +39,7 @@ def test_a_filler_that_rounds_corners_to_pixels_and_paints_the_boundary_gives_th
 ) -> None:
     """As rt-utils does with OpenCV; a corner exactly between two pixels would go to either of them."""
     painted = np.zeros((9, 7), dtype=bool)
-    for polygon in outlines(mask):
+    for polygon in mask_contours(mask):
         canvas = Image.new("1", (9, 7))
         corners = [(int(x), int(y)) for x, y in np.rint(polygon)]
         ImageDraw.Draw(canvas).polygon(corners, fill=1, outline=1)
@@ -48,7 +48,7 @@ def test_a_filler_that_rounds_corners_to_pixels_and_paints_the_boundary_gives_th
 
 
 def test_a_polygon_is_as_large_as_its_pixels_less_a_hair() -> None:
-    (curve,) = outlines(np.ones((30, 20), dtype=bool))
+    (curve,) = mask_contours(np.ones((30, 20), dtype=bool))
     x, y = curve.T
     area = (x * np.roll(y, -1) - np.roll(x, -1) * y).sum() / 2
     assert area == pytest.approx((30 - 2 * INSET) * (20 - 2 * INSET))
@@ -59,7 +59,7 @@ def test_a_polygon_is_as_large_as_its_pixels_less_a_hair() -> None:
 @given(mask=masks())
 def test_each_region_is_one_polygon_and_no_other_filler_disagrees(mask: NDArray[np.bool_]) -> None:
     inside = np.zeros(63, dtype=int)
-    for polygon in outlines(mask):
+    for polygon in mask_contours(mask):
         # Agg fills closed paths by the non-zero rule: a hole walked the other way round is a hole there too.
         inside += Polygon(np.vstack([polygon, polygon[:1]]), closed=True).contains_points(CENTRES)
     np.testing.assert_array_equal(inside.reshape(9, 7), mask.astype(int))
@@ -68,7 +68,7 @@ def test_each_region_is_one_polygon_and_no_other_filler_disagrees(mask: NDArray[
 def test_a_ring_is_one_curve_through_a_channel_of_no_width() -> None:
     ring = np.ones((5, 5), dtype=bool)
     ring[2, 2] = False
-    (curve,) = outlines(ring)
+    (curve,) = mask_contours(ring)
     steps = np.abs(np.diff(np.vstack([curve, curve[:1]]), axis=0))
     assert len(curve) == 4 + 4 + 1 + 2, "the outer corners, the hole's with the first twice, the channel's other end"
     assert (steps.sum(axis=1) > 0).all()
@@ -77,5 +77,5 @@ def test_a_ring_is_one_curve_through_a_channel_of_no_width() -> None:
 
 @pytest.mark.parametrize(("mask", "corners"), [([[1]], 4), ([[1, 1], [1, 1]], 4), ([[1, 0], [1, 1]], 6)])
 def test_there_are_no_points_on_straight_lines(mask: list[list[int]], corners: int) -> None:
-    (curve,) = outlines(np.array(mask, dtype=bool))
+    (curve,) = mask_contours(np.array(mask, dtype=bool))
     assert len(curve) == corners

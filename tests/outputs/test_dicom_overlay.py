@@ -17,7 +17,7 @@ from semiseg.errors import VolumeError
 from semiseg.outputs.dicom_common import Algorithm
 from semiseg.outputs.dicom_overlay import segmentation_to_overlays, write_overlays
 from semiseg.phantoms.anatomy import SEGMENTS, make_phantom
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.dicom_series import DicomSeries, read_series
 from semiseg.volumes.segmentation import Segmentation
 
@@ -76,10 +76,12 @@ def test_borders_are_coloured_and_everything_else_is_grey(
 
 
 def test_the_pictures_are_valid_and_made_again_alike(
-    case: tuple[DicomSeries, Segmentation], pictures: list[Path], needs_program: Callable[[str], str]
+    case: tuple[DicomSeries, Segmentation], pictures: list[Path], require_program: Callable[[str], str]
 ) -> None:
     """OUT-02, OUT-03."""
-    checked = subprocess.run([needs_program("dciodvfy"), str(pictures[6])], capture_output=True, text=True, check=False)
+    checked = subprocess.run(
+        [require_program("dciodvfy"), str(pictures[6])], capture_output=True, text=True, check=False
+    )
     said = (checked.stdout + checked.stderr).splitlines()
     assert any("SCImage" in line for line in said), said
     assert [line for line in said if line.startswith("Error")] == []

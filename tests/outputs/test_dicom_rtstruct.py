@@ -11,13 +11,13 @@ import pydicom
 import pytest
 from scipy.spatial.transform import Rotation
 
-from semiseg.collection.labels_rtstruct import RtstructOutlines, describe_rtstruct
+from semiseg.collection.labels_rtstruct import RtstructReader, describe_rtstruct
 from semiseg.errors import VolumeError
-from semiseg.outputs.contours import outlines
+from semiseg.outputs.contours import mask_contours
 from semiseg.outputs.dicom_common import Algorithm, write_dicom
 from semiseg.outputs.dicom_rtstruct import segmentation_to_rtstruct
 from semiseg.phantoms.anatomy import SEGMENTS, make_phantom
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.dicom_series import DicomSeries, read_series
 from semiseg.volumes.segmentation import Segment, Segmentation
 from semiseg.volumes.volume import Volume, reorient
@@ -58,7 +58,7 @@ def test_every_structure_comes_back_voxel_for_voxel(case: tuple[DicomSeries, Seg
     described = describe_rtstruct(tmp_path / "rt.dcm")
     assert described.names == tuple(s.name for s in segmentation.segments if s.name != "nothing")
     assert described.instances == {i.SOPInstanceUID for i in series.instances}
-    read = RtstructOutlines(tmp_path / "rt.dcm", series.volume, series.frame_of_reference)
+    read = RtstructReader(tmp_path / "rt.dcm", series.volume, series.frame_of_reference)
     for k, segment in enumerate(segmentation.segments[:-1]):
         np.testing.assert_array_equal(read.mask(segment.name), segmentation.mask(k), segment.name)
         assert all("has no contour on" in remark for remark in read.remarks(segment.name)), "no matter of convention"
@@ -82,12 +82,12 @@ def test_each_contour_lies_in_the_plane_of_its_image(case: tuple[DicomSeries, Se
 
 
 def test_dciodvfy_finds_no_error(
-    case: tuple[DicomSeries, Segmentation], tmp_path: Path, needs_program: Callable[[str], str]
+    case: tuple[DicomSeries, Segmentation], tmp_path: Path, require_program: Callable[[str], str]
 ) -> None:
     """OUT-02."""
     written(case, tmp_path / "rt.dcm")
     result = subprocess.run(
-        [needs_program("dciodvfy"), str(tmp_path / "rt.dcm")], capture_output=True, text=True, check=False
+        [require_program("dciodvfy"), str(tmp_path / "rt.dcm")], capture_output=True, text=True, check=False
     )
     said = (result.stdout + result.stderr).splitlines()
     assert any("RTStructureSet" in line for line in said), said
@@ -135,7 +135,7 @@ def test_contours_of_many_points_are_written_whole(case: tuple[DicomSeries, Segm
     comb = np.zeros((3000, 3), dtype=bool)
     comb[:, 0] = True
     comb[::2, 1] = True
-    (curve,) = outlines(comb)
+    (curve,) = mask_contours(comb)
     assert len(curve) > 3000
     struct = written(case, tmp_path / "rt.dcm")
     points = [f"{v:.4f}" for v in np.column_stack([curve, np.zeros(len(curve))]).ravel()]

@@ -18,7 +18,7 @@ from semiseg.errors import VolumeError
 from semiseg.outputs.dicom_common import Algorithm, write_dicom
 from semiseg.outputs.dicom_seg import segmentation_to_seg
 from semiseg.phantoms.anatomy import SEGMENTS, make_phantom
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.dicom_series import DicomSeries, read_series
 from semiseg.volumes.segmentation import Segment, Segmentation
 from semiseg.volumes.volume import Volume, reorient
@@ -203,24 +203,24 @@ def test_another_grid_and_a_source_without_identity_are_refused(case: tuple[Dico
 
 @pytest.mark.parametrize("form", list(FORMS))
 def test_dciodvfy_finds_no_error(
-    form: str, case: tuple[DicomSeries, Segmentation], tmp_path: Path, needs_program: Callable[[str], str]
+    form: str, case: tuple[DicomSeries, Segmentation], tmp_path: Path, require_program: Callable[[str], str]
 ) -> None:
     """OUT-02."""
     series, segmentation = case[0], FORMS[form](case[1])
     write_dicom(tmp_path / "seg.dcm", segmentation_to_seg(segmentation, series, algorithm=ALGORITHM))
-    assert_valid(needs_program("dciodvfy"), tmp_path / "seg.dcm")
+    assert_valid(require_program("dciodvfy"), tmp_path / "seg.dcm")
 
 
 @pytest.mark.parametrize("folder", ["mr_hippocrop_study1", "mr_t1w_head_slab"])
 def test_a_seg_of_a_real_series_is_valid_too(
-    folder: str, semiseg_data: Path, tmp_path: Path, needs_program: Callable[[str], str]
+    folder: str, semiseg_data: Path, tmp_path: Path, require_program: Callable[[str], str]
 ) -> None:
     series = read_series(sorted((semiseg_data / "dicom" / folder).iterdir()))
     mask = np.zeros(series.volume.shape, dtype=np.uint8)
     mask[5:20, 8:30, 4:20] = 1
     segmentation = Segmentation((SEGMENTS[0],), mask, series.volume.affine)
     write_dicom(tmp_path / "seg.dcm", segmentation_to_seg(segmentation, series, algorithm=ALGORITHM))
-    assert_valid(needs_program("dciodvfy"), tmp_path / "seg.dcm")
+    assert_valid(require_program("dciodvfy"), tmp_path / "seg.dcm")
     uids = [i.SOPInstanceUID for i in series.instances]
     pixels = hd.seg.segread(tmp_path / "seg.dcm").get_pixels_by_source_instance(
         uids, assert_missing_frames_are_empty=True
@@ -236,7 +236,7 @@ def assert_valid(program: str, path: Path) -> None:
 
 
 def test_each_image_of_a_tilted_series_gets_the_mask_of_its_own_place(
-    semiseg_data: Path, tmp_path: Path, needs_program: Callable[[str], str]
+    semiseg_data: Path, tmp_path: Path, require_program: Callable[[str], str]
 ) -> None:
     series = read_series(sorted((semiseg_data / "dicom/ct_head_ge_tilt_irregular").iterdir()))
     assert series.grid is not None
@@ -247,9 +247,9 @@ def test_each_image_of_a_tilted_series_gets_the_mask_of_its_own_place(
     ball = (np.linalg.norm(places - centre, axis=-1) < radius).astype(np.uint8)
     segmentation = Segmentation((SEGMENTS[0],), ball, series.volume.affine)
     path = tmp_path / "seg.dcm"
-    remarks = [remark.text for remark in series.remarks]
+    remarks = [remark.text for remark in series.warnings]
     write_dicom(path, segmentation_to_seg(segmentation, series, algorithm=ALGORITHM, remarks=remarks))
-    assert_valid(needs_program("dciodvfy"), path)
+    assert_valid(require_program("dciodvfy"), path)
     seg = hd.seg.segread(path)
     assert "(gantry tilt)" in seg.ImageComments
     uids = [instance.SOPInstanceUID for instance in series.instances]
@@ -278,7 +278,7 @@ def on_image(instance: pydicom.Dataset, centre: np.ndarray, radius: float) -> np
 
 @pytest.mark.parametrize("source", ["dcmqi_23x38x3/multiframe/mf.dcm", "pydicom_data/eCT_Supplemental.dcm"])
 def test_a_seg_of_a_multi_frame_object_refers_to_its_frames(
-    source: str, semiseg_data: Path, tmp_path: Path, needs_program: Callable[[str], str]
+    source: str, semiseg_data: Path, tmp_path: Path, require_program: Callable[[str], str]
 ) -> None:
     file = semiseg_data / "dicom_odd" / source
     series = read_series([file])
@@ -286,7 +286,7 @@ def test_a_seg_of_a_multi_frame_object_refers_to_its_frames(
     mask[..., 0] = 0  # a frame without content is left out
     segmentation = Segmentation(SEGMENTS[:2], mask, series.volume.affine)
     write_dicom(tmp_path / "seg.dcm", segmentation_to_seg(segmentation, series, algorithm=ALGORITHM))
-    assert_valid(needs_program("dciodvfy"), tmp_path / "seg.dcm")
+    assert_valid(require_program("dciodvfy"), tmp_path / "seg.dcm")
     seg = hd.seg.segread(tmp_path / "seg.dcm")
     frames = [one.frame + 1 for one in series.slices if one.frame is not None]
     pixels = seg.get_pixels_by_source_frame(
@@ -300,7 +300,7 @@ def test_a_label_map_says_the_same_in_one_frame_a_slice(
     form: str, case: tuple[DicomSeries, Segmentation], tmp_path: Path
 ) -> None:
     series, segmentation = case[0], FORMS[form](case[1])
-    made = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM, form="labelmap")
+    made = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM, segmentation_type="labelmap")
     write_dicom(tmp_path / "seg.dcm", made)
     seg = hd.seg.segread(tmp_path / "seg.dcm")
     assert (seg.SOPClassUID, seg.SegmentationType) == ("1.2.840.10008.5.1.4.1.1.66.7", "LABELMAP")
@@ -316,44 +316,44 @@ def test_a_label_map_says_the_same_in_one_frame_a_slice(
 
 @pytest.mark.parametrize("form", ["exclusive", "overlapping"])
 def test_a_fractional_seg_holds_the_probabilities(
-    form: str, case: tuple[DicomSeries, Segmentation], tmp_path: Path, needs_program: Callable[[str], str]
+    form: str, case: tuple[DicomSeries, Segmentation], tmp_path: Path, require_program: Callable[[str], str]
 ) -> None:
     series, segmentation = case[0], FORMS[form](case[1])
     kinds = len(segmentation.segments)
     shares = np.random.default_rng(2).integers(0, 256, (kinds, *segmentation.shape)).astype(np.uint8)
     shares[:, :, :, 2] = 0  # a frame without content is left out
     segmentation = replace(segmentation, probabilities=shares)
-    made = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM, form="fractional")
+    made = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM, segmentation_type="fractional")
     write_dicom(tmp_path / "seg.dcm", made)
-    assert_valid(needs_program("dciodvfy"), tmp_path / "seg.dcm")
+    assert_valid(require_program("dciodvfy"), tmp_path / "seg.dcm")
     seg = hd.seg.segread(tmp_path / "seg.dcm")
     assert (seg.SegmentationType, seg.SegmentationFractionalType) == ("FRACTIONAL", "PROBABILITY")
     assert (seg.MaximumFractionalValue, seg.NumberOfFrames) == (255, kinds * (len(series.slices) - 1))
     uids = [instance.SOPInstanceUID for instance in series.instances]
     pixels = seg.get_pixels_by_source_instance(uids, assert_missing_frames_are_empty=True, rescale_fractional=False)
     np.testing.assert_array_equal(np.transpose(pixels, (3, 2, 1, 0)), shares)
-    again = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM, form="fractional")
+    again = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM, segmentation_type="fractional")
     binary = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM)
     assert made.SOPInstanceUID == again.SOPInstanceUID != binary.SOPInstanceUID
 
 
 def test_a_fractional_seg_needs_probabilities(case: tuple[DicomSeries, Segmentation]) -> None:
     with pytest.raises(VolumeError, match="made without probabilities"):
-        segmentation_to_seg(case[1], case[0], algorithm=ALGORITHM, form="fractional")
+        segmentation_to_seg(case[1], case[0], algorithm=ALGORITHM, segmentation_type="fractional")
 
 
 def test_regions_are_no_label_map(case: tuple[DicomSeries, Segmentation]) -> None:
     with pytest.raises(VolumeError, match="Regions that may overlap are no label map"):
-        segmentation_to_seg(overlapping(case[1]), case[0], algorithm=ALGORITHM, form="labelmap")
+        segmentation_to_seg(overlapping(case[1]), case[0], algorithm=ALGORITHM, segmentation_type="labelmap")
 
 
 def test_a_segment_without_a_code_gets_one_of_a_private_scheme(
-    case: tuple[DicomSeries, Segmentation], tmp_path: Path, needs_program: Callable[[str], str]
+    case: tuple[DicomSeries, Segmentation], tmp_path: Path, require_program: Callable[[str], str]
 ) -> None:
     series, segmentation = case
     uncoded = replace(segmentation, segments=(Segment(name="Lobus A", label=1), *segmentation.segments[1:]))
     write_dicom(tmp_path / "seg.dcm", segmentation_to_seg(uncoded, series, algorithm=ALGORITHM))
-    assert_valid(needs_program("dciodvfy"), tmp_path / "seg.dcm")
+    assert_valid(require_program("dciodvfy"), tmp_path / "seg.dcm")
     first, second = hd.seg.segread(tmp_path / "seg.dcm").SegmentSequence[:2]
     code = first.SegmentedPropertyTypeCodeSequence[0]
     assert (code.CodingSchemeDesignator, code.CodeMeaning) == ("99SEMISEG", "Lobus A")

@@ -18,7 +18,7 @@ from semiseg.outputs.dicom_common import Algorithm, write_dicom
 from semiseg.outputs.dicom_seg import segmentation_to_seg
 from semiseg.outputs.dicom_sr import segmentation_to_sr
 from semiseg.phantoms.anatomy import SEGMENTS, make_phantom
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.dicom_series import DicomSeries, read_series
 from semiseg.volumes.segmentation import Segment, Segmentation
 
@@ -88,12 +88,14 @@ def test_names_of_patients_stay_out_of_warnings(
     assert not [w for w in recwarn if "Jane" in str(w.message)]
 
 
-def test_independent_programs_read_it(report: Path, needs_program: Callable[[str], str]) -> None:
+def test_independent_programs_read_it(report: Path, require_program: Callable[[str], str]) -> None:
     """OUT-02."""
-    checked = subprocess.run([needs_program("dciodvfy"), str(report)], capture_output=True, text=True, check=False)
+    checked = subprocess.run([require_program("dciodvfy"), str(report)], capture_output=True, text=True, check=False)
     said = (checked.stdout + checked.stderr).splitlines()
     assert any("Comprehensive3DSR" in line for line in said), said
     assert [line for line in said if line.startswith("Error")] == []
-    dumped = subprocess.run([needs_program("dsrdump"), str(report)], capture_output=True, text=True, check=True).stdout
+    dumped = subprocess.run(
+        [require_program("dsrdump"), str(report)], capture_output=True, text=True, check=True
+    ).stdout
     assert "Imaging Measurement Report" in dumped
     assert dumped.count("Volume") >= 4

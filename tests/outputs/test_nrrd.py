@@ -15,23 +15,23 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from semiseg.errors import InputError, VolumeError
-from semiseg.outputs.answer import kind_of_file
 from semiseg.outputs.nrrd import write_nrrd, write_seg_nrrd
+from semiseg.outputs.writers import format_from_path
 from semiseg.volumes.formats.nrrd_header import parse_nrrd
-from semiseg.volumes.images import read_stored
+from semiseg.volumes.image_files import read_image_file
 from semiseg.volumes.nifti import read_labels
 from semiseg.volumes.seg_nrrd import is_seg_nrrd, read_seg_nrrd
-from semiseg.volumes.segmentation import Code, Segment, Segmentation
-from tests.volumes.volume_files import nrrd
+from semiseg.volumes.segmentation import ConceptCode, Segment, Segmentation
+from tests.volumes.volume_files import make_nrrd
 
 AFFINE = np.array([[0, 0, -4.0, 10], [2, 0, 0, 20], [0, 3, 0, 30], [0, 0, 0, 1]])
-STRUCTURE = Code(value="123037004", scheme="SCT", meaning="Anatomical Structure")
+STRUCTURE = ConceptCode(value="123037004", scheme="SCT", meaning="Anatomical Structure")
 LIVER = Segment(
     name="liver",
     label=1,
     colour=(255, 0, 51),
     category=STRUCTURE,
-    type=Code(value="10200004", scheme="SCT", meaning="Liver|~^"),
+    type=ConceptCode(value="10200004", scheme="SCT", meaning="Liver|~^"),
 )
 TUMOUR = Segment(name="tumour", label=7, colour=(0, 128, 255))
 NOTHING = Segment(name="nothing", label=3)
@@ -140,7 +140,7 @@ def test_plain_nrrd_is_a_label_map_or_a_list_of_masks(tmp_path: Path) -> None:
     assert not is_seg_nrrd(tmp_path / "a.nrrd") and ":=" not in "".join(header(tmp_path / "a.nrrd"))
     np.testing.assert_array_equal(read_labels(tmp_path / "a.nrrd").array, labels())
     write_nrrd(tmp_path / "b.nrrd", regions())
-    np.testing.assert_array_equal(np.moveaxis(read_stored(tmp_path / "b.nrrd").array, -1, 0), regions().array)
+    np.testing.assert_array_equal(np.moveaxis(read_image_file(tmp_path / "b.nrrd").array, -1, 0), regions().array)
 
 
 def test_names_with_signs_of_the_format_come_back(tmp_path: Path) -> None:
@@ -186,9 +186,9 @@ def test_any_overlapping_segments_come_back_from_their_layers(
     ],
 )
 def test_the_suffix_says_which_of_both_is_meant(name: str, asked: str | None, kind: str) -> None:
-    assert kind_of_file(Path(name), asked) == kind
+    assert format_from_path(Path(name), asked) == kind
     with pytest.raises(InputError, match=r"named \.seg\.nrrd"):
-        kind_of_file(Path("a.nrrd"), "seg-nrrd")
+        format_from_path(Path("a.nrrd"), "seg-nrrd")
 
 
 def test_a_segmentation_of_an_older_slicer_has_a_component_for_each_segment(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_a_segmentation_of_an_older_slicer_has_a_component_for_each_segment(tmp_
         "space directions": "none (0,2,0) (0,0,3) (-4,0,0)",
     }
     pairs = "Segment0_ID:=a\nSegment0_Name:=left\nSegment1_ID:=b\nSegment1_Name:=right\n"
-    nrrd(tmp_path / "old.seg.nrrd", fields, masks.tobytes(order="F"), more=pairs)
+    make_nrrd(tmp_path / "old.seg.nrrd", fields, masks.tobytes(order="F"), more=pairs)
     stored, segments = read_seg_nrrd(tmp_path / "old.seg.nrrd")
     assert [(one.name, one.layer, one.value) for one in segments] == [("left", 0, None), ("right", 1, None)]
     for k, one in enumerate(segments):
@@ -226,4 +226,4 @@ def test_a_segmentation_of_an_older_slicer_has_a_component_for_each_segment(tmp_
 )
 def test_a_segmentation_that_contradicts_itself_is_refused(pairs: str, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match=sentence):
-        read_seg_nrrd(nrrd(tmp_path / "a.seg.nrrd", more=pairs))
+        read_seg_nrrd(make_nrrd(tmp_path / "a.seg.nrrd", more=pairs))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from semiseg.outputs.dicom_common import Algorithm, write_dicom
 from semiseg.outputs.dicom_seg import segmentation_to_seg
 from semiseg.phantoms.anatomy import SEGMENTS, make_phantom
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.dicom_series import DicomSeries, read_series
 from semiseg.volumes.segmentation import Segmentation
 

@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 
 from semiseg.engines.onnx import OnnxEngine
 from semiseg.inference.segmenter import Segmenter
-from semiseg.outputs.answer import write_answer
 from semiseg.outputs.report import ModelIdentity, Report
+from semiseg.outputs.writers import write_result
 from semiseg.volumes.scan import open_scan
-from tests.bundles import expected, make_threshold_bundle, scan_array
-from tests.grids import AXIS_ORIENTATIONS, affine_of
+from tests.bundles import expected_mask, make_threshold_bundle, scan_array
+from tests.grids import AXIS_ORIENTATIONS, make_affine
 
 PLACES = ("sform", "qform", "both", "other qform", "neither")
 
@@ -34,7 +34,7 @@ def placed(image: nib.Nifti1Image, affine: np.ndarray, place: str) -> nib.Nifti1
     """``image`` with its place said by sform, by qform, by both, by two that differ, or by the voxel sizes alone."""
     image.set_sform(affine, code=1 if place in ("sform", "both", "other qform") else 0)
     image.set_qform(
-        affine_of("LPI") if place == "other qform" else affine,
+        make_affine("LPI") if place == "other qform" else affine,
         code=1 if place in ("qform", "both", "other qform") else 0,
     )
     return image
@@ -69,7 +69,7 @@ def test_the_mask_lies_on_the_scans_own_voxels(
     stored = scan_array((9, 7, 8), seed=seed)
     stored = (stored // 4 if dtype == "uint8" else stored).astype(dtype)
     voxels = nib.Nifti1Image(stored[..., None] if fourth else stored, None)
-    image = placed(voxels, affine_of(axcodes, spacing, tilt), place)
+    image = placed(voxels, make_affine(axcodes, spacing, tilt), place)
     if scaling is not None and np.dtype(dtype).kind in "iu":
         image.header.set_slope_inter(*scaling)
     packed = image.to_bytes()
@@ -78,12 +78,14 @@ def test_the_mask_lies_on_the_scans_own_voxels(
     source, target = folder / f"scan{suffix}", folder / "mask.nii.gz"
     scan = open_scan(source, segmenter.manifest.rules)
     found = segmenter.segment(scan.channels)
-    report = Report.of(found, ModelIdentity.of(segmenter.manifest, "0" * 64), scan, (), windows=1, seconds={})
-    write_answer(target, "nifti", found, report, series=None, source=source)
+    report = Report.from_segmentation(
+        found, ModelIdentity.from_manifest(segmenter.manifest, "0" * 64), scan, (), windows=1, seconds={}
+    )
+    write_result(target, "nifti", found, report, series=None, source=source)
 
     sent, mask = nib.load(source), nib.load(target)
     assert mask.shape == sent.shape
     np.testing.assert_array_equal(mask.affine, sent.affine)
     for code in ("sform_code", "qform_code"):
         assert mask.header[code] == sent.header[code]
-    np.testing.assert_array_equal(np.asanyarray(mask.dataobj), expected(np.asanyarray(sent.dataobj)))
+    np.testing.assert_array_equal(np.asanyarray(mask.dataobj), expected_mask(np.asanyarray(sent.dataobj)))

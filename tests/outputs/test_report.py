@@ -10,10 +10,10 @@ import pytest
 
 from semiseg.outputs.report import ModelIdentity, Report
 from semiseg.phantoms.anatomy import SEGMENTS, make_phantom
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.nifti import write_nifti
-from semiseg.volumes.remark import Remark
 from semiseg.volumes.scan import Scan, open_scan
+from semiseg.volumes.scan_warning import ScanWarning
 from semiseg.volumes.segmentation import Segment, Segmentation
 from semiseg.volumes.series_rules import SeriesRule
 
@@ -29,9 +29,9 @@ def scans(tmp_path: Path) -> dict[str, Scan]:
     return {"nifti": open_scan(tmp_path / "scan.nii", rules), "dicom": open_scan(series, rules)}
 
 
-def report(scan: Scan, segments: tuple[Segment, ...], *remarks: Remark) -> Report:
+def report(scan: Scan, segments: tuple[Segment, ...], *remarks: ScanWarning) -> Report:
     segmentation = Segmentation(segments, np.zeros(scan.grid.shape, np.uint8), scan.grid.affine)
-    return Report.of(segmentation, MODEL, scan, remarks, windows=1, seconds={})
+    return Report.from_segmentation(segmentation, MODEL, scan, remarks, windows=1, seconds={})
 
 
 def test_the_series_and_the_reason_for_it_are_told(scans: dict[str, Scan]) -> None:
@@ -44,7 +44,7 @@ def test_the_series_and_the_reason_for_it_are_told(scans: dict[str, Scan]) -> No
 
 
 def test_remarks_of_scan_and_segmenter_are_told_and_private_codes_of_dicom(scans: dict[str, Scan]) -> None:
-    noticed = Remark("unfamiliar_spacing", "It is thick.")
+    noticed = ScanWarning("unfamiliar_spacing", "It is thick.")
     assert [r.code for r in report(scans["dicom"], SEGMENTS, noticed).remarks] == ["unfamiliar_spacing"]
     plain = (Segment(name="liver", label=1), SEGMENTS[1])
     told = report(scans["dicom"], plain, noticed).remarks

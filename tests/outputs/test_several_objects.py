@@ -15,10 +15,10 @@ from semiseg.outputs.dicom_common import Algorithm, write_dicom
 from semiseg.outputs.dicom_seg import segmentation_to_seg
 from semiseg.outputs.dicom_sr import segmentation_to_sr
 from semiseg.phantoms.anatomy import SEGMENTS, make_phantom
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.dicom_series import DicomSeries, read_series
 from semiseg.volumes.segmentation import Segmentation
-from tests.volumes.enhanced import write_enhanced
+from tests.volumes.enhanced_multiframe import write_enhanced
 
 ALGORITHM = Algorithm(name="phantom abdomen", version="1.2", model_sha256="ab" * 32)
 CUT = 2
@@ -50,7 +50,7 @@ def drawn_on(series: DicomSeries) -> Segmentation:
 def test_a_seg_refers_to_the_frames_that_it_was_drawn_on(form: str, tmp_path: Path) -> None:
     series, objects = in_parts(tmp_path)
     mask = drawn_on(series)
-    write_dicom(tmp_path / "seg.dcm", segmentation_to_seg(mask, series, algorithm=ALGORITHM, form=form))  # type: ignore[arg-type]
+    write_dicom(tmp_path / "seg.dcm", segmentation_to_seg(mask, series, algorithm=ALGORITHM, segmentation_type=form))  # type: ignore[arg-type]
     seg = pydicom.dcmread(tmp_path / "seg.dcm")
     by_uid = {one.SOPInstanceUID: one for one in objects}
     (referenced,) = seg.ReferencedSeriesSequence

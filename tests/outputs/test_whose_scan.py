@@ -19,10 +19,10 @@ from semiseg.outputs.dicom_rtstruct import segmentation_to_rtstruct
 from semiseg.outputs.dicom_seg import segmentation_to_seg
 from semiseg.outputs.dicom_sr import segmentation_to_sr
 from semiseg.phantoms.anatomy import SEGMENTS, make_phantom
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.dicom_series import DicomSeries, read_series
 from semiseg.volumes.segmentation import Segmentation
-from tests.volumes.enhanced import item, write_enhanced
+from tests.volumes.enhanced_multiframe import sequence_item, write_enhanced
 
 ALGORITHM = Algorithm(name="phantom abdomen", version="1.2", model_sha256="ab" * 32)
 MADE: dict[str, Callable[[Segmentation, DicomSeries], pydicom.Dataset]] = {
@@ -60,13 +60,13 @@ def with_much_said(dataset: pydicom.Dataset) -> None:
     dataset.add_new("PatientID", "LO", "A\\17")  # no value may hold a backslash, and archives have them
     dataset.IssuerOfPatientID = "Krankenhaus Süd"
     dataset.IssuerOfPatientIDQualifiersSequence = [
-        item({"UniversalEntityID": "1.2.276.0.76", "UniversalEntityIDType": "ISO"})
+        sequence_item({"UniversalEntityID": "1.2.276.0.76", "UniversalEntityIDType": "ISO"})
     ]
-    other = item({"PatientID": "Ü-4", "IssuerOfPatientID": "Köln"})
+    other = sequence_item({"PatientID": "Ü-4", "IssuerOfPatientID": "Köln"})
     dataset.OtherPatientIDsSequence = [other]
     dataset.PatientAge, dataset.PatientWeight, dataset.PatientBirthDate = "045Y", "71.5", "19500102"
     dataset.StudyDescription, dataset.AccessionNumber = "Oberbauch", "2026/0815"
-    dataset.IssuerOfAccessionNumberSequence = [item({"LocalNamespaceEntityID": "RIS"})]
+    dataset.IssuerOfAccessionNumberSequence = [sequence_item({"LocalNamespaceEntityID": "RIS"})]
     dataset.PatientIdentityRemoved, dataset.DeidentificationMethod = "YES", "by hand"
     dataset.ClinicalTrialProtocolID = "T-1"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import skip_because
+from tests.conftest import skip_or_fail
 from tests.packaging.environments import REPOSITORY, Environment, copy_source, pip
 
 
@@ -77,7 +77,7 @@ def distributions(package_index: None, source: Path, tmp_path_factory: pytest.Te
 def has_viewer(source: Path) -> None:
     """Skips where the distributions were built without the page's viewer."""
     if not (source / "server/http/page/niivue.js").exists():
-        skip_because("the page's viewer is not here and could not be brought; `python -m deploy.viewer` says why")
+        skip_or_fail("the page's viewer is not here and could not be brought; `python -m deploy.viewer` says why")
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-SHIPPED = ("semiseg", "trainer", "exporter", "server", "cli")
-BESIDE = (
+SHIPPED_PACKAGES = ("semiseg", "trainer", "exporter", "server", "cli")
+SHIPPED_FILES = (
     "pyproject.toml", "constraints.txt", "MANIFEST.in", "LICENSE", "README.md", "CHANGELOG.md", "CITATION.cff",
     "INTENDED_USE.md", "SECURITY.md", "deploy/viewer.py",
 )  # fmt: skip
@@ -55,15 +55,15 @@ class Environment:
 def copy_source(target: Path) -> Path:
     """The source as a user gets it, away from this checkout's build leftovers (setuptools would reuse them)."""
     target.mkdir(parents=True)
-    for name in SHIPPED:
+    for name in SHIPPED_PACKAGES:
         shutil.copytree(REPOSITORY / name, target / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in BESIDE:
+    for name in SHIPPED_FILES:
         (target / name).parent.mkdir(exist_ok=True)
         shutil.copy(REPOSITORY / name, target / name)
     return target
 
 
-def make_thin_environment(folder: Path, packages: Iterable[Path]) -> Environment:
+def make_minimal_environment(folder: Path, packages: Iterable[Path]) -> Environment:
     """An environment that uses the installed packages of other environments and has neither pip nor semiseg."""
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
     environment = Environment(folder)
@@ -71,7 +71,7 @@ def make_thin_environment(folder: Path, packages: Iterable[Path]) -> Environment
     return environment
 
 
-def install_alone(distribution: Path, environment: Environment) -> None:
+def install_without_dependencies(distribution: Path, environment: Environment) -> None:
     """Install a wheel or a source distribution, and nothing that it needs, as the last one."""
     answer = pip("--python", environment.python, "install", "-q", "--no-deps", "--force-reinstall", distribution)
     assert answer.returncode == 0, answer.stderr

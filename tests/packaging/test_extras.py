@@ -113,7 +113,7 @@ def test_the_constraints_pin_exactly_and_each_package_once() -> None:
 def test_python_3_11_is_the_least_and_there_is_no_bound_above() -> None:
     supported = SpecifierSet(PROJECT["requires-python"])
     assert [minor for minor in range(8, 40) if supported.contains(f"3.{minor}.1")] == list(range(11, 40))
-    assert environment.LEAST == (3, 11)
+    assert environment.MIN_PYTHON == (3, 11)
     assert PYTHONS == ["3.11", "3.12", "3.13", "3.14"]
 
 

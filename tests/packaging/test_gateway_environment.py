@@ -43,7 +43,7 @@ for module in pkgutil.walk_packages(server.gateway.__path__, "server.gateway."):
 """
     answer = gateway_environment.run(gateway_environment.python, "-c", program)
     assert answer.returncode == 0, answer.stderr
-    assert "server.gateway.node" in answer.stdout.split()
+    assert "server.gateway.storage_scp" in answer.stdout.split()
 
 
 def test_the_command_explains_itself_and_names_what_is_wrong(gateway_environment: Environment, tmp_path: Path) -> None:

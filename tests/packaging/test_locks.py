@@ -10,7 +10,7 @@ from packaging.markers import default_environment
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from tests.packaging.environments import REPOSITORY, SHIPPED
+from tests.packaging.environments import REPOSITORY, SHIPPED_PACKAGES
 from tests.packaging.test_extras import UNPINNED, asked, pins
 
 LINE = re.compile(r"(?P<name>[a-z0-9._-]+)==(?P<version>[^ ]+) --hash=sha256:[0-9a-f]{64}")
@@ -58,5 +58,5 @@ def test_a_lock_is_closed_under_what_its_packages_ask_for(name: str) -> None:
 
 def test_no_package_of_a_pinned_version_brings_a_name_of_ours() -> None:
     brought = metadata.packages_distributions()
-    strangers = {name: set(brought.get(name, ())) - {"semiseg"} for name in (*SHIPPED, "docs", "tests")}
+    strangers = {name: set(brought.get(name, ())) - {"semiseg"} for name in (*SHIPPED_PACKAGES, "docs", "tests")}
     assert not any(strangers.values()), strangers

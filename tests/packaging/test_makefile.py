@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.environment import _is_one_of, shortcoming
+from deploy.environment import _is_one_of, unsupported_reason
 from deploy.tasks import TARGETS
 from tests.packaging.environments import REPOSITORY
 
@@ -70,9 +70,9 @@ def environment(empty_environment: Path, clone: Path) -> Path:
 
 
 @pytest.fixture
-def make(needs_program: Callable[[str], str], clone: Path) -> Run:
+def make(require_program: Callable[[str], str], clone: Path) -> Run:
     """Runs the Makefile."""
-    program = needs_program("make")
+    program = require_program("make")
     return lambda *words, **variables: _run(clone, program, *words, **variables)
 
 
@@ -173,8 +173,8 @@ def test_the_newest_python_that_works_is_taken(make: Run, clone: Path) -> None:
 
 def test_a_free_threaded_python_is_taken_only_when_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sysconfig, "get_config_var", lambda name: 1 if name == "Py_GIL_DISABLED" else None)
-    assert "free-threaded" in str(shortcoming())
-    assert shortcoming(named=True) is None
+    assert "free-threaded" in str(unsupported_reason())
+    assert unsupported_reason(named=True) is None
 
 
 def test_an_environment_that_is_there_is_kept_and_a_broken_one_is_made_again(task: Run, environment: Path) -> None:
@@ -252,11 +252,13 @@ def test_the_quick_part_is_made_of_tests_that_exist(task: Run) -> None:
 
 
 def test_a_package_whose_dependency_has_no_wheel_is_installed_without_it(task: Run, clone: Path) -> None:
-    """On a Python of which environment.ALONE says so; pip's complaint about it, and no other one, is passed over."""
+    """On a Python of which environment.WITHOUT_DEPENDENCIES says so; pip's complaint about it alone is passed over."""
     assert "--no-deps" not in task("install", "--dry-run").stdout or sys.version_info >= (3, 14)
     source = clone / "deploy" / "environment.py"
     # Of another size, since Python takes a compiled file of the same second and size for the present one.
-    source.write_text(source.read_text().replace("ALONE = {(3, 14)", "ALONE = {  (3, 11)"))
+    source.write_text(
+        source.read_text().replace("WITHOUT_DEPENDENCIES = {(3, 14)", "WITHOUT_DEPENDENCIES = {  (3, 11)")
+    )
     planned = task("install", "--dry-run").stdout
     assert planned.index("-e '.[train") < planned.index("--no-deps highdicom")
 

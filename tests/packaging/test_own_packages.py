@@ -14,7 +14,14 @@ import pytest
 
 from semiseg.own_packages import PACKAGES, ForeignPackageError, require
 from tests.packaging.conftest import Distributions
-from tests.packaging.environments import REPOSITORY, SHIPPED, Environment, install_alone, make_thin_environment, pip
+from tests.packaging.environments import (
+    REPOSITORY,
+    SHIPPED_PACKAGES,
+    Environment,
+    install_without_dependencies,
+    make_minimal_environment,
+    pip,
+)
 
 # A command that imports each of the packages, with what makes it stop soon afterwards when they are ours.
 NEEDS = {
@@ -34,7 +41,7 @@ def command(*arguments: str, folder: Path, path: Path = REPOSITORY) -> subproces
 
 
 def test_every_top_level_package_but_semiseg_is_guarded_and_is_ours() -> None:
-    assert {*PACKAGES, "semiseg"} == set(SHIPPED)
+    assert {*PACKAGES, "semiseg"} == set(SHIPPED_PACKAGES)
     for name in PACKAGES:
         require(name)
 
@@ -107,9 +114,11 @@ def hash_of(text: str) -> str:
 def test_a_distribution_that_overwrote_our_files_is_named_and_the_advice_mends_it(
     distributions: Distributions, serve_environment: Environment, tmp_path: Path
 ) -> None:
-    environment = make_thin_environment(tmp_path / "environment", [serve_environment.packages])
-    install_alone(distributions.wheel, environment)
-    install_alone(write_wheel(tmp_path, "training-kit", {"server/__init__.py": "", "server/other.py": ""}), environment)
+    environment = make_minimal_environment(tmp_path / "environment", [serve_environment.packages])
+    install_without_dependencies(distributions.wheel, environment)
+    install_without_dependencies(
+        write_wheel(tmp_path, "training-kit", {"server/__init__.py": "", "server/other.py": ""}), environment
+    )
     arguments = (environment.semiseg, *NEEDS["server"])
 
     answer = environment.run(*arguments, home=tmp_path)
@@ -120,6 +129,6 @@ def test_a_distribution_that_overwrote_our_files_is_named_and_the_advice_mends_i
     removed = pip("--python", environment.python, "uninstall", "-q", "--yes", "training-kit")
     assert removed.returncode == 0, removed.stderr
     assert not (environment.packages / "server" / "__init__.py").exists()
-    install_alone(distributions.wheel, environment)
+    install_without_dependencies(distributions.wheel, environment)
     answer = environment.run(*arguments, home=tmp_path)
     assert answer.returncode == 2 and "nothing" in answer.stderr, answer.stderr

@@ -19,8 +19,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.bundles import expected, make_threshold_bundle, scan_array
-from tests.packaging.environments import REPOSITORY, SHIPPED, Environment, assert_no_gpl, pip
+from tests.bundles import expected_mask, make_threshold_bundle, scan_array
+from tests.packaging.environments import REPOSITORY, SHIPPED_PACKAGES, Environment, assert_no_gpl, pip
 
 # The first test of a process installs the environment.
 pytestmark = pytest.mark.timeout(600)
@@ -98,7 +98,7 @@ for package in (semiseg, server):
 def test_files_that_are_not_python_are_installed_too(serve_environment: Environment) -> None:
     wanted = {
         path.relative_to(REPOSITORY)
-        for room in SHIPPED
+        for room in SHIPPED_PACKAGES
         for path in (REPOSITORY / room).rglob("*")
         if path.is_file() and path.suffix not in (".py", ".pyc") and not path.name.startswith("package")
     }  # package.json and its lock say what `make page` brings; it is in niivue.js then
@@ -114,8 +114,8 @@ def test_only_semiseg_brings_names_of_ours_and_it_brings_no_other(serve_environm
     answer = serve_environment.run(serve_environment.python, "-c", code)
     assert answer.returncode == 0, answer.stderr
     brought, own = json.loads(answer.stdout)
-    assert {name: brought.get(name) for name in SHIPPED} == {name: ["semiseg"] for name in SHIPPED}
-    assert {name for name in own if not name.endswith(".dist-info") and name != ".."} == set(SHIPPED)
+    assert {name: brought.get(name) for name in SHIPPED_PACKAGES} == {name: ["semiseg"] for name in SHIPPED_PACKAGES}
+    assert {name for name in own if not name.endswith(".dist-info") and name != ".."} == set(SHIPPED_PACKAGES)
 
 
 def test_the_environment_has_no_contradictions(serve_environment: Environment) -> None:
@@ -131,7 +131,7 @@ def test_no_installed_package_is_under_the_gpl(serve_environment: Environment) -
 def test_importing_the_runtime_leaves_no_device_identifier(serve_environment: Environment, tmp_path: Path) -> None:
     # Since 1.29 the official builds of ONNX Runtime report what they run to their maker, unless told not to before the
     # import; an identifier of the machine in the home folder is the visible trace of that.
-    program = "from semiseg.engines.onnx import import_runtime; import_runtime().get_available_providers()"
+    program = "from semiseg.engines.onnx import import_onnxruntime; import_onnxruntime().get_available_providers()"
     answer = serve_environment.run(serve_environment.python, "-c", program, home=tmp_path)
     assert answer.returncode == 0, answer.stderr
     assert sorted(path.name for path in tmp_path.rglob("*")) == []
@@ -165,7 +165,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("clinic") / "data"
     for number in range(SCANS):
         array = scan_array((18, 15, 20), seed=number)
-        for sub, values in (("imagesTr", array), ("labelsTr", expected(array))):
+        for sub, values in (("imagesTr", array), ("labelsTr", expected_mask(array))):
             (folder / sub).mkdir(parents=True, exist_ok=True)
             nib.save(nib.Nifti1Image(values, AFFINE), folder / sub / f"s{number}.nii.gz")
     return folder
@@ -173,7 +173,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def assert_is_the_known_mask(mask_path: Path, scan_path: Path) -> None:
     mask, scan = nib.load(mask_path), nib.load(scan_path)
-    np.testing.assert_array_equal(np.asarray(mask.dataobj), expected(np.asarray(scan.dataobj)))
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), expected_mask(np.asarray(scan.dataobj)))
     np.testing.assert_allclose(mask.affine, scan.affine, atol=1e-5)
 
 

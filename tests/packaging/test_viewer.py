@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from deploy import viewer
-from docs.generators.document import Unfit
+from docs.generators.document import DocumentError
 from docs.generators.licences import VIEWER_LICENCES, viewer_components
 
 LICENCES = VIEWER_LICENCES.read_text(encoding="utf-8")
@@ -24,7 +24,7 @@ def exports(module: str) -> set[str]:
 def from_npm(tmp_path_factory: pytest.TempPathFactory) -> str:
     try:
         return viewer.from_npm(tmp_path_factory.mktemp("npm"))[0]
-    except viewer.NotBrought as problem:
+    except viewer.ViewerUnavailable as problem:
         pytest.skip(f"npm does not bring the viewer: {problem}")
 
 
@@ -49,7 +49,7 @@ def test_another_file_than_the_pinned_one_is_refused(
     package_index: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(viewer, "WHEEL", re.sub(r"[0-9a-f]{64}", "0" * 64, viewer.WHEEL))
-    with pytest.raises(viewer.NotBrought, match="pip failed"):
+    with pytest.raises(viewer.ViewerUnavailable, match="pip failed"):
         viewer.from_pypi(tmp_path)
 
 
@@ -74,7 +74,7 @@ def test_every_library_in_the_viewer_has_its_licence_listed(from_npm: str) -> No
 
 
 def test_a_licence_without_its_text_or_under_the_gpl_is_refused() -> None:
-    with pytest.raises(Unfit, match="does not have its text"):
+    with pytest.raises(DocumentError, match="does not have its text"):
         viewer_components("thing | MIT | Copyright somebody\n")
-    with pytest.raises(Unfit, match="must not come into an image"):
+    with pytest.raises(DocumentError, match="must not come into an image"):
         viewer_components("thing | GPL-3.0-only | Copyright somebody\n\nGPL-3.0-only\n")

@@ -14,9 +14,15 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.bundles import expected, make_threshold_bundle, scan_array
+from tests.bundles import expected_mask, make_threshold_bundle, scan_array
 from tests.packaging.conftest import Distributions
-from tests.packaging.environments import REPOSITORY, SHIPPED, Environment, install_alone, make_thin_environment
+from tests.packaging.environments import (
+    REPOSITORY,
+    SHIPPED_PACKAGES,
+    Environment,
+    install_without_dependencies,
+    make_minimal_environment,
+)
 
 # The first test of a process builds the distributions and installs the environment.
 pytestmark = pytest.mark.timeout(600)
@@ -50,7 +56,7 @@ def test_the_wheel_holds_the_five_packages_with_their_data_files_and_nothing_els
 ) -> None:
     wanted = {
         path.relative_to(source).as_posix()
-        for name in SHIPPED
+        for name in SHIPPED_PACKAGES
         for path in (source / name).rglob("*")
         if path.suffix == ".py" or path.suffix in DATA_FILES
     }
@@ -88,8 +94,8 @@ def from_sdist(
     distributions: Distributions, serve_environment: Environment, tmp_path_factory: pytest.TempPathFactory
 ) -> Environment:
     """The source distribution installed beside what the serve extra brought."""
-    environment = make_thin_environment(tmp_path_factory.mktemp("from") / "sdist", [serve_environment.packages])
-    install_alone(distributions.sdist, environment)
+    environment = make_minimal_environment(tmp_path_factory.mktemp("from") / "sdist", [serve_environment.packages])
+    install_without_dependencies(distributions.sdist, environment)
     return environment
 
 
@@ -104,7 +110,7 @@ def test_an_installed_semiseg_explains_itself_looks_at_the_machine_and_segments(
     for arguments in (["--help"], ["doctor", bundle], ["predict", bundle, "scan.nii.gz", "--out", "mask.nii.gz"]):
         answer = environment.run(environment.semiseg, *arguments, home=tmp_path)
         assert answer.returncode == 0, answer.stdout + answer.stderr
-    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj), expected(array))
+    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "mask.nii.gz").dataobj), expected_mask(array))
     origin = environment.run(environment.python, "-c", "import semiseg; print(semiseg.__file__)", home=tmp_path)
     assert Path(origin.stdout.strip()).parents[1] == environment.packages
 
@@ -136,8 +142,8 @@ def test_the_demo_runs_from_an_installed_wheel_in_a_folder_with_files_of_such_na
     names = ("numpy", "nibabel", "torch", "monai", "onnx", "onnxruntime", "bentoml", "typer")
     found = [find_spec(name) for name in names]
     packages = dict.fromkeys(Path(spec.origin).parents[1] for spec in found if spec is not None and spec.origin)
-    environment = make_thin_environment(tmp_path / "environment", packages)
-    install_alone(distributions.wheel, environment)
+    environment = make_minimal_environment(tmp_path / "environment", packages)
+    install_without_dependencies(distributions.wheel, environment)
     folder = tmp_path / "my scans"
     (folder / "trainer").mkdir(parents=True)
     (folder / "trainer" / "__init__.py").write_text("raise SystemExit('the user\\'s own file')")

@@ -18,7 +18,7 @@ from deploy.tasks import TARGETS, parse
 from semiseg.features import PYTHONS, SYSTEMS
 from tests.conditions.__main__ import PAIRS, is_pair
 from tests.conditions.catalogue import catalogue
-from tests.conftest import skip_because
+from tests.conftest import skip_or_fail
 from tests.packaging.environments import REPOSITORY
 
 GITHUB = REPOSITORY / ".github"
@@ -76,7 +76,7 @@ def commands() -> list[str]:
 )
 def test_the_files_are_what_the_schemas_allow(schema: str, files: list[Path]) -> None:
     if find_spec("check_jsonschema") is None:
-        skip_because("check-jsonschema is not installed (it is in the `dev` extra)")
+        skip_or_fail("check-jsonschema is not installed (it is in the `dev` extra)")
     assert files
     command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", schema, *map(str, files)]
     answer = subprocess.run(command, capture_output=True, text=True, timeout=60)

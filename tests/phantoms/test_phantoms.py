@@ -13,7 +13,7 @@ import pytest
 
 from semiseg.errors import VolumeError
 from semiseg.phantoms.anatomy import SEGMENTS, Phantom, make_phantom
-from semiseg.phantoms.write import write_dataset, write_dicom_series
+from semiseg.phantoms.writers import write_dataset, write_dicom_series
 from semiseg.volumes.nifti import read_labels, read_nifti
 from semiseg.volumes.volume import Volume
 
@@ -33,7 +33,7 @@ def test_the_same_seed_is_the_same_person_and_another_seed_another(people: list[
 
 
 def test_every_person_has_every_organ_and_the_sizes_differ(people: list[Phantom]) -> None:
-    sizes = {s.name: [p.labels.millilitres()[s.name] for p in people] for s in SEGMENTS}
+    sizes = {s.name: [p.labels.volumes_ml()[s.name] for p in people] for s in SEGMENTS}
     for name, millilitres in sizes.items():
         assert min(millilitres) > 1.5, name
         assert max(millilitres) > 1.15 * min(millilitres), name
@@ -120,11 +120,11 @@ def test_what_dicom_images_cannot_hold_is_refused(people: list[Phantom], tmp_pat
 
 @pytest.mark.parametrize("modality", ["MR", "CT"])
 def test_dciodvfy_finds_no_error_in_the_series(
-    modality: str, tmp_path: Path, needs_program: Callable[[str], str]
+    modality: str, tmp_path: Path, require_program: Callable[[str], str]
 ) -> None:
     image = make_phantom(1, (16, 14, 4), (6, 7, 20), modality=modality).image  # type: ignore[arg-type]
     for path in write_dicom_series(tmp_path, image, modality=modality):  # type: ignore[arg-type]
-        result = subprocess.run([needs_program("dciodvfy"), str(path)], capture_output=True, text=True, check=False)
+        result = subprocess.run([require_program("dciodvfy"), str(path)], capture_output=True, text=True, check=False)
         said = (result.stdout + result.stderr).splitlines()
         assert any(f"{modality}Image" in line for line in said)
         assert [line for line in said if line.startswith("Error")] == []

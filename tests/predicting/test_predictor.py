@@ -12,10 +12,10 @@ import pydicom
 import pytest
 
 import semiseg
-from semiseg.outputs.kind import FORMS, KINDS
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.outputs.formats import FORMAT_TRAITS, OUTPUT_FORMATS
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.volume import Volume
-from tests.bundles import expected, make_threshold_bundle, scan_array
+from tests.bundles import expected_mask, make_threshold_bundle, scan_array
 
 SCAN = scan_array((24, 20, 18))
 AFFINE = np.array([[0.0, -1.5, 0.0, 12.0], [0.8, 0.0, 0.0, -7.0], [0.0, 0.0, 2.0, 3.0], [0.0, 0.0, 0.0, 1.0]])
@@ -45,7 +45,7 @@ def test_three_lines_of_python_write_the_mask_that_the_network_draws(
     prediction = model.predict(str(nifti))
     assert prediction.save(str(tmp_path / "mask.nii.gz")) == tmp_path / "mask.nii.gz"
     saved = nib.load(tmp_path / "mask.nii.gz")
-    assert np.array_equal(np.asarray(saved.dataobj), expected(SCAN))
+    assert np.array_equal(np.asarray(saved.dataobj), expected_mask(SCAN))
     assert np.allclose(saved.affine, AFFINE) and np.allclose(prediction.affine, AFFINE)
     name = model.segments[0]
     assert np.array_equal(prediction.mask(name), prediction.array == 1)
@@ -56,8 +56,8 @@ def test_every_output_format_is_saved_from_one_pass_over_a_series(
     model: semiseg.Predictor, series: Path, tmp_path: Path
 ) -> None:
     prediction = model.predict(series, probabilities=True)
-    for kind in KINDS:
-        path = prediction.save(tmp_path / f"{kind}{FORMS[kind].suffixes[0]}", format=kind)
+    for kind in OUTPUT_FORMATS:
+        path = prediction.save(tmp_path / f"{kind}{FORMAT_TRAITS[kind].suffixes[0]}", format=kind)
         assert path.stat().st_size > 0
     modalities = {kind: pydicom.dcmread(tmp_path / f"{kind}.dcm").Modality for kind in ("seg", "rtstruct", "sr")}
     assert modalities == {"seg": "SEG", "rtstruct": "RTSTRUCT", "sr": "SR"}
@@ -69,7 +69,7 @@ def test_a_scan_that_was_opened_is_predicted_without_reading_it_again(model: sem
     scan = model.open(series)
     for file in series.iterdir():
         file.unlink()
-    assert np.array_equal(model.predict(scan).array, expected(SCAN))
+    assert np.array_equal(model.predict(scan).array, expected_mask(SCAN))
 
 
 def test_a_list_of_files_and_a_zip_are_the_same_scan(model: semiseg.Predictor, series: Path, tmp_path: Path) -> None:

@@ -16,12 +16,12 @@ import semiseg
 from cli.app import main
 from semiseg.client import Client
 from semiseg.errors import VolumeError
-from semiseg.volumes.formats.registry import parts_of
+from semiseg.volumes.formats.registry import scan_parts
 from semiseg.volumes.nifti import read_labels
 from semiseg.volumes.seg_nrrd import read_seg_nrrd
-from tests.bundles import SEGMENTS, expected, make_threshold_bundle, scan_array
-from tests.server.running import RunningServer, running
-from tests.volumes.volume_files import meta, nrrd
+from tests.bundles import SEGMENTS, expected_mask, make_threshold_bundle, scan_array
+from tests.server.harness import RunningServer, running_server
+from tests.volumes.volume_files import make_metaimage, make_nrrd
 
 ARRAY = scan_array((20, 14, 11))
 AFFINE = np.array([[-0.8, 0.0, 0.0, 40.0], [0.0, -0.9, 0.0, 30.0], [0.0, 0.0, 2.5, -15.0], [0, 0, 0, 1]])
@@ -51,12 +51,12 @@ def scans(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Path]]:
     nib.save(nib.Nifti1Pair(ARRAY, AFFINE), folder / "pair.hdr")
     nib.save(nib.MGHImage(ARRAY, AFFINE.astype(np.float32)), folder / "f.mgz")
     with zipfile.ZipFile(folder / "z.zip", "w") as archive:
-        archive.write(meta(folder / "m.mhd", TAGS, file="m.raw"), "a/m.mhd")
+        archive.write(make_metaimage(folder / "m.mhd", TAGS, file="m.raw"), "a/m.mhd")
         archive.write(folder / "m.raw", "a/m.raw")
     return {
-        "nrrd": [nrrd(folder / "a.nrrd", IN_LPS, data())],
-        "nhdr": [nrrd(folder / "a.nhdr", {**IN_LPS, "data file": "m.raw"}), folder / "m.raw"],
-        "mha": [meta(folder / "a.mha", TAGS, data())],
+        "nrrd": [make_nrrd(folder / "a.nrrd", IN_LPS, data())],
+        "nhdr": [make_nrrd(folder / "a.nhdr", {**IN_LPS, "data file": "m.raw"}), folder / "m.raw"],
+        "mha": [make_metaimage(folder / "a.mha", TAGS, data())],
         "mhd": [folder / "m.mhd", folder / "m.raw"],
         "pair": [folder / "pair.hdr", folder / "pair.img"],
         "mgz": [folder / "f.mgz"],
@@ -79,7 +79,7 @@ def model(bundle: Path) -> semiseg.Predictor:
 
 @pytest.fixture(scope="module")
 def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with running(bundle, tmp_path_factory.mktemp("server")) as server:
+    with running_server(bundle, tmp_path_factory.mktemp("server")) as server:
         yield server
         assert server.leftovers() == []
 
@@ -90,12 +90,12 @@ def test_the_mask_lies_on_the_scan_of_any_format(
 ) -> None:
     """OUT-01."""
     prediction = model.predict(scans[form][0])
-    np.testing.assert_array_equal(prediction.array, expected(ARRAY))
+    np.testing.assert_array_equal(prediction.array, expected_mask(ARRAY))
     np.testing.assert_allclose(prediction.affine, AFFINE, atol=1e-5)
     assert prediction.report.series is None
     for name in ("mask.nii.gz", "mask.nrrd", "mask.seg.nrrd"):
         written = read_labels(prediction.save(tmp_path / name))
-        np.testing.assert_array_equal(written.array, expected(ARRAY))
+        np.testing.assert_array_equal(written.array, expected_mask(ARRAY))
         np.testing.assert_allclose(written.affine, AFFINE, atol=1e-5)
     assert [one.name for one in read_seg_nrrd(tmp_path / "mask.seg.nrrd")[1]] == [one.name for one in SEGMENTS]
 
@@ -109,7 +109,7 @@ def test_the_server_reads_what_the_command_line_reads(
     assert answer.headers["content-type"] == "application/x-nrrd"
     assert 'filename="segmentation.seg.nrrd"' in answer.headers["content-disposition"]
     (tmp_path / "mask.seg.nrrd").write_bytes(answer.content)
-    np.testing.assert_array_equal(read_labels(tmp_path / "mask.seg.nrrd").array, expected(ARRAY))
+    np.testing.assert_array_equal(read_labels(tmp_path / "mask.seg.nrrd").array, expected_mask(ARRAY))
 
 
 def test_a_header_alone_is_refused_and_says_what_is_missing(
@@ -126,7 +126,7 @@ def test_a_header_alone_is_refused_and_says_what_is_missing(
 def test_a_header_cannot_read_the_servers_files(server: RunningServer, tmp_path: Path) -> None:
     """SRV-02."""
     for name in ("/etc/passwd", "../../../etc/passwd"):
-        answer = server.segment(meta(tmp_path / "a.mhd", TAGS, file=name))
+        answer = server.segment(make_metaimage(tmp_path / "a.mhd", TAGS, file=name))
         assert answer.status_code == 422 and "only a file in the header's own folder is read" in answer.text
         assert "root" not in answer.text.replace("header", "")
 
@@ -138,7 +138,7 @@ def test_a_remark_on_a_header_reaches_the_person_in_every_way(
     bundle: Path, model: semiseg.Predictor, server: RunningServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """VOL-09."""
-    path = nrrd(tmp_path / "a.nrrd", CONTRADICTORY, data())
+    path = make_nrrd(tmp_path / "a.nrrd", CONTRADICTORY, data())
     sentence = "The header says nothing about left and right"
     assert any(text.startswith(sentence) for text in model.predict(path).warnings)
     with pytest.raises(VolumeError, match=rf"a\.nrrd: {sentence}"):
@@ -171,13 +171,13 @@ def test_overlapping_regions_are_saved_for_slicer(tmp_path: Path, scans: dict[st
 def test_a_dataset_of_another_format_is_evaluated_and_its_masks_kept(model: semiseg.Predictor, tmp_path: Path) -> None:
     for folder in ("imagesTr", "labelsTr", "masks"):
         (tmp_path / folder).mkdir()
-    nrrd(tmp_path / "imagesTr/s.nrrd", IN_LPS, data())
-    meta(tmp_path / "labelsTr/s.mha", TAGS, data(expected(ARRAY).astype(np.int16)))
+    make_nrrd(tmp_path / "imagesTr/s.nrrd", IN_LPS, data())
+    make_metaimage(tmp_path / "labelsTr/s.mha", TAGS, data(expected_mask(ARRAY).astype(np.int16)))
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": {"background": 0, "low": 1, "high": 2}}))
     dataset = semiseg.load_dataset(tmp_path)
     evaluation = semiseg.evaluate(model.segmenter.segment, dataset, ["s"], keep=tmp_path / "masks")
     assert "1.000" in evaluation.table().markdown()
-    np.testing.assert_array_equal(read_labels(tmp_path / "masks/s.nii.gz").array, expected(ARRAY))
+    np.testing.assert_array_equal(read_labels(tmp_path / "masks/s.nii.gz").array, expected_mask(ARRAY))
 
 
 def test_the_client_takes_the_data_files_of_a_header_along_and_no_name_of_a_pair(
@@ -191,12 +191,14 @@ def test_the_client_takes_the_data_files_of_a_header_along_and_no_name_of_a_pair
         "one file": scans["mhd"][0],
         "nrrd": scans["nhdr"][0],
         "a pair": scans["pair"][0],
-        "a file each slice": nrrd(slices / "a.nhdr", {**IN_LPS, "data file": "z%02d.raw 0 10 1"}),
+        "a file each slice": make_nrrd(slices / "a.nhdr", {**IN_LPS, "data file": "z%02d.raw 0 10 1"}),
         "a folder": slices,
     }
     with Client(server.url) as client:
         for what, path in detached.items():
             (tmp_path / "mask.nii.gz").write_bytes(client.ask(path, "nifti").body)
-            np.testing.assert_array_equal(read_labels(tmp_path / "mask.nii.gz").array, expected(ARRAY), err_msg=what)
-    assert set(parts_of(scans["pair"][0])) == {"scan.hdr", "scan.img"}
-    assert parts_of(scans["mha"][0]) == {} and parts_of(slices / "z00.raw") == {}
+            np.testing.assert_array_equal(
+                read_labels(tmp_path / "mask.nii.gz").array, expected_mask(ARRAY), err_msg=what
+            )
+    assert set(scan_parts(scans["pair"][0])) == {"scan.hdr", "scan.img"}
+    assert scan_parts(scans["mha"][0]) == {} and scan_parts(slices / "z00.raw") == {}

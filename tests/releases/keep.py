@@ -27,14 +27,14 @@ import pydicom
 from pynetdicom import AE
 from pynetdicom.sop_class import MRImageStorage  # type: ignore[attr-defined]
 
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.nifti import read_nifti
-from server.jobs.files import remove
-from tests.bundles import nowhere_air
-from tests.gateway.stand import NOBODY, RunningGateway, configuration
+from server.jobs.deletion import remove
+from tests.bundles import scan_without_air
+from tests.gateway.harness import UNREACHABLE_DESTINATIONS, RunningGateway, make_config
+from tests.polling import wait_until
 from tests.runs import make_tiny_run
-from tests.server.running import RunningServer
-from tests.waiting import until
+from tests.server.harness import RunningServer
 
 RELEASES = Path(__file__).parent
 
@@ -78,8 +78,8 @@ def _leave_jobs(made: Path, folder: Path) -> dict[str, str]:
         plain = nib.load(made / "scan.nii.gz").to_bytes()
         jobs = {"done": put(whole), "failed": put(plain[:-100])}
         for name in jobs.values():
-            until(lambda name=name: server.get(f"/jobs/{name}").json()["state"] in ("done", "failed"))
-        large = nib.Nifti1Image(nowhere_air((128, 128, 96)), np.diag([5.0, 5.0, 8.0, 1.0]))
+            wait_until(lambda name=name: server.get(f"/jobs/{name}").json()["state"] in ("done", "failed"))
+        large = nib.Nifti1Image(scan_without_air((128, 128, 96)), np.diag([5.0, 5.0, 8.0, 1.0]))
         packed = gzip.compress(large.to_bytes())
         jobs |= {"begun": put(packed), "beside": put(packed), "waiting": put(whole)}
         states = [server.get(f"/jobs/{name}").json()["state"] for name in jobs.values()]
@@ -91,7 +91,9 @@ def _leave_jobs(made: Path, folder: Path) -> dict[str, str]:
 
 def _leave_study(made: Path, folder: Path) -> dict[str, str]:
     files = write_dicom_series(folder / "study", read_nifti(made / "scan.nii.gz"), patient_id="KEPT", description="T1")
-    config = configuration(folder, "http://127.0.0.1:9", state=str(made / "gateway"), destinations=NOBODY)
+    config = make_config(
+        folder, "http://127.0.0.1:9", state=str(made / "gateway"), destinations=UNREACHABLE_DESTINATIONS
+    )
     gateway = RunningGateway(config, folder / "gateway")
     try:
         gateway.wait_until_ready()
@@ -101,7 +103,7 @@ def _leave_study(made: Path, folder: Path) -> dict[str, str]:
         for file in files:
             assert association.send_c_store(file).Status == 0
         association.release()
-        until(lambda: gateway.status()["held_up"])
+        wait_until(lambda: gateway.status()["held_up"])
     finally:
         gateway.kill()
     return {"study": str(pydicom.dcmread(files[0], stop_before_pixels=True).StudyInstanceUID)}

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 
 from cli.models import open_model
 from semiseg.bundle.bundle import open_bundle
-from semiseg.inference.segmenter import Settings
-from server.gateway.names import Names
-from tests.gateway.stand import NOBODY, configuration, running_gateway
+from semiseg.inference.segmenter import SlidingWindowOptions
+from server.gateway.uid_hasher import UidHasher
+from tests.gateway.harness import UNREACHABLE_DESTINATIONS, make_config, running_gateway
+from tests.polling import wait_until
 from tests.releases.keep import RELEASES
-from tests.server.running import running
-from tests.waiting import until
+from tests.server.harness import running_server
 
 # The jobs of a release ended when it was made. A server deletes a job when it has been kept for so long, by the time of
 # day, so one that is to finish what it finds keeps jobs for longer than any release is old.
@@ -59,14 +59,16 @@ def test_bundle_opens_and_draws_what_it_drew(release: Path, tmp_path: Path) -> N
     bundle = open_bundle(release / "bundle")
     assert {variant.precision for variant in bundle.manifest.variants} == {"fp32", "fp16"}
     assert labels(release / "mask.nii.gz").any()
-    model = open_model(release / "bundle", Settings(), threads=1, precision="fp32")
+    model = open_model(release / "bundle", SlidingWindowOptions(), threads=1, precision="fp32")
     model.predict(release / "scan.nii.gz").save(tmp_path / "mask.nii.gz")
     assert dice(labels(tmp_path / "mask.nii.gz"), labels(release / "mask.nii.gz")) > 0.99
 
 
 def test_server_finishes_the_jobs_that_it_finds(release: Path, about: dict[str, Any], tmp_path: Path) -> None:
     """DEP-06, SRV-03."""
-    with running(release / "bundle", tmp_path / "process", "--state", str(release / "server"), *FOR_EVER) as server:
+    with running_server(
+        release / "bundle", tmp_path / "process", "--state", str(release / "server"), *FOR_EVER
+    ) as server:
         states: dict[str, str] = {}
 
         def ended() -> bool:
@@ -74,7 +76,7 @@ def test_server_finishes_the_jobs_that_it_finds(release: Path, about: dict[str, 
                 states[name] = server.get(f"/jobs/{about[name]}").json()["state"]
             return set(states.values()) <= {"done", "failed"}
 
-        until(ended, told=lambda: states)
+        wait_until(ended, describe=lambda: states)
         assert states == {"done": "done", "failed": "failed", "begun": "done", "beside": "done", "waiting": "done"}
         for name in ("done", "waiting"):
             (tmp_path / "mask.nii.gz").write_bytes(server.get(f"/jobs/{about[name]}/result").content)
@@ -84,11 +86,13 @@ def test_server_finishes_the_jobs_that_it_finds(release: Path, about: dict[str, 
 
 def test_gateway_goes_on_with_the_study_that_it_finds(release: Path, about: dict[str, Any], tmp_path: Path) -> None:
     """DEP-06, GW-02."""
-    with running(release / "bundle", tmp_path / "process") as server:
-        config = configuration(tmp_path, server.url, state=str(release / "gateway"), destinations=NOBODY)
+    with running_server(release / "bundle", tmp_path / "process") as server:
+        config = make_config(
+            tmp_path, server.url, state=str(release / "gateway"), destinations=UNREACHABLE_DESTINATIONS
+        )
         with running_gateway(config, tmp_path / "gateway") as gateway:
-            until(lambda: gateway.status()["jobs"]["deliver"]["waiting"], told=lambda: gateway.output)
+            wait_until(lambda: gateway.status()["jobs"]["deliver"]["waiting"], describe=lambda: gateway.output)
             (segmented,) = gateway.audit("segmented")
-            study = Names(release / "gateway" / "names.key").of(about["study"])
+            study = UidHasher(release / "gateway" / "names.key").hash(about["study"])
             assert segmented["study"] == study
             assert "deliver" in gateway.command("show", study)

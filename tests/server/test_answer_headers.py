@@ -14,14 +14,20 @@ import pytest
 
 from semiseg.bundle.bundle import MODEL, write_bundle
 from semiseg.client import Client
-from semiseg.outputs.kind import ANSWERS
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.outputs.formats import RESULTS_MEDIA_TYPE
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.segmentation import Segment
 from semiseg.volumes.volume import Volume
-from server.http.answer_headers import LONGEST, MILLILITRES, REMARKS, SHORTENED, bounded
-from server.http.answer_headers import MODEL as MODEL_HEADER
+from server.http.result_headers import (
+    MAX_HEADER_BYTES,
+    MILLILITRES_HEADER,
+    MODEL_HEADER,
+    REMARKS_HEADER,
+    SHORTENED_HEADER,
+    limit_header_sizes,
+)
 from tests.bundles import make_threshold_bundle, scan_array
-from tests.server.running import running
+from tests.server.harness import running_server
 
 HEAD_BYTES = 4096  # of the whole head of an answer, behind a default nginx
 AFFINE = np.diag([-1.5, -1.5, 3.0, 1.0])
@@ -76,7 +82,7 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory):
     folder = tmp_path_factory.mktemp("many")
-    with running(many_segments(folder), folder / "p", "--state", str(folder / "s")) as server:
+    with running_server(many_segments(folder), folder / "p", "--state", str(folder / "s")) as server:
         yield server
 
 
@@ -86,9 +92,9 @@ def test_head_of_an_answer_stays_below_what_a_default_proxy_takes(server, series
         answer = server.segment(*files, fields={"answer": kind})
         assert answer.status_code == 200, answer.text
         assert head_bytes(answer) < HEAD_BYTES
-        assert json.loads(answer.headers[SHORTENED]) == [MILLILITRES, REMARKS]
-        assert json.loads(answer.headers[MILLILITRES]) == {}  # a part could be taken for the whole
-        assert ["uncoded_segments", ""] in json.loads(answer.headers[REMARKS])
+        assert json.loads(answer.headers[SHORTENED_HEADER]) == [MILLILITRES_HEADER, REMARKS_HEADER]
+        assert json.loads(answer.headers[MILLILITRES_HEADER]) == {}  # a part could be taken for the whole
+        assert ["uncoded_segments", ""] in json.loads(answer.headers[REMARKS_HEADER])
         assert len(json.loads(answer.headers[MODEL_HEADER])["sha256"]) == 64
 
 
@@ -96,7 +102,7 @@ def test_client_reads_from_the_body_what_the_headers_leave_out(server, series):
     report = server.segment(*sorted(series.iterdir()), fields={"answer": "json"}).json()
     millilitres = {segment["name"]: segment["ml"] for segment in report["segments"]}
     remarks = tuple((remark["code"], remark["text"]) for remark in report["remarks"])
-    assert len(millilitres) == 14 and any(len(text) > LONGEST for _, text in remarks)
+    assert len(millilitres) == 14 and any(len(text) > MAX_HEADER_BYTES for _, text in remarks)
     with Client(server.url) as client:
         for kind in (None, "seg", "nifti", "json", "overlay", "case"):
             answer = client.ask(series, kind)
@@ -123,8 +129,8 @@ def test_report_comes_beside_any_form_to_whoever_asks_for_it(server):
         ({"answer": "json"}, {"json"}),
         ({"answer": "nrrd"}, {"nrrd", "json"}),
     ):
-        answer = server.segment(scan, fields=fields, headers={"Accept": f"{ANSWERS}, */*"})
-        assert answer.headers["content-type"] == ANSWERS
+        answer = server.segment(scan, fields=fields, headers={"Accept": f"{RESULTS_MEDIA_TYPE}, */*"})
+        assert answer.headers["content-type"] == RESULTS_MEDIA_TYPE
         with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
             assert {name.partition("/")[0] for name in archive.namelist()} == folders
             assert json.loads(archive.read("json/segmentation.json"))["segments"]
@@ -137,11 +143,11 @@ def test_result_that_version_0_1_kept_with_long_headers_is_answered_with_short_o
     with Client(server.url) as client:
         job = client.wait(client.submit(series, "seg").id).id
         whole = client.result(job)
-    long = {MILLILITRES: json.dumps(whole.millilitres), REMARKS: json.dumps(whole.remarks)}
+    long = {MILLILITRES_HEADER: json.dumps(whole.millilitres), REMARKS_HEADER: json.dumps(whole.remarks)}
     with contextlib.closing(sqlite3.connect(server.state / "jobs.sqlite3")) as database, database:
         (kept,) = database.execute("SELECT result FROM jobs WHERE id = ?", (job,)).fetchone()
         result = json.loads(kept)
-        result["headers"] = {n: v for n, v in result["headers"].items() if n != SHORTENED} | long
+        result["headers"] = {n: v for n, v in result["headers"].items() if n != SHORTENED_HEADER} | long
         del result["millilitres"], result["remarks"]
         database.execute("UPDATE jobs SET result = ? WHERE id = ?", (json.dumps(result), job))
     answer = server.get(f"/jobs/{job}/result")
@@ -152,7 +158,8 @@ def test_result_that_version_0_1_kept_with_long_headers_is_answered_with_short_o
 
 
 def test_short_headers_stay_as_they_are():
-    headers = {MILLILITRES: '{"low": 1.0}', REMARKS: '[["a", "b"]]', "Server-Timing": "upload;dur=1"}
-    assert bounded(headers) == headers | {SHORTENED: "[]"}
-    long = headers | {REMARKS: json.dumps([[f"code_{k}", "x" * 100] for k in range(500)])}
-    assert len(bounded(long)[REMARKS]) <= LONGEST and bounded(bounded(long)) == bounded(long)
+    headers = {MILLILITRES_HEADER: '{"low": 1.0}', REMARKS_HEADER: '[["a", "b"]]', "Server-Timing": "upload;dur=1"}
+    assert limit_header_sizes(headers) == headers | {SHORTENED_HEADER: "[]"}
+    long = headers | {REMARKS_HEADER: json.dumps([[f"code_{k}", "x" * 100] for k in range(500)])}
+    assert len(limit_header_sizes(long)[REMARKS_HEADER]) <= MAX_HEADER_BYTES
+    assert limit_header_sizes(limit_header_sizes(long)) == limit_header_sizes(long)

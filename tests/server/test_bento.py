@@ -14,9 +14,9 @@ import numpy as np
 import psutil
 import pytest
 
-from tests.bundles import expected, make_threshold_bundle, scan_array
+from tests.bundles import expected_mask, make_threshold_bundle, scan_array
+from tests.polling import wait_until
 from tests.ports import free_port
-from tests.waiting import until
 
 KEY = "ward-0123456789-abcdefghij"
 
@@ -75,7 +75,7 @@ def test_bentoml_serves_it_and_asks_for_a_key(built, tmp_path):
         )
     try:
         url = f"http://127.0.0.1:{port}"
-        until(lambda: ready(url) or process.poll() is not None, 180, (tmp_path / "log").read_text)
+        wait_until(lambda: ready(url) or process.poll() is not None, 180, (tmp_path / "log").read_text)
         assert process.poll() is None, (tmp_path / "log").read_text()
         array = scan_array((12, 10, 8))
         files = {"scan": nib.Nifti1Image(array, np.eye(4)).to_bytes()}
@@ -83,7 +83,7 @@ def test_bentoml_serves_it_and_asks_for_a_key(built, tmp_path):
         key = {"Authorization": f"Bearer {KEY}"}
         answer = httpx.post(f"{url}/segment", files=files, data={"answer": "json"}, headers=key, timeout=60).json()
         voxels = {s["name"]: round(s["ml"] * 1000) for s in answer["segments"]}
-        labels = expected(array)
+        labels = expected_mask(array)
         assert voxels == {"low": int(np.sum(labels == 1)), "high": int(np.sum(labels == 2))}
         assert httpx.post(f"{url}/jobs", files=files, headers=key, timeout=60).status_code == 202
         assert "semiseg_jobs" in httpx.get(f"{url}/metrics", headers=key, timeout=60).text

@@ -11,10 +11,10 @@ import pytest
 
 from semiseg.errors import InputError
 from server.browser_guard import BrowserGuard
-from server.forwarded import Proxies
+from server.forwarded_headers import TrustedProxies
 from tests.bundles import make_threshold_bundle
-from tests.gateway.stand import alone, running_gateway
-from tests.server.running import RunningServer, running
+from tests.gateway.harness import make_offline_config, running_gateway
+from tests.server.harness import RunningServer, running_server
 from tests.server.test_guard import WARD, nifti, with_key
 
 EVIL = {"Host": "rebound.example:3000"}
@@ -29,7 +29,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("server")
     options = ("--state", str(folder / "state"), "--allowed-host", "scans.example", "--allowed-host", "*.ward.example")
-    with running(bundle, folder, *options, "--origin", "https://viewer.example") as server:
+    with running_server(bundle, folder, *options, "--origin", "https://viewer.example") as server:
         yield server
 
 
@@ -42,7 +42,7 @@ def test_server_is_not_called_by_a_name_that_nobody_gave_it(server):
     assert server.segment(nifti(), headers=EVIL).status_code == 403
     assert server.http.delete(f"{server.url}/jobs/none", headers=EVIL).status_code == 403
     assert server.http.get(f"{server.url}/readyz", headers=EVIL).status_code == 200  # an orchestrator's own name
-    assert server.leftovers() == [] and server.scans() == []
+    assert server.leftovers() == [] and server.request_folders() == []
 
 
 def test_names_that_are_the_servers_own_or_were_given_are_good(server):
@@ -65,12 +65,12 @@ def test_names_that_are_the_servers_own_or_were_given_are_good(server):
 
 def test_server_with_keys_is_called_as_colleagues_call_it_unless_names_are_given(bundle, tmp_path):
     environ = {"SEMISEG_API_KEYS": f"ward {WARD}"}
-    with running(bundle, tmp_path / "1", environ=environ) as server:
+    with running_server(bundle, tmp_path / "1", environ=environ) as server:
         named = {"Host": "scans.hospital.example"}
         assert server.segment(nifti(), headers=with_key(WARD) | named).status_code == 200
         assert server.segment(nifti(), headers=named).status_code == 401
     environ["SEMISEG_ALLOWED_HOSTS"] = "scans.hospital.example other.example"
-    with running(bundle, tmp_path / "2", environ=environ) as server:
+    with running_server(bundle, tmp_path / "2", environ=environ) as server:
         assert server.segment(nifti(), headers=with_key(WARD) | named).status_code == 200
         assert server.segment(nifti(), headers=with_key(WARD) | EVIL).status_code == 403
 
@@ -106,7 +106,7 @@ def test_pages_of_other_servers_change_nothing(server, headers, status):
 
 
 def test_gateways_door_is_guarded_in_the_same_way(tmp_path):
-    config = alone(tmp_path, dimse=None, web={"port": 0, "hosts": ["gateway.example"]})
+    config = make_offline_config(tmp_path, dimse=None, web={"port": 0, "hosts": ["gateway.example"]})
     with running_gateway(config, tmp_path / "g") as gateway, httpx.Client(trust_env=False) as http:
         for path in ("/", "/status", "/metrics"):
             refused = http.get(gateway.web + path, headers=EVIL)
@@ -122,7 +122,7 @@ def test_gateways_door_is_guarded_in_the_same_way(tmp_path):
 @pytest.mark.parametrize("name", ["http://scans.example", "scans.example:3000", "a b", "*", ""])
 def test_names_that_are_none_are_refused_at_the_start(name):
     if name == "*":
-        assert BrowserGuard(hosts=[name]).refusal({"headers": [(b"host", b"x.example")], "method": "GET"}) is None
+        assert BrowserGuard(hosts=[name]).check({"headers": [(b"host", b"x.example")], "method": "GET"}) is None
     else:
         with pytest.raises(InputError, match="no name of a server"):
             BrowserGuard(hosts=[name])
@@ -134,7 +134,7 @@ def scope(client: str, path: str = "/jobs", **headers: str) -> dict:
 
 
 def test_forwarded_headers_are_believed_of_configured_proxies_only():
-    proxies = Proxies(["10.0.0.1", "172.16.0.0/12"], "/below")
+    proxies = TrustedProxies(["10.0.0.1", "172.16.0.0/12"], "/below")
     said = {"x_forwarded_for": "6.6.6.6, 9.9.9.9, 172.17.0.3", "x_forwarded_host": "evil.example, out.example"}
     believed = scope("10.0.0.1", **said, x_forwarded_prefix="/other/")
     proxies.apply(believed)
@@ -160,7 +160,7 @@ def test_forwarded_headers_are_believed_of_configured_proxies_only():
 )
 def test_forwarded_address_is_an_address_or_nothing(forwarded, client):
     found = scope("10.0.0.1", x_forwarded_for=forwarded)
-    Proxies(["10.0.0.1"]).apply(found)
+    TrustedProxies(["10.0.0.1"]).apply(found)
     assert found["client"][0] == client
 
 
@@ -169,16 +169,16 @@ def test_forwarded_address_is_an_address_or_nothing(forwarded, client):
 )
 def test_prefix_that_is_no_path_is_not_believed(prefix):
     found = scope("10.0.0.1", x_forwarded_prefix=prefix)
-    Proxies(["10.0.0.1"], "/ours").apply(found)
+    TrustedProxies(["10.0.0.1"], "/ours").apply(found)
     assert found["semiseg.prefix"] == "/ours"
     with pytest.raises(InputError):
-        Proxies([], prefix)
+        TrustedProxies([], prefix)
 
 
 def test_path_is_the_same_whether_a_proxy_takes_the_prefix_away_or_not():
     for path in ("/semiseg/jobs", "/jobs"):
         found = scope("127.0.0.1", path)
-        Proxies([], "/semiseg/").apply(found)
+        TrustedProxies([], "/semiseg/").apply(found)
         assert (found["path"], found["semiseg.prefix"]) == ("/jobs", "/semiseg")
 
 

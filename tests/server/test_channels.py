@@ -14,11 +14,11 @@ import pytest
 
 from semiseg.client import Client
 from semiseg.errors import InputError
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
+from semiseg.volumes.read_options import ReadOptions
 from semiseg.volumes.volume import Volume
-from semiseg.volumes.wishes import Wishes
-from tests.bundles import expected, make_threshold_bundle, scan_array
-from tests.server.running import RunningServer, running
+from tests.bundles import expected_mask, make_threshold_bundle, scan_array
+from tests.server.harness import RunningServer, running_server
 
 SHAPE = (20, 14, 11)
 AFFINE = np.array([[-0.8, 0.0, 0.0, 40.0], [0.0, -0.9, 0.0, 30.0], [0.0, 0.0, 2.5, -15.0], [0, 0, 0, 1]])
@@ -28,7 +28,7 @@ AFFINE = np.array([[-0.8, 0.0, 0.0, 40.0], [0.0, -0.9, 0.0, 30.0], [0.0, 0.0, 2.
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("server")
     bundle = make_threshold_bundle(folder / "bundle", channels=("T1", "FLAIR"))
-    with running(bundle.folder, folder / "process") as server:
+    with running_server(bundle.folder, folder / "process") as server:
         yield server
 
 
@@ -63,7 +63,7 @@ def labels_in(answer) -> np.ndarray:
 def test_each_channel_in_a_nifti_of_its_own(server):
     t1, flair = scan_array(SHAPE), scan_array(SHAPE, seed=1)
     answer = sent(server, [("channel:FLAIR", nifti(flair)), ("channel:T1", nifti(t1))])
-    assert np.array_equal(labels_in(answer), expected(t1)), "the network looks at the first channel, T1"
+    assert np.array_equal(labels_in(answer), expected_mask(t1)), "the network looks at the first channel, T1"
 
 
 def test_each_channel_in_dicom_files_of_its_own(server, series):
@@ -120,4 +120,4 @@ def test_the_client_sends_channels_too(server, series, tmp_path):
         assert client.segment(files, "json")["geometry"]["shape"] == list(SHAPE)
         assert client.segment({name: of[0].parent for name, of in series.items()})[128:132] == b"DICM"
         with pytest.raises(InputError, match="missing: FLAIR"):
-            client.ask({"T1": tmp_path / "t1.nii"}, wishes=Wishes(aligned=True))
+            client.ask({"T1": tmp_path / "t1.nii"}, options=ReadOptions(aligned=True))

@@ -12,10 +12,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from semiseg.client import Client, Job, NoAnswer
+from semiseg.client import Client, JobStatus, ServerUnreachableError
 from semiseg.errors import InputError
-from tests.bundles import make_threshold_bundle, nowhere_air, scan_array
-from tests.server.running import RunningServer, running
+from tests.bundles import make_threshold_bundle, scan_array, scan_without_air
+from tests.server.harness import RunningServer, running_server
 from tests.server.test_guard import LAB, WARD
 
 
@@ -34,15 +34,15 @@ def scan(tmp_path: Path) -> Path:
 @pytest.fixture
 def slow_scan(tmp_path: Path) -> Path:
     file = tmp_path / "slow.nii.gz"
-    nib.save(nib.Nifti1Image(nowhere_air((96, 96, 96)), np.eye(4)), file)
+    nib.save(nib.Nifti1Image(scan_without_air((96, 96, 96)), np.eye(4)), file)
     return file
 
 
 def test_job_is_submitted_watched_fetched_and_deleted(bundle, scan, slow_scan, tmp_path):
-    with running(bundle, tmp_path / "p", "--state", str(tmp_path / "s")) as server, Client(server.url) as client:
+    with running_server(bundle, tmp_path / "p", "--state", str(tmp_path / "s")) as server, Client(server.url) as client:
         assert client.keeps_jobs()
         assert [model["identity"]["name"] for model in client.models()] == ["threshold"]
-        told: list[Job] = []
+        told: list[JobStatus] = []
         done = client.wait(client.submit(slow_scan, "nifti").id, told.append, every=0.1)
         assert done.state == "done" and any(0 < job.windows_done < job.windows_total for job in told)
         job = client.wait(client.submit(scan, "case").id)
@@ -60,7 +60,7 @@ def test_client_goes_on_where_the_server_was_killed_and_started_again(bundle, sl
     port = first.url.rsplit(":", 1)[1]
     with Client(first.url) as client:
         job = client.submit(slow_scan, "nifti")
-        told: list[Job] = []
+        told: list[JobStatus] = []
 
         def restart() -> None:
             while not any(one.windows_done > 3 for one in told):
@@ -83,14 +83,17 @@ def test_client_goes_on_where_the_server_was_killed_and_started_again(bundle, sl
 
 
 def test_nobody_there_is_said_after_the_patience_is_over(scan):
-    with Client("http://127.0.0.1:9", patience=2) as client, pytest.raises(NoAnswer, match="No server answers"):
+    with (
+        Client("http://127.0.0.1:9", patience=2) as client,
+        pytest.raises(ServerUnreachableError, match="No server answers"),
+    ):
         client.submit(scan)
 
 
 def test_predict_shows_the_server_a_key_and_leaves_nothing_there(bundle, scan, tmp_path):
     state = tmp_path / "s"
     keys = {"SEMISEG_API_KEYS": f"ward {WARD}, lab {LAB}"}
-    with running(bundle, tmp_path / "p", "--state", str(state), environ=keys) as server:
+    with running_server(bundle, tmp_path / "p", "--state", str(state), environ=keys) as server:
         command = [sys.executable, "-m", "cli.app", "predict", str(scan), "--server", server.url, "--out"]
         refused = subprocess.run([*command, str(tmp_path / "a.nii.gz")], capture_output=True, text=True)
         assert refused.returncode == 2 and "API key" in refused.stderr and not (tmp_path / "a.nii.gz").exists()

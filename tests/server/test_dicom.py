@@ -15,12 +15,12 @@ import pydicom
 import pytest
 
 from semiseg.bundle.bundle import Bundle
-from semiseg.inference.choice import choose_engine
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.inference.engine_selection import choose_engine
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.dicom_series import read_series
 from semiseg.volumes.volume import Volume
-from tests.bundles import expected, make_threshold_bundle, scan_array
-from tests.server.running import RunningServer, running
+from tests.bundles import expected_mask, make_threshold_bundle, scan_array
+from tests.server.harness import RunningServer, running_server
 
 SHAPE = (20, 14, 11)  # columns, rows, slices
 AFFINE = np.array([[-0.8, 0.0, 0.0, 40.0], [0.0, -0.9, 0.0, 30.0], [0.0, 0.0, 2.5, -15.0], [0, 0, 0, 1]])
@@ -34,7 +34,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(scope="module")
 def server(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    with running(bundle.folder, tmp_path_factory.mktemp("server") / "process") as server:
+    with running_server(bundle.folder, tmp_path_factory.mktemp("server") / "process") as server:
         yield server
 
 
@@ -63,7 +63,7 @@ def assert_seg_of(series: list[Path], content: bytes) -> None:
     assert referenced == {source.SOPInstanceUID for source in sources}
     assert seg.ReferencedSeriesSequence[0].SeriesInstanceUID == sources[0].SeriesInstanceUID
     assert seg.FrameOfReferenceUID == sources[0].FrameOfReferenceUID
-    labels = expected(scan_array(SHAPE, seed=21))
+    labels = expected_mask(scan_array(SHAPE, seed=21))
     drawn = np.zeros_like(labels)
     by_position = {round(float(s.ImagePositionPatient[2]), 3): z for z, s in enumerate(sources)}
     frames = seg.pixel_array if seg.NumberOfFrames > 1 else seg.pixel_array[None]
@@ -123,13 +123,13 @@ def test_series_can_be_answered_in_nifti_in_its_place_in_the_patient(server, ser
     volume = read_series(series).volume
     assert mask.shape == volume.shape
     assert np.allclose(mask.affine, volume.affine, atol=1e-4)
-    assert np.array_equal(np.asanyarray(mask.dataobj), expected(volume.array))
+    assert np.array_equal(np.asanyarray(mask.dataobj), expected_mask(volume.array))
 
 
 def test_json_says_the_millilitres_of_each_segment_and_who_measured_them(server, series, bundle):
-    where_it_runs = choose_engine(bundle).taken.where
+    where_it_runs = choose_engine(bundle).selected.engine_and_device
     answer = server.segment(zipped(series), fields={"answer": "json"}).json()
-    labels = expected(scan_array(SHAPE, seed=21))
+    labels = expected_mask(scan_array(SHAPE, seed=21))
     voxel = 0.8 * 0.9 * 2.5 / 1000
     assert [s["name"] for s in answer["segments"]] == ["low", "high"]
     assert [s["ml"] for s in answer["segments"]] == pytest.approx(

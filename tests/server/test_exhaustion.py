@@ -17,9 +17,9 @@ import pytest
 
 from tests.bundles import make_threshold_bundle, scan_array
 from tests.disks import small_disk
-from tests.server.running import HEAD, RunningServer, raw, running
+from tests.polling import wait_until
+from tests.server.harness import PART_HEADER, RunningServer, running_server, send_raw
 from tests.server.test_jobs import post, slow_scan, wait
-from tests.waiting import until
 
 STOP_SECONDS = 20.0
 
@@ -63,29 +63,29 @@ def stopped_within(server: RunningServer, seconds: float) -> None:
     ],
 )
 def test_server_stops_in_time_whatever_its_connections_wait_for(bundle, tmp_path, sent, count):
-    with running(bundle, tmp_path) as server, connections(server, count, sent):
+    with running_server(bundle, tmp_path) as server, connections(server, count, sent):
         stopped_within(server, STOP_SECONDS)
 
 
 def test_server_stops_in_time_while_uploads_stand_still_and_jobs_are_watched(bundle, tmp_path):
-    with running(bundle, tmp_path, "--state", str(tmp_path / "s"), "--parallel", "1") as server:
+    with running_server(bundle, tmp_path, "--state", str(tmp_path / "s"), "--parallel", "1") as server:
         job = post(server, slow_scan()).json()["id"]
         wait(server, job, "running")
         watching = f"GET /jobs/{job}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
         with contextlib.ExitStack() as stack:
             stack.enter_context(connections(server, 10, watching))
             for _ in range(5):
-                stack.enter_context(raw(server, "Content-Length: 5000", HEAD, nifti()[:100]))
-            until(lambda: len(list(server.state.glob("work/semiseg-*"))) == 5)
+                stack.enter_context(send_raw(server, "Content-Length: 5000", PART_HEADER, nifti()[:100]))
+            wait_until(lambda: len(list(server.state.glob("work/semiseg-*"))) == 5)
             stopped_within(server, STOP_SECONDS)
 
 
 def test_one_address_does_not_have_all_connections(bundle, tmp_path):
-    with running(bundle, tmp_path / "1", "--per-address", "20") as server:
+    with running_server(bundle, tmp_path / "1", "--per-address", "20") as server:
         server.http.close()
         server.http = httpx.Client(timeout=60, trust_env=False, limits=httpx.Limits(max_keepalive_connections=0))
         with connections(server, 19, b""):
-            until(lambda: server.get("/livez").status_code == 200)
+            wait_until(lambda: server.get("/livez").status_code == 200)
             with connections(server, 1, b""):
                 refused = server.get("/livez")
                 assert refused.status_code == 429 and "connections" in refused.json()["error"]
@@ -93,20 +93,20 @@ def test_one_address_does_not_have_all_connections(bundle, tmp_path):
             other = httpx.HTTPTransport(local_address="127.0.0.2")  # another address of this machine
             with connections(server, 1, b""), httpx.Client(transport=other, timeout=60) as elsewhere:
                 assert elsewhere.get(f"{server.url}/livez").status_code == 200
-        until(lambda: server.get("/livez").status_code == 200)
+        wait_until(lambda: server.get("/livez").status_code == 200)
     proxied = ("--per-address", "5", "--proxy", "127.0.0.0/8")  # a proxy's connections are all of its clients'
-    with running(bundle, tmp_path / "2", *proxied) as server, connections(server, 30, b""):
+    with running_server(bundle, tmp_path / "2", *proxied) as server, connections(server, 30, b""):
         assert server.get("/livez").status_code == 200
 
 
 def test_one_client_leaves_a_place_to_others(bundle, tmp_path):
     options = ("--parallel", "1", "--waiting", "2", "--proxy", "127.0.0.1")
-    with running(bundle, tmp_path, *options) as server:
+    with running_server(bundle, tmp_path, *options) as server:
         mine, other = "X-Forwarded-For: 10.0.0.1", {"X-Forwarded-For": "10.0.0.2"}
         with contextlib.ExitStack() as stack:
             for _ in range(2):
-                stack.enter_context(raw(server, f"Content-Length: 50000\r\n{mine}", HEAD, nifti()[:100]))
-            until(lambda: len(list(server.temporary.glob("semiseg-serve-*/semiseg-*"))) == 2)
+                stack.enter_context(send_raw(server, f"Content-Length: 50000\r\n{mine}", PART_HEADER, nifti()[:100]))
+            wait_until(lambda: len(list(server.temporary.glob("semiseg-serve-*/semiseg-*"))) == 2)
             refused = server.segment(nifti(), headers={"X-Forwarded-For": "10.0.0.1"})
             assert refused.status_code == 429, refused.text
             assert server.segment(nifti(), headers=other).status_code == 200
@@ -114,7 +114,7 @@ def test_one_client_leaves_a_place_to_others(bundle, tmp_path):
 
 def test_one_address_leaves_a_waiting_job_to_others_where_there_are_no_keys(bundle, tmp_path):
     options = ("--state", str(tmp_path / "s"), "--parallel", "1", "--queued", "10", "--proxy", "127.0.0.1")
-    with running(bundle, tmp_path, *options) as server:
+    with running_server(bundle, tmp_path, *options) as server:
         slow = post(server, slow_scan()).json()["id"]
         wait(server, slow, "running")
         sent = [post(server, nifti(), {"X-Forwarded-For": "10.0.0.1"}) for _ in range(10)]
@@ -145,7 +145,7 @@ def fill(disk: Path, *, leave: int) -> Path:
 def test_full_disk_is_a_507_with_a_sentence_and_nothing_is_left(bundle, small_disk, tmp_path, leave):
     """SRV-05. Although no free space was asked for: the disk is full in the middle of it."""
     options = ("--state", str(small_disk / "s"), "--min-free-mb", "0")
-    with running(bundle, tmp_path / "p", *options) as server:
+    with running_server(bundle, tmp_path / "p", *options) as server:
         scan = nifti(1, (70, 60, 50))
         done = post(server, nifti(), answer="nifti").json()["id"]
         wait(server, done)
@@ -168,7 +168,7 @@ def test_full_disk_is_a_507_with_a_sentence_and_nothing_is_left(bundle, small_di
 def test_disk_that_is_full_once_the_upload_is_there_loses_no_job(bundle, small_disk, tmp_path, leave):
     """SRV-03."""
     options = ("--state", str(small_disk / "s"), "--min-free-mb", "0")
-    with running(bundle, tmp_path / "p", *options) as server:
+    with running_server(bundle, tmp_path / "p", *options) as server:
         accepted = []
         ballast = fill(small_disk, leave=leave)
         for seed in range(8):

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from server.jobs.fair_limiter import REMEMBERED, FairLimiter
-from tests.waiting import until
+from server.jobs.fair_limiter import MAX_CALLERS, FairLimiter
+from tests.polling import wait_until
 
 
 class Caller(threading.Thread):
@@ -20,14 +20,14 @@ class Caller(threading.Thread):
         self.limiter, self.line, self.told, self.every = limiter, line, told, every
         self.asked, self.stop, self.done = threading.Event(), threading.Event(), threading.Event()
         self.start()
-        until(lambda: self.asked.is_set() or line in told)
+        wait_until(lambda: self.asked.is_set() or line in told)
 
     def _stopped(self) -> bool:
         self.asked.set()
         return self.stop.is_set()
 
     def run(self) -> None:
-        if self.limiter.acquire_unless(self._stopped, self.every, self.line):
+        if self.limiter.acquire_unless_stopped(self._stopped, self.every, self.line):
             self.told.append(self.line)
             self.done.wait(60)
             self.limiter.release(self.line)
@@ -40,11 +40,11 @@ def test_waiting_caller_keeps_its_place_however_often_it_asks_whether_to_go_on()
     second = Caller(limiter, "second", told, every=0.3)
     time.sleep(0.5)
     holder.done.set()
-    until(lambda: len(told) == 2)
+    wait_until(lambda: len(told) == 2)
     assert told == ["holder", "first"]
     first.done.set()
     second.done.set()
-    until(lambda: told == ["holder", "first", "second"])
+    wait_until(lambda: told == ["holder", "first", "second"])
 
 
 def test_caller_that_used_little_is_served_before_a_line_of_long_turns():
@@ -55,7 +55,7 @@ def test_caller_that_used_little_is_served_before_a_line_of_long_turns():
     for caller in short:
         caller.done.set()
     long[0].done.set()
-    until(lambda: len(told) >= 6)
+    wait_until(lambda: len(told) >= 6)
     assert told == ["long", *["short"] * 4, "long"]
     for caller in long:
         caller.done.set()
@@ -63,13 +63,13 @@ def test_caller_that_used_little_is_served_before_a_line_of_long_turns():
 
 def test_long_turn_is_not_put_off_for_ever_by_short_ones_of_others():
     limiter = FairLimiter(1)
-    with limiter.one("long"):
+    with limiter.slot("long"):
         time.sleep(1)
     ending, callers = threading.Event(), itertools.count()
 
     def restless() -> None:  # each time as somebody who was never here
         while not ending.is_set():
-            with limiter.one(f"new {next(callers)}"):
+            with limiter.slot(f"new {next(callers)}"):
                 time.sleep(0.02)
 
     threads = [threading.Thread(target=restless) for _ in range(3)]
@@ -86,7 +86,7 @@ def test_long_turn_is_not_put_off_for_ever_by_short_ones_of_others():
 
 def test_what_was_used_while_nobody_else_was_there_is_not_held_against_a_caller():
     limiter, told = FairLimiter(1), list[str]()
-    with limiter.one("before"):
+    with limiter.slot("before"):
         time.sleep(0.5)
     holder = Caller(limiter, "holder", told)
     before = Caller(limiter, "before", told)
@@ -94,7 +94,7 @@ def test_what_was_used_while_nobody_else_was_there_is_not_held_against_a_caller(
     new = Caller(limiter, "new", told)
     for caller in (holder, before, new):
         caller.done.set()
-    until(lambda: len(told) == 3)
+    wait_until(lambda: len(told) == 3)
     assert told == ["holder", "before", "new"]
 
 
@@ -103,14 +103,14 @@ def test_two_callers_that_come_back_at_once_do_not_starve_a_third():
 
     def restless(line: str) -> None:
         while not ending.is_set():
-            with limiter.one(line):
+            with limiter.slot(line):
                 told.append(line)
                 time.sleep(0.01)
 
     threads = [threading.Thread(target=restless, args=(line,)) for line in ("a", "b", "jobs")]
     for thread in threads:
         thread.start()
-    until(lambda: len(told) >= 60)
+    wait_until(lambda: len(told) >= 60)
     ending.set()
     for thread in threads:
         thread.join()
@@ -139,14 +139,14 @@ def test_error_while_waiting_gives_the_place_up():
         raise RuntimeError("asked")
 
     with pytest.raises(RuntimeError):
-        limiter.acquire_unless(stopped, 0.01, "a")
+        limiter.acquire_unless_stopped(stopped, 0.01, "a")
     limiter.release()
     assert limiter.acquire(0, "b")
 
 
 def test_callers_that_are_remembered_are_bounded():
     limiter = FairLimiter(1)
-    for number in range(2 * REMEMBERED):
-        with limiter.one(str(number)):
+    for number in range(2 * MAX_CALLERS):
+        with limiter.slot(str(number)):
             pass
-    assert len(limiter._lines) <= REMEMBERED
+    assert len(limiter._lines) <= MAX_CALLERS

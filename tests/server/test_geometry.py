@@ -11,8 +11,8 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.bundles import expected, make_threshold_bundle, scan_array
-from tests.server.running import RunningServer, running
+from tests.bundles import expected_mask, make_threshold_bundle, scan_array
+from tests.server.harness import RunningServer, running_server
 
 SHAPE = (21, 17, 9)  # longer, about as long, and shorter than the window of 16
 ORIENTATIONS = [
@@ -24,7 +24,7 @@ ORIENTATIONS = [
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("server")
     bundle = make_threshold_bundle(folder / "bundle")
-    with running(bundle.folder, folder / "process") as server:
+    with running_server(bundle.folder, folder / "process") as server:
         yield server
 
 
@@ -62,8 +62,8 @@ def assert_mask_on_the_scans_grid(server: RunningServer, image: nib.Nifti1Image,
     assert np.array_equal(mask.affine, sent.affine)
     values = np.asanyarray(sent.dataobj)
     assert mask.get_data_dtype() == np.uint8
-    assert np.array_equal(np.asanyarray(mask.dataobj), expected(values))
-    assert set(np.unique(expected(values))) == {0, 1, 2}  # else a lost segment would go unnoticed
+    assert np.array_equal(np.asanyarray(mask.dataobj), expected_mask(values))
+    assert set(np.unique(expected_mask(values))) == {0, 1, 2}  # else a lost segment would go unnoticed
 
 
 @pytest.mark.parametrize(("axes", "signs"), ORIENTATIONS)
@@ -106,7 +106,7 @@ def test_nifti_2_is_read(server):
     assert answer.status_code == 200, answer.text
     mask = nib.Nifti1Image.from_bytes(gzip.decompress(answer.content))
     assert np.array_equal(mask.affine, image.affine)
-    assert np.array_equal(np.asanyarray(mask.dataobj), expected(np.asanyarray(image.dataobj)))
+    assert np.array_equal(np.asanyarray(mask.dataobj), expected_mask(np.asanyarray(image.dataobj)))
 
 
 def test_place_said_by_qform_alone_is_repeated_by_qform(server):
@@ -123,7 +123,7 @@ def test_mask_of_a_scan_of_any_size_has_its_size(server, shape):
     answer = server.segment(nib.Nifti1Image(values, affine_of()).to_bytes())
     assert answer.status_code == 200, answer.text
     mask = nib.Nifti1Image.from_bytes(gzip.decompress(answer.content))
-    assert np.array_equal(np.asanyarray(mask.dataobj), expected(values))
+    assert np.array_equal(np.asanyarray(mask.dataobj), expected_mask(values))
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32, np.float32, np.float64])
@@ -137,7 +137,7 @@ def test_stored_type_does_not_change_the_mask(server, dtype):
     answer = server.segment(image.to_bytes())
     assert answer.status_code == 200, answer.text
     mask = nib.Nifti1Image.from_bytes(gzip.decompress(answer.content))
-    assert np.array_equal(np.asanyarray(mask.dataobj), expected(values))
+    assert np.array_equal(np.asanyarray(mask.dataobj), expected_mask(values))
 
 
 @pytest.mark.parametrize("name", ["scan.nii.gz", "scan.zip", "brain", "../../etc/passwd", "Ärztin Müller.dcm"])
@@ -146,7 +146,7 @@ def test_name_of_the_file_does_not_matter(server, name):
     answer = server.segment(packed, names=[name])
     assert answer.status_code == 200, answer.text
     mask = nib.Nifti1Image.from_bytes(gzip.decompress(answer.content))
-    assert np.array_equal(np.asanyarray(mask.dataobj), expected(scan_array(SHAPE, seed=12)))
+    assert np.array_equal(np.asanyarray(mask.dataobj), expected_mask(scan_array(SHAPE, seed=12)))
 
 
 def test_nothing_of_these_scans_is_left_on_disk(server: RunningServer):

@@ -15,11 +15,11 @@ import numpy as np
 import pydicom
 import pytest
 
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.volume import Volume
-from tests.bundles import make_threshold_bundle, nowhere_air, scan_array
-from tests.server.running import RunningServer, busy, running
-from tests.waiting import until
+from tests.bundles import make_threshold_bundle, scan_array, scan_without_air
+from tests.polling import wait_until
+from tests.server.harness import RunningServer, busy_server, running_server
 
 WARD, LAB = "ward-0123456789-abcdefghij", "lab-9876543210-jihgfedcba"
 MARK = "QZMARKQZ"
@@ -45,7 +45,7 @@ def guarded(bundle: Path, keys: Path, tmp_path_factory: pytest.TempPathFactory) 
     keys.write_text(f"# who may\nward {WARD}\nlab {LAB}  # the lab\n", encoding="utf-8")
     folder = tmp_path_factory.mktemp("guarded")
     options = ("--keys", str(keys), "--state", str(folder / "state"), "--per-client", "1")
-    with running(bundle, folder, *options) as server:
+    with running_server(bundle, folder, *options) as server:
         yield server
 
 
@@ -97,8 +97,8 @@ def test_key_that_is_taken_out_of_the_file_is_refused_without_a_restart(guarded,
 
 
 def test_one_client_cannot_take_all_the_places(guarded):
-    slow = gzip.compress(nib.Nifti1Image(nowhere_air((128, 128, 128)), np.eye(4)).to_bytes(), 1)
-    with busy(guarded, slow, f"Authorization: Bearer {WARD}") as first:
+    slow = gzip.compress(nib.Nifti1Image(scan_without_air((128, 128, 128)), np.eye(4)).to_bytes(), 1)
+    with busy_server(guarded, slow, f"Authorization: Bearer {WARD}") as first:
         second = guarded.segment(nifti(), headers=with_key(WARD))
         assert second.status_code == 429 and int(second.headers["retry-after"]) > 0
         assert guarded.segment(nifti(), headers=with_key(LAB)).status_code == 200
@@ -107,7 +107,7 @@ def test_one_client_cannot_take_all_the_places(guarded):
 
 
 def test_keys_come_from_the_environment_too(bundle, tmp_path):
-    with running(bundle, tmp_path, environ={"SEMISEG_API_KEYS": f"ward {WARD}, lab {LAB}"}) as server:
+    with running_server(bundle, tmp_path, environ={"SEMISEG_API_KEYS": f"ward {WARD}, lab {LAB}"}) as server:
         assert server.segment(nifti()).status_code == 401
         assert server.segment(nifti(), headers=with_key(LAB)).status_code == 200
 
@@ -138,7 +138,7 @@ def test_server_without_keys_listens_for_everybody_only_when_told_so(bundle, tmp
     assert server.process.wait(60) == 2
     server.stop()
     assert "--keys" in server.output and "--no-keys" in server.output
-    with running(bundle, tmp_path / "2", "--host", "0.0.0.0", "--no-keys") as server:
+    with running_server(bundle, tmp_path / "2", "--host", "0.0.0.0", "--no-keys") as server:
         server.url = server.url.replace("0.0.0.0", "127.0.0.1")
         assert server.segment(nifti()).status_code == 200
 
@@ -158,7 +158,7 @@ def test_every_answer_is_sealed(guarded):
 
 def test_pages_of_other_servers_may_use_it_only_when_they_are_named(bundle, tmp_path):
     keys = {"SEMISEG_API_KEYS": f"a {WARD}"}
-    with running(bundle, tmp_path, "--origin", "https://viewer.example", environ=keys) as s:
+    with running_server(bundle, tmp_path, "--origin", "https://viewer.example", environ=keys) as s:
         asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
         allowed = s.http.options(f"{s.url}/segment", headers=asked | {"Origin": "https://viewer.example"})
         assert allowed.status_code == 200
@@ -194,7 +194,7 @@ def test_what_is_on_the_disk_is_the_servers_users_alone(guarded):
 
 def test_upload_is_refused_before_the_disk_is_full(bundle, tmp_path):
     """SRV-05."""
-    with running(bundle, tmp_path, "--min-free-mb", "1e9", "--state", str(tmp_path / "s")) as server:
+    with running_server(bundle, tmp_path, "--min-free-mb", "1e9", "--state", str(tmp_path / "s")) as server:
         for path in ("segment", "jobs"):
             answer = server.http.post(f"{server.url}/{path}", files={"scan": nifti()})
             assert answer.status_code == 507 and "disk" in answer.json()["error"]
@@ -204,7 +204,7 @@ def test_upload_is_refused_before_the_disk_is_full(bundle, tmp_path):
 def test_several_bundles_are_chosen_by_name(tmp_path):
     one = make_threshold_bundle(tmp_path / "one", name="one").folder
     two = make_threshold_bundle(tmp_path / "two", name="two").folder
-    with running(one, tmp_path / "p", str(two), "--state", str(tmp_path / "s")) as server:
+    with running_server(one, tmp_path / "p", str(two), "--state", str(tmp_path / "s")) as server:
         models = server.get("/models").json()
         assert [model["identity"]["name"] for model in models] == ["one", "two"]
         assert all("RESEARCH USE ONLY" in model["card"] and model["ready"] for model in models)
@@ -263,7 +263,7 @@ def test_nothing_of_a_patient_is_in_logs_errors_figures_or_names(bundle, tmp_pat
         ([image.to_bytes()], {"model": MARK}),
     ]
     said: list[str] = []
-    with running(bundle, tmp_path / "p", "--state", str(tmp_path / "s")) as server:
+    with running_server(bundle, tmp_path / "p", "--state", str(tmp_path / "s")) as server:
         for contents, fields in uploads:
             names = [f"{MARK}-{k}.dcm" for k in range(len(contents))]
             answer = server.segment(*contents, fields=fields, names=names)
@@ -280,7 +280,7 @@ def test_nothing_of_a_patient_is_in_logs_errors_figures_or_names(bundle, tmp_pat
         server.get(f"/{MARK}")
         server.http.request(MARK, f"{server.url}/segment")
         idle = [f'semiseg_jobs{{state="{state}"}} 0.0' for state in ("waiting", "running")]
-        until(lambda: all(line in server.get("/metrics").text for line in idle))
+        wait_until(lambda: all(line in server.get("/metrics").text for line in idle))
         said.append(server.get("/metrics").text)
         for row in (tmp_path / "s").glob("jobs.sqlite3*"):
             # What the caller wrote into the form is kept with its job; what the scan says is not.

@@ -19,9 +19,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.bundles import make_threshold_bundle, nowhere_air, scan_array
-from tests.server.running import RunningServer, running
-from tests.waiting import until
+from tests.bundles import make_threshold_bundle, scan_array, scan_without_air
+from tests.polling import wait_until
+from tests.server.harness import RunningServer, running_server
 
 
 def nifti(seed: int = 0, shape: tuple[int, int, int] = (12, 10, 8)) -> bytes:
@@ -29,7 +29,7 @@ def nifti(seed: int = 0, shape: tuple[int, int, int] = (12, 10, 8)) -> bytes:
 
 
 def slow_scan(side: int = 128) -> bytes:
-    return gzip.compress(nib.Nifti1Image(nowhere_air((side, side, side)), np.eye(4)).to_bytes(), 1)
+    return gzip.compress(nib.Nifti1Image(scan_without_air((side, side, side)), np.eye(4)).to_bytes(), 1)
 
 
 def post(server: RunningServer, scan: bytes, headers: dict[str, str] | None = None, **fields: str) -> httpx.Response:
@@ -43,7 +43,7 @@ def wait(server: RunningServer, name: str, *states: str, seconds: float = 120) -
         job.update(server.get(f"/jobs/{name}").json())
         return job["state"] in (states or ("done", "failed", "cancelled"))
 
-    until(reached, seconds, lambda: job)
+    wait_until(reached, seconds, lambda: job)
     return job
 
 
@@ -63,7 +63,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("server")
-    with running(bundle, folder, "--state", str(folder / "state"), "--parallel", "1", "--queued", "3") as server:
+    with running_server(bundle, folder, "--state", str(folder / "state"), "--parallel", "1", "--queued", "3") as server:
         yield server
 
 
@@ -94,7 +94,7 @@ def test_result_of_a_job_is_the_answer_of_segment(server, state):
 
 def test_progress_is_told_and_a_running_job_stops_between_windows(server, state):
     job = post(server, slow_scan()).json()["id"]
-    until(lambda: server.get(f"/jobs/{job}").json()["windows_done"] >= 10)
+    wait_until(lambda: server.get(f"/jobs/{job}").json()["windows_done"] >= 10)
     running_job = wait(server, job, "running")
     assert running_job["windows_total"] == 7**3
     assert 0 < running_job["seconds_left"] < 600
@@ -168,7 +168,7 @@ def test_idempotency_key_belongs_to_its_scan_and_options(server):
     other = post(server, nifti(2), key, answer="nifti")  # with the job its key is forgotten
     assert other.status_code == 202 and other.json()["id"] != first
     wait(server, other.json()["id"])
-    until(lambda: not list(server.state.glob("uploads/*")))  # nothing is kept of what was refused
+    wait_until(lambda: not list(server.state.glob("uploads/*")))  # nothing is kept of what was refused
 
 
 def test_uploads_with_one_key_at_the_same_time_make_one_job(server):
@@ -183,14 +183,14 @@ def test_uploads_with_one_key_at_the_same_time_make_one_job(server):
 
 def test_key_of_a_job_that_an_earlier_version_accepted_is_compared_too(bundle, tmp_path):
     options, key = ("--state", str(tmp_path / "s"), "--parallel", "1"), {"Idempotency-Key": "old"}
-    with running(bundle, tmp_path / "1", *options) as server:
+    with running_server(bundle, tmp_path / "1", *options) as server:
         slow = post(server, slow_scan(96)).json()["id"]
         old = post(server, nifti(1), key).json()["id"]
         wait(server, slow, "running")
     with contextlib.closing(sqlite3.connect(tmp_path / "s" / "jobs.sqlite3")) as database, database:
         # The payload as version 0.1 wrote it.
         database.execute("UPDATE jobs SET payload = json_remove(payload, '$.digest')")
-    with running(bundle, tmp_path / "2", *options) as server:
+    with running_server(bundle, tmp_path / "2", *options) as server:
         wait(server, slow, "running")
         assert post(server, nifti(2), key).status_code == 422
         same = post(server, nifti(1), key).json()
@@ -229,7 +229,7 @@ def test_metrics_tell_the_queue(server):
 
 
 def test_jobs_are_off_without_a_folder_for_them(bundle, tmp_path):
-    with running(bundle, tmp_path) as server:
+    with running_server(bundle, tmp_path) as server:
         answer = post(server, nifti())
         assert answer.status_code == 404 and "--state" in answer.json()["error"]
         assert "/jobs" not in server.get("/docs.json").json()["paths"]
@@ -243,20 +243,20 @@ def test_second_server_on_the_same_folder_is_refused(server, bundle, state, tmp_
 
 
 def test_results_are_forgotten_after_their_time(bundle, tmp_path):
-    with running(bundle, tmp_path, "--state", str(tmp_path / "s"), "--keep-hours", "0.0003") as server:
+    with running_server(bundle, tmp_path, "--state", str(tmp_path / "s"), "--keep-hours", "0.0003") as server:
         job = post(server, nifti()).json()["id"]
-        until(lambda: server.get(f"/jobs/{job}").status_code == 404)
+        wait_until(lambda: server.get(f"/jobs/{job}").status_code == 404)
         assert files_of(tmp_path / "s") == ["lock"]
 
 
 def test_stopped_server_goes_on_with_its_jobs_when_it_starts_again(bundle, tmp_path):
     options = ("--state", str(tmp_path / "s"), "--parallel", "1")
-    with running(bundle, tmp_path / "1", *options) as server:
+    with running_server(bundle, tmp_path / "1", *options) as server:
         slow = post(server, slow_scan(96)).json()["id"]
         small = post(server, nifti(), answer="nifti").json()["id"]
         wait(server, slow, "running")
         assert server.stop() == 0
-    with running(bundle, tmp_path / "2", *options) as server:
+    with running_server(bundle, tmp_path / "2", *options) as server:
         assert wait(server, slow)["attempts"] == 1  # a stop in good order is no attempt
         assert wait(server, small)["state"] == "done"
         expected = server.segment(nifti(), fields={"answer": "nifti"}).content
@@ -285,7 +285,7 @@ def test_no_accepted_job_is_lost_when_the_server_is_killed_again_and_again(bundl
             server.process.wait(30)
         finally:
             server.kill()
-    with running(bundle, tmp_path / "last", *options) as server:
+    with running_server(bundle, tmp_path / "last", *options) as server:
         for name, scan in names.items():
             assert wait(server, name)["state"] == "done"
             expected = server.segment(scan, fields={"answer": "nifti"}).content
@@ -305,7 +305,7 @@ def test_killed_server_leaves_a_folder_that_the_next_one_deletes(bundle, tmp_pat
     first.kill()
     left = [p for p in (tmp_path / "tmp").iterdir() if p.name.startswith("semiseg-serve-")]
     assert len(left) == 1
-    with running(bundle, tmp_path) as server:
+    with running_server(bundle, tmp_path) as server:
         assert not left[0].exists()
         assert os.path.isdir(server.temporary)  # noqa: PTH112
         third = RunningServer(bundle, tmp_path)
@@ -315,7 +315,7 @@ def test_killed_server_leaves_a_folder_that_the_next_one_deletes(bundle, tmp_pat
 
 
 def test_job_that_takes_too_long_is_given_up(bundle, tmp_path):
-    with running(bundle, tmp_path, "--state", str(tmp_path / "s"), "--timeout", "1") as server:
+    with running_server(bundle, tmp_path, "--state", str(tmp_path / "s"), "--timeout", "1") as server:
         job = wait(server, post(server, slow_scan()).json()["id"])
         assert (job["state"], job["status"]) == ("failed", 504) and "1 seconds" in job["error"]
 
@@ -343,23 +343,23 @@ def test_one_clients_jobs_do_not_go_before_all_of_anothers(bundle, tmp_path):
     keys = tmp_path / "keys"
     keys.write_text("first " + "a" * 64 + "\nsecond " + "b" * 64 + "\n")
     options = ("--state", str(tmp_path / "s"), "--parallel", "1", "--keys", str(keys))
-    with running(bundle, tmp_path / "1", *options) as server:
+    with running_server(bundle, tmp_path / "1", *options) as server:
         first, second = ({"Authorization": f"Bearer {letter * 64}"} for letter in "ab")
 
         def state_of(name: str, key: dict[str, str]) -> str:
             return str(server.http.get(f"{server.url}/jobs/{name}", headers=key).json()["state"])
 
         slow = post(server, slow_scan(96), first).json()["id"]
-        until(lambda: state_of(slow, first) == "running")
+        wait_until(lambda: state_of(slow, first) == "running")
         waiting = [post(server, slow_scan(96), first).json()["id"] for _ in range(4)]
         only = post(server, nifti(), second).json()["id"]
-        until(lambda: state_of(only, second) == "done")
+        wait_until(lambda: state_of(only, second) == "done")
         assert sum(state_of(name, first) == "waiting" for name in waiting) >= 2
 
 
 def test_request_that_is_sent_again_is_answered_although_its_address_has_as_many_jobs_as_one_may(bundle, tmp_path):
     options = ("--state", str(tmp_path / "s"), "--parallel", "1", "--queued", "10")
-    with running(bundle, tmp_path, *options) as server:
+    with running_server(bundle, tmp_path, *options) as server:
         wait(server, post(server, slow_scan()).json()["id"], "running")
         keys = [{"Idempotency-Key": str(number)} for number in range(9)]
         accepted = [post(server, nifti(), key).json()["id"] for key in keys]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from server.jobs.lanes import Lane, lanes_of
+from server.jobs.lanes import Lane, make_lanes
 from server.jobs.queue import Queue
 
 
@@ -19,7 +19,7 @@ def test_worker_of_a_lane_takes_its_jobs_only(queue: Queue) -> None:
     for name in ("one", "two", "gone"):
         queue.put("deliver", {"to": name})
     queue.put("deliver", {})
-    lanes = lanes_of("to", ["one", "two"])
+    lanes = make_lanes("to", ["one", "two"])
     taken: dict[str | None, list[str | None]] = {}
     for name, lane in lanes:
         while job := queue.lease("deliver", 10, lane=lane):
@@ -76,7 +76,7 @@ def test_jobs_that_wait_get_another_payload_and_begin_at_once(queue: Queue) -> N
         queue.put("deliver", {"to": name})
         job = queue.lease("deliver", 10, lane=Lane("to", (name,)))
         assert job is not None
-        queue.give_back(job, after=1000)
+        queue.requeue(job, after=1000)
     changed = queue.change_waiting(
         "deliver", lambda job: job.payload | {"trouble": ""}, lane=Lane("to", ("one",)), at_once=True
     )

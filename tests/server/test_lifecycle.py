@@ -18,8 +18,8 @@ import pytest
 
 from semiseg.bundle.bundle import MODEL, Bundle, write_bundle
 from semiseg.bundle.manifest import Manifest
-from tests.bundles import make_threshold_bundle, nowhere_air, scan_array
-from tests.server.running import RunningServer, busy, running
+from tests.bundles import make_threshold_bundle, scan_array, scan_without_air
+from tests.server.harness import RunningServer, busy_server, running_server
 
 
 def nifti() -> bytes:
@@ -59,7 +59,7 @@ def test_server_is_alive_but_not_ready_until_it_is_warm(tmp_path):
 
 def test_ready_server_answers_its_probes_and_metrics(tmp_path):
     bundle = make_threshold_bundle(tmp_path / "bundle")
-    with running(bundle.folder, tmp_path / "process") as server:
+    with running_server(bundle.folder, tmp_path / "process") as server:
         assert server.segment(nifti()).status_code == 200
         assert server.segment(b"text").status_code == 415
         for path in ("/livez", "/readyz"):
@@ -76,7 +76,7 @@ def test_ready_server_answers_its_probes_and_metrics(tmp_path):
 def test_uploads_go_to_the_scratch_folder_that_was_named(tmp_path):
     bundle, scratch = make_threshold_bundle(tmp_path / "bundle"), tmp_path / "scratch"
     scratch.mkdir()
-    with running(bundle.folder, tmp_path / "process", "--scratch", str(scratch)) as server:
+    with running_server(bundle.folder, tmp_path / "process", "--scratch", str(scratch)) as server:
         (own,) = scratch.iterdir()
         assert server.segment(nifti()).status_code == 200
         assert own.is_dir() and [p for p in server.temporary.iterdir() if p.name.startswith("semiseg-")] == []
@@ -86,7 +86,7 @@ def test_uploads_go_to_the_scratch_folder_that_was_named(tmp_path):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_server_stops_cleanly_when_told_to(tmp_path, number):
     bundle = make_threshold_bundle(tmp_path / "bundle")
-    with running(bundle.folder, tmp_path / "process") as server:
+    with running_server(bundle.folder, tmp_path / "process") as server:
         assert server.segment(nifti()).status_code == 200
         assert server.stop(number) == 0, server.output
         assert "Traceback" not in server.output
@@ -97,9 +97,9 @@ def test_server_stops_cleanly_when_told_to(tmp_path, number):
 def test_server_stops_within_seconds_in_the_middle_of_a_scan(tmp_path):
     """SRV-10."""
     bundle = make_threshold_bundle(tmp_path / "bundle", window=(32, 32, 32), work=3)
-    with running(bundle.folder, tmp_path / "process") as server:
-        big = gzip.compress(nib.Nifti1Image(nowhere_air((256, 256, 256)), np.eye(4)).to_bytes(), 1)
-        with busy(server, big) as connection:
+    with running_server(bundle.folder, tmp_path / "process") as server:
+        big = gzip.compress(nib.Nifti1Image(scan_without_air((256, 256, 256)), np.eye(4)).to_bytes(), 1)
+        with busy_server(server, big) as connection:
             time.sleep(0.5)  # so that some windows are run
             assert server.stop() == 0, server.output
             assert b" 200 " not in connection.recv(1000)  # it did not go on to the end of the scan
@@ -163,7 +163,7 @@ def test_server_runs_with_only_its_temporary_folder_writable(tmp_path):
         pytest.skip("only Linux lists the files that a process has open")
     bundle = make_threshold_bundle(tmp_path / "bundle")
     folder = tmp_path / "process"
-    with running(bundle.folder, folder) as server:
+    with running_server(bundle.folder, folder) as server:
         assert server.segment(nifti()).status_code == 200
         open_for_writing = _files_open_for_writing(server.process.pid)
     outside = [name for name in open_for_writing if name.startswith("/") and not name.startswith(str(folder / "tmp"))]
@@ -178,14 +178,14 @@ def test_environment_of_the_server_has_no_torch_in_it(tmp_path):
     code = (
         "import sys, json, threading\n"
         "from pathlib import Path\n"
-        "from server.http.app import House\n"
-        "from server.keys import Keys\n"
+        "from server.http.app import ServerContext\n"
+        "from server.keys import ApiKeys\n"
         "from server.http.limits import Limits\n"
         "from server.http.model import ModelSettings\n"
-        "from server.http.models import Models\n"
+        "from server.http.models import ServedModels\n"
         "from server.http.service import make_service\n"
-        f"models = Models.open([ModelSettings(bundle=Path({str(bundle.folder)!r}))])\n"
-        f"make_service(House.of(models, Limits(), Path({str(tmp_path)!r}), None), Keys()).to_asgi()\n"
+        f"models = ServedModels.open([ModelSettings(bundle=Path({str(bundle.folder)!r}))])\n"
+        f"make_service(ServerContext.create(models, Limits(), Path({str(tmp_path)!r}), None), ApiKeys()).to_asgi()\n"
         "print(json.dumps(sorted(m for m in sys.modules if m.split('.')[0] in "
         "('torch', 'monai', 'transformers', 'trainer', 'exporter'))))\n"
     )

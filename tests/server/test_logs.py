@@ -13,10 +13,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from server.logs import JsonLines, Repeats
+from server.logs import JsonFormatter, RepeatFilter
 from tests.bundles import make_threshold_bundle, scan_array
-from tests.server.running import FORM, running
-from tests.waiting import until
+from tests.polling import wait_until
+from tests.server.harness import FORM_TYPE, running_server
 
 MARK = "QZMARKQZ"
 
@@ -28,7 +28,7 @@ def lines() -> list[dict]:
 
     class Keep(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            found.append(json.loads(JsonLines().format(record)))
+            found.append(json.loads(JsonFormatter().format(record)))
 
     handler = Keep()
     logging.getLogger().addHandler(handler)
@@ -77,7 +77,7 @@ def test_nothing_that_a_request_says_of_itself_is_in_the_log(tmp_path: Path):
     bundle = make_threshold_bundle(tmp_path / "bundle").folder
     scan = nib.Nifti1Image(scan_array((12, 10, 8)), np.eye(4)).to_bytes()
     options = ("--state", str(tmp_path / "s"), "--proxy", "127.0.0.1")
-    with running(bundle, tmp_path / "p", *options) as server:
+    with running_server(bundle, tmp_path / "p", *options) as server:
         marked = dict.fromkeys(
             ("Accept", "User-Agent", "Referer", "Idempotency-Key", "X-Request-ID", "Cookie", "Authorization"),
             f"{MARK}/1",
@@ -88,7 +88,9 @@ def test_nothing_that_a_request_says_of_itself_is_in_the_log(tmp_path: Path):
                 parts = {name: (f"{MARK}^{MARK}.dcm", scan, f"image/{MARK}")}
                 answers.append(server.http.post(f"{server.url}/{path}", files=parts, headers=marked))
         body = f'--b\r\nContent-Disposition: {MARK}; name="{MARK}"\r\n{MARK}\r\n\r\n--b{MARK}'.encode()
-        answers.append(server.http.post(f"{server.url}/segment", content=body, headers=marked | {"Content-Type": FORM}))
+        answers.append(
+            server.http.post(f"{server.url}/segment", content=body, headers=marked | {"Content-Type": FORM_TYPE})
+        )
         for path in (
             f"jobs/{MARK}",
             f"jobs/{MARK}/result?answer={MARK}",
@@ -101,7 +103,7 @@ def test_nothing_that_a_request_says_of_itself_is_in_the_log(tmp_path: Path):
         answers.append(server.http.request(MARK, f"{server.url}/segment"))
         assert {answer.status_code for answer in answers} >= {200, 202, 400, 404, 403}
         assert all(answer.status_code < 500 for answer in answers), [a.text for a in answers if a.status_code >= 500]
-        until(lambda: server.output.count('"Request"') >= len([a for a in answers if "/page/" not in str(a.url)]))
+        wait_until(lambda: server.output.count('"Request"') >= len([a for a in answers if "/page/" not in str(a.url)]))
         metrics = server.get("/metrics").text
     assert MARK not in server.output.replace(str(tmp_path), "") and MARK not in metrics
     requests = [json.loads(line) for line in server.lines if '"Request"' in line]
@@ -113,11 +115,11 @@ def test_nothing_that_a_request_says_of_itself_is_in_the_log(tmp_path: Path):
 def test_error_that_ends_a_thread_is_told_without_its_words(tmp_path):
     program = f"""
 import sys, threading
-from server.logs import keep_logs
+from server.logs import configure_logging
 class Ends:
     def __del__(self): raise ValueError("{MARK}")
 def run(): raise KeyError("{MARK}")
-keep_logs()
+configure_logging()
 for target in (run, sys.exit):  # the latter is how a thread may end
     one = threading.Thread(target=target)
     one.start(); one.join()
@@ -133,14 +135,14 @@ Ends()
 def test_same_message_of_another_package_is_written_once_in_a_while(monkeypatch):
     now = [1000.0]
     monkeypatch.setattr("server.logs.time.monotonic", lambda: now[0])
-    repeats = Repeats()
+    repeats = RepeatFilter()
 
     def written(name: str, line: int = 1, thread: str = "worker") -> bool:
         record = logging.LogRecord(name, logging.WARNING, "/x/package/a.py", line, MARK, (), None)
         record.threadName = thread
         kept = repeats.filter(record)
         if kept and name != "semiseg":
-            counts.append(getattr(record, "told", {}).get("repeated", 0))
+            counts.append(getattr(record, "fields", {}).get("repeated", 0))
         return kept
 
     counts: list[int] = []

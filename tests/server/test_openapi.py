@@ -12,12 +12,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from semiseg.outputs.kind import ANSWERS
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.outputs.formats import RESULTS_MEDIA_TYPE
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.volume import Volume
-from tests.bundles import make_threshold_bundle, nowhere_air, scan_array
-from tests.server.running import RunningServer, busy, raw, running
-from tests.waiting import until
+from tests.bundles import make_threshold_bundle, scan_array, scan_without_air
+from tests.polling import wait_until
+from tests.server.harness import RunningServer, busy_server, running_server, send_raw
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("server")
     bundle = make_threshold_bundle(folder / "bundle", work=4, window=(32, 32, 32), at_full_intensity="nan")
     options = ("--max-upload-mb", "4", "--idle-timeout", "1", "--timeout", "4", "--parallel", "1", "--waiting", "0")
-    with running(bundle.folder, folder / "process", *options) as server:
+    with running_server(bundle.folder, folder / "process", *options) as server:
         yield server
 
 
@@ -46,7 +46,7 @@ def nifti(values: np.ndarray | None = None) -> bytes:
 
 
 def standing_still(server: RunningServer) -> httpx.Response:
-    with raw(server, "Content-Length: 999", b"--b") as connection:
+    with send_raw(server, "Content-Length: 999", b"--b") as connection:
         received = connection.makefile("rb").read()
     head, _, body = received.partition(b"\r\n\r\n")
     kind = next(line.split(b": ")[1] for line in head.split(b"\r\n") if line.lower().startswith(b"content-type"))
@@ -54,7 +54,7 @@ def standing_still(server: RunningServer) -> httpx.Response:
 
 
 def while_busy(server: RunningServer) -> httpx.Response:
-    with busy(server, many()):
+    with busy_server(server, many()):
         answer = server.segment(nifti())
     wait_until_idle(server)
     return answer
@@ -67,11 +67,11 @@ def too_long(server: RunningServer) -> httpx.Response:
 
 
 def wait_until_idle(server: RunningServer) -> None:
-    until(lambda: server.segment(nifti()).status_code != 503)
+    wait_until(lambda: server.segment(nifti()).status_code != 503)
 
 
 def many() -> bytes:
-    return nifti(nowhere_air((150, 150, 150)))
+    return nifti(scan_without_air((150, 150, 150)))
 
 
 def full_intensity() -> bytes:
@@ -124,7 +124,7 @@ def test_every_form_of_answer_that_is_described_can_be_had(server, document, ser
         ours = {_title(n) for n in answer.headers if n.startswith("x-semiseg-")}
         undescribed = ours - set(operation["responses"]["200"]["headers"])
         assert not undescribed
-    packed = server.segment(*series, headers={"Accept": ANSWERS})
+    packed = server.segment(*series, headers={"Accept": RESULTS_MEDIA_TYPE})
     media.add(packed.headers["content-type"])
     assert media == set(operation["responses"]["200"]["content"])
 

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from starlette.requests import Request
 
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.volume import Volume
-from server.http.body import Body
-from server.http.limits import Limits, Refusal
+from server.http.body import RequestBody
+from server.http.limits import ApiError, Limits
 from server.http.model import ModelSettings
-from server.http.models import Models
-from server.http.order import Order
+from server.http.models import ServedModels
+from server.http.segmentation_request import SegmentationRequest
 from server.http.uploads import Upload, receive_upload
 from tests.bundles import make_threshold_bundle, scan_array
 
@@ -40,12 +40,12 @@ def received(folder: Path, body: bytes, chunk: int) -> Upload:
     request = Request({"type": "http", "method": "POST", "path": "/segment", "headers": headers}, receive)
     folder.mkdir()
     limits = Limits(disk_bytes=0)
-    return asyncio.run(receive_upload(request, Body(request, limits), folder, limits))
+    return asyncio.run(receive_upload(request, RequestBody(request, limits), folder, limits))
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 100, 2**20])
 def test_dicom_is_known_by_its_first_bytes_and_its_files_are_not_opened_for_that(tmp_path, chunk):
-    models = Models.open([ModelSettings(bundle=make_threshold_bundle(tmp_path / "b").folder, threads=1)])
+    models = ServedModels.open([ModelSettings(bundle=make_threshold_bundle(tmp_path / "b").folder, threads=1)])
     files = write_dicom_series(tmp_path / "series", Volume(scan_array((8, 6, 3)), np.eye(4)))
     image = nib.Nifti1Image(scan_array((8, 6, 3)), np.eye(4)).to_bytes()
     contents = [b"a text", *(file.read_bytes()[:2000] for file in files)]
@@ -53,9 +53,9 @@ def test_dicom_is_known_by_its_first_bytes_and_its_files_are_not_opened_for_that
     assert upload.dicom and [file.read_bytes() for file in upload.files] == contents
     for file in upload.files:
         file.unlink()  # whoever opened one now would fail
-    assert Order.of(upload, "", models).upload is upload
+    assert SegmentationRequest.from_upload(upload, "", models).upload is upload
     assert not received(tmp_path / "nifti", form(b"DICM", image), chunk).dicom
     text = received(tmp_path / "text", form(b"DICM" * 30), chunk)
     assert not text.dicom
-    with pytest.raises(Refusal, match="neither"):
-        Order.of(text, "", models)
+    with pytest.raises(ApiError, match="neither"):
+        SegmentationRequest.from_upload(text, "", models)

@@ -17,12 +17,12 @@ import pydicom
 import pytest
 from PIL import Image
 
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.volume import Volume
-from tests.bundles import make_threshold_bundle, nowhere_air, scan_array
-from tests.conftest import skip_because
-from tests.server.running import RunningServer, running
-from tests.waiting import until
+from tests.bundles import make_threshold_bundle, scan_array, scan_without_air
+from tests.conftest import skip_or_fail
+from tests.polling import wait_until
+from tests.server.harness import RunningServer, running_server
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 StaleElementReferenceException = pytest.importorskip("selenium.common.exceptions").StaleElementReferenceException
@@ -39,15 +39,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def server(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("server")
-    with running(bundle, folder, "--state", str(folder / "state"), "--parallel", "1") as server:
+    with running_server(bundle, folder, "--state", str(folder / "state"), "--parallel", "1") as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def browser(needs_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator:
+def browser(require_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator:
     """Headless Chromium that writes down every request, with a software renderer for WebGL 2."""
     options = webdriver.ChromeOptions()
-    options.binary_location = needs_program("chromium")
+    options.binary_location = require_program("chromium")
     downloads = tmp_path_factory.mktemp("downloads")
     for argument in (
         "--headless=new",
@@ -62,7 +62,7 @@ def browser(needs_program: Callable[[str], str], tmp_path_factory: pytest.TempPa
         options.add_argument(argument)
     options.add_experimental_option("prefs", {"download.default_directory": str(downloads)})
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    service = webdriver.ChromeService(executable_path=needs_program("chromedriver"))
+    service = webdriver.ChromeService(executable_path=require_program("chromedriver"))
     driver = webdriver.Chrome(options=options, service=service)
     driver.downloads = downloads
     yield driver
@@ -73,7 +73,7 @@ def browser(needs_program: Callable[[str], str], tmp_path_factory: pytest.TempPa
 @pytest.fixture
 def needs_viewer(server: RunningServer) -> None:
     if server.get("/page/niivue.js").status_code != 200:
-        skip_because("the viewer is not here; `make page` brings it")
+        skip_or_fail("the viewer is not here; `make page` brings it")
 
 
 @contextlib.contextmanager
@@ -97,7 +97,7 @@ def wait_for(browser, selector: str) -> list:
             found[:] = [e for e in browser.find_elements("css selector", selector) if e.is_displayed()]
         return bool(found)
 
-    until(shown, told=lambda: words(browser))
+    wait_until(shown, describe=lambda: words(browser))
     return found
 
 
@@ -138,7 +138,7 @@ def saved(browser, kind: str, name: str) -> bytes:
     file.unlink(missing_ok=True)
     browser.find_element("css selector", f"#downloads button[data-kind={kind}]").click()
     unfinished = browser.downloads / f"{name}.crdownload"
-    until(lambda: file.is_file() and not unfinished.exists(), told=lambda: words(browser))
+    wait_until(lambda: file.is_file() and not unfinished.exists(), describe=lambda: words(browser))
     return file.read_bytes()
 
 
@@ -170,7 +170,7 @@ def test_scan_and_mask_are_drawn_by_the_viewer_and_segments_can_be_switched_off(
         before.update({name: share_of(colour, picture) for name, colour in colours.items()})
         return picture.max() > 60 and min(before.values()) > 0.005
 
-    until(both, told=lambda: before)
+    wait_until(both, describe=lambda: before)
     for name in colours:
         browser.find_element("css selector", f"#segments input[data-segment={name}]").click()
 
@@ -178,18 +178,18 @@ def test_scan_and_mask_are_drawn_by_the_viewer_and_segments_can_be_switched_off(
         picture = pixels(browser)
         return all(share_of(colour, picture) < before[name] / 5 for name, colour in colours.items())
 
-    until(no_colour)
+    wait_until(no_colour)
     for name in colours:
         browser.find_element("css selector", f"#segments input[data-segment={name}]").click()
-    until(both, told=lambda: before)
+    wait_until(both, describe=lambda: before)
     browser.execute_script(
         "const o = document.getElementById('opacity'); o.value = 0; o.dispatchEvent(new Event('input'));"
     )
-    until(no_colour)
+    wait_until(no_colour)
     for view in ("axial", "render", "all"):
         browser.find_element("css selector", f"#views button[data-view={view}]").click()
         wait_for(browser, f"#views button[data-view={view}][aria-pressed=true]")
-        until(lambda: pixels(browser).max() > 30)
+        wait_until(lambda: pixels(browser).max() > 30)
 
 
 def test_where_no_viewer_was_brought_the_page_shows_the_servers_pictures(browser, server, series):
@@ -234,7 +234,7 @@ def test_forms_that_a_nifti_file_cannot_have_are_not_offered(browser, server, tm
 
 def test_progress_is_shown_and_a_scan_can_be_stopped(browser, server, tmp_path):
     file = tmp_path / "big.nii"
-    nib.save(nib.Nifti1Image(nowhere_air((160, 160, 160)), np.eye(4)), file)
+    nib.save(nib.Nifti1Image(scan_without_air((160, 160, 160)), np.eye(4)), file)
     upload(browser, server, file)
     bar = wait_for(browser, "#progress progress[value]")[0]
     seen = set()
@@ -245,7 +245,7 @@ def test_progress_is_shown_and_a_scan_can_be_stopped(browser, server, tmp_path):
             seen.add(value)
         return len(seen) >= 4  # the first value may have been one of these
 
-    until(three_of_the_windows)
+    wait_until(three_of_the_windows)
     assert "Segmenting" in browser.find_element("id", "status").text
     browser.find_element("id", "cancel").click()
     assert "stopped" in wait_for(browser, "#error")[0].text
@@ -331,7 +331,7 @@ def assert_controls_are_named_and_reached(browser, wanted: set[str]) -> None:
 
 
 def test_page_asks_for_a_key_where_the_server_does(browser, bundle, tmp_path):
-    with running(bundle, tmp_path / "p", environ={"SEMISEG_API_KEYS": f"ward {KEY}"}) as guarded:
+    with running_server(bundle, tmp_path / "p", environ={"SEMISEG_API_KEYS": f"ward {KEY}"}) as guarded:
         browser.get(guarded.url)
         (field,) = wait_for(browser, "#key")
         field.send_keys("not-the-key-at-all-0000")

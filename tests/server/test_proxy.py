@@ -17,15 +17,15 @@ import pytest
 from semiseg.bundle.bundle import Bundle
 from semiseg.client import Client
 from semiseg.errors import InputError, SemisegError
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.volume import Volume
 from tests.bundles import make_threshold_bundle, scan_array
+from tests.polling import wait_until
 from tests.ports import free_port
-from tests.server.running import RunningServer, running
+from tests.server.harness import RunningServer, running_server
 from tests.server.test_answer_headers import many_segments
 from tests.server.test_jobs import nifti, post, wait
 from tests.server.test_page import browser, wait_for  # noqa: F401 - a fixture
-from tests.waiting import until
 
 PROXIES = Path(__file__).parents[2] / "deploy" / "proxies"
 DEFAULT = """
@@ -54,7 +54,7 @@ class Proxy:
             except httpx.TransportError:
                 return False
 
-        until(answers)
+        wait_until(answers)
 
     def stop(self) -> None:
         self.process.terminate()
@@ -77,12 +77,12 @@ COMMANDS = {"nginx": nginx_command, "caddy": caddy_command}
 
 
 @pytest.fixture(scope="module")
-def start_proxy(needs_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:
+def start_proxy(require_program: Callable[[str], str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable]:
     started: list[Proxy] = []
 
     def start(name: str, configuration: Callable[[int], str]) -> str:
         port, folder = free_port(), tmp_path_factory.mktemp(name)
-        started.append(Proxy(COMMANDS[name](needs_program(name), folder, configuration(port)), folder))
+        started.append(Proxy(COMMANDS[name](require_program(name), folder, configuration(port)), folder))
         started[-1].wait(port)
         return f"http://127.0.0.1:{port}"
 
@@ -101,7 +101,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("server")
     bundle: Path = many_segments(folder)
     options = ("--state", str(folder / "state"), "--proxy", "127.0.0.1", "--allowed-host", "scans.example.org")
-    with running(bundle, folder / "p", *options) as server:
+    with running_server(bundle, folder / "p", *options) as server:
         yield server
 
 
@@ -162,7 +162,7 @@ def test_everything_works_below_a_path(below, server, series):
         assert accepted.status_code == 202
         location = accepted.headers["location"]
         assert location == f"/semiseg/jobs/{accepted.json()['id']}"
-        until(lambda: http.get(urljoin(url, location)).json()["state"] == "done")
+        wait_until(lambda: http.get(urljoin(url, location)).json()["state"] == "done")
         assert http.get(urljoin(url, f"{location}/result")).status_code == 200
         with http.stream("GET", urljoin(url, f"{location}/events")) as events:
             assert any(line.startswith("data: ") for line in events.iter_lines())
@@ -193,7 +193,7 @@ def test_upload_that_the_proxy_will_not_take_is_said_to_be_no_fault_of_the_scan(
     scan.write_bytes(nifti())
     with Client(url) as client, pytest.raises(InputError, match="HTTP 413") as caught:
         client.ask(scan)
-    assert (caught.value.status, caught.value.own_words) == (413, False)
+    assert (caught.value.status, caught.value.is_server_message) == (413, False)
 
 
 def test_client_behind_the_proxy_is_known_by_its_own_address(below, server):
@@ -205,17 +205,17 @@ def test_client_behind_the_proxy_is_known_by_its_own_address(below, server):
         lines = [json.loads(line) for line in server.lines[before:] if line.startswith("{")]
         return [line["client"] for line in lines if line.get("route") == "/models"]
 
-    until(clients)
+    wait_until(clients)
     assert clients() == ["127.0.0.1"]  # what the client wrote down itself, nginx has thrown away
     # Who asks the server itself is the configured proxy here, and is believed.
     server.http.get(f"{server.url}/models", headers={"X-Forwarded-For": "6.6.6.6"})
-    until(lambda: len(clients()) == 2)
+    wait_until(lambda: len(clients()) == 2)
     assert clients()[-1] == "6.6.6.6"
 
 
 def test_forwarded_headers_of_others_are_not_believed(tmp_path):
     bundle: Bundle = make_threshold_bundle(tmp_path / "b")
-    with running(bundle.folder, tmp_path / "p", "--state", str(tmp_path / "s")) as server:
+    with running_server(bundle.folder, tmp_path / "p", "--state", str(tmp_path / "s")) as server:
         forged = {"X-Forwarded-For": "6.6.6.6", "X-Forwarded-Prefix": "/evil", "X-Forwarded-Host": "evil.example"}
         accepted = post(server, nifti(), forged)
         assert accepted.headers["location"] == f"/jobs/{accepted.json()['id']}"

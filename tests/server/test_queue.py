@@ -16,8 +16,8 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from semiseg.errors import InputError
 from semiseg.system import boot_clock
 from server.jobs.database import QueueError
-from server.jobs.queue import ENDED, Job, Queue, QueueFull
-from tests.waiting import until
+from server.jobs.queue import ENDED_STATES, Queue, QueuedJob, QueueFull
+from tests.polling import wait_until
 
 
 @pytest.fixture
@@ -55,7 +55,7 @@ def test_lease_that_ran_out_is_taken_by_the_next_and_the_first_one_changes_nothi
     assert second.id == first.id and second.attempts == 2
     assert queue.renew(first, 10, {}) == "lost"
     assert not queue.end(first, "done", {"by": "first"})
-    assert not queue.give_back(first)
+    assert not queue.requeue(first)
     assert queue.end(second, "done", {"by": "second"})
     assert queue.get(first.id).result == {"by": "second"}
     assert not queue.end(second, "failed", {})
@@ -90,7 +90,7 @@ def test_time_of_day_set_back_or_forward_changes_no_lease_and_no_delay(queue, mo
         monkeypatch.setattr(time, "time", lambda by=shift: 1.8e9 + by)
         assert queue.lease("work", 60) is None
         assert queue.renew(job, 60, {}) == "held"
-    queue.give_back(job, after=60)
+    queue.requeue(job, after=60)
     assert queue.lease("work", 60) is None
     job = queue.put("work", {})
     assert queue.lease("work", 60).id == job.id
@@ -123,7 +123,7 @@ def test_job_that_was_to_be_stopped_does_not_begin_again_after_a_crash(queue):
     job = queue.put("work", {})
     queue.lease("work", 60)
     queue.stop(job.id)
-    queue.free_all()
+    queue.release_all()
     assert queue.lease("work", 60) is None
     assert queue.get(job.id).state == "cancelled"
 
@@ -137,7 +137,7 @@ def test_same_key_is_the_same_job(queue):
 
 
 def test_queue_and_each_owner_have_an_end_but_a_known_key_is_let_in(queue):
-    limits = {"most": 3, "most_of_owner": 2}
+    limits = {"max_waiting": 3, "max_waiting_of_owner": 2}
     first = queue.put("work", {}, owner="ward", key="k", **limits)
     queue.put("work", {}, owner="ward", **limits)
     with pytest.raises(QueueFull, match="2 jobs of yours"):
@@ -156,7 +156,7 @@ def test_jobs_that_end_without_being_begun_are_told(tmp_path):
     queue.lease("work", 0.0)
     second = queue.lease("work", 60)
     queue.stop(unwanted.id)
-    assert queue.give_back(second) == "cancelled"
+    assert queue.requeue(second) == "cancelled"
     told = []
     assert queue.lease("work", 60, lambda job, state: told.append((job.id, state))) is None
     assert told == [(poison.id, "failed")]
@@ -164,23 +164,23 @@ def test_jobs_that_end_without_being_begun_are_told(tmp_path):
 
 def test_only_ended_jobs_are_forgotten(queue):
     job = queue.put("work", {})
-    assert not queue.forget(job.id)
+    assert not queue.delete(job.id)
     queue.end(queue.lease("work", 60), "done", {})
-    assert queue.forget(job.id)
+    assert queue.delete(job.id)
     assert queue.get(job.id) is None
 
 
 def test_jobs_are_found_by_state_and_age(queue):
     old = queue.put("work", {})
     queue.end(queue.lease("work", 60), "done", {})
-    until(lambda: time.time() > queue.get(old.id).changed)  # some systems' clocks go on in steps
+    wait_until(lambda: time.time() > queue.get(old.id).changed)  # some systems' clocks go on in steps
     between = time.time()
     new = queue.put("work", {})
     assert [job.id for job in queue.jobs()] == [old.id, new.id]
     assert [job.id for job in queue.jobs("done", queue="work")] == [old.id]
     assert [job.id for job in queue.jobs(before=between)] == [old.id]
-    assert queue.ahead_of(new) == 0
-    assert queue.ahead_of(queue.put("work", {})) == 1
+    assert queue.count_ahead(new) == 0
+    assert queue.count_ahead(queue.put("work", {})) == 1
 
 
 def _take_all(file: Path, taken: multiprocessing.Queue) -> None:
@@ -241,8 +241,8 @@ class Model(RuleBasedStateMachine):
         super().__init__()
         self.folder = tempfile.TemporaryDirectory()
         self.queue = Queue(Path(self.folder.name) / "jobs.sqlite3", attempts=1000)
-        self.held: dict[str, Job] = {}
-        self.old: list[Job] = []
+        self.held: dict[str, QueuedJob] = {}
+        self.old: list[QueuedJob] = []
         self.ended: dict[str, tuple[str, dict]] = {}
 
     def teardown(self) -> None:
@@ -277,15 +277,15 @@ class Model(RuleBasedStateMachine):
                 assert job in self.old
 
     @rule(which=st.integers(0, 9))
-    def give_back(self, which: int) -> None:
+    def requeue(self, which: int) -> None:
         if jobs := list(self.held.values()):
             job = jobs[which % len(jobs)]
-            assert self.queue.give_back(job) == "waiting"
+            assert self.queue.requeue(job) == "waiting"
             self.old.append(self.held.pop(job.id))
 
     @rule()
     def crash(self) -> None:
-        self.queue.free_all()
+        self.queue.release_all()
         self.old += self.held.values()
         self.held.clear()
 
@@ -295,7 +295,7 @@ class Model(RuleBasedStateMachine):
             if job.id in self.ended:
                 assert (job.state, job.result) == self.ended[job.id]
             else:
-                assert job.state not in ENDED
+                assert job.state not in ENDED_STATES
 
 
 TestModel = Model.TestCase
@@ -310,7 +310,7 @@ def test_job_that_fails_again_and_again_does_not_keep_later_ones_waiting(queue):
         job = queue.lease("work", 10)
         begun.append(job.id)
         if job.id == failing:
-            queue.give_back(job, after=1e-6)
+            queue.requeue(job, after=1e-6)
         else:
             queue.end(job, "done", {})
     assert begun == [failing, *later, failing, failing]
@@ -319,5 +319,5 @@ def test_job_that_fails_again_and_again_does_not_keep_later_ones_waiting(queue):
 def test_job_that_is_given_back_without_a_delay_keeps_its_place(queue):
     first = queue.put("work", {}).id
     queue.put("work", {})
-    queue.give_back(queue.lease("work", 10))  # as a server does that stops
+    queue.requeue(queue.lease("work", 10))  # as a server does that stops
     assert queue.lease("work", 10).id == first

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from tests.bundles import make_threshold_bundle
-from tests.server.running import RunningServer, running
+from tests.server.harness import RunningServer, running_server
 
 schemathesis = pytest.importorskip("schemathesis", reason="schemathesis is not installed")
 checks = schemathesis.checks
@@ -19,7 +19,7 @@ checks.load_all_checks()
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder: Path = tmp_path_factory.mktemp("server")
-    with running(make_threshold_bundle(folder / "b").folder, folder, "--state", str(folder / "state")) as server:
+    with running_server(make_threshold_bundle(folder / "b").folder, folder, "--state", str(folder / "state")) as server:
         yield server
         assert "Traceback" not in server.output and '"level": "error"' not in server.output
         left = [p for p in (folder / "state").rglob("*") if p.is_file() and not p.name.startswith(("jobs.", "lock"))]

@@ -8,10 +8,10 @@ import pytest
 
 from semiseg.errors import Cancelled
 from server.jobs import worker
+from server.jobs.fifo_limiter import FifoLimiter
 from server.jobs.queue import Queue
-from server.jobs.turns import Turns
-from server.jobs.worker import JobFailed, Postponed, Task, Worker
-from tests.waiting import until
+from server.jobs.worker import JobFailed, JobPostponed, RunningJob, Worker
+from tests.polling import wait_until
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ class Work:
         self.begun = threading.Event()
         self.finished: list[str] = []
 
-    def __call__(self, task: Task) -> dict:
+    def __call__(self, task: RunningJob) -> dict:
         self.begun.set()
         while not self.go.wait(0.01):
             if task.cancelled():
@@ -37,7 +37,7 @@ class Work:
         if kind == "fail":
             raise JobFailed("It cannot be.", status=422)
         if kind == "later" and self.finished.count(task.job.id) == 1:
-            raise Postponed("Not now.", after=0.1)
+            raise JobPostponed("Not now.", after=0.1)
         return {"id": task.job.id}
 
 
@@ -47,16 +47,16 @@ def work() -> Work:
 
 
 def start(queue: Queue, work: Work, **options) -> Worker:
-    return Worker(queue, "work", work, threads=1, turns=Turns(1), **options)
+    return Worker(queue, "work", work, threads=1, limiter=FifoLimiter(1), **options)
 
 
 def test_worker_ends_jobs_as_the_work_does(queue, work, monkeypatch):
-    monkeypatch.setattr(worker, "GLANCE", 0.05)
+    monkeypatch.setattr(worker, "POLL_INTERVAL", 0.05)
     names = {kind: queue.put("work", {"kind": kind}).id for kind in ("good", "fail", "later")}
     told = []
     running = start(queue, work, ended=lambda job, state: told.append((job.id, state)))
     work.go.set()
-    until(lambda: all(queue.get(name).ended for name in names.values()))
+    wait_until(lambda: all(queue.get(name).ended for name in names.values()))
     running.close()
     assert queue.get(names["good"]).result == {"id": names["good"]}
     assert queue.get(names["fail"]).result == {"error": "It cannot be.", "status": 422}
@@ -75,61 +75,61 @@ def test_worker_that_is_closed_gives_its_job_back_uncounted(queue, work):
 
 @pytest.mark.parametrize("here", [True, False], ids=["at once when its worker is told", "at the next heartbeat"])
 def test_cancelled_job_stops(queue, work, monkeypatch, here):
-    monkeypatch.setattr(worker, "HEARTBEAT", 60.0 if here else 0.05)
+    monkeypatch.setattr(worker, "HEARTBEAT_INTERVAL", 60.0 if here else 0.05)
     job = queue.put("work", {})
     running = start(queue, work)
     assert work.begun.wait(60)
     queue.stop(job.id)
     if here:  # otherwise another process cancelled it
         running.stop(job.id)
-    until(lambda: queue.get(job.id).state == "cancelled")
+    wait_until(lambda: queue.get(job.id).state == "cancelled")
     running.close()
 
 
 def test_worker_whose_lease_was_taken_stops_and_changes_nothing(queue, work, monkeypatch):
-    monkeypatch.setattr(worker, "HEARTBEAT", 0.05)
+    monkeypatch.setattr(worker, "HEARTBEAT_INTERVAL", 0.05)
     job = queue.put("work", {})
     running = start(queue, work)
     assert work.begun.wait(60)
-    queue.free_all()
+    queue.release_all()
     other = queue.lease("work", 60)
-    until(lambda: not running._tasks)
+    wait_until(lambda: not running._tasks)
     assert queue.get(job.id).lease == other.lease
     assert queue.end(other, "done", {})
     running.close()
 
 
 def test_no_job_is_leased_while_it_is_not_its_turn(queue, work):
-    turns = Turns(1)
-    assert turns.acquire(1)
+    limiter = FifoLimiter(1)
+    assert limiter.acquire(1)
     job = queue.put("work", {})
-    running = Worker(queue, "work", work, threads=2, turns=turns)
+    running = Worker(queue, "work", work, threads=2, limiter=limiter)
     assert not work.begun.wait(0.3)
     assert queue.get(job.id).state == "waiting"
-    turns.release()
+    limiter.release()
     assert work.begun.wait(60)
     running.close()
 
 
 def test_turns_are_taken_in_the_order_in_which_they_were_asked_for():
     """A worker that gives its turn back and asks again must not get it before a request that waits."""
-    turns, order = Turns(1), []
-    assert turns.acquire(1)
+    limiter, order = FifoLimiter(1), []
+    assert limiter.acquire(1)
 
     def request() -> None:
-        assert turns.acquire(60)
+        assert limiter.acquire(60)
         order.append("request")
-        turns.release()
+        limiter.release()
 
     thread = threading.Thread(target=request)
     thread.start()
-    until(lambda: turns._waiting)
-    turns.release()
-    assert turns.acquire(60)
+    wait_until(lambda: limiter._waiting)
+    limiter.release()
+    assert limiter.acquire(60)
     order.append("worker")
-    turns.release()
+    limiter.release()
     thread.join()
     assert order == ["request", "worker"]
-    assert turns.acquire(0.1) and not turns.acquire(0.05)
-    turns.release()
-    assert turns.acquire(0.1)
+    assert limiter.acquire(0.1) and not limiter.acquire(0.05)
+    limiter.release()
+    assert limiter.acquire(0.1)

@@ -14,14 +14,14 @@ import numpy as np
 import pytest
 
 from tests.bundles import make_threshold_bundle, scan_array
-from tests.server.running import RunningServer, running
+from tests.server.harness import RunningServer, running_server
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("server")
     bundle = make_threshold_bundle(folder / "bundle", at_full_intensity="nan")
-    with running(bundle.folder, folder / "process") as server:
+    with running_server(bundle.folder, folder / "process") as server:
         yield server
         assert server.leftovers() == []
 
@@ -207,7 +207,7 @@ def test_wrong_method_and_wrong_place_are_client_errors(server):
 
 def test_scan_with_too_few_channels_is_refused(tmp_path):
     bundle = make_threshold_bundle(tmp_path / "bundle", channels=("T1", "T2"))
-    with running(bundle.folder, tmp_path / "process") as server:
+    with running_server(bundle.folder, tmp_path / "process") as server:
         assert "T1, T2" in assert_one_sentence(server, server.segment(nifti()), 422)
         values = scan_array((12, 10, 8))
         both = np.stack([values, values[::-1]], axis=-1)

@@ -12,7 +12,7 @@ import pytest
 from semiseg.system import boot_clock
 from server.jobs.queue import Queue
 
-TELL = "from semiseg.system import boot_clock; print(boot_clock.boot(), boot_clock.seconds())"
+TELL = "from semiseg.system import boot_clock; print(boot_clock.boot_id(), boot_clock.seconds())"
 
 
 def told_by_another_process() -> tuple[str, float]:
@@ -33,7 +33,7 @@ def test_on_linux_all_processes_of_a_start_of_the_machine_share_clock_and_name()
         pytest.skip("only Linux has this clock")
     before = boot_clock.seconds()
     name, reading = told_by_another_process()
-    assert name == boot_clock.boot() == Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    assert name == boot_clock.boot_id() == Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
     assert before <= reading <= boot_clock.seconds()
 
 
@@ -47,8 +47,8 @@ def elsewhere(monkeypatch) -> None:
 def test_elsewhere_the_clock_cannot_be_set_and_its_name_is_this_processs_own(monkeypatch):
     monkeypatch.setattr(time, "time", lambda: 0.0)
     assert abs(boot_clock.seconds() - time.monotonic()) < 60
-    assert boot_clock.boot() == boot_clock.boot()
-    assert boot_clock.boot() != told_by_another_process()[0]
+    assert boot_clock.boot_id() == boot_clock.boot_id()
+    assert boot_clock.boot_id() != told_by_another_process()[0]
 
 
 @pytest.mark.usefixtures("elsewhere")

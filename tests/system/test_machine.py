@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from semiseg.system import memory, nvidia, processors
-from semiseg.system.file_owners import is_ours, keep_new_files_private
+from semiseg.system.file_owners import is_owned_by_current_user, set_private_umask
 from semiseg.system.signals import STOP_SIGNALS
 
 ROOT = Path(__file__).parents[2]
@@ -86,7 +86,7 @@ def test_linux_tells_memory_and_its_peak_can_begin_anew():
     assert memory.peak_memory() >= memory.resident_memory() > 2**26
     highest = memory.peak_memory()
     del much
-    memory.forget_peak()
+    memory.reset_peak_memory()
     assert memory.peak_memory() < highest
     assert memory.physical_memory() > memory.resident_memory()
 
@@ -118,15 +118,15 @@ def test_windows_is_asked_for_its_memory_in_the_form_that_it_documents(monkeypat
 
 @pytest.mark.parametrize("error", [AttributeError, OSError, TypeError])
 def test_memory_is_given_back_where_the_c_library_can_and_nothing_happens_elsewhere(monkeypatch, error):
-    memory.share_arenas()
-    memory.trim()
+    memory.limit_malloc_arenas()
+    memory.release_free_memory()
 
     def no_library(name):
         raise error("not here")
 
     monkeypatch.setattr("ctypes.CDLL", no_library)
-    memory.share_arenas()
-    memory.trim()
+    memory.limit_malloc_arenas()
+    memory.release_free_memory()
 
 
 def test_a_process_is_stopped_by_the_signals_that_its_system_has():
@@ -146,17 +146,17 @@ def test_ctrl_break_stops_where_there_is_one():
 
 def test_own_file_is_ours_and_anothers_is_not_where_users_have_numbers(tmp_path, monkeypatch):
     found = tmp_path.stat()
-    assert is_ours(found)
+    assert is_owned_by_current_user(found)
     monkeypatch.setitem(vars(os), "getuid", lambda: found.st_uid + 1)
-    assert not is_ours(found)
+    assert not is_owned_by_current_user(found)
     monkeypatch.delitem(vars(os), "getuid", raising=False)
-    assert is_ours(found)
+    assert is_owned_by_current_user(found)
 
 
 def test_new_files_of_a_process_that_asked_for_it_are_its_owners_alone(tmp_path):
     before = os.umask(0o022)
     try:
-        keep_new_files_private()
+        set_private_umask()
         (tmp_path / "file").write_bytes(b"")
         assert (tmp_path / "file").stat().st_mode & 0o077 == 0 or sys.platform == "win32"
     finally:

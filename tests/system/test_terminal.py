@@ -13,8 +13,8 @@ import pytest
 from semiseg.system import terminal
 
 PRINT = """
-from semiseg.system.terminal import replace_what_cannot_be_shown
-replace_what_cannot_be_shown()
+from semiseg.system.terminal import replace_unencodable_characters
+replace_unencodable_characters()
 print("Größe \\u0394 \\u65e5")
 """
 
@@ -51,4 +51,4 @@ def test_the_command_line_ends_well_when_the_encoding_lacks_a_character(tmp_path
 )
 def test_command_is_shown_as_the_systems_shell_takes_it(monkeypatch: pytest.MonkeyPatch, name: str, typed: str) -> None:
     monkeypatch.setattr(terminal, "os", SimpleNamespace(name=name))
-    assert terminal.as_typed(["train", "--out", "my run", "C:\\data"]) == typed
+    assert terminal.shell_join(["train", "--out", "my run", "C:\\data"]) == typed

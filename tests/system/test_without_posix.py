@@ -12,9 +12,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from tests.bundles import expected, make_threshold_bundle, scan_array
-from tests.server.running import running
-from tests.waiting import until
+from tests.bundles import expected_mask, make_threshold_bundle, scan_array
+from tests.polling import wait_until
+from tests.server.harness import running_server
 from tests.without_posix.run import environment
 
 ROOT = Path(__file__).parents[2]
@@ -115,7 +115,7 @@ def test_files_behave_as_on_windows(tmp_path: Path) -> None:
 
 
 def test_from_dicom_to_an_evaluated_mask_without_posix(tmp_path: Path) -> None:
-    without_posix(str(ROOT / "tests" / "without_posix" / "whole_line.py"), str(tmp_path))
+    without_posix(str(ROOT / "tests" / "without_posix" / "end_to_end.py"), str(tmp_path))
     scores = json.loads((tmp_path / "evaluation" / "scores.json").read_text(encoding="utf-8"))
     assert {row["n"] for row in scores["summary"]} == {2}
     assert (tmp_path / "mask.dcm").is_file() and (tmp_path / "collected" / "dataset.json").is_file()
@@ -149,14 +149,14 @@ def test_server_answers_a_request_and_a_job_and_stops_without_posix(tmp_path: Pa
     array = scan_array((12, 10, 8))
     scan = nib.Nifti1Image(array, np.eye(4)).to_bytes()
     path = {"PYTHONPATH": environment()["PYTHONPATH"]}
-    with running(bundle, tmp_path / "server", "--state", str(tmp_path / "state"), environ=path) as server:
+    with running_server(bundle, tmp_path / "server", "--state", str(tmp_path / "state"), environ=path) as server:
         answer = server.segment(scan, fields={"answer": "json"}).json()
         voxels = {segment["name"]: round(segment["ml"] * 1000) for segment in answer["segments"]}
-        labels = expected(array)
+        labels = expected_mask(array)
         assert voxels == {"low": int(np.sum(labels == 1)), "high": int(np.sum(labels == 2))}
         job = server.http.post(f"{server.url}/jobs", files={"scan": scan}, data={"answer": "nifti"}).json()["id"]
-        until(lambda: server.get(f"/jobs/{job}").json()["state"] == "done")
+        wait_until(lambda: server.get(f"/jobs/{job}").json()["state"] == "done")
         assert server.get(f"/jobs/{job}/result").status_code == 200
     assert server.process.returncode == 0, server.output
-    with running(bundle, tmp_path / "again", "--state", str(tmp_path / "state"), environ=path) as server:
+    with running_server(bundle, tmp_path / "again", "--state", str(tmp_path / "state"), environ=path) as server:
         assert server.get(f"/jobs/{job}").json()["state"] == "done"  # the folder was let go of

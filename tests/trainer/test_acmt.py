@@ -8,19 +8,19 @@ from typing import Any
 import pytest
 import torch
 
-from tests.trainer.test_uamt import Says
-from tests.trainer.tiny import batch_of, method_of, recipe_of
+from tests.trainer.factories import build_method, make_batch, make_tiny_recipe
+from tests.trainer.test_uamt import ConstantNetwork
 from trainer.errors import RecipeError
 from trainer.methods import make_method
 from trainer.methods.acmt import ACMT
-from trainer.methods.method import Task
+from trainer.methods.method import SegmentationTask
 from trainer.targets import OverlappingRegions
 
 SELECTIONS = ["entropy", "model_uncertainty", "prototype_error", "label_error"]
 
 
 def acmt(changes: dict[str, Any] | None = None, **switches: Any) -> ACMT:
-    method = method_of(recipe_of("acmt", {"batch": 4, **(changes or {})}, **switches))
+    method = build_method(make_tiny_recipe("acmt", {"batch": 4, **(changes or {})}, **switches))
     assert isinstance(method, ACMT)
     return method
 
@@ -46,13 +46,16 @@ def test_the_threshold_moves_as_released_or_as_printed(selection: str, threshold
 def test_a_voxel_between_two_classes_is_ambiguous_for_any_number_of_classes(
     selection: str, threshold: str, segments: int
 ) -> None:
-    recipe = recipe_of("acmt", {"updates": 100}, noise=0.0, selection=selection, threshold=threshold)
-    method = method_of(recipe, outputs=segments + 1)
+    recipe = make_tiny_recipe("acmt", {"updates": 100}, noise=0.0, selection=selection, threshold=threshold)
+    method = build_method(recipe, outputs=segments + 1)
     assert isinstance(method, ACMT)
     others = [-30.0] * (segments - 1)
-    images, teacher = torch.zeros(2, 1, 4, 4, 4), Says(9.0, 0.0, *others)
+    images, teacher = torch.zeros(2, 1, 4, 4, 4), ConstantNetwork(9.0, 0.0, *others)
     for step in (0, 50, 99):
-        for student, ambiguous in ((Says(3.0, 3.0, *others), True), (Says(3.0, 0.0, *others), False)):
+        for student, ambiguous in (
+            (ConstantNetwork(3.0, 3.0, *others), True),
+            (ConstantNetwork(3.0, 0.0, *others), False),
+        ):
             networks = {"student": student, "teacher": teacher}
             loss = method.consistency(networks, student(images), images, method.step_plan(step))
             assert (float(loss.detach()) > 0) is ambiguous
@@ -60,7 +63,7 @@ def test_a_voxel_between_two_classes_is_ambiguous_for_any_number_of_classes(
 
 def test_a_certain_student_has_no_ambiguous_voxel_and_a_loss_of_zero() -> None:
     method = acmt(noise=0.0)
-    networks = {"student": Says(9.0, 0.0, 0.0), "teacher": Says(0.0, 9.0, 0.0)}
+    networks = {"student": ConstantNetwork(9.0, 0.0, 0.0), "teacher": ConstantNetwork(0.0, 9.0, 0.0)}
     images = torch.zeros(2, 1, 4, 4, 4)
     value = method.consistency(networks, networks["student"](images), images, method.step_plan(0))
     assert float(value.detach()) == 0.0
@@ -72,7 +75,7 @@ def test_a_certain_student_has_no_ambiguous_voxel_and_a_loss_of_zero() -> None:
 
 def test_an_uncertain_student_has_to_agree_on_the_mean_over_the_channels() -> None:
     method = acmt(noise=0.0)
-    networks = {"student": Says(0.1, 0.0, 0.0), "teacher": Says(0.0, 2.0, 0.0)}
+    networks = {"student": ConstantNetwork(0.1, 0.0, 0.0), "teacher": ConstantNetwork(0.0, 2.0, 0.0)}
     images = torch.zeros(2, 1, 4, 4, 4)
     p, q = (torch.softmax(n.logits.detach().flatten(), dim=0) for n in networks.values())
     entropy = method.consistency(networks, networks["student"](images), images, method.step_plan(0))
@@ -91,7 +94,7 @@ def test_each_selection_teaches_the_student_alone(selection: str) -> None:
     networks["teacher"] = method.build()["teacher"]
     step_plan = method.step_plan(0)
     method.prepare(networks, step_plan)
-    images = batch_of(0, 4).images
+    images = make_batch(0, 4).images
     method.consistency(networks, networks["student"](images), images, step_plan).backward()
     gradients = [p.grad for p in networks["student"].parameters()]
     assert all(g is not None and bool(torch.isfinite(g).all()) for g in gradients)
@@ -103,7 +106,7 @@ def test_prototypes_that_agree_with_the_decisions_find_no_error() -> None:
     method = acmt(selection="prototype_error", noise=0.0)
     torch.manual_seed(0)
     teacher = method.build()["teacher"]
-    images = batch_of(0, 2).images
+    images = make_batch(0, 2).images
     decided = torch.zeros((2, *images.shape[2:]), dtype=torch.long)
     # A teacher that is certain of class 0 everywhere has one prototype, and every voxel is nearest to it.
     with torch.no_grad():
@@ -119,14 +122,14 @@ def test_prototypes_are_made_of_as_many_noisy_passes_as_asked_for() -> None:
     teacher = method.build()["teacher"]
     passes: list[None] = []
     teacher.register_forward_hook(lambda *_: passes.append(None))
-    images = batch_of(0, 2).images
+    images = make_batch(0, 2).images
     method.prototype_errors(teacher, images, torch.zeros((2, *images.shape[2:]), dtype=torch.long))
     assert len(passes) == 3
 
 
 def test_the_entropy_of_clean_voxels_is_weighted_by_certainty() -> None:
     torch.manual_seed(0)
-    networks, images = acmt(selection="prototype_error").build(), batch_of(0, 2).images
+    networks, images = acmt(selection="prototype_error").build(), make_batch(0, 2).images
     values = []
     for certainty in (0.0, 1.0, 3.0):
         method = acmt(selection="prototype_error", noise=0.0, certainty=certainty)
@@ -138,8 +141,8 @@ def test_the_entropy_of_clean_voxels_is_weighted_by_certainty() -> None:
 
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_selections_that_compare_classes_are_refused_for_regions(selection: str) -> None:
-    recipe = recipe_of("acmt", {"batch": 4}, selection=selection)
-    task = Task(1, OverlappingRegions(2), 2, 4, 12)
+    recipe = make_tiny_recipe("acmt", {"batch": 4}, selection=selection)
+    task = SegmentationTask(1, OverlappingRegions(2), 2, 4, 12)
     if selection in ("entropy", "model_uncertainty"):
         make_method(recipe, task)
     else:

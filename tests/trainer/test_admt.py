@@ -10,8 +10,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.tiny import BATCH_NORM, batch_of, clone, disturbed, method_of, recipe_of, same_weights
-from trainer.cutmix import centred_box, inner_box, pasted
+from tests.trainer.factories import (
+    BATCH_NORM_NETWORK,
+    build_method,
+    clone,
+    make_batch,
+    make_tiny_recipe,
+    perturbed_networks,
+    weights_equal,
+)
+from trainer.cutmix import centred_box, inner_box, paste_boxes
 from trainer.errors import RecipeError
 from trainer.losses import supervised_loss
 from trainer.methods.admt import ADMT
@@ -19,7 +27,7 @@ from trainer.methods.method import Networks
 
 
 def admt(changes: dict[str, Any] | None = None, **switches: Any) -> ADMT:
-    method = method_of(recipe_of("admt", {"batch": 5, "updates": 100, **(changes or {})}, **switches))
+    method = build_method(make_tiny_recipe("admt", {"batch": 5, "updates": 100, **(changes or {})}, **switches))
     assert isinstance(method, ADMT)
     return method
 
@@ -50,9 +58,9 @@ def written_out(
 @pytest.mark.parametrize("conflicts", ["certain", "teachers"])
 def test_the_loss_of_the_first_teachers_turns_written_out(conflicts: str) -> None:
     method = admt(weight=3.0, ramp=0.0, threshold=0.45, labelled=2, conflicts=conflicts)
-    networks = disturbed(method)
+    networks = perturbed_networks(method)
     step = next(k for k in range(100) if method.active(k) == "teacher")
-    batch = batch_of(2, 3)
+    batch = make_batch(2, 3)
     losses = method.loss(networks, batch, method.step_plan(step))
     strong = batch.views["strong"][2:]
     pseudo, count, decided = written_out(networks, batch.images[2:], strong, 0.45, conflicts == "certain")
@@ -65,7 +73,7 @@ def test_the_loss_of_the_first_teachers_turns_written_out(conflicts: str) -> Non
 
 def test_in_the_second_teachers_turns_boxes_of_patches_change_places_with_all_that_is_known_of_them() -> None:
     method = admt(weight=1.0, ramp=0.0, threshold=0.0, labelled=2)
-    images = batch_of(0, 4).images
+    images = make_batch(0, 4).images
     values = tuple(torch.randn(4, 8, 8, 8) for _ in range(2))
     torch.manual_seed(3)
     mixed, moved = method.cut_and_mixed(images, values)
@@ -79,15 +87,15 @@ def test_in_the_second_teachers_turns_boxes_of_patches_change_places_with_all_th
                 assert any(bool(now[row].flatten()[voxel] == value[k].flatten()[voxel]) for k in froms)
     torch.manual_seed(3)
     step = next(k for k in range(100) if method.active(k) == "second_teacher")
-    losses = method.loss(disturbed(method), replace(batch_of(2, 3), views={}), method.step_plan(step))
+    losses = method.loss(perturbed_networks(method), replace(make_batch(2, 3), views={}), method.step_plan(step))
     assert float(losses["pseudo"]) > 0, "and no strong view is asked for"
 
 
 def test_without_cutmix_the_second_teachers_turns_show_the_patch_as_it_is() -> None:
     method = admt(weight=1.0, ramp=0.0, threshold=0.45, labelled=2, cutmix=0.0)
-    networks = disturbed(method)
+    networks = perturbed_networks(method)
     step = next(k for k in range(100) if method.active(k) == "second_teacher")
-    batch = batch_of(2, 3)
+    batch = make_batch(2, 3)
     pseudo, *_ = written_out(networks, batch.images[2:], batch.images[2:], 0.45, True)
     found = method.loss(networks, batch, method.step_plan(step))["pseudo"]
     torch.testing.assert_close(found, pseudo, rtol=1e-4, atol=1e-5)
@@ -106,14 +114,14 @@ def test_the_teachers_take_turns_of_random_lengths_that_the_seed_decides() -> No
 
 
 def test_only_the_teacher_whose_turn_it_is_follows_first_as_a_copy() -> None:
-    method = admt({"updates": 100, "student": BATCH_NORM}, copied=0.1, decay=0.9)
-    networks = disturbed(method)
+    method = admt({"updates": 100, "student": BATCH_NORM_NETWORK}, copied=0.1, decay=0.9)
+    networks = perturbed_networks(method)
     for step, decay in ((9, 0.0), (10, 0.0), (12, 0.5), (16, 0.75), (90, 0.9)):
         step_plan = method.step_plan(step)
         other = {"teacher": "second_teacher", "second_teacher": "teacher"}[step_plan.stage]
         before = {name: clone(network.state_dict()) for name, network in networks.items()}
         method.after_update(networks, step_plan)
-        assert same_weights(networks[other].state_dict(), before[other])
+        assert weights_equal(networks[other].state_dict(), before[other])
         for key, value in networks[step_plan.stage].state_dict().items():
             if value.is_floating_point():
                 wanted = decay * before[step_plan.stage][key] + (1 - decay) * before["student"][key]
@@ -125,7 +133,7 @@ def test_only_the_teacher_whose_turn_it_is_follows_first_as_a_copy() -> None:
 
 def test_where_no_voxel_is_confident_the_term_is_zero() -> None:
     method = admt(weight=1.0, ramp=0.0, threshold=1.0, labelled=2)
-    losses = method.loss(disturbed(method), batch_of(2, 3), method.step_plan(0))
+    losses = method.loss(perturbed_networks(method), make_batch(2, 3), method.step_plan(0))
     assert float(losses["pseudo"]) == 0.0
     losses["total"].backward()
 
@@ -155,7 +163,7 @@ def test_boxes_lie_in_the_patch_and_have_the_sides_that_the_share_leaves() -> No
 def test_a_box_that_is_pasted_into_mirrored_rows_and_back_changes_nothing() -> None:
     values = torch.randn(3, 2, 4, 4, 4)
     box = (slice(1, 3), slice(0, 2), slice(2, 4))
-    there = pasted(values, [box] * 3, [2, 1, 0])
+    there = paste_boxes(values, [box] * 3, [2, 1, 0])
     assert torch.equal(there[0, :, 1:3, 0:2, 2:4], values[2, :, 1:3, 0:2, 2:4])
     assert torch.equal(there[0, :, 0], values[0, :, 0])
-    assert torch.equal(pasted(there, [box] * 3, [2, 1, 0]), values)
+    assert torch.equal(paste_boxes(there, [box] * 3, [2, 1, 0]), values)

@@ -14,7 +14,14 @@ import torch
 
 from semiseg.dataset import Dataset, load_dataset
 from semiseg.volumes.nifti import write_nifti
-from tests.trainer.tiny import EVERY, SAM, phantoms, plan_of, recipe_for, trained
+from tests.trainer.factories import (
+    ALL_METHODS,
+    SAM_CONFIG,
+    make_recipe_for,
+    make_tiny_plan,
+    train_on_cpu,
+    write_phantoms,
+)
 from trainer.errors import RecipeError
 from trainer.patches import Batch
 
@@ -51,7 +58,7 @@ FIXED = {"unetr", "swinunetr"}
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return phantoms(tmp_path_factory.mktemp("data"))
+    return write_phantoms(tmp_path_factory.mktemp("data"))
 
 
 def pairs() -> Iterator[Any]:
@@ -59,7 +66,7 @@ def pairs() -> Iterator[Any]:
 
     So are the comparators with students that differ from unet in what the other methods have shown.
     """
-    for method, student in itertools.product(EVERY, STUDENTS):
+    for method, student in itertools.product(ALL_METHODS, STUDENTS):
         long = student == "swinunetr" and method not in ("supervised", "mn", "magicnet")
         long |= (method, student) == ("magicnet", "resnet_vnet")
         long |= (
@@ -75,19 +82,19 @@ def test_every_method_trains_every_student_or_refuses_it_by_name(dataset: Datase
     if method == "magicnet":
         if student in FIXED:
             with pytest.raises(RecipeError, match=f"a {student} takes the patch's size only"):
-                plan_of(dataset, recipe_for(method, section))
+                make_tiny_plan(dataset, make_recipe_for(method, section))
             return
         section = {**section, "patch": [2 * side for side in section["patch"]] if "vnet" in student else [16, 16, 16]}
     if method == "urpc":
         if student == "outside":
             with pytest.raises(RecipeError, match=r"urpc reads coarser logits: the student \(outside\) does not"):
-                plan_of(dataset, recipe_for(method, section))
+                make_tiny_plan(dataset, make_recipe_for(method, section))
             return
         section = {**section, **THREE_LEVELS_OF.get(student, {})}
     switches = (
-        {"sam": {**SAM, "side": 256}} if method in ("cfr", "cfr_ft") else {}
+        {"sam": {**SAM_CONFIG, "side": 256}} if method in ("cfr", "cfr_ft") else {}
     )  # a canvas for the largest of the patches
-    plan = plan_of(dataset, recipe_for(method, section, **switches))
+    plan = make_tiny_plan(dataset, make_recipe_for(method, section, **switches))
     torch.manual_seed(0)
     networks = plan.stages.build()
     last = plan.stages.steps - 1
@@ -126,11 +133,11 @@ def test_thick_sagittal_slices_are_found_and_the_2d_network_looks_along_them(tmp
     (folder / "split.json").write_text(json.dumps({"test": ["s3"], "labelled": {"1": ["s0"]}}))
     dataset = load_dataset(folder)
     thick = {"student": {"kind": "unet", "channels": [4, 8], "strides": [[1, 2, 2]], "residual_units": 0}}
-    plan = plan_of(dataset, recipe_for("mn", {**thick, "patch": "auto", "updates": 8}), labelled=1)
+    plan = make_tiny_plan(dataset, make_recipe_for("mn", {**thick, "patch": "auto", "updates": 8}), labelled=1)
     assert plan.preprocessing.slice_axis == 0
     assert plan.recipe.patch == (8, 24, 20)
-    manifest = trained(
-        dataset, recipe_for("mn", {**thick, "patch": "auto", "updates": 8}), tmp_path / "run", labelled=1
+    manifest = train_on_cpu(
+        dataset, make_recipe_for("mn", {**thick, "patch": "auto", "updates": 8}), tmp_path / "run", labelled=1
     )
     assert manifest.preprocessing.slice_axis == 0
     assert manifest.divisor == (1, 2, 2)
@@ -138,22 +145,26 @@ def test_thick_sagittal_slices_are_found_and_the_2d_network_looks_along_them(tmp
 
 def test_a_patch_is_rounded_up_to_what_the_student_needs(dataset: Dataset) -> None:
     deep = {"student": {"kind": "unet", "channels": [4, 4, 4, 4], "residual_units": 0}}
-    assert plan_of(dataset, recipe_for("supervised", {**deep, "patch": [9, 16, 17]})).recipe.patch == (16, 16, 24)
+    assert make_tiny_plan(dataset, make_recipe_for("supervised", {**deep, "patch": [9, 16, 17]})).recipe.patch == (
+        16,
+        16,
+        24,
+    )
 
 
 def test_a_transductive_recipe_adds_the_images_of_the_test_scans_and_says_so(dataset: Dataset, tmp_path: Path) -> None:
-    inductive = plan_of(dataset, recipe_for("mean_teacher"))
-    plan = plan_of(dataset, recipe_for("mean_teacher", {"transductive": True}))
+    inductive = make_tiny_plan(dataset, make_recipe_for("mean_teacher"))
+    plan = make_tiny_plan(dataset, make_recipe_for("mean_teacher", {"transductive": True}))
     assert not set(inductive.unlabelled) & set(inductive.split.test)
     assert set(plan.unlabelled) == {*inductive.unlabelled, *plan.split.test}
     assert not set(plan.unlabelled) & set(plan.split.development)
-    manifest = trained(dataset, recipe_for("mean_teacher", {"transductive": True}), tmp_path / "run")
+    manifest = train_on_cpu(dataset, make_recipe_for("mean_teacher", {"transductive": True}), tmp_path / "run")
     assert manifest.provenance.transductive
 
 
 def test_early_stopping_needs_validation_scans(dataset: Dataset) -> None:
     with pytest.raises(RecipeError, match="no validation list"):
-        plan_of(dataset, recipe_for("supervised", {"patience": 2}))
+        make_tiny_plan(dataset, make_recipe_for("supervised", {"patience": 2}))
 
 
 def test_early_stopping_stops(dataset: Dataset, tmp_path: Path) -> None:
@@ -164,17 +175,17 @@ def test_early_stopping_stops(dataset: Dataset, tmp_path: Path) -> None:
     split.write_text(json.dumps(document))
     changes = {"updates": 400, "validate_every": 2, "patience": 2, "optimiser": {"rate": 1e-9}}
     steps: list[int] = []
-    trained(
+    train_on_cpu(
         dataset,
-        recipe_for("supervised", changes),
+        make_recipe_for("supervised", changes),
         tmp_path / "run",
         split=split,
         report=lambda step, total, values: steps.append(step),
     )
     assert steps[-1] == 6, "the first validation is the best, two more are not better"
-    trained(
+    train_on_cpu(
         dataset,
-        recipe_for("supervised", changes),
+        make_recipe_for("supervised", changes),
         tmp_path / "run",
         split=split,
         resume=True,

@@ -16,23 +16,31 @@ from numpy.typing import NDArray
 
 from semiseg.dataset import Dataset
 from semiseg.inference.segmenter import Segmenter
+from tests.trainer.factories import (
+    load_run_weights,
+    make_batch,
+    make_recipe_for,
+    train_and_interrupt,
+    train_on_cpu,
+    weights_equal,
+    write_phantoms,
+)
 from tests.trainer.test_registration import blob
-from tests.trainer.tiny import batch_of, broken_off, phantoms, recipe_for, same_weights, trained, weights_of
-from trainer.atlas_labels import Atlases
-from trainer.atlas_quality import SHARPNESS, Judged, Judgement
+from trainer.atlas_labels import AtlasSet
+from trainer.atlas_quality import SHARPNESS, AtlasAssessment, AtlasScore
 from trainer.cases import IGNORE, PreparedCase
 from trainer.checkpoints import read_log
 from trainer.errors import RecipeError
-from trainer.label_channels import Channels
-from trainer.label_fusion import Fusion
+from trainer.label_channels import LabelChannels
+from trainer.label_fusion import LabelFusion
 from trainer.losses import soft_loss
 from trainer.methods import METHODS, make_method
 from trainer.methods.atlas import AtlasMethod
-from trainer.methods.method import Task
+from trainer.methods.method import SegmentationTask
 from trainer.recipe import Recipe
 from trainer.scan_labelling import TrainingScans
-from trainer.soft_labels import decided, from_bytes, to_bytes
-from trainer.stages import Stages
+from trainer.soft_labels import from_bytes, to_bytes, to_label_map
+from trainer.stages import StageSequence
 from trainer.targets import ExclusiveClasses, OverlappingRegions
 
 TWO = ExclusiveClasses(2)
@@ -80,7 +88,7 @@ def scans_of(cases: Sequence[PreparedCase], labelled: int, processes: int = 1) -
 
 
 def atlas(changes: dict[str, Any] | None = None, *, unlabelled: int = 4, targets: Any = TWO, **switches: Any) -> Any:
-    return make_method(recipe_for("atlas", changes, **switches), Task(1, targets, 2, 4, unlabelled))
+    return make_method(make_recipe_for("atlas", changes, **switches), SegmentationTask(1, targets, 2, 4, unlabelled))
 
 
 def labels_of(method: AtlasMethod, scans: TrainingScans) -> dict[str, NDArray[np.uint8]]:
@@ -100,7 +108,7 @@ def test_atlases_outline_a_scan_that_nobody_outlined() -> None:
     assert found.keys() == {"s4"}
     assert found["s4"].shape == (4, *SHAPE), "three channels and a weight"
     wanted, copied = np.asarray(cases[4].labels), np.asarray(cases[1].labels)
-    assert min(dice(decided(found["s4"], TWO), wanted)) > 0.85 > max(dice(copied, wanted))
+    assert min(dice(to_label_map(found["s4"], TWO), wanted)) > 0.85 > max(dice(copied, wanted))
     probabilities, weights = from_bytes(torch.from_numpy(found["s4"])[None])
     torch.testing.assert_close(probabilities.sum(dim=1), torch.ones(1, *SHAPE), atol=0.01, rtol=0)
     assert float(weights.min()) < float(weights.median()) and float(weights.max()) == 1.0
@@ -126,12 +134,12 @@ def test_regions_and_voxels_that_nobody_outlined() -> None:
         regions.append(replace(case, labels=((codes > 0) | ((codes == 2) << 1)).astype(np.uint8)))
     unknown = np.array(regions[0].labels)
     unknown[: SHAPE[0] // 2] = IGNORE
-    regions[0] = replace(regions[0], labels=unknown, ignores=True)
+    regions[0] = replace(regions[0], labels=unknown, has_ignored_voxels=True)
     both = OverlappingRegions(2)
     scans, _ = scans_of(regions, 3)
     found = labels_of(atlas(targets=both), scans)["s3"]
     assert found.shape == (3, *SHAPE), "two channels and a weight"
-    codes = decided(found, both)
+    codes = to_label_map(found, both)
     truth = np.asarray(regions[3].labels)
     for bit in (0, 1):
         a, b = (codes >> bit) & 1, (truth >> bit) & 1
@@ -157,11 +165,11 @@ def row(*values: float) -> NDArray[np.float32]:
 
 
 def test_a_vote_counts_by_the_likeness_of_the_images_around() -> None:
-    fusion = Fusion(2.0, 1, (1, 1, 2))
+    fusion = LabelFusion(2.0, 1, (1, 1, 2))
     fusion.add(masks_of(1.0, 1.0), row(0.0, 1.0))
     fusion.add(masks_of(0.0, 0.0), row(1.0, 0.0))
     share = 1.0 / (1.0 + np.exp(-2.0))
-    np.testing.assert_allclose(fusion.segments().ravel(), [share, 1 - share], rtol=1e-5)
+    np.testing.assert_allclose(fusion.segment_probabilities().ravel(), [share, 1 - share], rtol=1e-5)
     np.testing.assert_allclose(fusion.nearest, 0.0)
 
 
@@ -173,21 +181,21 @@ def test_a_vote_counts_by_the_likeness_of_the_images_around() -> None:
 def test_votes_taken_in_one_by_one_are_the_weighted_mean_however_unlike_the_images_are(
     away: list[float], says: list[float], sharpness: float
 ) -> None:
-    fusion = Fusion(sharpness, 1, (1, 1, 1))
+    fusion = LabelFusion(sharpness, 1, (1, 1, 1))
     for d, said in zip(away, says, strict=False):
         fusion.add(masks_of(said), row(d))
     weights = np.exp(-sharpness * (np.asarray(away) - min(away)))
     expected = (weights * np.asarray(says[: len(away)])).sum() / weights.sum()
-    assert float(fusion.segments().item()) == pytest.approx(expected, abs=1e-4)
+    assert float(fusion.segment_probabilities().item()) == pytest.approx(expected, abs=1e-4)
     assert float(fusion.nearest.item()) == pytest.approx(min(away), rel=1e-6)
 
 
 def test_who_does_not_know_a_voxel_has_no_vote_and_half_known_ones_are_not_thinned() -> None:
-    fusion = Fusion(2.0, 1, (1, 1, 1))
+    fusion = LabelFusion(2.0, 1, (1, 1, 1))
     fusion.add(masks_of(1.0, known=0.0), row(0.0))
-    assert float(fusion.segments().item()) == 0.0 and np.isinf(fusion.nearest).all()
+    assert float(fusion.segment_probabilities().item()) == 0.0 and np.isinf(fusion.nearest).all()
     fusion.add(masks_of(1.0, known=0.5), row(3.0))
-    assert float(fusion.segments().item()) == pytest.approx(1.0)
+    assert float(fusion.segment_probabilities().item()) == pytest.approx(1.0)
     assert float(fusion.nearest.item()) == 3.0
 
 
@@ -199,17 +207,17 @@ def test_a_wrong_atlas_is_left_out_and_named() -> None:
     found = labels_of(atlas(), scans)["s4"]
     assert "s1 labels the others much worse than the rest" in told[0]
     assert "are not used" not in told[0], "what it did to the others does not count"
-    assert min(dice(decided(found, TWO), np.asarray(cases[4].labels))) > 0.85
+    assert min(dice(to_label_map(found, TWO), np.asarray(cases[4].labels))) > 0.85
 
 
-def judgement(alone: dict[str, float]) -> Judgement:
-    return Judgement(0.8, alone, 2.0, 0.1, 1.0)
+def judgement(alone: dict[str, float]) -> AtlasAssessment:
+    return AtlasAssessment(0.8, alone, 2.0, 0.1, 1.0)
 
 
 def test_at_least_two_atlases_are_kept_and_two_cannot_tell_who_is_wrong() -> None:
-    assert judgement({"a": 0.9, "b": 0.1}).unlike_the_others() == []
-    assert judgement({"a": 0.8, "b": 0.82, "c": 0.3}).unlike_the_others() == ["c"]
-    assert judgement({"a": 0.8, "b": 0.75, "c": 0.7}).unlike_the_others() == []
+    assert judgement({"a": 0.9, "b": 0.1}).outliers() == []
+    assert judgement({"a": 0.8, "b": 0.82, "c": 0.3}).outliers() == ["c"]
+    assert judgement({"a": 0.8, "b": 0.75, "c": 0.7}).outliers() == []
 
 
 def test_a_labelled_scan_without_the_organ_does_not_switch_the_judgement_off() -> None:
@@ -219,7 +227,7 @@ def test_a_labelled_scan_without_the_organ_does_not_switch_the_judgement_off() -
     scans, told = scans_of(cases, 4)
     found = labels_of(atlas(), scans)["s4"]
     assert "s2 labels the others much worse" in told[0]
-    assert min(dice(decided(found, TWO), np.asarray(cases[4].labels))) > 0.85
+    assert min(dice(to_label_map(found, TWO), np.asarray(cases[4].labels))) > 0.85
     useless = [*noise_cases(3), cases[4]]
     useless[1] = replace(useless[1], labels=np.zeros(SHAPE, np.uint8))
     scans, told = scans_of(useless, 3)
@@ -250,7 +258,7 @@ def test_atlases_that_cannot_label_one_another_are_not_used() -> None:
 
 def test_without_weight_the_students_loss_is_the_hosts_own() -> None:
     method = atlas(host="mean_teacher")
-    stages, batch = Stages(method), batch_of(2, 2)
+    stages, batch = StageSequence(method), make_batch(2, 2)
     networks = stages.build()
     step_plan = stages.step_plan(0)
     alone = METHODS["mean_teacher"](method.recipe, method.task)
@@ -277,19 +285,19 @@ def test_the_weight_follows_its_schedule(schedule: str, expected: float) -> None
 
 def test_what_the_labelled_scans_say() -> None:
     found = [
-        Judged("a", (None, 0.5), (0.6, 0.8, 0.7, 0.6), 0.1, 1.0),
-        Judged("b", (0.4, None), (0.5, 0.7, 0.6, 0.5), 0.3, 3.0),
-        Judged("c", (0.6, None), None, 0.5, 2.0),
+        AtlasScore("a", (None, 0.5), (0.6, 0.8, 0.7, 0.6), 0.1, 1.0),
+        AtlasScore("b", (0.4, None), (0.5, 0.7, 0.6, 0.5), 0.3, 3.0),
+        AtlasScore("c", (0.6, None), None, 0.5, 2.0),
     ]
-    judged = Judgement.of(["a", "b"], found)
-    assert judged == Judgement(0.75, {"a": 0.5, "b": 0.5}, SHARPNESS[1], 0.3, 2.0)
-    assert Judgement.of(["a"], []) == Judgement(None, {}, 2.0, None, None)
+    judged = AtlasAssessment.from_scores(["a", "b"], found)
+    assert judged == AtlasAssessment(0.75, {"a": 0.5, "b": 0.5}, SHARPNESS[1], 0.3, 2.0)
+    assert AtlasAssessment.from_scores(["a"], []) == AtlasAssessment(None, {}, 2.0, None, None)
 
 
 def test_channels_of_bytes_and_back() -> None:
     segments = np.asarray([0.25, 0.5], np.float32).reshape(2, 1, 1, 1)
-    assert Channels(2, False).of(segments).ravel().tolist() == [0.25, 0.25, 0.5]
-    assert Channels(2, True).of(segments).ravel().tolist() == [0.25, 0.5]
+    assert LabelChannels(2, False).from_segments(segments).ravel().tolist() == [0.25, 0.25, 0.5]
+    assert LabelChannels(2, True).from_segments(segments).ravel().tolist() == [0.25, 0.5]
     kept = to_bytes(np.asarray([0.0, 0.5, 1.2]).reshape(3, 1, 1, 1), np.asarray([1.0]).reshape(1, 1, 1))
     probabilities, weights = from_bytes(torch.from_numpy(kept)[None])
     torch.testing.assert_close(probabilities.ravel(), torch.tensor([0.0, 128 / 255, 1.0]))
@@ -301,7 +309,7 @@ def test_a_scan_set_of_one_labelled_scan_works_and_says_so() -> None:
     scans, told = scans_of(cases, 1)
     found = labels_of(atlas(), scans)["s1"]
     assert "a single labelled scan cannot be judged" in told[0]
-    assert min(dice(decided(found, TWO), np.asarray(cases[1].labels))) > 0.8
+    assert min(dice(to_label_map(found, TWO), np.asarray(cases[1].labels))) > 0.8
 
 
 def test_there_has_to_be_something_to_label() -> None:
@@ -316,47 +324,49 @@ def test_there_has_to_be_something_to_label() -> None:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return phantoms(tmp_path_factory.mktemp("data"), labelled=3)
+    return write_phantoms(tmp_path_factory.mktemp("data"), labelled=3)
 
 
 @pytest.mark.parametrize("host", ["supervised", "mean_teacher"])
 def test_a_run_that_is_resumed_keeps_its_labels_and_ends_with_the_same_weights(
     dataset: Dataset, tmp_path: Path, host: str
 ) -> None:
-    recipe = recipe_for("atlas", {"patch": [16, 16, 8], "updates": 4, "checkpoint_every": 2}, host=host, min_dice=0.0)
+    recipe = make_recipe_for(
+        "atlas", {"patch": [16, 16, 8], "updates": 4, "checkpoint_every": 2}, host=host, min_dice=0.0
+    )
     told = list[str]()
-    whole = trained(dataset, recipe, tmp_path / "whole", cache=tmp_path / "cache", tell=told.append)
+    whole = train_on_cpu(dataset, recipe, tmp_path / "whole", cache=tmp_path / "cache", tell=told.append)
     assert whole.provenance.method == "atlas"
     assert "mean Dice" in told[0]
     assert [row["told"] for row in read_log(tmp_path / "whole" / "log.jsonl") if "told" in row] == told
     assert not (tmp_path / "whole" / "pseudo").exists()
 
-    broken_off(dataset, recipe, tmp_path / "run", 1, cache=tmp_path / "cache")
+    train_and_interrupt(dataset, recipe, tmp_path / "run", 1, cache=tmp_path / "cache")
     made = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "pseudo" / "0" / "atlas").glob("*.npy")}
     assert len(made) == len(dataset.cases) - 5, "all but three labelled, a test and a development scan"
     next(iter(made)).unlink()
     kept = {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").glob("*-atlas.npy")}
     assert len(kept) == len(made), "other runs need not register again"
-    broken_off(dataset, recipe, tmp_path / "run", 3, cache=tmp_path / "cache", resume=True)
+    train_and_interrupt(dataset, recipe, tmp_path / "run", 3, cache=tmp_path / "cache", resume=True)
     again = {p: p.stat().st_mtime_ns for p in (tmp_path / "run" / "pseudo" / "0" / "atlas").glob("*.npy")}
     assert again.keys() == made.keys()
     assert sum(again[p] != made[p] for p in made) == 1, "only the one that was missing was made again"
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "cache").glob("*-atlas.npy")} == kept
-    trained(dataset, recipe, tmp_path / "run", cache=tmp_path / "cache", resume=True)
-    assert same_weights(weights_of(tmp_path / "run"), weights_of(tmp_path / "whole"))
+    train_on_cpu(dataset, recipe, tmp_path / "run", cache=tmp_path / "cache", resume=True)
+    assert weights_equal(load_run_weights(tmp_path / "run"), load_run_weights(tmp_path / "whole"))
 
 
 def test_its_student_learns_from_the_atlases(dataset: Dataset, tmp_path: Path) -> None:
     weights = []
     for weight in (0.0, 1.0):
-        recipe = recipe_for("atlas", {"patch": [16, 16, 8]}, host="supervised", weight=weight, min_dice=0.0)
-        trained(dataset, recipe, tmp_path / str(weight), cache=tmp_path / "cache")
-        weights.append(weights_of(tmp_path / str(weight)))
-    assert not same_weights(*weights)
+        recipe = make_recipe_for("atlas", {"patch": [16, 16, 8]}, host="supervised", weight=weight, min_dice=0.0)
+        train_on_cpu(dataset, recipe, tmp_path / str(weight), cache=tmp_path / "cache")
+        weights.append(load_run_weights(tmp_path / str(weight)))
+    assert not weights_equal(*weights)
 
 
 def test_the_atlases_object_can_leave_some_out() -> None:
     cases = [outlined(f"s{k}", centre) for k, centre in enumerate(CENTRES[:3])]
-    atlases = Atlases.of(cases, cases, Channels(2, False), Path("nowhere"), 8)
+    atlases = AtlasSet.from_cases(cases, cases, LabelChannels(2, False), Path("nowhere"), 8)
     assert atlases.without(["s1"]).names == ("s0", "s2")
     assert atlases.work == 1.0

@@ -10,18 +10,18 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import ndimage
 
-from trainer.augmentation import (
-    Cut,
+from trainer.intensity_augmentation import augment_intensities
+from trainer.recipe import Augmentation
+from trainer.spatial_augmentation import (
+    PatchGeometry,
     Symmetry,
     draw_deformation,
+    draw_rotation_and_zoom,
     draw_symmetry,
-    draw_turn,
-    place_cut,
-    read_box,
-    sample,
+    place_patch,
+    read_region,
+    resample_patch,
 )
-from trainer.recipe import Augmentation
-from trainer.value_changes import change_values
 
 PATCH = (8, 8, 8)
 
@@ -38,9 +38,9 @@ def test_a_patch_does_not_leave_a_scan_that_holds_it(
 ) -> None:
     for k in range(20):
         random = np.random.default_rng((seed, k))
-        turn = None if scale is None else draw_turn(Augmentation(scale=scale), 2, random)
+        turn = None if scale is None else draw_rotation_and_zoom(Augmentation(scale=scale), 2, random)
         voxel = tuple(int(random.integers(n)) for n in shape) if demanded else None
-        cut = place_cut(shape, PATCH, turn, (1.0, 1.0, 2.0), voxel, random)  # type: ignore[arg-type]
+        cut = place_patch(shape, PATCH, turn, (1.0, 1.0, 2.0), voxel, random)  # type: ignore[arg-type]
         corners = (cut.matrix @ np.asarray([[0, 0, 0, 1], [7, 7, 7, 1]]).T)[:3]
         assert (corners > -1e-9).all()
         assert (corners[:, 1] <= np.asarray(shape) - 1 + 1e-9).all()
@@ -48,7 +48,7 @@ def test_a_patch_does_not_leave_a_scan_that_holds_it(
 
 def test_patches_reach_every_voxel_of_the_scan() -> None:
     starts = {
-        tuple(place_cut((10, 9, 8), PATCH, None, (1.0, 1.0, 1.0), None, np.random.default_rng(k)).matrix[:3, 3])
+        tuple(place_patch((10, 9, 8), PATCH, None, (1.0, 1.0, 1.0), None, np.random.default_rng(k)).matrix[:3, 3])
         for k in range(200)
     }
     assert starts == {(x, y, 0) for x in (0, 1, 2) for y in (0, 1)}
@@ -56,9 +56,9 @@ def test_patches_reach_every_voxel_of_the_scan() -> None:
 
 def test_a_plain_cut_is_a_slice_of_the_array() -> None:
     array = np.random.default_rng(0).normal(size=(2, 12, 13, 14)).astype(np.float32)
-    cut = place_cut((12, 13, 14), PATCH, None, (1.0, 1.0, 1.0), (5, 6, 7), np.random.default_rng(1))
+    cut = place_patch((12, 13, 14), PATCH, None, (1.0, 1.0, 1.0), (5, 6, 7), np.random.default_rng(1))
     x, y, z = (int(v) for v in cut.matrix[:3, 3])
-    patch, _ = sample(read_box(array, (), cut, PATCH), PATCH, "edge")
+    patch, _ = resample_patch(read_region(array, (), cut, PATCH), PATCH, "edge")
     assert np.array_equal(patch.numpy(), array[:, x : x + 8, y : y + 8, z : z + 8])
 
 
@@ -74,10 +74,10 @@ def test_a_turned_cut_is_scipys_affine_transform(
     wild = Augmentation(scale=(0.7, 1.3), rotate=180, rotate_out_of_plane=30)
     for seed in range(5):
         random = np.random.default_rng(seed)
-        cut = place_cut(shape, patch, draw_turn(wild, 2, random), (1.0, 1.0, 3.0), (3, 4, 5), random)
+        cut = place_patch(shape, patch, draw_rotation_and_zoom(wild, 2, random), (1.0, 1.0, 3.0), (3, 4, 5), random)
         matrix, offset = cut.matrix[:3, :3], cut.matrix[:3, 3]
         smooth = ndimage.affine_transform(array, matrix, offset, output_shape=patch, order=1, mode=mode)
-        image, labels = sample(read_box(array[None], [segments], cut, patch), patch, padding)
+        image, labels = resample_patch(read_region(array[None], [segments], cut, patch), patch, padding)
         assert np.abs(image[0].numpy() - smooth).max() < 1e-4
         nearest = ndimage.affine_transform(segments, matrix, offset, output_shape=patch, order=0, mode=mode)
         assert (labels[0].numpy() != nearest).mean() < 0.005, "but for ties between two voxels"
@@ -88,8 +88,8 @@ def test_a_turn_is_a_rotation_of_the_body_also_where_slices_are_thick() -> None:
     wild = Augmentation(scale=(0.8, 1.2), rotate=180, rotate_out_of_plane=60)
     for seed in range(5):
         random = np.random.default_rng(seed)
-        rotation, zoom = draw_turn(wild, 2, random) or (np.eye(3), 1.0)
-        cut = place_cut((40, 40, 20), (8, 8, 8), (rotation, zoom), tuple(spacing), None, random)
+        rotation, zoom = draw_rotation_and_zoom(wild, 2, random) or (np.eye(3), 1.0)
+        cut = place_patch((40, 40, 20), (8, 8, 8), (rotation, zoom), tuple(spacing), None, random)
         in_mm = np.diag(spacing) @ cut.matrix[:3, :3] @ np.diag(1 / spacing) * zoom
         assert np.allclose(in_mm @ in_mm.T, np.eye(3), atol=1e-9)
         assert np.allclose(in_mm, rotation)
@@ -98,7 +98,7 @@ def test_a_turn_is_a_rotation_of_the_body_also_where_slices_are_thick() -> None:
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_by_default_no_patch_is_turned_out_of_its_slices(axis: int) -> None:
     for seed in range(10):
-        turn = draw_turn(Augmentation(rotate=90), axis, np.random.default_rng(seed))
+        turn = draw_rotation_and_zoom(Augmentation(rotate=90), axis, np.random.default_rng(seed))
         assert turn is not None
         rotation, _ = turn
         assert rotation[axis, axis] == pytest.approx(1)
@@ -106,7 +106,7 @@ def test_by_default_no_patch_is_turned_out_of_its_slices(axis: int) -> None:
         assert np.allclose(rotation[axis, others], 0)
         assert np.allclose(rotation[others, axis], 0)
         assert abs(rotation[others[0], others[1]]) > 1e-3
-    leaning = draw_turn(Augmentation(rotate_out_of_plane=20), axis, np.random.default_rng(0))
+    leaning = draw_rotation_and_zoom(Augmentation(rotate_out_of_plane=20), axis, np.random.default_rng(0))
     assert leaning is not None
     assert abs(leaning[0][axis, axis] - 1) > 1e-3
 
@@ -114,7 +114,7 @@ def test_by_default_no_patch_is_turned_out_of_its_slices(axis: int) -> None:
 def test_the_default_augmentation_zooms_all_axes_alike_between_nine_and_eleven_tenths() -> None:
     zooms = []
     for seed in range(200):
-        turn = draw_turn(Augmentation(), 2, np.random.default_rng(seed))
+        turn = draw_rotation_and_zoom(Augmentation(), 2, np.random.default_rng(seed))
         assert turn is not None
         assert np.allclose(turn[0], np.eye(3))
         zooms.append(turn[1])
@@ -133,21 +133,21 @@ def test_axes_are_mirrored_and_turned_as_often_as_allowed() -> None:
     assert {axis for s in mirrored for axis in s.axes} == {0, 2}
     assert 150 < sum(0 in s.axes for s in mirrored) < 250
     assert 20 < sum(0 in s.axes for s in drawn(flip=(0, 2), flip_probability=0.1)) < 70
-    assert not any(s.axes or s.turns for s in drawn())
+    assert not any(s.axes or s.quarter_turns for s in drawn())
     turned = drawn(quarter_turns=1.0, slice_axis=1)
-    assert {s.turns for s in turned} == {0, 1, 2, 3}
+    assert {s.quarter_turns for s in turned} == {0, 1, 2, 3}
     assert {s.plane for s in turned} == {(0, 2)}
-    assert {s.turns for s in drawn((8, 6, 8), quarter_turns=1.0)} == {0, 2}, (
+    assert {s.quarter_turns for s in drawn((8, 6, 8), quarter_turns=1.0)} == {0, 2}, (
         "what is not square stays as long as it was"
     )
-    assert 100 < sum(s.turns == 0 for s in drawn(quarter_turns=0.9)) < 160
+    assert 100 < sum(s.quarter_turns == 0 for s in drawn(quarter_turns=0.9)) < 160
 
 
 @given(st.floats(0.3, 3.0), st.integers(0, 100))
 @settings(max_examples=30, deadline=None)
 def test_gamma_keeps_the_range_and_the_order_of_the_values(exponent: float, seed: int) -> None:
     image = torch.from_numpy(np.random.default_rng(seed).normal(size=(1, 4, 4, 4)).astype(np.float32))
-    bent = change_values(
+    bent = augment_intensities(
         image, Augmentation(gamma=(exponent, exponent), gamma_probability=1.0), np.random.default_rng(0)
     )
     assert float(bent.min()) == pytest.approx(float(image.min()), abs=1e-5)
@@ -160,19 +160,19 @@ def test_gamma_keeps_the_range_and_the_order_of_the_values(exponent: float, seed
 
 def test_gamma_leaves_a_constant_patch_alone() -> None:
     image = torch.full((1, 4, 4, 4), -1.5)
-    assert torch.equal(change_values(image, Augmentation(gamma_probability=1.0), np.random.default_rng(0)), image)
+    assert torch.equal(augment_intensities(image, Augmentation(gamma_probability=1.0), np.random.default_rng(0)), image)
 
 
 def test_brightness_contrast_and_noise_stay_within_their_limits() -> None:
     image = torch.zeros((1, 16, 16, 16))
     chosen = Augmentation(gamma_probability=0, brightness=0.2, intensity_probability=1.0)
-    shifts = [float(change_values(image, chosen, np.random.default_rng(k)).max()) for k in range(50)]
+    shifts = [float(augment_intensities(image, chosen, np.random.default_rng(k)).max()) for k in range(50)]
     assert -0.2 <= min(shifts) < 0 < max(shifts) <= 0.2
     chosen = Augmentation(gamma_probability=0, contrast=0.3, intensity_probability=1.0)
-    factors = [float(change_values(image + 1, chosen, np.random.default_rng(k)).max()) for k in range(50)]
+    factors = [float(augment_intensities(image + 1, chosen, np.random.default_rng(k)).max()) for k in range(50)]
     assert 0.7 <= min(factors) < 1 < max(factors) <= 1.3
     chosen = Augmentation(gamma_probability=0, noise=0.5, intensity_probability=1.0)
-    spreads = [float(change_values(image, chosen, np.random.default_rng(k)).std()) for k in range(50)]
+    spreads = [float(augment_intensities(image, chosen, np.random.default_rng(k)).std()) for k in range(50)]
     assert 0 < max(spreads) < 0.52
 
 
@@ -190,8 +190,8 @@ def test_a_deformation_is_the_b_spline_of_its_control_points() -> None:
     array = np.arange(40.0 * 40 * 40).reshape(1, 40, 40, 40).astype(np.float32)
     shift = np.eye(4)
     shift[:3, 3] = 12
-    box = read_box(array, (), Cut(shift, plain=True, control=control), patch)
-    found, _ = sample(box, patch, "edge")
+    box = read_region(array, (), PatchGeometry(shift, is_translation=True, control=control), patch)
+    found, _ = resample_patch(box, patch, "edge")
     knots = [np.arange(-3.0, n + 1) for n in control.shape[1:]]
     at = [(np.arange(n) + 0.5) / n * (g - 3) for n, g in zip(patch, control.shape[1:], strict=True)]
     moved = control
@@ -212,8 +212,8 @@ def test_image_and_labels_are_deformed_alike_and_no_further_than_told() -> None:
         control = draw_deformation(augmentation, patch, (1.0, 1.0, 1.0), random)
         shift = np.eye(4)
         shift[:3, 3] = 4
-        box = read_box(labels[None].astype(np.float32), [labels], Cut(shift, True, control), patch)
-        image, maps = sample(box, patch, "edge")
+        box = read_region(labels[None].astype(np.float32), [labels], PatchGeometry(shift, True, control), patch)
+        image, maps = resample_patch(box, patch, "edge")
         assert float((image[0] - maps[0]).abs().max()) <= 0.875 + 1e-4, "a corner counts an eighth and more"
         plain = labels[4:36, 4:36, 4:36]
         differs = maps[0].numpy() != plain
@@ -232,18 +232,18 @@ def test_without_a_word_no_random_number_is_drawn_for_what_is_new() -> None:
 
 def test_a_blur_is_scipys_and_a_low_resolution_loses_detail_and_no_brightness() -> None:
     image = torch.from_numpy(np.random.default_rng(0).normal(size=(2, 20, 18, 16)).astype(np.float32))
-    blurred = change_values(
+    blurred = augment_intensities(
         image, Augmentation(gamma_probability=0.0, blur=(0.8, 0.8), blur_probability=1.0), np.random.default_rng(1)
     )
     for channel in range(2):
         expected = ndimage.gaussian_filter(image[channel].numpy(), 0.8, mode="nearest", radius=3)
         np.testing.assert_allclose(blurred[channel].numpy(), expected, atol=1e-5)
     coarse = Augmentation(gamma_probability=0.0, low_resolution=(0.5, 0.5), low_resolution_probability=1.0)
-    found = change_values(image, coarse, np.random.default_rng(1))
+    found = augment_intensities(image, coarse, np.random.default_rng(1))
     assert found.shape == image.shape
     assert float(found.std()) < 0.8 * float(image.std())
     ramp = torch.linspace(0, 1, 16).expand(1, 16, 16, 16)
-    again = change_values(ramp.contiguous(), coarse, np.random.default_rng(1))
+    again = augment_intensities(ramp.contiguous(), coarse, np.random.default_rng(1))
     assert abs(float(again.mean() - ramp.mean())) < 0.05
 
 
@@ -251,8 +251,8 @@ def test_an_inverted_gamma_bends_bright_values_as_a_plain_one_bends_dark_ones() 
     image = torch.linspace(0, 1, 64).reshape(1, 4, 4, 4)
     plain = Augmentation(gamma=(2.0, 2.0), gamma_probability=1.0)
     inverted = plain.model_copy(update={"gamma_inverted": 1.0})
-    one = change_values(image, plain, np.random.default_rng(0))
-    other = change_values(image, inverted, np.random.default_rng(0))
+    one = augment_intensities(image, plain, np.random.default_rng(0))
+    other = augment_intensities(image, inverted, np.random.default_rng(0))
     torch.testing.assert_close(one, image**2)
     torch.testing.assert_close(other, 1 - (1 - image) ** 2)
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trainer.tiny import Watched, batch_of, clone, method_of, recipe_of, same_weights
+from tests.trainer.factories import RecordingNetwork, build_method, clone, make_batch, make_tiny_recipe, weights_equal
 from trainer.errors import RecipeError
 from trainer.methods.bcp import BCP, largest_component
 from trainer.patches import Batch
 
 
 def bcp(changes: dict[str, Any] | None = None, *, unlabelled: int = 12, **switches: Any) -> BCP:
-    method = method_of(recipe_of("bcp", {"batch": 4, **(changes or {})}, **switches), unlabelled=unlabelled)
+    method = build_method(make_tiny_recipe("bcp", {"batch": 4, **(changes or {})}, **switches), unlabelled=unlabelled)
     assert isinstance(method, BCP)
     return method
 
@@ -38,8 +38,8 @@ def test_stage_two_pastes_in_both_directions() -> None:
     method = bcp(pretrain=0.0)
     torch.manual_seed(0)
     networks = method.build()
-    networks["student"] = watched = Watched(networks["student"])
-    batch = batch_of(2, 2)
+    networks["student"] = watched = RecordingNetwork(networks["student"])
+    batch = make_batch(2, 2)
     step_plan = method.step_plan(0)
     assert (step_plan.stage, step_plan.composition.labelled, step_plan.composition.unlabelled) == ("train", 2, 2)
     method.loss(networks, batch, step_plan)
@@ -54,8 +54,8 @@ def test_stage_one_pastes_labelled_into_labelled_and_the_teacher_is_the_student(
     assert [method.step_plan(k).stage for k in range(10)] == ["pretrain"] * 5 + ["train"] * 5
     torch.manual_seed(0)
     networks = method.build()
-    networks["student"] = watched = Watched(networks["student"])
-    batch = batch_of(4, 0)
+    networks["student"] = watched = RecordingNetwork(networks["student"])
+    batch = make_batch(4, 0)
     losses = method.loss(networks, batch, method.step_plan(0))
     m = method.paste_mask(batch)
     torch.testing.assert_close(watched.seen[0], batch.images[:2] * m + batch.images[2:] * (1 - m))
@@ -65,7 +65,7 @@ def test_stage_one_pastes_labelled_into_labelled_and_the_teacher_is_the_student(
         for p in networks["student"].parameters():
             p.add_(1.0)
     method.after_update(networks, method.step_plan(0))
-    assert same_weights(networks["teacher"].state_dict(), networks["student"].state_dict())
+    assert weights_equal(networks["teacher"].state_dict(), networks["student"].state_dict())
     old = clone(networks["teacher"].state_dict())
     with torch.no_grad():
         for p in networks["student"].parameters():
@@ -127,7 +127,7 @@ def test_each_direction_teaches_the_student_alone(direction: int, monkeypatch: p
         return out if called[-1] == direction else out.detach()
 
     monkeypatch.setattr(networks["student"], "forward", one_direction)
-    method.loss(networks, batch_of(2, 2), method.step_plan(0))["total"].backward()
+    method.loss(networks, make_batch(2, 2), method.step_plan(0))["total"].backward()
     assert called == [0, 1]
     assert max(float(p.grad.abs().max()) for p in networks["student"].parameters() if p.grad is not None) > 1e-6
     assert all(p.grad is None for p in networks["teacher"].parameters())
@@ -136,7 +136,7 @@ def test_each_direction_teaches_the_student_alone(direction: int, monkeypatch: p
 def test_the_weight_of_pseudo_labels() -> None:
     torch.manual_seed(0)
     networks = bcp(pretrain=0.0).build()
-    batch = batch_of(2, 2)
+    batch = make_batch(2, 2)
     values = [bcp(pretrain=0.0, weight=w) for w in (0.0, 0.5, 1.0)]
     totals = [float(m.loss(networks, batch, m.step_plan(0))["total"].detach()) for m in values]
     assert totals[1] - totals[0] == pytest.approx(totals[2] - totals[1], rel=1e-4)

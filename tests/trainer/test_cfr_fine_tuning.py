@@ -10,19 +10,19 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.trainer.cfr_methods import cfr, networks_of
-from tests.trainer.tiny import (
-    SAM,
-    batch_of,
+from tests.trainer.cfr_methods import build_networks, make_cfr
+from tests.trainer.factories import (
+    SAM_CONFIG,
+    make_batch,
 )
 from trainer.patches import Batch
-from trainer.sam import Sam, build_sam
-from trainer.stages import Stages
+from trainer.sam import SamSettings, build_sam
+from trainer.stages import StageSequence
 
 
 def test_the_foundation_model_learns_first_and_from_labels_alone() -> None:
-    method = cfr(sam_updates=3, volumes=2)
-    stages = Stages(method)
+    method = make_cfr(sam_updates=3, volumes=2)
+    stages = StageSequence(method)
     assert stages.steps == 3 + method.recipe.updates
     for step in range(3):
         step_plan = stages.step_plan(step)
@@ -39,8 +39,8 @@ def test_the_foundation_model_learns_first_and_from_labels_alone() -> None:
 
 
 def test_the_foundation_model_follows_a_schedule_of_its_own() -> None:
-    steady = cfr(sam_updates=4, sam_schedule={"kind": "constant"})
-    falling = cfr(sam_updates=4, sam_schedule={"kind": "poly"})
+    steady = make_cfr(sam_updates=4, sam_schedule={"kind": "constant"})
+    falling = make_cfr(sam_updates=4, sam_schedule={"kind": "poly"})
     assert len({steady.step_plan(step).rates["sam"] for step in range(4)}) == 1
     rates = [falling.step_plan(step).rates["sam"] for step in range(4)]
     assert (
@@ -49,8 +49,8 @@ def test_the_foundation_model_follows_a_schedule_of_its_own() -> None:
 
 
 def test_the_loss_on_canvases_written_out() -> None:
-    method = cfr(bend=0.0)
-    networks, batch = networks_of(method), batch_of(2, 0)
+    method = make_cfr(bend=0.0)
+    networks, batch = build_networks(method), make_batch(2, 0)
     images, labels, there = method.canvases(batch)
     logits = networks["sam"](images)
     ignored = labels.where(there, torch.tensor(255))
@@ -62,8 +62,8 @@ def test_the_loss_on_canvases_written_out() -> None:
 
 
 def test_padding_costs_no_cross_entropy_but_a_segment_predicted_there_costs_dice() -> None:
-    method = cfr(bend=0.0)
-    batch = batch_of(2, 0)
+    method = make_cfr(bend=0.0)
+    batch = make_batch(2, 0)
     _, labels, there = method.canvases(batch)
     right = 10.0 * functional.one_hot(labels, 3).movedim(-1, 1).float()
     wrong = right.clone()
@@ -89,13 +89,13 @@ def test_padding_costs_no_cross_entropy_but_a_segment_predicted_there_costs_dice
 
 def test_images_and_labels_share_a_canvas_whatever_is_done_to_their_slices() -> None:
     for switches in ({}, {"shuffle_slices": True}, {"turn_slices": True}, {"turn_canvas": True}):
-        method = cfr(bend=0.0, **switches)
-        batch = batch_of(2, 0)
+        method = make_cfr(bend=0.0, **switches)
+        batch = make_batch(2, 0)
         batch = Batch(batch.labels[:, None].float() + 1, batch.labels, 2, batch.cases, 0)
         torch.manual_seed(1)
         images, labels, there = method.canvases(batch)
         assert torch.equal(images[:, 0], (labels + 1).float() * there), switches
-        plain = cfr(bend=0.0).canvases(batch)[1]
+        plain = make_cfr(bend=0.0).canvases(batch)[1]
         assert torch.equal(labels, plain) is (not switches)
         assert torch.equal(labels.flatten().sort().values, plain.flatten().sort().values)
 
@@ -106,29 +106,29 @@ def test_images_and_labels_share_a_canvas_whatever_is_done_to_their_slices() -> 
         ({}, (2, 1, 64, 64)),
         ({"grid": 2}, (4, 1, 64, 64)),
         ({"input": "upsample", "slices": 3}, (6, 1, 64, 64)),
-        ({"input": "small", "slices": 3, "sam": {**SAM, "side": 16}}, (6, 1, 16, 16)),
+        ({"input": "small", "slices": 3, "sam": {**SAM_CONFIG, "side": 16}}, (6, 1, 16, 16)),
     ],
 )
 def test_the_input_strategies(switches: dict[str, Any], shape: tuple[int, ...]) -> None:
-    method = cfr(**switches)
-    networks, batch = networks_of(method), batch_of(2, 0)
+    method = make_cfr(**switches)
+    networks, batch = build_networks(method), make_batch(2, 0)
     assert method.canvases(batch)[0].shape == shape
     total = method.loss(networks, batch, method.step_plan(0))["total"]
     total.backward()
     assert max(float(p.grad.abs().max()) for p in networks["sam"].parameters() if p.grad is not None) > 0
-    whole = method.on_volumes(networks["sam"])(batch.images)
+    whole = method.as_volume_network(networks["sam"])(batch.images)
     assert whole.shape == (2, 3, 8, 8, 8)
 
 
 def test_the_fine_tuning_reaches_the_adapters_and_leaves_the_students_alone() -> None:
-    method = cfr()
-    networks = networks_of(method)
+    method = make_cfr()
+    networks = build_networks(method)
     method.prepare(networks, method.step_plan(0))
     with torch.no_grad():  # at the start an adapter's first half has no gradient, since its second half is zero
         for name, p in networks["sam"].named_parameters():
             if "_up.weight" in name:
                 p.fill_(0.01)
-    method.loss(networks, batch_of(2, 0), method.step_plan(0))["total"].backward()
+    method.loss(networks, make_batch(2, 0), method.step_plan(0))["total"].backward()
     adapters = [p.grad for n, p in networks["sam"].named_parameters() if "_down.weight" in n]
     assert len(adapters) == 4
     assert all(g is not None and float(g.abs().max()) > 0 for g in adapters)
@@ -136,11 +136,13 @@ def test_the_fine_tuning_reaches_the_adapters_and_leaves_the_students_alone() ->
 
 
 def test_the_foundation_model_learns_by_its_own_optimiser_and_its_weights_are_told(tmp_path: Path) -> None:
-    build_sam(Sam.model_validate({**SAM, "finetune": "whole"}), 1, 3).network.save_pretrained(tmp_path / "tiny-sam")
+    build_sam(SamSettings.model_validate({**SAM_CONFIG, "finetune": "whole"}), 1, 3).network.save_pretrained(
+        tmp_path / "tiny-sam"
+    )
     (tmp_path / "tiny-sam" / "README.md").write_text("---\nlicense: mit\n---\n")
     sgd = {"kind": "sgd", "rate": 0.5}
-    method = cfr(sam={"weights": {"folder": str(tmp_path / "tiny-sam")}}, sam_optimiser=sgd)
-    stages = Stages(method)
+    method = make_cfr(sam={"weights": {"folder": str(tmp_path / "tiny-sam")}}, sam_optimiser=sgd)
+    stages = StageSequence(method)
     stages.build()
     assert stages.optimiser("sam").kind == "sgd"
     assert stages.step_plan(0).rates == {"sam": 0.5}
@@ -149,9 +151,9 @@ def test_the_foundation_model_learns_by_its_own_optimiser_and_its_weights_are_to
 
 
 def test_slices_are_bent_on_the_canvas_and_labels_are_not() -> None:
-    batch = batch_of(2, 0)
+    batch = make_batch(2, 0)
     torch.manual_seed(0)
-    bent, labels, _ = cfr(bend=1.0).canvases(batch)
-    plain, same, there = cfr(bend=0.0).canvases(batch)
+    bent, labels, _ = make_cfr(bend=1.0).canvases(batch)
+    plain, same, there = make_cfr(bend=0.0).canvases(batch)
     assert torch.equal(labels, same)
     assert float((bent != plain)[there[:, None]].float().mean()) > 0.9

@@ -14,17 +14,31 @@ import yaml
 from numpy.typing import NDArray
 
 from semiseg.dataset import Dataset, make_split
+from tests.trainer.factories import (
+    load_run_weights,
+    make_recipe_for,
+    train_and_interrupt,
+    train_on_cpu,
+    weights_equal,
+    write_phantoms,
+)
 from tests.trainer.test_atlas import SHAPE, outlined, scans_of
-from tests.trainer.tiny import broken_off, phantoms, recipe_for, same_weights, trained, weights_of
 from trainer.cases import IGNORE
 from trainer.checkpoints import read_log
-from trainer.committee import best_temperature, channels_of, mixed, mixture_weights, outcomes, tempered
 from trainer.errors import RecipeError
 from trainer.loop import _Training
 from trainer.methods import make_method
-from trainer.methods.committee import Committee, Opinion
-from trainer.methods.method import Task
-from trainer.stages import Stages
+from trainer.methods.committee import Committee, LabelSource
+from trainer.methods.method import SegmentationTask
+from trainer.opinion_pool import (
+    channels_from_outcomes,
+    fit_pool_weights,
+    fit_temperature,
+    outcomes_from_channels,
+    pool_opinions,
+    scale_temperature,
+)
+from trainer.stages import StageSequence
 from trainer.targets import ExclusiveClasses, OverlappingRegions
 
 TWO = ExclusiveClasses(2)
@@ -40,7 +54,9 @@ def committee(
     **switches: Any,
 ) -> Committee:
     chosen = {"members": MEMBERS, "atlas": False, **switches}
-    made = make_method(recipe_for("committee", changes, **chosen), Task(1, targets, 2, labelled, unlabelled))
+    made = make_method(
+        make_recipe_for("committee", changes, **chosen), SegmentationTask(1, targets, 2, labelled, unlabelled)
+    )
     assert isinstance(made, Committee)
     return made
 
@@ -50,9 +66,9 @@ def committee(
 
 def test_a_temperature_above_one_is_less_certain_and_one_leaves_everything() -> None:
     shares = np.asarray([[0.9, 0.1], [0.2, 0.8]], np.float32)
-    np.testing.assert_allclose(tempered(shares, 1.0), shares, rtol=1e-5)
-    np.testing.assert_allclose(tempered(shares, 2.0)[0], [0.75, 0.25], rtol=1e-5)
-    np.testing.assert_allclose(tempered(np.asarray([1.0, 0.0], np.float32), 1.0).sum(), 1.0, rtol=1e-6)
+    np.testing.assert_allclose(scale_temperature(shares, 1.0), shares, rtol=1e-5)
+    np.testing.assert_allclose(scale_temperature(shares, 2.0)[0], [0.75, 0.25], rtol=1e-5)
+    np.testing.assert_allclose(scale_temperature(np.asarray([1.0, 0.0], np.float32), 1.0).sum(), 1.0, rtol=1e-6)
 
 
 @pytest.mark.parametrize("wanted", [0.5, 1.0, 2.5])
@@ -62,40 +78,40 @@ def test_the_temperature_is_found_that_makes_an_opinion_right_as_often_as_it_say
     honest = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     truth = np.asarray([random.choice(3, p=p) for p in honest])
     said = np.exp(logits * wanted) / np.exp(logits * wanted).sum(axis=1, keepdims=True)
-    assert best_temperature(said.astype(np.float32), truth) == pytest.approx(wanted, rel=0.06)
+    assert fit_temperature(said.astype(np.float32), truth) == pytest.approx(wanted, rel=0.06)
 
 
 def test_weights_are_those_under_which_the_outlines_are_most_likely() -> None:
     random = np.random.default_rng(1)
     given = random.uniform(0.05, 1.0, size=(2, 5000))
     given[1] = np.where(random.random(5000) < 0.3, given[1], 0.9 * given[0])
-    weights = mixture_weights(given)
+    weights = fit_pool_weights(given)
     assert weights.sum() == pytest.approx(1.0)
     grid = np.linspace(0.001, 0.999, 999)
     best = grid[np.argmax([np.log(w * given[0] + (1 - w) * given[1]).mean() for w in grid])]
     assert weights[0] == pytest.approx(best, abs=0.02)
-    np.testing.assert_allclose(mixture_weights(np.full((3, 10), 0.5)), 1 / 3)
+    np.testing.assert_allclose(fit_pool_weights(np.full((3, 10), 0.5)), 1 / 3)
     useless = np.stack([np.full(100, 0.9), np.full(100, 0.3)])
-    np.testing.assert_allclose(mixture_weights(useless), [1.0, 0.0], atol=1e-6)
+    np.testing.assert_allclose(fit_pool_weights(useless), [1.0, 0.0], atol=1e-6)
 
 
 def test_who_knows_nothing_of_a_voxel_has_no_vote_there() -> None:
     one = np.asarray([[[[0.8, 0.2]]], [[[0.8, 0.2]]]], np.float32)  # two voxels
     other = np.asarray([[[[0.4, 0.6]]], [[[0.4, 0.6]]]], np.float32)
     known = np.asarray([[[1.0]], [[0.0]]], np.float32)
-    found = mixed([one, other], [0.5, 0.5], [None, known])
+    found = pool_opinions([one, other], [0.5, 0.5], [None, known])
     np.testing.assert_allclose(found[0, 0, 0], [0.6, 0.4], rtol=1e-6)
     np.testing.assert_allclose(found[1, 0, 0], [0.8, 0.2], rtol=1e-6)
-    nobody = mixed([one, other], [0.5, 0.5], [known, known])
+    nobody = pool_opinions([one, other], [0.5, 0.5], [known, known])
     np.testing.assert_allclose(nobody[1, 0, 0], [0.5, 0.5], rtol=1e-6)
 
 
 @pytest.mark.parametrize("exclusive", [True, False])
 def test_channels_become_outcomes_and_back(exclusive: bool) -> None:
     channels = np.random.default_rng(0).random((3, 2, 4, 5)).astype(np.float32)
-    found = outcomes(channels, exclusive=exclusive)
+    found = outcomes_from_channels(channels, exclusive=exclusive)
     assert found.shape == ((2, 4, 5, 3) if exclusive else (3, 2, 4, 5, 2))
-    np.testing.assert_array_equal(channels_of(found, exclusive=exclusive), channels)
+    np.testing.assert_array_equal(channels_from_outcomes(found, exclusive=exclusive), channels)
 
 
 # --- who is in it -------------------------------------------------------------------------------------------------
@@ -128,8 +144,8 @@ def test_weights_that_a_member_starts_from_are_told(monkeypatch: pytest.MonkeyPa
 
     told = PretrainedWeights(name="some weights", revision="1", licence="mit")
     monkeypatch.setattr(Supervised, "pretrained", lambda self: (told,))
-    assert Stages(committee()).pretrained() == (told,)
-    assert Stages(committee(rounds=2)).pretrained() == (told,)
+    assert StageSequence(committee()).pretrained() == (told,)
+    assert StageSequence(committee(rounds=2)).pretrained() == (told,)
 
 
 def test_what_cannot_work_is_refused_by_name() -> None:
@@ -149,14 +165,14 @@ def test_what_cannot_work_is_refused_by_name() -> None:
         committee(members=({"method": "mean_teacher", "switches": {"wait": 1}},))
     with pytest.raises(RecipeError, match="committee -> committee has no end"):
         committee(host="committee")
-    loop = recipe_for("atlas", host="cfr")
+    loop = make_recipe_for("atlas", host="cfr")
     loop = loop.model_copy(update={"methods": {**loop.methods, "cfr": {"host": "atlas"}}})
     with pytest.raises(RecipeError, match="atlas -> cfr -> atlas has no end"):
-        make_method(loop, Task(1, TWO, 2, 4, 4))
-    leads = recipe_for("committee", members=[{"method": "atlas"}])
+        make_method(loop, SegmentationTask(1, TWO, 2, 4, 4))
+    leads = make_recipe_for("committee", members=[{"method": "atlas"}])
     leads = leads.model_copy(update={"methods": {**leads.methods, "atlas": {"host": "committee"}}})
     with pytest.raises(RecipeError, match="atlas is, or leads to, a committee"):
-        make_method(leads, Task(1, TWO, 2, 4, 4))
+        make_method(leads, SegmentationTask(1, TWO, 2, 4, 4))
 
 
 # --- whole runs ---------------------------------------------------------------------------------------------------
@@ -164,14 +180,14 @@ def test_what_cannot_work_is_refused_by_name() -> None:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return phantoms(tmp_path_factory.mktemp("data"), labelled=4, cases=9)
+    return write_phantoms(tmp_path_factory.mktemp("data"), labelled=4, cases=9)
 
 
 CHANGES = {"patch": [16, 16, 8], "updates": 3, "checkpoint_every": 1}
 
 
 def recipe(**switches: Any) -> Any:
-    return recipe_for("committee", CHANGES, **{"members": MEMBERS, "atlas": False, **switches})
+    return make_recipe_for("committee", CHANGES, **{"members": MEMBERS, "atlas": False, **switches})
 
 
 def members_of(run: Path) -> dict[str, int]:
@@ -180,7 +196,7 @@ def members_of(run: Path) -> dict[str, int]:
 
 def test_members_are_trained_once_and_one_student_is_kept(dataset: Dataset, tmp_path: Path) -> None:
     told = list[str]()
-    manifest = trained(dataset, recipe(), tmp_path / "whole", cache=tmp_path / "cache", tell=told.append)
+    manifest = train_on_cpu(dataset, recipe(), tmp_path / "whole", cache=tmp_path / "cache", tell=told.append)
     assert manifest.provenance.method == "committee"
     assert manifest.provenance.labelled == 4
     made = members_of(tmp_path / "whole")
@@ -194,21 +210,21 @@ def test_members_are_trained_once_and_one_student_is_kept(dataset: Dataset, tmp_
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trained(dataset, recipe(), tmp_path / "run", cache=tmp_path / "cache", watch=watch)
+        train_on_cpu(dataset, recipe(), tmp_path / "run", cache=tmp_path / "cache", watch=watch)
     first = members_of(tmp_path / "run")
     assert [name.partition("-")[0] for name in first] == ["supervised"]
-    broken_off(dataset, recipe(), tmp_path / "run", 2, cache=tmp_path / "cache", resume=True)
+    train_and_interrupt(dataset, recipe(), tmp_path / "run", 2, cache=tmp_path / "cache", resume=True)
     both = members_of(tmp_path / "run")
-    trained(dataset, recipe(), tmp_path / "run", cache=tmp_path / "cache", resume=True)
+    train_on_cpu(dataset, recipe(), tmp_path / "run", cache=tmp_path / "cache", resume=True)
     assert members_of(tmp_path / "run") == both == {**both, **first}, "no member was trained twice"
-    assert same_weights(weights_of(tmp_path / "run"), weights_of(tmp_path / "whole"))
+    assert weights_equal(load_run_weights(tmp_path / "run"), load_run_weights(tmp_path / "whole"))
 
 
 def test_a_second_round_shares_the_members_of_the_first_and_atlases_vote(dataset: Dataset, tmp_path: Path) -> None:
     told = list[str]()
     chosen = recipe(rounds=2, atlas=True, members=MEMBERS[:1])
     chosen = chosen.model_copy(update={"methods": {**chosen.methods, "atlas": {"min_dice": 0.0}}})
-    trained(dataset, chosen, tmp_path / "run", cache=tmp_path / "cache", tell=told.append)
+    train_on_cpu(dataset, chosen, tmp_path / "run", cache=tmp_path / "cache", tell=told.append)
     names = sorted(name.rpartition("-")[0] for name in members_of(tmp_path / "run"))
     assert names == ["committee-seed1", "committee-seed2", "supervised-seed0"]
     assert sum("Committee, round 1" in one for one in told) == 2
@@ -255,7 +271,7 @@ def test_cross_fitted_weights_come_from_members_that_did_not_see_the_scan(
     monkeypatch.setattr(_Training, "_train_member", training)
     told = list[str]()
     chosen = recipe(weighing="cross_fitted", rounds=rounds)
-    trained(dataset, chosen, tmp_path / "run", cache=tmp_path / "cache", tell=told.append)
+    train_on_cpu(dataset, chosen, tmp_path / "run", cache=tmp_path / "cache", tell=told.append)
     labelled = {*make_split(dataset).labelled}
     judged = [(learned, name) for learned, name in asked if name in labelled]
     assert {name for _, name in judged} == labelled
@@ -280,7 +296,7 @@ def test_voxels_that_nobody_outlined_have_no_volume() -> None:
     case = outlined("s", (0.0, 0.0, 0.0))
     codes = np.zeros((4, 4, 4), np.uint8)
     codes[0], codes[1] = IGNORE, 1
-    case = replace(case, labels=codes, ignores=True)
+    case = replace(case, labels=codes, has_ignored_voxels=True)
     assert committee(targets=OverlappingRegions(2))._volumes(codes, case) == [pytest.approx(0.016), 0.0]
     assert committee()._volumes(codes, case) == [pytest.approx(0.016), 0.0]
 
@@ -291,7 +307,7 @@ def test_patience_is_the_students_alone(dataset: Dataset, tmp_path: Path) -> Non
     document["labelled"], document["validation"] = {str(len(labels)): labels[1:]}, labels[:1]
     (tmp_path / "split.json").write_text(json.dumps(document))
     chosen = recipe().model_copy(update={"patience": 1, "validate_every": 1})
-    manifest = trained(dataset, chosen, tmp_path / "run", split=tmp_path / "split.json")
+    manifest = train_on_cpu(dataset, chosen, tmp_path / "run", split=tmp_path / "split.json")
     assert manifest.validation is not None
     assert len(members_of(tmp_path / "run")) == 2
 
@@ -300,7 +316,7 @@ def test_atlases_within_a_committee_keep_labels_of_their_own(dataset: Dataset, t
     chosen = recipe(host="atlas", members=MEMBERS[:1])
     methods = {**chosen.methods, "atlas": {"host": "supervised", "min_dice": 0.0}}
     chosen = chosen.model_copy(update={"methods": methods})
-    broken_off(dataset, chosen, tmp_path / "run", 1, cache=tmp_path / "cache")
+    train_and_interrupt(dataset, chosen, tmp_path / "run", 1, cache=tmp_path / "cache")
     labels = tmp_path / "run" / "pseudo" / "0"
     by_atlases, by_committee = (sorted((labels / source).glob("*.npy")) for source in ("atlas", "committee"))
     assert len(by_atlases) == len(by_committee) > 0
@@ -324,10 +340,10 @@ def test_a_better_member_gets_the_larger_weight(monkeypatch: pytest.MonkeyPatch)
     cases = [outlined(f"s{k}", (float(k), 0.0, 0.0)) for k in range(4)]
     scans, _ = scans_of(cases, 4)
     truth = {case.case_id: np.asarray(case.labels) for case in cases}
-    pair = [Opinion("a network", Fixed(truth, 0.9).of), Opinion("a network", Fixed(truth, 0.1).of)]
+    pair = [LabelSource("a network", Fixed(truth, 0.9).of), LabelSource("a network", Fixed(truth, 0.1).of)]
     asked = []
 
-    def opinions(self: Committee, scans: Any, labelled: tuple[str, ...]) -> list[Opinion]:
+    def opinions(self: Committee, scans: Any, labelled: tuple[str, ...]) -> list[LabelSource]:
         asked.append(labelled)
         return pair
 

@@ -12,24 +12,24 @@ import torch
 from torch import nn
 
 from semiseg.dataset import Dataset
-from tests.trainer.tiny import (
-    batch_of,
-    broken_off,
-    case_of,
+from tests.trainer.factories import (
     clone,
-    phantoms,
-    recipe_for,
-    same_weights,
-    trained,
-    weights_of,
+    load_run_weights,
+    make_batch,
+    make_case,
+    make_recipe_for,
+    train_and_interrupt,
+    train_on_cpu,
+    weights_equal,
+    write_phantoms,
 )
 from trainer.errors import RecipeError, TrainingError
 from trainer.methods import make_method
-from trainer.methods.comparative import Comparative, Contrastive, Convergence
-from trainer.methods.method import Task
+from trainer.methods.comparative import Comparative, Contrastive, ConvergenceMonitor
+from trainer.methods.method import SegmentationTask
 from trainer.patches import Batch, BatchComposition, PatchSampler, PatchSource
-from trainer.slice_similarity import Slices, comparative_loss, contrastive_loss
-from trainer.stages import Stages
+from trainer.slice_similarity import SliceFeatures, comparative_loss, contrastive_loss
+from trainer.stages import StageSequence
 from trainer.targets import ExclusiveClasses
 
 BOTH = ("comparative", "contrastive")
@@ -39,19 +39,21 @@ def comparative(
     changes: dict[str, Any] | None = None, name: str = "comparative", unlabelled: int = 12, **switches: Any
 ) -> Comparative:
     switches = {"feature_updates": 4, "output_updates": 4, "partitions": 2, **switches}
-    method = make_method(recipe_for(name, changes, **switches), Task(1, ExclusiveClasses(2), 2, 4, unlabelled))
+    method = make_method(
+        make_recipe_for(name, changes, **switches), SegmentationTask(1, ExclusiveClasses(2), 2, 4, unlabelled)
+    )
     assert isinstance(method, Comparative)
     return method
 
 
 def networks_of(method: Comparative) -> dict[str, nn.Module]:
     torch.manual_seed(0)
-    return Stages(method).build()
+    return StageSequence(method).build()
 
 
 def placed(step: int = 0, seed: int = 0) -> Batch:
     """Four patches that each hold all of their scan."""
-    batch = batch_of(0, 4, seed=seed, step=step)
+    batch = make_batch(0, 4, seed=seed, step=step)
     where = torch.tensor([0.0, 1.0]).expand(4, 3, 2)
     return Batch(batch.images, batch.labels, 0, batch.cases, step, where)
 
@@ -72,16 +74,16 @@ def test_pre_training_draws_pairs_of_crops_from_unlabelled_scans(name: str) -> N
         assert (step_plan.stage, set(step_plan.rates)) == ("features" if step < 4 else "output", {"student"})
         assert step_plan.composition == BatchComposition(0, 0, either=4, crops=2)
         assert step_plan.rates["student"] == method.recipe.optimiser.rate
-        assert not step_plan.judged
-    after = Stages(method).step_plan(8)
-    assert (after.label, after.judged) == ("supervised-train", True)
+        assert not step_plan.validate
+    after = StageSequence(method).step_plan(8)
+    assert (after.label, after.validate) == ("supervised-train", True)
     assert comparative(name=name, unlabelled=0).step_plan(0).composition == BatchComposition(0, 0, either=4, crops=2)
     assert comparative(name=name, rate=0.5).step_plan(0).rates["student"] == 0.5
 
 
 def test_pre_training_cuts_all_training_scans_anywhere() -> None:
-    cases = {name: case_of(name, (20, 20, 20), seed=k) for k, name in enumerate(("a", "b", "c"))}
-    recipe = recipe_for("comparative", {"foreground": 1.0})
+    cases = {name: make_case(name, (20, 20, 20), seed=k) for k, name in enumerate(("a", "b", "c"))}
+    recipe = make_recipe_for("comparative", {"foreground": 1.0})
     draws = PatchSampler(recipe, cases, ["a", "b"], ["c"])
     requests = draws.requests(0, BatchComposition(0, 0, either=6, crops=2), BatchComposition(0, 0))
     assert sorted(r.case_id for r in requests) == ["a", "a", "b", "b", "c", "c"]
@@ -127,7 +129,7 @@ def test_slices_know_the_scan_of_their_patch() -> None:
 @pytest.mark.parametrize("temperature", [0.1, 1.0])
 def test_the_objectives_are_eq_2_and_eq_3(kind: Any, pairs: int, triples: int, temperature: float) -> None:
     number = torch.arange(16)
-    s = Slices(
+    s = SliceFeatures(
         torch.randn((16, 3, 10), generator=torch.Generator().manual_seed(0)), number // 4, number // 8, number % 4
     )
     similarity, triplets = s.similarity(temperature), s.triplets(kind)
@@ -147,7 +149,7 @@ def test_the_objectives_are_eq_2_and_eq_3(kind: Any, pairs: int, triples: int, t
 
 def test_equal_slices_of_scans_cut_once_cost_the_logarithm_of_the_parts() -> None:
     number = torch.arange(16)
-    s = Slices(torch.ones(16, 2, 10), number // 4, number // 4, number % 4)
+    s = SliceFeatures(torch.ones(16, 2, 10), number // 4, number // 4, number % 4)
     loss, terms = comparative(name="contrastive").objective(s)
     assert float(loss / terms) == pytest.approx(math.log(4), rel=1e-6)
 
@@ -187,7 +189,7 @@ def test_features_train_the_encoder_and_the_output_trains_the_rest(name: str) ->
         found = {n for n, p in student.named_parameters() if p.grad is not None and float(p.grad.abs().max()) > 0}
         weights = {n for n, _ in student.named_parameters() if n.endswith("conv.weight")}
         assert found & weights == moved & weights
-    Stages(method).hand_over(networks, 8)
+    StageSequence(method).hand_over(networks, 8)
     assert all(p.requires_grad for p in student.parameters())
 
 
@@ -232,28 +234,28 @@ def test_probabilities_are_compared_when_told_to() -> None:
 
 
 def test_bcp_as_host_begins_with_its_own_first_stage() -> None:
-    stages = Stages(comparative({"updates": 20}, then="bcp"))
+    stages = StageSequence(comparative({"updates": 20}, then="bcp"))
     networks = stages.build()
     step_plan = stages.step_plan(8)
     assert (step_plan.stage, step_plan.label) == ("pretrain", "bcp-pretrain")
-    labelled = batch_of(4, 0, step=8)
+    labelled = make_batch(4, 0, step=8)
     assert set(stages.loss(networks, labelled, step_plan)) == {"total", "pasted"}
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return phantoms(tmp_path_factory.mktemp("data"))
+    return write_phantoms(tmp_path_factory.mktemp("data"))
 
 
 def stopped_at(dataset: Dataset, recipe: Any, run: Path, cache: Path, step: int) -> dict[str, torch.Tensor]:
     """The student after ``step`` steps."""
-    broken_off(dataset, recipe, run, step + 1, cache=cache)
+    train_and_interrupt(dataset, recipe, run, step + 1, cache=cache)
     return clone(torch.load(run / "checkpoint.pt", weights_only=True)["networks"]["student"])
 
 
 def test_in_the_second_stage_the_encoder_stays_as_it_is_to_the_last_bit(dataset: Dataset, tmp_path: Path) -> None:
     changes = {"patch": [16, 16, 8], "updates": 4, "checkpoint_every": 1}
-    recipe = recipe_for("comparative", changes, feature_updates=3, output_updates=4, partitions=2)
+    recipe = make_recipe_for("comparative", changes, feature_updates=3, output_updates=4, partitions=2)
     states = {s: stopped_at(dataset, recipe, tmp_path / str(s), tmp_path / "cache", s) for s in (1, 3, 7)}
     method = comparative(changes)
     names = encoder_of(method, method.build_student()).keys()
@@ -263,7 +265,7 @@ def test_in_the_second_stage_the_encoder_stays_as_it_is_to_the_last_bit(dataset:
 
 
 def test_the_teacher_of_the_host_starts_as_the_pre_trained_student() -> None:
-    stages = Stages(comparative(then="mean_teacher"))
+    stages = StageSequence(comparative(then="mean_teacher"))
     networks = stages.build()
     same = {}
     for step in (7, 8, 9):
@@ -271,7 +273,7 @@ def test_the_teacher_of_the_host_starts_as_the_pre_trained_student() -> None:
             for p in networks["student"].parameters():
                 p.add_(1.0)
         stages.hand_over(networks, step)
-        same[step] = same_weights(networks["student"].state_dict(), networks["teacher"].state_dict())
+        same[step] = weights_equal(networks["student"].state_dict(), networks["teacher"].state_dict())
     assert same == {7: False, 8: True, 9: False}, "once, at its start"
 
 
@@ -280,37 +282,37 @@ def test_the_teacher_of_the_host_starts_as_the_pre_trained_student() -> None:
 
 def test_a_constant_loss_has_converged_and_a_falling_one_has_not() -> None:
     for values, expected in (([3.0] * 30, 10), ([3.0 * 0.9**k for k in range(30)], None)):
-        convergence = Convergence(window=10, share=0.01)
+        convergence = ConvergenceMonitor(window=10, share=0.01)
         ended = None
         for k, value in enumerate(values):
             convergence.add(torch.tensor(value * 48), torch.tensor(48))
-            if convergence.look() and ended is None:
+            if convergence.has_converged() and ended is None:
                 ended = k
         assert ended == expected
 
 
 def test_a_loss_is_looked_at_as_a_mean_over_the_terms_since_the_last_look() -> None:
-    convergence = Convergence(window=2, share=0.01)
+    convergence = ConvergenceMonitor(window=2, share=0.01)
     for loss, count in ((4.0, 4), (36.0, 12)):  # 1 and 3 a triplet
         convergence.add(torch.tensor(loss), torch.tensor(count))
-        assert not convergence.look()
-    assert not convergence.look(), "nothing was comparable: no loss to look at"
+        assert not convergence.has_converged()
+    assert not convergence.has_converged(), "nothing was comparable: no loss to look at"
     for loss, count in ((10.0, 2), (6.0, 6)):
         convergence.add(torch.tensor(loss), torch.tensor(count))
-    assert convergence.look(), "16 over 8 terms is the mean of 1 and 3"
+    assert convergence.has_converged(), "16 over 8 terms is the mean of 1 and 3"
 
 
 def test_patches_that_never_show_one_place_are_told_and_not_trained_on() -> None:
-    convergence = Convergence(window=2, share=0.01)
+    convergence = ConvergenceMonitor(window=2, share=0.01)
     with pytest.raises(TrainingError, match="No two patches show the same part of the body"):
         for _ in range(100):
             convergence.add(torch.tensor(0.0), torch.tensor(0))
-            convergence.look()
+            convergence.has_converged()
 
 
 def test_each_stage_begins_without_the_moments_of_the_one_before(dataset: Dataset, tmp_path: Path) -> None:
     changes = {"patch": [16, 16, 8], "updates": 4, "checkpoint_every": 1}
-    recipe = recipe_for("comparative", changes, feature_updates=3, output_updates=3, partitions=2)
+    recipe = make_recipe_for("comparative", changes, feature_updates=3, output_updates=3, partitions=2)
     for stop, updates in ((3, 3), (4, 1), (6, 3), (7, 1)):
         stopped_at(dataset, recipe, tmp_path / str(stop), tmp_path / "cache", stop)
         state = torch.load(tmp_path / str(stop) / "checkpoint.pt", weights_only=True)["optimisers"]["student"]["state"]
@@ -320,9 +322,13 @@ def test_each_stage_begins_without_the_moments_of_the_one_before(dataset: Datase
 @pytest.mark.parametrize("least", [4, 9])
 def test_a_stage_lasts_as_long_as_it_must(dataset: Dataset, tmp_path: Path, least: int) -> None:
     switches = {"feature_updates": 40, "output_updates": 0, "look_every": 1, "window": 2, "least_updates": least}
-    recipe = recipe_for("comparative", {"patch": [16, 16, 8], "updates": 2}, **switches, converged=1.0, partitions=2)
+    recipe = make_recipe_for(
+        "comparative", {"patch": [16, 16, 8], "updates": 2}, **switches, converged=1.0, partitions=2
+    )
     seen: list[str] = []
-    trained(dataset, recipe, tmp_path / "run", report=lambda step, steps, values: seen.append(str(values["stage"])))
+    train_on_cpu(
+        dataset, recipe, tmp_path / "run", report=lambda step, steps, values: seen.append(str(values["stage"]))
+    )
     assert least <= seen.count("features") < least + 6
 
 
@@ -332,8 +338,8 @@ def test_nothing_is_validated_before_the_student_segments(dataset: Dataset, tmp_
     file = tmp_path / "split.json"
     file.write_text(json.dumps({**split, "labelled": {"2": labelled[:1]}, "validation": labelled[1:2]}))
     changes = {"patch": [16, 16, 8], "updates": 2, "validate_every": 1, "patience": 1}
-    recipe = recipe_for("comparative", changes, feature_updates=3, output_updates=3, partitions=2)
-    trained(dataset, recipe, tmp_path / "run", split=file)
+    recipe = make_recipe_for("comparative", changes, feature_updates=3, output_updates=3, partitions=2)
+    train_on_cpu(dataset, recipe, tmp_path / "run", split=file)
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert min(row["step"] for row in rows if "validation_dice" in row) == 6
 
@@ -344,8 +350,8 @@ def test_a_stage_that_has_converged_ends_early_and_the_run_can_be_resumed(
 ) -> None:
     changes = {"patch": [16, 16, 8], "updates": 4, "checkpoint_every": 3, "workers": workers}
     switches = {"feature_updates": 40, "output_updates": 50, "look_every": 1, "window": 2, "least_updates": 5}
-    recipe = recipe_for("comparative", changes, **switches, converged=1.0, partitions=2)
-    trained(dataset, recipe, tmp_path / "whole", cache=tmp_path / "cache")
+    recipe = make_recipe_for("comparative", changes, **switches, converged=1.0, partitions=2)
+    train_on_cpu(dataset, recipe, tmp_path / "whole", cache=tmp_path / "cache")
     seen: list[str] = []
 
     def stop(step: int, steps: int, values: dict[str, Any]) -> None:
@@ -354,13 +360,13 @@ def test_a_stage_that_has_converged_ends_early_and_the_run_can_be_resumed(
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        trained(dataset, recipe, tmp_path / "broken", cache=tmp_path / "cache", report=stop)
+        train_on_cpu(dataset, recipe, tmp_path / "broken", cache=tmp_path / "cache", report=stop)
 
     def watch(step: int, steps: int, values: dict[str, Any]) -> None:
         seen.append(str(values["stage"]))
 
-    trained(dataset, recipe, tmp_path / "broken", cache=tmp_path / "cache", resume=True, report=watch)
-    assert same_weights(weights_of(tmp_path / "whole"), weights_of(tmp_path / "broken"))
+    train_on_cpu(dataset, recipe, tmp_path / "broken", cache=tmp_path / "cache", resume=True, report=watch)
+    assert weights_equal(load_run_weights(tmp_path / "whole"), load_run_weights(tmp_path / "broken"))
     assert seen.count("features") < 40
     rows = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 93

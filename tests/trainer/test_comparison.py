@@ -13,8 +13,16 @@ from PIL import Image
 from semiseg.errors import InputError
 from semiseg.evaluation.bootstrap import bootstrap_differences
 from semiseg.evaluation.metrics import SegmentScore
-from semiseg.evaluation.result import NO_SCORE, Evaluation, Row
-from trainer.comparison import Trial, as_text, draw, finished, summarise, trials, write_csv
+from semiseg.evaluation.result import NO_SCORE, Evaluation, ScoreRow
+from trainer.comparison import (
+    Trial,
+    format_table,
+    make_trials,
+    plot_comparison,
+    read_evaluations,
+    summarise_trials,
+    write_csv,
+)
 
 CASES = ("a", "b", "c", "d")
 
@@ -25,7 +33,7 @@ def evaluation(dice: dict[str, tuple[float, float]]) -> Evaluation:
     for case, values in dice.items():
         for segment, value in zip(("low", "high"), values, strict=True):
             score = NO_SCORE if math.isnan(value) else SegmentScore(**{**NO_SCORE.__dict__, "dice": value})
-            rows.append(Row(case, segment, score, error="it broke" if math.isnan(value) else None))
+            rows.append(ScoreRow(case, segment, score, error="it broke" if math.isnan(value) else None))
     return Evaluation("a run", ("low", "high"), tuple(rows), ())
 
 
@@ -34,7 +42,7 @@ def flat(value: float, *, segment_gap: float = 0.0, case_gap: float = 0.0) -> Ev
 
 
 def test_every_combination_is_a_trial_and_a_comparison_cut_short_is_fair() -> None:
-    found = trials(["supervised", "mn"], [4, 8], [0, 1])
+    found = make_trials(["supervised", "mn"], [4, 8], [0, 1])
     assert len(found) == len({t.name for t in found}) == 8
     assert [t.method for t in found[:2]] == ["supervised", "mn"], "all methods of one seed and count first"
     assert {t.seed for t in found[:4]} == {0}
@@ -50,7 +58,7 @@ def test_every_combination_is_a_trial_and_a_comparison_cut_short_is_fair() -> No
 )
 def test_lists_that_make_no_comparison_are_refused(lists: tuple[list[str], list[int], list[int]], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        trials(*lists)
+        make_trials(*lists)
 
 
 def test_figures_are_means_over_scans_and_seeds_and_differences_are_paired() -> None:
@@ -61,7 +69,7 @@ def test_figures_are_means_over_scans_and_seeds_and_differences_are_paired() -> 
         Trial("mn", 4, 1): flat(0.66, segment_gap=0.1, case_gap=0.05),
         Trial("mn", 8, 0): flat(0.70),
     }
-    lines = summarise(found)
+    lines = summarise_trials(found)
     assert [(line.labelled, line.method, line.seeds) for line in lines] == [
         (4, "supervised", 2),
         (4, "mn", 2),
@@ -81,7 +89,7 @@ def test_figures_are_means_over_scans_and_seeds_and_differences_are_paired() -> 
 
 def test_a_scan_that_failed_is_counted_and_does_not_pass_for_a_zero() -> None:
     broken = evaluation({"a": (math.nan, math.nan), "b": (0.8, 0.8), "c": (0.8, 0.8), "d": (0.8, 0.8)})
-    lines = summarise({Trial("supervised", 4, 0): flat(0.5), Trial("mn", 4, 0): broken})
+    lines = summarise_trials({Trial("supervised", 4, 0): flat(0.5), Trial("mn", 4, 0): broken})
     assert lines[1].figures["dice"] == pytest.approx(0.8)
     assert lines[1].failures == 1
     assert lines[1].difference == pytest.approx((0.3, 0.3, 0.3)), "over the scans that both have"
@@ -90,9 +98,9 @@ def test_a_scan_that_failed_is_counted_and_does_not_pass_for_a_zero() -> None:
 def test_runs_that_judged_other_scans_are_refused() -> None:
     fewer = evaluation({"a": (0.5, 0.5)})
     with pytest.raises(InputError, match="mn-4-seed0 did not judge the same scans"):
-        summarise({Trial("supervised", 4, 0): flat(0.5), Trial("mn", 4, 0): fewer})
+        summarise_trials({Trial("supervised", 4, 0): flat(0.5), Trial("mn", 4, 0): fewer})
     with pytest.raises(InputError, match="No run has finished"):
-        summarise({})
+        summarise_trials({})
 
 
 def test_the_interval_covers_the_mean_and_narrows_with_scans() -> None:
@@ -119,8 +127,8 @@ def test_table_csv_and_plot(tmp_path: Path) -> None:
         for n in (4, 8)
         for s in (0, 1)
     }
-    lines = summarise(found)
-    rows = as_text(lines)
+    lines = summarise_trials(found)
+    rows = format_table(lines)
     assert len(rows) == 5
     assert all(len(row) == len(rows[0]) for row in rows)
     assert "+0.100 [+0.100, +0.100]" in rows[2]
@@ -128,21 +136,21 @@ def test_table_csv_and_plot(tmp_path: Path) -> None:
     with (tmp_path / "table.csv").open() as stream:
         read = list(csv.DictReader(stream))
     assert [float(r["dice"]) for r in read] == pytest.approx([line.figures["dice"] for line in lines])
-    draw(lines, tmp_path / "plot.png", "a title")
+    plot_comparison(lines, tmp_path / "plot.png", "a title")
     assert Image.open(tmp_path / "plot.png").size[0] > 500
 
 
 def test_only_finished_trials_count(tmp_path: Path) -> None:
     flat(0.5).to_json(tmp_path / "scores.json")
     pairs = [(Trial("mn", 4, 0), tmp_path / "scores.json"), (Trial("mn", 4, 1), tmp_path / "none.json")]
-    assert list(finished(pairs)) == [Trial("mn", 4, 0)]
+    assert list(read_evaluations(pairs)) == [Trial("mn", 4, 0)]
 
 
 # --- draws and folds -------------------------------------------------------------------------------------------------
 
 
 def test_trials_of_draws_and_folds_have_names_of_their_own() -> None:
-    found = trials(["supervised", "pkg.mod:Own"], [4], [0], draws=(1, 2), folds=(1, 2))
+    found = make_trials(["supervised", "pkg.mod:Own"], [4], [0], draws=(1, 2), folds=(1, 2))
     assert len({t.name for t in found}) == len(found) == 8
     assert found[0].name == "supervised-4-seed0-draw1-fold1"
     assert found[1].name == "pkg.mod.Own-4-seed0-draw1-fold1", "no colon in the name of a folder"
@@ -155,7 +163,7 @@ def test_with_draws_the_interval_speaks_about_other_labelled_scans() -> None:
         for seed in (0, 1):
             found[Trial("supervised", 4, seed, number)] = flat(level)
             found[Trial("mn", 4, seed, number)] = flat(level + 0.02 * number)
-    supervised, mn = summarise(found)
+    supervised, mn = summarise_trials(found)
     assert (mn.draws, mn.seeds) == (3, 2)
     assert supervised.spread == pytest.approx((0.50, 0.70))
     assert supervised.figures["dice"] == pytest.approx(0.60)
@@ -164,7 +172,7 @@ def test_with_draws_the_interval_speaks_about_other_labelled_scans() -> None:
     mean, low, high = mn.difference
     assert mean == pytest.approx(0.04)
     assert low == pytest.approx(0.02, abs=0.005) and high == pytest.approx(0.06, abs=0.005)
-    headings, *rows = as_text([supervised, mn])
+    headings, *rows = format_table([supervised, mn])
     assert "of draws" in headings
     assert "0.500 to 0.700" in rows[0]
 
@@ -173,10 +181,10 @@ def test_folds_are_joined_and_a_run_that_lacks_one_does_not_count() -> None:
     parts = {1: {"a": (0.5, 0.7), "b": (0.5, 0.7)}, 2: {"c": (0.9, 0.9), "d": (0.9, 0.9)}}
     found = {Trial("supervised", 4, 0, 0, fold): evaluation(dice) for fold, dice in parts.items()}
     found[Trial("mn", 4, 0, 0, 1)] = evaluation(parts[1])
-    (line,) = summarise(found)
+    (line,) = summarise_trials(found)
     assert line.method == "supervised"
     assert line.figures["dice"] == pytest.approx((0.6 + 0.9) / 2)
     with pytest.raises(InputError, match="No run has all of its folds judged"):
-        summarise({Trial("a", 4, 0, 0, 1): evaluation(parts[1]), Trial("b", 4, 0, 0, 2): evaluation(parts[2])})
+        summarise_trials({Trial("a", 4, 0, 0, 1): evaluation(parts[1]), Trial("b", 4, 0, 0, 2): evaluation(parts[2])})
     with pytest.raises(InputError, match="mn-4-seed0-fold2 did not judge the same scans"):
-        summarise({**found, Trial("mn", 4, 0, 0, 2): evaluation(parts[1])})
+        summarise_trials({**found, Trial("mn", 4, 0, 0, 2): evaluation(parts[1])})

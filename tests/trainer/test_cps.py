@@ -9,13 +9,13 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from tests.trainer.tiny import batch_of, method_of, recipe_of
+from tests.trainer.factories import build_method, make_batch, make_tiny_recipe
 from trainer.losses import supervised_loss
 from trainer.methods.cps import CPS
 
 
 def cps(changes: dict[str, Any] | None = None, **switches: Any) -> CPS:
-    method = method_of(recipe_of("cps", {"batch": 4, **(changes or {})}, **switches))
+    method = build_method(make_tiny_recipe("cps", {"batch": 4, **(changes or {})}, **switches))
     assert isinstance(method, CPS)
     return method
 
@@ -34,7 +34,7 @@ def test_the_two_networks_start_apart() -> None:
 def test_the_loss_written_out(on: str, first: int) -> None:
     method = cps(weight=2.0, ramp=0.0, pseudo_on=on)
     networks = networks_of(method)
-    batch = batch_of(2, 2)
+    batch = make_batch(2, 2)
     a, b = (n(batch.images) for n in networks.values())
     supervised = sum(supervised_loss(y[:2], batch.labels[:2], method.targets) for y in (a, b))
     crossed = functional.cross_entropy(a[first:], b[first:].argmax(1))
@@ -46,7 +46,7 @@ def test_the_loss_is_the_same_when_the_two_are_swapped() -> None:
     method = cps(weight=1.0, ramp=0.0)
     networks = networks_of(method)
     swapped = {"student": networks["second"], "second": networks["student"]}
-    batch = batch_of(2, 2)
+    batch = make_batch(2, 2)
     one, other = (method.loss(n, batch, method.step_plan(0))["total"] for n in (networks, swapped))
     torch.testing.assert_close(one, other)
 
@@ -63,7 +63,7 @@ def test_each_is_taught_by_the_other_and_no_gradient_passes_through_a_decision()
 def test_the_crossed_term_teaches_both_networks() -> None:
     method = cps()
     networks = networks_of(method)
-    images = batch_of(0, 2).images
+    images = make_batch(0, 2).images
     method.crossed(networks["student"](images), networks["second"](images)).backward()
     for network in networks.values():
         weights = [p.grad for name, p in network.named_parameters() if name.endswith("weight")]

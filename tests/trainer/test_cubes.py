@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainer.cubes import draw_orders, from_cubes, mix, to_cubes, unmix
+from trainer.cubes import draw_orders, from_cubes, mix_cubes, to_cubes, unmix_cubes
 
 
 @pytest.mark.parametrize("k", [2, 3])
@@ -30,7 +30,7 @@ def test_unmixing_undoes_mixing(volumes: int) -> None:
     torch.manual_seed(volumes)
     batch = torch.randn(volumes, 2, 6, 6, 6)
     orders = draw_orders(27, volumes)
-    assert torch.equal(unmix(mix(batch, orders, 3), orders, 3), batch)
+    assert torch.equal(unmix_cubes(mix_cubes(batch, orders, 3), orders, 3), batch)
 
 
 def test_a_mixed_volume_has_every_cube_in_its_own_place() -> None:
@@ -40,8 +40,8 @@ def test_a_mixed_volume_has_every_cube_in_its_own_place() -> None:
     batch = from_cubes(place, 3)  # every voxel holds the number of its place
     volume = torch.arange(4).reshape(4, 1, 1, 1, 1).expand(4, 1, 6, 6, 6).float()  # ... and of its volume
     orders = draw_orders(27, 4)
-    assert torch.equal(mix(batch, orders, 3), batch)
-    mixed = to_cubes(mix(volume, orders, 3), 3)[:, :, 0, 0, 0, 0]
+    assert torch.equal(mix_cubes(batch, orders, 3), batch)
+    mixed = to_cubes(mix_cubes(volume, orders, 3), 3)[:, :, 0, 0, 0, 0]
     assert torch.equal(mixed, orders.float())
     assert all(sorted(row) == [0, 1, 2, 3] for row in orders.tolist()), "no cube is lost, none is there twice"
     assert (orders != torch.arange(4)).any()

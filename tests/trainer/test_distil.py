@@ -11,21 +11,21 @@ import torch
 from torch import Tensor
 
 from semiseg.errors import BundleError
-from tests.trainer.tiny import (
-    batch_of,
+from tests.trainer.factories import (
+    build_method,
     clone,
-    method_of,
-    phantoms,
-    plan_of,
-    recipe_of,
-    same_weights,
-    trained,
-    weights_of,
+    load_run_weights,
+    make_batch,
+    make_tiny_plan,
+    make_tiny_recipe,
+    train_on_cpu,
+    weights_equal,
+    write_phantoms,
 )
-from tests.trainer.tumours import tumour_recipe, tumours
+from tests.trainer.tumour_dataset import tumour_recipe, write_tumours
 from trainer.errors import RecipeError
 from trainer.methods.distil import Distil
-from trainer.methods.method import Task
+from trainer.methods.method import SegmentationTask
 from trainer.targets import OverlappingRegions
 
 SMALLER = {"kind": "unet", "channels": [4, 6], "residual_units": 0}
@@ -35,12 +35,16 @@ SMALLER = {"kind": "unet", "channels": [4, 6], "residual_units": 0}
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on phantoms."""
     folder = tmp_path_factory.mktemp("teacher")
-    trained(phantoms(folder / "data"), recipe_of("supervised", {"updates": 40, "seed": 3}), folder / "run")
+    train_on_cpu(
+        write_phantoms(folder / "data"), make_tiny_recipe("supervised", {"updates": 40, "seed": 3}), folder / "run"
+    )
     return folder / "run"
 
 
 def distil(teacher: Path, outputs: int, **switches: object) -> Distil:
-    method = method_of(recipe_of("distil", {"student": SMALLER}, teacher=str(teacher), **switches), outputs=outputs)
+    method = build_method(
+        make_tiny_recipe("distil", {"student": SMALLER}, teacher=str(teacher), **switches), outputs=outputs
+    )
     assert isinstance(method, Distil)
     return method
 
@@ -68,9 +72,9 @@ def test_the_soft_loss_is_that_of_the_paper_for_classes(teacher: Path, temperatu
 
 
 def test_the_soft_loss_is_binary_for_regions(tmp_path: Path) -> None:
-    trained(tumours(tmp_path / "data"), tumour_recipe(updates=2), tmp_path / "run")
+    train_on_cpu(write_tumours(tmp_path / "data"), tumour_recipe(updates=2), tmp_path / "run")
     recipe = tumour_recipe("distil", methods={"distil": {"teacher": str(tmp_path / "run"), "temperature": 3.0}})
-    method = Distil(recipe, Task(2, OverlappingRegions(3), 2, 4, 4))
+    method = Distil(recipe, SegmentationTask(2, OverlappingRegions(3), 2, 4, 4))
     own, taught = (torch.randn(2, 3, 3, 4, 5, generator=torch.Generator().manual_seed(k)) * 3 for k in (0, 1))
     p, q = (1 / (1 + np.exp(-x.double().numpy() / 3.0)) for x in (taught, own))
     binary = p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
@@ -97,12 +101,12 @@ def test_the_two_terms_share_the_loss_and_only_the_student_learns(teacher: Path,
     method = distil(teacher, outputs, soft=soft)
     networks = method.build()
     before = clone(networks["teacher"].state_dict())
-    assert same_weights(before, weights_of(teacher)), "it starts as its run left it"
+    assert weights_equal(before, load_run_weights(teacher)), "it starts as its run left it"
     step_plan = method.step_plan(0)
     assert set(step_plan.rates) == {"student"} and step_plan.composition.unlabelled == 1
     method.prepare(networks, step_plan)
     assert not networks["teacher"].training
-    terms = method.loss(networks, batch_of(1, 1, outputs=outputs), step_plan)
+    terms = method.loss(networks, make_batch(1, 1, outputs=outputs), step_plan)
     expected = (1 - soft) * float(terms["supervised"]) + soft * float(terms["soft"])
     assert terms["total"].item() == pytest.approx(expected, rel=1e-5)
     terms["total"].backward()
@@ -115,7 +119,7 @@ def test_the_unlabelled_patches_are_taught_too(teacher: Path) -> None:
     outputs = outputs_of(teacher)
     method = distil(teacher, outputs, soft=1.0)
     networks = method.build()
-    batch = batch_of(1, 1, outputs=outputs)
+    batch = make_batch(1, 1, outputs=outputs)
     before = float(method.loss(networks, batch, method.step_plan(0))["soft"])
     batch.images[1] += 1.0
     assert float(method.loss(networks, batch, method.step_plan(0))["soft"]) != before
@@ -126,22 +130,22 @@ def test_the_unlabelled_patches_are_taught_too(teacher: Path) -> None:
 
 
 def test_a_run_learns_what_its_teacher_knows_and_says_who_that_was(teacher: Path, tmp_path: Path) -> None:
-    dataset = phantoms(tmp_path / "data")
-    recipe = recipe_of("distil", {"student": SMALLER, "updates": 60}, teacher=str(teacher), soft=1.0)
-    manifest = trained(dataset, recipe, tmp_path / "run")
+    dataset = write_phantoms(tmp_path / "data")
+    recipe = make_tiny_recipe("distil", {"student": SMALLER, "updates": 60}, teacher=str(teacher), soft=1.0)
+    manifest = train_on_cpu(dataset, recipe, tmp_path / "run")
     taught_by = manifest.provenance.taught_by
     assert taught_by is not None
     assert (taught_by.name, taught_by.method, taught_by.student["channels"]) == ("tiny", "supervised", [4, 8])
     assert manifest.provenance.parameters < taught_by.parameters and taught_by.labelled == 2
     losses = [line["soft"] for line in map(json.loads, (tmp_path / "run/log.jsonl").open()) if "soft" in line]
     assert losses[-1] < 0.3 * losses[0]
-    assert plan_of(dataset, recipe).stages.pretrained() == ()
+    assert make_tiny_plan(dataset, recipe).stages.pretrained() == ()
 
 
 def test_what_cannot_teach_is_refused(teacher: Path, tmp_path: Path) -> None:
     outputs = outputs_of(teacher)
     with pytest.raises(RecipeError, match="name the finished run whose network shall teach"):
-        method_of(recipe_of("distil"))
+        build_method(make_tiny_recipe("distil"))
     with pytest.raises(BundleError, match=r"has no run\.json"):
         distil(tmp_path, outputs)
     with pytest.raises(

@@ -12,22 +12,29 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from semiseg.dataset import Dataset
-from tests.trainer.tiny import PARTNER, batch_of, phantoms, recipe_for, trained, weights_of
-from trainer.engine import student_of
+from tests.trainer.factories import (
+    PARTNER_NETWORK,
+    load_run_weights,
+    make_batch,
+    make_recipe_for,
+    train_on_cpu,
+    write_phantoms,
+)
+from trainer.engine import network_from_manifest
 from trainer.errors import RecipeError
 from trainer.methods import make_method
 from trainer.methods.dual import Dual, contrastive
-from trainer.methods.method import Task
-from trainer.networks.mean import MeanOfNetworks
+from trainer.methods.method import SegmentationTask
+from trainer.network_configs import count_parameters, patch_divisor
+from trainer.networks.ensemble import NetworkEnsemble
 from trainer.patches import Batch
-from trainer.students import divisor_of, parameters_of
 from trainer.targets import ExclusiveClasses, OverlappingRegions, Targets
 
 ONE, TWO, REGIONS = ExclusiveClasses(1), ExclusiveClasses(2), OverlappingRegions(2)
 
 
 def dual(targets: Targets = TWO, changes: dict[str, Any] | None = None, **switches: Any) -> Dual:
-    method = make_method(recipe_for("dual", changes, **switches), Task(1, targets, 2, 4, 12))
+    method = make_method(make_recipe_for("dual", changes, **switches), SegmentationTask(1, targets, 2, 4, 12))
     assert isinstance(method, Dual)
     return method
 
@@ -174,7 +181,7 @@ def test_without_candidates_or_a_second_class_the_feature_term_is_zero(missing: 
 
 
 def test_the_network_that_knows_the_labels_better_teaches_and_swapping_them_swaps_the_roles() -> None:
-    method, batch = dual(), batch_of(2, 2)
+    method, batch = dual(), make_batch(2, 2)
     good = torch.cat([TWO.encode(batch.labels[:2]), torch.zeros(2, 3, 8, 8, 8)])
     bad = torch.full_like(good, 1 / 3)
     assert method.roles({"student": good, "partner": bad}, batch) == ("student", "partner")
@@ -187,7 +194,7 @@ def test_the_network_that_knows_the_labels_better_teaches_and_swapping_them_swap
 
 @pytest.mark.parametrize("confident", [0.6, 0.9])
 def test_the_supervised_term_written_out(confident: float) -> None:
-    batch = batch_of(2, 2, outputs=2)
+    batch = make_batch(2, 2, outputs=2)
     logits = {"student": 3 * noise(4, 2, 8, 8, 8), "partner": 3 * noise(4, 2, 8, 8, 8, seed=1)}
     p = {name: torch.softmax(y, 1) for name, y in logits.items()}
     y = batch.labels[:2].float()
@@ -218,7 +225,7 @@ def only(term: str, targets: Targets = TWO, **switches: Any) -> Dual:
 def test_every_unlabelled_term_trains_the_network_that_it_is_for(term: str) -> None:
     """T7. In the released code two of the four are constants."""
     method = only(term, teacher="student")
-    networks, batch = networks_of(method), batch_of(0, 4)
+    networks, batch = networks_of(method), make_batch(0, 4)
     method.prepare(networks, method.step_plan(3))
     total = terms_of(method, networks, batch, 3)["total"]
     assert float(total.detach().abs()) > 0
@@ -229,7 +236,7 @@ def test_every_unlabelled_term_trains_the_network_that_it_is_for(term: str) -> N
 
 def test_the_terms_add_up_and_the_roles_are_told() -> None:
     method = dual(changes={"updates": 4})
-    networks, batch = networks_of(method), batch_of(2, 2)
+    networks, batch = networks_of(method), make_batch(2, 2)
     terms = terms_of(method, networks, batch, 3)
     parts = [value for name, value in terms.items() if name not in ("total", "teacher_is_student")]
     assert set(terms) == {"total", "supervised", "reg", "unc", "semi", "con", "teacher_is_student"}
@@ -242,7 +249,7 @@ def test_who_teaches_makes_the_pseudo_labels_and_who_learns_is_pulled_by_its_own
     better: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method = dual(changes={"updates": 4}, keep_quantile=0.3)
-    networks, batch, step_plan = networks_of(method), batch_of(2, 2), method.step_plan(2)
+    networks, batch, step_plan = networks_of(method), make_batch(2, 2), method.step_plan(2)
     learner = "partner" if better == "student" else "student"
     monkeypatch.setattr(method, "roles", lambda probabilities, batch: (better, learner))
     terms = method.loss(networks, batch, step_plan)
@@ -270,7 +277,7 @@ def test_a_part_of_a_batch_without_labels_is_refused() -> None:
 @pytest.mark.parametrize(("on", "expected"), [("unlabelled", False), ("all", True)])
 def test_the_uncertainty_term_sees_labelled_patches_only_when_told_to(on: str, expected: bool) -> None:
     method = only("unc", uncertainty_on=on)
-    networks, batch = networks_of(method), batch_of(4, 0)
+    networks, batch = networks_of(method), make_batch(4, 0)
     step_plan = method.step_plan(3)
     assert ("unc" in method.loss(networks, batch, step_plan)) or not expected
     images = batch.images.clone()
@@ -296,7 +303,7 @@ def test_only_one_segment_alone_has_a_union() -> None:
 
 def test_the_union_is_what_either_network_finds() -> None:
     method = only("semi", ONE, pseudo_labels="union", keep_quantile=1.0)
-    networks, batch = networks_of(method), batch_of(2, 2, outputs=2)
+    networks, batch = networks_of(method), make_batch(2, 2, outputs=2)
     logits = {name: network(batch.images[2:]) for name, network in networks.items()}
     found = logits["student"].argmax(1) | logits["partner"].argmax(1)
     expected = sum(functional.cross_entropy(y, found) for y in logits.values())
@@ -309,9 +316,9 @@ def test_the_union_is_what_either_network_finds() -> None:
 @pytest.mark.parametrize("targets", [TWO, REGIONS], ids=["classes", "regions"])
 def test_the_mean_of_both_is_the_average_of_their_probabilities(targets: Targets) -> None:
     method = dual(targets)
-    networks, images = networks_of(method), batch_of(0, 2).images
+    networks, images = networks_of(method), make_batch(0, 2).images
     both = method.exported(networks)
-    assert isinstance(both, MeanOfNetworks)
+    assert isinstance(both, NetworkEnsemble)
     average = torch.stack([targets.probabilities(n(images)) for n in networks.values()]).mean(0)
     torch.testing.assert_close(targets.probabilities(both(images)), average)
 
@@ -321,27 +328,27 @@ def test_either_network_can_be_kept_alone() -> None:
         method = dual(export=name)
         networks = networks_of(method)
         assert method.exported(networks) is networks[name]
-        assert method.kept().build(1, 3, (8, 8, 8)).state_dict().keys() == networks[name].state_dict().keys()
+        assert method.exported_config().build(1, 3, (8, 8, 8)).state_dict().keys() == networks[name].state_dict().keys()
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return phantoms(tmp_path_factory.mktemp("data"))
+    return write_phantoms(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.parametrize("export", ["mean", "student", "partner"])
 def test_a_run_keeps_what_it_says_it_keeps(dataset: Dataset, tmp_path: Path, export: str) -> None:
-    recipe = recipe_for("dual", {"patch": [16, 16, 16], "updates": 2}, export=export)
-    manifest = trained(dataset, recipe, tmp_path / "run")
-    network = student_of(manifest)
-    network.load_state_dict(weights_of(tmp_path / "run"))
-    assert manifest.provenance.parameters == parameters_of(network)
-    assert isinstance(network, MeanOfNetworks) is (export == "mean")
+    recipe = make_recipe_for("dual", {"patch": [16, 16, 16], "updates": 2}, export=export)
+    manifest = train_on_cpu(dataset, recipe, tmp_path / "run")
+    network = network_from_manifest(manifest)
+    network.load_state_dict(load_run_weights(tmp_path / "run"))
+    assert manifest.provenance.parameters == count_parameters(network)
+    assert isinstance(network, NetworkEnsemble) is (export == "mean")
 
 
 def test_the_patch_suits_both_networks() -> None:
-    sections = Dual.students(recipe_for("dual", partner={**PARTNER, "channels": [4, 4, 4, 8]}))
-    assert divisor_of(sections) == (8, 8, 8)
+    sections = Dual.students(make_recipe_for("dual", partner={**PARTNER_NETWORK, "channels": [4, 4, 4, 8]}))
+    assert patch_divisor(sections) == (8, 8, 8)
 
 
 def test_a_partner_that_does_not_exist_is_refused_by_name() -> None:
@@ -350,6 +357,8 @@ def test_a_partner_that_does_not_exist_is_refused_by_name() -> None:
 
 
 def test_the_papers_networks_have_the_papers_sizes() -> None:
-    recipe = recipe_for("dual", {"student": {"kind": "vnet"}, "patch": [16, 16, 16]}, partner={"kind": "resnet_vnet"})
-    networks = make_method(recipe, Task(1, ONE, 2, 4, 12)).build()
-    assert [parameters_of(n) for n in networks.values()] == [9_448_866, 17_930_354]
+    recipe = make_recipe_for(
+        "dual", {"student": {"kind": "vnet"}, "patch": [16, 16, 16]}, partner={"kind": "resnet_vnet"}
+    )
+    networks = make_method(recipe, SegmentationTask(1, ONE, 2, 4, 12)).build()
+    assert [count_parameters(n) for n in networks.values()] == [9_448_866, 17_930_354]

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trainer.tiny import batch_of, disturbed, method_of, recipe_of
+from tests.trainer.factories import build_method, make_batch, make_tiny_recipe, perturbed_networks
 from trainer.errors import RecipeError
 from trainer.losses import supervised_loss
 from trainer.methods.dualfete import TEACHERS, DualFete
@@ -21,7 +21,7 @@ PLAIN = {"optimiser": {"kind": "sgd", "rate": RATE}}
 
 
 def dualfete(changes: dict[str, Any] | None = None, **switches: Any) -> DualFete:
-    method = method_of(recipe_of("dualfete", {"batch": 4, **PLAIN, **(changes or {})}, **switches))
+    method = build_method(make_tiny_recipe("dualfete", {"batch": 4, **PLAIN, **(changes or {})}, **switches))
     assert isinstance(method, DualFete)
     return method
 
@@ -66,8 +66,8 @@ def gain(student: nn.Module, batch: Batch, pseudo: Tensor, where: Tensor, length
 @pytest.mark.parametrize("normalise", [True, False])
 def test_all_terms_written_out(normalise: bool) -> None:
     method = dualfete(weight=2.0, ramp=0.0, threshold=0.45, cutmix=0.0, normalise=normalise, step=3.0, feedback=1.5)
-    networks = disturbed(method)
-    batch = batch_of(2, 2)
+    networks = perturbed_networks(method)
+    batch = make_batch(2, 2)
     losses = method.loss(networks, batch, method.step_plan(3))
     c1, y1, c2, y2 = decisions(networks, batch)
     pseudo = torch.where(c1 > c2, y1, y2)
@@ -111,9 +111,9 @@ def test_all_terms_written_out(normalise: bool) -> None:
 
 def test_trying_a_step_leaves_the_student_where_it_was() -> None:
     method = dualfete(step=100.0)
-    networks = disturbed(method)
+    networks = perturbed_networks(method)
     before = {key: value.clone() for key, value in networks["student"].state_dict().items()}
-    method.loss(networks, batch_of(2, 2), method.step_plan(0))
+    method.loss(networks, make_batch(2, 2), method.step_plan(0))
     assert all(torch.equal(value, before[key]) for key, value in networks["student"].state_dict().items())
     assert all(p.grad is None for p in networks["student"].parameters())
 
@@ -122,7 +122,7 @@ def test_right_pseudo_labels_make_a_teacher_more_certain_and_wrong_ones_less() -
     """The student has the labelled patches as unlabelled ones, so that a step on right labels helps with these."""
     method = dualfete(weight=0.0, step=1.0, normalise=False)
     networks: Networks = {}
-    half = batch_of(2, 0)
+    half = make_batch(2, 0)
     doubled = torch.cat([half.images, half.images])
     views = dict.fromkeys(("strong", "stronger"), doubled)
     batch = Batch(doubled, torch.cat([half.labels, half.labels]), 2, ("scan",) * 4, 0, views=views)
@@ -154,13 +154,13 @@ def test_right_pseudo_labels_make_a_teacher_more_certain_and_wrong_ones_less() -
 @pytest.mark.parametrize("attributor", ["agreement", "disagreement"])
 def test_an_ablation_tries_one_area_alone(attributor: str) -> None:
     losses = dualfete(attributor=attributor)
-    found = losses.loss(disturbed(losses), batch_of(2, 2), losses.step_plan(0))
+    found = losses.loss(perturbed_networks(losses), make_batch(2, 2), losses.step_plan(0))
     assert [key for key in found if key.startswith("gain/")] == [f"gain/{attributor}"]
 
 
 def test_without_feedback_no_step_is_tried() -> None:
     method = dualfete(feedback=0.0)
-    found = method.loss(disturbed(method), batch_of(2, 2), method.step_plan(0))
+    found = method.loss(perturbed_networks(method), make_batch(2, 2), method.step_plan(0))
     assert not any(key.startswith("gain/") for key in found)
 
 
@@ -181,4 +181,4 @@ def test_what_feedback_needs_is_in_each_part_or_refused() -> None:
     with pytest.raises(RecipeError, match="dualfete needs 1 labelled"):
         dualfete({"batch": 4, "accumulate": 2}, labelled=1)
     with pytest.raises(RecipeError, match="learns from unlabelled scans, and there are none"):
-        method_of(recipe_of("dualfete", {"batch": 4}), unlabelled=0)
+        build_method(make_tiny_recipe("dualfete", {"batch": 4}), unlabelled=0)

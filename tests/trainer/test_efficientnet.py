@@ -10,15 +10,17 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trainer.tiny import batch_of, method_of, recipe_of
+from tests.trainer.factories import build_method, make_batch, make_tiny_recipe
 from trainer.errors import RecipeError
-from trainer.networks.efficientnet import WEIGHTS, EfficientNetLite0, EfficientUNet, SamePad
-from trainer.teachers import Teacher, build_teacher
+from trainer.networks.efficientnet import WEIGHTS, EfficientNetLite0, EfficientUNet, SamePadding
+from trainer.teachers import TeacherConfig, build_teacher
 
 
 def teacher_of(inputs: int = 1, **section: Any) -> nn.Module:
     torch.manual_seed(0)
-    return build_teacher(Teacher.model_validate({"kind": "efficientnet", "finetune": "whole", **section}), inputs, 3)
+    return build_teacher(
+        TeacherConfig.model_validate({"kind": "efficientnet", "finetune": "whole", **section}), inputs, 3
+    )
 
 
 def weights_in(folder: Path, drop: str = "", card: str = "license: apache-2.0") -> dict[str, torch.Tensor]:
@@ -43,7 +45,7 @@ def test_the_encoder_has_the_papers_parameters_and_sizes() -> None:
 @pytest.mark.parametrize(("kernel", "stride"), [(3, 1), (3, 2), (5, 2)])
 def test_padding_is_that_of_the_network_that_was_trained(size: int, kernel: int, stride: int) -> None:
     """TensorFlow's SAME: ceil(n / stride) pixels, and an odd one of the padding at the end."""
-    padded = SamePad(kernel, stride)(torch.ones(1, 1, size, size))
+    padded = SamePadding(kernel, stride)(torch.ones(1, 1, size, size))
     made = nn.functional.conv2d(padded, torch.ones(1, 1, kernel, kernel), stride=stride)
     assert made.shape[-1] == -(-size // stride)
     before = int((padded[0, 0, padded.shape[2] // 2] == 0).int().argmin())
@@ -80,7 +82,7 @@ def test_at_the_start_the_adaptation_changes_nothing() -> None:
 
 def test_the_encoder_starts_from_the_weights_in_a_folder(tmp_path: Path) -> None:
     tensors = weights_in(tmp_path / "lite0")
-    section = Teacher.model_validate(
+    section = TeacherConfig.model_validate(
         {"kind": "efficientnet", "finetune": "whole", "weights": {"folder": str(tmp_path / "lite0")}}
     )
     loaded = build_teacher(section, 1, 3).network.encoder.state_dict()
@@ -113,11 +115,11 @@ def test_a_file_that_is_no_weights_is_refused(tmp_path: Path) -> None:
 
 def test_it_teaches_as_mns_2d_network() -> None:
     teacher = {"kind": "efficientnet", "finetune": "lora", "lora": {"rank": 2}}
-    method = method_of(recipe_of("mn", {"batch": 4, "patch": [32, 32, 8]}, teacher=teacher))
+    method = build_method(make_tiny_recipe("mn", {"batch": 4, "patch": [32, 32, 8]}, teacher=teacher))
     torch.manual_seed(0)
     networks = method.build()
     images = torch.randn(4, 1, 32, 32, 8)
-    batch = batch_of(2, 2, side=8)
+    batch = make_batch(2, 2, side=8)
     batch = type(batch)(images, (images[:, 0] > 1).long(), 2, batch.cases, 6)
     step_plan = next(
         t for t in map(method.step_plan, range(method.steps)) if "teacher" in t.rates and t.composition.unlabelled

@@ -19,13 +19,13 @@ from tests.datasets import write_dataset, write_scan
 from trainer.first_scans import (
     STRATEGIES,
     Strategy,
-    choose_at_random,
-    choose_first,
-    choose_typical,
+    find_outliers,
     medoids,
-    unlike_all,
+    select_at_random,
+    select_first_scans,
+    select_typical,
 )
-from trainer.scan_distances import cells, image_distances
+from trainer.scan_distances import cell_means, image_distances
 
 SHAPE = (24, 28, 20)
 SPACING = (1.0, 1.0, 1.5)
@@ -76,12 +76,12 @@ def three_kinds(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.mark.parametrize("strategy", ["typical", "registered"])
 def test_each_kind_of_scan_is_chosen_once(three_kinds: Dataset, strategy: Strategy) -> None:
-    choice = choose_first(three_kinds, tuple(three_kinds.cases), 3, strategy)
+    choice = select_first_scans(three_kinds, tuple(three_kinds.cases), 3, strategy)
     assert kinds_of(choice.chosen) == ["a", "b", "c"]
 
 
 def test_each_chosen_scan_stands_for_its_kind(three_kinds: Dataset) -> None:
-    choice = choose_first(three_kinds, tuple(three_kinds.cases), 3)
+    choice = select_first_scans(three_kinds, tuple(three_kinds.cases), 3)
     for scan in choice.scans:
         assert scan.nearest[0] == scan.scan[0]
         assert (scan.distance == 0.0) == (scan.scan in choice.chosen)
@@ -91,12 +91,12 @@ def test_each_chosen_scan_stands_for_its_kind(three_kinds: Dataset) -> None:
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_a_choice_depends_on_the_scans_and_not_on_their_order(three_kinds: Dataset, strategy: Strategy) -> None:
     ids = tuple(three_kinds.cases)
-    assert choose_first(three_kinds, ids, 3, strategy) == choose_first(three_kinds, ids[::-1], 3, strategy)
+    assert select_first_scans(three_kinds, ids, 3, strategy) == select_first_scans(three_kinds, ids[::-1], 3, strategy)
 
 
 def test_draws_of_other_seeds_are_others() -> None:
     names = [f"s{k}" for k in range(20)]
-    drawn = {choose_at_random(names, np.zeros((20, 20)), 4, seed).chosen for seed in range(5)}
+    drawn = {select_at_random(names, np.zeros((20, 20)), 4, seed).chosen for seed in range(5)}
     assert len(drawn) == 5
 
 
@@ -104,8 +104,8 @@ def test_a_scan_unlike_all_others_is_named_and_not_chosen(tmp_path: Path) -> Non
     images = {f"a{k}": organ("a", k) for k in range(9)}
     images["odd"] = np.random.default_rng(0).integers(0, 1000, SHAPE, dtype=np.int16)
     data = kinds(tmp_path / "data", images)
-    choice = choose_first(data, tuple(data.cases), 2)
-    assert choice.unlike == ("odd",)
+    choice = select_first_scans(data, tuple(data.cases), 2)
+    assert choice.outliers == ("odd",)
     assert "odd" not in choice.chosen
 
 
@@ -114,7 +114,7 @@ def test_a_kind_that_only_the_second_channel_shows_is_seen(tmp_path: Path) -> No
         f"{kind}{k}": np.stack([organ("a", k), organ(kind, 100 + k)], axis=3) for kind in ("b", "c") for k in range(4)
     }
     data = kinds(tmp_path / "data", images)
-    assert kinds_of(choose_first(data, tuple(data.cases), 2).chosen) == ["b", "c"]
+    assert kinds_of(select_first_scans(data, tuple(data.cases), 2).chosen) == ["b", "c"]
 
 
 def test_scans_of_other_sizes_spacings_and_orientations_are_compared_by_what_they_show(tmp_path: Path) -> None:
@@ -130,16 +130,16 @@ def test_scans_of_other_sizes_spacings_and_orientations_are_compared_by_what_the
     apart = image_distances(data, names)
     same = np.array([[one[0] == other[0] for other in names] for one in names])
     assert apart[same].max() < apart[~same].min()
-    assert kinds_of(choose_first(data, names, 2).chosen) == ["a", "b"]
+    assert kinds_of(select_first_scans(data, names, 2).chosen) == ["a", "b"]
 
 
 def test_no_label_file_is_opened(tmp_path: Path) -> None:
     data = write_dataset(tmp_path / "data", 5)
-    before = choose_first(data, tuple(data.cases), 2)
+    before = select_first_scans(data, tuple(data.cases), 2)
     for case in data.cases.values():
         assert case.label is not None
         case.label.write_bytes(b"no label")
-    assert choose_first(data, tuple(data.cases), 2) == before
+    assert select_first_scans(data, tuple(data.cases), 2) == before
 
 
 @pytest.mark.parametrize(
@@ -157,12 +157,12 @@ def test_a_choice_that_cannot_be_made_is_one_sentence(
     data = write_dataset(tmp_path / "data", 3)
     data.case("s2").image.write_bytes(b"no scan")
     with pytest.raises(InputError, match=words):
-        choose_first(data, ids, count)
+        select_first_scans(data, ids, count)
 
 
 def test_all_scans_can_be_chosen_also_where_some_are_equal(tmp_path: Path) -> None:
     data = kinds(tmp_path / "data", {f"s{k}": organ("a", 0) for k in range(3)})
-    choice = choose_first(data, tuple(data.cases), 3)
+    choice = select_first_scans(data, tuple(data.cases), 3)
     assert sorted(choice.chosen) == ["s0", "s1", "s2"]
     assert all(scan.nearest == scan.scan for scan in choice.scans)
 
@@ -188,15 +188,15 @@ def test_no_swap_of_a_medoid_lowers_the_sum_of_distances(at: list[tuple[float, f
 def test_outliers_do_not_leave_fewer_scans_than_were_asked_for() -> None:
     place = np.array([*np.linspace(0, 1, 9), 50.0])
     apart = np.abs(place[:, None] - place[None])
-    assert unlike_all(apart).nonzero()[0].tolist() == [9]
+    assert find_outliers(apart).nonzero()[0].tolist() == [9]
     names = [f"s{k}" for k in range(10)]
-    assert "s9" not in choose_typical(names, apart, 3).chosen
-    assert len(choose_typical(names, apart, 10).chosen) == 10
+    assert "s9" not in select_typical(names, apart, 3).chosen
+    assert len(select_typical(names, apart, 10).chosen) == 10
 
 
 @pytest.mark.parametrize("shape", [(24, 36, 12), (30, 7, 12), (5, 5, 5)])
 def test_the_cells_of_a_scan_keep_its_mean_whatever_its_shape(shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(0).random(shape)
-    found = cells(array, 12)
+    found = cell_means(array, 12)
     assert found.shape == (12, 12, 12)
     assert found.mean() == pytest.approx(array.mean())

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trainer.tiny import Watched, batch_of, method_of, recipe_of
+from tests.trainer.factories import RecordingNetwork, build_method, make_batch, make_tiny_recipe
 from trainer.errors import RecipeError
 from trainer.losses import supervised_loss
 from trainer.methods.ict import ICT
 
 
 def ict(changes: dict[str, Any] | None = None, **switches: Any) -> ICT:
-    method = method_of(recipe_of("ict", {"batch": 5, **(changes or {})}, **switches))
+    method = build_method(make_tiny_recipe("ict", {"batch": 5, **(changes or {})}, **switches))
     assert isinstance(method, ICT)
     return method
 
@@ -34,8 +34,8 @@ def test_the_loss_written_out(pairs: str, factor: str) -> None:
         for p in networks["teacher"].parameters():
             p.add_(0.1 * torch.randn_like(p))
     student = networks["student"]
-    networks["student"] = watched = Watched(student)
-    batch = batch_of(2, 3)
+    networks["student"] = watched = RecordingNetwork(student)
+    batch = make_batch(2, 3)
     loss = method.loss(networks, batch, method.step_plan(5))["total"]
     known, mixed = watched.seen
     assert torch.equal(known, batch.images[:2])
@@ -80,7 +80,7 @@ def test_only_the_student_learns() -> None:
     method = ict(weight=1.0, ramp=0.0)
     torch.manual_seed(0)
     networks = method.build()
-    method.loss(networks, batch_of(2, 3), method.step_plan(0))["total"].backward()
+    method.loss(networks, make_batch(2, 3), method.step_plan(0))["total"].backward()
     assert all(p.grad is None for p in networks["teacher"].parameters())
     assert max(float(p.grad.abs().max()) for p in networks["student"].parameters() if p.grad is not None) > 0
 

@@ -15,7 +15,7 @@ import yaml
 
 from semiseg.bundle.bundle import read_manifest
 from semiseg.dataset import Dataset
-from tests.trainer.tiny import SEGFORMER, phantoms, recipe_of, same_weights, weights_of
+from tests.trainer.factories import SEGFORMER_CONFIG, load_run_weights, make_tiny_recipe, weights_equal, write_phantoms
 from trainer.checkpoints import load_state, read_log
 
 ROOT = Path(__file__).parents[2]
@@ -43,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def dataset(folder: Path) -> Dataset:
     """Scans larger than the patch, so that foreground is predicted on the way; one of two labels is for validation."""
-    made = phantoms(folder / "data")
+    made = write_phantoms(folder / "data")
     document = json.loads((made.folder / "split.json").read_text())
     first, second = document["labelled"]["2"]
     split = {**document, "labelled": {"2": [first]}, "validation": [second], "unlabelled": None}
@@ -64,7 +64,7 @@ def recipe(folder: Path) -> Path:
         "augmentation": {"rotate": 20, "noise": 0.1},
     }
     switches: dict[str, Any] = {
-        "teacher": {"finetune": "lora", "config": SEGFORMER},
+        "teacher": {"finetune": "lora", "config": SEGFORMER_CONFIG},
         "iterations": 2,
         "stage1": 0.1,
         "lrg": "fixed",
@@ -73,7 +73,7 @@ def recipe(folder: Path) -> Path:
         "refresh": [0.1, 0.3, 0.5],
     }
     file = folder / "recipe.yaml"
-    file.write_text(yaml.safe_dump(recipe_of("mn", changes, **switches).model_dump(mode="json")))
+    file.write_text(yaml.safe_dump(make_tiny_recipe("mn", changes, **switches).model_dump(mode="json")))
     return file
 
 
@@ -90,7 +90,7 @@ def killed(folder: Path, dataset: Dataset, recipe: Path) -> tuple[Path, dict[str
         pytest.skip("what kills the runs forks them, so that twenty of them do not take an hour")
     run = folder / "killed"
     arguments = train_arguments(dataset, recipe, run)
-    done = command("tests/trainer/killing.py", str(run), "7", str(KILLS), *arguments, "--quiet")
+    done = command("tests/trainer/kill_and_resume.py", str(run), "7", str(KILLS), *arguments, "--quiet")
     assert done.returncode == 0, done.stderr + done.stdout
     return run, json.loads(done.stdout.splitlines()[-1])
 
@@ -111,15 +111,15 @@ def test_twenty_kills_change_not_a_bit_of_the_weights(left_alone: Path, killed: 
     assert reached[-1] > STEPS / 3, f"the kills came too early in the run to say much: {reached}"
     halves = [life["half_written"] for life in story["lives"]]
     assert sum(h > 0 for h in halves) >= KILLS // 4, f"too few kills while a checkpoint was being written: {halves}"
-    assert same_weights(weights_of(run), weights_of(left_alone))
+    assert weights_equal(load_run_weights(run), load_run_weights(left_alone))
     ours, theirs = (load_state(path / "checkpoint.pt", torch.device("cpu")) for path in (run, left_alone))
     assert ours.step == theirs.step == STEPS
     assert ours.best == theirs.best
     assert any(theirs.foreground.values()), "no foreground was predicted, so its being restored is not tested"
     for name in ("student", "teacher"):
-        assert same_weights(ours.networks[name], theirs.networks[name])
+        assert weights_equal(ours.networks[name], theirs.networks[name])
         for index, state in theirs.optimisers[name]["state"].items():
-            assert same_weights(ours.optimisers[name]["state"][index], state)
+            assert weights_equal(ours.optimisers[name]["state"][index], state)
 
 
 @pytest.mark.timeout(300)

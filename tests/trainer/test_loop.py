@@ -15,17 +15,17 @@ from semiseg.dataset import Dataset, Split, load_dataset
 from semiseg.errors import SemisegError
 from semiseg.phantoms.anatomy import make_phantom
 from semiseg.volumes.nifti import read_labels, write_nifti
-from tests.trainer.tiny import (
+from tests.trainer.factories import (
     SHAPE,
     SPACING,
-    batch_of,
-    method_of,
-    phantoms,
-    plan_of,
-    recipe_of,
-    same_weights,
-    trained,
-    weights_of,
+    build_method,
+    load_run_weights,
+    make_batch,
+    make_tiny_plan,
+    make_tiny_recipe,
+    train_on_cpu,
+    weights_equal,
+    write_phantoms,
 )
 from trainer.errors import RecipeError, TrainingError
 from trainer.loop import train
@@ -37,7 +37,7 @@ AFFINE = make_phantom(0, SHAPE, SPACING).image.affine
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return phantoms(tmp_path_factory.mktemp("data"))
+    return write_phantoms(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ def split_document(dataset: Dataset) -> dict[str, Any]:
     [("mn", "other labels"), ("mn", "no NIfTI"), ("mean_teacher", "no NIfTI"), ("supervised", "no NIfTI")],
 )
 def test_labels_of_unlabelled_scans_are_never_opened(own: Dataset, tmp_path: Path, method: str, kind: str) -> None:
-    recipe = recipe_of(method, {"foreground": 1.0})
-    trained(own, recipe, tmp_path / "before")
+    recipe = make_tiny_recipe(method, {"foreground": 1.0})
+    train_on_cpu(own, recipe, tmp_path / "before")
     unlabelled = split_document(own)["unlabelled"]["2"]
     assert len(unlabelled) == 4
     for case_id in unlabelled:
@@ -70,50 +70,50 @@ def test_labels_of_unlabelled_scans_are_never_opened(own: Dataset, tmp_path: Pat
             label.write_bytes(b"this is no NIfTI file")
         else:
             write_nifti(label, 3 - read_labels(label).array.astype(np.uint8), AFFINE)
-    trained(own, recipe, tmp_path / "after")
-    assert same_weights(weights_of(tmp_path / "before"), weights_of(tmp_path / "after"))
+    train_on_cpu(own, recipe, tmp_path / "after")
+    assert weights_equal(load_run_weights(tmp_path / "before"), load_run_weights(tmp_path / "after"))
 
 
 def test_labels_of_labelled_scans_do_reach_the_weights(own: Dataset, tmp_path: Path) -> None:
-    trained(own, recipe_of("supervised"), tmp_path / "before")
+    train_on_cpu(own, make_tiny_recipe("supervised"), tmp_path / "before")
     label = own.case(split_document(own)["labelled"]["2"][0]).label
     assert label is not None
     write_nifti(label, np.ones(SHAPE, np.uint8), AFFINE)
-    trained(own, recipe_of("supervised"), tmp_path / "after")
-    assert not same_weights(weights_of(tmp_path / "before"), weights_of(tmp_path / "after"))
+    train_on_cpu(own, make_tiny_recipe("supervised"), tmp_path / "after")
+    assert not weights_equal(load_run_weights(tmp_path / "before"), load_run_weights(tmp_path / "after"))
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_two_runs_of_one_recipe_end_with_the_same_weights(dataset: Dataset, tmp_path: Path, method: str) -> None:
-    recipe = recipe_of(method, {"augmentation": {"rotate": 20, "noise": 0.1}})
+    recipe = make_tiny_recipe(method, {"augmentation": {"rotate": 20, "noise": 0.1}})
     for name in ("a", "b"):
-        trained(dataset, recipe, tmp_path / name, cache=tmp_path / "cache")
+        train_on_cpu(dataset, recipe, tmp_path / name, cache=tmp_path / "cache")
         torch.rand(3)  # what happened before in the process does not matter
-    assert same_weights(weights_of(tmp_path / "a"), weights_of(tmp_path / "b"))
-    trained(dataset, recipe.model_copy(update={"seed": 1}), tmp_path / "c")
-    assert not same_weights(weights_of(tmp_path / "a"), weights_of(tmp_path / "c"))
+    assert weights_equal(load_run_weights(tmp_path / "a"), load_run_weights(tmp_path / "b"))
+    train_on_cpu(dataset, recipe.model_copy(update={"seed": 1}), tmp_path / "c")
+    assert not weights_equal(load_run_weights(tmp_path / "a"), load_run_weights(tmp_path / "c"))
 
 
 def test_worker_processes_do_not_change_the_weights(dataset: Dataset, tmp_path: Path) -> None:
     for workers in (0, 2):
-        trained(dataset, recipe_of("mn", {"workers": workers}), tmp_path / str(workers))
-    assert same_weights(weights_of(tmp_path / "0"), weights_of(tmp_path / "2"))
+        train_on_cpu(dataset, make_tiny_recipe("mn", {"workers": workers}), tmp_path / str(workers))
+    assert weights_equal(load_run_weights(tmp_path / "0"), load_run_weights(tmp_path / "2"))
 
 
 def test_one_process_may_train_in_one_precision_after_another(dataset: Dataset, tmp_path: Path) -> None:
     optimiser = {"rate": 0.01, "clip_norm": 1.0}
     kept = {}
     for precision in ("bf16", "fp32"):
-        recipe = recipe_of("mn", {"precision": precision, "optimiser": optimiser, "updates": 4})
-        trained(dataset, recipe, tmp_path / precision)
-        kept[precision] = weights_of(tmp_path / precision)
+        recipe = make_tiny_recipe("mn", {"precision": precision, "optimiser": optimiser, "updates": 4})
+        train_on_cpu(dataset, recipe, tmp_path / precision)
+        kept[precision] = load_run_weights(tmp_path / precision)
         assert all(v.dtype == torch.float32 and bool(torch.isfinite(v).all()) for v in kept[precision].values())
-    assert not same_weights(kept["bf16"], kept["fp32"])
+    assert not weights_equal(kept["bf16"], kept["fp32"])
 
 
 def test_half_precision_is_refused_on_a_cpu(dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="precision: fp16 is for a GPU"):
-        trained(dataset, recipe_of(changes={"precision": "fp16"}), tmp_path / "run")
+        train_on_cpu(dataset, make_tiny_recipe(changes={"precision": "fp16"}), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -122,13 +122,13 @@ def test_half_precision_is_refused_on_a_cpu(dataset: Dataset, tmp_path: Path) ->
 
 def gradients(parts: int, **switches: Any) -> dict[str, torch.Tensor]:
     """The student's gradients of one M&N batch taken in ``parts``, as the loop adds them up."""
-    method = method_of(recipe_of("mn", {"batch": 4}, lrg="fixed", fixed_unlabelled=2, **switches))
+    method = build_method(make_tiny_recipe("mn", {"batch": 4}, lrg="fixed", fixed_unlabelled=2, **switches))
     torch.manual_seed(0)
     networks = method.build()
     step_plan = next(t for t in map(method.step_plan, range(method.steps)) if t.stage == "cotrain-student")
     for network in networks.values():
         network.eval()  # what depends on the composition of a batch (batch norm, dropout) aside
-    batch = batch_of(2, 2)
+    batch = make_batch(2, 2)
     for part in batch.parts(parts):
         (method.loss(networks, part, step_plan)["total"] * (len(part) / len(batch))).backward()
     return {n: p.grad for n, p in networks["student"].named_parameters() if p.grad is not None}
@@ -151,24 +151,26 @@ def test_dice_is_pooled_over_each_part_so_its_gradient_differs() -> None:
 @pytest.mark.parametrize("accumulate", [2, 3])
 def test_any_method_trains_in_parts(dataset: Dataset, tmp_path: Path, method: str, accumulate: int) -> None:
     switches = {"labelled": 1} if method == "mean_teacher" else {}
-    trained(dataset, recipe_of(method, {"batch": 3, "accumulate": accumulate}, **switches), tmp_path / "run")
-    assert all(bool(torch.isfinite(v).all()) for v in weights_of(tmp_path / "run").values())
+    train_on_cpu(
+        dataset, make_tiny_recipe(method, {"batch": 3, "accumulate": accumulate}, **switches), tmp_path / "run"
+    )
+    assert all(bool(torch.isfinite(v).all()) for v in load_run_weights(tmp_path / "run").values())
 
 
 # --- what goes wrong ----------------------------------------------------------------------------------------------
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_scans(dataset: Dataset, tmp_path: Path) -> None:
-    recipe = recipe_of("supervised", {"optimiser": {"rate": 1e30}, "updates": 20})
+    recipe = make_tiny_recipe("supervised", {"optimiser": {"rate": 1e30}, "updates": 20})
     with pytest.raises(TrainingError, match=r"not finite at step \d+, on patches of phantom_\d+.*semiseg data check"):
-        trained(dataset, recipe, tmp_path / "run")
+        train_on_cpu(dataset, recipe, tmp_path / "run")
 
 
 def test_a_scan_with_nan_is_refused_by_name(own: Dataset, tmp_path: Path) -> None:
     case = split_document(own)["unlabelled"]["2"][0]
     write_nifti(own.case(case).image, np.full(SHAPE, np.nan, np.float32), AFFINE)
     with pytest.raises(SemisegError, match=case):
-        trained(own, recipe_of("supervised"), tmp_path / "run")
+        train_on_cpu(own, make_tiny_recipe("supervised"), tmp_path / "run")
 
 
 def test_a_labelled_scan_without_a_label_file_is_refused_by_name(own: Dataset, tmp_path: Path) -> None:
@@ -177,11 +179,11 @@ def test_a_labelled_scan_without_a_label_file_is_refused_by_name(own: Dataset, t
     assert label is not None
     label.unlink()
     with pytest.raises(SemisegError, match=rf"{case}.*no label file"):
-        trained(own, recipe_of("supervised"), tmp_path / "run")
+        train_on_cpu(own, make_tiny_recipe("supervised"), tmp_path / "run")
     cases = {**own.cases, case: type(own.case(case))(case, own.case(case).image, None)}
     bare = Dataset(own.folder, own.name, own.channels, own.segments, cases)
     others = tuple(c for c in own.cases if c != case)
-    plan = make_plan(bare, Split((case,), others), recipe_of("supervised"))
+    plan = make_plan(bare, Split((case,), others), make_tiny_recipe("supervised"))
     with pytest.raises(RecipeError, match=rf"{case}: it is named as labelled and has no label file"):
         train(plan, tmp_path / "bare", device="cpu")
 
@@ -192,7 +194,7 @@ def test_a_label_on_another_grid_is_refused_by_name(own: Dataset, tmp_path: Path
     assert label is not None
     write_nifti(label, np.ones((4, 4, 4), np.uint8), AFFINE)
     with pytest.raises(RecipeError, match=rf"{case}.*does not lie on the grid"):
-        trained(own, recipe_of("supervised"), tmp_path / "run")
+        train_on_cpu(own, make_tiny_recipe("supervised"), tmp_path / "run")
 
 
 @pytest.mark.parametrize(("device", "complaint"), [("tpu", "no device 'tpu'"), ("cuda", "no GPU that torch can use")])
@@ -200,7 +202,7 @@ def test_a_device_that_is_not_there_is_refused(dataset: Dataset, tmp_path: Path,
     if device == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     with pytest.raises(SemisegError, match=complaint):
-        train(plan_of(dataset, recipe_of("supervised")), tmp_path / "run", device=device)
+        train(make_tiny_plan(dataset, make_tiny_recipe("supervised")), tmp_path / "run", device=device)
 
 
 # --- unusual scans ------------------------------------------------------------------------------------------------
@@ -209,21 +211,21 @@ def test_a_device_that_is_not_there_is_refused(dataset: Dataset, tmp_path: Path,
 def test_constant_images_train(own: Dataset, tmp_path: Path) -> None:
     for case in own.cases.values():
         write_nifti(case.image, np.full(SHAPE, 7, np.int16), AFFINE)
-    trained(own, recipe_of("mn", {"augmentation": {"gamma_probability": 1.0}}), tmp_path / "run")
-    assert all(bool(torch.isfinite(v).all()) for v in weights_of(tmp_path / "run").values())
+    train_on_cpu(own, make_tiny_recipe("mn", {"augmentation": {"gamma_probability": 1.0}}), tmp_path / "run")
+    assert all(bool(torch.isfinite(v).all()) for v in load_run_weights(tmp_path / "run").values())
 
 
 @pytest.mark.parametrize("padding", ["edge", "zero"])
 def test_scans_smaller_than_the_patch_train(dataset: Dataset, tmp_path: Path, padding: str) -> None:
     changes = {"patch": [24, 20, 16], "preparation": {"padding": padding}}
-    manifest = trained(dataset, recipe_of("mn", changes), tmp_path / "run")
+    manifest = train_on_cpu(dataset, make_tiny_recipe("mn", changes), tmp_path / "run")
     assert manifest.patch == (24, 20, 16)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_one_labelled_scan_is_enough(dataset: Dataset, tmp_path: Path, method: str) -> None:
-    recipe = recipe_of(method, {"batch": 4})
-    manifest = train(plan_of(dataset, recipe, labelled=1), tmp_path / "run", device="cpu")
+    recipe = make_tiny_recipe(method, {"batch": 4})
+    manifest = train(make_tiny_plan(dataset, recipe, labelled=1), tmp_path / "run", device="cpu")
     assert (manifest.provenance.labelled, manifest.provenance.unlabelled) == (1, 5)
 
 
@@ -231,7 +233,7 @@ def test_one_labelled_scan_is_enough(dataset: Dataset, tmp_path: Path, method: s
 def test_without_unlabelled_scans_every_method_trains_on_the_labels(
     dataset: Dataset, tmp_path: Path, method: str
 ) -> None:
-    plan = make_plan(dataset, Split(tuple(dataset.cases)[:2]), recipe_of(method))
+    plan = make_plan(dataset, Split(tuple(dataset.cases)[:2]), make_tiny_recipe(method))
     assert train(plan, tmp_path / "run", device="cpu").provenance.unlabelled == 0
 
 
@@ -243,13 +245,13 @@ def test_a_segment_that_no_labelled_scan_holds_is_refused_before_training(own: D
         labels[labels == own.segments[0].label] = 0
         write_nifti(label, labels, AFFINE)
     with pytest.raises(RecipeError, match=f"None of the 2 labelled scans holds {own.segments[0].name}, so no network"):
-        trained(own, recipe_of("supervised"), tmp_path / "run")
+        train_on_cpu(own, make_tiny_recipe("supervised"), tmp_path / "run")
     others = {s.name: [s.label] for s in own.segments[1:]}
-    trained(own, recipe_of("supervised", {"regions": others}), tmp_path / "others")
+    train_on_cpu(own, make_tiny_recipe("supervised", {"regions": others}), tmp_path / "others")
 
 
 def test_a_labelled_scan_without_any_foreground_trains_beside_one_with_it(own: Dataset, tmp_path: Path) -> None:
     label = own.case(split_document(own)["labelled"]["2"][0]).label
     assert label is not None
     write_nifti(label, np.zeros_like(read_labels(label).array, dtype=np.uint8), AFFINE)
-    trained(own, recipe_of("mn", {"foreground": 1.0}), tmp_path / "run")
+    train_on_cpu(own, make_tiny_recipe("mn", {"foreground": 1.0}), tmp_path / "run")

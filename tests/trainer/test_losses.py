@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.trainer.tiny import batch_of, method_of, recipe_of
+from tests.trainer.factories import build_method, make_batch, make_tiny_recipe
 from trainer.losses import dice_pooled, supervised_loss
 from trainer.methods.mn import MN
 from trainer.patches import BatchComposition
@@ -105,7 +105,7 @@ def test_the_supervised_loss_is_half_cross_entropy_half_dice() -> None:
 
 
 def mn(**switches: object) -> MN:
-    method = method_of(recipe_of("mn", {"batch": 5}, **switches))
+    method = build_method(make_tiny_recipe("mn", {"batch": 5}, **switches))
     assert isinstance(method, MN)
     return method
 
@@ -173,13 +173,13 @@ def test_each_term_of_m_and_n_teaches_the_network_whose_turn_it_is(
     weights: tuple[float, float], labelled: int, unlabelled: int, learner: str
 ) -> None:
     fixed = {"lrg": "fixed", "fixed_unlabelled": unlabelled}
-    method = method_of(recipe_of("mn", weight_kl=weights[0], weight_dice=weights[1], **fixed))
+    method = build_method(make_tiny_recipe("mn", weight_kl=weights[0], weight_dice=weights[1], **fixed))
     torch.manual_seed(0)
     networks = method.build()
     step_plan = next(t for t in map(method.step_plan, range(method.steps)) if t.stage == f"cotrain-{learner}")
     assert (step_plan.composition.labelled, step_plan.composition.unlabelled) == (labelled, unlabelled)
     method.prepare(networks, step_plan)
-    method.loss(networks, batch_of(labelled, unlabelled), step_plan)["total"].backward()
+    method.loss(networks, make_batch(labelled, unlabelled), step_plan)["total"].backward()
     gradients = [p.grad for p in networks[learner].parameters() if p.requires_grad]
     # The biases before a normalisation have a gradient of zero; every weight has one that is not.
     assert all(g is not None and bool(torch.isfinite(g).all()) for g in gradients)
@@ -188,12 +188,12 @@ def test_each_term_of_m_and_n_teaches_the_network_whose_turn_it_is(
 
 @pytest.mark.parametrize("term", ["supervised", "consistency"])
 def test_each_term_of_mean_teacher_teaches_the_student(term: str) -> None:
-    method = method_of(recipe_of("mean_teacher", weight=1.0, ramp=0.0))
+    method = build_method(make_tiny_recipe("mean_teacher", weight=1.0, ramp=0.0))
     torch.manual_seed(0)
     networks = method.build()
     step_plan = method.step_plan(0)
     method.prepare(networks, step_plan)
-    batch = batch_of(1, 1)
+    batch = make_batch(1, 1)
     if term == "supervised":
         batch.images[1:] = 0  # nothing to be inconsistent about
         networks["teacher"].load_state_dict(networks["student"].state_dict())

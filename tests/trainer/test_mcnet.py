@@ -9,29 +9,36 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tests.trainer.tiny import batch_of, method_of, phantoms, recipe_for, recipe_of, trained
-from trainer.engine import trained_network
+from tests.trainer.factories import (
+    build_method,
+    make_batch,
+    make_recipe_for,
+    make_tiny_recipe,
+    train_on_cpu,
+    write_phantoms,
+)
+from trainer.engine import load_trained_network
 from trainer.errors import RecipeError
 from trainer.losses import dice_pooled
 from trainer.methods.mcnet import MCNet
 from trainer.methods.method import Networks
-from trainer.networks.decoders import SeveralDecoders
-from trainer.networks.mean import MeanOfNetworks
+from trainer.networks.ensemble import NetworkEnsemble
+from trainer.networks.shared_encoder import SharedEncoderNetwork
 
 VNET = {"kind": "vnet", "dropout": 0.5}
 
 
 def mcnet(changes: dict[str, Any] | None = None, **switches: Any) -> MCNet:
-    method = method_of(recipe_of("mcnet", {"batch": 4, **(changes or {})}, **switches))
+    method = build_method(make_tiny_recipe("mcnet", {"batch": 4, **(changes or {})}, **switches))
     assert isinstance(method, MCNet)
     return method
 
 
-def built(method: MCNet) -> tuple[Networks, SeveralDecoders]:
+def built(method: MCNet) -> tuple[Networks, SharedEncoderNetwork]:
     torch.manual_seed(0)
     networks = method.build()
     decoders = networks["student"]
-    assert isinstance(decoders, SeveralDecoders)
+    assert isinstance(decoders, SharedEncoderNetwork)
     return networks, decoders
 
 
@@ -40,7 +47,7 @@ def built(method: MCNet) -> tuple[Networks, SeveralDecoders]:
 def test_the_loss_and_its_gradient_written_out(count: int, detach: bool) -> None:
     method = mcnet(decoders=count, detach=detach, weight=2.0, ramp=0.0, temperature=0.5, cross_entropy=0.3)
     networks, decoders = built(method)
-    batch = batch_of(2, 2)
+    batch = make_batch(2, 2)
     p = [torch.softmax(member(batch.images), 1) for member in decoders.members()]
     target = torch.movedim(nn.functional.one_hot(batch.labels[:2], 3), -1, 1).float()
     expected = torch.zeros(())
@@ -99,7 +106,7 @@ def test_the_decoders_see_the_features_of_one_call_of_the_encoder(student: dict[
     method = mcnet({"student": student, "patch": [32, 32, 32], "batch": 2}, differ="start")
     networks, decoders = built(method)
     calls: dict[str, int] = {}
-    names = method.sections()[0].encoder()
+    names = method.decoder_configs()[0].encoder()
     for name in names:
         module = decoders.network.get_submodule(name)
         inner = [m for m in module.modules() if isinstance(m, nn.Conv3d | nn.Linear)]
@@ -109,7 +116,7 @@ def test_the_decoders_see_the_features_of_one_call_of_the_encoder(student: dict[
                 calls[key] = calls.get(key, 0) + 1
 
             leaf.register_forward_hook(count)
-    batch = batch_of(1, 1, side=32)
+    batch = make_batch(1, 1, side=32)
     method.loss(networks, batch, method.step_plan(0))["total"].backward()
     assert calls
     assert set(calls.values()) == {1}, {k: v for k, v in calls.items() if v > 1}
@@ -119,15 +126,15 @@ def test_the_decoders_see_the_features_of_one_call_of_the_encoder(student: dict[
 
 
 def test_the_first_decoder_is_exported_as_the_student_that_it_is_or_the_mean_of_all(tmp_path: Path) -> None:
-    dataset = phantoms(tmp_path / "data")
+    dataset = write_phantoms(tmp_path / "data")
     changes = {"patch": [32, 16, 16], "updates": 2, "student": {"kind": "vnet", "norm": "instance"}, "batch": 2}
-    trained(dataset, recipe_for("mcnet", changes), tmp_path / "first", cache=tmp_path / "cache")
-    manifest, network = trained_network(tmp_path / "first")
+    train_on_cpu(dataset, make_recipe_for("mcnet", changes), tmp_path / "first", cache=tmp_path / "cache")
+    manifest, network = load_trained_network(tmp_path / "first")
     assert manifest.provenance.student["kind"] == "vnet"
-    assert not isinstance(network, MeanOfNetworks)
-    trained(dataset, recipe_for("mcnet", changes, export="mean"), tmp_path / "mean", cache=tmp_path / "cache")
-    _, mean = trained_network(tmp_path / "mean")
-    assert isinstance(mean, MeanOfNetworks)
+    assert not isinstance(network, NetworkEnsemble)
+    train_on_cpu(dataset, make_recipe_for("mcnet", changes, export="mean"), tmp_path / "mean", cache=tmp_path / "cache")
+    _, mean = load_trained_network(tmp_path / "mean")
+    assert isinstance(mean, NetworkEnsemble)
     x = torch.randn(1, 1, 32, 16, 16)
     own: Tensor = network(x)
     torch.testing.assert_close(mean.members[0](x), own)
@@ -138,12 +145,14 @@ def test_the_first_decoder_is_exported_as_the_student_that_it_is_or_the_mean_of_
 
 def test_the_moving_average_of_the_mean_of_all_follows_each_of_them(tmp_path: Path) -> None:
     """The decoders share their encoder in training, and the exported mean has one for each."""
-    dataset = phantoms(tmp_path / "data")
+    dataset = write_phantoms(tmp_path / "data")
     changes = {"patch": [16, 16, 16], "updates": 3, "batch": 2}
-    last = recipe_for("mcnet", {**changes, "ema": 1e-9}, export="mean")
-    trained(dataset, recipe_for("mcnet", changes, export="mean"), tmp_path / "plain", cache=tmp_path / "cache")
-    trained(dataset, last, tmp_path / "average", cache=tmp_path / "cache")
-    plain, average = (trained_network(tmp_path / name)[1].state_dict() for name in ("plain", "average"))
+    last = make_recipe_for("mcnet", {**changes, "ema": 1e-9}, export="mean")
+    train_on_cpu(
+        dataset, make_recipe_for("mcnet", changes, export="mean"), tmp_path / "plain", cache=tmp_path / "cache"
+    )
+    train_on_cpu(dataset, last, tmp_path / "average", cache=tmp_path / "cache")
+    plain, average = (load_trained_network(tmp_path / name)[1].state_dict() for name in ("plain", "average"))
     for key, value in plain.items():
         torch.testing.assert_close(average[key], value, msg=key)
 

@@ -8,15 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from tests.trainer.tiny import BATCH_NORM, batch_of, clone, method_of, recipe_of, same_weights
-from trainer.averaging import average_into
+from tests.trainer.factories import BATCH_NORM_NETWORK, build_method, clone, make_batch, make_tiny_recipe, weights_equal
 from trainer.errors import RecipeError
 from trainer.losses import supervised_loss
 from trainer.methods.mean_teacher import MeanTeacher
+from trainer.moving_average import update_moving_average
 
 
 def mean_teacher(changes: dict[str, Any] | None = None, *, unlabelled: int = 12, **switches: Any) -> MeanTeacher:
-    method = method_of(recipe_of("mean_teacher", {"batch": 4, **(changes or {})}, **switches), unlabelled=unlabelled)
+    method = build_method(
+        make_tiny_recipe("mean_teacher", {"batch": 4, **(changes or {})}, **switches), unlabelled=unlabelled
+    )
     assert isinstance(method, MeanTeacher)
     return method
 
@@ -35,14 +37,14 @@ def disturb(network: nn.Module) -> None:
 def test_equal_networks_without_noise_agree() -> None:
     method = mean_teacher(noise=0.0)
     networks = networks_of(method)
-    losses = method.loss(networks, batch_of(2, 2), method.step_plan(0))
+    losses = method.loss(networks, make_batch(2, 2), method.step_plan(0))
     assert float(losses["consistency"]) == 0.0
     assert torch.equal(losses["total"], losses["supervised"])
 
 
 def test_noise_on_the_teachers_input_makes_them_disagree() -> None:
     method = mean_teacher(noise=0.5)
-    assert float(method.loss(networks_of(method), batch_of(2, 2), method.step_plan(0))["consistency"]) > 1e-7
+    assert float(method.loss(networks_of(method), make_batch(2, 2), method.step_plan(0))["consistency"]) > 1e-7
 
 
 def test_the_noise_is_cut_at_twice_its_spread() -> None:
@@ -57,7 +59,7 @@ def test_the_loss_is_supervised_plus_weighted_consistency(on: str, first: int) -
     method = mean_teacher(noise=0.0, weight=3.0, ramp=0.0, consistency_on=on)
     networks = networks_of(method)
     disturb(networks["teacher"])
-    batch = batch_of(2, 2)
+    batch = make_batch(2, 2)
     losses = method.loss(networks, batch, method.step_plan(5))
     logits = networks["student"](batch.images)
     supervised = supervised_loss(logits[:2], batch.labels[:2], method.targets)
@@ -86,19 +88,19 @@ def test_the_moving_average_is_the_papers_at_updates_0_1_and_99() -> None:
         method.after_update(networks, method.step_plan(update))
         for name, value in networks["teacher"].state_dict().items():
             torch.testing.assert_close(value, a * old[name] + (1 - a) * new[name])
-        assert same_weights(new, networks["student"].state_dict()), "the student is not moved"
+        assert weights_equal(new, networks["student"].state_dict()), "the student is not moved"
 
 
 def test_only_the_student_gets_gradients() -> None:
     method = mean_teacher(consistency_on="all")
     networks = networks_of(method)
-    method.loss(networks, batch_of(2, 2), method.step_plan(0))["total"].backward()
+    method.loss(networks, make_batch(2, 2), method.step_plan(0))["total"].backward()
     assert all(p.grad is None and not p.requires_grad for p in networks["teacher"].parameters())
     assert all(p.grad is not None for p in networks["student"].parameters())
 
 
 def test_both_networks_train_with_dropout_as_in_the_papers() -> None:
-    method = mean_teacher({"student": BATCH_NORM})
+    method = mean_teacher({"student": BATCH_NORM_NETWORK})
     networks = networks_of(method)
     method.prepare(networks, method.step_plan(0))
     assert all(m.training for network in networks.values() for m in network.modules())
@@ -106,10 +108,10 @@ def test_both_networks_train_with_dropout_as_in_the_papers() -> None:
 
 @pytest.mark.parametrize("averaged", [False, True])
 def test_buffers_are_averaged_only_when_asked(averaged: bool) -> None:
-    method = mean_teacher({"student": BATCH_NORM}, average_buffers=averaged)
+    method = mean_teacher({"student": BATCH_NORM_NETWORK}, average_buffers=averaged)
     networks = networks_of(method)
     for _ in range(3):
-        networks["student"](batch_of(2, 2).images + 5)
+        networks["student"](make_batch(2, 2).images + 5)
     teacher, student = (dict(networks[name].named_buffers()) for name in ("teacher", "student"))
     means = [name for name in teacher if name.endswith("running_mean")]
     counts = [name for name in teacher if name.endswith("num_batches_tracked")]
@@ -127,7 +129,7 @@ def test_buffers_are_averaged_only_when_asked(averaged: bool) -> None:
 
 def test_averaging_refuses_networks_that_differ() -> None:
     with pytest.raises(ValueError, match="no average"):
-        average_into(nn.Linear(2, 2, bias=False), nn.Linear(2, 2), 0.5, buffers=False)
+        update_moving_average(nn.Linear(2, 2, bias=False), nn.Linear(2, 2), 0.5, buffers=False)
 
 
 @pytest.mark.parametrize("kept", ["student", "teacher"])
@@ -151,7 +153,7 @@ def test_the_mixture_is_half_and_half_or_the_recipes(
 
 def test_without_unlabelled_patches_the_loss_is_the_supervised_one() -> None:
     method = mean_teacher({"batch": 2}, unlabelled=0)
-    losses = method.loss(networks_of(method), batch_of(2, 0), method.step_plan(0))
+    losses = method.loss(networks_of(method), make_batch(2, 0), method.step_plan(0))
     assert set(losses) == {"total", "supervised"}
 
 
@@ -162,7 +164,7 @@ def test_parts_of_a_batch_weigh_each_term_as_the_whole_batch_does(labelled: int,
     method = mean_teacher(noise=0.0, weight=3.0, ramp=0.0, labelled=labelled, consistency_on=on)
     networks = networks_of(method)
     disturb(networks["teacher"])
-    batch, step_plan = batch_of(labelled, 4 - labelled), method.step_plan(5)
+    batch, step_plan = make_batch(labelled, 4 - labelled), method.step_plan(5)
     whole = method.loss(networks, batch, step_plan)
     # Cross-entropy and consistency are means over patches, so they add up; the Dice part is pooled over each part.
     terms = [(len(part) / len(batch), method.loss(networks, part, step_plan), part) for part in batch.parts(parts)]

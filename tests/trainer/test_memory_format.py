@@ -8,13 +8,22 @@ import pytest
 import torch
 
 from semiseg.dataset import Dataset
-from tests.trainer.tiny import EVERY, broken_off, phantoms, recipe_for, recipe_of, same_weights, trained, weights_of
+from tests.trainer.factories import (
+    ALL_METHODS,
+    load_run_weights,
+    make_recipe_for,
+    make_tiny_recipe,
+    train_and_interrupt,
+    train_on_cpu,
+    weights_equal,
+    write_phantoms,
+)
 from trainer.memory_format import use_memory_format
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return phantoms(tmp_path_factory.mktemp("data"))
+    return write_phantoms(tmp_path_factory.mktemp("data"))
 
 
 def test_weights_of_2d_and_3d_convolutions_are_stored_channels_last() -> None:
@@ -34,14 +43,14 @@ def test_convolutions_compute_in_that_order() -> None:
     assert out.is_contiguous(memory_format=torch.channels_last_3d)
 
 
-@pytest.mark.parametrize("method", EVERY)
+@pytest.mark.parametrize("method", ALL_METHODS)
 def test_every_method_comes_to_the_same_weights_but_for_rounding(dataset: Dataset, tmp_path: Path, method: str) -> None:
     # Plain gradient descent: Adam divides a gradient by its size, which makes rounding large where a gradient is zero.
     small = {"patch": [16, 16, 16], "updates": 2, "optimiser": {"kind": "sgd", "rate": 0.01}}
     for memory_format in ("contiguous", "channels_last"):
-        recipe = recipe_for(method, {**small, "memory_format": memory_format})
-        trained(dataset, recipe, tmp_path / memory_format, cache=tmp_path / "cache")
-    contiguous, channels_last = weights_of(tmp_path / "contiguous"), weights_of(tmp_path / "channels_last")
+        recipe = make_recipe_for(method, {**small, "memory_format": memory_format})
+        train_on_cpu(dataset, recipe, tmp_path / memory_format, cache=tmp_path / "cache")
+    contiguous, channels_last = load_run_weights(tmp_path / "contiguous"), load_run_weights(tmp_path / "channels_last")
     for name, weights in contiguous.items():
         torch.testing.assert_close(
             channels_last[name], weights, atol=2e-4, rtol=1e-3, msg=lambda m, n=name: f"{n}: {m}"
@@ -49,8 +58,8 @@ def test_every_method_comes_to_the_same_weights_but_for_rounding(dataset: Datase
 
 
 def test_a_run_resumes_to_the_same_weights(dataset: Dataset, tmp_path: Path) -> None:
-    recipe = recipe_of("mean_teacher", {"batch": 4, "memory_format": "channels_last", "checkpoint_every": 3})
-    trained(dataset, recipe, tmp_path / "whole")
-    broken_off(dataset, recipe, tmp_path / "broken", 7)
-    trained(dataset, recipe, tmp_path / "broken", resume=True)
-    assert same_weights(weights_of(tmp_path / "whole"), weights_of(tmp_path / "broken"))
+    recipe = make_tiny_recipe("mean_teacher", {"batch": 4, "memory_format": "channels_last", "checkpoint_every": 3})
+    train_on_cpu(dataset, recipe, tmp_path / "whole")
+    train_and_interrupt(dataset, recipe, tmp_path / "broken", 7)
+    train_on_cpu(dataset, recipe, tmp_path / "broken", resume=True)
+    assert weights_equal(load_run_weights(tmp_path / "whole"), load_run_weights(tmp_path / "broken"))

@@ -14,15 +14,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.trainer.tiny import (
-    BATCH_NORM,
-    batch_of,
-    method_of,
-    phantoms,
-    plan_of,
-    recipe_of,
-    same_weights,
-    trained,
+from tests.trainer.factories import (
+    BATCH_NORM_NETWORK,
+    build_method,
+    make_batch,
+    make_tiny_plan,
+    make_tiny_recipe,
+    train_on_cpu,
+    weights_equal,
+    write_phantoms,
 )
 from trainer.checkpoints import load_state
 from trainer.errors import RecipeError
@@ -30,7 +30,7 @@ from trainer.methods.mn import MN
 
 
 def mn(changes: dict[str, Any] | None = None, *, axis: int = 2, unlabelled: int = 12, **switches: Any) -> MN:
-    method = method_of(recipe_of("mn", changes, **switches), axis=axis, unlabelled=unlabelled)
+    method = build_method(make_tiny_recipe("mn", changes, **switches), axis=axis, unlabelled=unlabelled)
     assert isinstance(method, MN)
     return method
 
@@ -164,7 +164,7 @@ def test_the_network_that_teaches_gets_no_gradient_and_is_in_evaluation_mode(lea
     networks = method.build()
     step_plan = turn_of(method, f"cotrain-{learner}", 1)
     method.prepare(networks, step_plan)
-    method.loss(networks, batch_of(1, 1), step_plan)["total"].backward()
+    method.loss(networks, make_batch(1, 1), step_plan)["total"].backward()
     assert all(p.grad is None for p in networks[other].parameters())
     assert not any(m.training for m in networks[other].modules())
     assert networks[learner].training
@@ -172,7 +172,7 @@ def test_the_network_that_teaches_gets_no_gradient_and_is_in_evaluation_mode(lea
 
 
 def test_a_network_is_bit_identical_after_the_others_epoch(tmp_path: Path) -> None:
-    changes = {"student": BATCH_NORM, "checkpoint_every": 1, "updates": 8}
+    changes = {"student": BATCH_NORM_NETWORK, "checkpoint_every": 1, "updates": 8}
     states: list[tuple[str, dict[str, dict[str, torch.Tensor]]]] = []
     checkpoint = tmp_path / "run" / "checkpoint.pt"
 
@@ -181,13 +181,13 @@ def test_a_network_is_bit_identical_after_the_others_epoch(tmp_path: Path) -> No
         if checkpoint.exists():
             states.append((values["stage"], load_state(checkpoint, torch.device("cpu")).networks))
 
-    recipe = recipe_of("mn", changes, lrg="fixed", fixed_unlabelled=1)
-    trained(phantoms(tmp_path / "data"), recipe, tmp_path / "run", report=look)
+    recipe = make_tiny_recipe("mn", changes, lrg="fixed", fixed_unlabelled=1)
+    train_on_cpu(write_phantoms(tmp_path / "data"), recipe, tmp_path / "run", report=look)
     seen = set()
     for (stage, before), (_, after) in itertools.pairwise(states):
         for name in ("student", "teacher"):
             learns = stage == "labelled" or stage.endswith(name)
-            assert same_weights(before[name], after[name]) != learns, (stage, name)
+            assert weights_equal(before[name], after[name]) != learns, (stage, name)
         seen.add(stage)
     assert seen == {"labelled", "cotrain-teacher", "cotrain-student"}
 
@@ -195,7 +195,7 @@ def test_a_network_is_bit_identical_after_the_others_epoch(tmp_path: Path) -> No
 def test_targets_are_labels_first_then_the_soft_masks_of_the_other_network() -> None:
     method = mn({"batch": 3}, lrg="fixed", fixed_unlabelled=2)
     networks = method.build()
-    batch = batch_of(1, 2)
+    batch = make_batch(1, 2)
     for network in networks.values():
         network.eval()
     for flat, name in ((True, "teacher"), (False, "student")):
@@ -214,9 +214,9 @@ def test_targets_are_labels_first_then_the_soft_masks_of_the_other_network() -> 
 def test_predicting_in_chunks_changes_nothing() -> None:
     whole, chunked = mn(lrg="fixed"), mn(lrg="fixed", chunk=3)
     teacher = whole.build()["teacher"].eval()
-    images = batch_of(0, 2).images
+    images = make_batch(0, 2).images
     with torch.no_grad():
-        torch.testing.assert_close(whole.sliced(teacher)(images), chunked.sliced(teacher)(images))
+        torch.testing.assert_close(whole.as_volume_network(teacher)(images), chunked.as_volume_network(teacher)(images))
 
 
 @pytest.mark.parametrize("learner", ["student", "teacher"])
@@ -226,7 +226,7 @@ def test_the_values_of_an_unlabelled_patchs_labels_do_not_reach_the_loss(learner
     for network in networks.values():
         network.eval()
     step_plan = turn_of(method, f"cotrain-{learner}", 1)
-    batch = batch_of(1, 1)
+    batch = make_batch(1, 1)
     before = method.loss(networks, batch, step_plan)["total"]
     labels = batch.labels.clone()
     labels[1:] = 2
@@ -252,7 +252,7 @@ class _Recorder(nn.Module):
 @pytest.mark.parametrize("axis", [0, 1, 2])
 def test_a_subset_of_slices_is_the_same_for_image_and_target(axis: int) -> None:
     method = mn(slices=3, axis=axis)
-    batch = batch_of(2, 0)
+    batch = make_batch(2, 0)
     targets: list[torch.Tensor] = []
     method.mixed_loss = lambda logits, target, *_: targets.append(target) or logits.sum()  # type: ignore
     teacher = _Recorder()
@@ -272,8 +272,8 @@ def test_a_subset_of_slices_is_the_same_for_image_and_target(axis: int) -> None:
 
 
 def test_test_and_development_scans_are_in_no_pool_and_never_opened(tmp_path: Path) -> None:
-    dataset = phantoms(tmp_path / "data", cases=8, labelled=2, test=2, development=2)
-    plan = plan_of(dataset, recipe_of("mn"))
+    dataset = write_phantoms(tmp_path / "data", cases=8, labelled=2, test=2, development=2)
+    plan = make_tiny_plan(dataset, make_tiny_recipe("mn"))
     kept_out = {*plan.split.test, *plan.split.development}
     assert len(kept_out) == 4
     pools = plan.training_pools()
@@ -284,6 +284,6 @@ def test_test_and_development_scans_are_in_no_pool_and_never_opened(tmp_path: Pa
         label = dataset.case(case).label
         assert label is not None
         label.unlink()
-    manifest = trained(dataset, recipe_of("mn"), tmp_path / "run")
+    manifest = train_on_cpu(dataset, make_tiny_recipe("mn"), tmp_path / "run")
     assert (manifest.provenance.labelled, manifest.provenance.unlabelled) == (2, 2)
     assert not manifest.provenance.transductive

@@ -12,13 +12,13 @@ import yaml
 
 from semiseg.dataset import Dataset
 from semiseg.inference.windows import starts_along
-from tests.trainer.tiny import SAM, SEGFORMER, phantoms, trained
+from tests.trainer.factories import SAM_CONFIG, SEGFORMER_CONFIG, train_on_cpu, write_phantoms
 from trainer.methods import find_method, make_method
-from trainer.methods.method import Task
+from trainer.methods.method import SegmentationTask
+from trainer.network_configs import count_parameters
 from trainer.recipe import find_recipe, make_recipe, read_recipe
-from trainer.stages import Stages
-from trainer.students import parameters_of
-from trainer.targets import targets_of
+from trainer.stages import StageSequence
+from trainer.targets import make_targets
 
 ROOT = Path(__file__).parents[2]
 FOLDER = Path(find_recipe("papers/la_mn")).parent
@@ -42,11 +42,11 @@ PAPERS: dict[str, tuple[int, int, bool, dict[str, int | tuple[float, float]]]] =
     "spleen_comparative": (1, 1, False, {"student": (92e6, 93e6)}),
     "brain_tumour_comparative": (4, 3, True, {"student": (101e6, 103e6)}),
 }
-LIGHT_SAM = {"weights": None, **SAM, "side": 128}
+LIGHT_SAM = {"weights": None, **SAM_CONFIG, "side": 128}
 SLOW = ("btcv_cfr_magicnet", "mact_cfr_magicnet", "pancreas_dual", "dual_as_released")
 """Recipes whose code others run, too, in less time: CFR, MagicNet and dual networks."""
 SMALL: dict[str, dict[str, Any]] = {  # what makes a recipe of each kind small
-    "mn": {"teacher": {"finetune": "lora", "config": SEGFORMER, "chunk": 4}, "iterations": 2},
+    "mn": {"teacher": {"finetune": "lora", "config": SEGFORMER_CONFIG, "chunk": 4}, "iterations": 2},
     "dual": {},
     "cfr": {"sam": LIGHT_SAM, "sam_updates": 1},
     "comparative": {"feature_updates": 2, "output_updates": 2},
@@ -158,14 +158,14 @@ def test_the_networks_are_the_papers(name: str) -> None:
     read_recipe(FOLDER / f"{name}.yaml")
     inputs, segments, overlapping, expected = PAPERS[name]
     recipe = make_recipe(without_downloads(name))
-    method = make_method(recipe, Task(inputs, targets_of(segments, overlapping=overlapping), 2, 16, 64))
+    method = make_method(recipe, SegmentationTask(inputs, make_targets(segments, overlapping=overlapping), 2, 16, 64))
     sides = recipe.size()
     for student in find_method(recipe).students(recipe):
         assert all(side % d == 0 for side, d in zip(sides, student.divisor(), strict=True))
     with torch.device("meta"):
-        networks = Stages(method).build()
+        networks = StageSequence(method).build()
     for network, count in expected.items():
-        found = parameters_of(networks[network])
+        found = count_parameters(networks[network])
         if isinstance(count, tuple):
             assert count[0] < found < count[1], (network, found)
         else:
@@ -174,11 +174,11 @@ def test_the_networks_are_the_papers(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return phantoms(tmp_path_factory.mktemp("data"))
+    return write_phantoms(tmp_path_factory.mktemp("data"))
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.long if n in SLOW else ()) for n in NAMES])
 def test_the_recipe_runs_when_everything_is_small(dataset: Dataset, tmp_path: Path, name: str) -> None:
-    manifest = trained(dataset, make_recipe(small(name)), tmp_path / "run")
+    manifest = train_on_cpu(dataset, make_recipe(small(name)), tmp_path / "run")
     assert manifest.name == name
     assert (tmp_path / "run" / "student.safetensors").is_file()

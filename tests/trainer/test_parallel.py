@@ -14,7 +14,16 @@ import torch
 import yaml
 
 from semiseg.dataset import Dataset
-from tests.trainer.tiny import PARTNER, SAM, THREE_LEVELS, phantoms, recipe_of, same_weights, trained, weights_of
+from tests.trainer.factories import (
+    PARTNER_NETWORK,
+    SAM_CONFIG,
+    THREE_LEVEL_NETWORK,
+    load_run_weights,
+    make_tiny_recipe,
+    train_on_cpu,
+    weights_equal,
+    write_phantoms,
+)
 from trainer.recipe import Recipe
 
 AGREEING = {"noise": 0.0, "weight": 1.0, "ramp": 0.0}
@@ -27,32 +36,34 @@ SGD = {"updates": 20, "optimiser": {"kind": "sgd", "rate": 0.05}}
 BATCH_NORM = {"kind": "unet", "channels": [4, 8], "residual_units": 0, "norm": "batch", "dropout": 0.2}
 
 EQUAL = {
-    "supervised": recipe_of("supervised", {**SGD, "batch": 4}),
-    "self_training": recipe_of("self_training", {**SGD, "batch": 4}, first=0.5),
-    "mean_teacher": recipe_of("mean_teacher", {**SGD, "batch": 4}, **AGREEING, labelled=1),
+    "supervised": make_tiny_recipe("supervised", {**SGD, "batch": 4}),
+    "self_training": make_tiny_recipe("self_training", {**SGD, "batch": 4}, first=0.5),
+    "mean_teacher": make_tiny_recipe("mean_teacher", {**SGD, "batch": 4}, **AGREEING, labelled=1),
     # One process has no unlabelled patch, the other no labelled one.
-    "mean_teacher, one patch each": recipe_of("mean_teacher", {**SGD, "batch": 2}, **AGREEING),
-    "uamt, one patch each": recipe_of("uamt", {**SGD, "batch": 2}, **AGREEING, passes=2),
-    "acmt": recipe_of("acmt", {**SGD, "batch": 4}, **AGREEING),
-    "cps": recipe_of("cps", {**SGD, "batch": 4}, weight=1.0, ramp=0.0),
-    "urpc": recipe_of("urpc", {**SGD, "batch": 4, "student": THREE_LEVELS}, weight=1.0, ramp=0.0),
-    "mcnet": recipe_of("mcnet", {**SGD, "batch": 4}, ramp=0.0),
-    "admt": recipe_of("admt", {**SGD, "batch": 4}, ramp=0.0, threshold=0.5, cutmix=0.0, period=3, copied=0.2),
-    "dualfete": recipe_of("dualfete", {**SGD, "batch": 4}, ramp=0.0, threshold=0.5, cutmix=0.0, normalise=False),
-    "bcp": recipe_of("bcp", {**SGD, "batch": 8}, pretrain=0.3),
-    "dual": recipe_of("dual", {**SGD, "batch": 4}, partner=PARTNER, weight_semi=0.0, weight_con=0.0),
-    "cfr": recipe_of("cfr", {**SGD, "batch": 4}, sam=SAM, sam_updates=6, bend=0.0, sam_optimiser=SGD["optimiser"]),
-    "mn": recipe_of("mn", {**SGD, "batch": 4}, **FIXED_2D, loss="pooled"),
-    "mn, weighted": recipe_of("mn", {**SGD, "batch": 4}, **FIXED_2D, loss="weighted"),
+    "mean_teacher, one patch each": make_tiny_recipe("mean_teacher", {**SGD, "batch": 2}, **AGREEING),
+    "uamt, one patch each": make_tiny_recipe("uamt", {**SGD, "batch": 2}, **AGREEING, passes=2),
+    "acmt": make_tiny_recipe("acmt", {**SGD, "batch": 4}, **AGREEING),
+    "cps": make_tiny_recipe("cps", {**SGD, "batch": 4}, weight=1.0, ramp=0.0),
+    "urpc": make_tiny_recipe("urpc", {**SGD, "batch": 4, "student": THREE_LEVEL_NETWORK}, weight=1.0, ramp=0.0),
+    "mcnet": make_tiny_recipe("mcnet", {**SGD, "batch": 4}, ramp=0.0),
+    "admt": make_tiny_recipe("admt", {**SGD, "batch": 4}, ramp=0.0, threshold=0.5, cutmix=0.0, period=3, copied=0.2),
+    "dualfete": make_tiny_recipe("dualfete", {**SGD, "batch": 4}, ramp=0.0, threshold=0.5, cutmix=0.0, normalise=False),
+    "bcp": make_tiny_recipe("bcp", {**SGD, "batch": 8}, pretrain=0.3),
+    "dual": make_tiny_recipe("dual", {**SGD, "batch": 4}, partner=PARTNER_NETWORK, weight_semi=0.0, weight_con=0.0),
+    "cfr": make_tiny_recipe(
+        "cfr", {**SGD, "batch": 4}, sam=SAM_CONFIG, sam_updates=6, bend=0.0, sam_optimiser=SGD["optimiser"]
+    ),
+    "mn": make_tiny_recipe("mn", {**SGD, "batch": 4}, **FIXED_2D, loss="pooled"),
+    "mn, weighted": make_tiny_recipe("mn", {**SGD, "batch": 4}, **FIXED_2D, loss="weighted"),
 }
 REFUSED = {
-    "cannot be shared evenly by 2 processes": recipe_of("supervised", {"batch": 3}),
-    "bcp combines 4 patches": recipe_of("bcp", {"batch": 4}),
-    "ict needs 2 unlabelled": recipe_of("ict", {"batch": 4}),
-    "dualfete needs 1 labelled": recipe_of("dualfete", {"batch": 4}, labelled=1),
-    "magicnet combines 2 patches": recipe_of("magicnet", {"batch": 2}, cubes=2, hidden=8),
+    "cannot be shared evenly by 2 processes": make_tiny_recipe("supervised", {"batch": 3}),
+    "bcp combines 4 patches": make_tiny_recipe("bcp", {"batch": 4}),
+    "ict needs 2 unlabelled": make_tiny_recipe("ict", {"batch": 4}),
+    "dualfete needs 1 labelled": make_tiny_recipe("dualfete", {"batch": 4}, labelled=1),
+    "magicnet combines 2 patches": make_tiny_recipe("magicnet", {"batch": 2}, cubes=2, hidden=8),
 }
-CONVERGING = recipe_of(
+CONVERGING = make_tiny_recipe(
     "comparative",
     {"batch": 4, "updates": 2},
     **{"feature_updates": 30, "output_updates": 30, "look_every": 1, "window": 2, "least_updates": 3},
@@ -60,7 +71,7 @@ CONVERGING = recipe_of(
     partitions=2,
     crops=4,
 )
-RESUMED = recipe_of("mean_teacher", {"student": BATCH_NORM, "batch": 4, "updates": 12, "checkpoint_every": 4})
+RESUMED = make_tiny_recipe("mean_teacher", {"student": BATCH_NORM, "batch": 4, "updates": 12, "checkpoint_every": 4})
 
 
 def launcher(count: int) -> list[str]:
@@ -74,7 +85,7 @@ def launch(*command: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return phantoms(tmp_path_factory.mktemp("data"))
+    return write_phantoms(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
@@ -90,15 +101,15 @@ def two(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     jobs += [job("converging", CONVERGING)]
     jobs += [job("whole", RESUMED), job("broken", RESUMED, stop=7), job("broken", RESUMED, resume=True)]
     (folder / "jobs.json").write_text(json.dumps(jobs))
-    done = launch(*launcher(2), "tests.trainer.one_of_several", str(dataset.folder), str(folder / "jobs.json"))
+    done = launch(*launcher(2), "tests.trainer.parallel_worker", str(dataset.folder), str(folder / "jobs.json"))
     assert done.returncode == 0, done.stdout + done.stderr
     return folder
 
 
 @pytest.mark.parametrize("name", EQUAL)
 def test_two_processes_end_with_one_processs_weights(dataset: Dataset, two: Path, tmp_path: Path, name: str) -> None:
-    trained(dataset, EQUAL[name], tmp_path / "one")
-    one, other = weights_of(tmp_path / "one"), weights_of(two / name)
+    train_on_cpu(dataset, EQUAL[name], tmp_path / "one")
+    one, other = load_run_weights(tmp_path / "one"), load_run_weights(two / name)
     assert one.keys() == other.keys()
     for tensor in one:
         torch.testing.assert_close(other[tensor], one[tensor], rtol=0, atol=1e-4, msg=tensor)
@@ -113,7 +124,7 @@ def test_two_processes_leave_a_stage_that_has_converged_together(two: Path) -> N
 
 
 def test_a_run_of_two_processes_resumes_to_the_same_weights(two: Path) -> None:
-    assert same_weights(weights_of(two / "whole"), weights_of(two / "broken"))
+    assert weights_equal(load_run_weights(two / "whole"), load_run_weights(two / "broken"))
 
 
 @pytest.mark.parametrize("number", range(len(REFUSED)))
@@ -124,7 +135,9 @@ def test_what_two_processes_cannot_share_is_refused_before_anything_is_written(t
 
 def test_the_command_under_torchrun_ends_well_and_writes_one_run(dataset: Dataset, tmp_path: Path) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump(recipe_of("supervised", {"batch": 4, "updates": 6}).model_dump(mode="json")))
+    recipe.write_text(
+        yaml.safe_dump(make_tiny_recipe("supervised", {"batch": 4, "updates": 6}).model_dump(mode="json"))
+    )
     command = ["train", "--data", str(dataset.folder), "--recipe", str(recipe), "--device", "cpu"]
     done = launch(*launcher(2), "semiseg", *command, "--out", str(tmp_path / "run"))
     assert done.returncode == 0, done.stderr

@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from semiseg.inference.windows import padding_for
-from tests.trainer.tiny import SEGMENTS, batch_of, case_of, method_of, recipe_of
-from trainer.cases import PreparedCase, places_of
-from trainer.mapped_arrays import by_name, by_value
-from trainer.patches import BatchComposition, PatchSampler, PatchSource, Request, batches
+from tests.trainer.factories import SEGMENTS, build_method, make_batch, make_case, make_tiny_recipe
+from trainer.cases import PreparedCase, sample_segment_voxels
+from trainer.mapped_arrays import from_file_reference, to_file_reference
+from trainer.patches import BatchComposition, PatchRequest, PatchSampler, PatchSource, load_batches
 from trainer.recipe import Recipe
 
 PATCH = (8, 8, 8)
@@ -26,7 +26,7 @@ STILL = {"affine": 0.0, "gamma_probability": 0.0}
 
 
 def recipe(patch: tuple[int, int, int] = PATCH, foreground: float = 0.5, **augmentation: object) -> Recipe:
-    return recipe_of("supervised", {"patch": patch, "foreground": foreground, "augmentation": augmentation})
+    return make_tiny_recipe("supervised", {"patch": patch, "foreground": foreground, "augmentation": augmentation})
 
 
 def source(
@@ -36,7 +36,7 @@ def source(
     return PatchSource(chosen, held, slice_axis, padding), held
 
 
-def walk(draws: PatchSampler, compositions: list[BatchComposition]) -> list[list[Request]]:
+def walk(draws: PatchSampler, compositions: list[BatchComposition]) -> list[list[PatchRequest]]:
     out = []
     before = BatchComposition(0, 0)
     for step, composition in enumerate(compositions):
@@ -49,9 +49,9 @@ def walk(draws: PatchSampler, compositions: list[BatchComposition]) -> list[list
 
 
 def draws_of(labelled: int, unlabelled: int, seed: int = 0) -> PatchSampler:
-    cases = [case_of(f"l{k}", (10, 10, 10), seed=k) for k in range(labelled)]
-    cases += [case_of(f"u{k}", (10, 10, 10), seed=k, labelled=False) for k in range(unlabelled)]
-    chosen = recipe_of("supervised", {"seed": seed})
+    cases = [make_case(f"l{k}", (10, 10, 10), seed=k) for k in range(labelled)]
+    cases += [make_case(f"u{k}", (10, 10, 10), seed=k, labelled=False) for k in range(unlabelled)]
+    chosen = make_tiny_recipe("supervised", {"seed": seed})
     held = {case.case_id: case for case in cases}
     return PatchSampler(chosen, held, [i for i in held if i[0] == "l"], [i for i in held if i[0] == "u"])
 
@@ -102,7 +102,7 @@ def isolated(shape: tuple[int, int, int], voxel: tuple[int, int, int], reach: in
     labels = np.zeros(shape, np.uint8)
     labels[tuple(slice(max(0, v - reach), v + reach + 1) for v in voxel)] = 1
     image = np.zeros((1, *shape), np.float32)
-    return PreparedCase("scan", image, labels, places_of(labels, SEGMENTS[:1]))
+    return PreparedCase("scan", image, labels, sample_segment_voxels(labels, SEGMENTS[:1]))
 
 
 @given(st.tuples(*[st.integers(0, 19)] * 3), st.integers(0, 1000))
@@ -110,7 +110,7 @@ def isolated(shape: tuple[int, int, int], voxel: tuple[int, int, int], reach: in
 def test_a_patch_on_demanded_foreground_contains_it(voxel: tuple[int, int, int], seed: int) -> None:
     case = isolated((20, 20, 20), voxel)
     made, held = source(recipe(foreground=1.0, **STILL), case)
-    draws = PatchSampler(recipe_of("supervised", {"seed": seed, "foreground": 1.0}), held, ["scan"], [])
+    draws = PatchSampler(make_tiny_recipe("supervised", {"seed": seed, "foreground": 1.0}), held, ["scan"], [])
     (request,) = draws.requests(0, BatchComposition(1, 0), BatchComposition(0, 0))
     assert request.voxel == voxel
     assert int(made[request]["labels"].sum()) == 1
@@ -123,7 +123,7 @@ def test_a_turned_and_zoomed_patch_still_contains_the_demanded_foreground(
 ) -> None:
     turned = recipe(foreground=1.0, gamma_probability=0.0, scale=scale, rotate=40, rotate_out_of_plane=20)
     made, _ = source(turned, isolated((24, 24, 24), voxel, reach=1))
-    sample = made[Request("scan", True, voxel, (seed, 2, 0, 0))]
+    sample = made[PatchRequest("scan", True, voxel, (seed, 2, 0, 0))]
     assert int(sample["labels"].sum()) > 0
 
 
@@ -134,21 +134,21 @@ def test_a_turned_patch_contains_foreground_in_a_corner_of_the_scan(corner: tupl
     turned = recipe((16, 4, 4), 1.0, gamma_probability=0.0, scale=(1.3, 1.3), rotate=45, rotate_out_of_plane=45)
     made, _ = source(turned, isolated((side, side, side), (x, y, z), reach=1))
     for seed in range(10):
-        assert int(made[Request("scan", True, (x, y, z), (seed, 2, 0, 0))]["labels"].sum()) > 0
+        assert int(made[PatchRequest("scan", True, (x, y, z), (seed, 2, 0, 0))]["labels"].sum()) > 0
 
 
 def test_without_foreground_a_patch_lies_anywhere_and_nothing_waits_for_it() -> None:
     empty = PreparedCase("scan", np.zeros((1, 20, 20, 20), np.float32), np.zeros((20, 20, 20), np.uint8), ())
     made, held = source(recipe(foreground=1.0, **STILL), empty)
-    draws = PatchSampler(recipe_of("supervised", {"foreground": 1.0}), held, ["scan"], [])
+    draws = PatchSampler(make_tiny_recipe("supervised", {"foreground": 1.0}), held, ["scan"], [])
     (request,) = draws.requests(0, BatchComposition(1, 0), BatchComposition(0, 0))
     assert request.voxel is None
     assert made[request]["labels"].shape == PATCH
 
 
 def test_an_unlabelled_scan_is_cut_where_foreground_was_predicted() -> None:
-    case = case_of("scan", (30, 30, 30), labelled=False)
-    draws = PatchSampler(recipe_of("supervised", {"foreground": 1.0}), {"scan": case}, ["scan"], ["scan"])
+    case = make_case("scan", (30, 30, 30), labelled=False)
+    draws = PatchSampler(make_tiny_recipe("supervised", {"foreground": 1.0}), {"scan": case}, ["scan"], ["scan"])
     assert draws.requests(0, BatchComposition(0, 1), BatchComposition(0, 0))[0].voxel is None
     draws.foreground["scan"] = (np.asarray([[3, 4, 5]], np.int32),)
     assert draws.requests(0, BatchComposition(0, 1), BatchComposition(0, 0))[0].voxel == (3, 4, 5)
@@ -161,9 +161,9 @@ def test_an_unlabelled_scan_is_cut_where_foreground_was_predicted() -> None:
 def test_a_scan_smaller_than_the_patch_lies_where_the_sliding_window_has_it(
     shape: tuple[int, int, int], padding: str
 ) -> None:
-    case = case_of("scan", shape, seed=3)
+    case = make_case("scan", shape, seed=3)
     made, _ = source(recipe(**STILL), case, padding=padding)
-    sample = made[Request("scan", True, None, (0, 2, 0, 5))]
+    sample = made[PatchRequest("scan", True, None, (0, 2, 0, 5))]
     how = {"edge": {"mode": "edge"}, "zero": {}}[padding]
     pad = padding_for(shape, PATCH)
     image = np.pad(case.image, [(0, 0), *pad], **how)
@@ -187,7 +187,7 @@ def test_image_and_labels_are_cut_turned_and_mirrored_alike() -> None:
     chosen = recipe(gamma_probability=0.0, rotate=45, rotate_out_of_plane=20, scale=(0.8, 1.2), flip=(0, 1, 2))
     made, _ = source(chosen, case)
     for k in range(8):
-        sample = made[Request("scan", True, (10, 11, 12), (0, 2, 0, k))]
+        sample = made[PatchRequest("scan", True, (10, 11, 12), (0, 2, 0, k))]
         read_at = sample["image"].numpy()  # each voxel of the image says where in the scan it was read
         x, y, z = np.round(read_at).astype(int)
         assert (sample["labels"].numpy() == labels[x, y, z]).mean() > 0.995
@@ -200,7 +200,9 @@ def test_a_patch_knows_where_in_its_scan_its_faces_lie(affine: float) -> None:
     case = PreparedCase("scan", where, np.zeros(shape, np.uint8), ())
     chosen = recipe(gamma_probability=0.0, affine=affine, rotate=20, scale=(0.9, 1.3), flip=(0, 1, 2))
     made, _ = source(chosen, case, padding="edge")
-    (batch,) = batches(made, [[Request("scan", True, (10, 6, 3), (0, 2, 0, k)) for k in range(12)]], 0, 0, False)
+    (batch,) = load_batches(
+        made, [[PatchRequest("scan", True, (10, 6, 3), (0, 2, 0, k)) for k in range(12)]], 0, 0, False
+    )
     assert batch.where is not None
     assert batch.where.shape == (12, 3, 2)
     assert {bool(w[0, 0] > w[0, 1]) for w in batch.where} == {True, False}, "some are mirrored"
@@ -226,7 +228,7 @@ def test_several_crops_of_a_scan_come_one_after_the_other_and_differ() -> None:
 
 def test_an_unlabelled_patch_shows_no_labels_even_where_there_are_some() -> None:
     made, _ = source(recipe(**STILL), isolated((8, 8, 8), (4, 4, 4), reach=1))
-    assert int(made[Request("scan", False, None, (0, 2, 1, 0))]["labels"].sum()) == 0
+    assert int(made[PatchRequest("scan", False, None, (0, 2, 1, 0))]["labels"].sum()) == 0
 
 
 def test_image_labels_and_faces_are_turned_alike() -> None:
@@ -237,7 +239,7 @@ def test_image_labels_and_faces_are_turned_alike() -> None:
     made, _ = source(recipe(**STILL, quarter_turns=1.0, flip=(0, 1, 2)), case)
     seen = set()
     for k in range(24):
-        patch = made[Request("scan", True, (10, 11, 6), (0, 2, 0, k))]
+        patch = made[PatchRequest("scan", True, (10, 11, 6), (0, 2, 0, k))]
         assert isinstance(patch, dict)
         x, y, z = (np.round(c * n - 0.5).astype(int) for c, n in zip(patch["image"].numpy(), shape, strict=True))
         assert np.array_equal(patch["labels"].numpy(), labels[x, y, z])
@@ -270,12 +272,12 @@ def start_method(request: pytest.FixtureRequest) -> Iterator[str]:
 
 @pytest.mark.usefixtures("start_method")
 def test_worker_processes_make_the_same_batches() -> None:
-    cases = [case_of(f"s{k}", (12, 12, 12), seed=k) for k in range(3)]
-    chosen = recipe_of("supervised", {"augmentation": {"rotate": 20, "noise": 0.2, "gamma_probability": 1.0}})
+    cases = [make_case(f"s{k}", (12, 12, 12), seed=k) for k in range(3)]
+    chosen = make_tiny_recipe("supervised", {"augmentation": {"rotate": 20, "noise": 0.2, "gamma_probability": 1.0}})
     made, held = source(chosen, *cases)
     requests = walk(PatchSampler(chosen, held, list(held), list(held)), [BatchComposition(2, 1)] * 5)
-    alone = list(batches(made, requests, 3, 0, False))
-    by_workers = list(batches(made, requests, 3, 2, False))
+    alone = list(load_batches(made, requests, 3, 0, False))
+    by_workers = list(load_batches(made, requests, 3, 2, False))
     assert [b.step for b in alone] == [3, 4, 5, 6, 7]
     for a, b in zip(alone, by_workers, strict=True):
         assert torch.equal(a.images, b.images)
@@ -285,17 +287,17 @@ def test_worker_processes_make_the_same_batches() -> None:
 
 def test_a_worker_that_is_not_forked_receives_file_names_and_maps_the_same_scans(tmp_path: Path) -> None:
     """What is pickled would be a copy of all scans in every worker."""
-    case, guess = case_of("scan", (40, 40, 40)), np.ones((40, 40, 40), np.uint8)
+    case, guess = make_case("scan", (40, 40, 40)), np.ones((40, 40, 40), np.uint8)
     for name, array in {"image": case.image, "labels": case.labels, "guess": guess}.items():
         np.save(tmp_path / f"{name}.npy", array)
     image, labels, mapped_guess = (np.load(tmp_path / f"{n}.npy", mmap_mode="r") for n in ("image", "labels", "guess"))
     mapped = replace(case, image=image, labels=labels)
-    chosen = recipe_of("supervised", {})
+    chosen = make_tiny_recipe("supervised", {})
     pseudo = {"m": {"scan": mapped_guess}}
     sent = pickle.dumps(PatchSource(chosen, {"scan": mapped, "other": case}, 2, "edge", pseudo, "m"))
     assert len(sent) < case.image.nbytes + labels.nbytes + 20_000, "only the scan that lies in memory is sent"
 
-    received, requests = pickle.loads(sent), [Request("scan", k % 2 == 0, (3, 3, 3), (1, k)) for k in range(4)]
+    received, requests = pickle.loads(sent), [PatchRequest("scan", k % 2 == 0, (3, 3, 3), (1, k)) for k in range(4)]
     there = PatchSource(chosen, {"scan": case}, 2, "edge", {"m": {"scan": guess}}, "m")
     for request in requests:
         made, wanted = received[request], there[request]
@@ -305,7 +307,7 @@ def test_a_worker_that_is_not_forked_receives_file_names_and_maps_the_same_scans
 def test_a_part_of_a_mapped_array_is_sent_as_it_is(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", np.arange(24).reshape(4, 6))
     part = np.load(tmp_path / "a.npy", mmap_mode="r")[1:, ::2]
-    assert np.array_equal(by_value(by_name(part)), np.arange(24).reshape(4, 6)[1:, ::2])
+    assert np.array_equal(from_file_reference(to_file_reference(part)), np.arange(24).reshape(4, 6)[1:, ::2])
 
 
 WILD = {"rotate": 20, "noise": 0.2, "gamma_probability": 1.0, "affine": 0.7, "flip": (0, 2), "contrast": 0.1}
@@ -314,13 +316,13 @@ WILD = {"rotate": 20, "noise": 0.2, "gamma_probability": 1.0, "affine": 0.7, "fl
 @pytest.mark.parametrize("padding", ["edge", "zero"])
 @pytest.mark.parametrize("count", [0, 2])
 def test_patches_made_by_the_device_are_those_made_by_the_workers(padding: str, count: int) -> None:
-    held = {f"s{k}": case_of(f"s{k}", (12, 7, 12), seed=k) for k in range(3)}
+    held = {f"s{k}": make_case(f"s{k}", (12, 7, 12), seed=k) for k in range(3)}
     chosen = {"patch": PATCH, "augmentation": WILD}
-    apart = recipe_of("supervised", {**chosen, "augment_on": "device"})
+    apart = make_tiny_recipe("supervised", {**chosen, "augment_on": "device"})
     requests = walk(PatchSampler(apart, held, list(held), list(held)), [BatchComposition(2, 1)] * 5)
     there = PatchSource(apart, held, 2, padding, device=torch.device("cpu"))
-    here = PatchSource(recipe_of("supervised", chosen), held, 2, padding, device=torch.device("cpu"))
-    pairs = zip(batches(there, requests, 3, count, False), batches(here, requests, 3, 0, False), strict=True)
+    here = PatchSource(make_tiny_recipe("supervised", chosen), held, 2, padding, device=torch.device("cpu"))
+    pairs = zip(load_batches(there, requests, 3, count, False), load_batches(here, requests, 3, 0, False), strict=True)
     for a, b in pairs:
         assert torch.equal(a.images, b.images)
         assert torch.equal(a.labels, b.labels)
@@ -330,11 +332,13 @@ def test_patches_made_by_the_device_are_those_made_by_the_workers(padding: str, 
 @pytest.mark.parametrize("padding", ["edge", "zero"])
 def test_nothing_of_a_patch_is_left_behind_when_another_device_makes_it(padding: str) -> None:
     """On the device without memory every operation that mixes devices fails, and every one that reads a value."""
-    held = {"s": case_of("s", (12, 7, 12), seed=1)}
-    apart = recipe_of("supervised", {"patch": PATCH, "augment_on": "device", "augmentation": {**WILD, "noise": 0.0}})
+    held = {"s": make_case("s", (12, 7, 12), seed=1)}
+    apart = make_tiny_recipe(
+        "supervised", {"patch": PATCH, "augment_on": "device", "augmentation": {**WILD, "noise": 0.0}}
+    )
     there = PatchSource(apart, held, 2, padding, device=torch.device("meta"))
     requests = walk(PatchSampler(apart, held, ["s"], ["s"]), [BatchComposition(2, 1)] * 5)
-    for batch in batches(there, requests, 0, 0, False):
+    for batch in load_batches(there, requests, 0, 0, False):
         assert batch.images.shape == (3, 1, *PATCH)
         assert {batch.images.device.type, batch.labels.device.type} == {"meta"}
 
@@ -344,7 +348,7 @@ def test_nothing_of_a_patch_is_left_behind_when_another_device_makes_it(padding:
 def test_parts_of_a_batch_hold_every_patch_once_labelled_first(labelled: int, unlabelled: int, count: int) -> None:
     if not 0 < count <= labelled + unlabelled:
         return
-    batch = batch_of(labelled, unlabelled, side=2)
+    batch = make_batch(labelled, unlabelled, side=2)
     parts = list(batch.parts(count))
     assert sorted(c for part in parts for c in part.cases) == sorted(batch.cases)
     assert sum(part.labelled for part in parts) == labelled
@@ -357,34 +361,36 @@ def test_parts_of_a_batch_hold_every_patch_once_labelled_first(labelled: int, un
 
 def test_a_methods_mixtures_always_fill_the_batch() -> None:
     for name in ("supervised", "mean_teacher", "mn"):
-        method = method_of(recipe_of(name, {"batch": 3}))
+        method = build_method(make_tiny_recipe(name, {"batch": 3}))
         for step in range(method.steps):
             assert method.step_plan(step).composition.total == 3
 
 
 def test_soft_labels_of_a_guide_are_cut_and_turned_with_the_image() -> None:
     """Maps that say what the image says, voxel by voxel, still do so in a patch that was turned and mirrored."""
-    case = case_of("scan", (12, 12, 12), labelled=False)
+    case = make_case("scan", (12, 12, 12), labelled=False)
     lies = np.indices((12, 12, 12)).sum(axis=0).astype(np.float32)
     case = replace(case, image=lies[None])
     soft = np.stack([lies * 4, 255 - lies * 4, lies * 2]).astype(np.uint8)
     own = (lies > 15).astype(np.uint8)
     exact = {**STILL, "flip": (0, 1, 2), "quarter_turns": 1.0, "intensity_probability": 0.0}
-    recipe = recipe_of("supervised", {"patch": PATCH, "augmentation": exact})
+    recipe = make_tiny_recipe("supervised", {"patch": PATCH, "augmentation": exact})
     pseudo = {"atlas": {"scan": soft}, "mine": {"scan": own}}
-    source = PatchSource(recipe, {"scan": case, "other": case_of("other", (12, 12, 12))}, 2, "edge", pseudo, "mine")
+    source = PatchSource(recipe, {"scan": case, "other": make_case("other", (12, 12, 12))}, 2, "edge", pseudo, "mine")
     for seed in range(4):
-        made = source[Request("scan", False, (6, 6, 6), (seed,))]
+        made = source[PatchRequest("scan", False, (6, 6, 6), (seed,))]
         found, image = made["guides"]["atlas"], made["image"][0]
         assert found.dtype == torch.uint8 and found.shape == (3, *PATCH)
         torch.testing.assert_close(found[0].float(), image * 4)
         torch.testing.assert_close(found[1].float(), 255 - image * 4)
         torch.testing.assert_close(found[2].float(), image * 2)
         assert torch.equal(made["labels"], (image > 15).long())
-    outlined = source[Request("other", True, (6, 6, 6), (0,))]
+    outlined = source[PatchRequest("other", True, (6, 6, 6), (0,))]
     assert not outlined["guides"]["atlas"].any() and outlined["guides"]["atlas"].shape == (3, *PATCH)
     batch = next(
-        batches(source, [[Request("other", True, None, (1,)), Request("scan", False, None, (2,))]], 0, 0, False)
+        load_batches(
+            source, [[PatchRequest("other", True, None, (1,)), PatchRequest("scan", False, None, (2,))]], 0, 0, False
+        )
     )
     assert batch.guides["atlas"].shape == (2, 3, *PATCH)
     (part,) = batch.parts(1)

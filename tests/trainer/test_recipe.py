@@ -15,19 +15,19 @@ from hypothesis import strategies as st
 from semiseg.dataset import Dataset, load_dataset, make_split
 from semiseg.volumes.nifti import write_nifti
 from semiseg.volumes.series_rules import SeriesRule
-from tests.trainer.tiny import SEGFORMER, phantoms, plan_of, recipe_of
+from tests.trainer.factories import SEGFORMER_CONFIG, make_tiny_plan, make_tiny_recipe, write_phantoms
 from trainer.errors import RecipeError
-from trainer.plan import Plan, make_manifest, make_plan
-from trainer.planning_facts import Machine, facts_of
+from trainer.plan import TrainingPlan, make_manifest, make_plan
+from trainer.planning_facts import MachineFacts, collect_dataset_facts
 from trainer.recipe import Recipe, find_recipe, make_recipe, read_document, read_recipe
-from trainer.recipe_rules import decide
+from trainer.recipe_rules import decide_open_keys
 
 SHIPPED = sorted(p.stem for p in find_recipe("default").parent.glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return phantoms(tmp_path_factory.mktemp("data"))
+    return write_phantoms(tmp_path_factory.mktemp("data"))
 
 
 # --- a recipe by itself -------------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def test_a_recipe_that_is_not_there_is_refused_with_the_names_that_are() -> None
 
 
 def test_a_recipe_survives_its_own_yaml() -> None:
-    recipe = recipe_of("mn", {"patch": "auto", "augmentation": {"flip": [0, 2]}, "optimiser": {"rate": 1e-05}})
+    recipe = make_tiny_recipe("mn", {"patch": "auto", "augmentation": {"flip": [0, 2]}, "optimiser": {"rate": 1e-05}})
     text = yaml.safe_dump(recipe.model_dump(mode="json"))
     assert Recipe.model_validate(yaml.safe_load(text)) == recipe
 
@@ -119,8 +119,10 @@ def test_every_recipe_that_comes_with_semiseg_makes_a_plan_for_every_method(
     dataset: Dataset, name: str, method: str
 ) -> None:
     document = read_document(find_recipe(name), [f"method={method}", "segments={}"])
-    done, _ = decide(document, facts_of(dataset, make_split(dataset), "RAS", {}), Machine("a processor", 2, 8.0))
-    plan = plan_of(dataset, make_recipe(done))
+    done, _ = decide_open_keys(
+        document, collect_dataset_facts(dataset, make_split(dataset), "RAS", {}), MachineFacts("a processor", 2, 8.0)
+    )
+    plan = make_tiny_plan(dataset, make_recipe(done))
     networks = plan.stages.build()
     assert plan.stages.exported(networks) is networks["student"]
     manifest = make_manifest(plan)
@@ -128,8 +130,8 @@ def test_every_recipe_that_comes_with_semiseg_makes_a_plan_for_every_method(
     assert manifest.window == plan.recipe.size()
 
 
-def planned(dataset: Dataset, changes: dict[str, Any] | None = None, method: str = "supervised") -> Plan:
-    return plan_of(dataset, recipe_of(method, changes))
+def planned(dataset: Dataset, changes: dict[str, Any] | None = None, method: str = "supervised") -> TrainingPlan:
+    return make_tiny_plan(dataset, make_tiny_recipe(method, changes))
 
 
 @pytest.mark.parametrize(
@@ -206,14 +208,16 @@ def test_an_automatic_patch_of_a_scan_that_suits_is_that_scan(side: int, spacing
     fingerprint = Fingerprint.collect([{"image": Volume(np.zeros(shape, np.int16), affine)}], "RAS")
     x, y, z = fingerprint.spacing.median
     for own in (None, (x, y, z)):
-        planned = _with_patch(recipe_of("supervised", {"patch": "auto"}), fingerprint, Preprocessing(spacing=own))
+        planned = _with_patch(
+            make_tiny_recipe("supervised", {"patch": "auto"}), fingerprint, Preprocessing(spacing=own)
+        )
         assert planned.patch == shape
 
 
 # --- what is decided from the scans -------------------------------------------------------------------------------
 
 
-def scans_of(folder: Path, grids: list[tuple[tuple[int, int, int], np.ndarray]]) -> Plan:
+def scans_of(folder: Path, grids: list[tuple[tuple[int, int, int], np.ndarray]]) -> TrainingPlan:
     """A plan on scans of these shapes and affines; the last one is unlabelled."""
     for name in ("imagesTr", "labelsTr"):
         (folder / name).mkdir(parents=True)
@@ -225,7 +229,7 @@ def scans_of(folder: Path, grids: list[tuple[tuple[int, int, int], np.ndarray]])
     document = {"name": "Grids", "modality": {"0": "MR"}, "labels": {"0": "background", "1": "all"}}
     (folder / "dataset.json").write_text(json.dumps(document))
     chosen = load_dataset(folder)
-    recipe = recipe_of("supervised", {"preparation": {"spacing": "median"}})
+    recipe = make_tiny_recipe("supervised", {"preparation": {"spacing": "median"}})
     return make_plan(chosen, make_split(chosen), recipe)
 
 
@@ -285,7 +289,7 @@ def test_one_intensity_serves_every_channel(dataset: Dataset) -> None:
 
 
 def test_a_2d_network_from_scratch_needs_no_licence(dataset: Dataset) -> None:
-    plan = plan_of(dataset, recipe_of("mn", teacher={"config": SEGFORMER}))
+    plan = make_tiny_plan(dataset, make_tiny_recipe("mn", teacher={"config": SEGFORMER_CONFIG}))
     assert plan.stages.pretrained() == ()
 
 
@@ -296,7 +300,7 @@ def test_a_student_with_a_fixed_window_refuses_further_windows(tmp_path):
         "windows": [[32, 32, 64]],
     }
     with pytest.raises(RecipeError, match="windows of the patch's size only"):
-        plan_of(phantoms(tmp_path / "data"), recipe_of("supervised", changes))
+        make_tiny_plan(write_phantoms(tmp_path / "data"), make_tiny_recipe("supervised", changes))
 
 
 @pytest.mark.parametrize("overlap", [1.0, [0.5, 0.5], [0.5, 1.0, 0.5], "half", [0.5], -0.1])

@@ -16,20 +16,29 @@ from hypothesis import strategies as st
 from semiseg.bundle.fingerprint import Fingerprint, Range
 from semiseg.dataset import Dataset, load_dataset, make_split
 from semiseg.volumes.nifti import write_nifti
-from tests.trainer.tiny import phantoms
+from tests.trainer.factories import write_phantoms
 from trainer.errors import RecipeError
+from trainer.network_configs import count_parameters, parse_network_config
 from trainer.plan import make_plan
-from trainer.planning_facts import DatasetFacts, Machine, facts_of
+from trainer.planning_facts import DatasetFacts, MachineFacts, collect_dataset_facts
 from trainer.recipe import find_recipe, make_recipe, read_document
-from trainer.recipe_rules import KEYS, SIZES, Decision, decide, open_keys, patch_of, strides_of, write_decisions
+from trainer.recipe_rules import (
+    DECIDABLE_KEYS,
+    NETWORK_SIZES,
+    RecipeDecision,
+    choose_patch,
+    choose_strides,
+    decide_open_keys,
+    open_keys,
+    write_decisions,
+)
 from trainer.scan_facts import ScanFacts
-from trainer.students import parameters_of, read_student
 
-LAPTOP = Machine("a processor", 8, 16.0)
+LAPTOP = MachineFacts("a processor", 8, 16.0)
 
 
-def gpu(memory: float, *, bf16: bool = True) -> Machine:
-    return Machine("a processor", 16, 128.0, "a GPU", memory, bf16)
+def gpu(memory: float, *, bf16: bool = True) -> MachineFacts:
+    return MachineFacts("a processor", 16, 128.0, "a GPU", memory, bf16)
 
 
 def facts(
@@ -47,10 +56,10 @@ def facts(
 
 
 def decided(
-    told: DatasetFacts, machine: Machine = LAPTOP, **changes: Any
-) -> tuple[dict[str, Any], dict[str, Decision]]:
+    told: DatasetFacts, machine: MachineFacts = LAPTOP, **changes: Any
+) -> tuple[dict[str, Any], dict[str, RecipeDecision]]:
     document = {**yaml.safe_load(find_recipe("default").read_text()), **changes}
-    done, decisions = decide(document, told, machine)
+    done, decisions = decide_open_keys(document, told, machine)
     make_recipe(done)  # it is one
     return done, {one.key: one for one in decisions}
 
@@ -60,13 +69,18 @@ def decided(
 
 def test_the_default_recipe_leaves_everything_open_and_every_key_can_be_said() -> None:
     document = read_document(find_recipe("default"))
-    assert open_keys(document) == KEYS
+    assert open_keys(document) == DECIDABLE_KEYS
     said = read_document(
         find_recipe("default"), ["batch=6", "preparation.spacing=median", "student={kind: vnet}", "augmentation={}"]
     )
-    done, decisions = decide(said, facts(), LAPTOP)
+    done, decisions = decide_open_keys(said, facts(), LAPTOP)
     assert done["batch"] == 6 and done["preparation"]["spacing"] == "median" and done["student"] == {"kind": "vnet"}
-    assert {one.key for one in decisions} == {*KEYS} - {"batch", "preparation.spacing", "student", "augmentation"}
+    assert {one.key for one in decisions} == {*DECIDABLE_KEYS} - {
+        "batch",
+        "preparation.spacing",
+        "student",
+        "augmentation",
+    }
     assert document["preparation"] == {"spacing": "auto", "intensity": "auto"}, "the document that came in stays"
 
 
@@ -74,7 +88,7 @@ def test_the_default_recipe_leaves_everything_open_and_every_key_can_be_said() -
 def test_recipes_that_say_everything_are_not_touched(name: str) -> None:
     document = read_document(find_recipe(name))
     assert open_keys(document) == ()
-    assert decide(document, facts(), LAPTOP) == (document, [])
+    assert decide_open_keys(document, facts(), LAPTOP) == (document, [])
 
 
 def test_a_patch_alone_follows_the_scans_as_it_always_has() -> None:
@@ -113,7 +127,7 @@ def test_thick_slices_are_not_halved_and_not_turned_out_of_their_plane() -> None
     done, _ = decided(facts((256.0, 256.0, 20.0), (0.8, 0.8, 6.0)))
     assert [step[2] for step in done["student"]["strides"][:3]] == [1, 1, 1]
     assert done["augmentation"]["rotate_out_of_plane"] == 0
-    assert math.prod(done["patch"]) <= SIZES["tiny"].patch * 1.05
+    assert math.prod(done["patch"]) <= NETWORK_SIZES["tiny"].patch * 1.05
     assert done["patch"][2] >= 8
 
 
@@ -150,8 +164,8 @@ def test_networks_grow_with_the_memory_of_the_gpu_up_to_the_size_of_nnunets() ->
         assert done["precision"] == "bf16"
         assert f"{memory:.0f} GiB" in decisions["student"].reason
         x, y, z = done["patch"]
-        network = read_student(done["student"]).build(1, 3, (x, y, z))
-        parameters.append(parameters_of(network))
+        network = parse_network_config(done["student"]).build(1, 3, (x, y, z))
+        parameters.append(count_parameters(network))
     assert parameters == sorted(parameters)
     assert parameters[-1] > 20_000_000, "nnU-Net's plain network has about thirty"
     assert decided(facts(), gpu(12.0, bf16=False))[0]["precision"] == "fp16"
@@ -172,7 +186,7 @@ def test_whatever_the_scans_are_a_recipe_comes_out_that_holds(
     shape: tuple[float, float, float], spacing: tuple[float, float, float], memory: float | None
 ) -> None:
     done, _ = decided(facts(shape, spacing), LAPTOP if memory is None else gpu(memory))
-    section = read_student(done["student"])
+    section = parse_network_config(done["student"])
     for side, by in zip(done["patch"], section.divisor(), strict=True):
         assert side >= 1 and by <= 64
     assert math.prod(done["patch"]) <= 2_400_000
@@ -180,19 +194,19 @@ def test_whatever_the_scans_are_a_recipe_comes_out_that_holds(
 
 @given(shape=st.tuples(*[st.floats(1, 2000)] * 3), most=st.integers(500, 3_000_000))
 def test_a_patch_never_exceeds_the_scan_or_its_limit(shape: tuple[float, float, float], most: int) -> None:
-    patch = patch_of(shape, most)
+    patch = choose_patch(shape, most)
     assert all(1 <= p <= max(1, round(n)) for p, n in zip(patch, shape, strict=True))
     assert math.prod(patch) <= most
 
 
 def test_strides_leave_four_voxels_and_bring_the_voxels_to_one_length() -> None:
-    assert strides_of((40, 56, 40), (1, 1, 1), 5) == [[2, 2, 2]] * 3
-    assert strides_of((128, 128, 16), (1, 1, 4), 6) == [[2, 2, 1], [2, 2, 1], [2, 2, 2], [2, 2, 2], [2, 2, 1]]
-    assert strides_of((4, 4, 4), (1, 1, 1), 5) == []
+    assert choose_strides((40, 56, 40), (1, 1, 1), 5) == [[2, 2, 2]] * 3
+    assert choose_strides((128, 128, 16), (1, 1, 4), 6) == [[2, 2, 1], [2, 2, 1], [2, 2, 2], [2, 2, 2], [2, 2, 1]]
+    assert choose_strides((4, 4, 4), (1, 1, 1), 5) == []
 
 
 def test_decisions_are_kept_with_their_reasons(tmp_path: Path) -> None:
-    write_decisions((Decision("batch", 4, "since"),), tmp_path / "decisions.json")
+    write_decisions((RecipeDecision("batch", 4, "since"),), tmp_path / "decisions.json")
     assert json.loads((tmp_path / "decisions.json").read_text()) == [{"key": "batch", "value": 4, "reason": "since"}]
 
 
@@ -201,17 +215,17 @@ def test_decisions_are_kept_with_their_reasons(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return phantoms(tmp_path_factory.mktemp("data"))
+    return write_phantoms(tmp_path_factory.mktemp("data"))
 
 
 def test_a_decided_recipe_makes_a_plan_and_its_facts_are_not_read_twice(
     dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = make_split(dataset)
-    told = facts_of(dataset, split, "RAS", {})
+    told = collect_dataset_facts(dataset, split, "RAS", {})
     assert (told.labelled, told.unlabelled) == (2, 4)
     assert told.foreground[0][0] < told.foreground[0][1]
-    done, _ = decide(read_document(find_recipe("default"), ["segments={}"]), told, LAPTOP)
+    done, _ = decide_open_keys(read_document(find_recipe("default"), ["segments={}"]), told, LAPTOP)
     monkeypatch.setattr("trainer.scan_facts.read_channels", None)
     plan = make_plan(dataset, split, make_recipe(done), scans=told.scans)
     assert plan.recipe.size() == (16, 16, 12)
@@ -232,7 +246,7 @@ def test_values_inside_the_outlines_of_a_ct_set_its_window(tmp_path: Path) -> No
     (tmp_path / "dataset.json").write_text(json.dumps(described))
     (tmp_path / "split.json").write_text(json.dumps({"test": ["s2"], "labelled": {"1": ["s0"]}}))
     found = load_dataset(tmp_path)
-    told = facts_of(found, make_split(found), "RAS", {})
+    told = collect_dataset_facts(found, make_split(found), "RAS", {})
     assert told.modalities == ("CT",)
     low, high = told.foreground[0]
     assert 0 <= low < 10 and 190 < high <= 200

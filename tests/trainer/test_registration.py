@@ -7,17 +7,17 @@ import pytest
 from numpy.typing import NDArray
 
 from trainer.registration import (
-    Scan,
-    affine_of,
-    as_image,
-    as_scan,
-    identity,
+    RegistrationScan,
+    affine_transform,
+    identity_transform,
     inverse_inconsistency,
     local_mean,
+    log_strain,
+    prepare_scan,
     register,
-    stretch_of,
+    to_sitk_image,
     warp,
-    work_spacing,
+    working_spacing,
 )
 
 Triple = tuple[float, float, float]
@@ -41,9 +41,9 @@ def overlap(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
 
 def scans_of(
     fixed: tuple[NDArray[np.float32], Triple], moving: tuple[NDArray[np.float32], Triple]
-) -> tuple[Scan, Scan]:
-    side = work_spacing([fixed[0].shape, moving[0].shape], [fixed[1], moving[1]])
-    return as_scan(*fixed, side), as_scan(*moving, side)
+) -> tuple[RegistrationScan, RegistrationScan]:
+    side = working_spacing([fixed[0].shape, moving[0].shape], [fixed[1], moving[1]])
+    return prepare_scan(*fixed, side), prepare_scan(*moving, side)
 
 
 @pytest.mark.parametrize(
@@ -56,8 +56,8 @@ def test_an_organ_that_moved_and_grew_is_found_whatever_the_voxels_are(
     image, mask = blob(shape, spacing, (4.0, -3.0, 2.0), (11.0, 11.0, 9.0))
     other, outlined = blob((40, 48, 36), (1.0, 1.0, 1.0), (-2.0, 2.0, -1.0))
     fixed, moving = scans_of((image, spacing), (other, (1.0, 1.0, 1.0)))
-    seen = as_image(outlined, (1.0, 1.0, 1.0))
-    before = overlap(warp(seen, fixed.own, identity()), mask)
+    seen = to_sitk_image(outlined, (1.0, 1.0, 1.0))
+    before = overlap(warp(seen, fixed.own, identity_transform()), mask)
     after = overlap(warp(seen, fixed.own, register(fixed, moving)), mask)
     assert before < 0.75
     assert after > 0.9
@@ -68,7 +68,7 @@ def test_other_brightness_contrast_and_a_bias_field_change_little() -> None:
     other, outlined = blob((40, 48, 36), (1.0, 1.0, 1.0), (-1.0, 2.0, -1.0))
     bias = np.linspace(0.6, 1.4, 40, dtype=np.float32)[:, None, None]
     fixed, moving = scans_of((image * 3.0 * bias + 5.0, (1.0, 1.0, 1.0)), (other, (1.0, 1.0, 1.0)))
-    found = warp(as_image(outlined, (1.0, 1.0, 1.0)), fixed.own, register(fixed, moving))
+    found = warp(to_sitk_image(outlined, (1.0, 1.0, 1.0)), fixed.own, register(fixed, moving))
     assert overlap(found, mask) > 0.88
 
 
@@ -88,11 +88,11 @@ def test_it_repeats_itself_bit_for_bit_and_large_scans_are_worked_on_coarsely() 
     image, _ = blob((40, 48, 36), (1.0, 1.0, 1.0), (3.0, -2.0, 1.0))
     other, outlined = blob((40, 48, 36), (1.0, 1.0, 1.0), (-1.0, 2.0, -1.0))
     fixed, moving = scans_of((image, (1.0, 1.0, 1.0)), (other, (1.0, 1.0, 1.0)))
-    seen = as_image(outlined, (1.0, 1.0, 1.0))
+    seen = to_sitk_image(outlined, (1.0, 1.0, 1.0))
     once, again = (warp(seen, fixed.own, register(fixed, moving)) for _ in range(2))
     np.testing.assert_array_equal(once, again)
-    assert work_spacing([(512, 512, 400)], [(0.8, 0.8, 1.5)]) == pytest.approx((409.6**2 * 600 / 400_000) ** (1 / 3))
-    assert work_spacing([(35, 50, 36)], [(1.0, 1.0, 2.0)]) == 1.0
+    assert working_spacing([(512, 512, 400)], [(0.8, 0.8, 1.5)]) == pytest.approx((409.6**2 * 600 / 400_000) ** (1 / 3))
+    assert working_spacing([(35, 50, 36)], [(1.0, 1.0, 2.0)]) == 1.0
 
 
 def test_empty_scans_and_scans_of_a_slice_do_not_end_in_an_error() -> None:
@@ -116,7 +116,7 @@ def test_a_local_mean_is_a_gaussian_in_millimetres() -> None:
 def test_a_stretch_is_found_and_a_shift_is_none() -> None:
     moved, grown = (blob((40, 48, 36), (1.0, 1.0, 1.0), (2.0, -1.0, 1.0), r)[0] for r in ((9, 12, 8), (9, 15, 8)))
     image, _ = blob((40, 48, 36), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
-    fixed, shifted, longer = (as_scan(a, (1.0, 1.0, 1.0), 1.0) for a in (image, moved, grown))
-    assert np.abs(stretch_of(affine_of(fixed, shifted))).max() < 0.05
+    fixed, shifted, longer = (prepare_scan(a, (1.0, 1.0, 1.0), 1.0) for a in (image, moved, grown))
+    assert np.abs(log_strain(affine_transform(fixed, shifted))).max() < 0.05
     # Its axes are z, y, x; the organ is 15 / 12 as long along y.
-    assert stretch_of(affine_of(fixed, longer))[3] == pytest.approx(np.log(15 / 12), abs=0.06)
+    assert log_strain(affine_transform(fixed, longer))[3] == pytest.approx(np.log(15 / 12), abs=0.06)

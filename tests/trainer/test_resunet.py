@@ -10,11 +10,11 @@ from safetensors.torch import save_file
 
 from trainer.errors import RecipeError
 from trainer.networks.resunet import ResUNet
-from trainer.teachers import Teacher, build_teacher
+from trainer.teachers import TeacherConfig, build_teacher
 
 
 def resunet_of(inputs: int = 1, **section: object) -> torch.nn.Module:
-    return build_teacher(Teacher.model_validate({"kind": "resunet", "finetune": "whole", **section}), inputs, 3)
+    return build_teacher(TeacherConfig.model_validate({"kind": "resunet", "finetune": "whole", **section}), inputs, 3)
 
 
 @pytest.mark.parametrize("enlarge", [1, 2])
@@ -47,7 +47,7 @@ def weights_in(folder: Path, *, licence: str = "mit", drop: str = "") -> dict[st
 
 def test_encoder_starts_from_the_weights_in_a_folder(tmp_path):
     tensors = weights_in(tmp_path / "resnet50")
-    section = Teacher.model_validate(
+    section = TeacherConfig.model_validate(
         {"kind": "resunet", "finetune": "whole", "weights": {"folder": str(tmp_path / "resnet50")}}
     )
     teacher = build_teacher(section, 1, 3)
@@ -76,4 +76,4 @@ def test_weights_that_may_not_be_used_or_do_not_fit_are_refused(tmp_path, licenc
 )
 def test_what_does_not_go_with_a_resunet_is_refused_when_the_recipe_is_read(section, words):
     with pytest.raises(ValueError, match=words):
-        Teacher.model_validate({"kind": "resunet", "finetune": "whole", **section})
+        TeacherConfig.model_validate({"kind": "resunet", "finetune": "whole", **section})

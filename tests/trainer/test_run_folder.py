@@ -16,28 +16,28 @@ from PIL import Image
 
 from semiseg.bundle.bundle import read_manifest
 from semiseg.dataset import Dataset, load_dataset
-from tests.trainer.tiny import (
-    BATCH_NORM,
-    phantoms,
-    plan_of,
-    recipe_of,
-    same_weights,
-    trained,
-    weights_of,
+from tests.trainer.factories import (
+    BATCH_NORM_NETWORK,
+    load_run_weights,
+    make_tiny_plan,
+    make_tiny_recipe,
+    train_on_cpu,
+    weights_equal,
+    write_phantoms,
 )
-from trainer.checkpoints import RunFolder, State, load_state, load_weights, read_log, save_state, save_weights
-from trainer.engine import open_run, trained_network
+from trainer.checkpoints import RunFolder, TrainingState, load_state, load_weights, read_log, save_state, save_weights
+from trainer.engine import load_trained_network, open_run
 from trainer.errors import RecipeError, RunError
 from trainer.log import RunLog
 from trainer.loop import train
-from trainer.validation import PORTRAYED
+from trainer.validation import MAX_STATISTICS_SCANS
 
 METHODS = ("supervised", "mean_teacher", "mn")
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return phantoms(tmp_path_factory.mktemp("data"))
+    return write_phantoms(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture
@@ -61,18 +61,18 @@ def split_document(dataset: Dataset) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def finished(dataset: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "run"
-    trained(dataset, recipe_of("mn", {"updates": 24}), run)
+    train_on_cpu(dataset, make_tiny_recipe("mn", {"updates": 24}), run)
     return run
 
 
 def test_a_finished_run_opens_as_a_manifest_and_a_network(finished: Path) -> None:
-    manifest, network = trained_network(finished)
+    manifest, network = load_trained_network(finished)
     assert manifest == read_manifest(finished / "run.json")
     assert manifest.validation is None
     assert manifest.provenance.method == "mn"
     assert manifest.provenance.parameters == sum(p.numel() for p in network.parameters())
     assert not network.training
-    assert same_weights(dict(network.state_dict()), weights_of(finished))
+    assert weights_equal(dict(network.state_dict()), load_run_weights(finished))
     _, engine = open_run(finished, "cpu")
     window = np.zeros((1, 1, *manifest.window), np.float32)
     assert engine.logits(engine.run(window)).shape == (1, manifest.outputs, *manifest.window)
@@ -82,7 +82,7 @@ def test_a_run_remembers_what_its_masks_of_the_training_scans_were_like(dataset:
     manifest = read_manifest(finished / "run.json")
     assert manifest.masks is not None
     origin = manifest.provenance
-    assert manifest.masks.scans == origin.labelled + origin.unlabelled <= PORTRAYED
+    assert manifest.masks.scans == origin.labelled + origin.unlabelled <= MAX_STATISTICS_SCANS
     assert set(manifest.masks.segments) <= {segment.name for segment in manifest.segments}
     assert manifest.masks.segments, "some segment is found in some scan"
     for seen in manifest.masks.segments.values():
@@ -91,9 +91,9 @@ def test_a_run_remembers_what_its_masks_of_the_training_scans_were_like(dataset:
 
 def test_only_the_students_tensors_are_kept(finished: Path) -> None:
     state = load_state(finished / "checkpoint.pt", torch.device("cpu"))
-    assert same_weights(weights_of(finished), state.networks["student"])
+    assert weights_equal(load_run_weights(finished), state.networks["student"])
     assert set(state.networks) == {"student", "teacher"}
-    assert not any("lora" in name or "segformer" in name for name in weights_of(finished))
+    assert not any("lora" in name or "segformer" in name for name in load_run_weights(finished))
 
 
 def test_curve_and_preview_are_pictures_of_something(finished: Path) -> None:
@@ -120,28 +120,30 @@ def test_the_log_tells_every_tenth_step_its_rates_and_its_terms(finished: Path) 
 
 def test_what_is_reported_is_every_step(dataset: Dataset, tmp_path: Path) -> None:
     told: list[tuple[int, int]] = []
-    trained(dataset, recipe_of("mn"), tmp_path / "run", report=lambda step, steps, _: told.append((step, steps)))
+    train_on_cpu(
+        dataset, make_tiny_recipe("mn"), tmp_path / "run", report=lambda step, steps, _: told.append((step, steps))
+    )
     assert told == [(k, 14) for k in range(1, 15)]
 
 
 def test_resuming_a_finished_run_changes_nothing(dataset: Dataset, finished: Path) -> None:
-    before, log = weights_of(finished), (finished / "log.jsonl").read_text()
-    trained(dataset, recipe_of("mn", {"updates": 24}), finished, resume=True)
-    assert same_weights(before, weights_of(finished))
+    before, log = load_run_weights(finished), (finished / "log.jsonl").read_text()
+    train_on_cpu(dataset, make_tiny_recipe("mn", {"updates": 24}), finished, resume=True)
+    assert weights_equal(before, load_run_weights(finished))
     assert (finished / "log.jsonl").read_text() == log
 
 
 def test_a_run_folder_is_not_overwritten(dataset: Dataset, finished: Path) -> None:
     before = {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
     with pytest.raises(RunError, match="already holds a run; continue it with --resume"):
-        trained(dataset, recipe_of("mn", {"updates": 24}), finished)
+        train_on_cpu(dataset, make_tiny_recipe("mn", {"updates": 24}), finished)
     with pytest.raises(RunError, match="was started with another recipe"):
-        trained(dataset, recipe_of("mn", {"updates": 26}), finished, resume=True)
+        train_on_cpu(dataset, make_tiny_recipe("mn", {"updates": 26}), finished, resume=True)
     assert before == {p: p.read_bytes() for p in finished.rglob("*") if p.is_file()}
 
 
 def test_a_run_is_resumed_with_its_own_split_only(dataset: Dataset, finished: Path) -> None:
-    plan = plan_of(dataset, recipe_of("mn", {"updates": 24}), labelled=1)
+    plan = make_tiny_plan(dataset, make_tiny_recipe("mn", {"updates": 24}), labelled=1)
     with pytest.raises(RunError, match="was started with another split"):
         train(plan, finished, resume=True, device="cpu")
 
@@ -151,9 +153,9 @@ def test_a_folder_of_something_else_is_not_taken(dataset: Dataset, tmp_path: Pat
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "dear.txt").write_text("x")
     with pytest.raises(RunError, match="exists and holds no run"):
-        trained(dataset, recipe_of("supervised"), tmp_path / "letters", resume=resume)
+        train_on_cpu(dataset, make_tiny_recipe("supervised"), tmp_path / "letters", resume=resume)
     with pytest.raises(RunError, match="cannot be made"):
-        trained(dataset, recipe_of("supervised"), tmp_path / "letters" / "dear.txt", resume=resume)
+        train_on_cpu(dataset, make_tiny_recipe("supervised"), tmp_path / "letters" / "dear.txt", resume=resume)
 
 
 def test_a_run_refused_before_its_first_step_may_be_started_again_with_a_mended_recipe(
@@ -161,19 +163,19 @@ def test_a_run_refused_before_its_first_step_may_be_started_again_with_a_mended_
 ) -> None:
     wrong = {"finetune": "whole", "config": {"num_attention_heads": 1}}
     with pytest.raises(RecipeError, match="does not make a SegFormer"):
-        trained(dataset, recipe_of("mn", teacher=wrong), tmp_path / "run")
-    recipe = recipe_of("mn")
-    trained(dataset, recipe, tmp_path / "run")
+        train_on_cpu(dataset, make_tiny_recipe("mn", teacher=wrong), tmp_path / "run")
+    recipe = make_tiny_recipe("mn")
+    train_on_cpu(dataset, recipe, tmp_path / "run")
     told = yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())
     assert told["recipe"] == recipe.model_dump(mode="json")
 
 
 def test_what_a_kill_left_half_written_is_removed_on_resume(dataset: Dataset, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    recipe = recipe_of("supervised")
-    trained(dataset, recipe, run)
+    recipe = make_tiny_recipe("supervised")
+    train_on_cpu(dataset, recipe, run)
     (run / ".checkpoint.pt.x1y2.part").write_bytes(b"half")
-    trained(dataset, recipe, run, resume=True)
+    train_on_cpu(dataset, recipe, run, resume=True)
     assert not list(run.glob(".*.part"))
 
 
@@ -182,7 +184,7 @@ def test_a_damaged_checkpoint_is_named(dataset: Dataset, finished: Path, tmp_pat
     run = Path(shutil.copytree(finished, tmp_path / "run"))
     (run / "checkpoint.pt").write_bytes(damage or (finished / "checkpoint.pt").read_bytes()[:5000])
     with pytest.raises(RunError, match=r"checkpoint\.pt cannot be read"):
-        trained(dataset, recipe_of("mn", {"updates": 24}), run, resume=True)
+        train_on_cpu(dataset, make_tiny_recipe("mn", {"updates": 24}), run, resume=True)
 
 
 def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
@@ -197,7 +199,7 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
 
 
 def test_a_state_returns_as_it_was_saved(tmp_path: Path) -> None:
-    state = State(
+    state = TrainingState(
         3, {"student": {"w": torch.randn(2)}}, {}, None, {"scan": [torch.ones((2, 3), dtype=torch.int32)]}, 0.5, 1
     )
     save_state(tmp_path / "c.pt", state)
@@ -239,8 +241,8 @@ def validated(dataset: Dataset, run: Path, method: str = "supervised", **changes
     document = split_document(dataset)
     labelled = document["labelled"]["2"]
     split_of(dataset, {**document, "labelled": {"2": labelled[:1]}, "validation": labelled[1:], "unlabelled": None})
-    recipe = recipe_of(method, {"updates": 24, "validate_every": 4, **changes})
-    manifest = trained(load_dataset(dataset.folder), recipe, run)
+    recipe = make_tiny_recipe(method, {"updates": 24, "validate_every": 4, **changes})
+    manifest = train_on_cpu(load_dataset(dataset.folder), recipe, run)
     rows = [row for row in read_log(run / "log.jsonl") if "validation_dice" in row]
     return manifest, {row["step"]: row["validation_dice"] for row in rows}
 
@@ -253,7 +255,7 @@ def test_with_validation_scans_the_best_iterate_is_kept(own: Dataset, tmp_path: 
     assert len(dice) == 6
     kept = sum(manifest.validation.dice.values()) / len(manifest.validation.dice)
     assert kept == pytest.approx(max(dice.values()), abs=1e-12)
-    assert same_weights(weights_of(tmp_path / "run"), load_best(tmp_path / "run"))
+    assert weights_equal(load_run_weights(tmp_path / "run"), load_best(tmp_path / "run"))
 
 
 def load_best(run: Path) -> dict[str, torch.Tensor]:
@@ -267,7 +269,7 @@ def test_a_best_iterate_that_is_not_the_last_one_is_kept(own: Dataset, tmp_path:
     _, dice = validated(own, tmp_path / "run", optimiser={"rate": 0.3}, schedule={"kind": "constant"}, validate_every=2)
     assert max(dice.values()) > dice[23], "this run has to get worse at its end for the test to say something"
     last = load_state(tmp_path / "run" / "checkpoint.pt", torch.device("cpu")).networks["student"]
-    assert not same_weights(last, weights_of(tmp_path / "run"))
+    assert not weights_equal(last, load_run_weights(tmp_path / "run"))
 
 
 def test_without_validation_scans_the_last_iterate_is_kept_and_nothing_is_claimed(
@@ -286,15 +288,17 @@ def test_validation_scans_are_in_no_training_pool(own: Dataset, tmp_path: Path) 
 
 
 def test_a_student_with_batch_statistics_is_kept_with_them(dataset: Dataset, tmp_path: Path) -> None:
-    trained(dataset, recipe_of("mean_teacher", {"student": BATCH_NORM, "batch": 4}), tmp_path / "run")
-    means = [v for name, v in weights_of(tmp_path / "run").items() if name.endswith("running_mean")]
+    train_on_cpu(
+        dataset, make_tiny_recipe("mean_teacher", {"student": BATCH_NORM_NETWORK, "batch": 4}), tmp_path / "run"
+    )
+    means = [v for name, v in load_run_weights(tmp_path / "run").items() if name.endswith("running_mean")]
     assert means
     assert any(float(v.abs().max()) > 0 for v in means)
 
 
 def test_a_run_of_a_version_that_knew_fewer_keys_is_resumed(tmp_path: Path) -> None:
     """Its recipe lacks keys that a later version added, each of which leaves what it computes as it was."""
-    recipe = recipe_of("supervised").model_dump(mode="json")
+    recipe = make_tiny_recipe("supervised").model_dump(mode="json")
     folder = RunFolder(tmp_path / "run")
     folder.start({"recipe": {k: v for k, v in recipe.items() if k != "ema"}, "dataset": "d"}, resume=False)
     folder.log.touch()

@@ -11,14 +11,14 @@ from safetensors.torch import load_file, save_file
 from transformers import SamModel
 
 import trainer.sam
-from tests.trainer.tiny import SAM
+from tests.trainer.factories import SAM_CONFIG
 from trainer.errors import RecipeError
-from trainer.sam import LowRankQueryValue, Sam, SamSegmenter, _interpolated, build_sam
-from trainer.students import parameters_of
+from trainer.network_configs import count_parameters
+from trainer.sam import LowRankQueryValue, SamSegmenter, SamSettings, _interpolated, build_sam
 
 
-def sam(**changes: Any) -> Sam:
-    return Sam.model_validate({**SAM, **changes})
+def sam(**changes: Any) -> SamSettings:
+    return SamSettings.model_validate({**SAM_CONFIG, **changes})
 
 
 def built(outputs: int = 3, inputs: int = 1, **changes: Any) -> SamSegmenter:
@@ -80,15 +80,15 @@ def test_queries_and_values_are_adapted_and_keys_are_not() -> None:
 
 def test_of_sam_vit_b_the_papers_number_of_parameters_is_adapted() -> None:
     with torch.device("meta"):
-        network = build_sam(Sam(), 1, 2)
+        network = build_sam(SamSettings(), 1, 2)
     adapted = [m for m in network.modules() if isinstance(m, LowRankQueryValue)]
-    added = sum(parameters_of(m) - parameters_of(m.projection) for m in adapted)
+    added = sum(count_parameters(m) - count_parameters(m.projection) for m in adapted)
     assert (len(adapted), added) == (12, 147_456)
     inner = network.network
     free = sum(p.numel() for p in network.parameters() if p.requires_grad)
     matrix = inner.shared_image_embedding.positional_embedding.numel()
-    assert free == added + parameters_of(inner.mask_decoder) + parameters_of(inner.prompt_encoder) - matrix
-    assert 90e6 < parameters_of(network) < 95e6
+    assert free == added + count_parameters(inner.mask_decoder) + count_parameters(inner.prompt_encoder) - matrix
+    assert 90e6 < count_parameters(network) < 95e6
 
 
 @pytest.mark.parametrize(("finetune", "encoder"), [("lora", "adapters"), ("decoder", "none"), ("whole", "all")])
@@ -114,7 +114,7 @@ def test_the_positional_matrix_stays_as_it_is(finetune: str) -> None:
 
 
 def test_a_sam_whose_parts_have_other_names_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(trainer.sam.TRAINED, "decoder", ("adapt.", "network.mask_head."))
+    monkeypatch.setitem(trainer.sam.TRAINED_PARAMETERS, "decoder", ("adapt.", "network.mask_head."))
     with pytest.raises(RecipeError, match=r"has no 'network\.mask_head\.'"):
         built(finetune="decoder")
 
@@ -122,7 +122,7 @@ def test_a_sam_whose_parts_have_other_names_is_refused(monkeypatch: pytest.Monke
 @pytest.mark.parametrize("outputs", [2, 3, 7])
 def test_weights_are_taken_and_masks_start_anew_where_there_are_others(tmp_path: Path, outputs: int) -> None:
     folder = saved(tmp_path / "sam")
-    network = build_sam(Sam.model_validate({"weights": {"folder": folder}}), 1, outputs)
+    network = build_sam(SamSettings.model_validate({"weights": {"folder": folder}}), 1, outputs)
     source = SamModel.from_pretrained(folder, local_files_only=True)
     taken = network.network.mask_decoder.state_dict()
     for name, value in source.mask_decoder.state_dict().items():
@@ -137,7 +137,7 @@ def test_weights_are_taken_and_masks_start_anew_where_there_are_others(tmp_path:
 
 def test_weights_of_another_side_have_their_positions_interpolated(tmp_path: Path) -> None:
     folder = saved(tmp_path / "sam")
-    network = build_sam(Sam.model_validate({"weights": {"folder": folder}, "side": 32}), 1, 3)
+    network = build_sam(SamSettings.model_validate({"weights": {"folder": folder}, "side": 32}), 1, 3)
     assert network(torch.randn(1, 1, 32, 32)).shape == (1, 3, 32, 32)
     ramp = torch.linspace(0, 1, 8)[None, :, None, None].expand(1, 8, 8, 5)
     found = _interpolated(ramp, torch.Size((1, 4, 4, 5)))
@@ -154,17 +154,17 @@ def test_weights_of_another_side_have_their_positions_interpolated(tmp_path: Pat
 
 def test_what_is_no_sam_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"no folder .* with weights"):
-        build_sam(Sam.model_validate({"weights": {"folder": tmp_path / "none"}}), 1, 3)
+        build_sam(SamSettings.model_validate({"weights": {"folder": tmp_path / "none"}}), 1, 3)
     folder = saved(tmp_path / "sam", card="license: other\nlicense_name: mine")
     with pytest.raises(RecipeError, match="restrictive licence 'mine'"):
-        build_sam(Sam.model_validate({"weights": {"folder": folder}}), 1, 3)
+        build_sam(SamSettings.model_validate({"weights": {"folder": folder}}), 1, 3)
     with pytest.raises(RecipeError, match="does not make a SAM"):
-        build_sam(Sam.model_validate({"vision": {"num_hidden_layers": "many"}}), 1, 3)
+        build_sam(SamSettings.model_validate({"vision": {"num_hidden_layers": "many"}}), 1, 3)
     (folder / "README.md").write_text("---\nlicense: mit\n---\n")
     parts = load_file(folder / "model.safetensors")
     save_file({k: v for k, v in parts.items() if "layers.1." not in k}, folder / "model.safetensors", {"format": "pt"})
     with pytest.raises(RecipeError, match=r"lack .* tensors"):
-        build_sam(Sam.model_validate({"weights": {"folder": folder}}), 1, 3)
+        build_sam(SamSettings.model_validate({"weights": {"folder": folder}}), 1, 3)
 
 
 def test_predicting_in_chunks_is_predicting_at_once() -> None:

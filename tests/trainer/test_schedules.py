@@ -9,10 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.trainer.tiny import method_of, recipe_of
+from tests.trainer.factories import build_method, make_tiny_recipe
 from trainer.methods.mn import MN
 from trainer.recipe import Schedule
-from trainer.schedules import cosine, ema_decay, poly, ramp_up, rate_factor, warm_up_cosine
+from trainer.schedules import cosine_decay, ema_decay, polynomial_decay, ramp_up, rate_factor, warm_up_cosine
 
 PAPER = {"batch": 5, "updates": 32000, "optimiser": {"rate": 1e-4}}
 
@@ -20,7 +20,7 @@ PAPER = {"batch": 5, "updates": 32000, "optimiser": {"rate": 1e-4}}
 @pytest.fixture(scope="module")
 def paper() -> MN:
     """M&N at the paper's settings: 4000 epochs of 8 updates, 500 of them on labels only."""
-    method = method_of(recipe_of("mn", PAPER, iterations=8, stage1=0.125))
+    method = build_method(make_tiny_recipe("mn", PAPER, iterations=8, stage1=0.125))
     assert isinstance(method, MN)
     return method
 
@@ -94,16 +94,16 @@ def test_the_moving_average_starts_as_a_copy_and_slows_to_its_limit(update: int,
 
 
 def test_poly_decays_with_power_nine_tenths() -> None:
-    assert poly(0, 100) == 1.0
-    assert poly(50, 100) == pytest.approx(0.5**0.9)
-    assert poly(100, 100) == poly(120, 100) == 0.0
+    assert polynomial_decay(0, 100) == 1.0
+    assert polynomial_decay(50, 100) == pytest.approx(0.5**0.9)
+    assert polynomial_decay(100, 100) == polynomial_decay(120, 100) == 0.0
 
 
 @given(st.integers(1, 300), st.integers(1, 300))
 def test_cosine_falls_from_1_to_0(step: int, total: int) -> None:
-    assert cosine(0, total) == 1.0
-    assert cosine(step, total) <= cosine(step - 1, total)
-    assert cosine(total, total) == pytest.approx(0, abs=1e-12)
+    assert cosine_decay(0, total) == 1.0
+    assert cosine_decay(step, total) <= cosine_decay(step - 1, total)
+    assert cosine_decay(total, total) == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["cosine", "poly", "step", "constant"])
@@ -112,7 +112,7 @@ def test_a_recipes_schedule_warms_up_from_one_hundredth_to_all_of_the_rate(kind:
     assert rate_factor(schedule, 0, 1000) == pytest.approx(0.01)
     assert rate_factor(schedule, 50, 1000) == pytest.approx(0.505)
     assert rate_factor(schedule, 100, 1000) == pytest.approx(1.0)
-    late = {"cosine": cosine(899, 900), "poly": poly(899, 900), "step": 0.01, "constant": 1.0}[kind]
+    late = {"cosine": cosine_decay(899, 900), "poly": polynomial_decay(899, 900), "step": 0.01, "constant": 1.0}[kind]
     assert rate_factor(schedule, 999, 1000) == pytest.approx(late)
 
 

@@ -9,7 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from tests.trainer.tiny import batch_of, broken_off, method_of, phantoms, recipe_of, same_weights, trained, weights_of
+from tests.trainer.factories import (
+    build_method,
+    load_run_weights,
+    make_batch,
+    make_tiny_recipe,
+    train_and_interrupt,
+    train_on_cpu,
+    weights_equal,
+    write_phantoms,
+)
 from trainer.errors import RunError
 from trainer.losses import supervised_loss
 from trainer.methods.self_training import SelfTraining
@@ -17,7 +26,9 @@ from trainer.pseudo_labels import PseudoLabels
 
 
 def self_training(changes: dict[str, Any] | None = None, *, unlabelled: int = 12, **switches: Any) -> SelfTraining:
-    method = method_of(recipe_of("self_training", {"batch": 4, **(changes or {})}, **switches), unlabelled=unlabelled)
+    method = build_method(
+        make_tiny_recipe("self_training", {"batch": 4, **(changes or {})}, **switches), unlabelled=unlabelled
+    )
     assert isinstance(method, SelfTraining)
     return method
 
@@ -47,7 +58,7 @@ def test_pseudo_labels_are_learned_like_labels() -> None:
     method = self_training({"updates": 8}, weight=0.5, first=0.5)
     torch.manual_seed(0)
     networks = method.build()
-    batch = batch_of(2, 2)
+    batch = make_batch(2, 2)
     batch.labels[2:] = 1
     losses = method.loss(networks, batch, method.step_plan(6))
     logits = networks["student"](batch.images)
@@ -61,7 +72,7 @@ def test_pseudo_labels_are_learned_like_labels() -> None:
 def test_a_run_uses_its_own_predictions_and_removes_them_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = phantoms(tmp_path / "data")
+    dataset = write_phantoms(tmp_path / "data")
     seen: list[tuple[int, str, frozenset[int]]] = []
     write = PseudoLabels.write
 
@@ -71,7 +82,7 @@ def test_a_run_uses_its_own_predictions_and_removes_them_at_the_end(
         write(self, step, source, case_id, labels)
 
     monkeypatch.setattr(PseudoLabels, "write", watch)
-    trained(dataset, recipe_of("self_training", {"batch": 4}, rounds=2, first=0.5), tmp_path / "run")
+    train_on_cpu(dataset, make_tiny_recipe("self_training", {"batch": 4}, rounds=2, first=0.5), tmp_path / "run")
     assert {step for step, _, _ in seen} == {4, 6}
     assert len(seen) == 2 * 4, "each unlabelled scan, once a round"
     assert all(values <= {0, 1, 2, 3} for _, _, values in seen)
@@ -82,12 +93,12 @@ def test_a_run_uses_its_own_predictions_and_removes_them_at_the_end(
 def test_resuming_inside_any_round_ends_with_the_same_weights(
     tmp_path: Path, stop: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    dataset = phantoms(tmp_path / "data")
-    recipe = recipe_of("self_training", {"batch": 4, "checkpoint_every": 1}, rounds=2, first=0.5)
-    trained(dataset, recipe, tmp_path / "whole", cache=tmp_path / "cache")
-    broken_off(dataset, recipe, tmp_path / "broken", stop + 1, cache=tmp_path / "cache")
-    trained(dataset, recipe, tmp_path / "broken", cache=tmp_path / "cache", resume=True)
-    assert same_weights(weights_of(tmp_path / "whole"), weights_of(tmp_path / "broken"))
+    dataset = write_phantoms(tmp_path / "data")
+    recipe = make_tiny_recipe("self_training", {"batch": 4, "checkpoint_every": 1}, rounds=2, first=0.5)
+    train_on_cpu(dataset, recipe, tmp_path / "whole", cache=tmp_path / "cache")
+    train_and_interrupt(dataset, recipe, tmp_path / "broken", stop + 1, cache=tmp_path / "cache")
+    train_on_cpu(dataset, recipe, tmp_path / "broken", cache=tmp_path / "cache", resume=True)
+    assert weights_equal(load_run_weights(tmp_path / "whole"), load_run_weights(tmp_path / "broken"))
 
 
 def test_pseudo_labels_of_an_earlier_version_are_read(tmp_path: Path) -> None:

@@ -11,26 +11,26 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainer.slice_similarity import (
-    Slices,
+    SliceFeatures,
     comparative_loss,
     contrastive_loss,
-    in_the_body,
-    in_the_patch,
+    slice_positions_in_body,
+    slice_positions_in_patch,
     take_slices,
 )
 
 PATCHES, PARTS = 4, 4
 
 
-def slices(values: Tensor | None = None, seed: int = 0, channels: int = 3) -> Slices:
+def slices(values: Tensor | None = None, seed: int = 0, channels: int = 3) -> SliceFeatures:
     """One slice of each of four parts in each of four patches."""
     if values is None:
         values = torch.randn((16, channels, 10), generator=torch.Generator().manual_seed(seed))
     number = torch.arange(16)
-    return Slices(values, patch=number // PARTS, scan=number // PARTS, part=number % PARTS)
+    return SliceFeatures(values, patch=number // PARTS, scan=number // PARTS, part=number % PARTS)
 
 
-def listed(s: Slices, kind: str) -> list[tuple[int, int, int]]:
+def listed(s: SliceFeatures, kind: str) -> list[tuple[int, int, int]]:
     """The triplets by loops."""
     patch, part = s.patch.tolist(), s.part.tolist()
     out = []
@@ -41,7 +41,7 @@ def listed(s: Slices, kind: str) -> list[tuple[int, int, int]]:
     return out
 
 
-def naive(s: Slices, kind: str, loss: str, temperature: float) -> float:
+def naive(s: SliceFeatures, kind: str, loss: str, temperature: float) -> float:
     """Every cosine anew, one by one, as the released code has it."""
 
     def cosine(i: int, j: int) -> Tensor:
@@ -78,7 +78,7 @@ def test_how_many_triplets_there_are(kind: str, count: int) -> None:
 def test_two_crops_of_one_scan_are_alike_as_released_but_not_as_printed() -> None:
     # Patches 0 and 1 are of scan 0, patch 2 is of scan 1; each shows two parts.
     patch, scan = torch.tensor([0, 0, 1, 1, 2, 2]), torch.tensor([0, 0, 0, 0, 1, 1])
-    s = Slices(torch.randn(6, 1, 4), patch, scan, torch.tensor([0, 1, 0, 1, 0, 1]))
+    s = SliceFeatures(torch.randn(6, 1, 4), patch, scan, torch.tensor([0, 1, 0, 1, 0, 1]))
     everything = {tuple(t) for t in s.triplets("all").nonzero().tolist()}
     printed = {tuple(t) for t in s.triplets("same_scan").nonzero().tolist()}
     assert (0, 2, 1) in everything - printed, "similar: two crops of one scan"
@@ -103,7 +103,7 @@ def test_slices_that_are_quite_apart_cost_nearly_nothing() -> None:
         """One reference, one similar and one dissimilar slice."""
         values = torch.tensor([[[1.0]], [[similar]], [[dissimilar]]])
         of = torch.tensor([0, 1, 0])
-        s = Slices(values, patch=of, scan=of, part=torch.tensor([0, 0, 1]))
+        s = SliceFeatures(values, patch=of, scan=of, part=torch.tensor([0, 0, 1]))
         mask = s.triplets("same_scan")
         assert int(mask.sum()) == 1
         return float(comparative_loss(s.similarity(temperature).double(), mask))
@@ -127,7 +127,7 @@ def test_one_matrix_gives_what_the_loops_give(loss: str, kind: str, temperature:
 def test_the_released_denominator_is_that_of_the_loops() -> None:
     number = torch.arange(6)  # three patches of two parts: small enough for its loops of loops
     values = torch.randn((6, 2, 10), generator=torch.Generator().manual_seed(1))
-    s = Slices(values, patch=number // 2, scan=number // 2, part=number % 2)
+    s = SliceFeatures(values, patch=number // 2, scan=number // 2, part=number % 2)
     found = contrastive_loss(s.similarity(0.5), s.triplets("all"), released=True)
     assert float(found) == pytest.approx(naive(s, "all", "released", 0.5), rel=1e-5)
 
@@ -167,7 +167,7 @@ def test_a_step_along_the_gradient_separates_the_parts(loss: str) -> None:
 
 def test_with_nothing_to_compare_the_losses_are_zero_with_a_finite_gradient() -> None:
     values = torch.randn(3, 2, 5).requires_grad_()
-    s = Slices(values, torch.zeros(3), torch.zeros(3), torch.tensor([0, 1, 2]))  # one patch alone
+    s = SliceFeatures(values, torch.zeros(3), torch.zeros(3), torch.tensor([0, 1, 2]))  # one patch alone
     total = comparative_loss(s.similarity(0.1), s.triplets("all"))
     for released in (True, False):
         total = total + contrastive_loss(s.similarity(0.1), s.triplets("all"), released=released)
@@ -182,7 +182,7 @@ def test_with_nothing_to_compare_the_losses_are_zero_with_a_finite_gradient() ->
 @pytest.mark.parametrize("count", [4, 12, 16, 30])
 @pytest.mark.parametrize("offset", [0.0, 0.4, 0.999])
 def test_as_released_there_is_one_slice_in_each_part_of_the_patch_at_one_offset(count: int, offset: float) -> None:
-    at = in_the_patch(count, 4, 3, offset)
+    at = slice_positions_in_patch(count, 4, 3, offset)
     assert at.shape == (3, 4)
     assert bool((at == at[0]).all())
     length = count // 4
@@ -193,7 +193,7 @@ def test_as_released_there_is_one_slice_in_each_part_of_the_patch_at_one_offset(
 def test_in_the_body_slices_of_one_part_come_from_one_place() -> None:
     # The first patch is the lower half of its scan, the second all of it, the third all of it, mirrored.
     where = torch.tensor([[0.0, 0.5], [0.0, 1.0], [1.0, 0.0]])
-    at = in_the_body(where, 8, 4, 0.5)
+    at = slice_positions_in_body(where, 8, 4, 0.5)
     assert at.tolist() == [[2, 6, -1, -1], [1, 3, 5, 7], [7, 5, 3, 1]]
     for row, (low, high) in zip(at.tolist(), where.tolist(), strict=True):
         for part, index in enumerate(row):
@@ -205,9 +205,9 @@ def test_in_the_body_slices_of_one_part_come_from_one_place() -> None:
 
 
 def test_a_patch_that_leaves_its_scan_is_compared_inside_it_only() -> None:
-    at = in_the_body(torch.tensor([[-0.5, 1.5]]), 8, 4, 0.0)
+    at = slice_positions_in_body(torch.tensor([[-0.5, 1.5]]), 8, 4, 0.0)
     assert at.tolist() == [[2, 3, 4, 5]]
-    assert in_the_body(torch.full((1, 2), torch.nan), 8, 4, 0.0).tolist() == [[-1] * 4]
+    assert slice_positions_in_body(torch.full((1, 2), torch.nan), 8, 4, 0.0).tolist() == [[-1] * 4]
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])

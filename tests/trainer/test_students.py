@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from trainer.errors import RecipeError
+from trainer.network_configs import parse_network_config
 from trainer.networks.features import features_into, features_out
-from trainer.students import read_student
 
 SMALL: dict[str, dict[str, Any]] = {
     "unet": {"kind": "unet", "channels": [4, 8, 8], "residual_units": 0},
@@ -27,13 +27,13 @@ SMALL: dict[str, dict[str, Any]] = {
 
 
 def patch_for(section: dict[str, Any]) -> tuple[int, int, int]:
-    x, y, z = read_student(section).divisor()
+    x, y, z = parse_network_config(section).divisor()
     return (2 * x, y, z) if max(x, y, z) >= 32 else (2 * x, 2 * y, 2 * z)
 
 
 @pytest.mark.parametrize("name", SMALL)
 def test_a_student_makes_logits_of_its_patch_and_learns(name: str) -> None:
-    student = read_student(SMALL[name])
+    student = parse_network_config(SMALL[name])
     patch = patch_for(SMALL[name])
     torch.manual_seed(0)
     network = student.build(2, 3, patch)
@@ -46,18 +46,20 @@ def test_a_student_makes_logits_of_its_patch_and_learns(name: str) -> None:
 
 @pytest.mark.parametrize("name", SMALL)
 def test_the_layers_that_methods_look_into_exist(name: str) -> None:
-    student = read_student(SMALL[name])
+    student = parse_network_config(SMALL[name])
     patch = patch_for(SMALL[name])
     network = student.build(1, 3, patch).eval()
     with (
         torch.no_grad(),
-        features_out(network, student.layer("deepest")) as deepest,
-        features_into(network, student.layer("features"), patch) as features,
+        features_out(network, student.module_name("deepest")) as deepest,
+        features_into(network, student.module_name("features"), patch) as features,
     ):
         network(torch.randn(1, 1, *patch))
     assert len(deepest) == len(features) == 1
     assert {name for part in student.encoder() for name, _ in network.get_submodule(part).named_parameters()}
-    assert network.get_submodule(student.layer("compared")) is not network.get_submodule(student.layer("features"))
+    assert network.get_submodule(student.module_name("compared")) is not network.get_submodule(
+        student.module_name("features")
+    )
     assert features[0].shape[2:] == patch, "the last features, enlarged to the patch where they are coarser"
     if name not in ("unetr",):
         coarsest = tuple(p // d for p, d in zip(patch, student.divisor(), strict=True))
@@ -77,7 +79,7 @@ def test_the_layers_that_methods_look_into_exist(name: str) -> None:
     ],
 )
 def test_divisors(section: str, divisor: tuple[int, int, int]) -> None:
-    assert read_student(SMALL[section]).divisor() == divisor
+    assert parse_network_config(SMALL[section]).divisor() == divisor
 
 
 @pytest.mark.parametrize(
@@ -95,7 +97,7 @@ def test_divisors(section: str, divisor: tuple[int, int, int]) -> None:
 )
 def test_a_student_that_cannot_be_is_refused(section: dict[str, Any], words: str) -> None:
     with pytest.raises(RecipeError, match=words):
-        read_student(section)
+        parse_network_config(section)
 
 
 class Thin(nn.Module):
@@ -122,16 +124,16 @@ OUTSIDE = {"kind": "outside", "function": f"{__name__}:thin", "several_sizes": T
 
 
 def test_a_network_from_outside_is_called_with_its_settings() -> None:
-    student = read_student({**OUTSIDE, "settings": {"width": 5}, "modules": {"features": "last"}})
+    student = parse_network_config({**OUTSIDE, "settings": {"width": 5}, "modules": {"features": "last"}})
     network = student.build(2, 3, (4, 5, 6))
     assert isinstance(network, Thin)
     assert network.first.out_channels == 5
     assert network.training
     assert student.takes_any_size
     assert student.divisor() == (1, 1, 1)
-    assert student.layer("features") == "last"
+    assert student.module_name("features") == "last"
     with pytest.raises(RecipeError, match="does not say which of its modules is `deepest`"):
-        student.layer("deepest")
+        student.module_name("deepest")
 
 
 @pytest.mark.parametrize(
@@ -140,9 +142,9 @@ def test_a_network_from_outside_is_called_with_its_settings() -> None:
 )
 def test_a_network_from_outside_that_does_not_fit_is_refused(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(RecipeError, match=words):
-        read_student({**OUTSIDE, "settings": settings}).build(1, 3, (4, 4, 4))
+        parse_network_config({**OUTSIDE, "settings": settings}).build(1, 3, (4, 4, 4))
 
 
 def test_what_is_not_a_network_is_refused() -> None:
     with pytest.raises(RecipeError, match="not a torch module"):
-        read_student({"kind": "outside", "function": "builtins:divmod"}).build(7, 3, (4, 4, 4))
+        parse_network_config({"kind": "outside", "function": "builtins:divmod"}).build(7, 3, (4, 4, 4))

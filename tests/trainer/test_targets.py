@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional
 
 from semiseg.volumes.segmentation import Segment
-from trainer.cases import encode_labels, encode_prediction, places_of
-from trainer.targets import ExclusiveClasses, OverlappingRegions, Targets, targets_of
+from trainer.cases import encode_labels, encode_prediction, sample_segment_voxels
+from trainer.targets import ExclusiveClasses, OverlappingRegions, Targets, make_targets
 
 KINDS = [ExclusiveClasses(2), OverlappingRegions(3)]
 WT = Segment(name="WT", label=1, values=(1, 2, 3))
@@ -93,9 +93,9 @@ def test_regions_of_a_label_map_become_bits_and_come_back() -> None:
     assert encoded.tolist() == [[[0, 0b001, 0b011, 0b111, 0]]]
     masks = np.stack([np.isin(labels, s.values) for s in (WT, TC, ET)])
     assert np.array_equal(encode_prediction(masks, (WT, TC, ET)), encoded)
-    places = places_of(encoded, (WT, TC, ET))
+    places = sample_segment_voxels(encoded, (WT, TC, ET))
     assert [len(p) for p in places] == [3, 2, 1]
-    regions = targets_of(3, overlapping=True)
+    regions = make_targets(3, overlapping=True)
     assert np.array_equal(
         regions.encode(torch.from_numpy(encoded).long())[:, :, 0].numpy()[0], masks[:, 0, 0][:, None][:, 0]
     )
@@ -106,7 +106,7 @@ def test_exclusive_labels_become_classes_in_order() -> None:
     labels = np.array([[[0, 3, 7, 200]]])
     assert encode_labels(labels, segments).tolist() == [[[0, 2, 1, 0]]]
     assert encode_prediction(labels, segments).tolist() == [[[0, 2, 1, 0]]]
-    assert targets_of(2, overlapping=False).channels == 3
+    assert make_targets(2, overlapping=False).channels == 3
 
 
 def test_confidence_is_the_probability_of_the_decision_and_of_regions_of_the_least_certain() -> None:

@@ -12,23 +12,23 @@ import torch
 from torch import nn
 from transformers import SegformerConfig, SegformerForImageClassification, SegformerForSemanticSegmentation
 
-from tests.trainer.tiny import (
-    SEGFORMER,
+from tests.trainer.factories import (
+    SEGFORMER_CONFIG,
+    build_method,
     clone,
-    method_of,
-    phantoms,
-    plan_of,
-    recipe_of,
+    make_tiny_plan,
+    make_tiny_recipe,
+    write_phantoms,
 )
 from trainer.errors import RecipeError
 from trainer.licences import check_licence
 from trainer.methods.mn import MN
-from trainer.students import parameters_of, read_student
-from trainer.teachers import SegformerTeacher, Teacher, build_teacher, lora_targets
+from trainer.network_configs import count_parameters, parse_network_config
+from trainer.teachers import SegformerTeacher, TeacherConfig, build_teacher, lora_targets
 
 
 def mn(changes: dict[str, Any] | None = None, *, axis: int = 2, unlabelled: int = 12, **switches: Any) -> MN:
-    method = method_of(recipe_of("mn", changes, **switches), axis=axis, unlabelled=unlabelled)
+    method = build_method(make_tiny_recipe("mn", changes, **switches), axis=axis, unlabelled=unlabelled)
     assert isinstance(method, MN)
     return method
 
@@ -38,7 +38,7 @@ def mn(changes: dict[str, Any] | None = None, *, axis: int = 2, unlabelled: int 
 
 def teacher_of(**section: Any) -> SegformerTeacher:
     torch.manual_seed(0)
-    return build_teacher(Teacher.model_validate({"config": SEGFORMER, **section}), 1, 3)
+    return build_teacher(TeacherConfig.model_validate({"config": SEGFORMER_CONFIG, **section}), 1, 3)
 
 
 def test_low_rank_adaptation_starts_as_the_network_it_adapts() -> None:
@@ -67,7 +67,7 @@ def test_low_rank_adaptation_trains_its_factors_biases_layer_norms_and_the_new_p
 
 
 def test_low_rank_adaptation_reaches_every_linear_layer_of_the_encoder_and_no_other() -> None:
-    network = SegformerForSemanticSegmentation(SegformerConfig(**SEGFORMER))
+    network = SegformerForSemanticSegmentation(SegformerConfig(**SEGFORMER_CONFIG))
     targets = set(lora_targets(network))
     encoder = {n for n, m in network.named_modules() if isinstance(m, nn.Linear) and n.startswith("segformer.")}
     assert targets == encoder
@@ -99,15 +99,15 @@ def test_tuning_the_whole_network_leaves_nothing_alone() -> None:
 
 
 def test_the_output_convolution_has_the_released_codes_parameters_at_mit_b2s_width() -> None:
-    config = {**SEGFORMER, "decoder_hidden_size": 768}
-    teacher = build_teacher(Teacher(config=config, finetune="whole"), 1, 2)
-    assert parameters_of(teacher.head) == 24_674
+    config = {**SEGFORMER_CONFIG, "decoder_hidden_size": 768}
+    teacher = build_teacher(TeacherConfig(config=config, finetune="whole"), 1, 2)
+    assert count_parameters(teacher.head) == 24_674
     assert tuple(teacher.head.weight.shape) == (771, 2, 4, 4)
 
 
 def test_the_papers_3d_network_has_the_released_codes_parameters() -> None:
-    student = read_student({"kind": "unet3d"})
-    assert parameters_of(student.build(1, 2, (32, 32, 32))) == 25_884_546
+    student = parse_network_config({"kind": "unet3d"})
+    assert count_parameters(student.build(1, 2, (32, 32, 32))) == 25_884_546
     assert student.divisor() == (16, 16, 16)
 
 
@@ -122,7 +122,9 @@ def test_logits_have_the_size_of_the_slices(size: tuple[int, int], enlarge: int)
     ("channels", "inputs"), [(1, "repeat"), (1, "conv"), (2, "repeat"), (3, "repeat"), (4, "conv")]
 )
 def test_any_number_of_channels_becomes_the_three_of_natural_images(channels: int, inputs: str) -> None:
-    teacher = build_teacher(Teacher.model_validate({"config": SEGFORMER, "inputs": inputs}), channels, 2).eval()
+    teacher = build_teacher(
+        TeacherConfig.model_validate({"config": SEGFORMER_CONFIG, "inputs": inputs}), channels, 2
+    ).eval()
     with torch.no_grad():
         assert teacher(torch.randn(2, channels, 16, 16)).shape == (2, 2, 16, 16)
         if (channels, inputs) == (1, "repeat"):
@@ -130,16 +132,16 @@ def test_any_number_of_channels_becomes_the_three_of_natural_images(channels: in
 
 
 def test_slices_too_small_for_the_2d_network_are_refused_with_what_to_do() -> None:
-    method = mn(teacher={"finetune": "whole", "config": {**SEGFORMER, "sr_ratios": [8, 4, 2, 1]}})
+    method = mn(teacher={"finetune": "whole", "config": {**SEGFORMER_CONFIG, "sr_ratios": [8, 4, 2, 1]}})
     with pytest.raises(RecipeError, match=r"slices of at least \d+ voxels a side, the patch's are of 8 x 8; enlarge"):
         method.build()
-    teacher = {"finetune": "whole", "config": {**SEGFORMER, "sr_ratios": [8, 4, 2, 1]}, "enlarge": 4}
+    teacher = {"finetune": "whole", "config": {**SEGFORMER_CONFIG, "sr_ratios": [8, 4, 2, 1]}, "enlarge": 4}
     mn(teacher=teacher).build()["teacher"](torch.zeros(2, 1, 8, 8))
 
 
 def test_the_smallest_slice_works_and_one_voxel_less_does_not() -> None:
-    teacher = teacher_of(config={**SEGFORMER, "sr_ratios": [8, 4, 2, 1]}).eval()
-    side = teacher.smallest_slice()
+    teacher = teacher_of(config={**SEGFORMER_CONFIG, "sr_ratios": [8, 4, 2, 1]}).eval()
+    side = teacher.min_slice_size()
     with torch.no_grad():
         assert teacher(torch.zeros(1, 1, side, side)).shape[-1] == side
         with pytest.raises(RuntimeError):
@@ -169,7 +171,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A SegFormer as ``save_pretrained`` leaves it, without a model card."""
     folder = tmp_path_factory.mktemp("weights") / "segformer-tiny"
     torch.manual_seed(3)
-    SegformerForSemanticSegmentation(SegformerConfig(**SEGFORMER, num_labels=7)).save_pretrained(folder)
+    SegformerForSemanticSegmentation(SegformerConfig(**SEGFORMER_CONFIG, num_labels=7)).save_pretrained(folder)
     return folder
 
 
@@ -184,7 +186,7 @@ def card(saved: Path) -> Iterator[Path]:
 @pytest.mark.usefixtures("no_network")
 def test_weights_load_from_a_folder_without_a_network(saved: Path, card: Path) -> None:
     card.write_text("---\nlicense: apache-2.0\n---\nA model.\n", encoding="utf-8")
-    section = Teacher.model_validate({"weights": {"folder": str(saved), "revision": "r1"}})
+    section = TeacherConfig.model_validate({"weights": {"folder": str(saved), "revision": "r1"}})
     teacher = build_teacher(section, 1, 3)
     original = SegformerForSemanticSegmentation.from_pretrained(saved).state_dict()
     ours = {k.replace(".base_layer", ""): v for k, v in clone(teacher.network.state_dict()).items()}
@@ -199,7 +201,7 @@ def test_weights_load_from_a_folder_without_a_network(saved: Path, card: Path) -
 @pytest.mark.parametrize("source", ["nvidia/segformer-b2-finetuned-ade-512-512", "NVIDIA/mit-b2"])
 def test_hub_weights_under_a_restrictive_licence_are_refused_before_anything_is_fetched(source: str) -> None:
     with pytest.raises(RecipeError, match=r"restrictive licence 'nvidia-.*repeat it in the recipe: `licence: nvidia-"):
-        build_teacher(Teacher.model_validate({"weights": {"hub": source}}), 1, 3)
+        build_teacher(TeacherConfig.model_validate({"weights": {"hub": source}}), 1, 3)
     with pytest.raises(RecipeError, match="restrictive"):
         check_licence(source, None, "mit")
 
@@ -235,21 +237,21 @@ def test_the_model_card_of_a_folder_decides(
 
 
 def test_a_licence_that_is_not_repeated_stops_the_plan_before_scans_are_prepared(tmp_path: Path, saved: Path) -> None:
-    dataset = phantoms(tmp_path / "data", cases=4, labelled=1, test=1, development=0)
-    recipe = recipe_of("mn", teacher={"weights": {"folder": str(saved)}})
+    dataset = write_phantoms(tmp_path / "data", cases=4, labelled=1, test=1, development=0)
+    recipe = make_tiny_recipe("mn", teacher={"weights": {"folder": str(saved)}})
     with pytest.raises(RecipeError, match="do not say under which licence"):
-        plan_of(dataset, recipe)
+        make_tiny_plan(dataset, recipe)
 
 
 def test_weights_that_are_no_segformer_or_not_there_are_refused(tmp_path: Path, saved: Path) -> None:
     def build(folder: Path, finetune: str = "whole") -> SegformerTeacher:
         weights = {"folder": str(folder), "licence": "mine"}
-        return build_teacher(Teacher.model_validate({"weights": weights, "finetune": finetune}), 1, 3)
+        return build_teacher(TeacherConfig.model_validate({"weights": weights, "finetune": finetune}), 1, 3)
 
     with pytest.raises(RecipeError, match=r"no config\.json"):
         build(tmp_path)
     torch.manual_seed(0)
-    SegformerForImageClassification(SegformerConfig(**SEGFORMER)).save_pretrained(tmp_path / "classifier")
+    SegformerForImageClassification(SegformerConfig(**SEGFORMER_CONFIG)).save_pretrained(tmp_path / "classifier")
     with pytest.raises(RecipeError, match=r"lack \d+ of the tensors .* such as decode_head"):
         build(tmp_path / "classifier", "lora")
     build(tmp_path / "classifier", "whole")  # its encoder is pretrained; the decode head learns from the start
@@ -270,18 +272,18 @@ def test_weights_that_are_no_segformer_or_not_there_are_refused(tmp_path: Path, 
     [
         ({"hiden_sizes": [8, 8, 8, 8]}, "hiden_sizes"),
         ({"num_attention_heads": 1}, "does not make a SegFormer"),
-        ({**SEGFORMER, "hidden_sizes": [8, 8]}, "does not make a SegFormer"),
+        ({**SEGFORMER_CONFIG, "hidden_sizes": [8, 8]}, "does not make a SegFormer"),
     ],
 )
 def test_a_configuration_that_makes_no_segformer_is_refused(config: dict[str, Any], complaint: str) -> None:
     with pytest.raises(RecipeError, match=complaint):
-        build_teacher(Teacher(config=config), 1, 3)
+        build_teacher(TeacherConfig(config=config), 1, 3)
 
 
 def test_weights_and_a_configuration_exclude_each_other() -> None:
     weights = {"hub": "a/b"}
     with pytest.raises(RecipeError, match="`config` describes a network from scratch"):
-        mn(teacher={"weights": weights, "config": SEGFORMER})
+        mn(teacher={"weights": weights, "config": SEGFORMER_CONFIG})
     with pytest.raises(RecipeError, match="give `folder` or `hub`, one of them"):
         mn(teacher={"weights": {**weights, "folder": "c"}})
 
@@ -291,7 +293,7 @@ def test_features_computed_by_chunks_are_those_of_one_pass_and_so_are_the_gradie
     slices = torch.randn(7, 1, 16, 16, generator=torch.Generator().manual_seed(3))
     results = []
     for chunk in (None, 3, 1):
-        config = {**SEGFORMER, "drop_path_rate": 0.0, "classifier_dropout_prob": 0.0}
+        config = {**SEGFORMER_CONFIG, "drop_path_rate": 0.0, "classifier_dropout_prob": 0.0}
         teacher = teacher_of(config=config, finetune="whole", enlarge=enlarge, chunk=chunk).train()
         logits = teacher(slices)
         logits.square().mean().backward()
@@ -327,13 +329,13 @@ def test_a_2d_network_from_outside_teaches() -> None:
     torch.manual_seed(0)
     teacher = method.build()["teacher"]
     assert teacher(torch.randn(4, 1, 8, 8)).shape == (4, 3, 8, 8)
-    assert parameters_of(teacher) == 5 * 9 + 5 + 3 * 5 + 3
+    assert count_parameters(teacher) == 5 * 9 + 5 + 3 * 5 + 3
 
 
 def test_weights_of_a_2d_network_from_outside_come_from_a_folder_and_are_named(tmp_path: Path) -> None:
     torch.save(build_flat(1, 3).state_dict(), tmp_path / "flat.pt")
     (tmp_path / "README.md").write_text("---\nlicense: mit\n---\n")
-    section = Teacher.model_validate({**FLAT, "weights": {"folder": str(tmp_path)}})
+    section = TeacherConfig.model_validate({**FLAT, "weights": {"folder": str(tmp_path)}})
     kept = build_teacher(section, 1, 3).network.state_dict()
     assert all(torch.equal(kept[n], v) for n, v in torch.load(tmp_path / "flat.pt", weights_only=True).items())
     assert [(w.name, w.licence) for w in section.pretrained()] == [(tmp_path.name, "mit")]
@@ -347,7 +349,7 @@ def test_weights_of_a_2d_network_from_outside_come_from_a_folder_and_are_named(t
         ({"kind": "outside", "finetune": "whole"}, "`function` names the network of kind `outside`"),
         ({"finetune": "whole", "function": "a:b"}, "`function` names the network of kind `outside`"),
         ({**FLAT, "function": "no.such:thing"}, "cannot be imported"),
-        ({**FLAT, "config": SEGFORMER}, "`config` is SegFormer's"),
+        ({**FLAT, "config": SEGFORMER_CONFIG}, "`config` is SegFormer's"),
     ],
 )
 def test_a_2d_network_from_outside_that_cannot_be_is_refused(section: dict[str, Any], words: str) -> None:

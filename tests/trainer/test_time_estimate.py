@@ -8,18 +8,18 @@ from typing import Any
 import pytest
 
 from semiseg.dataset import Dataset, make_split
-from tests.trainer.tiny import phantoms, recipe_for
+from tests.trainer.factories import make_recipe_for, write_phantoms
 from trainer.errors import RecipeError
-from trainer.plan import Plan, make_plan
+from trainer.plan import TrainingPlan, make_plan
 from trainer.recipe import Recipe, find_recipe, read_document
 from trainer.recipe_planning import PlanningContext
-from trainer.scan_facts import collect
-from trainer.time_estimate import Cost, Costs, budget_of, in_words
+from trainer.scan_facts import collect_scan_facts
+from trainer.time_estimate import TimeEstimate, TimeEstimator, format_duration, parse_duration
 
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    return phantoms(tmp_path_factory.mktemp("data"), labelled=3)
+    return write_phantoms(tmp_path_factory.mktemp("data"), labelled=3)
 
 
 @pytest.fixture
@@ -30,8 +30,8 @@ def context(dataset: Dataset, tmp_path: Path) -> PlanningContext:
 SMALL = {"patch": [16, 16, 8], "updates": 8}
 
 
-def costs_of(context: PlanningContext, recipe: Recipe) -> list[Cost]:
-    return context.costs(recipe, None)
+def costs_of(context: PlanningContext, recipe: Recipe) -> list[TimeEstimate]:
+    return context.estimate_time(recipe, None)
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def costs_of(context: PlanningContext, recipe: Recipe) -> list[Cost]:
 def test_every_stage_and_what_is_done_once_is_told(
     context: PlanningContext, method: str, switches: dict[str, Any], parts: list[tuple[str, int]]
 ) -> None:
-    found = costs_of(context, recipe_for(method, SMALL, **switches))
+    found = costs_of(context, make_recipe_for(method, SMALL, **switches))
     assert [(cost.name, cost.steps) for cost in found] == parts
     assert all(cost.seconds > 0 for cost in found)
     assert not list(context.cache.parent.glob("*/log.jsonl")), "nothing was trained"
@@ -55,7 +55,7 @@ def test_every_stage_and_what_is_done_once_is_told(
 
 def test_the_members_of_a_committee_are_told_and_what_rounds_share_is_told_once(context: PlanningContext) -> None:
     members = [{"method": "supervised"}, {"method": "supervised", "seed": 1, "updates": 4}]
-    one = costs_of(context, recipe_for("committee", SMALL, members=members, atlas=True))
+    one = costs_of(context, make_recipe_for("committee", SMALL, members=members, atlas=True))
     assert [(cost.name, cost.steps) for cost in one] == [
         ("committee: supervised (seed 0): supervised", 8),
         ("committee: supervised (seed 0): labels", 0),
@@ -64,10 +64,12 @@ def test_the_members_of_a_committee_are_told_and_what_rounds_share_is_told_once(
         ("committee: registration", 0),
         ("supervised", 8),
     ]
-    two = costs_of(context, recipe_for("committee", SMALL, members=members[:1], rounds=2, atlas=False))
+    two = costs_of(context, make_recipe_for("committee", SMALL, members=members[:1], rounds=2, atlas=False))
     assert sum(cost.name.endswith("supervised (seed 0): supervised") for cost in two) == 1
     assert sum(cost.steps for cost in two) == 8 + 2 * 8 + 8
-    folds = costs_of(context, recipe_for("committee", SMALL, members=members[:1], atlas=False, weighing="cross_fitted"))
+    folds = costs_of(
+        context, make_recipe_for("committee", SMALL, members=members[:1], atlas=False, weighing="cross_fitted")
+    )
     assert [cost.name for cost in folds if "2 times" in cost.name] == [
         "committee: supervised (seed 0): supervised, 2 times"
     ]
@@ -77,13 +79,13 @@ def test_a_budget_becomes_the_most_updates_that_fit(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     split = make_split(dataset)
-    scans = collect(dataset, (*split.labelled, *split.unlabelled), "RAS")
-    costs = Costs(tmp_path, "cpu", scans)
-    monkeypatch.setattr(Costs, "_step", lambda self, plan, number, cases: 0.5)
-    monkeypatch.setattr(Costs, "_prediction", lambda self, plan, cases: 2.0)
+    scans = collect_scan_facts(dataset, (*split.labelled, *split.unlabelled), "RAS")
+    costs = TimeEstimator(tmp_path, "cpu", scans)
+    monkeypatch.setattr(TimeEstimator, "_step", lambda self, plan, number, cases: 0.5)
+    monkeypatch.setattr(TimeEstimator, "_prediction", lambda self, plan, cases: 2.0)
 
-    def plan_of(updates: int, method: str = "supervised") -> Plan:
-        return make_plan(dataset, split, recipe_for(method, {**SMALL, "updates": updates}), scans=scans)
+    def plan_of(updates: int, method: str = "supervised") -> TrainingPlan:
+        return make_plan(dataset, split, make_recipe_for(method, {**SMALL, "updates": updates}), scans=scans)
 
     assert costs.updates_within(100.0, plan_of) == 200
     unlabelled = len(split.unlabelled)
@@ -96,25 +98,25 @@ def test_a_budget_becomes_the_most_updates_that_fit(
 def test_with_a_budget_the_updates_and_on_a_processor_the_size_follow_from_it(
     context: PlanningContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def seconds(self: Costs, plan: Plan, number: int, cases: Any) -> float:
+    def seconds(self: TimeEstimator, plan: TrainingPlan, number: int, cases: Any) -> float:
         return 0.1 * plan.recipe.student["channels"][0] / 8
 
-    monkeypatch.setattr(Costs, "_step", seconds)
+    monkeypatch.setattr(TimeEstimator, "_step", seconds)
     document = read_document(find_recipe("default"), ["method=supervised", "segments={}"])
-    short = context.decided(document, None, 60.0)
+    short = context.decide(document, None, 60.0)
     assert short.recipe.student["channels"][0] == 8 and short.recipe.updates == 600
     assert "as many as 60 s allow" in next(d.reason for d in short.decisions if d.key == "updates")
-    long = context.decided(document, None, 3600.0)
+    long = context.decide(document, None, 3600.0)
     assert long.recipe.student["channels"][0] == 16 and long.recipe.updates == 18_000
     with pytest.raises(RecipeError, match="A budget decides the number of updates, and the recipe says it"):
-        context.decided({**document, "updates": 100}, None, 60.0)
+        context.decide({**document, "updates": 100}, None, 60.0)
 
 
 def test_a_run_that_is_gone_on_with_keeps_what_was_decided(context: PlanningContext) -> None:
     document = read_document(find_recipe("default"), ["method=supervised", "segments={}"])
-    first = context.decided(document, None, None)
+    first = context.decide(document, None, None)
     earlier = {**first.recipe.model_dump(mode="json"), "updates": 777, "batch": 2}
-    again = context.decided(document, earlier, 3600.0)
+    again = context.decide(document, earlier, 3600.0)
     assert (again.recipe.updates, again.recipe.batch) == (777, 2)
     assert (
         again.recipe.model_copy(update={"updates": first.recipe.updates, "batch": first.recipe.batch}) == first.recipe
@@ -123,8 +125,8 @@ def test_a_run_that_is_gone_on_with_keeps_what_was_decided(context: PlanningCont
 
 
 def test_times_for_people() -> None:
-    assert [budget_of(text) for text in ("90s", "30m", "1.5h")] == [90.0, 1800.0, 5400.0]
+    assert [parse_duration(text) for text in ("90s", "30m", "1.5h")] == [90.0, 1800.0, 5400.0]
     for wrong in ("", "30", "m", "-5m", "infh", "an hour"):
         with pytest.raises(RecipeError, match="A budget is a time such as 30m"):
-            budget_of(wrong)
-    assert [in_words(s) for s in (40, 720, 12600)] == ["40 s", "12 min", "3.5 h"]
+            parse_duration(wrong)
+    assert [format_duration(s) for s in (40, 720, 12600)] == ["40 s", "12 min", "3.5 h"]

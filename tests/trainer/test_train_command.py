@@ -9,14 +9,14 @@ import pytest
 import yaml
 
 from cli.app import main
-from tests.trainer.tiny import phantoms, recipe_of
+from tests.trainer.factories import make_tiny_recipe, write_phantoms
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("command")
-    phantoms(made / "data")
-    (made / "recipe.yaml").write_text(yaml.safe_dump(recipe_of("mn").model_dump(mode="json")))
+    write_phantoms(made / "data")
+    (made / "recipe.yaml").write_text(yaml.safe_dump(make_tiny_recipe("mn").model_dump(mode="json")))
     return made
 
 
@@ -91,10 +91,10 @@ def test_without_a_recipe_everything_is_decided_told_and_kept(folder: Path, caps
 def test_a_budget_is_kept_and_a_resumed_run_goes_on_as_it_began(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from trainer.time_estimate import Costs
+    from trainer.time_estimate import TimeEstimator
 
     with monkeypatch.context() as patch:
-        patch.setattr(Costs, "_step", lambda self, plan, number, cases: 1.0)
+        patch.setattr(TimeEstimator, "_step", lambda self, plan, number, cases: 1.0)
         assert untold(folder, "budget", "--budget", "64s") == 0
     recipe = yaml.safe_load((folder / "budget" / "recipe.yaml").read_text())["recipe"]
     assert recipe["updates"] == 64

@@ -9,19 +9,19 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tests.trainer.tiny import THREE_LEVELS, batch_of, method_of, recipe_of
+from tests.trainer.factories import THREE_LEVEL_NETWORK, build_method, make_batch, make_tiny_recipe
 from trainer.errors import RecipeError
 from trainer.losses import supervised_loss
-from trainer.methods.method import Task
+from trainer.methods.method import SegmentationTask
 from trainer.methods.urpc import URPC
-from trainer.networks.outputs import DeepSupervised, further_outputs
+from trainer.networks.outputs import DeepSupervisionNetwork, further_outputs
 from trainer.targets import OverlappingRegions
 
-FOUR_LEVELS = {**THREE_LEVELS, "channels": [4, 6, 8, 8], "strides": [[2, 2, 2], [2, 2, 2], [1, 1, 1]]}
+FOUR_LEVELS = {**THREE_LEVEL_NETWORK, "channels": [4, 6, 8, 8], "strides": [[2, 2, 2], [2, 2, 2], [1, 1, 1]]}
 
 
 def urpc(changes: dict[str, Any] | None = None, **switches: Any) -> URPC:
-    method = method_of(recipe_of("urpc", {"batch": 4, "student": FOUR_LEVELS, **(changes or {})}, **switches))
+    method = build_method(make_tiny_recipe("urpc", {"batch": 4, "student": FOUR_LEVELS, **(changes or {})}, **switches))
     assert isinstance(method, URPC)
     return method
 
@@ -42,7 +42,7 @@ def test_the_loss_written_out(divergence: str) -> None:
     networks = method.build()
     for head in networks["student"].heads:  # type: ignore[union-attr]
         torch.nn.init.normal_(head.weight, std=3.0)
-    batch = batch_of(2, 2)
+    batch = make_batch(2, 2)
     levels = pyramid(networks["student"], batch.images)
     supervised = sum(supervised_loss(y[:2], batch.labels[:2], method.targets) for y in levels) / 3
     p = [torch.softmax(y[2:], 1) for y in levels]
@@ -59,7 +59,7 @@ def test_the_loss_written_out(divergence: str) -> None:
 
 
 def test_gradients_of_certain_predictions_are_finite() -> None:
-    for method in (urpc(), URPC(urpc().recipe, Task(1, OverlappingRegions(3), 2, 4, 12))):
+    for method in (urpc(), URPC(urpc().recipe, SegmentationTask(1, OverlappingRegions(3), 2, 4, 12))):
         logits = [torch.full((1, 3, 2, 2, 2), 200.0) * s for s in (1.0, -1.0)]
         logits[0][:, 0] *= -1
         levels = [y.requires_grad_() for y in logits]
@@ -77,9 +77,9 @@ def test_levels_that_agree_cost_nothing() -> None:
 def test_the_labels_teach_every_level_and_the_unlabelled_patches_too() -> None:
     method = urpc(weight=0.0)
     networks = method.build()
-    batch = batch_of(2, 2)
+    batch = make_batch(2, 2)
     student = networks["student"]
-    assert isinstance(student, DeepSupervised)
+    assert isinstance(student, DeepSupervisionNetwork)
     method.loss(networks, batch, method.step_plan(0))["total"].backward()
     assert all(float(head.weight.grad.abs().max()) > 0 for head in student.heads)  # type: ignore[union-attr, operator]
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from trainer.network_configs import count_parameters
 from trainer.networks.features import features_into, features_out
 from trainer.networks.vnet import ResNetVNet, VNet
-from trainer.students import parameters_of
 
 
 @pytest.mark.parametrize(
@@ -20,13 +20,13 @@ def test_they_have_the_papers_number_of_parameters(
 ) -> None:
     with torch.device("meta"):
         made = network(1, outputs, norm)
-    assert parameters_of(made) == parameters
+    assert count_parameters(made) == parameters
 
 
 def test_the_resnet_encoder_has_the_released_codes_parameters() -> None:
     with torch.device("meta"):
         made = ResNetVNet(1, 2)
-    assert parameters_of(made.stem) + parameters_of(made.down) == 15_858_384
+    assert count_parameters(made.stem) + count_parameters(made.down) == 15_858_384
 
 
 @pytest.mark.parametrize("network", [VNet, ResNetVNet])

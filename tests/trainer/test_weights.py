@@ -15,25 +15,25 @@ from torch import Tensor
 
 from semiseg.dataset import Dataset, check_dataset, load_dataset
 from semiseg.errors import DatasetError
-from semiseg.evaluation.evaluate import evaluate
+from semiseg.evaluation.evaluator import evaluate
 from semiseg.volumes.segmentation import Segment, Segmentation
-from tests.trainer.tiny import (
-    EVERY,
-    PARTNER,
-    batch_of,
-    method_of,
-    phantoms,
-    plan_of,
-    recipe_for,
-    recipe_of,
-    trained,
-    weights_of,
+from tests.trainer.factories import (
+    ALL_METHODS,
+    PARTNER_NETWORK,
+    build_method,
+    load_run_weights,
+    make_batch,
+    make_recipe_for,
+    make_tiny_plan,
+    make_tiny_recipe,
+    train_on_cpu,
+    write_phantoms,
 )
-from trainer.cases import IGNORE, encode_labels, places_of, prepare_cases
+from trainer.cases import IGNORE, encode_labels, prepare_cases, sample_segment_voxels
 from trainer.errors import RecipeError
-from trainer.losses import dice_pooled, mean_of, supervised_loss
-from trainer.patches import BatchComposition, PatchSampler, PatchSource, batches
-from trainer.stages import Stages
+from trainer.losses import dice_pooled, supervised_loss, weighted_mean
+from trainer.patches import BatchComposition, PatchSampler, PatchSource, load_batches
+from trainer.stages import StageSequence
 from trainer.targets import ExclusiveClasses
 
 TWO = ExclusiveClasses(2)
@@ -73,21 +73,21 @@ def test_where_no_voxel_counts_the_loss_and_its_gradient_are_finite() -> None:
     loss.backward()
     assert float(loss.detach()) == 0.0
     assert logits.grad is not None and bool((logits.grad == 0).all())
-    assert float(mean_of(torch.ones(3), torch.zeros(3))) == 0.0
+    assert float(weighted_mean(torch.ones(3), torch.zeros(3))) == 0.0
     p = torch.softmax(logits.detach(), dim=1)
     assert float(dice_pooled(p, TWO.encode(labels), torch.zeros(1, 6, 6, 6))) == 0.0
 
 
-@pytest.mark.parametrize("method", [name for name in EVERY if name not in ("comparative", "contrastive")])
+@pytest.mark.parametrize("method", [name for name in ALL_METHODS if name not in ("comparative", "contrastive")])
 def test_labels_of_weight_zero_are_of_no_consequence_to_any_method(method: str) -> None:
-    switches: dict[str, Any] = {"partner": PARTNER, "mistake_weight": 0.5} if method == "dual" else {}
-    stages = Stages(method_of(recipe_for(method, {"updates": 8}, **switches)))
+    switches: dict[str, Any] = {"partner": PARTNER_NETWORK, "mistake_weight": 0.5} if method == "dual" else {}
+    stages = StageSequence(build_method(make_recipe_for(method, {"updates": 8}, **switches)))
     torch.manual_seed(0)
     networks = stages.build()
     for step in (0, stages.steps - 1):
         step_plan = stages.step_plan(step)
         stages.prepare(networks, step_plan, step)
-        batch = batch_of(step_plan.composition.labelled, step_plan.composition.unlabelled, step=step)
+        batch = make_batch(step_plan.composition.labelled, step_plan.composition.unlabelled, step=step)
         batch = replace(batch, guides=dict.fromkeys(("cfr", "atlas", "committee"), batch.labels))
         weights = torch.ones(batch.labels.shape)
         weights[:, :3] = 0
@@ -111,7 +111,7 @@ def test_labels_of_weight_zero_are_of_no_consequence_to_any_method(method: str) 
 def partly(tmp_path: Path) -> Dataset:
     """Phantoms of whose scans the right-most quarter was not outlined, with nnU-Net's label `ignore`."""
     folder = tmp_path / "data"
-    dataset = phantoms(folder)
+    dataset = write_phantoms(folder)
     document = json.loads((folder / "dataset.json").read_text())
     highest = max(int(key) for key in document["labels"])
     document["labels"][str(highest + 4)] = "ignore"
@@ -142,15 +142,15 @@ def test_an_ignore_label_that_makes_no_sense_is_refused(tmp_path: Path, labels: 
 
 
 def test_unknown_voxels_have_weight_zero_and_no_patch_is_placed_on_them(partly: Dataset, tmp_path: Path) -> None:
-    recipe = recipe_of("supervised", {"patch": [16, 16, 12], "augmentation": {"affine": 0.0}})
-    plan = plan_of(partly, recipe)
+    recipe = make_tiny_recipe("supervised", {"patch": [16, 16, 12], "augmentation": {"affine": 0.0}})
+    plan = make_tiny_plan(partly, recipe)
     cases = prepare_cases(partly, plan.split.labelled, plan.unlabelled, plan.segments, plan.preprocessing, tmp_path)
     case = cases[plan.split.labelled[0]]
-    assert case.ignores and bool((case.labels[12:] == IGNORE).all())
-    assert all(bool((places[:, 0] < 12).all()) for places in case.places)
+    assert case.has_ignored_voxels and bool((case.labels[12:] == IGNORE).all())
+    assert all(bool((places[:, 0] < 12).all()) for places in case.segment_voxels)
     draws = PatchSampler(recipe, cases, plan.split.labelled, plan.unlabelled)
     requests = [draws.requests(0, BatchComposition(2, 2), BatchComposition(0, 0))]
-    batch = next(batches(PatchSource(recipe, cases, 2, "edge"), requests, 0, 0, False))
+    batch = next(load_batches(PatchSource(recipe, cases, 2, "edge"), requests, 0, 0, False))
     assert batch.weights is not None
     assert bool((batch.weights[:2, 12:] == 0).all()) and bool((batch.weights[:2, :12] == 1).all())
     assert bool((batch.labels[:2, 12:] == 0).all())
@@ -158,24 +158,24 @@ def test_unknown_voxels_have_weight_zero_and_no_patch_is_placed_on_them(partly: 
 
 
 def test_a_scan_may_count_less(tmp_path: Path) -> None:
-    dataset = phantoms(tmp_path / "data")
-    plan = plan_of(dataset, recipe_of("supervised"))
+    dataset = write_phantoms(tmp_path / "data")
+    plan = make_tiny_plan(dataset, make_tiny_recipe("supervised"))
     first, second = plan.split.labelled[:2]
-    recipe = recipe_of("supervised", {"scan_weights": {first: 0.25}})
+    recipe = make_tiny_recipe("supervised", {"scan_weights": {first: 0.25}})
     cases = prepare_cases(dataset, plan.split.labelled, (), plan.segments, plan.preprocessing, tmp_path / "cache")
     draws = PatchSampler(recipe, cases, plan.split.labelled, ())
     requests = [draws.requests(0, BatchComposition(2, 0), BatchComposition(0, 0))]
-    batch = next(batches(PatchSource(recipe, cases, 2, "edge"), requests, 0, 0, False))
+    batch = next(load_batches(PatchSource(recipe, cases, 2, "edge"), requests, 0, 0, False))
     assert batch.weights is not None
     found = {case: float(w.mean()) for case, w in zip(batch.cases, batch.weights, strict=True)}
     assert found == {first: 0.25, second: 1.0}
 
 
 def test_a_run_learns_from_partial_outlines_and_resumes_on_its_cache(partly: Dataset, tmp_path: Path) -> None:
-    recipe = recipe_for("mean_teacher", {"patch": [16, 16, 12], "updates": 3})
-    trained(partly, recipe, tmp_path / "run", cache=tmp_path / "cache")
-    trained(partly, recipe, tmp_path / "again", cache=tmp_path / "cache")
-    one, other = weights_of(tmp_path / "run"), weights_of(tmp_path / "again")
+    recipe = make_recipe_for("mean_teacher", {"patch": [16, 16, 12], "updates": 3})
+    train_on_cpu(partly, recipe, tmp_path / "run", cache=tmp_path / "cache")
+    train_on_cpu(partly, recipe, tmp_path / "again", cache=tmp_path / "cache")
+    one, other = load_run_weights(tmp_path / "run"), load_run_weights(tmp_path / "again")
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
@@ -186,7 +186,7 @@ def test_eight_regions_leave_no_code_for_unknown_voxels() -> None:
     seven = regions[:7]
     encoded = encode_labels(np.full((2, 2, 2), 20), seven, 20)
     assert bool((encoded == IGNORE).all())
-    assert places_of(encoded, seven) == ()
+    assert sample_segment_voxels(encoded, seven) == ()
 
 
 def test_voxels_that_nobody_outlined_are_left_out_of_an_evaluation(partly: Dataset) -> None:

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from semiseg.phantoms.anatomy import make_phantom
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.volume import Volume
-from tests.volumes.edited_series import COUNT
+from tests.volumes.edited_series import SLICE_COUNT
 
 
 @pytest.fixture(scope="module")
 def phantom() -> Volume:
-    return make_phantom(7, (26, 22, COUNT), (3.6, 4.2, 5.0)).image
+    return make_phantom(7, (26, 22, SLICE_COUNT), (3.6, 4.2, 5.0)).image
 
 
 @pytest.fixture

@@ -8,11 +8,11 @@ from typing import Any
 
 import pydicom
 
-COUNT = 12
-Change = Callable[[pydicom.Dataset, int], Any]
+SLICE_COUNT = 12
+SliceEdit = Callable[[pydicom.Dataset, int], Any]
 
 
-def edit(files: list[Path], change: Change) -> None:
+def edit_slices(files: list[Path], change: SliceEdit) -> None:
     """Change each slice, given its number along the normal."""
     for k, path in enumerate(sorted(files, key=lambda p: pydicom.dcmread(p).ImagePositionPatient[2])):
         dataset = pydicom.dcmread(path)
@@ -20,7 +20,7 @@ def edit(files: list[Path], change: Change) -> None:
         dataset.save_as(path)
 
 
-def setting(keyword: str, *values: Any) -> Change:
+def cycle_values(keyword: str, *values: Any) -> SliceEdit:
     """Gives the slices in turn one of ``values``; None removes the attribute."""
 
     def change(dataset: pydicom.Dataset, k: int) -> None:

@@ -12,16 +12,16 @@ from pydicom.uid import generate_uid
 
 from semiseg.errors import VolumeError
 from semiseg.volumes.dicom_series import read_series
+from semiseg.volumes.read_options import ReadOptions
 from semiseg.volumes.scan import open_scan
 from semiseg.volumes.volume import Volume
-from semiseg.volumes.wishes import Wishes
-from tests.volumes.edited_series import COUNT, Change, edit, setting
-from tests.volumes.enhanced import write_enhanced
+from tests.volumes.edited_series import SLICE_COUNT, SliceEdit, cycle_values, edit_slices
+from tests.volumes.enhanced_multiframe import write_enhanced
 
 # --- copies -------------------------------------------------------------------------------------------------------
 
 
-def copy_of(path: Path, change: Change) -> Path:
+def copy_of(path: Path, change: SliceEdit) -> Path:
     dataset = pydicom.dcmread(path)
     change(dataset, 0)
     copy = path.with_name(f"copy_of_{path.name}")
@@ -43,10 +43,10 @@ def test_two_images_of_one_uid_with_other_pixels_are_no_copies(files: list[Path]
 
 @pytest.mark.parametrize("keyword", ["InstitutionName", "SOPInstanceUID"])
 def test_a_copy_with_another_institution_or_uid_is_left_out(files: list[Path], keyword: str) -> None:
-    copy = copy_of(files[3], setting(keyword, generate_uid()))
+    copy = copy_of(files[3], cycle_values(keyword, generate_uid()))
     found = read_series([*files, copy])
-    assert found.volume.shape[2] == COUNT
-    assert [remark.code for remark in found.remarks] == ["copies"]
+    assert found.volume.shape[2] == SLICE_COUNT
+    assert [remark.code for remark in found.warnings] == ["copies"]
 
 
 # --- files that cannot be DICOM but are named or placed as if ---------------------------------------------------------
@@ -57,10 +57,10 @@ def test_a_copy_with_another_institution_or_uid_is_left_out(files: list[Path], k
 def test_a_file_that_is_named_like_an_image_and_is_none_is_told(files: list[Path], name: str, content: bytes) -> None:
     (files[0].parent / name).write_bytes(content)
     scan = open_scan(files[0].parent)
-    assert [remark.code for remark in scan.remarks] == ["damaged_files"]
-    assert "may be slices of the series" in scan.remarks[0].text
+    assert [remark.code for remark in scan.warnings] == ["damaged_files"]
+    assert "may be slices of the series" in scan.warnings[0].text
     with pytest.raises(VolumeError, match="may be a slice of the series"):
-        open_scan(files[0].parent, wishes=Wishes(strict=True))
+        open_scan(files[0].parent, options=ReadOptions(strict=True))
 
 
 def test_files_without_an_ending_are_compared_by_their_names(files: list[Path]) -> None:
@@ -69,15 +69,15 @@ def test_files_without_an_ending_are_compared_by_their_names(files: list[Path]) 
         path.rename(folder / f"IM{k:04d}")
     (folder / "README").write_text("A phantom.")
     (folder / "VERSION").write_bytes(b"1")
-    assert open_scan(folder, wishes=Wishes(strict=True)).remarks == ()
-    (folder / f"IM{COUNT:04d}").write_text("not an image")
-    assert [remark.code for remark in open_scan(folder).remarks] == ["damaged_files"]
+    assert open_scan(folder, options=ReadOptions(strict=True)).warnings == ()
+    (folder / f"IM{SLICE_COUNT:04d}").write_text("not an image")
+    assert [remark.code for remark in open_scan(folder).warnings] == ["damaged_files"]
 
 
 def test_an_empty_file_of_another_kind_is_nothing_lost(files: list[Path]) -> None:
     for name in ("sent.done", "study.lock", "notes.txt"):
         (files[0].parent / name).touch()
-    assert open_scan(files[0].parent, wishes=Wishes(strict=True)).remarks == ()
+    assert open_scan(files[0].parent, options=ReadOptions(strict=True)).warnings == ()
 
 
 def test_what_scanners_put_beside_images_is_left_out_and_told(files: list[Path]) -> None:
@@ -89,11 +89,11 @@ def test_what_scanners_put_beside_images_is_left_out_and_told(files: list[Path])
             del raw.PixelData
         raw.save_as(files[0].with_name("raw.dcm"))
         scan = open_scan(files[0].parent)
-        assert scan.grid.shape[2] == COUNT
-        assert [remark.code for remark in scan.remarks] == ["companions"]
-        assert "1 object(s) of the series are no images" in scan.remarks[0].text
+        assert scan.grid.shape[2] == SLICE_COUNT
+        assert [remark.code for remark in scan.warnings] == ["companions"]
+        assert "1 object(s) of the series are no images" in scan.warnings[0].text
         with pytest.raises(VolumeError, match="mixes images with 1 raw data"):
-            open_scan(files[0].parent, wishes=Wishes(strict=True))
+            open_scan(files[0].parent, options=ReadOptions(strict=True))
 
 
 # --- positions that are rounded -----------------------------------------------------------------------------------
@@ -110,12 +110,12 @@ def test_positions_with_few_decimals_are_an_even_stack(
         x, y, _ = dataset.ImagePositionPatient
         dataset.ImagePositionPatient = [x, y, f"{start + gap * k:.{decimals}f}"]
 
-    edit(files, rounded)
+    edit_slices(files, rounded)
     found = read_series(files, strict=True)
-    assert found.volume.shape[2] == COUNT
-    assert abs(found.volume.spacing[2] - gap) < 10.0**-decimals / COUNT
-    middle = found.volume.affine @ [0, 0, (COUNT - 1) / 2, 1]
-    assert abs(middle[2] - (start + gap * (COUNT - 1) / 2)) < 0.5 * 10.0**-decimals
+    assert found.volume.shape[2] == SLICE_COUNT
+    assert abs(found.volume.spacing[2] - gap) < 10.0**-decimals / SLICE_COUNT
+    middle = found.volume.affine @ [0, 0, (SLICE_COUNT - 1) / 2, 1]
+    assert abs(middle[2] - (start + gap * (SLICE_COUNT - 1) / 2)) < 0.5 * 10.0**-decimals
 
 
 @pytest.mark.parametrize("decimals", [1, 2])
@@ -124,7 +124,7 @@ def test_a_slice_that_is_missing_is_noticed_although_positions_are_rounded(files
         x, y, _ = dataset.ImagePositionPatient
         dataset.ImagePositionPatient = [x, y, f"{0.625 * (k + (k > 6)):.{decimals}f}"]
 
-    edit(files, rounded)
+    edit_slices(files, rounded)
     with pytest.raises(VolumeError, match=r"1 slice\(s\) are missing"):
         read_series(files, strict=True)
 
@@ -134,7 +134,7 @@ def test_positions_in_whole_millimetres_may_hide_a_missing_slice_and_are_not_tak
         x, y, _ = dataset.ImagePositionPatient
         dataset.ImagePositionPatient = [x, y, str(k + (k > 6))]
 
-    edit(files, whole)
+    edit_slices(files, whole)
     with pytest.raises(VolumeError, match=r"1 slice\(s\) are missing"):
         read_series(files, strict=True)
 
@@ -156,8 +156,8 @@ def test_slices_of_two_patients_or_studies_are_refused_without_a_name(
     files: list[Path], keyword: str, value: str, words: str
 ) -> None:
     for said, everywhere in (("IssuerOfPatientID", "HERE"), ("PatientBirthDate", "19500101")):
-        edit(files, setting(said, everywhere))
-    edit(files[:1], lambda dataset, _: setattr(dataset, keyword, value))
+        edit_slices(files, cycle_values(said, everywhere))
+    edit_slices(files[:1], lambda dataset, _: setattr(dataset, keyword, value))
     with pytest.raises(VolumeError) as caught:
         read_series(files)
     assert f"The slices belong to 2 {words}" in str(caught.value)
@@ -166,9 +166,9 @@ def test_slices_of_two_patients_or_studies_are_refused_without_a_name(
 
 @pytest.mark.parametrize("name", ["DOE^JANE^^^", "doe^jane", ""])
 def test_one_name_written_in_several_ways_is_one_patient(files: list[Path], name: str) -> None:
-    edit(files, setting("PatientName", "DOE^JANE"))
-    edit(files[:1], setting("PatientName", name))
-    assert read_series(files).remarks == ()
+    edit_slices(files, cycle_values("PatientName", "DOE^JANE"))
+    edit_slices(files[:1], cycle_values("PatientName", name))
+    assert read_series(files).warnings == ()
 
 
 # --- functional groups wherever they stand ------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def test_an_enhanced_object_is_read_wherever_its_groups_stand(
 def test_a_frames_own_group_counts_before_that_of_all_and_that_before_the_objects(
     files: list[Path], tmp_path: Path
 ) -> None:
-    frames = [{"PixelValueTransformationSequence": {"RescaleSlope": 1, "RescaleIntercept": 7}}] * COUNT
+    frames = [{"PixelValueTransformationSequence": {"RescaleSlope": 1, "RescaleIntercept": 7}}] * SLICE_COUNT
     made = write_enhanced(tmp_path / "object.dcm", sorted(files), rescale="shared", intercept=50, frames=frames)
     dataset = pydicom.dcmread(made)
     dataset.RescaleSlope, dataset.RescaleIntercept = 1, 900
@@ -223,7 +223,7 @@ def test_a_position_of_the_object_is_none_of_its_frames(files: list[Path], tmp_p
 
 def test_frames_of_which_only_some_say_how_they_are_rescaled_are_refused(files: list[Path], tmp_path: Path) -> None:
     group = {"PixelValueTransformationSequence": {"RescaleSlope": 1, "RescaleIntercept": -1024}}
-    frames: list[dict[str, Any]] = [group if k < COUNT // 2 else {} for k in range(COUNT)]
+    frames: list[dict[str, Any]] = [group if k < SLICE_COUNT // 2 else {} for k in range(SLICE_COUNT)]
     with pytest.raises(VolumeError, match="6 of 12 frames do not say how their values are rescaled"):
         read_series([write_enhanced(tmp_path / "object.dcm", sorted(files), frames=frames)])
 
@@ -255,9 +255,9 @@ def test_rows_that_a_sequence_stores_in_reverse_are_refused(files: list[Path], p
         block.add_new(0x9C, "LO", "research/epi_pepolar")
         block.add_new(0xB3, "DS", polarity)
 
-    edit(files, research)
+    edit_slices(files, research)
     if refused:
         with pytest.raises(VolumeError, match="epi_pepolar"):
             read_series(files)
     else:
-        assert read_series(files).remarks == ()
+        assert read_series(files).warnings == ()

@@ -26,11 +26,11 @@ from pydicom.uid import (
 
 from semiseg.errors import VolumeError
 from semiseg.phantoms.anatomy import make_phantom
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes import dicom_decoding
-from semiseg.volumes.dicom_codestream import Codestream, codestream_of
+from semiseg.volumes.dicom_codestream import CodestreamHeader, parse_codestream_header
 from semiseg.volumes.dicom_series import read_series
-from tests.volumes.enhanced import write_enhanced
+from tests.volumes.enhanced_multiframe import write_enhanced
 
 ROWS, COLUMNS, COUNT = 36, 33, 3  # the encoder of JPEG 2000 makes nothing smaller
 
@@ -88,7 +88,7 @@ def test_a_value_is_the_lowest_bits_stored_and_nothing_else(
     above = junk % 2 ** (16 - stored)
     files = stored_as(tmp_path, values, stored=stored, signed=signed, junk=above, syntax=syntax)
     np.testing.assert_array_equal(in_order(files), values)
-    remarks = [remark.code for remark in read_series(files).remarks]
+    remarks = [remark.code for remark in read_series(files).warnings]
     assert remarks == (["unused_bits"] if above and not signed else [])
 
 
@@ -127,9 +127,9 @@ def test_padding_that_bits_stored_cannot_hold_is_the_lowest_value(tmp_path: Path
 
 
 def test_signed_jpeg_ls_in_streams_of_16_bits_keeps_its_sign(
-    tmp_path: Path, needs_program: Callable[[str], str]
+    tmp_path: Path, require_program: Callable[[str], str]
 ) -> None:
-    program = needs_program("dcmcjpls")
+    program = require_program("dcmcjpls")
     values = np.random.default_rng(3).integers(-2048, 2048, (COUNT, ROWS, COLUMNS))
     files = stored_as(tmp_path, values, stored=12, signed=True)
     for path in files:
@@ -223,11 +223,11 @@ def test_what_was_compressed_without_loss_is_what_it_was(tmp_path: Path, name: s
         np.testing.assert_array_equal(one, expected)
 
 
-def test_jpeg_of_12_bits_is_decoded(tmp_path: Path, needs_program: Callable[[str], str]) -> None:
+def test_jpeg_of_12_bits_is_decoded(tmp_path: Path, require_program: Callable[[str], str]) -> None:
     files = lifted(tmp_path / "series", "JPEG-lossy.dcm")
     values = in_order(files)
     plain = tmp_path / "plain.dcm"
-    subprocess.run([needs_program("dcmdjpeg"), files[0], plain], check=True, capture_output=True)
+    subprocess.run([require_program("dcmdjpeg"), files[0], plain], check=True, capture_output=True)
     # Decoders of lossy JPEG may round differently.
     np.testing.assert_allclose(values[0], pydicom.dcmread(plain).pixel_array, atol=2)
 
@@ -238,7 +238,7 @@ def test_frames_decoded_elsewhere_are_those_decoded_here(
 ) -> None:
     values = np.random.default_rng(5).integers(0, 4096, (COUNT, ROWS, COLUMNS))
     files = stored_as(tmp_path, values, stored=12, syntax=syntax)
-    monkeypatch.setattr(dicom_decoding, "ELSEWHERE_FROM", 1)
+    monkeypatch.setattr(dicom_decoding, "SUBPROCESS_MIN_PIXELS", 1)
     np.testing.assert_array_equal(in_order(files), values)
 
 
@@ -251,8 +251,8 @@ def test_an_object_of_many_frames_is_read_in_parts(tmp_path: Path, monkeypatch: 
     dataset = pydicom.dcmread(made)
     dataset.compress(RLELossless, encoding_plugin="pydicom")
     dataset.save_as(made)
-    for pixels in (dicom_decoding.ELSEWHERE_FROM, 1):
-        monkeypatch.setattr(dicom_decoding, "ELSEWHERE_FROM", pixels)
+    for pixels in (dicom_decoding.SUBPROCESS_MIN_PIXELS, 1):
+        monkeypatch.setattr(dicom_decoding, "SUBPROCESS_MIN_PIXELS", pixels)
         np.testing.assert_array_equal(read_series([made]).volume.array, expected.array)
 
 
@@ -322,10 +322,10 @@ def test_a_stream_of_another_size_than_the_header_says_is_refused(
 
 
 def test_the_header_of_a_stream_is_read() -> None:
-    assert codestream_of(stream((40, 50)), JPEG2000Lossless) == Codestream(40, 50, 1, 12)
-    assert codestream_of(b"\x00" * 64, RLELossless) is None
+    assert parse_codestream_header(stream((40, 50)), JPEG2000Lossless) == CodestreamHeader(40, 50, 1, 12)
+    assert parse_codestream_header(b"\x00" * 64, RLELossless) is None
     jpeg = b"\xff\xd8\xff\xfe\x00\x04ab\xff\xff\xc3\x00\x0b\x0c\x00\x14\x00\x1e\x01\x01\x11\x00"
-    assert codestream_of(jpeg, "1.2.840.10008.1.2.4.70") == Codestream(20, 30, 1, 12)
+    assert parse_codestream_header(jpeg, "1.2.840.10008.1.2.4.70") == CodestreamHeader(20, 30, 1, 12)
     for damaged in (
         b"",
         b"\xff\xd8",
@@ -335,12 +335,14 @@ def test_the_header_of_a_stream_is_read() -> None:
         b"\xff\xd8\xff\xe0\x00\x00",
     ):
         with pytest.raises(ValueError, match="compressed frame"):
-            codestream_of(damaged, "1.2.840.10008.1.2.4.70")
+            parse_codestream_header(damaged, "1.2.840.10008.1.2.4.70")
 
 
-def test_a_decoder_that_ends_its_process_ends_nothing_else(tmp_path: Path, needs_program: Callable[[str], str]) -> None:
+def test_a_decoder_that_ends_its_process_ends_nothing_else(
+    tmp_path: Path, require_program: Callable[[str], str]
+) -> None:
     """The library behind JPEG lossless calls abort() on some damaged streams."""
-    program = needs_program("dcmcjpeg")
+    program = require_program("dcmcjpeg")
     values = np.random.default_rng(3).integers(0, 4096, (COUNT, ROWS, COLUMNS))
     files = stored_as(tmp_path, values, stored=12)
     for path in files:

@@ -16,8 +16,8 @@ from scipy.spatial.transform import Rotation
 
 from semiseg.errors import VolumeError
 from semiseg.phantoms.anatomy import make_phantom
-from semiseg.volumes.dicom_geometry import Plane, irregularities, measure, plane_of
-from semiseg.volumes.dicom_regular import RegularGrid, regular_grid
+from semiseg.volumes.dicom_geometry import Plane, find_irregularities, make_plane, stack_planes
+from semiseg.volumes.dicom_resampling import RegularGrid, make_regular_grid
 from semiseg.volumes.dicom_series import read_series
 from semiseg.volumes.volume import Volume
 
@@ -28,7 +28,7 @@ SPACING = (0.9, 0.7)  # rows, columns
 def planes_at(heights: list[float], tilt: tuple[float, float], turn: NDArray[np.float64]) -> list[Plane]:
     """Planes at ``heights`` mm along their normal, leaning by ``tilt`` mm a mm along rows and columns."""
     return [
-        plane_of(
+        make_plane(
             list(turn @ (tilt[0] * h - 7, tilt[1] * h + 5, h + 3)), [*turn[:, 0], *turn[:, 1]], SPACING, (ROWS, COLUMNS)
         )
         for h in heights
@@ -67,8 +67,8 @@ def test_every_voxel_between_slices_has_the_value_of_its_place(
 ) -> None:
     turn = Rotation.from_euler("xyz", degrees, degrees=True).as_matrix()
     planes = planes_at([0.0, *np.cumsum(gaps).tolist()], tilt, turn)
-    stack = measure([planes[i] for i in np.random.default_rng(seed).permutation(len(planes))])
-    grid = regular_grid(stack, irregularities(stack))
+    stack = stack_planes([planes[i] for i in np.random.default_rng(seed).permutation(len(planes))])
+    grid = make_regular_grid(stack, find_irregularities(stack))
     field = np.array([0.3, -0.8, 0.5])
     # Where a slice does not reach there is air: a mask of what is between covered pixels is carried along.
     image = grid.image(sampled(list(stack.planes), field).astype(np.float32) + 1000)
@@ -82,8 +82,8 @@ def test_every_voxel_between_slices_has_the_value_of_its_place(
 
 @given(tilt=st.tuples(st.floats(-0.5, 0.5), st.floats(-0.5, 0.5)), seed=st.integers(0, 2**31))
 def test_a_mask_on_leaning_slices_goes_to_the_grid_and_back(tilt: tuple[float, float], seed: int) -> None:
-    stack = measure(planes_at([0.0, 2.0, 4.0, 6.0, 8.0], tilt, np.eye(3)))
-    grid = regular_grid(stack, irregularities(stack))
+    stack = stack_planes(planes_at([0.0, 2.0, 4.0, 6.0, 8.0], tilt, np.eye(3)))
+    grid = make_regular_grid(stack, find_irregularities(stack))
     mask = np.random.default_rng(seed).integers(0, 3, (COLUMNS, ROWS, 5)).astype(np.uint8)
     np.testing.assert_array_equal(grid.on_slices(grid.labels(mask)), mask)
     several = np.stack([mask == 1, mask == 2])
@@ -92,8 +92,8 @@ def test_a_mask_on_leaning_slices_goes_to_the_grid_and_back(tilt: tuple[float, f
 
 def test_planes_are_as_close_as_the_closest_slices_but_not_closer_than_half_the_median() -> None:
     for heights, gap in (([0, 4, 8, 9, 16], 2.0), ([0, 4, 7, 11, 15], 3.0), ([0.0, 2.0, 4.0, 8.0], 2.0)):
-        stack = measure(planes_at([float(h) for h in heights], (0, 0), np.eye(3)))
-        grid = regular_grid(stack, irregularities(stack))
+        stack = stack_planes(planes_at([float(h) for h in heights], (0, 0), np.eye(3)))
+        grid = make_regular_grid(stack, find_irregularities(stack))
         assert np.linalg.norm(grid.affine[:3, 2]) == pytest.approx(gap)
         assert (grid.shape[2] - 1) * gap == pytest.approx(heights[-1])
 
@@ -121,7 +121,7 @@ def test_a_missing_slice_is_interpolated_and_told(files: list[Path]) -> None:
     np.testing.assert_array_equal(series.volume.array[:, :, kept], whole.volume.array[:, :, kept])
     between = (whole.volume.array[:, :, 3].astype(int) + whole.volume.array[:, :, 5]) / 2
     np.testing.assert_allclose(series.volume.array[:, :, 4], between, atol=0.5)
-    (remark,) = series.remarks
+    (remark,) = series.warnings
     assert remark.code == "missing_slices"
     assert remark.text.startswith("1 slice(s) are missing: between slices 4 and 5 of 11 (from ")
     assert remark.text.endswith("the volume has 12 planes 4 mm apart.")
@@ -138,7 +138,7 @@ def test_equal_slices_of_one_place_are_left_out_and_told(files: list[Path], tmp_
     shutil.copy(files[3], tmp_path / "copy")
     series = read_series([*files, double, tmp_path / "copy"])
     np.testing.assert_array_equal(series.volume.array, read_series(files).volume.array)
-    assert [(r.code, r.text.split(" ")[0]) for r in series.remarks] == [("copies", "1"), ("copies", "1")]
+    assert [(r.code, r.text.split(" ")[0]) for r in series.warnings] == [("copies", "1"), ("copies", "1")]
     for one, words in ((double, "lie where another one does"), (tmp_path / "copy", "an object that another file")):
         with pytest.raises(VolumeError, match=words):
             read_series([*files, one], strict=True)
@@ -149,15 +149,15 @@ def test_a_damaged_file_beside_the_series_is_told(files: list[Path], tmp_path: P
     damaged.write_bytes(files[0].read_bytes()[:400])
     (tmp_path / "note.txt").write_text("not DICOM")
     series = read_series([*files[1:], damaged, tmp_path / "note.txt"])
-    assert [r.code for r in series.remarks] == ["damaged_files"]
+    assert [r.code for r in series.warnings] == ["damaged_files"]
     with pytest.raises(VolumeError, match="It may be a slice of the series"):
         read_series([*files[1:], damaged], strict=True)
-    assert read_series([*files, tmp_path / "note.txt"], strict=True).remarks == ()
+    assert read_series([*files, tmp_path / "note.txt"], strict=True).warnings == ()
 
 
 def test_a_regular_series_is_left_as_it_is(files: list[Path]) -> None:
     series = read_series(files, strict=True)
     assert series.grid is None
-    assert series.remarks == ()
+    assert series.warnings == ()
     mask = np.zeros(series.volume.shape, dtype=np.uint8)
     assert series.on_slices(mask) is mask

@@ -20,13 +20,13 @@ from scipy.spatial.transform import Rotation
 
 from semiseg.errors import VolumeError
 from semiseg.phantoms.anatomy import make_phantom
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes import dicom_file
-from semiseg.volumes.dicom_geometry import affine_of, lps_to_ras, measure, plane_of, require_regular
-from semiseg.volumes.dicom_index import look_at
+from semiseg.volumes.dicom_geometry import lps_to_ras, make_plane, require_regular, stack_affine, stack_planes
+from semiseg.volumes.dicom_index import index_files
 from semiseg.volumes.dicom_series import read_series
 from semiseg.volumes.nifti import read_nifti, write_nifti
-from semiseg.volumes.series_rules import series_among
+from semiseg.volumes.series_rules import group_by_series
 from semiseg.volumes.volume import Volume, reorient
 from tests.grids import AXIS_ORIENTATIONS
 
@@ -150,8 +150,8 @@ def test_a_series_whose_uids_were_emptied_is_still_a_volume(files: list[Path]) -
 def test_groups_leave_out_what_is_not_dicom(files: list[Path], phantom: Volume, tmp_path: Path) -> None:
     other = write_dicom_series(tmp_path / "other", phantom, description="Other")
     (tmp_path / "notes.txt").write_text("not a scan " * 30)
-    objects, left_out = look_at([*other, tmp_path / "notes.txt", *files])
-    assert sorted(len(series.images) for series in series_among(objects)) == [len(files), len(files)]
+    objects, left_out = index_files([*other, tmp_path / "notes.txt", *files])
+    assert sorted(len(series.images) for series in group_by_series(objects)) == [len(files), len(files)]
     assert [(one.path.name, one.damaged) for one in left_out] == [("notes.txt", False)]
 
 
@@ -339,10 +339,10 @@ def test_any_regular_stack_is_a_volume_whose_affine_gives_back_every_position(
     positions = [matrix @ (0, 0, gap * k) + (10, -20, 30) for k in range(count)]
     order = np.random.default_rng(seed).permutation(count)
     cosines = [*matrix[:, 0], *matrix[:, 1]]
-    stack = measure([plane_of(list(positions[i]), cosines, [0.7, 0.9], (4, 5)) for i in order])
+    stack = stack_planes([make_plane(list(positions[i]), cosines, [0.7, 0.9], (4, 5)) for i in order])
     require_regular(stack)
     assert [order[i] for i in stack.order] == list(range(count))
-    affine = lps_to_ras(affine_of(stack))
+    affine = lps_to_ras(stack_affine(stack))
     for k, position in enumerate(positions):
         np.testing.assert_allclose((affine @ (0, 0, k, 1))[:3], position, atol=1e-6)
     np.testing.assert_allclose(np.linalg.norm(affine[:3, :2], axis=0), (0.9, 0.7))
@@ -350,7 +350,7 @@ def test_any_regular_stack_is_a_volume_whose_affine_gives_back_every_position(
 
 def test_gaps_that_creep_within_their_tolerance_may_not_add_up() -> None:
     heights = np.cumsum([0.0] + [10.08] * 30 + [9.92] * 30)
-    stack = measure([plane_of([0, 0, z], [1, 0, 0, 0, 1, 0], [1, 1], (4, 4)) for z in heights])
+    stack = stack_planes([make_plane([0, 0, z], [1, 0, 0, 0, 1, 0], [1, 1], (4, 4)) for z in heights])
     with pytest.raises(VolumeError, match=r"gaps run from 9\.920 to 10\.080 mm, which puts slices up to 2\.40 mm"):
         require_regular(stack)
 

@@ -14,12 +14,12 @@ import pytest
 from PIL import Image
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.inspection import inspect
-from semiseg.volumes.kinds import has_header, what_is
+from semiseg.volumes.file_types import describe_file, has_detached_header
+from semiseg.volumes.inspection import inspect_files
 from semiseg.volumes.nifti import read_nifti
+from semiseg.volumes.read_options import ReadOptions
 from semiseg.volumes.scan import files_in, open_scan
-from semiseg.volumes.wishes import Wishes
-from tests.volumes.volume_files import little, meta, nifti, nrrd
+from tests.volumes.volume_files import little_endian, make_metaimage, make_nrrd, nifti_file
 
 
 def tarred() -> bytes:
@@ -59,7 +59,7 @@ KINDS = {
     "scan.nii.xz": (b"\xfd7zXZ\0" + bytes(60), "a xz archive"),
     "broken.nii": (b"\x5c\x01" + bytes(range(200)) * 3, "a broken NIfTI file (its content is not a NIfTI file)"),
     "broken.nii.gz": (gzip.compress(b"hello" * 99), "a broken NIfTI file (its content is not a NIfTI file)"),
-    "cut.nii.gz": (gzip.compress(bytes(nifti()))[:30], "a broken NIfTI file (its gzip stream is damaged)"),
+    "cut.nii.gz": (gzip.compress(bytes(nifti_file()))[:30], "a broken NIfTI file (its gzip stream is damaged)"),
     "broken.nrrd": (b"NRRX0004\n" * 9, "a broken NRRD file (its content is not an NRRD file)"),
     "broken.mha": (b"Objekt = Bild\n", "a broken MetaImage file (its content is not a MetaImage file)"),
     "picture.png": (picture("PNG"), "a PNG picture"),
@@ -72,7 +72,7 @@ KINDS = {
     "other.json": (b'[{"a": 1}]', "a JSON file"),
     "notes.txt": (b"Dear colleague,\nthe scan is enclosed.\n", "a text file"),
     "scan.raw": (
-        little() * 9,
+        little_endian() * 9,
         "the voxels of a pair without the header that says what they are; give the header",
     ),
     "unknown": (bytes(range(256)), "a file of an unknown kind"),
@@ -84,20 +84,20 @@ def test_each_kind_is_named_by_what_is_in_it(name: str, tmp_path: Path) -> None:
     content, phrase = KINDS[name]
     path = tmp_path / name
     path.write_bytes(content)
-    assert what_is(path) == phrase
+    assert describe_file(path) == phrase
     for reader in (read_nifti, open_scan):
         with pytest.raises(VolumeError) as caught:
             reader(path)
         assert str(caught.value).startswith(f"{path}: this is {phrase}, neither a NIfTI file (.nii, .nii.gz")
-    _, left_out = inspect({path: ""})
+    _, left_out = inspect_files({path: ""})
     assert [one.sentence for one in left_out] == [f"{path}: {phrase}."]
 
 
 def test_a_nifti_file_without_its_mark_is_called_broken_and_not_a_dicom_file(tmp_path: Path) -> None:
-    (tmp_path / "broken.nii").write_bytes(bytes(nifti(magic=b"xxx\0")))
+    (tmp_path / "broken.nii").write_bytes(bytes(nifti_file(magic=b"xxx\0")))
     with pytest.raises(VolumeError, match=r'broken\.nii: this is a broken NIfTI file \(its mark, "n\+1" at byte 344'):
         open_scan(tmp_path / "broken.nii")
-    (found,), left_out = (list(part) for part in inspect({tmp_path / "broken.nii": ""}))
+    (found,), left_out = (list(part) for part in inspect_files({tmp_path / "broken.nii": ""}))
     assert left_out == [] and found.outcome.startswith("Refused: This is a broken NIfTI file")
 
 
@@ -114,28 +114,28 @@ def test_the_files_of_a_folder_without_a_scan_are_counted_by_kind(tmp_path: Path
 @pytest.mark.parametrize("name", ["empty.nii", "cut.nii.gz", "broken.nrrd", "broken.mha"])
 def test_a_broken_file_beside_the_scan_is_remarked_on_and_refused_when_strict(name: str, tmp_path: Path) -> None:
     """VOL-04."""
-    nrrd(tmp_path / "scan.nrrd")
+    make_nrrd(tmp_path / "scan.nrrd")
     (tmp_path / name).write_bytes(KINDS[name][0])
-    (remark,) = open_scan(tmp_path).remarks
+    (remark,) = open_scan(tmp_path).warnings
     assert remark.code == "damaged_files"
     assert remark.text.startswith(f"1 file(s) are named like scans and cannot be read ({name}: {KINDS[name][1]})")
     with pytest.raises(VolumeError, match=r"1 file\(s\) are named like scans"):
-        open_scan(tmp_path, None, Wishes(strict=True))
+        open_scan(tmp_path, None, ReadOptions(strict=True))
 
 
 @pytest.mark.parametrize("name", ["notes.txt", "dataset.json", "picture.png", "unknown"])
 def test_other_files_beside_the_scan_are_left_alone(name: str, tmp_path: Path) -> None:
-    nrrd(tmp_path / "scan.nrrd")
+    make_nrrd(tmp_path / "scan.nrrd")
     (tmp_path / name).write_bytes(KINDS[name][0])
-    assert open_scan(tmp_path, None, Wishes(strict=True)).remarks == ()
+    assert open_scan(tmp_path, None, ReadOptions(strict=True)).warnings == ()
 
 
 def test_the_voxels_of_a_pair_belong_to_the_header_of_their_name(tmp_path: Path) -> None:
-    meta(tmp_path / "a.mhd", file="a.raw")
+    make_metaimage(tmp_path / "a.mhd", file="a.raw")
     for name in ("a.raw", "b.raw", "a.mhd"):
         if name != "a.mhd":
-            (tmp_path / name).write_bytes(little())
-        assert has_header(tmp_path / name) == (name == "a.raw")
+            (tmp_path / name).write_bytes(little_endian())
+        assert has_detached_header(tmp_path / name) == (name == "a.raw")
 
 
 @pytest.mark.parametrize("name", ["im1", "Im1.dcm", "study/im1"])
@@ -146,9 +146,9 @@ def test_a_sentence_that_begins_with_a_path_keeps_its_letters(
     monkeypatch.chdir(tmp_path)
     path = Path(name)
     path.parent.mkdir(exist_ok=True)
-    path.write_bytes(bytes(nifti(dim=(8, 4, 3, 2, 1, 1, 1, 1))))
+    path.write_bytes(bytes(nifti_file(dim=(8, 4, 3, 2, 1, 1, 1, 1))))
     with files_in(path) as files:
-        (found,) = inspect(files)[0]
+        (found,) = inspect_files(files)[0]
     assert found.name == str(path)
     assert found.outcome.startswith("Refused: The header says 8 dimensions")
 
@@ -156,13 +156,13 @@ def test_a_sentence_that_begins_with_a_path_keeps_its_letters(
 @pytest.mark.parametrize("start", [b"\x08\0\x05\0\x02\0\0\0", b"\x02\0\x10\0UI\x14\0"])
 def test_voxels_that_look_like_dicom_belong_to_their_header(start: bytes, tmp_path: Path) -> None:
     """A file without DICOM's preamble is taken for DICOM by its first element, and voxels may be anything."""
-    data = start + little()[len(start) :]
-    meta(tmp_path / "a.mhd", file="a.raw")
+    data = start + little_endian()[len(start) :]
+    make_metaimage(tmp_path / "a.mhd", file="a.raw")
     (tmp_path / "a.raw").write_bytes(data)
     expected = np.frombuffer(data, "<i2").reshape((4, 3, 2), order="F")
     np.testing.assert_array_equal(open_scan(tmp_path).grid.array, expected)
     with files_in(tmp_path) as files:
-        found, left_out = inspect(files)
+        found, left_out = inspect_files(files)
         assert [one.title for one in found] == ["a.mhd"] and left_out == []
     folder = tmp_path / "upload"
     folder.mkdir()
@@ -174,16 +174,16 @@ def test_voxels_that_look_like_dicom_belong_to_their_header(start: bytes, tmp_pa
 def test_names_that_were_sent_are_not_told(tmp_path: Path) -> None:
     """VOL-08: a file's name may say who the patient is; members of a zip are told by their numbers."""
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
-        archive.write(nrrd(tmp_path / "SMITH.nrrd"), "SMITH.nrrd")
+        archive.write(make_nrrd(tmp_path / "SMITH.nrrd"), "SMITH.nrrd")
         archive.writestr("SMITH_JOHN.nii", b"")
-    (remark,) = open_scan(tmp_path / "a.zip").remarks
+    (remark,) = open_scan(tmp_path / "a.zip").warnings
     assert "(member 00002: an empty file" in remark.text and "SMITH" not in remark.text
     with zipfile.ZipFile(tmp_path / "b.zip", "w") as archive:
-        archive.write(meta(tmp_path / "x.mhd", {"Comment": "SMITH JOHN"}, file="SMITH.raw"), "SMITH.mhd")
+        archive.write(make_metaimage(tmp_path / "x.mhd", {"Comment": "SMITH JOHN"}, file="SMITH.raw"), "SMITH.mhd")
     with pytest.raises(VolumeError, match="the data file that the header names is not there") as caught:
         open_scan(tmp_path / "b.zip")
     assert "SMITH" not in str(caught.value)
-    for path in (nrrd(tmp_path / "c.nrrd", more="SMITH JOHN\n"), tmp_path / "d.mha"):
+    for path in (make_nrrd(tmp_path / "c.nrrd", more="SMITH JOHN\n"), tmp_path / "d.mha"):
         if path.suffix == ".mha":
             path.write_bytes(b"ObjectType = Image\nNDims = 3\nSMITH JOHN\nDimSize = 4 3 2\nElementDataFile = LOCAL\n")
         with pytest.raises(VolumeError, match="header is damaged") as caught:

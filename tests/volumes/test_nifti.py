@@ -22,9 +22,9 @@ from semiseg.volumes.nifti import (
     write_segmentation,
 )
 from semiseg.volumes.segmentation import Segment, Segmentation
-from semiseg.volumes.volume import axcodes_of, reorient
-from tests.grids import AXIS_ORIENTATIONS, affine_of
-from tests.volumes.volume_files import in_order
+from semiseg.volumes.volume import affine_axcodes, reorient
+from tests.grids import AXIS_ORIENTATIONS, make_affine
+from tests.volumes.volume_files import numbered_array
 
 
 def oblique_affine(degrees: tuple[float, float, float], spacing: tuple[float, float, float]) -> np.ndarray:
@@ -42,22 +42,22 @@ def test_there_are_48_axis_orientations() -> None:
 @pytest.mark.parametrize("axcodes", AXIS_ORIENTATIONS)
 def test_array_and_affine_survive_a_round_trip_in_every_axis_orientation(axcodes: str, tmp_path: Path) -> None:
     """VOL-02."""
-    affine = affine_of(axcodes)
-    write_nifti(tmp_path / "scan.nii.gz", in_order(), affine)
+    affine = make_affine(axcodes)
+    write_nifti(tmp_path / "scan.nii.gz", numbered_array(), affine)
     volume = read_nifti(tmp_path / "scan.nii.gz")
     assert volume.axcodes == axcodes
     assert volume.array.dtype == np.int16
-    np.testing.assert_array_equal(volume.array, in_order())
+    np.testing.assert_array_equal(volume.array, numbered_array())
     np.testing.assert_array_equal(volume.affine, affine)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.int16, np.uint16, np.int32, np.uint32, np.float32, np.float64])
 def test_an_oblique_anisotropic_scan_keeps_values_type_and_affine(dtype: type, tmp_path: Path) -> None:
     affine = oblique_affine((12.0, -7.0, 33.0), (0.5, 0.9, 4.0))
-    write_nifti(tmp_path / "scan.nii", in_order(dtype=dtype), affine)
+    write_nifti(tmp_path / "scan.nii", numbered_array(dtype=dtype), affine)
     volume = read_nifti(tmp_path / "scan.nii")
     assert volume.array.dtype == dtype
-    np.testing.assert_array_equal(volume.array, in_order(dtype=dtype))
+    np.testing.assert_array_equal(volume.array, numbered_array(dtype=dtype))
     np.testing.assert_array_equal(volume.affine, affine)
 
 
@@ -74,15 +74,15 @@ def test_reorienting_keeps_every_voxel_at_its_world_coordinates_and_has_an_inver
     target: str,
 ) -> None:
     affine = oblique_affine(degrees, spacing)
-    array = in_order(shape)
+    array = numbered_array(shape)
     turned, turned_affine = reorient(array, affine, target)
-    assert axcodes_of(turned_affine) == target
+    assert affine_axcodes(turned_affine) == target
     index = np.argwhere(np.ones(shape, bool))
     world = {int(array[tuple(i)]): affine[:3, :3] @ i + affine[:3, 3] for i in index}
     for i in np.argwhere(np.ones(turned.shape, bool)):
         place = turned_affine[:3, :3] @ i + turned_affine[:3, 3]
         np.testing.assert_allclose(place, world[int(turned[tuple(i)])], atol=1e-6)
-    back, back_affine = reorient(turned, turned_affine, axcodes_of(affine))
+    back, back_affine = reorient(turned, turned_affine, affine_axcodes(affine))
     np.testing.assert_array_equal(back, array)
     np.testing.assert_allclose(back_affine, affine, atol=1e-6)
 
@@ -94,13 +94,13 @@ def test_any_oblique_affine_survives_a_round_trip(
 ) -> None:
     """VOL-02."""
     affine = oblique_affine(degrees, spacing)
-    write_nifti(tmp_path / "scan.nii", in_order(), affine)
+    write_nifti(tmp_path / "scan.nii", numbered_array(), affine)
     np.testing.assert_array_equal(read_nifti(tmp_path / "scan.nii").affine, affine)
 
 
 def test_scaled_integers_come_back_as_float32_with_the_scaling_applied(tmp_path: Path) -> None:
     """VOL-03."""
-    image = nib.Nifti1Image(in_order(), np.eye(4))
+    image = nib.Nifti1Image(numbered_array(), np.eye(4))
     image.header.set_slope_inter(0.5, -1024)
     nib.save(image, tmp_path / "scaled.nii")
     with (tmp_path / "scaled.nii").open("r+b") as file:  # nibabel recomputes the scaling when it saves
@@ -115,38 +115,38 @@ def test_scaled_integers_come_back_as_float32_with_the_scaling_applied(tmp_path:
 def test_big_endian_files_are_read_in_native_order(tmp_path: Path) -> None:
     """VOL-03."""
     header = nib.Nifti1Header(endianness=">")
-    image = nib.Nifti1Image(in_order().astype(">i2"), affine_of("LPS"), header)
+    image = nib.Nifti1Image(numbered_array().astype(">i2"), make_affine("LPS"), header)
     image.to_filename(tmp_path / "big.nii")
     volume = read_nifti(tmp_path / "big.nii")
     assert volume.array.dtype.isnative
-    np.testing.assert_array_equal(volume.array, in_order())
-    np.testing.assert_array_equal(volume.affine, affine_of("LPS"))
+    np.testing.assert_array_equal(volume.array, numbered_array())
+    np.testing.assert_array_equal(volume.affine, make_affine("LPS"))
 
 
 def test_gzip_is_recognised_by_content_and_not_by_name(tmp_path: Path) -> None:
-    write_nifti(tmp_path / "scan.nii.gz", in_order(), np.eye(4))
+    write_nifti(tmp_path / "scan.nii.gz", numbered_array(), np.eye(4))
     (tmp_path / "scan.nii.gz").rename(tmp_path / "0001")
     assert is_nifti(tmp_path / "0001")
-    np.testing.assert_array_equal(read_nifti(tmp_path / "0001").array, in_order())
+    np.testing.assert_array_equal(read_nifti(tmp_path / "0001").array, numbered_array())
 
 
 def test_nifti_2_is_read(tmp_path: Path) -> None:
-    nib.save(nib.Nifti2Image(in_order(), affine_of("PIR")), tmp_path / "two.nii")
+    nib.save(nib.Nifti2Image(numbered_array(), make_affine("PIR")), tmp_path / "two.nii")
     assert is_nifti(tmp_path / "two.nii")
     volume = read_nifti(tmp_path / "two.nii")
-    np.testing.assert_array_equal(volume.array, in_order())
-    np.testing.assert_array_equal(volume.affine, affine_of("PIR"))
+    np.testing.assert_array_equal(volume.array, numbered_array())
+    np.testing.assert_array_equal(volume.affine, make_affine("PIR"))
 
 
 def test_a_single_volume_in_4d_is_one_volume(tmp_path: Path) -> None:
-    write_nifti(tmp_path / "scan.nii", in_order((4, 5, 6, 1)), affine_of("RAS"))
+    write_nifti(tmp_path / "scan.nii", numbered_array((4, 5, 6, 1)), make_affine("RAS"))
     assert nib.load(tmp_path / "scan.nii").shape == (4, 5, 6, 1)
-    np.testing.assert_array_equal(read_nifti(tmp_path / "scan.nii").array, in_order())
+    np.testing.assert_array_equal(read_nifti(tmp_path / "scan.nii").array, numbered_array())
 
 
 def test_several_volumes_in_4d_are_channels_in_the_order_of_the_names(tmp_path: Path) -> None:
-    array = in_order((4, 5, 6, 2))
-    write_nifti(tmp_path / "scan.nii", array, affine_of("RAS"))
+    array = numbered_array((4, 5, 6, 2))
+    write_nifti(tmp_path / "scan.nii", array, make_affine("RAS"))
     channels = read_nifti_channels(tmp_path / "scan.nii", ["T1", "FLAIR"])
     assert list(channels) == ["T1", "FLAIR"]
     np.testing.assert_array_equal(channels["FLAIR"].array, array[..., 1])
@@ -158,14 +158,14 @@ def test_several_volumes_in_4d_are_channels_in_the_order_of_the_names(tmp_path: 
 
 @pytest.mark.parametrize(("unit", "factor"), [("meter", 1000.0), ("micron", 0.001), ("mm", 1.0)])
 def test_header_units_become_millimetres(unit: str, factor: float, tmp_path: Path) -> None:
-    image = nib.Nifti1Image(in_order(), np.diag([0.5, 0.5, 2.0, 1.0]))
+    image = nib.Nifti1Image(numbered_array(), np.diag([0.5, 0.5, 2.0, 1.0]))
     image.header.set_xyzt_units(unit)
     nib.save(image, tmp_path / "scan.nii")
     np.testing.assert_allclose(read_nifti(tmp_path / "scan.nii").spacing, np.array([0.5, 0.5, 2.0]) * factor)
 
 
 def test_a_file_without_sform_and_qform_is_placed_by_its_voxel_sizes(tmp_path: Path) -> None:
-    image = nib.Nifti1Image(in_order(), None)
+    image = nib.Nifti1Image(numbered_array(), None)
     image.header.set_zooms((1.0, 2.0, 3.0))
     nib.save(image, tmp_path / "bare.nii")
     volume = read_nifti(tmp_path / "bare.nii")
@@ -175,11 +175,11 @@ def test_a_file_without_sform_and_qform_is_placed_by_its_voxel_sizes(tmp_path: P
 
 def test_a_mask_written_like_its_scan_repeats_codes_and_both_transforms(tmp_path: Path) -> None:
     affine = oblique_affine((10, 20, 30), (1, 1, 2))
-    image = nib.Nifti1Image(in_order(), affine)
+    image = nib.Nifti1Image(numbered_array(), affine)
     image.set_qform(affine, code=1)
     image.set_sform(affine, code=4)
     nib.save(image, tmp_path / "scan.nii")
-    bare = nib.Nifti1Image(in_order(), None)
+    bare = nib.Nifti1Image(numbered_array(), None)
     nib.save(bare, tmp_path / "bare.nii")
     for name, codes in (("scan", (4, 1)), ("bare", (0, 0))):
         volume = read_nifti(tmp_path / f"{name}.nii")
@@ -196,14 +196,14 @@ def test_a_sheared_affine_is_written_as_sform_only(tmp_path: Path) -> None:
     affine = np.eye(4)
     affine[1, 2] = 0.3
     affine = affine.astype(np.float32).astype(float)
-    write_nifti(tmp_path / "sheared.nii", in_order(), affine)
+    write_nifti(tmp_path / "sheared.nii", numbered_array(), affine)
     header = nib.load(tmp_path / "sheared.nii").header
     assert (int(header["sform_code"]), int(header["qform_code"])) == (1, 0)
     np.testing.assert_array_equal(read_nifti(tmp_path / "sheared.nii").affine, affine)
 
 
 def test_the_number_of_nan_and_infinite_voxels_is_said(tmp_path: Path) -> None:
-    array = in_order(dtype=np.float32)
+    array = numbered_array(dtype=np.float32)
     array[0, 0, :3] = np.nan
     array[1, 1, 1] = np.inf
     write_nifti(tmp_path / "scan.nii", array, np.eye(4))
@@ -213,11 +213,11 @@ def test_the_number_of_nan_and_infinite_voxels_is_said(tmp_path: Path) -> None:
 
 def test_segments_are_written_as_a_label_map_or_as_one_mask_each(tmp_path: Path) -> None:
     segments = (Segment(name="whole", label=1), Segment(name="core", label=2))
-    label_map = Segmentation(segments, (in_order() % 3).astype(np.uint8), affine_of("LAS"))
+    label_map = Segmentation(segments, (numbered_array() % 3).astype(np.uint8), make_affine("LAS"))
     write_segmentation(tmp_path / "map.nii.gz", label_map)
     np.testing.assert_array_equal(read_labels(tmp_path / "map.nii.gz").array, label_map.array)
-    masks = np.stack([in_order() > 10, in_order() > 60])
-    write_segmentation(tmp_path / "masks.nii.gz", Segmentation(segments, masks, affine_of("LAS")))
+    masks = np.stack([numbered_array() > 10, numbered_array() > 60])
+    write_segmentation(tmp_path / "masks.nii.gz", Segmentation(segments, masks, make_affine("LAS")))
     written = nib.load(tmp_path / "masks.nii.gz")
     assert (written.shape, written.get_data_dtype()) == ((4, 5, 6, 2), np.uint8)
     np.testing.assert_array_equal(np.asanyarray(written.dataobj)[..., 1], masks[1])
@@ -225,19 +225,19 @@ def test_segments_are_written_as_a_label_map_or_as_one_mask_each(tmp_path: Path)
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     target = tmp_path / "scan.nii"
-    write_nifti(target, in_order(), np.eye(4))
+    write_nifti(target, numbered_array(), np.eye(4))
     before = target.read_bytes()
     with pytest.raises(VolumeError):
         write_nifti(target, np.array([[[2**40]]]), np.eye(4))
     with pytest.raises(VolumeError):
-        write_nifti(target, in_order().astype(complex), np.eye(4))
+        write_nifti(target, numbered_array().astype(complex), np.eye(4))
     assert target.read_bytes() == before
     assert list(tmp_path.iterdir()) == [target]
 
 
 def test_equal_masks_are_equal_files(tmp_path: Path) -> None:
-    write_nifti(tmp_path / "a.nii.gz", in_order(dtype=np.uint8), np.eye(4))
-    write_nifti(tmp_path / "b.nii.gz", in_order(dtype=np.uint8), np.eye(4))
+    write_nifti(tmp_path / "a.nii.gz", numbered_array(dtype=np.uint8), np.eye(4))
+    write_nifti(tmp_path / "b.nii.gz", numbered_array(dtype=np.uint8), np.eye(4))
     assert (tmp_path / "a.nii.gz").read_bytes() == (tmp_path / "b.nii.gz").read_bytes()
 
 

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.images import read_stored, scaled
+from semiseg.volumes.image_files import apply_scaling, read_image_file
+from semiseg.volumes.read_options import ReadOptions
 from semiseg.volumes.scan import open_scan
-from semiseg.volumes.wishes import Wishes
-from tests.volumes.volume_files import VALUES, little, nifti
+from tests.volumes.volume_files import VALUES, little_endian, nifti_file
 
 AFFINE = np.array([[2.0, 0, 0, 10], [0, 3, 0, 20], [0, 0, 4, 30], [0, 0, 0, 1]])
 HALF = float(np.sqrt(0.5))
@@ -66,13 +66,17 @@ REMARKED: dict[str, tuple[dict[str, Any], str, str]] = {
         "vox_offset is 352, inside a header extension; the voxels were read from byte 384",
     ),
     "an extension that is not there": (
-        {"vox_offset": 352.0, "extension": b"\x01\0\0\0", "data": struct.pack("<ii", 48, 6) + little()[8:]},
+        {"vox_offset": 352.0, "extension": b"\x01\0\0\0", "data": struct.pack("<ii", 48, 6) + little_endian()[8:]},
         "contradictory_header",
         "read from byte 352",
     ),
     "bitpix of another type": ({"bitpix": 8}, "contradictory_header", "bitpix says 8 bits a voxel and datatype 16"),
     "bitpix of 0": ({"bitpix": 0}, "contradictory_header", "bitpix says 0"),
-    "more voxels than declared": ({"data": little() + bytes(48)}, "contradictory_header", "more bytes than the header"),
+    "more voxels than declared": (
+        {"data": little_endian() + bytes(48)},
+        "contradictory_header",
+        "more bytes than the header",
+    ),
     "a slope that is no number": ({"scl": (float("nan"), 0.0)}, "contradictory_header", "scl_slope is nan"),
     "a slope of 0 with an intercept": ({"scl": (0.0, -1024.0)}, "contradictory_header", "scl_inter -1024"),
     "sform and qform mirrored": (
@@ -141,14 +145,14 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "dimensions in the other byte order": ({"dim": (768, 4, 3, 2, 1, 1, 1, 1)}, "says 768 dimensions"),
     "a dimension of 0": ({"dim": (3, 4, 0, 2, 1, 1, 1, 1)}, "an empty image"),
     "vox_offset of 0 in a file of another length": (
-        {"vox_offset": 0.0, "data": little() + b"xy"},
+        {"vox_offset": 0.0, "data": little_endian() + b"xy"},
         "inside the header|more voxels",
     ),
     "vox_offset beyond the file": ({"vox_offset": 1e6}, "the header declares"),
     "vox_offset between two bytes": ({"vox_offset": 352.5}, "vox_offset is not a whole number"),
     "an endless vox_offset": ({"vox_offset": float("inf")}, "vox_offset is not a whole number"),
     "bitpix of another type in a file of another length": (
-        {"bitpix": 32, "data": little() + little()},
+        {"bitpix": 32, "data": little_endian() + little_endian()},
         "the file holds more voxels than it declares",
     ),
     "datatype wider than the file": ({"datatype": 16, "bitpix": 16}, "cannot hold them"),
@@ -173,7 +177,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
 
 def written(tmp_path: Path, fields: dict[str, Any], packed: bool) -> Path:
     path = tmp_path / "scan.nii"
-    content = bytes(nifti(**fields))
+    content = bytes(nifti_file(**fields))
     path.write_bytes(gzip.compress(content) if packed else content)
     return path
 
@@ -181,10 +185,10 @@ def written(tmp_path: Path, fields: dict[str, Any], packed: bool) -> Path:
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("what", SOUND)
 def test_a_header_without_a_contradiction_is_read_without_a_remark(what: str, packed: bool, tmp_path: Path) -> None:
-    stored = read_stored(written(tmp_path, SOUND[what], packed))
-    assert [remark.text for remark in stored.remarks] == []
-    np.testing.assert_array_equal(scaled(stored, 0), VALUES)
-    assert open_scan(tmp_path / "scan.nii", None, Wishes(strict=True)).remarks == ()
+    stored = read_image_file(written(tmp_path, SOUND[what], packed))
+    assert [remark.text for remark in stored.warnings] == []
+    np.testing.assert_array_equal(apply_scaling(stored, 0), VALUES)
+    assert open_scan(tmp_path / "scan.nii", None, ReadOptions(strict=True)).warnings == ()
 
 
 @pytest.mark.parametrize("what", REMARKED)
@@ -193,10 +197,10 @@ def test_a_contradiction_that_can_be_decided_is_remarked_on_and_refused_when_str
     fields, code, sentence = REMARKED[what]
     path = written(tmp_path, fields, packed=False)
     scan = open_scan(path)
-    assert [remark.code for remark in scan.remarks] == [code]
-    assert all(remark.text[0].isupper() or remark.text.startswith("scan.nii") for remark in scan.remarks)
+    assert [remark.code for remark in scan.warnings] == [code]
+    assert all(remark.text[0].isupper() or remark.text.startswith("scan.nii") for remark in scan.warnings)
     with pytest.raises(VolumeError, match=rf"scan\.nii: .*{sentence}"):
-        open_scan(path, None, Wishes(strict=True))
+        open_scan(path, None, ReadOptions(strict=True))
     if "extension that is not there" not in what:
         np.testing.assert_array_equal(scan.grid.array, VALUES)
 
@@ -217,14 +221,14 @@ def test_a_contradiction_that_nothing_decides_is_refused(what: str, packed: bool
     [
         ({"vox_offset": 0.0}, ["contradictory_header"]),
         ({"bitpix": 8}, ["contradictory_header"]),
-        ({"data": little() + bytes(48)}, ["contradictory_header"]),
+        ({"data": little_endian() + bytes(48)}, ["contradictory_header"]),
     ],
 )
 def test_a_packed_file_is_decided_by_the_length_that_it_unpacks_to(
     fields: dict[str, Any], codes: list[str], tmp_path: Path
 ) -> None:
     scan = open_scan(written(tmp_path, fields, packed=True))
-    assert [remark.code for remark in scan.remarks] == codes
+    assert [remark.code for remark in scan.warnings] == codes
     np.testing.assert_array_equal(scan.grid.array, VALUES)
 
 
@@ -245,7 +249,7 @@ def test_what_is_followed_is_where_the_voxels_lie(tmp_path: Path) -> None:
 
 def test_two_volumes_in_a_vector_are_channels_and_no_contradiction(tmp_path: Path) -> None:
     """As ITK writes them: five dimensions and the intent of a vector."""
-    fields = {"dim": (5, 4, 3, 2, 1, 2, 1, 1), "intent": 1007, "data": little() + little(VALUES + 100)}
-    stored = read_stored(written(tmp_path, fields, packed=False))
-    assert stored.array.shape == (4, 3, 2, 2) and stored.remarks == ()
-    np.testing.assert_array_equal(scaled(stored, 1), VALUES + 100)
+    fields = {"dim": (5, 4, 3, 2, 1, 2, 1, 1), "intent": 1007, "data": little_endian() + little_endian(VALUES + 100)}
+    stored = read_image_file(written(tmp_path, fields, packed=False))
+    assert stored.array.shape == (4, 3, 2, 2) and stored.warnings == ()
+    np.testing.assert_array_equal(apply_scaling(stored, 1), VALUES + 100)

@@ -18,7 +18,7 @@ from semiseg.volumes.nifti import (
     read_nifti,
 )
 from semiseg.volumes.volume import Volume
-from tests.volumes.volume_files import in_order
+from tests.volumes.volume_files import numbered_array
 
 
 def lying_header(tmp_path: Path, shape: tuple[int, ...], packed: bool) -> Path:
@@ -44,7 +44,7 @@ def test_a_small_file_cannot_ask_for_much_memory(shape: tuple[int, ...], packed:
 
 
 def damaged_files() -> dict[str, bytes]:
-    image = nib.Nifti1Image(in_order((8, 8, 8)), np.eye(4))
+    image = nib.Nifti1Image(numbered_array((8, 8, 8)), np.eye(4))
     whole = image.to_bytes()
     packed = gzip.compress(whole)
     dims = bytearray(whole)
@@ -63,7 +63,7 @@ def damaged_files() -> dict[str, bytes]:
     unit[123] = 7
     flipped = bytearray(packed)
     flipped[len(packed) // 2] ^= 0xFF
-    five = nib.Nifti1Image(in_order((2, 2, 2, 3, 2)), np.eye(4)).to_bytes()
+    five = nib.Nifti1Image(numbered_array((2, 2, 2, 3, 2)), np.eye(4)).to_bytes()
     rgb = nib.Nifti1Image(np.zeros((4, 4, 4), dtype=[("R", "u1"), ("G", "u1"), ("B", "u1")]), np.eye(4)).to_bytes()
     return {
         "empty": b"",
@@ -85,7 +85,7 @@ def damaged_files() -> dict[str, bytes]:
         "five dimensions": five,
         "colour": rgb,
         "complex": nib.Nifti1Image(np.ones((3, 3, 3), np.complex64), np.eye(4)).to_bytes(),
-        "2D": nib.Nifti1Image(in_order((8, 8)), np.eye(4)).to_bytes(),
+        "2D": nib.Nifti1Image(numbered_array((8, 8)), np.eye(4)).to_bytes(),
     }
 
 
@@ -103,7 +103,7 @@ def test_damaged_files_are_refused_with_a_sentence_that_names_them(what: str, tm
 @given(place=st.integers(0, 351), value=st.integers(0, 255))
 def test_any_changed_header_byte_gives_a_volume_or_a_volume_error(place: int, value: int, tmp_path: Path) -> None:
     """VOL-06."""
-    content = bytearray(nib.Nifti1Image(in_order(), np.eye(4)).to_bytes())
+    content = bytearray(nib.Nifti1Image(numbered_array(), np.eye(4)).to_bytes())
     content[place] = value
     path = tmp_path / "changed.nii"
     path.write_bytes(bytes(content))

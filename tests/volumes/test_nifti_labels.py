@@ -18,11 +18,11 @@ from semiseg.volumes.nifti import (
     read_labels,
     write_nifti,
 )
-from tests.volumes.volume_files import in_order
+from tests.volumes.volume_files import numbered_array
 
 
 def test_labels_stored_as_float_are_read_as_integers_and_fractions_are_refused(tmp_path: Path) -> None:
-    labels = (in_order() % 3).astype(np.float32)
+    labels = (numbered_array() % 3).astype(np.float32)
     write_nifti(tmp_path / "labels.nii.gz", labels, np.eye(4))
     read = read_labels(tmp_path / "labels.nii.gz")
     assert read.array.dtype == np.int32
@@ -108,7 +108,7 @@ def test_interpolated_labels_are_refused_however_they_are_stored(value: float, f
 
 
 def test_a_map_that_was_resampled_with_interpolation_is_refused(tmp_path: Path) -> None:
-    blocks = np.kron(in_order() % 4, np.ones((3, 3, 3))).astype(np.float32)
+    blocks = np.kron(numbered_array() % 4, np.ones((3, 3, 3))).astype(np.float32)
     moved = ndimage.shift(blocks, (0.3, 0, 0), order=1)
     with pytest.raises(VolumeError, match="was the label map resampled with interpolation"):
         read_labels(stored_labels(tmp_path / "linear.nii", moved))

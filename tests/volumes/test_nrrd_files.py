@@ -10,20 +10,20 @@ import numpy as np
 import pytest
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.images import read_stored
+from semiseg.volumes.image_files import read_image_file
 from semiseg.volumes.nifti import read_nifti, read_nifti_channels
+from semiseg.volumes.read_options import ReadOptions
 from semiseg.volumes.scan import open_scan
-from semiseg.volumes.wishes import Wishes
 from tests.volumes.volume_files import (
+    AFFINE,
     CHANNELS,
-    IN_RAS,
     VALUES,
     assert_as_written,
     assert_refused,
-    big,
-    codes,
-    little,
-    nrrd,
+    big_endian,
+    little_endian,
+    make_nrrd,
+    remark_codes,
 )
 
 LPS = {
@@ -48,42 +48,42 @@ SPACES = {
 @pytest.mark.parametrize("space", SPACES)
 def test_nrrd_in_any_space_lies_in_the_same_place(space: str, tmp_path: Path) -> None:
     """VOL-02."""
-    assert_as_written(nrrd(tmp_path / "a.nrrd", SPACES[space]))
+    assert_as_written(make_nrrd(tmp_path / "a.nrrd", SPACES[space]))
 
 
 @pytest.mark.parametrize(
     ("encoding", "data"),
     [
-        ("raw", little()),
-        ("gzip", gzip.compress(little())),
-        ("gz", gzip.compress(little())),
-        ("bzip2", bz2.compress(little())),
+        ("raw", little_endian()),
+        ("gzip", gzip.compress(little_endian())),
+        ("gz", gzip.compress(little_endian())),
+        ("bzip2", bz2.compress(little_endian())),
         ("ascii", " ".join(map(str, range(24))).encode()),
         ("text", "\n".join(map(str, range(24))).encode()),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_nrrd_of_every_encoding(encoding: str, data: bytes, tmp_path: Path) -> None:
-    assert_as_written(nrrd(tmp_path / "a.nrrd", {"encoding": encoding}, data))
+    assert_as_written(make_nrrd(tmp_path / "a.nrrd", {"encoding": encoding}, data))
 
 
 def test_nrrd_big_endian_with_carriage_returns(tmp_path: Path) -> None:
-    nrrd(tmp_path / "a.nrrd", {"endian": "big"}, big())
+    make_nrrd(tmp_path / "a.nrrd", {"endian": "big"}, big_endian())
     assert_as_written(tmp_path / "a.nrrd")
-    header, _, _ = nrrd(tmp_path / "b.nrrd").read_bytes().partition(b"\n\n")
-    (tmp_path / "b.nrrd").write_bytes(header.replace(b"\n", b"\r\n") + b"\r\n\r\n" + little())
+    header, _, _ = make_nrrd(tmp_path / "b.nrrd").read_bytes().partition(b"\n\n")
+    (tmp_path / "b.nrrd").write_bytes(header.replace(b"\n", b"\r\n") + b"\r\n\r\n" + little_endian())
     assert_as_written(tmp_path / "b.nrrd")
 
 
 def test_detached_nrrd_with_one_file_a_list_and_a_pattern(tmp_path: Path) -> None:
-    (tmp_path / "one.raw").write_bytes(b"first line\nab" + little())
+    (tmp_path / "one.raw").write_bytes(b"first line\nab" + little_endian())
     fields = {"data file": "./one.raw", "line skip": "1", "byte skip": "2"}
-    assert_as_written(nrrd(tmp_path / "one.nhdr", fields))
-    assert_as_written(nrrd(tmp_path / "end.nhdr", {"datafile": "one.raw", "data file": None, "byteskip": "-1"}))
+    assert_as_written(make_nrrd(tmp_path / "one.nhdr", fields))
+    assert_as_written(make_nrrd(tmp_path / "end.nhdr", {"datafile": "one.raw", "data file": None, "byteskip": "-1"}))
     for number in (1, 2):
-        (tmp_path / f"s{number:02d}.raw").write_bytes(little()[24 * (number - 1) : 24 * number])
-    assert_as_written(nrrd(tmp_path / "list.nhdr", {"data file": "LIST"}, more="s01.raw\ns02.raw\n"))
-    assert_as_written(nrrd(tmp_path / "pattern.nhdr", {"data file": "s%02d.raw 1 2 1"}))
+        (tmp_path / f"s{number:02d}.raw").write_bytes(little_endian()[24 * (number - 1) : 24 * number])
+    assert_as_written(make_nrrd(tmp_path / "list.nhdr", {"data file": "LIST"}, more="s01.raw\ns02.raw\n"))
+    assert_as_written(make_nrrd(tmp_path / "pattern.nhdr", {"data file": "s%02d.raw 1 2 1"}))
 
 
 @pytest.mark.parametrize(
@@ -101,11 +101,11 @@ def test_the_axis_of_an_nrrd_that_is_not_in_space_holds_channels(
     sizes: str, kinds: str | None, directions: str, order: tuple[int, ...], tmp_path: Path
 ) -> None:
     fields = {"dimension": "4", "sizes": sizes, "kinds": kinds, "space directions": directions}
-    nrrd(tmp_path / "a.nrrd", fields, CHANNELS.transpose(order).astype("<i2").tobytes(order="F"))
+    make_nrrd(tmp_path / "a.nrrd", fields, CHANNELS.transpose(order).astype("<i2").tobytes(order="F"))
     channels = read_nifti_channels(tmp_path / "a.nrrd", ["T1", "T2"])
     np.testing.assert_array_equal(channels["T1"].array, VALUES)
     np.testing.assert_array_equal(channels["T2"].array, VALUES + 100)
-    np.testing.assert_allclose(channels["T2"].affine, IN_RAS)
+    np.testing.assert_allclose(channels["T2"].affine, AFFINE)
 
 
 @pytest.mark.parametrize(
@@ -126,9 +126,9 @@ def test_four_axes_of_an_nrrd_in_a_space_of_four_dimensions(
         "space directions": "(0,-2,0,0) (0,0,3,0) (4,0,0,0) (0,0,0,1)",
         "space origin": "(-10,-20,30,0)",
     }
-    nrrd(tmp_path / "a.nrrd", fields, CHANNELS.astype("<i2").tobytes(order="F"))
-    np.testing.assert_allclose(read_stored(tmp_path / "a.nrrd").affine, IN_RAS)
-    assert codes(tmp_path / "a.nrrd") == remarks
+    make_nrrd(tmp_path / "a.nrrd", fields, CHANNELS.astype("<i2").tobytes(order="F"))
+    np.testing.assert_allclose(read_image_file(tmp_path / "a.nrrd").affine, AFFINE)
+    assert remark_codes(tmp_path / "a.nrrd") == remarks
 
 
 @pytest.mark.parametrize(
@@ -143,20 +143,20 @@ def test_an_nrrd_that_does_not_tell_left_from_right_is_taken_as_lps_with_a_remar
     fields: dict[str, str | None], tmp_path: Path
 ) -> None:
     """VOL-09."""
-    assert_as_written(nrrd(tmp_path / "a.nrrd", fields), ("no_orientation",))
+    assert_as_written(make_nrrd(tmp_path / "a.nrrd", fields), ("no_orientation",))
     with pytest.raises(VolumeError, match=r"a\.nrrd: The header says nothing about left and right"):
-        open_scan(tmp_path / "a.nrrd", None, Wishes(strict=True))
+        open_scan(tmp_path / "a.nrrd", None, ReadOptions(strict=True))
 
 
 def test_an_nrrd_with_spacings_alone_says_nothing_about_left_and_right(tmp_path: Path) -> None:
     fields = {"space": None, "space directions": None, "space origin": None, "spacings": "2 3 4"}
-    nrrd(tmp_path / "a.nrrd", fields)
+    make_nrrd(tmp_path / "a.nrrd", fields)
     np.testing.assert_allclose(read_nifti(tmp_path / "a.nrrd").affine, np.diag([-2, -3, 4, 1.0]))
-    assert codes(tmp_path / "a.nrrd") == ["no_orientation"]
+    assert remark_codes(tmp_path / "a.nrrd") == ["no_orientation"]
 
 
 def test_units_of_an_nrrd_become_millimetres(tmp_path: Path) -> None:
-    nrrd(tmp_path / "a.nrrd", {"space units": '"cm" "cm" "cm"'})
+    make_nrrd(tmp_path / "a.nrrd", {"space units": '"cm" "cm" "cm"'})
     assert read_nifti(tmp_path / "a.nrrd").spacing == (20.0, 30.0, 40.0)
 
 
@@ -193,12 +193,12 @@ NOT_READ_NRRD = {
 @pytest.mark.parametrize("what", NOT_READ_NRRD)
 def test_an_nrrd_that_cannot_be_meant_is_refused_with_a_sentence(what: str, tmp_path: Path) -> None:
     fields, sentence = NOT_READ_NRRD[what]
-    assert_refused(nrrd(tmp_path / "a.nrrd", fields), sentence)
+    assert_refused(make_nrrd(tmp_path / "a.nrrd", fields), sentence)
 
 
 def test_an_nrrd_with_a_field_twice_or_without_an_end_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VolumeError, match="field 'sizes' twice"):
-        read_nifti(nrrd(tmp_path / "a.nrrd", more="sizes: 4 3 2\n"))
+        read_nifti(make_nrrd(tmp_path / "a.nrrd", more="sizes: 4 3 2\n"))
     (tmp_path / "b.nrrd").write_bytes(b"NRRD0004\n" + b"key:=value\n" * 200_000)
     with pytest.raises(VolumeError, match="does not end"):
         read_nifti(tmp_path / "b.nrrd")

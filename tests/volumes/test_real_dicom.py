@@ -13,10 +13,10 @@ import pytest
 from scipy import ndimage
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.dicom_index import look_at
+from semiseg.volumes.dicom_index import index_files
 from semiseg.volumes.dicom_series import read_series
 from semiseg.volumes.nifti import read_labels, read_nifti
-from semiseg.volumes.series_rules import series_among
+from semiseg.volumes.series_rules import group_by_series
 from semiseg.volumes.volume import reorient
 
 
@@ -33,7 +33,7 @@ def test_every_real_odd_file_is_read_or_refused_with_a_sentence(semiseg_data: Pa
             refused += 1
             assert "\n" not in str(error)
             assert str(error).endswith(".")
-    assert len(series_among(look_at(files)[0])) > 20
+    assert len(group_by_series(index_files(files)[0])) > 20
     assert len(files) - refused == 4  # the enhanced multi-frame objects whose frames say where they lie
 
 
@@ -125,8 +125,8 @@ def test_real_nifti_files_are_read_as_nibabel_reads_them(semiseg_data: Path) -> 
 def test_a_tilted_head_with_uneven_slices_stands_upright_and_keeps_its_values(semiseg_data: Path) -> None:
     files = sorted((semiseg_data / "dicom/ct_head_ge_tilt_irregular").iterdir())
     series = read_series(files)
-    assert [remark.code for remark in series.remarks] == ["gantry_tilt", "uneven_slices"]
-    assert "lean by 18.5 degrees" in series.remarks[0].text  # the header's Gantry/Detector Tilt says so too
+    assert [remark.code for remark in series.warnings] == ["gantry_tilt", "uneven_slices"]
+    assert "lean by 18.5 degrees" in series.warnings[0].text  # the header's Gantry/Detector Tilt says so too
     assert pydicom.dcmread(files[0], stop_before_pixels=True).GantryDetectorTilt == 18.5
     volume = series.volume
     axes = volume.affine[:3, :3] / volume.spacing
@@ -167,10 +167,10 @@ def test_a_multi_frame_object_is_the_volume_of_its_single_frame_images(semiseg_d
 
 @pytest.mark.parametrize("folder", ["d2n_philips_enhanced_multiframe", "d2n_hyperfine_multiframe"])
 def test_enhanced_objects_lie_where_another_program_puts_them(
-    folder: str, semiseg_data: Path, tmp_path: Path, needs_program: Callable[[str], str]
+    folder: str, semiseg_data: Path, tmp_path: Path, require_program: Callable[[str], str]
 ) -> None:
     source = semiseg_data / "dicom_odd" / folder
-    command = [needs_program("dcm2niix"), "-f", "out", "-z", "n", "-o", str(tmp_path), str(source)]
+    command = [require_program("dcm2niix"), "-f", "out", "-z", "n", "-o", str(tmp_path), str(source)]
     subprocess.run(command, check=True, capture_output=True)
     other = read_nifti(tmp_path / "out.nii")
     ours = read_series(sorted(source.iterdir())).volume

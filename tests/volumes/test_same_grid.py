@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from semiseg.collection.lattice import onto
+from semiseg.collection.grid_matching import reorder_to_grid
 from semiseg.dataset.folder import grid_difference
 from semiseg.errors import VolumeError
 from semiseg.volumes.volume import GRID_TOLERANCE, Volume, corner_distance, same_grid
-from tests.grids import affine_of
+from tests.grids import make_affine
 
 SHAPE = (40, 30, 20)
 
@@ -24,12 +24,12 @@ def test_check_and_collect_agree_about_a_shift_of_a_share_of_a_voxel(
     spacing: tuple[float, float, float], share: float, same: bool
 ) -> None:
     """TRN-01."""
-    affine = affine_of("LPS", spacing)
+    affine = make_affine("LPS", spacing)
     shifted = affine.copy()
     shifted[:3, 3] += affine[:3, :3] @ (share, 0, 0)
     assert (grid_difference(volume(affine), volume(shifted)) is None) == same
     try:
-        onto(volume(affine), volume(shifted))
+        reorder_to_grid(volume(affine), volume(shifted))
     except VolumeError:
         # A whole voxel beside is on the lattice and reaches beyond the scan.
         assert not same

@@ -11,14 +11,14 @@ import pytest
 from semiseg.errors import VolumeError
 from semiseg.outputs.nrrd import write_seg_nrrd
 from semiseg.phantoms.anatomy import make_phantom
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
+from semiseg.volumes.archives import UnpackLimits
 from semiseg.volumes.nifti import write_nifti
+from semiseg.volumes.read_options import ReadOptions
 from semiseg.volumes.scan import open_scan
 from semiseg.volumes.segmentation import Segment, Segmentation
 from semiseg.volumes.series_rules import SeriesRule
-from semiseg.volumes.unpack import UnpackLimits
 from semiseg.volumes.volume import Volume, reorient
-from semiseg.volumes.wishes import Wishes
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +110,7 @@ def test_one_of_several_series_can_be_named(image: Volume, series: list[Path], t
         open_scan(both, rules("MR"))
     uid = open_scan(other, rules("MR")).series
     assert uid is not None
-    found = open_scan(both, rules("MR"), Wishes(series=uid.uid)).series
+    found = open_scan(both, rules("MR"), ReadOptions(series=uid.uid)).series
     assert found is not None
     assert found.description == "Other"
 
@@ -131,7 +131,7 @@ def test_what_is_no_scan_is_refused_with_a_sentence(nifti: Path, series: list[Pa
         with pytest.raises(VolumeError, match=sentence):
             open_scan(paths, rules("MR"))
     with pytest.raises(VolumeError, match="no series UID can be asked of it"):
-        open_scan(nifti, rules("MR"), Wishes(series="1.2.3"))
+        open_scan(nifti, rules("MR"), ReadOptions(series="1.2.3"))
 
 
 def test_errors_about_a_zip_name_the_zip_and_not_the_scratch_folder(nifti: Path, tmp_path: Path) -> None:
@@ -164,5 +164,5 @@ def test_a_segmentation_of_slicer_beside_the_scan_is_left_alone(
     nifti.rename(both / "scan.nii.gz")
     write_seg_nrrd(both / "Segmentation.seg.nrrd", mask)
     np.testing.assert_array_equal(in_ras(open_scan(both, rules("MR")).grid), in_ras(image))
-    (remark,) = open_scan(series[0].parent / "Segmentation.seg.nrrd", rules("MR")).remarks
+    (remark,) = open_scan(series[0].parent / "Segmentation.seg.nrrd", rules("MR")).warnings
     assert remark.code == "declared_content" and "3D Slicer" in remark.text

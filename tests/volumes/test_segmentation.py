@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from semiseg.errors import InputError, VolumeError
-from semiseg.volumes.segmentation import Segment, Segmentation, from_reference
+from semiseg.volumes.segmentation import Segment, Segmentation, segmentation_from_labels
 
 BRATS = (
     Segment(name="WT", label=1, values=(1, 2, 3), painted=2),
@@ -17,7 +17,7 @@ BRATS = (
 
 def test_regions_painted_in_their_order_are_the_label_map_they_came_from() -> None:
     labels = np.random.default_rng(0).integers(0, 4, (6, 5, 4))
-    regions = from_reference(BRATS, labels, np.eye(4))
+    regions = segmentation_from_labels(BRATS, labels, np.eye(4))
     assert regions.array.shape == (3, 6, 5, 4)
     np.testing.assert_array_equal(regions.label_map(), labels)
     assert regions.label_map().dtype == np.uint8
@@ -26,7 +26,7 @@ def test_regions_painted_in_their_order_are_the_label_map_they_came_from() -> No
 def test_the_label_map_of_exclusive_segments_is_theirs() -> None:
     labels = np.random.default_rng(0).choice([0, 4, 9], (6, 5, 4))
     segments = (Segment(name="liver", label=4), Segment(name="spleen", label=9))
-    np.testing.assert_array_equal(from_reference(segments, labels, np.eye(4)).label_map(), labels)
+    np.testing.assert_array_equal(segmentation_from_labels(segments, labels, np.eye(4)).label_map(), labels)
 
 
 def test_regions_whose_values_nobody_declared_are_no_label_map() -> None:

@@ -12,12 +12,12 @@ from pydicom.uid import generate_uid
 
 from semiseg.errors import VolumeError
 from semiseg.phantoms.anatomy import make_phantom
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.dicom_series import read_series
+from semiseg.volumes.read_options import ReadOptions
 from semiseg.volumes.scan import open_scan
 from semiseg.volumes.series_rules import SeriesRule
 from semiseg.volumes.volume import Volume, reorient
-from semiseg.volumes.wishes import Wishes
 
 FRAME = "1.2.826.0.1.3680043.8.498.77"
 
@@ -96,13 +96,13 @@ def test_the_only_series_that_fits_is_taken(study: Path, rule: dict[str, Any], c
 
 def test_each_series_gets_its_reason(study: Path) -> None:
     scan = open_scan(study, {"T1": SeriesRule(modality="MR", description=("*t1*",))})
-    reasons = {verdict.description: (verdict.channel, verdict.reason) for verdict in scan.verdicts}
+    reasons = {decision.description: (decision.channel, decision.reason) for decision in scan.decisions}
     assert reasons["AX T1 SE"] == ("T1", "It is the only one of 6 image series that fits.")
     assert reasons["AX CT"] == (None, "Left out: its modality is CT and not MR.")
     assert reasons["SAG T2 TSE"] == (None, "Left out: its description 'SAG T2 TSE' matches none of *t1*.")
-    assert len(scan.verdicts) == 6
-    default = open_scan(study, {"x": SeriesRule()}, Wishes(series=uid_of(study / "sag")))
-    reasons = {verdict.description: verdict.reason for verdict in default.verdicts}
+    assert len(scan.decisions) == 6
+    default = open_scan(study, {"x": SeriesRule()}, ReadOptions(series=uid_of(study / "sag")))
+    reasons = {decision.description: decision.reason for decision in default.decisions}
     assert reasons["SAG T2 TSE"] == "It was asked for by its UID."
     assert reasons["AX T1 SE"] == "Left out: another series was asked for by its UID."
 
@@ -142,13 +142,13 @@ def test_each_channel_gets_its_series_and_the_first_gives_the_grid(study: Path, 
     assert list(scan.channels) == ["T2", "T1"]
     assert scan.series is not None and scan.series.description == "AX T2 TSE"
     np.testing.assert_array_equal(scan.channels["T1"].array // 2, scan.channels["T2"].array)
-    assert scan.remarks == ()
-    assert {verdict.channel for verdict in scan.verdicts} == {"T1", "T2", None}
+    assert scan.warnings == ()
+    assert {decision.channel for decision in scan.decisions} == {"T1", "T2", None}
 
 
 def test_a_channel_on_another_grid_is_resampled_within_one_frame_of_reference(study: Path) -> None:
     scan = open_scan(study, channels(T1="*t1*", SAG="SAG*"))
-    (remark,) = scan.remarks
+    (remark,) = scan.warnings
     assert remark.code == "resampled_channel"
     assert (
         "'SAG' was resampled onto the grid of 'T1' (they share the frame of reference); it covers 100%" in remark.text
@@ -164,7 +164,7 @@ def test_channels_of_two_frames_of_reference_need_somebodys_word(study: Path) ->
     wanted = channels(T1="*t1*", T2="AX T2*")
     with pytest.raises(VolumeError, match=r"'T1' and 'T2' are in different frames of reference.*`--aligned`"):
         open_scan(study, wanted)
-    assert open_scan(study, wanted, Wishes(aligned=True)).remarks == ()  # one grid: nothing had to be resampled
+    assert open_scan(study, wanted, ReadOptions(aligned=True)).warnings == ()  # one grid: nothing had to be resampled
 
 
 def test_channels_may_come_in_files_of_their_own(study: Path, tmp_path: Path) -> None:
@@ -177,11 +177,11 @@ def test_channels_may_come_in_files_of_their_own(study: Path, tmp_path: Path) ->
 
 def test_named_channels_are_read_from_their_series(study: Path) -> None:
     uids = f"A={uid_of(study / 'sag')}, B={uid_of(study / 't1')}"
-    scan = open_scan(study, channels(A="nothing*", B="nothing*"), Wishes(series=uids))
+    scan = open_scan(study, channels(A="nothing*", B="nothing*"), ReadOptions(series=uids))
     assert scan.series is not None and scan.series.description == "SAG T2 TSE"
     for wrong in ("1.2.3", "A=1.2.3,A=1.2.4", "C=1.2.3", "A="):
         with pytest.raises(VolumeError, match=r"Say which series is which channel|names no series of a channel"):
-            open_scan(study, channels(A="*", B="*"), Wishes(series=wrong))
+            open_scan(study, channels(A="*", B="*"), ReadOptions(series=wrong))
 
 
 def test_one_series_does_not_serve_two_channels(study: Path) -> None:

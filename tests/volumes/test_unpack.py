@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.unpack import UnpackLimits, is_zip, unpack_zip
+from semiseg.volumes.archives import UnpackLimits, is_zip, unpack_zip
 
 LIMITS = UnpackLimits()
 

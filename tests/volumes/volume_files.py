@@ -15,7 +15,7 @@ import pytest
 from numpy.typing import NDArray
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.images import read_stored
+from semiseg.volumes.image_files import read_image_file
 from semiseg.volumes.nifti import read_nifti
 
 SHAPE = (4, 3, 2)
@@ -25,7 +25,7 @@ VALUES = np.arange(24, dtype=np.int16).reshape(SHAPE, order="F")
 CHANNELS = np.stack([VALUES, VALUES + 100], axis=-1)
 """Two channels (X, Y, Z, K)."""
 
-IN_RAS = np.array([[0, 0, -4.0, 10], [2, 0, 0, 20], [0, 3, 0, 30], [0, 0, 0, 1]])
+AFFINE = np.array([[0, 0, -4.0, 10], [2, 0, 0, 20], [0, 3, 0, 30], [0, 0, 0, 1]])
 """First axis to anterior by 2 mm, second to superior by 3 mm, third to the left by 4 mm."""
 
 NRRD = {
@@ -52,38 +52,40 @@ META = {
 }
 
 
-def little(values: np.ndarray = VALUES) -> bytes:
+def little_endian(values: np.ndarray = VALUES) -> bytes:
     return values.astype("<i2").tobytes(order="F")
 
 
-def big(values: np.ndarray = VALUES) -> bytes:
+def big_endian(values: np.ndarray = VALUES) -> bytes:
     return values.astype(">i2").tobytes(order="F")
 
 
-def nrrd(path: Path, fields: Mapping[str, str | None] | None = None, data: bytes | None = None, more: str = "") -> Path:
+def make_nrrd(
+    path: Path, fields: Mapping[str, str | None] | None = None, data: bytes | None = None, more: str = ""
+) -> Path:
     """Write an NRRD file; a field that is None is left out."""
     lines = [f"{name}: {value}" for name, value in {**NRRD, **(fields or {})}.items() if value is not None]
     header = "\n".join(["NRRD0004", "# by hand", *lines]) + "\n" + more
     detached = any(line.startswith("data file") for line in lines)
-    path.write_bytes(header.encode() + (b"" if detached else b"\n" + (little() if data is None else data)))
+    path.write_bytes(header.encode() + (b"" if detached else b"\n" + (little_endian() if data is None else data)))
     return path
 
 
-def meta(
+def make_metaimage(
     path: Path, tags: Mapping[str, str | None] | None = None, data: bytes | None = None, file: str = "LOCAL"
 ) -> Path:
     """Write a MetaImage file; a tag that is None is left out."""
     lines = [f"{name} = {value}" for name, value in {**META, **(tags or {})}.items() if value is not None]
     header = "\n".join([*lines, f"ElementDataFile = {file}"]) + "\n"
-    path.write_bytes(header.encode() + ((little() if data is None else data) if file == "LOCAL" else b""))
+    path.write_bytes(header.encode() + ((little_endian() if data is None else data) if file == "LOCAL" else b""))
     return path
 
 
-def mgh(path: Path, values: np.ndarray = VALUES, *, oriented: bool = True, kind: int = 4) -> Path:
-    """Write an MGH file, packed if its name says so, with the voxels of :data:`IN_RAS`."""
-    steps = IN_RAS[:3, :3]
+def make_mgh(path: Path, values: np.ndarray = VALUES, *, oriented: bool = True, kind: int = 4) -> Path:
+    """Write an MGH file, packed if its name says so, with the voxels of :data:`AFFINE`."""
+    steps = AFFINE[:3, :3]
     spacing = np.linalg.norm(steps, axis=0)
-    centre = steps @ (np.array(SHAPE) / 2) + IN_RAS[:3, 3]
+    centre = steps @ (np.array(SHAPE) / 2) + AFFINE[:3, 3]
     header = struct.pack(">7ih", 1, *SHAPE, 1, kind, 0, int(oriented))
     header += struct.pack(">15f", *spacing, *(steps / spacing).T.ravel(), *centre)
     content = header.ljust(284, b"\0") + values.astype({4: ">i2", 3: ">f4", 0: "u1"}[kind]).tobytes(order="F")
@@ -91,7 +93,7 @@ def mgh(path: Path, values: np.ndarray = VALUES, *, oriented: bool = True, kind:
     return path
 
 
-def nifti(**fields: Any) -> bytearray:
+def nifti_file(**fields: Any) -> bytearray:
     """A NIfTI-1 file of :data:`VALUES`, axes along R, A and S by 2, 3 and 4 mm from (10, 20, 30), changed at will."""
     told: dict[str, Any] = {
         "dim": (3, 4, 3, 2, 1, 1, 1, 1),
@@ -107,7 +109,7 @@ def nifti(**fields: Any) -> bytearray:
         "qoffset": (10.0, 20.0, 30.0),
         "magic": b"n+1\0",
         "extension": bytes(4),
-        "data": little(),
+        "data": little_endian(),
     } | fields
     if "srow" not in fields:
         rows = np.diag([2.0, 3.0, 4.0, 1.0])[:3].copy()
@@ -130,12 +132,12 @@ def nifti(**fields: Any) -> bytearray:
     return header + told["extension"] + told["data"]
 
 
-def packed(data: bytes) -> bytes:
+def zlib_compressed(data: bytes) -> bytes:
     return zlib.compress(data)
 
 
-def codes(path: Path) -> list[str]:
-    return [remark.code for remark in read_stored(path).remarks]
+def remark_codes(path: Path) -> list[str]:
+    return [remark.code for remark in read_image_file(path).warnings]
 
 
 def assert_refused(path: Path, sentence: str) -> None:
@@ -149,10 +151,10 @@ def assert_as_written(path: Path, remarks: tuple[str, ...] = ()) -> None:
     volume = read_nifti(path)
     assert volume.array.dtype.isnative
     np.testing.assert_array_equal(volume.array, VALUES)
-    np.testing.assert_allclose(volume.affine, IN_RAS, atol=1e-5)
-    assert codes(path) == list(remarks)
+    np.testing.assert_allclose(volume.affine, AFFINE, atol=1e-5)
+    assert remark_codes(path) == list(remarks)
 
 
-def in_order(shape: tuple[int, ...] = (4, 5, 6), dtype: type = np.int16) -> NDArray[Any]:
+def numbered_array(shape: tuple[int, ...] = (4, 5, 6), dtype: type = np.int16) -> NDArray[Any]:
     """An array of 0, 1, 2, ... with the last axis the fastest."""
     return np.arange(np.prod(shape), dtype=dtype).reshape(shape)

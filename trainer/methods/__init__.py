@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from trainer.errors import RecipeError
-from trainer.methods.method import Method, Task
+from trainer.methods.method import Method, SegmentationTask
 from trainer.methods.registry import BUILT_IN, method_class
 from trainer.recipe import Recipe
 
 METHODS: dict[str, type[Method]] = {name: method_class(name) for name in BUILT_IN}
 
 
-def make_method(recipe: Recipe, task: Task) -> Method:
+def make_method(recipe: Recipe, task: SegmentationTask) -> Method:
     """The method that a recipe names, with its switches.
 
     Raises:

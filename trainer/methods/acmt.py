@@ -14,13 +14,13 @@ from torch import Tensor, nn
 
 from trainer.confident_learning import label_errors
 from trainer.errors import RecipeError
-from trainer.losses import mean_where
+from trainer.losses import masked_mean
 from trainer.methods.mean_teacher import MeanTeacher
-from trainer.methods.method import Networks, StepPlan, Task
+from trainer.methods.method import Networks, SegmentationTask, StepPlan
+from trainer.network_configs import parse_network_config
 from trainer.networks.features import features_into
 from trainer.recipe import Positive, Recipe
 from trainer.schedules import ramp_up
-from trainer.students import read_student
 from trainer.targets import ExclusiveClasses
 
 TINY = 1e-16
@@ -55,7 +55,7 @@ class ACMT(MeanTeacher):
         prototype_passes: Positive = 10
         certainty: Annotated[float, Field(ge=0)] = 1.0
 
-    def __init__(self, recipe: Recipe, task: Task) -> None:
+    def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
         """See :class:`Method`; two of the selections compare classes."""
         super().__init__(recipe, task)
         selection = self.config.selection
@@ -65,7 +65,9 @@ class ACMT(MeanTeacher):
                 "take `entropy` or `model_uncertainty`."
             )
         if selection == "prototype_error":
-            read_student(recipe.student).layer("features")  # refuses a student that does not say where they are
+            parse_network_config(recipe.student).module_name(
+                "features"
+            )  # refuses a student that does not say where they are
 
     def consistency(self, networks: Networks, logits: Tensor, images: Tensor, step_plan: StepPlan) -> Tensor:
         """Eq. 3 over the voxels that ``selection`` finds."""
@@ -74,17 +76,17 @@ class ACMT(MeanTeacher):
         selection = self.config.selection
         if selection == "entropy":
             ambiguous = self.targets.ambiguity(probabilities.detach()) >= self.least_entropy(step_plan.student_update)
-            return mean_where(squares.mean(dim=1), ambiguous)  # as released: the mask is repeated over the channels
+            return masked_mean(squares.mean(dim=1), ambiguous)  # as released: the mask is repeated over the channels
         if selection == "model_uncertainty":
             uncertain = self.uncertainty(networks["student"], images)
-            return mean_where(squares.sum(dim=1), uncertain >= self.least_entropy(step_plan.student_update))
+            return masked_mean(squares.sum(dim=1), uncertain >= self.least_entropy(step_plan.student_update))
         decided = self.targets.decide(probabilities.detach())
         if selection == "label_error":
             wrong = label_errors(decided, self.teacher_probabilities(networks["teacher"], images))
-            return mean_where(squares.mean(dim=1), wrong, otherwise=squares.mean(dim=1))
+            return masked_mean(squares.mean(dim=1), wrong, otherwise=squares.mean(dim=1))
         noisy = self.prototype_errors(networks["teacher"], images, decided)
-        clean = mean_where(self.targets.entropy(probabilities), ~noisy)
-        return mean_where(squares.mean(dim=1), noisy) + self.config.certainty * clean
+        clean = masked_mean(self.targets.entropy(probabilities), ~noisy)
+        return masked_mean(squares.mean(dim=1), noisy) + self.config.certainty * clean
 
     def least_entropy(self, update: int) -> float:
         """h(t), in bits."""
@@ -106,7 +108,7 @@ class ACMT(MeanTeacher):
         """
         count = self.config.prototype_passes
         p = square = f = torch.zeros((), device=images.device)
-        layer = read_student(self.recipe.student).layer("features")
+        layer = parse_network_config(self.recipe.student).module_name("features")
         for _ in range(count):
             with features_into(teacher, layer, images.shape[2:]) as found:
                 soft = self.targets.probabilities(teacher(images + self.noise(images)) / SOFTENING)

@@ -13,10 +13,10 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from trainer.averaging import average_into
-from trainer.cutmix import centred_box, generator, pasted
-from trainer.losses import mean_where, supervised_loss
-from trainer.methods.method import Method, Networks, StepPlan, Task, freeze, share_of_part
+from trainer.cutmix import centred_box, numpy_generator, paste_boxes
+from trainer.losses import masked_mean, supervised_loss
+from trainer.methods.method import Method, Networks, SegmentationTask, StepPlan, freeze, share_of_part
+from trainer.moving_average import update_moving_average
 from trainer.patches import Batch
 from trainer.recipe import Positive, Recipe, Section, Share
 from trainer.schedules import ema_decay
@@ -66,7 +66,7 @@ class ADMT(Method):
         labelled: Annotated[int, Field(ge=1)] | None = None
         export: Literal["student", "teacher", "second_teacher"] = "student"
 
-    def __init__(self, recipe: Recipe, task: Task) -> None:
+    def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
         """See :class:`Method`."""
         super().__init__(recipe, task)
         random = np.random.default_rng((recipe.seed, 8))
@@ -130,7 +130,7 @@ class ADMT(Method):
             labels = torch.where(taken, own, labels)
             confidence = torch.where(taken, own_confidence, confidence)
         crossed = self.targets.cross_entropy(networks["student"](seen), self.targets.encode(labels))
-        return mean_where(crossed, confidence >= self.config.threshold)
+        return masked_mean(crossed, confidence >= self.config.threshold)
 
     @torch.no_grad()
     def ensemble(self, networks: Networks, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,20 +144,20 @@ class ADMT(Method):
 
     def cut_and_mixed(self, images: Tensor, along: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Patches with a box of another one in each, and what moves along with them."""
-        random = generator()
+        random = numpy_generator()
         if random.random() >= self.config.cutmix:
             return images, along
         share = float(random.beta(4, 4))
         boxes = [centred_box(images.shape[2:], random, share) for _ in range(len(images))]
         sources = random.permutation(len(images)).tolist()
-        return pasted(images, boxes, sources), tuple(pasted(values, boxes, sources) for values in along)
+        return paste_boxes(images, boxes, sources), tuple(paste_boxes(values, boxes, sources) for values in along)
 
     def after_update(self, networks: Networks, step_plan: StepPlan) -> None:
         """The teacher whose turn it is follows the student, buffers too; t counts half of the updates."""
         copied = round(self.config.copied * self.recipe.updates)
         update = step_plan.student_update
         decay = 0.0 if update < copied else ema_decay((update - copied) // 2, self.config.decay)
-        average_into(networks[step_plan.stage], networks["student"], decay, buffers=True)
+        update_moving_average(networks[step_plan.stage], networks["student"], decay, buffers=True)
 
     def exported(self, networks: Networks) -> nn.Module:
         """One of them."""

@@ -16,25 +16,25 @@ from numpy.typing import NDArray
 from pydantic import Field
 from torch import Tensor
 
-from trainer.atlas_quality import Judgement
+from trainer.atlas_quality import AtlasAssessment
 from trainer.errors import RecipeError
-from trainer.label_channels import Channels
-from trainer.methods.label_first import LabelFirst
-from trainer.methods.method import StepPlan, Task
+from trainer.label_channels import LabelChannels
+from trainer.methods.label_then_train import LabelThenTrain
+from trainer.methods.method import SegmentationTask, StepPlan
 from trainer.methods.registry import MethodName
 from trainer.patches import Batch
 from trainer.recipe import Positive, Recipe, Section, Share
-from trainer.scan_labelling import LabellingWork, LabelsOfScan, TrainingScans
-from trainer.schedules import Course, course_factor
-from trainer.soft_labels import FULL
+from trainer.scan_labelling import LabellingWorkload, ScanLabeller, TrainingScans
+from trainer.schedules import WeightSchedule, weight_schedule_factor
+from trainer.soft_labels import BYTE_MAX
 
 if TYPE_CHECKING:
-    from trainer.atlas_labels import Atlases
+    from trainer.atlas_labels import AtlasSet
 
-UNLIKE = 0.5  # median weight of a scan's voxels below which the scan looks like no atlas
+MIN_MEDIAN_WEIGHT = 0.5  # median weight of a scan's voxels below which the scan looks like no atlas
 
 
-class AtlasMethod(LabelFirst):
+class AtlasMethod(LabelThenTrain):
     """L = L_host + weight(t) (cross-entropy + Dice) / 2 against the soft labels that the atlases give."""
 
     name = "atlas"
@@ -55,12 +55,12 @@ class AtlasMethod(LabelFirst):
 
         host: MethodName = "mean_teacher"
         weight: Annotated[float, Field(ge=0)] = 1.0
-        schedule: Course = "constant"
+        schedule: WeightSchedule = "constant"
         min_dice: Share = 0.5
         max_atlases: Positive = 16
 
-    def __init__(self, recipe: Recipe, task: Task) -> None:
-        """See :class:`LabelFirst`.
+    def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
+        """See :class:`LabelThenTrain`.
 
         Raises:
             RecipeError: SimpleITK is not installed.
@@ -69,11 +69,11 @@ class AtlasMethod(LabelFirst):
         if importlib.util.find_spec("SimpleITK") is None:
             raise RecipeError("atlas registers scans with SimpleITK, which is not installed; pip install simpleitk.")
 
-    def scan_labeller(self, step: int, scans: TrainingScans) -> LabelsOfScan:
+    def scan_labeller(self, step: int, scans: TrainingScans) -> ScanLabeller:
         """The atlases that the labelled scans allow; labels without weight if they allow none."""
         return self.atlases(scans, scans.labelled) or (lambda names: self._without_weight(names, scans))
 
-    def atlases(self, scans: TrainingScans, labelled: Sequence[str], *, tell: bool = True) -> LabelsOfScan | None:
+    def atlases(self, scans: TrainingScans, labelled: Sequence[str], *, tell: bool = True) -> ScanLabeller | None:
         """What labels scans by some of the labelled ones; None where these show that it cannot.
 
         Args:
@@ -81,26 +81,26 @@ class AtlasMethod(LabelFirst):
             labelled: Names of the scans that serve as atlases.
             tell: Say what was found.
         """
-        from trainer.atlas_labels import Atlases  # needs SimpleITK
+        from trainer.atlas_labels import AtlasSet  # needs SimpleITK
 
         own = [scans.cases[name] for name in labelled[: self.config.max_atlases]]
         others = [scans.cases[name] for name in (*scans.labelled, *scans.unlabelled)]
-        kept = Atlases.of(own, others, Channels.like(self.targets), scans.cache, scans.processes)
+        kept = AtlasSet.from_cases(own, others, LabelChannels.from_targets(self.targets), scans.cache, scans.processes)
         judged = self._judged(kept, scans)
-        strange = judged.unlike_the_others()
+        strange = judged.outliers()
         if strange:  # what they did to the votes of the others must not count
             kept = kept.without(strange)
             judged = self._judged(kept, scans)
         if tell:
-            scans.tell(sentence_of(judged, len(own), strange, self.config.min_dice))
+            scans.tell(assessment_sentence(judged, len(own), strange, self.config.min_dice))
         if len(own) > 1 and (judged.dice is None or judged.dice < self.config.min_dice):
             return None
 
         def labels_of(names: Sequence[str]) -> Iterator[tuple[str, NDArray[np.uint8]]]:
             unlike = []
-            done = kept.labelled([scans.cases[name] for name in names], judged.sharpness, judged.difference)
+            done = kept.label_scans([scans.cases[name] for name in names], judged.sharpness, judged.difference)
             for number, (name, labels) in enumerate(done, start=1):
-                if np.median(labels[-1]) < UNLIKE * FULL:
+                if np.median(labels[-1]) < MIN_MEDIAN_WEIGHT * BYTE_MAX:
                     unlike.append(name)
                 yield name, labels
                 scans.progress("registering atlases", number, len(names))
@@ -110,25 +110,25 @@ class AtlasMethod(LabelFirst):
 
         return labels_of
 
-    def _judged(self, atlases: Atlases, scans: TrainingScans) -> Judgement:
+    def _judged(self, atlases: AtlasSet, scans: TrainingScans) -> AtlasAssessment:
         found = []
-        for number, one in enumerate(atlases.judged(), start=1):
+        for number, one in enumerate(atlases.cross_validate(), start=1):
             found.append(one)
             scans.progress("judging atlases", number, len(atlases.cases))
-        return Judgement.of(atlases.names, found)
+        return AtlasAssessment.from_scores(atlases.names, found)
 
     def guidance(self, logits: Tensor, labels: Tensor, batch: Batch, step_plan: StepPlan) -> Tensor:
         """See :meth:`Method.guidance`; patches that look like no atlas count less as a whole, too."""
         term = super().guidance(logits, labels, batch, step_plan)
         if labels.ndim < logits.ndim or not len(labels):
             return term
-        return term * (labels[:, -1].float().mean() / FULL)
+        return term * (labels[:, -1].float().mean() / BYTE_MAX)
 
-    def labelling(self) -> LabellingWork:
+    def labelling_workload(self) -> LabellingWorkload:
         """Every labelled scan onto every other scan, and one way back from each."""
         atlases = min(self.task.labelled, self.config.max_atlases)
         judged = atlases * (atlases - 1) + atlases if atlases > 1 else 0
-        return LabellingWork(registrations=judged + atlases * self.task.unlabelled)
+        return LabellingWorkload(registrations=judged + atlases * self.task.unlabelled)
 
     def _without_weight(self, names: Sequence[str], scans: TrainingScans) -> Iterator[tuple[str, NDArray[np.uint8]]]:
         for name in names:
@@ -136,10 +136,10 @@ class AtlasMethod(LabelFirst):
 
     def guidance_weight(self, update: int) -> float:
         """The weight of the atlases' term at the student's ``update``."""
-        return float(self.config.weight * course_factor(self.config.schedule, update, self.recipe.updates))
+        return float(self.config.weight * weight_schedule_factor(self.config.schedule, update, self.recipe.updates))
 
 
-def sentence_of(judged: Judgement, atlases: int, strange: Sequence[str], min_dice: float) -> str:
+def assessment_sentence(judged: AtlasAssessment, atlases: int, strange: Sequence[str], min_dice: float) -> str:
     """What the labelled scans say of the atlases, for the person who trains.
 
     Args:

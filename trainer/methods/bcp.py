@@ -18,10 +18,10 @@ from scipy import ndimage
 from torch import Tensor, nn
 
 from semiseg.bundle.postprocessing import CONNECTIVITY
-from trainer.averaging import average_into
 from trainer.errors import RecipeError
 from trainer.losses import dice_pooled
-from trainer.methods.method import Method, Networks, StepPlan, Task, freeze
+from trainer.methods.method import Method, Networks, SegmentationTask, StepPlan, freeze
+from trainer.moving_average import update_moving_average
 from trainer.patches import Batch, BatchComposition
 from trainer.recipe import Recipe, Section, Share
 
@@ -51,7 +51,7 @@ class BCP(Method):
         largest_component: bool = True
         export: Literal["student", "teacher"] = "student"
 
-    def __init__(self, recipe: Recipe, task: Task) -> None:
+    def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
         """See :class:`Method`; patches are pasted in pairs, labelled and unlabelled ones."""
         super().__init__(recipe, task)
         if not task.unlabelled:
@@ -108,7 +108,7 @@ class BCP(Method):
         """In stage 1 the teacher is the student; then it follows it."""
         decay = 0.0 if step_plan.stage == "pretrain" else self.config.decay
         # As released only parameters are averaged; but before its first use the teacher has no statistics of its own.
-        average_into(networks["teacher"], networks["student"], decay, buffers=step_plan.stage == "pretrain")
+        update_moving_average(networks["teacher"], networks["student"], decay, buffers=step_plan.stage == "pretrain")
 
     def exported(self, networks: Networks) -> nn.Module:
         """The student, or by switch its moving average."""

@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from trainer.errors import RecipeError
 from trainer.methods.cfr_ft import FineTunedSam
-from trainer.methods.method import Networks, StepPlan, Task
-from trainer.methods.pretrain import PretrainThenTrain
+from trainer.methods.method import Networks, SegmentationTask, StepPlan
+from trainer.methods.pretrain_then_train import PretrainThenTrain
 from trainer.methods.registry import MethodName
 from trainer.patches import Batch, BatchComposition
 from trainer.recipe import Positive, Recipe
-from trainer.schedules import Course, course_factor, rate_factor
+from trainer.schedules import WeightSchedule, rate_factor, weight_schedule_factor
 
 SAM = "sam"  # the foundation model's name among the networks
 
@@ -29,7 +29,7 @@ class CFR(FineTunedSam, PretrainThenTrain):
     """L_ft = (Dice + CE) / 2 of the foundation model on canvases (Eq. 5); then L_host + lambda L_pl (Eq. 6, 7)."""
 
     name = "cfr"
-    switch = "host"
+    next_method_key = "host"
     guides = True
 
     class Config(FineTunedSam.Config):
@@ -49,9 +49,9 @@ class CFR(FineTunedSam, PretrainThenTrain):
         sam_updates: Positive = 6000
         pseudo_labels: Literal["cached", "on_the_fly"] = "cached"
         pseudo_weight: Annotated[float, Field(ge=0)] = 1.0
-        pseudo_schedule: Course = "constant"
+        pseudo_schedule: WeightSchedule = "constant"
 
-    def __init__(self, recipe: Recipe, task: Task) -> None:
+    def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
         """See :class:`PretrainThenTrain` and :class:`FineTunedSam`; there has to be something to label."""
         super().__init__(recipe, task)
         if not task.unlabelled:
@@ -86,21 +86,21 @@ class CFR(FineTunedSam, PretrainThenTrain):
 
     def labeller(self, networks: Networks, step: int) -> nn.Module:
         """The foundation model."""
-        return self.on_volumes(networks[SAM])
+        return self.as_volume_network(networks[SAM])
 
     @torch.no_grad()
     def guiding_labels(self, networks: Networks, batch: Batch) -> Tensor:
         """The foundation model's labels of the unlabelled patches (Algorithm 1, line 16)."""
         if self.config.pseudo_labels == "cached" or len(batch) == batch.labelled:
             return super().guiding_labels(networks, batch)
-        found = self.targets.probabilities(self.on_volumes(networks[SAM])(batch.images[batch.labelled :]))
+        found = self.targets.probabilities(self.as_volume_network(networks[SAM])(batch.images[batch.labelled :]))
         return self.targets.decide(found)
 
     def guidance_weight(self, update: int) -> float:
         """lambda of L_pl (Eq. 6, 7) at the student's ``update``; it is added at every update (Algorithm 1, line 18)."""
-        course = course_factor(self.config.pseudo_schedule, update, self.recipe.updates)
+        course = weight_schedule_factor(self.config.pseudo_schedule, update, self.recipe.updates)
         return float(self.config.pseudo_weight * course)
 
-    def voters(self, networks: Networks) -> Networks:
+    def committee(self, networks: Networks) -> Networks:
         """The foundation model, beside those of the method that follows."""
-        return {SAM: self.on_volumes(networks[SAM])}
+        return {SAM: self.as_volume_network(networks[SAM])}

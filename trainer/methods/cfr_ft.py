@@ -13,20 +13,20 @@ import torch
 from torch import Tensor, nn
 
 from semiseg.bundle.manifest import PretrainedWeights
-from trainer.bezier import bend_slices
-from trainer.canvas import Canvas, label_canvas, lay_out
+from trainer.bezier import apply_random_curves
 from trainer.errors import RecipeError
-from trainer.losses import dice_pooled, mean_where
-from trainer.methods.method import Method, Networks, StepPlan, Task, share_of_part
-from trainer.methods.refusals import refuse_deep_supervision, refuse_start
+from trainer.losses import dice_pooled, masked_mean
+from trainer.methods.method import Method, Networks, SegmentationTask, StepPlan, share_of_part
 from trainer.methods.registry import method_class
-from trainer.networks.on_canvas import OnCanvas
+from trainer.methods.unsupported_keys import reject_deep_supervision, reject_initial_run
+from trainer.network_configs import AnyNetworkConfig, parse_network_config
+from trainer.networks.mosaic_segmenter import MosaicSegmenter
 from trainer.patches import Batch, BatchComposition
 from trainer.recipe import Optimiser, Positive, Recipe, Schedule, Section, Share
-from trainer.sam import Sam, SamSegmenter, build_sam
+from trainer.sam import SamSegmenter, SamSettings, build_sam
 from trainer.schedules import rate_factor
+from trainer.slice_mosaic import SliceMosaic, make_slice_mosaic, mosaic_labels
 from trainer.slices import from_slices, to_slices
-from trainer.students import AnyStudent, read_student
 
 UNKNOWN = -2  # label of a voxel that nobody outlined
 
@@ -51,7 +51,7 @@ class FineTunedSam(Method):
             volumes: labelled patches per step of the foundation model; each is one canvas when concatenated.
         """
 
-        sam: Sam = Sam()
+        sam: SamSettings = SamSettings()
         input: Literal["concatenate", "upsample", "small"] = "concatenate"
         grid: Positive | None = None
         slices: Positive = 4
@@ -63,7 +63,7 @@ class FineTunedSam(Method):
         sam_schedule: Schedule = Schedule(kind="poly")
         volumes: Positive = 2
 
-    def __init__(self, recipe: Recipe, task: Task) -> None:
+    def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
         """See :class:`Method`; the slices have to fit."""
         super().__init__(recipe, task)
         switches = self.config
@@ -71,7 +71,9 @@ class FineTunedSam(Method):
             raise RecipeError("methods.cfr.grid says how slices are concatenated; leave it out.")
         if switches.input == "small" and switches.sam.side is None:
             raise RecipeError("methods.cfr.sam.side: say how many pixels a side `small` images have.")
-        self.canvas: Canvas = lay_out(recipe.size(), task.slice_axis, switches.sam.image_side(), self.cells)
+        self.canvas: SliceMosaic = make_slice_mosaic(
+            recipe.size(), task.slice_axis, switches.sam.image_side(), self.cells
+        )
 
     def check_parts(self, processes: int) -> None:
         """See :meth:`Method.check_parts`; the foundation model's batches are shared evenly too."""
@@ -100,7 +102,7 @@ class FineTunedSam(Method):
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
         """The foundation model's weights."""
-        sam: Sam = self.config.sam
+        sam: SamSettings = self.config.sam
         return sam.pretrained()
 
     def canvas_loss(self, sam: nn.Module, batch: Batch) -> Tensor:
@@ -112,7 +114,7 @@ class FineTunedSam(Method):
         logits = sam(images)
         known = labels != UNKNOWN
         target = self.targets.encode(labels * known) * (there & known)[:, None]
-        crossed = mean_where(self.targets.cross_entropy(logits, target), there & known)
+        crossed = masked_mean(self.targets.cross_entropy(logits, target), there & known)
         return 0.5 * (crossed + dice_pooled(self.targets.probabilities(logits) * known[:, None], target))
 
     def canvases(self, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
@@ -132,9 +134,9 @@ class FineTunedSam(Method):
             stacks = slices.unflatten(0, (count, -1))
             order = torch.randperm(stacks.shape[1]).to(slices.device)
             slices = stacks[:, order].flatten(0, 1)
-        bent = bend_slices(slices[:, :-1], self.config.bend)
+        bent = apply_random_curves(slices[:, :-1], self.config.bend)
         images = self.canvas.concatenate(from_slices(bent, count, axis))
-        labels, there = label_canvas(self.canvas, from_slices(slices[:, -1:], count, axis)[:, 0].round().long())
+        labels, there = mosaic_labels(self.canvas, from_slices(slices[:, -1:], count, axis)[:, 0].round().long())
         if self.config.input != "concatenate":
             drawn = torch.randperm(len(images))[: self.config.slices * count].to(images.device)
             images, labels, there = images[drawn], labels[drawn], there[drawn]
@@ -143,10 +145,10 @@ class FineTunedSam(Method):
             images, labels, there = joined[:, :-2], joined[:, -2].long(), joined[:, -1].bool()
         return images, labels, there
 
-    def on_volumes(self, sam: nn.Module) -> OnCanvas:
+    def as_volume_network(self, sam: nn.Module) -> MosaicSegmenter:
         """The foundation model on volumes (N, C, X, Y, Z)."""
         assert isinstance(sam, SamSegmenter)
-        return OnCanvas(sam, self.canvas)
+        return MosaicSegmenter(sam, self.canvas)
 
 
 class CFRFT(FineTunedSam):
@@ -160,11 +162,11 @@ class CFRFT(FineTunedSam):
         used.
         """
 
-    def __init__(self, recipe: Recipe, task: Task) -> None:
+    def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
         """See :class:`FineTunedSam`; what only a 3D student has is refused."""
         super().__init__(recipe, task)
-        refuse_deep_supervision(self, "trains SAM, which has no levels of a decoder")
-        refuse_start(self, "methods.cfr.sam.weights")
+        reject_deep_supervision(self, "trains SAM, which has no levels of a decoder")
+        reject_initial_run(self, "methods.cfr.sam.weights")
 
     @classmethod
     def read_config(cls, recipe: Recipe) -> Section:
@@ -173,9 +175,9 @@ class CFRFT(FineTunedSam):
         return method_class("cfr").read_config(recipe)
 
     @classmethod
-    def students(cls, recipe: Recipe) -> tuple[AnyStudent, ...]:
+    def students(cls, recipe: Recipe) -> tuple[AnyNetworkConfig, ...]:
         """SAM on volumes."""
-        return (read_student({"kind": "canvas"}),)  # it is only asked which patches suit it
+        return (parse_network_config({"kind": "canvas"}),)  # it is only asked which patches suit it
 
     def check_parts(self, processes: int) -> None:
         """See :meth:`FineTunedSam.check_parts`."""
@@ -185,7 +187,7 @@ class CFRFT(FineTunedSam):
 
     def build(self) -> Networks:
         """The foundation model on volumes."""
-        return {"student": self.on_volumes(self.build_sam())}
+        return {"student": self.as_volume_network(self.build_sam())}
 
     def step_plan(self, step: int) -> StepPlan:
         """Every step trains on labelled patches, on half a batch of them when a guide labels the others."""
@@ -196,19 +198,19 @@ class CFRFT(FineTunedSam):
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """Eq. 5."""
         sam = networks["student"]
-        assert isinstance(sam, OnCanvas)
+        assert isinstance(sam, MosaicSegmenter)
         n = batch.labelled
         known = replace(batch, images=batch.images[:n], labels=batch.labels[:n], weights=batch.label_weights)
         total = share_of_part(n, step_plan.composition.labelled, batch, step_plan) * self.canvas_loss(sam.sam, known)
         return {"total": total, "sam": total.detach()}
 
-    def kept(self) -> AnyStudent:
-        """See :meth:`Method.kept`; without the weights that it began with, which the run's own replace."""
-        sam: Sam = self.config.sam
+    def exported_config(self) -> AnyNetworkConfig:
+        """See :meth:`Method.exported_config`; without the weights that it began with, which the run's own replace."""
+        sam: SamSettings = self.config.sam
         if sam.weights is not None:
             sam = sam.without_weights(self.build_sam().network)
         section = {"kind": "canvas", "sam": sam.model_dump(mode="json"), "grid": self.cells}
-        return read_student({**section, "axis": self.task.slice_axis})
+        return parse_network_config({**section, "axis": self.task.slice_axis})
 
 
 def _each_turned(images: Tensor) -> Tensor:

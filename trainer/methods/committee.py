@@ -1,7 +1,7 @@
 """A committee teaches one student: networks of any methods, and atlases, label the unlabelled scans together.
 
 Each member is a run of its own inside the run folder, trained by the method that it names. What the members say of the
-unlabelled scans is calibrated and mixed (:mod:`trainer.committee`), and a new student of any size learns from the
+unlabelled scans is calibrated and mixed (:mod:`trainer.opinion_pool`), and a new student of any size learns from the
 labels and from these soft labels, as in distillation from an ensemble (Hinton, Vinyals and Dean 2015) and in
 self-training with a noisy student (Xie et al., CVPR 2020). A second round has such students as its members. The last
 student is the one that is kept, evaluated and exported; the members' runs stay in RUN/members.
@@ -24,24 +24,31 @@ from scipy.ndimage import binary_dilation
 from semiseg.bundle.manifest import PretrainedWeights
 from semiseg.inference.segmenter import Segmenter
 from trainer.cases import PreparedCase
-from trainer.committee import best_temperature, channels_of, mixed, mixture_weights, outcomes, tempered
 from trainer.errors import RecipeError
-from trainer.label_channels import Channels, Float
+from trainer.label_channels import FloatArray, LabelChannels
 from trainer.methods.atlas import AtlasMethod
-from trainer.methods.label_first import LabelFirst
-from trainer.methods.method import Task
-from trainer.methods.pretrain import PretrainThenTrain
+from trainer.methods.label_then_train import LabelThenTrain
+from trainer.methods.method import SegmentationTask
+from trainer.methods.pretrain_then_train import PretrainThenTrain
 from trainer.methods.registry import MethodName, method_class
+from trainer.opinion_pool import (
+    channels_from_outcomes,
+    fit_pool_weights,
+    fit_temperature,
+    outcomes_from_channels,
+    pool_opinions,
+    scale_temperature,
+)
 from trainer.recipe import Positive, Recipe, Section, make_recipe
-from trainer.scan_labelling import LabellingWork, LabelsOfScan, TrainingScans
-from trainer.soft_labels import FULL, decided, to_bytes
+from trainer.scan_labelling import LabellingWorkload, ScanLabeller, TrainingScans
+from trainer.soft_labels import BYTE_MAX, to_bytes, to_label_map
 
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-NEAR = 4  # voxels: how far from any foreground the voxels lie that opinions are weighed on
-MOST_VOXELS = 20_000  # of a scan, on which opinions are weighed
+FOREGROUND_MARGIN = 4  # voxels: how far from any foreground the voxels lie that opinions are weighed on
+MAX_VOXELS = 20_000  # of a scan, on which opinions are weighed
 
 
-class Member(Section):
+class CommitteeMember(Section):
     """A network of the committee, trained on the scans as the student sees them.
 
     Attributes:
@@ -59,11 +66,11 @@ class Member(Section):
     switches: dict[str, Any] = Field(default_factory=dict)
 
 
-DEFAULT = (Member(method="mn"), Member(method="mean_teacher"))
+DEFAULT = (CommitteeMember(method="mn"), CommitteeMember(method="mean_teacher"))
 
 
 @dataclass(frozen=True)
-class Opinion:
+class LabelSource:
     """A source of labels for whole scans.
 
     Attributes:
@@ -73,10 +80,10 @@ class Opinion:
     """
 
     name: str
-    of: Callable[[Sequence[str]], Iterator[tuple[str, Float, Float | None]]]
+    of: Callable[[Sequence[str]], Iterator[tuple[str, FloatArray, FloatArray | None]]]
 
 
-class Committee(LabelFirst):
+class Committee(LabelThenTrain):
     """L = L_host + weight (cross-entropy + Dice) / 2 against the soft labels of the committee."""
 
     name = "committee"
@@ -97,7 +104,7 @@ class Committee(LabelFirst):
             weight: Weight of the committee's term.
         """
 
-        members: Annotated[tuple[Member, ...], Field(min_length=1)] = DEFAULT
+        members: Annotated[tuple[CommitteeMember, ...], Field(min_length=1)] = DEFAULT
         atlas: bool = True
         host: MethodName = "supervised"
         rounds: Annotated[int, Field(ge=1, le=4)] = 1
@@ -106,8 +113,8 @@ class Committee(LabelFirst):
         folds: Annotated[int, Field(ge=2)] = 2
         weight: Annotated[float, Field(ge=0)] = 1.0
 
-    def __init__(self, recipe: Recipe, task: Task) -> None:
-        """See :class:`LabelFirst`; members that cannot work are refused now.
+    def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
+        """See :class:`LabelThenTrain`; members that cannot work are refused now.
 
         Raises:
             RecipeError: There are too few labelled scans to hold some back, or a member is there twice or a committee
@@ -131,25 +138,27 @@ class Committee(LabelFirst):
                     f"methods.committee.members: {member.method} is, or leads to, a committee; `rounds` repeats it."
                 )
         self._atlas = AtlasMethod(recipe, task) if self.config.atlas else None
-        self._channels = Channels.like(self.targets)
+        self._channels = LabelChannels.from_targets(self.targets)
         self._exclusive = not self._channels.overlapping
-        from trainer.stages import Stages  # which imports the methods
+        from trainer.stages import StageSequence  # which imports the methods
 
-        self._stages = [Stages(method_class(made.method)(made, task)) for made in map(self.recipe_of, self.members())]
+        self._stages = [
+            StageSequence(method_class(made.method)(made, task)) for made in map(self.recipe_of, self.members())
+        ]
 
     @property
     def _cross_fits(self) -> bool:
         return self.config.weighing == "cross_fitted" and self.config.rounds == 1
 
-    def members(self) -> tuple[Member, ...]:
+    def members(self) -> tuple[CommitteeMember, ...]:
         """The networks of this round."""
         if self.config.rounds == 1:
             return tuple(self.config.members)
         earlier = {"rounds": self.config.rounds - 1}
         seeds = range(self.recipe.seed + 1, self.recipe.seed + 1 + self.config.students)
-        return tuple(Member(method=self.name, seed=seed, switches=earlier) for seed in seeds)
+        return tuple(CommitteeMember(method=self.name, seed=seed, switches=earlier) for seed in seeds)
 
-    def recipe_of(self, member: Member) -> Recipe:
+    def recipe_of(self, member: CommitteeMember) -> Recipe:
         """The recipe of a member's run; it keeps its last iterate, as validation scans are for the student."""
         document = self.recipe.model_dump(mode="json")
         own = document["methods"].get(member.method, {})
@@ -171,17 +180,17 @@ class Committee(LabelFirst):
 
     # --- what the committee says ----------------------------------------------------------------------------------
 
-    def labelling(self) -> LabellingWork:
+    def labelling_workload(self) -> LabellingWorkload:
         """The runs of the members, those of the folds, and the atlases'; a round's members share theirs."""
         labelled = self.task.labelled
         members = [(self.recipe_of(member), labelled, 1) for member in self.members()]
         if self._cross_fits:
             kept = labelled - math.ceil(labelled / self.config.folds)
             members += [(recipe, max(1, kept), self.config.folds) for recipe, _, _ in members]
-        own = 0 if self._atlas is None else self._atlas.labelling().registrations
-        return LabellingWork(own, tuple(members))
+        own = 0 if self._atlas is None else self._atlas.labelling_workload().registrations
+        return LabellingWorkload(own, tuple(members))
 
-    def scan_labeller(self, step: int, scans: TrainingScans) -> LabelsOfScan:
+    def scan_labeller(self, step: int, scans: TrainingScans) -> ScanLabeller:
         """The members, trained where they are not yet, and the mixture of what they say."""
         folds = self._folds(scans) if self._cross_fits else ()
         opinions = self._opinions(scans, scans.labelled)
@@ -196,7 +205,7 @@ class Committee(LabelFirst):
             for number, name in enumerate(names, start=1):
                 channels = self._mixed([next(stream)[1:] for stream in streams], temperatures, weights)
                 labels = to_bytes(channels, np.ones(channels.shape[1:], np.float32))
-                volumes.append(self._volumes(decided(labels, self.targets), scans.cases[name]))
+                volumes.append(self._volumes(to_label_map(labels, self.targets), scans.cases[name]))
                 yield name, labels
                 scans.progress("asking the committee", number, len(names))
             if volumes:
@@ -205,7 +214,7 @@ class Committee(LabelFirst):
 
         return labels_of
 
-    def _opinions(self, scans: TrainingScans, labelled: tuple[str, ...]) -> list[Opinion]:
+    def _opinions(self, scans: TrainingScans, labelled: tuple[str, ...]) -> list[LabelSource]:
         """Every source, learned from some of the labelled scans; members that are not trained yet are trained.
 
         The atlases, if they have a vote, are the last.
@@ -213,47 +222,52 @@ class Committee(LabelFirst):
         found = []
         for member in self.members():
             segmenter = scans.train(self.recipe_of(member), self._folder_of(member, labelled), labelled)
-            found.append(Opinion(f"{member.method} (seed {member.seed})", self._by_network(segmenter, scans)))
+            found.append(LabelSource(f"{member.method} (seed {member.seed})", self._by_network(segmenter, scans)))
         if self._atlas is not None:
             atlases = self._atlas.atlases(scans, labelled, tell=labelled == scans.labelled)
             if atlases is not None:
-                found.append(Opinion("atlas", self._by_atlases(atlases)))
+                found.append(LabelSource("atlas", self._by_atlases(atlases)))
         return found
 
-    def _folder_of(self, member: Member, labelled: tuple[str, ...]) -> str:
+    def _folder_of(self, member: CommitteeMember, labelled: tuple[str, ...]) -> str:
         """A name for a member's run that tells it from every other one's of this run."""
         told = json.dumps([member.model_dump(mode="json"), sorted(labelled)], sort_keys=True)
         digest = hashlib.sha256(told.encode()).hexdigest()[:8]
         return f"{member.method.replace(':', '.')}-seed{member.seed}-{digest}"
 
     def _by_network(self, segmenter: Segmenter, scans: TrainingScans) -> Any:
-        def of(names: Sequence[str]) -> Iterator[tuple[str, Float, None]]:
+        def of(names: Sequence[str]) -> Iterator[tuple[str, FloatArray, None]]:
             for name in names:
-                segments = segmenter.probabilities_of_prepared(np.asarray(scans.cases[name].image))
-                yield name, self._channels.of(segments.astype(np.float32) / np.float32(FULL)), None
+                segments = segmenter.probabilities_of_preprocessed(np.asarray(scans.cases[name].image))
+                yield name, self._channels.from_segments(segments.astype(np.float32) / np.float32(BYTE_MAX)), None
 
         return of
 
-    def _by_atlases(self, labels_of: LabelsOfScan) -> Any:
-        def of(names: Sequence[str]) -> Iterator[tuple[str, Float, Float]]:
+    def _by_atlases(self, labels_of: ScanLabeller) -> Any:
+        def of(names: Sequence[str]) -> Iterator[tuple[str, FloatArray, FloatArray]]:
             for name, labels in labels_of(names):
-                values = labels.astype(np.float32) / np.float32(FULL)
+                values = labels.astype(np.float32) / np.float32(BYTE_MAX)
                 yield name, values[:-1], values[-1]
 
         return of
 
     def _mixed(
-        self, said: Sequence[tuple[Float, Float | None]], temperatures: Sequence[float], weights: Sequence[float]
-    ) -> Float:
+        self,
+        said: Sequence[tuple[FloatArray, FloatArray | None]],
+        temperatures: Sequence[float],
+        weights: Sequence[float],
+    ) -> FloatArray:
         """Channels (C, X, Y, Z) of what the sources say."""
         pool = [self._tempered(channels, t) for (channels, _), t in zip(said, temperatures, strict=True)]
-        return channels_of(mixed(pool, weights, [self._known(where) for _, where in said]), exclusive=self._exclusive)
+        return channels_from_outcomes(
+            pool_opinions(pool, weights, [self._known(where) for _, where in said]), exclusive=self._exclusive
+        )
 
-    def _tempered(self, channels: Float, temperature: float) -> Float:
-        opinion = outcomes(channels, exclusive=self._exclusive)
-        return opinion if temperature == 1.0 else tempered(opinion, temperature)
+    def _tempered(self, channels: FloatArray, temperature: float) -> FloatArray:
+        opinion = outcomes_from_channels(channels, exclusive=self._exclusive)
+        return opinion if temperature == 1.0 else scale_temperature(opinion, temperature)
 
-    def _known(self, where: Float | None) -> Float | None:
+    def _known(self, where: FloatArray | None) -> FloatArray | None:
         if where is None or self._exclusive:
             return where
         return np.broadcast_to(where, (self.targets.channels, *where.shape))
@@ -261,7 +275,7 @@ class Committee(LabelFirst):
     def _volumes(self, codes: NDArray[np.uint8], case: PreparedCase) -> list[float]:
         """Volume in ml of each segment."""
         ml = float(np.prod(case.spacing)) / 1000.0
-        return [float(mask.sum()) * ml for mask in self._channels.masks(codes, case.ignores)[:-1]]
+        return [float(mask.sum()) * ml for mask in self._channels.masks(codes, case.has_ignored_voxels)[:-1]]
 
     # --- cross-fitting --------------------------------------------------------------------------------------------
 
@@ -281,10 +295,10 @@ class Committee(LabelFirst):
         return folds
 
     def _weighed(
-        self, opinions: Sequence[Opinion], folds: Sequence[tuple[str, ...]], scans: TrainingScans
+        self, opinions: Sequence[LabelSource], folds: Sequence[tuple[str, ...]], scans: TrainingScans
     ) -> tuple[list[float], list[float]]:
         """Temperatures and weights of the sources, from labelled scans that they did not learn from."""
-        shares: list[list[Float]] = [[] for _ in opinions]
+        shares: list[list[FloatArray]] = [[] for _ in opinions]
         truth: list[NDArray[np.int64]] = []
         for held in folds:
             rest = tuple(name for name in scans.labelled if name not in held)
@@ -300,40 +314,42 @@ class Committee(LabelFirst):
         if not len(right):
             return [1.0] * len(opinions), [1.0 / len(opinions)] * len(opinions)
         joined = [np.concatenate(flat) for flat in shares]
-        temperatures = [best_temperature(one, right) for one in joined]
+        temperatures = [fit_temperature(one, right) for one in joined]
         rows = np.arange(len(right))
-        given = np.stack([tempered(one, t)[rows, right] for one, t in zip(joined, temperatures, strict=True)])
-        return temperatures, [float(w) for w in mixture_weights(given)]
+        given = np.stack([scale_temperature(one, t)[rows, right] for one, t in zip(joined, temperatures, strict=True)])
+        return temperatures, [float(w) for w in fit_pool_weights(given)]
 
-    def _flat(self, said: tuple[Float, Float | None], chosen: NDArray[np.int64]) -> Float:
+    def _flat(self, said: tuple[FloatArray, FloatArray | None], chosen: NDArray[np.int64]) -> FloatArray:
         """Opinions (V, K) of chosen outcomes; where the source knows nothing, all outcomes are alike."""
         channels, where = said
-        found = outcomes(channels, exclusive=self._exclusive)
+        found = outcomes_from_channels(channels, exclusive=self._exclusive)
         flat = found.reshape(-1, found.shape[-1])[chosen]
         known = self._known(where)
         if known is not None:
             flat = np.where(known.reshape(-1)[chosen, None] > 0, flat, self._uniform(1))
         return np.asarray(flat, dtype=np.float32)
 
-    def _uniform(self, count: int) -> Float:
+    def _uniform(self, count: int) -> FloatArray:
         """The opinion of who has none."""
         size = self.targets.channels if self._exclusive else 2
         return np.full((count, size), 1.0 / size, np.float32)
 
-    def _weighed_voxels(self, case: PreparedCase, said: Sequence[Float]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def _weighed_voxels(
+        self, case: PreparedCase, said: Sequence[FloatArray]
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Right outcomes, and which of the flat outcomes they are: near what anybody calls a segment."""
         codes = np.asarray(case.labels)
-        *masks, known = self._channels.masks(codes, case.ignores) > 0
+        *masks, known = self._channels.masks(codes, case.has_ignored_voxels) > 0
         found = np.any(masks, axis=0)
         for one in said:
             found |= ((one[1:] if self._exclusive else one) >= 0.5).any(axis=0)
-        near = binary_dilation(found, iterations=NEAR) & known
+        near = binary_dilation(found, iterations=FOREGROUND_MARGIN) & known
         if self._exclusive:
             right, where = np.where(known, codes, 0), near
         else:
             right, where = 1 - np.stack(masks).astype(np.int64), np.stack([near] * len(masks))
         places = np.flatnonzero(where)
-        picked = places[np.linspace(0, len(places) - 1, min(MOST_VOXELS, len(places))).astype(int)]
+        picked = places[np.linspace(0, len(places) - 1, min(MAX_VOXELS, len(places))).astype(int)]
         return right.reshape(-1)[picked].astype(np.int64), picked
 
 

@@ -16,24 +16,24 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from trainer.errors import RecipeError, TrainingError
-from trainer.methods.method import Networks, StepPlan, Task
-from trainer.methods.pretrain import PretrainThenTrain
+from trainer.methods.method import Networks, SegmentationTask, StepPlan
+from trainer.methods.pretrain_then_train import PretrainThenTrain
 from trainer.methods.registry import MethodName
 from trainer.methods.self_training import SelfTraining
-from trainer.networks.bare import bare
+from trainer.network_configs import AnyNetworkConfig, parse_network_config
 from trainer.networks.features import features_out
+from trainer.networks.training_wrapper import unwrap_network
 from trainer.parallel import sum_over_processes
 from trainer.patches import Batch, BatchComposition
 from trainer.recipe import Positive, Recipe, Section, Share
 from trainer.slice_similarity import (
-    Slices,
+    SliceFeatures,
     comparative_loss,
     contrastive_loss,
-    in_the_body,
-    in_the_patch,
+    slice_positions_in_body,
+    slice_positions_in_patch,
     take_slices,
 )
-from trainer.students import AnyStudent, read_student
 
 EMPTY_LOOKS = 20  # with nothing to compare: the patches are too small for the scans
 
@@ -42,7 +42,7 @@ class Comparative(PretrainThenTrain):
     """Eq. 2 on features of the encoder, then on the logits, then the method named by ``then``."""
 
     name = "comparative"
-    switch = "then"
+    next_method_key = "then"
     uses = ("student",)
 
     class Config(Section):
@@ -95,12 +95,12 @@ class Comparative(PretrainThenTrain):
         space: Literal["logits", "probabilities"] = "logits"
         freeze_encoder: bool = True
 
-    def __init__(self, recipe: Recipe, task: Task) -> None:
+    def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
         """See :class:`PretrainThenTrain`; the student has to say which of its modules are what."""
         super().__init__(recipe, task)
-        student, switches = read_student(recipe.student), self.config
+        student, switches = parse_network_config(recipe.student), self.config
         if switches.feature_updates:
-            student.layer("compared")
+            student.module_name("compared")
         if isinstance(self.host, SelfTraining) and self.host.config.restart:
             raise RecipeError(
                 "methods.self_training.restart: a student that starts anew in each round would lose what it was "
@@ -127,7 +127,7 @@ class Comparative(PretrainThenTrain):
         if self.config.positions == "patch" and self.config.feature_updates:
             with torch.device("meta"):
                 self._require_slices(self.build_student())
-        return {"convergence": Convergence(self.config.window, self.config.converged)}
+        return {"convergence": ConvergenceMonitor(self.config.window, self.config.converged)}
 
     # --- who learns when ------------------------------------------------------------------------------------------
 
@@ -141,7 +141,7 @@ class Comparative(PretrainThenTrain):
         count, crops = self.config.volumes * self.config.crops, self.config.crops
         rate = self.config.rate or self.recipe.optimiser.rate
         stage = "features" if step < self.config.feature_updates else "output"
-        return StepPlan(stage, {"student": rate}, BatchComposition(0, 0, count, crops), 0, judged=False)
+        return StepPlan(stage, {"student": rate}, BatchComposition(0, 0, count, crops), 0, validate=False)
 
     def prepare(self, networks: Networks, step_plan: StepPlan) -> None:
         """Freeze the encoder where it is frozen."""
@@ -159,9 +159,9 @@ class Comparative(PretrainThenTrain):
 
     def _train_encoder(self, student: nn.Module, trains: bool) -> None:
         for name in self._student.encoder():
-            bare(student).get_submodule(name).requires_grad_(trains)
+            unwrap_network(student).get_submodule(name).requires_grad_(trains)
 
-    def voters(self, networks: Networks) -> Networks:
+    def committee(self, networks: Networks) -> Networks:
         """None of its own."""
         return {}
 
@@ -169,10 +169,10 @@ class Comparative(PretrainThenTrain):
         """Each objective, and the next stage, begins without the moments of the one before."""
         return ("student",) if step in (self.config.feature_updates, self.steps) else ()
 
-    def jump(self, networks: Networks, step: int) -> int:
+    def next_step(self, networks: Networks, step: int) -> int:
         """To the end of an objective that has converged."""
         convergence = networks["convergence"]
-        assert isinstance(convergence, Convergence)
+        assert isinstance(convergence, ConvergenceMonitor)
         begun, ended = (0, self.config.feature_updates)
         if step > ended:
             begun, ended = ended, self.steps
@@ -182,7 +182,7 @@ class Comparative(PretrainThenTrain):
             return step
         if (step - begun) % self.config.look_every:
             return step
-        if convergence.look() and step - begun >= self.config.least_updates:
+        if convergence.has_converged() and step - begun >= self.config.least_updates:
             convergence.clear()
             return int(ended)
         return step
@@ -206,14 +206,14 @@ class Comparative(PretrainThenTrain):
             total = total + 0.0 * compared.float().sum()  # where nothing is comparable
             terms = torch.stack(counts).sum()
             convergence = networks["convergence"]
-            assert isinstance(convergence, Convergence)
+            assert isinstance(convergence, ConvergenceMonitor)
             convergence.add(total, terms)
             if self.config.reduction == "mean":
                 top, count = sum_over_processes(torch.stack([total, terms.to(total.dtype)])).unbind()
                 total = top / count.clamp_min(1)
         return {"total": total, self.name: total.detach(), "terms": terms.detach()}
 
-    def slices(self, compared: Tensor, batch: Batch) -> list[Slices]:
+    def slices(self, compared: Tensor, batch: Batch) -> list[SliceFeatures]:
         """The slices that are compared, for each axis whose turn it is."""
         switches = self.config
         # One offset for all patches and processes: it depends on the step alone.
@@ -224,10 +224,12 @@ class Comparative(PretrainThenTrain):
         for axis in self.axes_at(batch.step):
             offset, count = float(random.random()), compared.shape[2 + axis]
             if switches.positions == "patch":
-                at = in_the_patch(count, switches.partitions, len(compared), offset).to(compared.device)
+                at = slice_positions_in_patch(count, switches.partitions, len(compared), offset).to(compared.device)
             else:
                 assert batch.where is not None, "the loop's batches say where their patches lie"
-                at = in_the_body(batch.where[:, axis].to(compared.device), count, switches.partitions, offset)
+                at = slice_positions_in_body(
+                    batch.where[:, axis].to(compared.device), count, switches.partitions, offset
+                )
             out.append(take_slices(compared, axis, at, scans))
         return out
 
@@ -253,18 +255,18 @@ class Comparative(PretrainThenTrain):
         scans = self.task.unlabelled + self.task.labelled
         return (step // -(-scans // self.config.volumes) % 3,)
 
-    def objective(self, slices: Slices) -> tuple[Tensor, Tensor]:
+    def objective(self, slices: SliceFeatures) -> tuple[Tensor, Tensor]:
         """Eq. 2, and how many terms its sum has."""
         similarity = slices.similarity(self.config.temperature)
         triplets = slices.triplets(self.config.triplets)
         return comparative_loss(similarity, triplets), triplets.sum()
 
     def _layer(self) -> str:
-        return self._student.layer("compared")
+        return self._student.module_name("compared")
 
     @property
-    def _student(self) -> AnyStudent:
-        return read_student(self.recipe.student)
+    def _student(self) -> AnyNetworkConfig:
+        return parse_network_config(self.recipe.student)
 
 
 class Contrastive(Comparative):
@@ -272,17 +274,17 @@ class Contrastive(Comparative):
 
     name = "contrastive"
 
-    def objective(self, slices: Slices) -> tuple[Tensor, Tensor]:
+    def objective(self, slices: SliceFeatures) -> tuple[Tensor, Tensor]:
         """Eq. 3: a term for each pair; as released for each triplet."""
         similarity = slices.similarity(self.config.temperature)
         if self.config.denominator == "released":
             triplets = slices.triplets("all")
             return contrastive_loss(similarity, triplets, released=True), triplets.sum()
-        triplets = slices.triplets(self.config.triplets) & slices.of_one_scan()[:, None, :]
+        triplets = slices.triplets(self.config.triplets) & slices.same_scan()[:, None, :]
         return contrastive_loss(similarity, triplets, released=False), triplets.any(dim=2).sum()
 
 
-class Convergence(nn.Module):
+class ConvergenceMonitor(nn.Module):
     """Remembers the last losses of a stage, in buffers, so that a resumed run knows them too."""
 
     recent: Tensor
@@ -300,7 +302,7 @@ class Convergence(nn.Module):
         """A loss that is a sum of so many terms, in each of the processes."""
         self.running += sum_over_processes(torch.stack([loss.detach().double(), terms.double()]))
 
-    def look(self) -> bool:
+    def has_converged(self) -> bool:
         """Whether the mean loss since the last look is close to the mean of those before, which it then joins.
 
         Raises:

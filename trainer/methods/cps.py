@@ -75,7 +75,7 @@ class CPS(Method):
         """CE(a, decisions of b) + CE(b, decisions of a); no gradient passes through a decision."""
         return self._taught(a, by=b) + self._taught(b, by=a)
 
-    def voters(self, networks: Networks) -> Networks:
+    def committee(self, networks: Networks) -> Networks:
         """Both."""
         return {name: networks[name] for name in self.guided_networks}
 

@@ -15,12 +15,12 @@ from pydantic import Field
 from torch import Tensor
 
 from semiseg.bundle.bundle import read_manifest
-from semiseg.bundle.manifest import PretrainedWeights, TaughtBy
+from semiseg.bundle.manifest import DistillationTeacher, PretrainedWeights
 from trainer.checkpoints import RUN
-from trainer.engine import trained_network
+from trainer.engine import load_trained_network
 from trainer.errors import RecipeError
-from trainer.losses import mean_of, supervised_loss
-from trainer.methods.method import Method, Networks, StepPlan, Task, freeze, share_of_part
+from trainer.losses import supervised_loss, weighted_mean
+from trainer.methods.method import Method, Networks, SegmentationTask, StepPlan, freeze, share_of_part
 from trainer.patches import Batch
 from trainer.recipe import Recipe, Section, Share
 from trainer.targets import ExclusiveClasses
@@ -46,7 +46,7 @@ class Distil(Method):
         soft: Share = 0.7
         labelled: Annotated[int, Field(ge=1)] | None = None
 
-    def __init__(self, recipe: Recipe, task: Task) -> None:
+    def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
         """Read the switches, and find the teacher.
 
         Raises:
@@ -69,7 +69,7 @@ class Distil(Method):
 
     def build(self) -> Networks:
         """The student, and the teacher as its run left it."""
-        _, teacher = trained_network(self.config.teacher)
+        _, teacher = load_trained_network(self.config.teacher)
         return {"student": self.build_student(), "teacher": freeze(teacher)}
 
     def step_plan(self, step: int) -> StepPlan:
@@ -96,16 +96,16 @@ class Distil(Method):
         divergence = self.targets.divergence(logits.float() / t, target)
         # Classes share one distribution, regions have one each.
         summed = divergence.sum(dim=1) if isinstance(self.targets, ExclusiveClasses) else divergence.mean(dim=1)
-        return t**2 * mean_of(summed)
+        return t**2 * weighted_mean(summed)
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
         """Whatever the teacher was made from made the student too."""
         return self._teacher.provenance.pretrained
 
-    def taught_by(self) -> TaughtBy:
+    def taught_by(self) -> DistillationTeacher:
         """The teacher, for the manifest."""
         origin = self._teacher.provenance
-        return TaughtBy(
+        return DistillationTeacher(
             name=self._teacher.name,
             method=origin.method,
             student=origin.student,

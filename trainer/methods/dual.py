@@ -16,15 +16,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from trainer.errors import RecipeError
-from trainer.losses import dice_pooled, mean_of, mean_where
-from trainer.methods.method import Method, Networks, StepPlan, Task, share_of_part
-from trainer.networks.bare import bare
+from trainer.losses import dice_pooled, masked_mean, weighted_mean
+from trainer.methods.method import Method, Networks, SegmentationTask, StepPlan, share_of_part
+from trainer.network_configs import AnyNetworkConfig, parse_network_config
+from trainer.networks.ensemble import NetworkEnsemble
 from trainer.networks.features import features_into
-from trainer.networks.mean import MeanOfNetworks
+from trainer.networks.training_wrapper import unwrap_network
 from trainer.patches import Batch
 from trainer.recipe import Recipe, Section, Share
 from trainer.schedules import ramp_up
-from trainer.students import AnyStudent, read_student
 from trainer.targets import ExclusiveClasses
 
 Weight = Annotated[float, Field(ge=0)]
@@ -79,13 +79,13 @@ class Dual(Method):
         teacher: Literal["better", "student"] = "better"
         export: Literal["mean", "student", "partner"] = "mean"
 
-    def __init__(self, recipe: Recipe, task: Task) -> None:
+    def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
         """See :class:`Method`; what needs a look into the networks, or one segment, is refused here."""
         super().__init__(recipe, task)
         self._sections = dict(zip(("student", "partner"), self.students(recipe), strict=True))
         if self.config.weight_con:
             for section in self._sections.values():
-                section.layer("features")
+                section.module_name("features")
         self._exclusive = isinstance(self.targets, ExclusiveClasses)
         if self.config.pseudo_labels == "union" and self._exclusive and self.targets.segments > 1:
             raise RecipeError(
@@ -103,10 +103,10 @@ class Dual(Method):
             )
 
     @classmethod
-    def students(cls, recipe: Recipe) -> tuple[AnyStudent, ...]:
+    def students(cls, recipe: Recipe) -> tuple[AnyNetworkConfig, ...]:
         """The recipe's student and its partner."""
         switches: Any = cls.read_config(recipe)
-        return read_student(recipe.student), read_student(switches.partner, "methods.dual.partner")
+        return parse_network_config(recipe.student), parse_network_config(switches.partner, "methods.dual.partner")
 
     def build(self) -> Networks:
         """Both, each from its own random start."""
@@ -169,14 +169,14 @@ class Dual(Method):
         sure = [p >= self.config.confident for p in segments.values()]
         total = torch.zeros((), device=batch.images.device)
         for name, p in segments.items():
-            total = total + mean_of(self.targets.cross_entropy(logits[name][:n], target), batch.label_weights)
+            total = total + weighted_mean(self.targets.cross_entropy(logits[name][:n], target), batch.label_weights)
             total = total + self._dice(probabilities[name][:n], target, batch.label_weights)
             if self.config.mistake_weight:
                 errors = (p - self.targets.foreground(target)).pow(2)
                 mistakes = sure[0] ^ sure[1]
                 if batch.label_weights is not None:
                     mistakes = mistakes & (batch.label_weights > 0)[:, None]
-                total = total + self.config.mistake_weight * mean_where(errors, mistakes)
+                total = total + self.config.mistake_weight * masked_mean(errors, mistakes)
         return total
 
     @torch.no_grad()
@@ -188,12 +188,12 @@ class Dual(Method):
         """Eq. 4: both networks' cross-entropy to pseudo-labels on certain voxels; zero where there is none."""
         target = self.targets.encode(pseudo)
         return torch.stack(
-            [mean_where(self.targets.cross_entropy(y[first:], target), kept) for y in logits.values()]
+            [masked_mean(self.targets.cross_entropy(y[first:], target), kept) for y in logits.values()]
         ).sum()
 
     def disagreement(self, p: Tensor, q: Tensor) -> Tensor:
         """Eq. 5 and 6: mean over voxels of 1 - cos of the two distributions; both networks follow it."""
-        return mean_of(1.0 - functional.cosine_similarity(self._distributions(p), self._distributions(q), dim=1))
+        return weighted_mean(1.0 - functional.cosine_similarity(self._distributions(p), self._distributions(q), dim=1))
 
     def uncertainty(self, learner: Tensor, teacher: Tensor) -> Tensor:
         """Eq. 7 to 9: mean e^-D CE(learner, y) + mean D, D = KL(teacher || learner); the teacher does not move."""
@@ -203,7 +203,7 @@ class Dual(Method):
         sharpened = self.targets.probabilities(teacher / self.config.temperature)
         target = sharpened if self.config.soft_targets else self.targets.encode(self.targets.decide(sharpened))
         crossed = self.targets.cross_entropy(learner, target)
-        return mean_of(torch.exp(-apart) * crossed) + mean_of(apart)
+        return weighted_mean(torch.exp(-apart) * crossed) + weighted_mean(apart)
 
     def contrast(self, features: Tensor, pseudo: Tensor, kept: Tensor, own: Tensor) -> Tensor:
         """Eq. 10 and 11 on the learner's features (N, F, ...): uncertain voxels go to the prototype of their class.
@@ -232,16 +232,16 @@ class Dual(Method):
         """One of them, or the mean of both."""
         if self.config.export != "mean":
             return networks[self.config.export]
-        return MeanOfNetworks((bare(networks[name]) for name in self._sections), regions=not self._exclusive)
+        return NetworkEnsemble((unwrap_network(networks[name]) for name in self._sections), regions=not self._exclusive)
 
-    def kept(self) -> AnyStudent:
-        """See :meth:`Method.kept`."""
+    def exported_config(self) -> AnyNetworkConfig:
+        """See :meth:`Method.exported_config`."""
         if self.config.export != "mean":
             return self._sections[self.config.export]
         members = [section.model_dump(mode="json") for section in self._sections.values()]
-        return read_student({"kind": "mean", "members": members, "regions": not self._exclusive})
+        return parse_network_config({"kind": "mean", "members": members, "regions": not self._exclusive})
 
-    def voters(self, networks: Networks) -> Networks:
+    def committee(self, networks: Networks) -> Networks:
         """Both."""
         return {name: networks[name] for name in self._sections}
 
@@ -251,7 +251,7 @@ class Dual(Method):
             return {name: networks[name](images) for name in self._sections}, {}
         with ExitStack() as stack:
             found = {
-                name: stack.enter_context(features_into(networks[name], s.layer("features"), images.shape[2:]))
+                name: stack.enter_context(features_into(networks[name], s.module_name("features"), images.shape[2:]))
                 for name, s in self._sections.items()
             }
             logits = {name: networks[name](images) for name in self._sections}

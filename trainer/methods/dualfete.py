@@ -15,11 +15,11 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from trainer.cutmix import generator, inner_box, pasted
+from trainer.cutmix import inner_box, numpy_generator, paste_boxes
 from trainer.errors import RecipeError
-from trainer.losses import mean_of, mean_where, supervised_loss
-from trainer.methods.method import Method, Networks, StepPlan, Task, share_of_part
-from trainer.parallel import processes, sum_over_processes
+from trainer.losses import masked_mean, supervised_loss, weighted_mean
+from trainer.methods.method import Method, Networks, SegmentationTask, StepPlan, share_of_part
+from trainer.parallel import process_count, sum_over_processes
 from trainer.patches import Batch
 from trainer.recipe import Recipe, Section, Share
 
@@ -67,7 +67,7 @@ class DualFete(Method):
         labelled: Annotated[int, Field(ge=1)] | None = None
         export: Literal["student", "teacher", "second_teacher"] = "student"
 
-    def __init__(self, recipe: Recipe, task: Task) -> None:
+    def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
         """See :class:`Method`; the student learns from unlabelled scans alone."""
         super().__init__(recipe, task)
         if not task.unlabelled:
@@ -119,7 +119,7 @@ class DualFete(Method):
             # Agreement is told to the less certain teacher, disagreement to the one whose label was taken.
             told = {"agreement": agree & less[k], "disagreement": ~agree & taken[k]}
             for area, gain in gains.items():
-                terms["feedback"] = terms["feedback"] + gain * mean_where(likelihood, told[area])
+                terms["feedback"] = terms["feedback"] + gain * masked_mean(likelihood, told[area])
             reliable = (certain[1 - k] >= self.config.threshold).float()
             terms["cross"] = terms["cross"] + share * self.crossed(teacher, strong, decided[1 - k], reliable)
         weights = {"feedback": self.config.feedback * share, "cross": self.weight(step_plan.student_update)}
@@ -137,13 +137,13 @@ class DualFete(Method):
 
         A box of each patch is seen in another one; its logits are brought back before they are compared.
         """
-        random = generator()
+        random = numpy_generator()
         if random.random() >= self.config.cutmix:
             return supervised_loss(teacher(strong), labels, self.targets, reliable)
         count = len(strong)
         boxes = [inner_box(strong.shape[2:], random, float(random.beta(4, 4)))] * count
         mirrored = list(range(count))[::-1]  # the last patch's box goes into the first one, so twice is none
-        logits = pasted(teacher(pasted(strong, boxes, mirrored)), boxes, mirrored)
+        logits = paste_boxes(teacher(paste_boxes(strong, boxes, mirrored)), boxes, mirrored)
         return supervised_loss(logits, labels, self.targets, reliable)
 
     def feedback(
@@ -177,7 +177,7 @@ class DualFete(Method):
         length = self.config.step * self.recipe.optimiser.rate
         out: dict[str, Tensor] = {}
         for (name, weight), gradient in zip(weights.items(), gradients, strict=True):
-            step = torch.zeros_like(weight) if gradient is None else sum_over_processes(gradient) / processes()
+            step = torch.zeros_like(weight) if gradient is None else sum_over_processes(gradient) / process_count()
             norm = step.norm()
             if self.config.normalise and float(norm) > 0:
                 step = step / norm
@@ -190,9 +190,9 @@ class DualFete(Method):
         n = batch.labelled
         logits = functional_call(student, dict(weights), (batch.images[:n],))
         crossed = self.targets.cross_entropy(logits, self.targets.encode(batch.labels[:n]))
-        return mean_of(crossed, torch.ones_like(crossed) if batch.label_weights is None else batch.label_weights)
+        return weighted_mean(crossed, torch.ones_like(crossed) if batch.label_weights is None else batch.label_weights)
 
-    def voters(self, networks: Networks) -> Networks:
+    def committee(self, networks: Networks) -> Networks:
         """All three."""
         return dict(networks)
 

@@ -12,7 +12,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from trainer.losses import mean_of, supervised_loss
+from trainer.losses import supervised_loss, weighted_mean
 from trainer.methods.mean_teacher import MeanTeacher
 from trainer.methods.method import Networks, StepPlan, share_of_part
 from trainer.patches import Batch
@@ -90,7 +90,7 @@ class ICT(MeanTeacher):
         share = torch.distributions.Beta(alpha, alpha).sample((count,)).to(images.device).view(-1, 1, 1, 1, 1)
         seen = share * images[first] + (1.0 - share) * images[second]
         wanted = share * answers[first] + (1.0 - share) * answers[second]
-        return mean_of((self.targets.probabilities(networks["student"](seen)) - wanted).pow(2))
+        return weighted_mean((self.targets.probabilities(networks["student"](seen)) - wanted).pow(2))
 
     def partners(self, count: int) -> tuple[list[int], list[int]]:
         """The rows that are mixed with one another: row k of the first list with row k of the second."""

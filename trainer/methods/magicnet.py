@@ -15,18 +15,18 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.averaging import average_into
-from trainer.cubes import draw_orders, from_cubes, mix, to_cubes, unmix
+from trainer.cubes import draw_orders, from_cubes, mix_cubes, to_cubes, unmix_cubes
 from trainer.errors import RecipeError
-from trainer.losses import dice_pooled, mean_of
+from trainer.losses import dice_pooled, weighted_mean
 from trainer.methods.mean_teacher import bounded_noise
-from trainer.methods.method import Method, Networks, StepPlan, Task, freeze, share_of_part
+from trainer.methods.method import Method, Networks, SegmentationTask, StepPlan, freeze, share_of_part
+from trainer.moving_average import update_moving_average
+from trainer.network_configs import parse_network_config
 from trainer.networks.features import features_out
 from trainer.parallel import sum_over_processes
 from trainer.patches import Batch
 from trainer.recipe import Positive, Recipe, Section, Share
 from trainer.schedules import ema_decay
-from trainer.students import read_student
 
 
 class MagicNet(Method):
@@ -71,10 +71,10 @@ class MagicNet(Method):
         temperature: Annotated[float, Field(gt=0)] = 1.0
         count_every: Positive = 20
 
-    def __init__(self, recipe: Recipe, task: Task) -> None:
+    def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
         """See :class:`Method`; the student has to take a cube."""
         super().__init__(recipe, task)
-        student = read_student(recipe.student)
+        student = parse_network_config(recipe.student)
         k = self.config.cubes
         if not student.takes_any_size:
             raise RecipeError(
@@ -87,7 +87,7 @@ class MagicNet(Method):
                 f"methods.magicnet.cubes: {k} per axis cut a patch of {list(sides)} into cubes that do not suit the "
                 f"student; its sides must be multiples of {whole}, and not all the smallest ones."
             )
-        student.layer("deepest")  # refuses a student that does not say where its coarsest features are
+        student.module_name("deepest")  # refuses a student that does not say where its coarsest features are
 
     def build(self) -> Networks:
         """Student, its moving average, and the head that tells a cube's place (with the class counts)."""
@@ -96,7 +96,7 @@ class MagicNet(Method):
         with torch.no_grad(), features_out(student, self._deepest()) as found:
             student.eval()(torch.zeros((1, self.task.inputs, *sides)))
         student.train()
-        location = Location(found[0].numel(), self.config.hidden, self.config.cubes**3, self.targets.codes)
+        location = CubeLocationHead(found[0].numel(), self.config.hidden, self.config.cubes**3, self.targets.codes)
         return {"student": student, "teacher": freeze(copy.deepcopy(student)), "location": location}
 
     def step_plan(self, step: int) -> StepPlan:
@@ -118,7 +118,7 @@ class MagicNet(Method):
         crossed = within = None
         if self.config.cross:
             orders = draw_orders(k**3, len(batch))
-            crossed = unmix(student(mix(batch.images, orders, k)), orders, k)
+            crossed = unmix_cubes(student(mix_cubes(batch.images, orders, k)), orders, k)
         if self.config.within:
             within, terms["location"] = self.read_cubes(networks, batch.images)
         zero = batch.images.sum() * 0.0
@@ -126,7 +126,10 @@ class MagicNet(Method):
         # A part may hold no labelled patch. A guide asks for the logits of the unlabelled ones, too.
         logits = student(batch.images if self.guided else batch.images[: max(n, 1)])[:n]
         weights = batch.label_weights
-        parts = [mean_of(self.targets.cross_entropy(logits, target), weights), self._dice(logits, target, weights)]
+        parts = [
+            weighted_mean(self.targets.cross_entropy(logits, target), weights),
+            self._dice(logits, target, weights),
+        ]
         parts += [self._dice(branch[:n], target, weights) for branch in (crossed, within) if branch is not None]
         terms["supervised"] = (
             torch.stack(parts).sum() / 4.0 * share_of_part(n, step_plan.composition.labelled, batch, step_plan)
@@ -163,31 +166,31 @@ class MagicNet(Method):
         p = self.targets.probabilities(networks["teacher"](images + noise))
         decided = self.targets.decide(p)
         location = networks["location"]
-        assert isinstance(location, Location)
+        assert isinstance(location, CubeLocationHead)
         late = step_plan.student_update > self.config.blend_from * self.recipe.updates
         if self.config.blend and within is not None and late and bool(location.counted.sum() > 0):
-            omega = location.shares(self.config.temperature)[decided][:, None]
+            omega = location.class_weights(self.config.temperature)[decided][:, None]
             decided = self.targets.decide((1.0 - omega) * p + omega * self.targets.probabilities(within))
-        location.see(torch.bincount(decided.flatten(), minlength=self.targets.codes))
+        location.add_counts(torch.bincount(decided.flatten(), minlength=self.targets.codes))
         return decided
 
     def after_update(self, networks: Networks, step_plan: StepPlan) -> None:
         """The teacher follows; the class counts are renewed every ``count_every`` updates."""
         decay = ema_decay(step_plan.student_update, self.config.decay)
-        average_into(networks["teacher"], networks["student"], decay, buffers=False)
+        update_moving_average(networks["teacher"], networks["student"], decay, buffers=False)
         location = networks["location"]
-        assert isinstance(location, Location)
+        assert isinstance(location, CubeLocationHead)
         if (step_plan.student_update + 1) % self.config.count_every == 0:
-            location.renew()
+            location.apply_counts()
 
     def _dice(self, logits: Tensor, target: Tensor, weights: Tensor | None = None) -> Tensor:
         return dice_pooled(self.targets.probabilities(logits), target, weights)
 
     def _deepest(self) -> str:
-        return read_student(self.recipe.student).layer("deepest")
+        return parse_network_config(self.recipe.student).module_name("deepest")
 
 
-class Location(nn.Module):
+class CubeLocationHead(nn.Module):
     """Which of the places in a patch a cube's features come from; it also carries the counts of the classes."""
 
     seen: Tensor
@@ -206,17 +209,17 @@ class Location(nn.Module):
         out: Tensor = self.layers(features)
         return out
 
-    def see(self, counts: Tensor) -> None:
+    def add_counts(self, counts: Tensor) -> None:
         """Add to the counts since the last renewal."""
         self.seen += sum_over_processes(counts.double())
 
-    def renew(self) -> None:
+    def apply_counts(self) -> None:
         """Take the counts since the last time as those that weigh."""
         if bool(self.seen.sum() > 0):
             self.counted.copy_(self.seen)
             self.seen.zero_()
 
-    def shares(self, temperature: float) -> Tensor:
+    def class_weights(self, temperature: float) -> Tensor:
         """R (classes,): count^(1/T) over the largest, 0..1."""
         powered = self.counted.pow(1.0 / temperature)
         return (powered / powered.max()).float()

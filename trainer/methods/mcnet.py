@@ -14,15 +14,15 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from trainer.errors import RecipeError
-from trainer.losses import dice_pooled, mean_of
-from trainer.methods.method import Method, Networks, StepPlan, Task, share_of_part
-from trainer.methods.refusals import refuse_deep_supervision
-from trainer.networks.decoders import SeveralDecoders
-from trainer.networks.mean import MeanOfNetworks
+from trainer.losses import dice_pooled, weighted_mean
+from trainer.methods.method import Method, Networks, SegmentationTask, StepPlan, share_of_part
+from trainer.methods.unsupported_keys import reject_deep_supervision
+from trainer.network_configs import AnyNetworkConfig, parse_network_config
+from trainer.networks.ensemble import NetworkEnsemble
 from trainer.networks.outputs import further_outputs
+from trainer.networks.shared_encoder import SharedEncoderNetwork
 from trainer.patches import Batch
 from trainer.recipe import Recipe, Section, Share
-from trainer.students import AnyStudent, read_student
 from trainer.targets import ExclusiveClasses
 
 
@@ -63,29 +63,29 @@ class MCNet(Method):
         labelled: Annotated[int, Field(ge=1)] | None = None
         export: Literal["first", "mean"] = "first"
 
-    def __init__(self, recipe: Recipe, task: Task) -> None:
+    def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
         """See :class:`Method`; the student has to say which of its modules are its encoder."""
         super().__init__(recipe, task)
-        refuse_deep_supervision(self, "trains several decoders, whose levels it does not reach")
-        student = read_student(recipe.student)
+        reject_deep_supervision(self, "trains several decoders, whose levels it does not reach")
+        student = parse_network_config(recipe.student)
         if not student.encoder():
             raise RecipeError(
                 f"mcnet gives several decoders one encoder, and the student ({student.kind}) does not say which of its "
                 "modules that is; name them in `student.encoding`, or take another student."
             )
 
-    def sections(self) -> list[AnyStudent]:
+    def decoder_configs(self) -> list[AnyNetworkConfig]:
         """The section of each decoder's network."""
-        student = read_student(self.recipe.student)
+        student = parse_network_config(self.recipe.student)
         offered = list(student.decoders()) if self.config.differ == "upsampling" else [student]
         cycled = itertools.islice(itertools.cycle(offered), self.config.decoders)
-        return [read_student(section.model_dump(mode="json")) for section in cycled]
+        return [parse_network_config(section.model_dump(mode="json")) for section in cycled]
 
     def build(self) -> Networks:
         """One encoder and its decoders."""
-        sections = self.sections()
+        sections = self.decoder_configs()
         networks = [s.build(self.task.inputs, self.targets.channels, self.recipe.size()) for s in sections]
-        return {"student": SeveralDecoders(networks, sections[0].encoder())}
+        return {"student": SharedEncoderNetwork(networks, sections[0].encoder())}
 
     def step_plan(self, step: int) -> StepPlan:
         """Every step trains all decoders on a fixed composition."""
@@ -114,7 +114,7 @@ class MCNet(Method):
             found = self.targets.foreground(self.targets.probabilities(y[:n]))
             total = total + self.config.weight_seg * dice_pooled(found, wanted, weights)
             if self.config.cross_entropy:
-                crossed = mean_of(self.targets.cross_entropy(y[:n], target), weights)
+                crossed = weighted_mean(self.targets.cross_entropy(y[:n], target), weights)
                 total = total + self.config.cross_entropy * crossed
         return total
 
@@ -122,7 +122,7 @@ class MCNet(Method):
         """sum over ordered pairs of decoders of the mean squared distance to the other's sharpened probabilities."""
         sharp = [self.sharpened(p) for p in probabilities]
         pairs = itertools.permutations(range(len(probabilities)), 2)
-        return torch.stack([mean_of((probabilities[i] - sharp[j]).pow(2)) for i, j in pairs]).sum()
+        return torch.stack([weighted_mean((probabilities[i] - sharp[j]).pow(2)) for i, j in pairs]).sum()
 
     def sharpened(self, p: Tensor) -> Tensor:
         """p^(1/T) / (p^(1/T) + (1 - p)^(1/T)), each channel by itself, as printed and released.
@@ -138,19 +138,19 @@ class MCNet(Method):
         if self.config.export == "first":
             return networks["student"]
         decoders = networks["student"]
-        assert isinstance(decoders, SeveralDecoders)
-        return MeanOfNetworks(decoders.members(), regions=not isinstance(self.targets, ExclusiveClasses))
+        assert isinstance(decoders, SharedEncoderNetwork)
+        return NetworkEnsemble(decoders.members(), regions=not isinstance(self.targets, ExclusiveClasses))
 
-    def kept(self) -> AnyStudent:
-        """See :meth:`Method.kept`."""
+    def exported_config(self) -> AnyNetworkConfig:
+        """See :meth:`Method.exported_config`."""
         if self.config.export == "first":
-            return self.sections()[0]
-        members = [section.model_dump(mode="json") for section in self.sections()]
+            return self.decoder_configs()[0]
+        members = [section.model_dump(mode="json") for section in self.decoder_configs()]
         regions = not isinstance(self.targets, ExclusiveClasses)
-        return read_student({"kind": "mean", "members": members, "regions": regions})
+        return parse_network_config({"kind": "mean", "members": members, "regions": regions})
 
-    def voters(self, networks: Networks) -> Networks:
+    def committee(self, networks: Networks) -> Networks:
         """The decoders."""
         decoders = networks["student"]
-        assert isinstance(decoders, SeveralDecoders)
+        assert isinstance(decoders, SharedEncoderNetwork)
         return {f"decoder {k + 1}": member for k, member in enumerate(decoders.members())}

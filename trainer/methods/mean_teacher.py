@@ -13,9 +13,9 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from trainer.averaging import average_into
-from trainer.losses import mean_of, supervised_loss
+from trainer.losses import supervised_loss, weighted_mean
 from trainer.methods.method import Method, Networks, StepPlan, freeze, share_of_part
+from trainer.moving_average import update_moving_average
 from trainer.patches import Batch
 from trainer.recipe import Section, Share
 from trainer.schedules import ema_decay
@@ -86,7 +86,7 @@ class MeanTeacher(Method):
     def consistency(self, networks: Networks, logits: Tensor, images: Tensor, step_plan: StepPlan) -> Tensor:
         """mean (p_student - p_teacher)^2 over voxels and channels."""
         target = self.teacher_probabilities(networks["teacher"], images)
-        return mean_of((self.targets.probabilities(logits) - target).pow(2))
+        return weighted_mean((self.targets.probabilities(logits) - target).pow(2))
 
     @torch.no_grad()
     def teacher_probabilities(self, teacher: nn.Module, images: Tensor) -> Tensor:
@@ -107,7 +107,7 @@ class MeanTeacher(Method):
     def after_update(self, networks: Networks, step_plan: StepPlan) -> None:
         """theta' <- a theta' + (1 - a) theta with a = min(1 - 1/(t+1), decay)."""
         decay = ema_decay(step_plan.student_update, self.config.decay)
-        average_into(networks["teacher"], networks["student"], decay, buffers=self.config.average_buffers)
+        update_moving_average(networks["teacher"], networks["student"], decay, buffers=self.config.average_buffers)
 
     def exported(self, networks: Networks) -> nn.Module:
         """The student, or by switch its moving average."""

@@ -12,24 +12,24 @@ from typing import Any, ClassVar, Literal
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from semiseg.bundle.manifest import PretrainedWeights, TaughtBy
-from semiseg.errors import sentence_of
+from semiseg.bundle.manifest import DistillationTeacher, PretrainedWeights
+from semiseg.errors import validation_message
 from trainer.errors import RecipeError
 from trainer.losses import soft_loss, supervised_loss
-from trainer.networks.outputs import DeepSupervised, SeveralOutputs
+from trainer.network_configs import AnyNetworkConfig, parse_network_config
+from trainer.networks.outputs import DeepSupervisionNetwork, MultiOutputNetwork
 from trainer.patches import Batch, BatchComposition
 from trainer.recipe import Optimiser, Recipe, Section
-from trainer.scan_labelling import LabellingWork, LabelsOfScan, TrainingScans
+from trainer.scan_labelling import LabellingWorkload, ScanLabeller, TrainingScans
 from trainer.schedules import ramp_up, rate_factor
 from trainer.soft_labels import from_bytes
-from trainer.students import AnyStudent, read_student
 from trainer.targets import Targets
 
 Networks = dict[str, nn.Module]
 
 
 @dataclass(frozen=True)
-class Task:
+class SegmentationTask:
     """What is to be segmented, as a method needs to know it.
 
     ``inputs`` are the student's channels; ``slice_axis`` is where 2D teachers slice; ``labelled`` and ``unlabelled``
@@ -49,7 +49,7 @@ class StepPlan:
 
     ``rates`` maps each network that learns in this step to its learning rate. ``student_update`` counts the student's
     own updates before this step. ``host`` names the method inside another one whose step it is. After a step that is
-    not ``judged`` (the student does not segment yet) nothing is validated.
+    not ``validate`` (the student does not segment yet) nothing is validated.
     """
 
     stage: str
@@ -57,7 +57,7 @@ class StepPlan:
     composition: BatchComposition
     student_update: int
     host: str = ""
-    judged: bool = True
+    validate: bool = True
 
     @property
     def label(self) -> str:
@@ -94,7 +94,7 @@ class Method(ABC):
     coarse_outputs: ClassVar[bool] = False
     Config: ClassVar[type[Section]]
 
-    def __init__(self, recipe: Recipe, task: Task) -> None:
+    def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
         """Read the recipe's switches for this method.
 
         Raises:
@@ -119,12 +119,12 @@ class Method(ABC):
         try:
             return cls.Config.model_validate(recipe.methods.get(cls.name, {}))
         except ValidationError as error:
-            raise RecipeError(f"In the recipe, methods.{cls.name}: {sentence_of(error)}.") from None
+            raise RecipeError(f"In the recipe, methods.{cls.name}: {validation_message(error)}.") from None
 
     @classmethod
-    def students(cls, recipe: Recipe) -> tuple[AnyStudent, ...]:
+    def students(cls, recipe: Recipe) -> tuple[AnyNetworkConfig, ...]:
         """The 3D networks that see patches; the patch is made to suit them all."""
-        return (read_student(recipe.student),)
+        return (parse_network_config(recipe.student),)
 
     def check_parts(self, processes: int) -> None:
         """Refuse a batch that does not give every part, in every process, patches that belong together.
@@ -194,7 +194,7 @@ class Method(ABC):
         """The module from windows to logits whose predictions they are; None stands for the student."""
         return None
 
-    def scan_labeller(self, step: int, scans: TrainingScans) -> LabelsOfScan | None:
+    def scan_labeller(self, step: int, scans: TrainingScans) -> ScanLabeller | None:
         """What labels whole scans in place of a network; None where :meth:`labeller` does.
 
         Args:
@@ -206,7 +206,7 @@ class Method(ABC):
         """
         return None
 
-    def labelling(self) -> LabellingWork | None:
+    def labelling_workload(self) -> LabellingWorkload | None:
         """What :meth:`scan_labeller` would do, so that its time can be told before; None where a network labels."""
         return None
 
@@ -251,7 +251,7 @@ class Method(ABC):
         """Weight of :meth:`guidance` at the student's ``update``."""
         return 1.0
 
-    def jump(self, networks: Networks, step: int) -> int:
+    def next_step(self, networks: Networks, step: int) -> int:
         """Where to go on after ``step`` steps: further on, when a stage need not last as long as planned."""
         return step
 
@@ -259,11 +259,11 @@ class Method(ABC):
         """The one module that is validated, exported and served: windows (B, C, *window) to logits."""
         return networks["student"]
 
-    def kept(self) -> AnyStudent:
+    def exported_config(self) -> AnyNetworkConfig:
         """The section that describes what :meth:`exported` returns."""
-        return read_student(self.recipe.student)
+        return parse_network_config(self.recipe.student)
 
-    def voters(self, networks: Networks) -> Networks:
+    def committee(self, networks: Networks) -> Networks:
         """Modules from windows to logits whose disagreement says which scans are hard (see trainer.suggestion).
 
         A network and its moving average are one voter: when the learning rate has fallen they are nearly equal.
@@ -274,15 +274,15 @@ class Method(ABC):
         """Weights that training starts from."""
         return ()
 
-    def taught_by(self) -> TaughtBy | None:
+    def taught_by(self) -> DistillationTeacher | None:
         """The finished network that the student learns from, for the manifest."""
         return None
 
     def build_student(self) -> nn.Module:
         """The recipe's student for this task, as it is trained."""
-        return self.build_network(read_student(self.recipe.student))
+        return self.build_network(parse_network_config(self.recipe.student))
 
-    def build_network(self, section: AnyStudent) -> nn.Module:
+    def build_network(self, section: AnyNetworkConfig) -> nn.Module:
         """The network of a section for this task, with what its training needs beside it.
 
         Raises:
@@ -290,11 +290,11 @@ class Method(ABC):
                 which levels its decoder has.
         """
         network = section.build(self.task.inputs, self.targets.channels, self.recipe.size())
-        if not (self.recipe.deep_supervision or self.coarse_outputs) or isinstance(network, SeveralOutputs):
+        if not (self.recipe.deep_supervision or self.coarse_outputs) or isinstance(network, MultiOutputNetwork):
             return network
-        return DeepSupervised(network, self.coarser_levels(section), self.targets.channels)
+        return DeepSupervisionNetwork(network, self.coarser_levels(section), self.targets.channels)
 
-    def coarser_levels(self, section: AnyStudent) -> tuple[tuple[str, int], ...]:
+    def coarser_levels(self, section: AnyNetworkConfig) -> tuple[tuple[str, int], ...]:
         """The coarser levels of a section's decoder (see :meth:`Student.decoder`); none where it has further outputs.
 
         Raises:

@@ -21,14 +21,14 @@ from torch import Tensor, nn
 
 from semiseg.bundle.manifest import PretrainedWeights
 from trainer.errors import RecipeError
-from trainer.losses import dice_pooled, mean_of
-from trainer.methods.method import Method, Networks, StepPlan, Task
-from trainer.networks.sliced import SlicedNetwork
+from trainer.losses import dice_pooled, weighted_mean
+from trainer.methods.method import Method, Networks, SegmentationTask, StepPlan
+from trainer.networks.slicewise import SlicewiseNetwork
 from trainer.patches import Batch, BatchComposition
 from trainer.recipe import Optimiser, Positive, Recipe, Section, Share
-from trainer.schedules import cosine, warm_up_cosine
+from trainer.schedules import cosine_decay, warm_up_cosine
 from trainer.slices import to_slices
-from trainer.teachers import Network2D, Teacher, build_teacher
+from trainer.teachers import Network2D, TeacherConfig, build_teacher
 
 
 class MN(Method):
@@ -60,7 +60,7 @@ class MN(Method):
                 patches are cut.
         """
 
-        teacher: Teacher = Teacher()
+        teacher: TeacherConfig = TeacherConfig()
         teacher_optimiser: Optimiser = Optimiser(rate=1e-3)
         stage1: Share = 0.125
         warm_up: Share = 0.1
@@ -75,7 +75,7 @@ class MN(Method):
         chunk: Positive = 64
         refresh: tuple[Share, ...] = (0.125, 0.25, 0.375, 0.5, 0.75)
 
-    def __init__(self, recipe: Recipe, task: Task) -> None:
+    def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
         """See :class:`Method`; the updates have to make whole epochs."""
         super().__init__(recipe, task)
         if self.recipe.updates % self.config.iterations:
@@ -97,16 +97,16 @@ class MN(Method):
         """
         teacher = build_teacher(self.config.teacher, self.task.inputs, self.targets.channels)
         sides = [n for axis, n in enumerate(self.recipe.size()) if axis != self.task.slice_axis]
-        if min(sides) < teacher.smallest_slice():
+        if min(sides) < teacher.min_slice_size():
             raise RecipeError(
-                f"The 2D network needs slices of at least {teacher.smallest_slice()} voxels a side, the patch's are of "
+                f"The 2D network needs slices of at least {teacher.min_slice_size()} voxels a side, the patch's are of "
                 f"{sides[0]} x {sides[1]}; enlarge them (methods.mn.teacher.enlarge) or take a larger patch."
             )
         return teacher
 
     def pretrained(self) -> tuple[PretrainedWeights, ...]:
         """The 2D network's weights."""
-        teacher: Teacher = self.config.teacher
+        teacher: TeacherConfig = self.config.teacher
         return teacher.pretrained()
 
     def optimiser(self, network: str) -> Optimiser:
@@ -141,7 +141,7 @@ class MN(Method):
             )
         pair, part = divmod(epoch - first, self._epochs_per_round)
         learner = "teacher" if self._epochs_per_round == 2 and part == 0 else "student"
-        factor = cosine(pair, second)
+        factor = cosine_decay(pair, second)
         update = (first + pair) * length + (within if learner == "student" else 0)
         unlabelled = self.unlabelled_in_batch(pair, step) if self.task.unlabelled else 0
         composition = BatchComposition(self.recipe.batch - unlabelled, unlabelled)
@@ -155,7 +155,7 @@ class MN(Method):
         if self.config.lrg == "uniform":
             share = self.task.unlabelled / (self.task.unlabelled + self.task.labelled)
             return int(np.random.default_rng((self.recipe.seed, 3, step)).binomial(batch, share))
-        fallen = 1.0 - cosine(epoch, second) if self.config.lrg == "lr" else epoch / max(second, 1)
+        fallen = 1.0 - cosine_decay(epoch, second) if self.config.lrg == "lr" else epoch / max(second, 1)
         # The tolerance keeps a product that is a whole number up to rounding from losing a patch.
         return min(batch, math.floor(fallen * batch + 1e-9))
 
@@ -222,7 +222,7 @@ class MN(Method):
         by_value = weights
         if weights is not None and divergences.ndim > weights.ndim:
             by_value = weights[:, None].expand_as(divergences)
-        divergence = mean_of(divergences, by_value)
+        divergence = weighted_mean(divergences, by_value)
         dice = dice_pooled(self.targets.probabilities(logits), target, weights)
         return self.config.weight_kl * divergence + self.config.weight_dice * dice
 
@@ -243,9 +243,9 @@ class MN(Method):
         flat = None if weights is None else to_slices(weights[:, None], axis)[:, 0]
         return self.mixed_loss(logits, to_slices(wanted, axis), batch.labelled * depth, composition, flat)
 
-    def voters(self, networks: Networks) -> Networks:
+    def committee(self, networks: Networks) -> Networks:
         """The 3D network, and the 2D network slice by slice."""
-        return {"3D": networks["student"], "2D": self.sliced(networks["teacher"])}
+        return {"3D": networks["student"], "2D": self.as_volume_network(networks["teacher"])}
 
     @torch.no_grad()
     def _target(self, batch: Batch, other: nn.Module | None, *, flat: bool) -> Tensor:
@@ -254,12 +254,12 @@ class MN(Method):
         images = batch.images[batch.labelled :]
         if other is None or not len(images):
             return labels
-        logits = self.sliced(other)(images) if flat else other(images)
+        logits = self.as_volume_network(other)(images) if flat else other(images)
         return torch.cat([labels, self.targets.probabilities(logits)])
 
-    def sliced(self, teacher: nn.Module) -> SlicedNetwork:
+    def as_volume_network(self, teacher: nn.Module) -> SlicewiseNetwork:
         """The 2D network on volumes (N, C, X, Y, Z)."""
-        return SlicedNetwork(teacher, self.task.slice_axis, self.config.chunk)
+        return SlicewiseNetwork(teacher, self.task.slice_axis, self.config.chunk)
 
 
 def _all_weights(batch: Batch) -> Tensor | None:

@@ -12,15 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainer.methods.method import Networks, StepPlan, Task, share_of_part
+from trainer.methods.method import Networks, SegmentationTask, StepPlan, share_of_part
 from trainer.methods.mn import MN
-from trainer.methods.refusals import refuse_deep_supervision, refuse_start
-from trainer.networks.sliced import SlicedNetwork
+from trainer.methods.unsupported_keys import reject_deep_supervision, reject_initial_run
+from trainer.network_configs import AnyNetworkConfig, parse_network_config
+from trainer.networks.slicewise import SlicewiseNetwork
 from trainer.patches import Batch, BatchComposition
 from trainer.recipe import Optimiser, Recipe, Section
 from trainer.schedules import rate_factor
-from trainer.students import AnyStudent, read_student
-from trainer.teachers import Teacher
+from trainer.teachers import TeacherConfig
 
 
 class MN2D(MN):
@@ -33,11 +33,11 @@ class MN2D(MN):
         ``chunk``, ``loss`` and the weights of its two terms. The recipe's ``schedule`` holds; ``student`` is not used.
         """
 
-    def __init__(self, recipe: Recipe, task: Task) -> None:
+    def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
         """See :class:`Method`; what only a 3D student has is refused."""
         super(MN, self).__init__(recipe, task)  # epochs of whole iterations are mn's
-        refuse_deep_supervision(self, "trains a 2D network, whose decoder it does not know")
-        refuse_start(self, "methods.mn.teacher.weights")
+        reject_deep_supervision(self, "trains a 2D network, whose decoder it does not know")
+        reject_initial_run(self, "methods.mn.teacher.weights")
 
     @classmethod
     def read_config(cls, recipe: Recipe) -> Section:
@@ -52,15 +52,15 @@ class MN2D(MN):
             self.require_in_each_part(self.composition(None), processes, labelled=1, unlabelled=0)
 
     @classmethod
-    def students(cls, recipe: Recipe) -> tuple[AnyStudent, ...]:
+    def students(cls, recipe: Recipe) -> tuple[AnyNetworkConfig, ...]:
         """The 2D network on volumes."""
         switches: Any = cls.read_config(recipe)
         network = switches.teacher.model_copy(update={"weights": None})  # it is only asked which patches suit it
-        return (read_student({"kind": "sliced", "network": network.model_dump(mode="json")}),)
+        return (parse_network_config({"kind": "sliced", "network": network.model_dump(mode="json")}),)
 
     def build(self) -> Networks:
         """The 2D network on volumes."""
-        return {"student": self.sliced(self.build_2d())}
+        return {"student": self.as_volume_network(self.build_2d())}
 
     @property
     def steps(self) -> int:
@@ -85,7 +85,7 @@ class MN2D(MN):
     def loss(self, networks: Networks, batch: Batch, step_plan: StepPlan) -> dict[str, Tensor]:
         """The labelled loss on slices."""
         sliced = networks["student"]
-        assert isinstance(sliced, SlicedNetwork)
+        assert isinstance(sliced, SlicewiseNetwork)
         n = batch.labelled
         weights = batch.label_weights
         labelled = replace(batch, images=batch.images[:n], labels=batch.labels[:n], weights=weights)
@@ -94,14 +94,14 @@ class MN2D(MN):
         total = scale * self.loss_2d(sliced.network, labelled, target, BatchComposition(n, 0))
         return {"total": total, "supervised": torch.detach(total)}
 
-    def kept(self) -> AnyStudent:
-        """See :meth:`Method.kept`; without the weights that it began with, which the run's own replace."""
-        teacher: Teacher = self.config.teacher
+    def exported_config(self) -> AnyNetworkConfig:
+        """See :meth:`Method.exported_config`; without the weights that it began with, which the run's own replace."""
+        teacher: TeacherConfig = self.config.teacher
         if teacher.weights is not None:
             teacher = teacher.without_weights(self.build_2d())
         section = {"kind": "sliced", "network": teacher.model_dump(mode="json"), "chunk": self.config.chunk}
-        return read_student({**section, "axis": self.task.slice_axis})
+        return parse_network_config({**section, "axis": self.task.slice_axis})
 
-    def voters(self, networks: Networks) -> Networks:
+    def committee(self, networks: Networks) -> Networks:
         """The one network."""
         return {"student": networks["student"]}

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from trainer.losses import mean_where
+from trainer.losses import masked_mean
 from trainer.methods.mean_teacher import MeanTeacher
 from trainer.methods.method import Networks, StepPlan
 from trainer.recipe import Positive, Share
@@ -42,7 +42,7 @@ class UAMT(MeanTeacher):
         target = self.teacher_probabilities(networks["teacher"], images)
         certain = self.uncertainty(networks["teacher"], images) < self.largest_uncertainty(step_plan.student_update)
         distance = (self.targets.probabilities(logits) - target).pow(2).sum(dim=1)
-        return mean_where(distance, certain) / self.targets.channels
+        return masked_mean(distance, certain) / self.targets.channels
 
     @torch.no_grad()
     def uncertainty(self, teacher: nn.Module, images: Tensor) -> Tensor:

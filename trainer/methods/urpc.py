@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from trainer.errors import RecipeError
-from trainer.losses import mean_of, supervised_loss
-from trainer.methods.method import Method, Networks, StepPlan, Task, share_of_part
-from trainer.methods.refusals import refuse_deep_supervision
+from trainer.losses import supervised_loss, weighted_mean
+from trainer.methods.method import Method, Networks, SegmentationTask, StepPlan, share_of_part
+from trainer.methods.unsupported_keys import reject_deep_supervision
 from trainer.networks.outputs import further_outputs
 from trainer.patches import Batch
 from trainer.recipe import Recipe, Section, Share
@@ -49,10 +49,10 @@ class URPC(Method):
         labelled: Annotated[int, Field(ge=1)] | None = None
         divergence: Literal["from_mean", "to_mean"] = "from_mean"
 
-    def __init__(self, recipe: Recipe, task: Task) -> None:
+    def __init__(self, recipe: Recipe, task: SegmentationTask) -> None:
         """See :class:`Method`; the labels teach all levels already."""
         super().__init__(recipe, task)
-        refuse_deep_supervision(self, "teaches the coarser levels by itself")
+        reject_deep_supervision(self, "teaches the coarser levels by itself")
 
     def build(self) -> Networks:
         """The student, with a 1x1x1 convolution to logits at each level of its decoder; these are not exported."""
@@ -105,6 +105,6 @@ class URPC(Method):
         for p, log_p in zip(probabilities, logs, strict=True):
             first, second = (log_mean, log_p) if self.config.divergence == "from_mean" else (log_p, log_mean)
             apart = (first.exp() * (first - second)).sum(dim=1).mean(dim=1)
-            rectified.append(mean_of((p - mean).pow(2).mean(dim=1), torch.exp(-apart)))
-            uncertainty.append(mean_of(apart))
+            rectified.append(weighted_mean((p - mean).pow(2).mean(dim=1), torch.exp(-apart)))
+            uncertainty.append(weighted_mean(apart))
         return torch.stack(rectified).mean(), torch.stack(uncertainty).mean()

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from trainer.networks.colours import COLOURS
-from trainer.networks.encoders import load_weights, on_any_size
+from trainer.networks.encoders import load_encoder_weights, run_padded
+from trainer.networks.rgb_input import RGB_CHANNELS
 
 WEIGHTS = "efficientnet-lite0-57934424.pth"
 # Of each stage: blocks, kernel, stride of the first block, expansion, channels (the paper's table 1).
@@ -34,7 +34,7 @@ LEVELS = (0, 2, 4, 10, 15)  # the last block at each size, from half to a thirty
 WIDTHS = (128, 64, 48, 32, 16)  # of the decoder, coarsest first
 
 
-class SamePad(nn.Module):
+class SamePadding(nn.Module):
     """Padding with zeros so that a strided convolution makes ceil(n / stride) of n pixels, more of it at the end."""
 
     def __init__(self, kernel: int, stride: int) -> None:
@@ -50,7 +50,7 @@ class SamePad(nn.Module):
         return max(0, (-(-n // self.stride) - 1) * self.stride + self.kernel - n)
 
 
-class Block(nn.Module):
+class InvertedResidual(nn.Module):
     """An inverted residual block: 1x1 convolution to more channels, a convolution of each, 1x1 convolution back."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
@@ -61,7 +61,7 @@ class Block(nn.Module):
         if self.expands:
             self._expand_conv = nn.Conv2d(inputs, width, 1, bias=False)
             self._bn0 = _norm(width)
-        self._pad = SamePad(kernel, stride)
+        self._pad = SamePadding(kernel, stride)
         self._depthwise_conv = nn.Conv2d(width, width, kernel, stride, groups=width, bias=False)
         self._bn1 = _norm(width)
         self._project_conv = nn.Conv2d(width, outputs, 1, bias=False)
@@ -80,8 +80,8 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._pad = SamePad(3, 2)
-        self._conv_stem = nn.Conv2d(COLOURS, STEM, 3, 2, bias=False)
+        self._pad = SamePadding(3, 2)
+        self._conv_stem = nn.Conv2d(RGB_CHANNELS, STEM, 3, 2, bias=False)
         self._bn0 = _norm(STEM)
         self._blocks = nn.ModuleList(_blocks())
 
@@ -113,7 +113,7 @@ class EfficientUNet(nn.Module):
 
     def forward(self, slices: Tensor) -> Tensor:
         """(N, 3, H, W) -> logits (N, outputs, H, W)."""
-        return on_any_size(self._logits, slices)
+        return run_padded(self._logits, slices)
 
     def _logits(self, slices: Tensor) -> Tensor:
         *skips, x = self.encoder(slices)
@@ -153,7 +153,7 @@ def load_encoder(network: EfficientUNet, folder: Path) -> None:
     """
     read = partial(torch.load, map_location="cpu", weights_only=True)
     classifier = ("_fc.", "_conv_head.", "_bn1.")
-    load_weights(network.encoder, folder / WEIGHTS, read, classifier, "an EfficientNet-Lite0's")
+    load_encoder_weights(network.encoder, folder / WEIGHTS, read, classifier, "an EfficientNet-Lite0's")
 
 
 def pointwise_convolutions(encoder: EfficientNetLite0) -> list[str]:
@@ -161,11 +161,11 @@ def pointwise_convolutions(encoder: EfficientNetLite0) -> list[str]:
     return [name for name, m in encoder.named_modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
 
 
-def _blocks() -> Iterator[Block]:
+def _blocks() -> Iterator[InvertedResidual]:
     inputs = STEM
     for count, kernel, stride, expansion, outputs in STAGES:
         for number in range(count):
-            yield Block(inputs, outputs, kernel, stride if number == 0 else 1, expansion)
+            yield InvertedResidual(inputs, outputs, kernel, stride if number == 0 else 1, expansion)
             inputs = outputs
 
 

@@ -16,7 +16,7 @@ from trainer.errors import RecipeError
 DIVISOR = 32  # the encoders halve a slice five times
 
 
-def on_any_size(network: Callable[[Tensor], Tensor], slices: Tensor) -> Tensor:
+def run_padded(network: Callable[[Tensor], Tensor], slices: Tensor) -> Tensor:
     """Logits (N, K, H, W) of slices (N, C, H, W): padded by their border to multiples of 32, and cut again."""
     height, width = slices.shape[-2:]
     missing = (0, -width % DIVISOR, 0, -height % DIVISOR)
@@ -24,7 +24,7 @@ def on_any_size(network: Callable[[Tensor], Tensor], slices: Tensor) -> Tensor:
     return network(padded)[..., :height, :width]
 
 
-def load_weights(
+def load_encoder_weights(
     encoder: nn.Module, path: Path, read: Callable[[Path], Any], beyond: tuple[str, ...], whose: str
 ) -> None:
     """Load an encoder's weights.

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.hooks import RemovableHandle
 
-from trainer.networks.bare import bare
+from trainer.networks.training_wrapper import unwrap_network
 
 
 @contextmanager
@@ -42,7 +42,7 @@ def features_into(network: nn.Module, layer: str, size: Sequence[int]) -> Iterat
 
 def _layer(network: nn.Module, name: str) -> nn.Module:
     """A module of a network by its name in the network that is exported."""
-    return bare(network).get_submodule(name)
+    return unwrap_network(network).get_submodule(name)
 
 
 @contextmanager

@@ -12,13 +12,13 @@ from contextlib import ExitStack, contextmanager
 import torch
 from torch import Tensor, nn
 
-from trainer.networks.bare import TrainingOnly
 from trainer.networks.features import features_out
+from trainer.networks.training_wrapper import TrainingWrapper
 
 Listener = Callable[[Tensor, tuple[Tensor, ...]], None]
 
 
-class SeveralOutputs(nn.Module):
+class MultiOutputNetwork(nn.Module):
     """A network whose module returns logits, or in training logits and further outputs.
 
     Attributes:
@@ -43,7 +43,7 @@ class SeveralOutputs(nn.Module):
         return (found,) if isinstance(found, Tensor) else tuple(found)
 
 
-class DeepSupervised(SeveralOutputs, TrainingOnly):
+class DeepSupervisionNetwork(MultiOutputNetwork, TrainingWrapper):
     """A network with a 1x1x1 convolution from each coarser level of its decoder to logits, in training only.
 
     Dou et al., "3D deeply supervised network", MICCAI 2016; nnU-Net trains so. The convolutions are no part of the
@@ -84,7 +84,7 @@ def further_outputs(network: nn.Module) -> Iterator[list[tuple[Tensor, tuple[Ten
         if outputs:
             heard.append((images, outputs))
 
-    if not isinstance(network, SeveralOutputs):
+    if not isinstance(network, MultiOutputNetwork):
         yield heard
         return
     network.listeners.append(note)

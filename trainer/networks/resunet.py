@@ -12,8 +12,8 @@ from monai.networks.nets.flexible_unet import FlexibleUNet
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from trainer.networks.colours import COLOURS
-from trainer.networks.encoders import load_weights, on_any_size
+from trainer.networks.encoders import load_encoder_weights, run_padded
+from trainer.networks.rgb_input import RGB_CHANNELS
 
 WEIGHTS = "model.safetensors"
 
@@ -24,7 +24,7 @@ class ResUNet(nn.Module):
     def __init__(self, outputs: int) -> None:
         super().__init__()
         self.network = FlexibleUNet(
-            in_channels=COLOURS, out_channels=outputs, backbone="resnet50", pretrained=False, spatial_dims=2
+            in_channels=RGB_CHANNELS, out_channels=outputs, backbone="resnet50", pretrained=False, spatial_dims=2
         )
 
     @property
@@ -34,7 +34,7 @@ class ResUNet(nn.Module):
 
     def forward(self, slices: Tensor) -> Tensor:
         """(N, 3, H, W) -> logits (N, outputs, H, W)."""
-        return on_any_size(self.network, slices)
+        return run_padded(self.network, slices)
 
 
 def load_encoder(network: ResUNet, folder: Path) -> None:
@@ -43,4 +43,4 @@ def load_encoder(network: ResUNet, folder: Path) -> None:
     Raises:
         RecipeError: no such file, damaged, or not a ResNet-50's.
     """
-    load_weights(network.encoder, folder / WEIGHTS, load_file, ("fc.",), "a ResNet-50's")
+    load_encoder_weights(network.encoder, folder / WEIGHTS, load_file, ("fc.",), "a ResNet-50's")

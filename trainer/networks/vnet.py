@@ -36,9 +36,9 @@ class _VNet(nn.Module):
         self.stem = stem
         self.down = nn.ModuleList(down)
         self.deepest = deepest
-        self.decoder = Decoder(norm, upsampling)
+        self.decoder = VNetDecoder(norm, upsampling)
         self.head = nn.Sequential(nn.Dropout3d(dropout), nn.Conv3d(WIDTHS[0], outputs, kernel_size=1))
-        initialise(self)
+        initialise_weights(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, inputs, X, Y, Z) -> logits (N, outputs, X, Y, Z); sides are multiples of 16."""
@@ -91,7 +91,7 @@ class ResNetVNet(_VNet):
         super().__init__(stem, down, nn.Identity(), outputs, norm, dropout, upsampling)
 
 
-class Decoder(nn.Module):
+class VNetDecoder(nn.Module):
     """From features at five sizes (finest first) to 16 channels at full size, skips by addition."""
 
     def __init__(self, norm: Norm, upsampling: Upsampling = "transposed") -> None:
@@ -133,7 +133,7 @@ class _Residual(nn.Module):
         return out
 
 
-def initialise(network: nn.Module) -> None:
+def initialise_weights(network: nn.Module) -> None:
     """Kaiming-normal convolutions, norms of scale one: what both papers' code does."""
     for module in network.modules():
         if isinstance(module, nn.Conv3d):

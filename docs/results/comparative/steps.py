@@ -19,21 +19,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from trainer.network_configs import count_parameters, parse_network_config
 from trainer.networks.features import features_out
-from trainer.slice_similarity import Slices, comparative_loss, contrastive_loss, in_the_patch, take_slices
-from trainer.students import parameters_of, read_student
+from trainer.slice_similarity import (
+    SliceFeatures,
+    comparative_loss,
+    contrastive_loss,
+    slice_positions_in_patch,
+    take_slices,
+)
 
 TEMPERATURE = 0.1
 SCANS = torch.tensor([0, 0, 1, 1])
 SIZES = {"paper": {}, "small": {"hidden_size": 192, "mlp_dim": 768, "heads": 6}}
-Objective = Callable[[Slices], Tensor]
+Objective = Callable[[SliceFeatures], Tensor]
 
 
-def triplets(s: Slices) -> list[tuple[int, int, int]]:
+def triplets(s: SliceFeatures) -> list[tuple[int, int, int]]:
     return [(int(r), int(a), int(d)) for r, a, d in s.triplets("all").nonzero()]
 
 
-def looped_comparative(s: Slices) -> Tensor:
+def looped_comparative(s: SliceFeatures) -> Tensor:
     """Two cosines a triplet."""
     total = s.values.new_zeros(s.values.shape[1])
     for r, a, d in triplets(s):
@@ -43,7 +49,7 @@ def looped_comparative(s: Slices) -> Tensor:
     return total.mean()
 
 
-def looped_contrastive(s: Slices) -> Tensor:
+def looped_contrastive(s: SliceFeatures) -> Tensor:
     """For each triplet a cosine, and one for each entry of the list of dissimilar slices.
 
     Each triplet goes backward to the features at once: all 332,352 cosines do not fit into 20 GB together.
@@ -80,7 +86,7 @@ def main() -> None:
     parser.add_argument("--loops", type=int, default=1, help="steps of the contrastive loops; they take long")
     parser.add_argument("--stage", choices=("features", "output"), default="features")
     options = parser.parse_args()
-    section = read_student({"kind": "unetr", "position": "perceptron", **SIZES[options.size]})
+    section = parse_network_config({"kind": "unetr", "position": "perceptron", **SIZES[options.size]})
     torch.manual_seed(0)
     network = section.build(1, 2, (options.side,) * 3)
     optimiser = torch.optim.AdamW(network.parameters(), lr=1e-4, weight_decay=1e-5)
@@ -91,12 +97,12 @@ def main() -> None:
         """Seconds of the step and of its objective, forward."""
         begun = time.perf_counter()
         if options.stage == "features":
-            with features_out(network, section.layer("compared")) as found:
+            with features_out(network, section.module_name("compared")) as found:
                 network(images)
             compared = found[0]
         else:
             compared = network(images)
-        slices = take_slices(compared, 0, in_the_patch(compared.shape[2], parts, 4, 0.5), SCANS)
+        slices = take_slices(compared, 0, slice_positions_in_patch(compared.shape[2], parts, 4, 0.5), SCANS)
         between = time.perf_counter()
         loss = objective(slices)
         spent = time.perf_counter() - between
@@ -113,7 +119,7 @@ def main() -> None:
     for _ in range(options.loops):
         seconds[LOOPED].append(step(looped_contrastive))
     print(
-        f"UNETR of {parameters_of(network):,} parameters, four crops of {options.side} voxels a side, on the "
+        f"UNETR of {count_parameters(network):,} parameters, four crops of {options.side} voxels a side, on the "
         f"{options.stage}, {torch.get_num_threads()} threads"
     )
     base = statistics.median(whole for whole, _ in seconds["comparative (Eq. 2)"])

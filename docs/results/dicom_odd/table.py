@@ -10,7 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from semiseg.errors import SemisegError
-from semiseg.volumes.inspection import Inspected, inspect
+from semiseg.volumes.inspection import InspectedItem, inspect_files
 from semiseg.volumes.scan import files_in
 
 root = Path(sys.argv[1])
@@ -21,7 +21,7 @@ def told(sentence: str) -> str:
     return sentence.replace(f"{root}/", "").replace("|", "\\|")
 
 
-def row(thing: Inspected) -> str:
+def row(thing: InspectedItem) -> str:
     grid = thing.facts[-1].split(", values")[0] if thing.volume is not None else ""
     return told(f"{thing.outcome.removesuffix('.') if grid else thing.outcome}{f' ({grid})' if grid else ''}")
 
@@ -30,7 +30,7 @@ def outcomes(path: Path) -> list[str]:
     """One line for each series or file."""
     try:
         with files_in(path) as files:
-            things, left_out = inspect(files)
+            things, left_out = inspect_files(files)
             return [row(thing) for thing in things] + [f"Left out: {told(one.sentence)}" for one in left_out]
     except SemisegError as error:
         return [f"Refused: {told(str(error))}"]

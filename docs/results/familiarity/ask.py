@@ -17,17 +17,17 @@ from cli.models import open_model
 from semiseg.dataset import load_dataset, read_channels
 from semiseg.dataset.split_file import read_split
 from semiseg.errors import SemisegError
-from semiseg.inference.segmenter import Segmenter, Settings
+from semiseg.inference.segmenter import Segmenter, SlidingWindowOptions
 from semiseg.phantoms.anatomy import make_phantom
-from semiseg.volumes.remark import Remark
 from semiseg.volumes.scan import open_scan
+from semiseg.volumes.scan_warning import ScanWarning
 from semiseg.volumes.series_rules import SeriesRule
 from semiseg.volumes.volume import Volume
 
 
 def say(name: str, segmenter: Segmenter, channels: Mapping[str, Volume]) -> None:
     """Print the volumes and the remarks of one scan."""
-    segmentation, remarks = segmenter.segment_with_remarks(channels)
+    segmentation, remarks = segmenter.segment_with_warnings(channels)
     volumes = ", ".join(f"{segment} {ml:.2f} ml" for segment, ml in segmentation.millilitres().items())
     print(f"== {name}: {volumes}")
     for remark in remarks:
@@ -37,7 +37,7 @@ def say(name: str, segmenter: Segmenter, channels: Mapping[str, Volume]) -> None
 def main() -> None:
     """Strange scans one by one, then how often the model says something of scans like its own."""
     bundle, data, dicom = (Path(argument) for argument in sys.argv[1:])
-    opened = open_model(bundle, Settings(), threads=1)
+    opened = open_model(bundle, SlidingWindowOptions(), threads=1)
     segmenter = opened.segmenter
     (channel,) = opened.manifest.channel_names
     for folder in sorted(path for path in dicom.iterdir() if path.is_dir()):
@@ -56,10 +56,10 @@ def main() -> None:
 
     dataset = load_dataset(data)
     told: Counter[str] = Counter()
-    scans: dict[str, tuple[Remark, ...]] = {}
+    scans: dict[str, tuple[ScanWarning, ...]] = {}
     for case in read_split(dataset, data / "split.json").test:
         channels = read_channels(dataset.case(case), dataset.channels)
-        _, scans[case] = segmenter.segment_with_remarks(channels)
+        _, scans[case] = segmenter.segment_with_warnings(channels)
         told.update({remark.code for remark in scans[case]})
     quiet = sum(not remarks for remarks in scans.values())
     print(f"== {len(scans)} test scans: nothing is said of {quiet}; {dict(told)}")

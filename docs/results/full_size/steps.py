@@ -19,32 +19,32 @@ import torch
 from torch import Tensor, nn
 
 from trainer.losses import supervised_loss
+from trainer.network_configs import count_parameters, parse_network_config
 from trainer.networks.features import features_out
-from trainer.sam import Sam, build_sam
-from trainer.slice_similarity import comparative_loss, in_the_patch, take_slices
-from trainer.students import parameters_of, read_student
+from trainer.sam import SamSettings, build_sam
+from trainer.slice_similarity import comparative_loss, slice_positions_in_patch, take_slices
 from trainer.targets import ExclusiveClasses
 
 Step = Callable[[], Tensor]
 
 
 def sam(device: torch.device) -> tuple[nn.Module, Step]:
-    network = build_sam(Sam(), 1, 2).to(device)
+    network = build_sam(SamSettings(), 1, 2).to(device)
     image = torch.randn(1, 1, 1024, 1024, device=device)
     labels = (image[:, 0] > 1).long()
     return network, lambda: supervised_loss(network(image), labels, ExclusiveClasses(1))
 
 
 def unetr(device: torch.device) -> tuple[nn.Module, Step]:
-    section = read_student({"kind": "unetr", "position": "perceptron"})
+    section = parse_network_config({"kind": "unetr", "position": "perceptron"})
     network = section.build(1, 2, (96, 96, 96)).to(device)
     images = torch.randn(4, 1, 96, 96, 96, device=device)
     scans = torch.tensor([0, 0, 1, 1], device=device)
 
     def step() -> Tensor:
-        with features_out(network, section.layer("compared")) as found:
+        with features_out(network, section.module_name("compared")) as found:
             network(images)
-        at = in_the_patch(found[0].shape[2], 4, 4, 0.5).to(device)
+        at = slice_positions_in_patch(found[0].shape[2], 4, 4, 0.5).to(device)
         slices = take_slices(found[0], 0, at, scans)
         return comparative_loss(slices.similarity(0.1), slices.triplets("all"))
 
@@ -52,7 +52,7 @@ def unetr(device: torch.device) -> tuple[nn.Module, Step]:
 
 
 def mn(device: torch.device) -> tuple[nn.Module, Step]:
-    network = read_student({"kind": "unet3d"}).build(1, 2, (160, 160, 64)).to(device)
+    network = parse_network_config({"kind": "unet3d"}).build(1, 2, (160, 160, 64)).to(device)
     image = torch.randn(1, 1, 160, 160, 64, device=device)
     labels = (image[:, 0] > 1).long()
     return network, lambda: supervised_loss(network(image), labels, ExclusiveClasses(1))
@@ -75,7 +75,8 @@ def main() -> None:
     trained = [p for p in network.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(trained, lr=1e-4)
     print(
-        f"{options.network}: {parameters_of(network):,} parameters, {sum(p.numel() for p in trained):,} of them train"
+        f"{options.network}: {count_parameters(network):,} parameters, "
+        f"{sum(p.numel() for p in trained):,} of them train"
     )
     for _ in range(options.steps):
         marks = [time.perf_counter()]

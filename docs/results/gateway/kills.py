@@ -27,10 +27,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 import pydicom
 
 from tests.bundles import make_threshold_bundle
-from tests.gateway.stand import RunningGateway, assert_overlays, configuration, storescu, write_study
-from tests.outputs.archive import Archive, running_archive
+from tests.gateway.harness import RunningGateway, assert_expected_segments, make_config, storescu, write_study
+from tests.outputs.orthanc import Orthanc, running_orthanc
 from tests.ports import free_port
-from tests.server.running import running
+from tests.server.harness import running_server
 
 SLICES = 6
 
@@ -47,11 +47,11 @@ def main(kills: int = 50, studies: int = 30) -> None:
         orthanc = shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/bin")
         assert orthanc is not None, "This needs Debian's package orthanc."
         with (
-            running(bundle.folder, folder / "server") as server,
-            running_archive(orthanc, folder / "orthanc") as archive,
+            running_server(bundle.folder, folder / "server") as server,
+            running_orthanc(orthanc, folder / "orthanc") as archive,
         ):
             port = free_port()
-            config = configuration(
+            config = make_config(
                 folder,
                 server.url,
                 dimse={"port": port, "anybody": True},
@@ -123,9 +123,9 @@ def announced(folder: Path, name: str) -> str:
     return uid
 
 
-def overlays(archive: Archive, uid: str, folder: Path) -> bool:
+def overlays(archive: Orthanc, uid: str, folder: Path) -> bool:
     try:
-        assert_overlays(archive.fetch_first(uid, "SEG"), folder)
+        assert_expected_segments(archive.fetch_first(uid, "SEG"), folder)
     except AssertionError:
         return False
     return True

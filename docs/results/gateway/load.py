@@ -28,10 +28,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import numpy as np
 
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.volume import Volume
-from tests.gateway.stand import configuration, running_gateway
-from tests.outputs.archive import running_archive
+from tests.gateway.harness import make_config, running_gateway
+from tests.outputs.orthanc import running_orthanc
 from tests.ports import free_port
 
 BIN = Path("/usr/bin")
@@ -82,7 +82,7 @@ def main(instances: int = 400, associations: int = 4, rounds: int = 5) -> None:
 
 @contextlib.contextmanager
 def gateway(folder: Path) -> Iterator[tuple[int, Callable[[], int]]]:
-    config = configuration(
+    config = make_config(
         folder,
         "http://127.0.0.1:9",
         dimse={"port": 0, "anybody": True},
@@ -98,7 +98,7 @@ def orthanc(folder: Path) -> Iterator[tuple[int, Callable[[], int]]]:
     program = shutil.which("Orthanc", path="/usr/sbin:/usr/bin:/usr/local/bin")
     assert program is not None, "This needs Debian's package orthanc."
     settings = {"SyncStorageArea": True, "DicomThreadsCount": 4}
-    with running_archive(program, folder, more=settings) as archive:
+    with running_orthanc(program, folder, more=settings) as archive:
         url = archive.url.removesuffix("/dicom-web")
         yield archive.dicom_port, lambda: archive.http.get(f"{url}/statistics").json()["CountInstances"]
 

@@ -29,8 +29,8 @@ from pynetdicom import AE, AllStoragePresentationContexts, evt
 from pynetdicom.sop_class import MRImageStorage
 
 from tests.bundles import make_threshold_bundle
-from tests.gateway.stand import RunningGateway, configuration, running_gateway, write_study
-from tests.server.running import running
+from tests.gateway.harness import RunningGateway, make_config, running_gateway, write_study
+from tests.server.harness import running_server
 
 SERIES = 150  # of the large study
 SCENARIOS = (
@@ -51,7 +51,7 @@ def main(studies: int, seconds: float, scenarios: list[str]) -> None:
         for k in range(studies):
             write_study(folder / "studies" / str(k), f"starve-{k}")
         bundle = make_threshold_bundle(folder / "bundle").folder
-        with running(bundle, folder / "server") as server:
+        with running_server(bundle, folder / "server") as server:
             for number, scenario in enumerate(scenarios):
                 try_one(scenario, server.url, folder, folder / f"try{number}", seconds)
 
@@ -73,7 +73,7 @@ def try_one(scenario: str, server: str, folder: Path, own: Path, seconds: float)
         elif scenario == "large study, one place":
             servers["parallel"] = 1
         rule = {"name": "all MR", "modality": "MR", "to": [*reversed(destinations)]}
-        config = configuration(
+        config = make_config(
             own, server, destinations=destinations, servers=servers, rules=[rule], retry={}, keep={"free_bytes": 1000}
         )
         gateway = stack.enter_context(running_gateway(config, own / "gateway"))

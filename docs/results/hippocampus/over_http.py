@@ -11,9 +11,9 @@ from pathlib import Path
 from rich.console import Console
 
 from semiseg.client import Client
-from semiseg.dataset import load_dataset, scans_to_judge
-from semiseg.evaluation.evaluate import evaluate
-from semiseg.evaluation.picture import save
+from semiseg.dataset import evaluation_scans, load_dataset
+from semiseg.evaluation.evaluator import evaluate
+from semiseg.evaluation.picture import save_picture
 from semiseg.evaluation.result import Evaluation
 from semiseg.volumes.nifti import read_labels, read_nifti
 from semiseg.volumes.segmentation import Segmentation
@@ -25,7 +25,7 @@ def main(url: str, data: Path, out: Path) -> None:
     masks.mkdir(parents=True, exist_ok=True)
     rows, notes = [], ()
     with Client(url) as client:
-        for case_id in scans_to_judge(dataset, None, "test"):
+        for case_id in evaluation_scans(dataset, None, "test"):
             case = dataset.case(case_id)
             mask = masks / f"{case_id}.nii.gz"
             mask.write_bytes(client.ask(case.image, "nifti").body)
@@ -38,7 +38,7 @@ def main(url: str, data: Path, out: Path) -> None:
     whole = Evaluation(f"Over HTTP, {len(rows) // len(names)} test scans", names, tuple(rows), notes)
     whole.to_csv(out / "scores.csv")
     whole.to_json(out / "scores.json")
-    save(whole, out / "dice.png", "dice")
+    save_picture(whole, out / "dice.png", "dice")
     Console().print(whole.table().markdown(), *whole.remarks())
 
 

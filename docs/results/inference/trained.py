@@ -26,15 +26,15 @@ from semiseg.dataset import find_split, load_dataset, read_channels, read_split
 from semiseg.engines.engine import Engine
 from semiseg.engines.onnx import OnnxEngine
 from semiseg.engines.openvino import OpenVinoEngine
-from semiseg.inference.segmenter import largest
+from semiseg.inference.segmenter import argmax_labels
 from semiseg.inference.sliding_window import SlidingWindow, Timing
 from semiseg.inference.windows import padding_for, window_weights
-from trainer.engine import trained_network
+from trainer.engine import load_trained_network
 
 
 def main(run: Path, folder: Path, data: Path, asked: str | None) -> None:
     """See the module."""
-    manifest, network = trained_network(run)
+    manifest, network = load_trained_network(run)
     bundle = open_bundle(folder)
     window = parse_window(asked) or manifest.window
     dataset = load_dataset(data)
@@ -57,7 +57,7 @@ def main(run: Path, folder: Path, data: Path, asked: str | None) -> None:
         for name, engine in engines.items():
             timing = Timing()
             for part in how.blend(engine, padded, timing=timing):
-                masks[name][part.place] = largest(part.sums)
+                masks[name][part.place] = argmax_labels(part.sums)
         reference = by_monai(network, padded, window, manifest, weights)
         masks["MONAI's own weights"] = by_monai(network, padded, window, manifest, None)
         voxels += reference.size

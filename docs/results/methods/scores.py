@@ -14,7 +14,7 @@ from dataclasses import fields
 from pathlib import Path
 
 from semiseg.evaluation.metrics import SegmentScore
-from semiseg.evaluation.result import Evaluation, Row
+from semiseg.evaluation.result import Evaluation, ScoreRow
 
 KEPT = Path(__file__).parent / "scores"
 NAMES = [field.name for field in fields(SegmentScore)]
@@ -38,10 +38,10 @@ def unpack(work: Path) -> None:
         Evaluation(file.stem, segments, rows).to_json(target)
 
 
-def row_of(line: dict[str, str]) -> Row:
+def row_of(line: dict[str, str]) -> ScoreRow:
     """A row of a table of figures."""
     score = SegmentScore(**{name: number(line[name]) for name in NAMES})
-    return Row(line["case"], line["segment"], score, number(line["seconds"]), line["error"] or None)
+    return ScoreRow(line["case"], line["segment"], score, number(line["seconds"]), line["error"] or None)
 
 
 def number(text: str) -> float:

@@ -11,17 +11,17 @@ from pathlib import Path
 
 from semiseg.dataset import load_dataset
 from semiseg.evaluation.bootstrap import bootstrap_differences
-from semiseg.evaluation.evaluate import evaluate
-from trainer.comparison import table_of
-from trainer.suggestion import committee_of
+from semiseg.evaluation.evaluator import evaluate
+from trainer.comparison import metric_table
+from trainer.suggestion import load_committee
 
 data, runs = Path(sys.argv[1]), [Path(run) for run in sys.argv[2:]]
 dataset = load_dataset(data)
 cases = json.loads((data / "split.json").read_text())["development"]
 tables = {}
 for run in runs:
-    for name, voter in committee_of([run]).voters.items():
-        table = table_of(evaluate(voter.segment, dataset, cases, title=run.name), "dice", cases).mean(axis=1)
+    for name, voter in load_committee([run]).members.items():
+        table = metric_table(evaluate(voter.segment, dataset, cases, title=run.name), "dice", cases).mean(axis=1)
         tables[run.name, name] = table
         print(f"{run.name}, {name}: Dice {table.mean():.4f} ({len(cases)} development scans)")
 for name in dict.fromkeys(name for _, name in tables):

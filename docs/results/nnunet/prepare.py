@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import cast
 
-from semiseg.dataset import load_dataset, make_split, scans_to_judge
+from semiseg.dataset import evaluation_scans, load_dataset, make_split
 from semiseg.dataset.split import Pool
 
 
@@ -28,7 +28,7 @@ def main(data: Path, split: Path, labelled: int, judged: Pool, raw: Path) -> Non
         assert case.label is not None
         shutil.copy(case.image, target / "imagesTr" / f"{case_id}_0000.nii.gz")
         shutil.copy(case.label, target / "labelsTr" / f"{case_id}.nii.gz")
-    for case_id in scans_to_judge(dataset, split, judged):
+    for case_id in evaluation_scans(dataset, split, judged):
         shutil.copy(dataset.case(case_id).image, raw / "judged" / f"{case_id}_0000.nii.gz")
     document = {
         "channel_names": {"0": "MRI"},

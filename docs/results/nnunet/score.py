@@ -7,10 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from semiseg.dataset import load_dataset
-from semiseg.evaluation.evaluate import evaluate
+from semiseg.evaluation.evaluator import evaluate
 from semiseg.evaluation.result import Evaluation
 from semiseg.volumes.nifti import read_labels
-from semiseg.volumes.segmentation import Segmentation, from_reference
+from semiseg.volumes.segmentation import Segmentation, segmentation_from_labels
 from semiseg.volumes.volume import Volume
 
 
@@ -22,7 +22,7 @@ def main(data: Path, masks: Path, out: Path) -> None:
         mask = read_labels(file)
 
         def answer(channels: Mapping[str, Volume], mask: Volume = mask) -> Segmentation:
-            return from_reference(dataset.segments, mask.array, mask.affine)
+            return segmentation_from_labels(dataset.segments, mask.array, mask.affine)
 
         found.append(evaluate(answer, dataset, (file.name.removesuffix(".nii.gz"),)))
     rows = tuple(row for one in found for row in one.rows)

@@ -27,16 +27,16 @@ from semiseg.outputs.dicom_overlay import segmentation_to_overlays
 from semiseg.outputs.dicom_rtstruct import segmentation_to_rtstruct
 from semiseg.outputs.dicom_seg import segmentation_to_seg
 from semiseg.outputs.dicom_sr import segmentation_to_sr
-from semiseg.outputs.kind import SegForm
+from semiseg.outputs.formats import SegmentationType
 from semiseg.phantoms.anatomy import SEGMENTS, make_phantom
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.dicom_series import DicomSeries, read_series
 from semiseg.volumes.segmentation import Segment, Segmentation
 from semiseg.volumes.volume import Volume, reorient
 
 ALGORITHM = Algorithm(name="readers of results", version="1", model_sha256="ab" * 32)
 REGIONS = (Segment(name="whole", label=1), Segment(name="core", label=2), Segment(name="nothing", label=3))
-FORMATS: dict[str, SegForm] = {"seg": "binary", "seg-labelmap": "labelmap", "seg-fractional": "fractional"}
+FORMATS: dict[str, SegmentationType] = {"seg": "binary", "seg-labelmap": "labelmap", "seg-fractional": "fractional"}
 Sources = Iterator[tuple[str, list[Path]]]
 
 
@@ -156,11 +156,11 @@ def write_case(folder: Path, files: Sequence[Path], series: DicomSeries, segment
         along_column=np.array(plane.along_column) * plane.row_spacing,
         uids=np.array([str(one.header.SOPInstanceUID) for one in series.slices]),
         frames=np.array([-1 if one.frame is None else one.frame for one in series.slices]),
-        corrected=np.array([remark.code for remark in series.remarks if series.grid is not None]),
+        corrected=np.array([remark.code for remark in series.warnings if series.grid is not None]),
     )
     for name, form in FORMATS.items():
         if form != "labelmap" or segmentation.exclusive:
-            made = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM, form=form)
+            made = segmentation_to_seg(segmentation, series, algorithm=ALGORITHM, segmentation_type=form)
             write_dicom(folder / f"{name}.dcm", made)
     write_dicom(folder / "rtstruct.dcm", segmentation_to_rtstruct(segmentation, series, algorithm=ALGORITHM))
     write_dicom(folder / "sr.dcm", segmentation_to_sr(segmentation, series, algorithm=ALGORITHM))

@@ -21,7 +21,7 @@ from pydicom.uid import JPEG2000Lossless
 
 import semiseg
 from semiseg.phantoms.anatomy import make_phantom
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.volume import Volume
 
 SIDE = 512

@@ -18,7 +18,7 @@ import nibabel as nib
 import numpy as np
 from started import bundle_in, folder, machine, start, tell
 
-from tests.bundles import nowhere_air, scan_array
+from tests.bundles import scan_array, scan_without_air
 
 PLACES, JOB, LONG = 2, 3.0, 40.0  # places, and seconds of a job and of the long request
 WINDOW, HALF = 32, 16  # the sliding window's edge and step in voxels
@@ -89,7 +89,7 @@ def post(http: httpx.Client, url: str, path: str, scan: bytes, name: str) -> htt
 def scan_of(windows: float) -> bytes:
     """A scan without air that takes about so many windows: one of them wide, and as long as it has to be."""
     length = WINDOW + HALF * max(0, round(windows) - 1)
-    return nib.Nifti1Image(nowhere_air((WINDOW, WINDOW, length)), np.eye(4)).to_bytes()
+    return nib.Nifti1Image(scan_without_air((WINDOW, WINDOW, length)), np.eye(4)).to_bytes()
 
 
 def window_seconds(http: httpx.Client, url: str) -> float:

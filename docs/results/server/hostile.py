@@ -29,7 +29,7 @@ from started import bundle_in, folder, machine, resident, start, tell
 from semiseg.errors import InputError
 from semiseg.volumes.scan import open_scan
 from semiseg.volumes.series_rules import SeriesRule
-from tests.bundles import expected, scan_array
+from tests.bundles import expected_mask, scan_array
 
 RULES = {"image": SeriesRule()}
 WARM = 20
@@ -247,7 +247,7 @@ def right(content: bytes, mask: bytes, where: Path) -> bool:
     found = nib.Nifti1Image.from_bytes(gzip.decompress(mask))
     values = np.asanyarray(found.dataobj).reshape(scan.grid.shape)
     close = np.allclose(found.affine, scan.grid.affine, rtol=1e-4, atol=1e-3 * np.abs(scan.grid.affine).max())
-    return close and bool(np.array_equal(values, expected(scan.grid.array)))
+    return close and bool(np.array_equal(values, expected_mask(scan.grid.array)))
 
 
 def sentence_in(body: bytes) -> bool:

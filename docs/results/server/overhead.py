@@ -24,11 +24,11 @@ import pydicom
 from scipy import ndimage
 from started import folder, machine, start, tell
 
-from exporter.bench.work import Case, write_graph
+from exporter.bench.benchmark_case import BenchmarkCase, write_graph
 from semiseg.bundle.bundle import MODEL, write_bundle
 from semiseg.bundle.manifest import Manifest
 from semiseg.bundle.variant import Parity, Variant
-from semiseg.phantoms.write import write_dicom_series
+from semiseg.phantoms.writers import write_dicom_series
 from semiseg.volumes.volume import Volume
 from tests.bundles import make_threshold_bundle
 
@@ -63,7 +63,7 @@ def main(*options: str) -> None:
 
 def unet_in(where: Path) -> Path:
     plain = make_threshold_bundle(where / "plain", window=WINDOW).manifest
-    case = Case("unet", len(plain.segments) + 1, WINDOW, WINDOW)
+    case = BenchmarkCase("unet", len(plain.segments) + 1, WINDOW, WINDOW)
 
     def fill(scratch: Path) -> Manifest:
         write_graph(case, where, "fp32").rename(scratch / MODEL)

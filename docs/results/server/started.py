@@ -18,7 +18,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path.cwd()))
 
 from tests.bundles import make_threshold_bundle
-from tests.server.running import RunningServer
+from tests.server.harness import RunningServer
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import numpy as np
 
 from semiseg.evaluation.bootstrap import hierarchical_bootstrap
 from semiseg.evaluation.result import Evaluation
-from trainer.comparison import table_of
+from trainer.comparison import metric_table
 
 PAIRS = (("full", "small"), ("full-aug", "full"), ("full-aug-flip", "full-aug"))
 
@@ -23,7 +23,7 @@ def main(work: Path) -> None:
         ]
         names = sorted(runs[0].keys() & runs[1].keys())
         cases = runs[0][names[0]].cases
-        tables = [[table_of(of[name], "dice", cases).mean(axis=1) for name in names] for of in runs]
+        tables = [[metric_table(of[name], "dice", cases).mean(axis=1) for name in names] for of in runs]
         found = hierarchical_bootstrap(np.subtract(*tables)[:, None, :])
         print(f"{one} minus {other}: {found.mean:+.4f} [{found.low:+.4f}, {found.high:+.4f}], {len(names)} draws")
 

@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
 from semiseg.dataset import SplitFile, load_dataset, read_split, write_split
-from semiseg.dataset.resampling import draw_labelled
+from semiseg.dataset.resampling import resample_labelled
 from semiseg.evaluation.bootstrap import bootstrap_differences
 from semiseg.evaluation.result import Evaluation
-from trainer.comparison import table_of
-from trainer.first_scans import choose_first
+from trainer.comparison import metric_table
+from trainer.first_scans import select_first_scans
 from trainer.scan_distances import image_distances
 
 LABELS = 4
@@ -60,12 +60,12 @@ def main(
     train = sorted(split.train or set(dataset.cases) - {*split.test, *split.development})
     splits: dict[str, SplitFile] = {}
     for name in CHOSEN:
-        scans = choose_first(dataset, train, LABELS, name).chosen
+        scans = select_first_scans(dataset, train, LABELS, name).chosen
         method = f"Labelled scans chosen by their images: strategy {name} of trainer.first_scans."
         lists = {"labelled": {str(LABELS): scans}, "unlabelled": None}
         splits[name] = split.model_copy(update={**lists, "seed": None, "method": method, "description": ""})
     for draw in range(1, draws + 1):
-        splits[f"random{draw:02d}"] = draw_labelled(dataset, split, [LABELS], draw)
+        splits[f"random{draw:02d}"] = resample_labelled(dataset, split, [LABELS], draw)
     for name, made in splits.items():
         file = work / f"{name}.json"
         if not file.exists():
@@ -91,7 +91,7 @@ def main(
         found = dict(zip(runs, pool.map(lambda run: judged(*run), runs), strict=True))
     cases = next(iter(found.values())).cases
     dice = {
-        name: np.mean([table_of(found[name, seed], "dice", cases).mean(axis=1) for seed in range(seeds)], axis=0)
+        name: np.mean([metric_table(found[name, seed], "dice", cases).mean(axis=1) for seed in range(seeds)], axis=0)
         for name in splits
     }
     between = image_distances(dataset, train)

@@ -21,7 +21,7 @@ import numpy as np
 
 from semiseg.evaluation.bootstrap import bootstrap_differences
 from semiseg.evaluation.result import Evaluation
-from trainer.comparison import table_of
+from trainer.comparison import metric_table
 
 RECIPE = Path(__file__).parents[1] / "hippocampus" / "recipe.yaml"
 
@@ -75,7 +75,7 @@ def main() -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
         found = dict(zip(chosen, pool.map(train, chosen), strict=True))
     cases = found["suggested"].cases
-    means = {name: table_of(evaluation, "dice", cases).mean(axis=1) for name, evaluation in found.items()}
+    means = {name: metric_table(evaluation, "dice", cases).mean(axis=1) for name, evaluation in found.items()}
     for name, values in means.items():
         print(f"{name}: Dice {values.mean():.4f}  (added {', '.join(chosen[name])})")
     draws = np.stack([means[f"random{k}"] for k in range(options.draws)])

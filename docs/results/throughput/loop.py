@@ -26,15 +26,15 @@ from semiseg.dataset import load_dataset, make_split
 from trainer.cases import prepare_cases
 from trainer.loop import train
 from trainer.optimisers import make_optimiser
-from trainer.patches import BatchComposition, PatchSampler, PatchSource, batches
-from trainer.plan import Plan, make_plan
+from trainer.patches import BatchComposition, PatchSampler, PatchSource, load_batches
+from trainer.plan import TrainingPlan, make_plan
 from trainer.recipe import find_recipe, read_recipe
 
 PARTS = ("data", "forward", "backward", "other")
 Times = NDArray[np.float64]
 
 
-def bare(plan: Plan, cache: Path, updates: int) -> Iterator[dict[str, float]]:
+def bare(plan: TrainingPlan, cache: Path, updates: int) -> Iterator[dict[str, float]]:
     """Seconds of each step, by part."""
     stages, recipe = plan.stages, plan.recipe
     cases = prepare_cases(plan.dataset, plan.split.labelled, plan.unlabelled, plan.segments, plan.preprocessing, cache)
@@ -52,7 +52,7 @@ def bare(plan: Plan, cache: Path, updates: int) -> Iterator[dict[str, float]]:
     for step, step_plan in enumerate(step_plans):
         requests.append(draws.requests(step, step_plan.composition, before))
         before += step_plan.composition
-    made = batches(source, iter(requests), 0, 0, False)
+    made = load_batches(source, iter(requests), 0, 0, False)
     for step, step_plan in enumerate(step_plans):
         marks = [time.perf_counter()]
         batch = next(made)
@@ -73,7 +73,7 @@ def bare(plan: Plan, cache: Path, updates: int) -> Iterator[dict[str, float]]:
         yield dict(zip(PARTS, np.diff(marks).tolist(), strict=True))
 
 
-def in_turns(plan: Plan, cache: Path, updates: int, block: int) -> tuple[Times, Times, list[dict[str, float]]]:
+def in_turns(plan: TrainingPlan, cache: Path, updates: int, block: int) -> tuple[Times, Times, list[dict[str, float]]]:
     """Seconds of each turn of the product's loop and of the bare one, without reading, building and keeping."""
     beside = bare(plan, cache, updates)
     parts = [next(beside)]  # what is done once, the first step included, is not counted

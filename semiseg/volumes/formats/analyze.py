@@ -20,18 +20,18 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.formats.geometry import four_axes, placed
+from semiseg.volumes.formats.geometry import check_geometry, to_four_axes
 from semiseg.volumes.formats.nifti import image_of_pair, parts_of_pair
-from semiseg.volumes.formats.reader import ImageFile, Reader, Stored
-from semiseg.volumes.formats.spm_matrix import matrix_in
-from semiseg.volumes.formats.stream import array_of, opened, voxel_bytes
+from semiseg.volumes.formats.reader import ImageFile, Reader, StoredImage
+from semiseg.volumes.formats.spm_matrix import parse_spm_matrix
+from semiseg.volumes.formats.stream import open_unpacked, read_voxel_bytes, to_array
 
 _HEADER = 348
 _TYPES = (1, 2, 4, 8, 16, 32, 64, 128, 130, 132, 136)  # Analyze's, and those that SPM added
 _MAX_MATRIX_BYTES = 2**16
 
 
-def read(file: ImageFile) -> Stored:
+def read(file: ImageFile) -> StoredImage:
     """Read a pair whose orientation SPM wrote down.
 
     Raises:
@@ -41,7 +41,7 @@ def read(file: ImageFile) -> Stored:
     if file.name.lower().endswith((".nii", ".nii.gz")):
         raise VolumeError(f'{path}: this is a broken NIfTI file (its mark, "n+1" at byte 344, is missing).')
     try:
-        with opened(path) as stream:
+        with open_unpacked(path) as stream:
             block = stream.read(_HEADER)
     except (OSError, EOFError, zlib.error) as error:
         raise VolumeError(f"{path}: cannot be read ({error}).") from error
@@ -54,18 +54,18 @@ def read(file: ImageFile) -> Stored:
     count = int(header["dim"][0])
     if not 1 <= count <= 7:
         raise VolumeError(f"{path}: the Analyze header says {count} dimensions (dim[0]).")
-    shape = four_axes(path, [int(n) for n in header["dim"][1 : count + 1]])
+    shape = to_four_axes(path, [int(n) for n in header["dim"][1 : count + 1]])
     if dtype.kind not in "iuf":
         raise VolumeError(f"{path}: voxels of type {dtype} are no grey values; convert to integers or float32.")
     affine = _matrix(file)
     offset = float(header["vox_offset"])
     if not np.isfinite(offset) or offset < 0:
         raise VolumeError(f"{path}: the header's vox_offset is {offset:g}, so the file is damaged.")
-    data, _ = voxel_bytes(path, image_of_pair(file), int(offset), math.prod(shape) * dtype.itemsize)
+    data, _ = read_voxel_bytes(path, image_of_pair(file), int(offset), math.prod(shape) * dtype.itemsize)
     slope = float(header["scl_slope"])  # SPM's field funused1
-    remarks = placed(path, affine, shape)
+    warnings = check_geometry(path, affine, shape)
     scale = slope if np.isfinite(slope) and slope != 0 else 1.0
-    return Stored(array_of(data, dtype, shape), scale, 0.0, affine, remarks)
+    return StoredImage(to_array(data, dtype, shape), scale, 0.0, affine, warnings)
 
 
 def _matrix(file: ImageFile) -> NDArray[np.float64]:
@@ -79,13 +79,13 @@ def _matrix(file: ImageFile) -> NDArray[np.float64]:
         "NIfTI with a program that knows how it was made."
     )
     try:
-        matrix = file.beside(_matrix_name(file))
+        matrix = file.find_data_file(_matrix_name(file))
     except VolumeError:
         raise refusal from None
     if matrix.stat().st_size > _MAX_MATRIX_BYTES:
         raise refusal
     try:
-        found = matrix_in(matrix.read_bytes())
+        found = parse_spm_matrix(matrix.read_bytes())
     except OSError:
         raise refusal from None
     if found is None:
@@ -96,7 +96,7 @@ def _matrix(file: ImageFile) -> NDArray[np.float64]:
 
 
 def _parts(file: ImageFile) -> dict[str, Path]:
-    return {**parts_of_pair(file), "scan.mat": file.beside(_matrix_name(file))}
+    return {**parts_of_pair(file), "scan.mat": file.find_data_file(_matrix_name(file))}
 
 
 def _matrix_name(file: ImageFile) -> str:

@@ -1,6 +1,6 @@
-"""What every reader does with shape and affine, and the remarks that several formats share.
+"""What every reader does with shape and affine, and the warnings that several formats share.
 
-Codes of remarks that the readers of this folder make (DICOM's are in its own modules):
+Codes of warnings that the readers of this folder make (DICOM's are in its own modules):
 
 ==========================  ==================================================================================
 ``no_orientation``          nothing in the file tells the patient's left from right; a convention was followed
@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.remark import Remark
-from semiseg.volumes.volume import check_affine, spacing_of
+from semiseg.volumes.scan_warning import ScanWarning
+from semiseg.volumes.volume import affine_spacing, check_affine
 
 _SMALLEST_MM, _LARGEST_MM = 1.0, 5000.0
 
@@ -29,7 +29,7 @@ LPS_TO_RAS: NDArray[np.float64] = np.diag([-1.0, -1.0, 1.0, 1.0])
 """Turns DICOM's world coordinates (left, posterior, superior) into RAS+."""
 
 
-def four_axes(path: Path, shape: list[int]) -> tuple[int, int, int, int]:
+def to_four_axes(path: Path, shape: list[int]) -> tuple[int, int, int, int]:
     """(X, Y, Z, K) of a declared shape; axes of length one behind the third are dropped.
 
     Raises:
@@ -46,7 +46,7 @@ def four_axes(path: Path, shape: list[int]) -> tuple[int, int, int, int]:
     return (x, y, z, counts[0] if counts else 1)
 
 
-def placed(path: Path, affine: NDArray[np.float64], shape: tuple[int, ...]) -> tuple[Remark, ...]:
+def check_geometry(path: Path, affine: NDArray[np.float64], shape: tuple[int, ...]) -> tuple[ScanWarning, ...]:
     """Refuse an affine that places voxels nowhere, and remark on a scan of a size that no person has.
 
     Args:
@@ -61,21 +61,21 @@ def placed(path: Path, affine: NDArray[np.float64], shape: tuple[int, ...]) -> t
         check_affine(affine)
     except VolumeError as error:
         raise VolumeError(f"{path}: {error}") from error
-    spacing = spacing_of(affine)
+    spacing = affine_spacing(affine)
     longest = max(length * count for length, count in zip(spacing, shape, strict=False))
     if _SMALLEST_MM <= longest <= _LARGEST_MM:
         return ()
     sizes = " x ".join(f"{value:.3g}" for value in spacing)
     text = f"The header gives voxels of {sizes} mm and a scan of {longest:.3g} mm: its unit of length may be wrong."
-    return (Remark("implausible_size", text),)
+    return (ScanWarning("implausible_size", text),)
 
 
-def longer_than_declared(file: Path) -> Remark:
+def excess_data_warning(file: Path) -> ScanWarning:
     """The remark on a file that holds more than its header says."""
     text = f"{file.name} holds more bytes than the header declares; the rest was left out."
-    return Remark("contradictory_header", text)
+    return ScanWarning("contradictory_header", text)
 
 
-def no_orientation(why: str, followed: str) -> Remark:
+def no_orientation_warning(why: str, followed: str) -> ScanWarning:
     """The remark on a file that does not tell left from right; two parts of a sentence."""
-    return Remark("no_orientation", f"The header says nothing about left and right ({why}); {followed}.")
+    return ScanWarning("no_orientation", f"The header says nothing about left and right ({why}); {followed}.")

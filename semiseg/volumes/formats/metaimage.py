@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.formats.geometry import LPS_TO_RAS, longer_than_declared, no_orientation, placed
+from semiseg.volumes.formats.geometry import LPS_TO_RAS, check_geometry, excess_data_warning, no_orientation_warning
 from semiseg.volumes.formats.nrrd import numbered_names
-from semiseg.volumes.formats.reader import ImageFile, Reader, Stored
-from semiseg.volumes.formats.stream import MAX_HEADER_BYTES, Compression, array_of, require_allowed, voxel_bytes
-from semiseg.volumes.remark import Remark
+from semiseg.volumes.formats.reader import ImageFile, Reader, StoredImage
+from semiseg.volumes.formats.stream import MAX_HEADER_BYTES, Compression, check_voxel_limit, read_voxel_bytes, to_array
+from semiseg.volumes.scan_warning import ScanWarning
 
 _TYPES = {
     "MET_CHAR": "i1",
@@ -75,7 +75,7 @@ class _Header:
         return int(word)
 
 
-def read(file: ImageFile) -> Stored:
+def read(file: ImageFile) -> StoredImage:
     """Read a MetaImage file, with the data files that its header names.
 
     Raises:
@@ -99,25 +99,25 @@ def read(file: ImageFile) -> Stored:
         raise VolumeError(
             f"{path}: a MetaImage of the sizes {sizes} with {channels} channel(s) is no 3D image with channels."
         )
-    affine, remarks = _affine(header, dimension)
-    remarks = (*remarks, *placed(path, affine, tuple(sizes)))
+    affine, warnings = _affine(header, dimension)
+    warnings = (*warnings, *check_geometry(path, affine, tuple(sizes)))
     slope, intercept = _scaling(header)
     if (slope, intercept) != (1.0, 0.0):
         text = (
             f"The header scales the values by {slope:g} and adds {intercept:g}, which was done; ITK leaves them as "
             "they are."
         )
-        remarks = (*remarks, Remark("uncertain_scaling", text))
+        warnings = (*warnings, ScanWarning("uncertain_scaling", text))
     array, longer = _values(file, header, [channels, *sizes], _dtype(header))
-    remarks = (*remarks, *longer)
+    warnings = (*warnings, *longer)
     array = np.moveaxis(array.reshape(channels, *sizes[:3], -1, order="F"), 0, -1)
-    return Stored(array.reshape(*sizes[:3], -1), slope, intercept, affine, remarks)
+    return StoredImage(array.reshape(*sizes[:3], -1), slope, intercept, affine, warnings)
 
 
-def _affine(header: _Header, dimension: int) -> tuple[NDArray[np.float64], tuple[Remark, ...]]:
+def _affine(header: _Header, dimension: int) -> tuple[NDArray[np.float64], tuple[ScanWarning, ...]]:
     matrix, spacing = header.one_of(_ORIENTATION), header.one_of(_SPACING)
     origin, letters = header.one_of(_ORIGIN), header.tags.get("AnatomicalOrientation", "").upper()
-    remarks = []
+    warnings = []
     directions = np.eye(3)
     if matrix is not None:
         # Each run of numbers is the direction of one axis.
@@ -125,8 +125,8 @@ def _affine(header: _Header, dimension: int) -> tuple[NDArray[np.float64], tuple
     affine = np.eye(4)
     steps = np.ones(3) if spacing is None else header.numbers("ElementSpacing", spacing, dimension)[:3]
     if spacing is None:
-        remarks.append(
-            Remark("contradictory_header", "MetaImage's ElementSpacing is missing; voxels of 1 mm were assumed.")
+        warnings.append(
+            ScanWarning("contradictory_header", "MetaImage's ElementSpacing is missing; voxels of 1 mm were assumed.")
         )
     affine[:3, :3] = directions * steps
     affine[:3, 3] = np.zeros(3) if origin is None else header.numbers("Offset", origin, dimension)[:3]
@@ -134,7 +134,9 @@ def _affine(header: _Header, dimension: int) -> tuple[NDArray[np.float64], tuple
     known = re.fullmatch("[RLAPSI]{3}", letters) is not None
     if matrix is None and not known:
         why = "MetaImage's TransformMatrix is missing"
-        remarks.append(no_orientation(why, "the axes of DICOM (left, posterior, superior) were assumed, as in ITK"))
+        warnings.append(
+            no_orientation_warning(why, "the axes of DICOM (left, posterior, superior) were assumed, as in ITK")
+        )
     elif known and np.linalg.matrix_rank(affine[:3, :3]) == 3:
         # AnatomicalOrientation names the side that each axis comes from, nibabel the one that it goes to.
         going = "".join(code or "?" for code in nio.aff2axcodes(affine))
@@ -147,8 +149,8 @@ def _affine(header: _Header, dimension: int) -> tuple[NDArray[np.float64], tuple
                 text = (
                     f"AnatomicalOrientation is {letters} and there is no TransformMatrix; RAI was assumed, as in ITK."
                 )
-            remarks.append(Remark("contradictory_orientation", f"The header contradicts itself: {text}"))
-    return affine, tuple(remarks)
+            warnings.append(ScanWarning("contradictory_orientation", f"The header contradicts itself: {text}"))
+    return affine, tuple(warnings)
 
 
 def _dtype(header: _Header) -> np.dtype[Any]:
@@ -170,14 +172,14 @@ def _scaling(header: _Header) -> tuple[float, float]:
 
 def _values(
     file: ImageFile, header: _Header, sizes: list[int], dtype: np.dtype[Any]
-) -> tuple[NDArray[Any], tuple[Remark, ...]]:
+) -> tuple[NDArray[Any], tuple[ScanWarning, ...]]:
     """The array in the order of its axes, in native byte order, and a remark where a file holds more."""
     if not header.true("BinaryData", default=True):
         raise VolumeError(f"{file.path}: a MetaImage whose voxels are text (BinaryData = False) is not read.")
     wanted = math.prod(sizes) * dtype.itemsize
-    require_allowed(file.path, wanted)
+    check_voxel_limit(file.path, wanted)
     names = _data_files(header)
-    sources = [file.beside(name) for name in names] if names else [file.path]
+    sources = [file.find_data_file(name) for name in names] if names else [file.path]
     if len(sources) > 1 and sizes[-1] % len(sources):
         raise VolumeError(f"{file.path}: {len(sources)} data files cannot hold {sizes[-1]} slices in equal parts.")
     compression: Compression = "zlib" if header.true("CompressedData") else "none"
@@ -191,15 +193,15 @@ def _values(
             offset = max(source.stat().st_size - part, 0)
         if offset < 0:
             raise VolumeError(f"{file.path}: MetaImage's HeaderSize is {skip}, which cannot be.")
-        block, more = voxel_bytes(file.path, source, offset, part, compression)
+        block, more = read_voxel_bytes(file.path, source, offset, part, compression)
         data = data + block if data else block
         if more and header.tags["ElementType"] in ("MET_LONG", "MET_ULONG"):
             raise VolumeError(
                 f"{file.path}: MetaImage's {header.tags['ElementType']} has 4 bytes, and {source.name} holds more; it "
                 "may have been written with 8."
             )
-        longer += [longer_than_declared(source)] * more
-    return array_of(data, dtype, sizes), tuple(longer[:1])
+        longer += [excess_data_warning(source)] * more
+    return to_array(data, dtype, sizes), tuple(longer[:1])
 
 
 def _data_files(header: _Header) -> list[str]:
@@ -250,7 +252,7 @@ def _recognises(start: bytes) -> bool:
 
 def _parts(file: ImageFile) -> dict[str, Path]:
     names = _data_files(_parse(file.path))
-    return {"scan.mhd": file.path, **{name: file.beside(name) for name in names}} if names else {}
+    return {"scan.mhd": file.path, **{name: file.find_data_file(name) for name in names}} if names else {}
 
 
 READER = Reader("MetaImage file", (".mha", ".mhd"), _recognises, read, parts=_parts)

@@ -14,15 +14,15 @@ from nibabel.spatialimages import HeaderDataError
 from nibabel.wrapstruct import WrapStructError
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.formats.geometry import four_axes, no_orientation, placed
-from semiseg.volumes.formats.reader import ImageFile, Reader, Stored
-from semiseg.volumes.formats.stream import array_of, opened, voxel_bytes
+from semiseg.volumes.formats.geometry import check_geometry, no_orientation_warning, to_four_axes
+from semiseg.volumes.formats.reader import ImageFile, Reader, StoredImage
+from semiseg.volumes.formats.stream import open_unpacked, read_voxel_bytes, to_array
 
 _ORIENTED_AT, _HEADER, _VOXELS_AT = 28, 90, 284  # bytes; the first is goodRASFlag's place
 _TYPES = {0: "u1", 1: ">i4", 3: ">f4", 4: ">i2", 10: ">u2"}
 
 
-def read(file: ImageFile) -> Stored:
+def read(file: ImageFile) -> StoredImage:
     """Read an MGH or MGZ file.
 
     Raises:
@@ -30,7 +30,7 @@ def read(file: ImageFile) -> Stored:
     """
     path = file.path
     try:
-        with opened(path) as stream:
+        with open_unpacked(path) as stream:
             block = stream.read(_VOXELS_AT)
     except (OSError, EOFError, zlib.error) as error:
         raise VolumeError(f"{path}: cannot be read ({error}).") from error
@@ -42,18 +42,18 @@ def read(file: ImageFile) -> Stored:
     if code not in _TYPES:
         raise VolumeError(f"{path}: voxels of MGH's type {code} are no grey values; convert to integers or float32.")
     dtype = np.dtype(_TYPES[code])
-    shape = four_axes(path, dims)
+    shape = to_four_axes(path, dims)
     oriented = int.from_bytes(block[_ORIENTED_AT : _ORIENTED_AT + 2], "big", signed=True) > 0
     if not oriented:
         # FreeSurfer's own default; nibabel's runs the other way along the second and third axis.
         header["delta"], header["Pxyz_c"], header["Mdc"] = 1, 0, [[-1, 0, 0], [0, 0, -1], [0, 1, 0]]
     affine = np.array(header.get_affine(), dtype=np.float64)
-    remarks = placed(path, affine, shape)
+    warnings = check_geometry(path, affine, shape)
     if not oriented:
         followed = "voxels of 1 mm in FreeSurfer's coronal orientation were assumed"
-        remarks = (no_orientation("its goodRASFlag is 0", followed), *remarks)
-    data, _ = voxel_bytes(path, path, _VOXELS_AT, math.prod(shape) * dtype.itemsize)
-    return Stored(array_of(data, dtype, shape), 1.0, 0.0, affine, remarks)
+        warnings = (no_orientation_warning("its goodRASFlag is 0", followed), *warnings)
+    data, _ = read_voxel_bytes(path, path, _VOXELS_AT, math.prod(shape) * dtype.itemsize)
+    return StoredImage(to_array(data, dtype, shape), 1.0, 0.0, affine, warnings)
 
 
 def _recognises(start: bytes) -> bool:
@@ -64,4 +64,4 @@ def _recognises(start: bytes) -> bool:
     return bool((fields[:4] > 0).all()) and 0 <= int(fields[4]) <= 10
 
 
-READER = Reader("MGH file", (".mgz", ".mgh"), _recognises, read, packed=True)
+READER = Reader("MGH file", (".mgz", ".mgh"), _recognises, read, may_be_gzipped=True)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import IO, Literal
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.formats.geometry import longer_than_declared
+from semiseg.volumes.formats.geometry import excess_data_warning
 from semiseg.volumes.formats.nifti_header import NiftiHeader, parse_header
-from semiseg.volumes.formats.reader import ImageFile, Reader, Stored
-from semiseg.volumes.formats.stream import array_of, is_gzip, opened, start_of, voxel_bytes
-from semiseg.volumes.remark import Remark
+from semiseg.volumes.formats.reader import ImageFile, Reader, StoredImage
+from semiseg.volumes.formats.stream import is_gzip, open_unpacked, read_start, read_voxel_bytes, to_array
+from semiseg.volumes.scan_warning import ScanWarning
 
 
 def is_single_nifti(start: bytes) -> bool:
@@ -21,7 +21,7 @@ def is_single_nifti(start: bytes) -> bool:
     return start[344:348] == b"n+1\0" or start[4:8] == b"n+2\0"
 
 
-def read(file: ImageFile) -> Stored:
+def read(file: ImageFile) -> StoredImage:
     """Read a NIfTI file, or the pair that a header belongs to.
 
     Raises:
@@ -29,7 +29,7 @@ def read(file: ImageFile) -> Stored:
     """
     path = file.path
     try:
-        with opened(path) as stream:
+        with open_unpacked(path) as stream:
             header = parse_header(path, stream)
             shape, dtype = header.shape(), header.dtype()
             affine = header.affine()
@@ -44,9 +44,9 @@ def read(file: ImageFile) -> Stored:
         raise VolumeError(f"{path}: cannot be read ({error.strerror or error}).") from error
     if offset < 0:
         raise VolumeError(f"{path}: the header's vox_offset is {offset}, so the file is damaged.")
-    data, more = voxel_bytes(path, source, offset, wanted)
-    remarks = (*_length_remarks(header, dtype.itemsize, doubt, more), *header.remarks(shape))
-    return Stored(array_of(data, dtype, shape), slope, intercept, affine, remarks)
+    data, more = read_voxel_bytes(path, source, offset, wanted)
+    warnings = (*_length_remarks(header, dtype.itemsize, doubt, more), *header.warnings(shape))
+    return StoredImage(to_array(data, dtype, shape), slope, intercept, affine, warnings)
 
 
 def image_of_pair(file: ImageFile) -> Path:
@@ -60,7 +60,7 @@ def image_of_pair(file: ImageFile) -> Path:
     stem = Path(name[:-3] if packed else name).stem
     for suffix in (".img.gz", ".img") if packed else (".img", ".img.gz"):
         try:
-            return file.beside(stem + suffix)
+            return file.find_data_file(stem + suffix)
         except VolumeError:
             continue
     raise VolumeError(
@@ -68,7 +68,7 @@ def image_of_pair(file: ImageFile) -> Path:
     )
 
 
-def _offset(header: NiftiHeader, file: IO[bytes], wanted: int) -> tuple[int, Remark | None]:
+def _offset(header: NiftiHeader, file: IO[bytes], wanted: int) -> tuple[int, ScanWarning | None]:
     """Where the voxels of a single file begin, and what had to be decided for it.
 
     ``vox_offset`` counts unless it lies inside the header or inside an extension. Then the voxels begin where the
@@ -93,7 +93,7 @@ def _offset(header: NiftiHeader, file: IO[bytes], wanted: int) -> tuple[int, Rem
         f"The header contradicts itself: vox_offset is {declared}, inside {inside}; the voxels were read from byte "
         f"{fits[0]}."
     )
-    return fits[0], Remark("contradictory_header", text)
+    return fits[0], ScanWarning("contradictory_header", text)
 
 
 def _extension_ends(header: NiftiHeader, file: IO[bytes], until: int) -> Iterator[int]:
@@ -115,7 +115,7 @@ def _extension_ends(header: NiftiHeader, file: IO[bytes], until: int) -> Iterato
             return
 
 
-def _length_remarks(header: NiftiHeader, itemsize: int, doubt: Remark | None, more: bool) -> Iterator[Remark]:
+def _length_remarks(header: NiftiHeader, itemsize: int, doubt: ScanWarning | None, more: bool) -> Iterator[ScanWarning]:
     """Compare the length of the file with what the header says.
 
     Raises:
@@ -132,9 +132,9 @@ def _length_remarks(header: NiftiHeader, itemsize: int, doubt: Remark | None, mo
         yield doubt
     if disagree:
         text = f"bitpix says {bits} bits a voxel and datatype {8 * itemsize}; datatype was followed."
-        yield Remark("contradictory_header", f"The header contradicts itself: {text}")
+        yield ScanWarning("contradictory_header", f"The header contradicts itself: {text}")
     if more:
-        yield longer_than_declared(header.path)
+        yield excess_data_warning(header.path)
 
 
 def is_pair_header(start: bytes) -> bool:
@@ -154,7 +154,7 @@ def parts_of_pair(file: ImageFile) -> dict[str, Path]:
 
 
 def _parts(file: ImageFile) -> dict[str, Path]:
-    return parts_of_pair(file) if is_pair_header(start_of(file.path)) else {}
+    return parts_of_pair(file) if is_pair_header(read_start(file.path)) else {}
 
 
 def _recognises(start: bytes) -> bool:

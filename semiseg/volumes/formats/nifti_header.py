@@ -20,12 +20,12 @@ from nibabel.wrapstruct import WrapStructError
 from numpy.typing import NDArray
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.formats.geometry import four_axes, no_orientation, placed
-from semiseg.volumes.remark import Remark
+from semiseg.volumes.formats.geometry import check_geometry, no_orientation_warning, to_four_axes
+from semiseg.volumes.scan_warning import ScanWarning
 from semiseg.volumes.volume import corner_distance
 
 _LOG = logging.getLogger(__name__)
-_LOG.addHandler(logging.NullHandler())  # nibabel's words about a header are for the programmer; remarks are for users
+_LOG.addHandler(logging.NullHandler())  # nibabel's words about a header are for the programmer; warnings are for users
 _MM_PER_UNIT = {"mm": 1.0, "unknown": 1.0, "meter": 1000.0, "micron": 0.001}
 _SUBJECT_SPACES = (1, 2)  # scanner and aligned anatomical coordinates; beyond are atlases, where the place differs
 _HALF_VOXEL = 0.5
@@ -73,7 +73,7 @@ class NiftiHeader:
         count = int(self.raw["dim"][0])
         if not 1 <= count <= 7:
             raise VolumeError(f"{self.path}: the header says {count} dimensions (dim[0]), and NIfTI has 1 to 7.")
-        return four_axes(self.path, [int(n) for n in self.raw["dim"][1 : count + 1]])
+        return to_four_axes(self.path, [int(n) for n in self.raw["dim"][1 : count + 1]])
 
     def dtype(self) -> np.dtype[Any]:
         """The stored type.
@@ -122,23 +122,23 @@ class NiftiHeader:
             raise VolumeError(f"{self.path}: the header's scaling is not a number ({error}).") from error
         return (1.0 if slope is None else float(slope), 0.0 if intercept is None else float(intercept))
 
-    def remarks(self, shape: tuple[int, int, int, int]) -> tuple[Remark, ...]:
+    def warnings(self, shape: tuple[int, int, int, int]) -> tuple[ScanWarning, ...]:
         """What the header's fields contradict among each other, or do not say."""
         found = [
             *self._scaling_remarks(),
             *self._voxel_size_remarks(),
             *self._orientation_remarks(shape[:3]),
-            *placed(self.path, self.affine(), shape),
+            *check_geometry(self.path, self.affine(), shape),
             *self._intent_remarks(),
         ]
         return tuple(found)
 
-    def _scaling_remarks(self) -> Iterator[Remark]:
+    def _scaling_remarks(self) -> Iterator[ScanWarning]:
         slope, intercept = float(self.raw["scl_slope"]), float(self.raw["scl_inter"])
         if np.isnan(slope) or (slope == 0 and not np.isnan(intercept) and intercept != 0):
             yield _contradiction(f"scl_slope is {slope:g} and scl_inter {intercept:g}; the values were not scaled.")
 
-    def _voxel_size_remarks(self) -> Iterator[Remark]:
+    def _voxel_size_remarks(self) -> Iterator[ScanWarning]:
         zooms = np.array(self.raw["pixdim"][1:4], dtype=np.float64)
         sizes = _listed(zooms)
         if not np.isfinite(zooms).all() or (zooms <= 0).any():
@@ -151,17 +151,19 @@ class NiftiHeader:
                     f"pixdim gives voxel sizes of {sizes} and sform {_listed(steps)}; sform was followed."
                 )
 
-    def _orientation_remarks(self, shape: tuple[int, ...]) -> Iterator[Remark]:
+    def _orientation_remarks(self, shape: tuple[int, ...]) -> Iterator[ScanWarning]:
         sform, qform = self._coded("sform"), self._coded("qform")
         if not sform and not qform:
-            yield no_orientation("the codes of sform and qform are 0", "the first axis was taken to run to the left")
+            yield no_orientation_warning(
+                "the codes of sform and qform are 0", "the first axis was taken to run to the left"
+            )
             return
         if not qform:
             return
         qfac = float(self.raw["pixdim"][0])
         if qfac not in (1.0, -1.0) and not sform:
             text = f"pixdim[0], which decides about left and right, is {qfac:g} and not 1 or -1; it was taken as 1."
-            yield Remark("contradictory_orientation", f"The header contradicts itself: {text}")
+            yield ScanWarning("contradictory_orientation", f"The header contradicts itself: {text}")
         if not sform:
             return
         try:
@@ -173,7 +175,7 @@ class NiftiHeader:
 
     def _compared(
         self, sform: NDArray[np.float64], qform: NDArray[np.float64], shape: tuple[int, ...]
-    ) -> Iterator[Remark]:
+    ) -> Iterator[ScanWarning]:
         """What sform, which is followed, and qform say differently."""
         lengths = [np.linalg.norm(one[:3, :3], axis=0) for one in (sform, qform)]
         if any((one == 0).any() or not np.isfinite(one).all() for one in lengths):
@@ -193,16 +195,16 @@ class NiftiHeader:
                 return
             about = f"the place of the voxels (up to {apart:.3g} voxels)"
         text = f"The header contradicts itself: sform and qform differ about {about}; sform was followed."
-        yield Remark("contradictory_orientation", text)
+        yield ScanWarning("contradictory_orientation", text)
 
-    def _intent_remarks(self) -> Iterator[Remark]:
+    def _intent_remarks(self) -> Iterator[ScanWarning]:
         meant = _INTENTS.get(int(self.raw["intent_code"]))
         if meant:
             text = (
                 f"The header says that the voxels are {meant} and not grey values (intent code "
                 f"{self.raw['intent_code']})."
             )
-            yield Remark("declared_content", text)
+            yield ScanWarning("declared_content", text)
 
     def _coded(self, form: str) -> bool:
         # A code that NIfTI does not know is 0 after nibabel's repairs.
@@ -250,8 +252,8 @@ def _mark(kind: Any, order: str) -> bytes:
     return int(kind.sizeof_hdr).to_bytes(4, "little" if order == "<" else "big")
 
 
-def _contradiction(text: str) -> Remark:
-    return Remark("contradictory_header", f"The header contradicts itself: {text}")
+def _contradiction(text: str) -> ScanWarning:
+    return ScanWarning("contradictory_header", f"The header contradicts itself: {text}")
 
 
 def _listed(values: NDArray[Any]) -> str:

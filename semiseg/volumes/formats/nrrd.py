@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.formats.geometry import longer_than_declared, placed
+from semiseg.volumes.formats.geometry import check_geometry, excess_data_warning
 from semiseg.volumes.formats.nrrd_header import TEXT_ENCODINGS, NrrdHeader, is_nrrd, parse_nrrd
-from semiseg.volumes.formats.reader import ImageFile, Reader, Stored
-from semiseg.volumes.formats.stream import Compression, array_of, require_allowed, voxel_bytes
-from semiseg.volumes.remark import Remark
+from semiseg.volumes.formats.reader import ImageFile, Reader, StoredImage
+from semiseg.volumes.formats.stream import Compression, check_voxel_limit, read_voxel_bytes, to_array
+from semiseg.volumes.scan_warning import ScanWarning
 
 _COMPRESSION: dict[str, Compression] = {
     "raw": "none",
@@ -31,7 +31,7 @@ _MAX_FILES = 20_000
 _MAX_TEXT_BYTES = 2**28  # numbers as text take many times their bytes while they are parsed
 
 
-def read(file: ImageFile) -> Stored:
+def read(file: ImageFile) -> StoredImage:
     """Read an NRRD file, with the data files that a detached header names.
 
     An axis of the kind ``list`` or ``vector`` (or without a direction in space) holds channels, wherever it stands.
@@ -44,10 +44,10 @@ def read(file: ImageFile) -> Stored:
     if "Segment0_ID" not in header.pairs:
         return stored
     text = "The header says that the voxels are the labels of a segmentation of 3D Slicer and not grey values."
-    return replace(stored, remarks=(*stored.remarks, Remark("declared_content", text)))
+    return replace(stored, warnings=(*stored.warnings, ScanWarning("declared_content", text)))
 
 
-def read_with_header(file: ImageFile, header: NrrdHeader) -> Stored:
+def read_with_header(file: ImageFile, header: NrrdHeader) -> StoredImage:
     """The same with a header that was parsed already.
 
     Raises:
@@ -55,31 +55,31 @@ def read_with_header(file: ImageFile, header: NrrdHeader) -> Stored:
     """
     sizes, dtype = header.sizes(), header.dtype()
     channel_axis = header.channel_axis(sizes)
-    affine, remarks = header.affine(channel_axis)
+    affine, warnings = header.affine(channel_axis)
     in_space = [size for axis, size in enumerate(sizes) if axis != channel_axis]
-    remarks = (*remarks, *placed(file.path, affine, tuple(in_space)))
+    warnings = (*warnings, *check_geometry(file.path, affine, tuple(in_space)))
     array, longer = _values(file, header, sizes, dtype)
-    remarks = (*remarks, *longer)
+    warnings = (*warnings, *longer)
     if channel_axis is None:
         array = array[..., np.newaxis]
     elif channel_axis != 3:
         array = np.moveaxis(array, channel_axis, -1)
-    return Stored(array, 1.0, 0.0, affine, remarks)
+    return StoredImage(array, 1.0, 0.0, affine, warnings)
 
 
 def _values(
     file: ImageFile, header: NrrdHeader, sizes: list[int], dtype: np.dtype[Any]
-) -> tuple[NDArray[Any], tuple[Remark, ...]]:
+) -> tuple[NDArray[Any], tuple[ScanWarning, ...]]:
     """The array in the order of its axes, in native byte order, and a remark where a file holds more."""
     names = _data_files(header)
-    sources = [file.beside(name) for name in names] if names else [file.path]
+    sources = [file.find_data_file(name) for name in names] if names else [file.path]
     if len(sources) > 1 and sizes[-1] % len(sources) and math.prod(sizes[-2:]) % len(sources):
         raise VolumeError(
             f"{file.path}: {len(sources)} data files cannot hold slices of the sizes {sizes} in equal parts."
         )
     wanted = math.prod(sizes) * dtype.itemsize
-    require_allowed(file.path, wanted)
-    encoding = header.needed("encoding").lower()
+    check_voxel_limit(file.path, wanted)
+    encoding = header.required("encoding").lower()
     if encoding in TEXT_ENCODINGS:
         if len(sources) > 1:
             raise VolumeError(f"{file.path}: text data in several files is not read.")
@@ -93,8 +93,8 @@ def _values(
         start, part = 0 if names else header.length, wanted // len(sources)
         block, more = _block(header, source, start, part, _COMPRESSION[encoding])
         data = data + block if data else block
-        longer += [longer_than_declared(source)] * more
-    return array_of(data, dtype, sizes), tuple(longer[:1])
+        longer += [excess_data_warning(source)] * more
+    return to_array(data, dtype, sizes), tuple(longer[:1])
 
 
 def _block(
@@ -106,11 +106,11 @@ def _block(
         raise VolumeError(f"{header.path}: the NRRD header skips {lines} lines and {skip} bytes, which cannot be.")
     offset = _after_lines(header, source, offset, lines)
     if skip == -1:  # the data are the last bytes of the file
-        return voxel_bytes(header.path, source, max(source.stat().st_size - wanted, offset), wanted, "none")
+        return read_voxel_bytes(header.path, source, max(source.stat().st_size - wanted, offset), wanted, "none")
     if compression == "none":
-        return voxel_bytes(header.path, source, offset + skip, wanted, "none")
+        return read_voxel_bytes(header.path, source, offset + skip, wanted, "none")
     # Lines are skipped in the file itself, bytes in what it unpacks to.
-    data, more = voxel_bytes(header.path, source, offset, skip + wanted, compression)
+    data, more = read_voxel_bytes(header.path, source, offset, skip + wanted, compression)
     return data[skip:], more
 
 
@@ -177,7 +177,7 @@ def numbered_names(path: Path, text: str) -> list[str]:
 
 def _parts(file: ImageFile) -> dict[str, Path]:
     names = _data_files(parse_nrrd(file.path))
-    return {"scan.nhdr": file.path, **{name: file.beside(name) for name in names}} if names else {}
+    return {"scan.nhdr": file.path, **{name: file.find_data_file(name) for name in names}} if names else {}
 
 
 READER = Reader("NRRD file", (".seg.nrrd", ".nrrd", ".nhdr"), is_nrrd, read, parts=_parts)

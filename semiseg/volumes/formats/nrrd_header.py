@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.formats.geometry import LPS_TO_RAS, no_orientation
+from semiseg.volumes.formats.geometry import LPS_TO_RAS, no_orientation_warning
 from semiseg.volumes.formats.stream import MAX_HEADER_BYTES
-from semiseg.volumes.remark import Remark
+from semiseg.volumes.scan_warning import ScanWarning
 
 _MAGIC = re.compile(rb"NRRD000[1-9]\r?\n")
 _TYPES = {
@@ -84,8 +84,8 @@ class NrrdHeader:
         Raises:
             VolumeError: They are missing, or not as many as the dimension says.
         """
-        sizes = [self._integer("sizes", word) for word in self.needed("sizes").split()]
-        dimension = self._integer("dimension", self.needed("dimension"))
+        sizes = [self._integer("sizes", word) for word in self.required("sizes").split()]
+        dimension = self._integer("dimension", self.required("dimension"))
         if len(sizes) != dimension or any(n < 1 for n in sizes):
             raise self._wrong("sizes", f"{dimension} sizes of at least 1 are needed")
         if len(sizes) < 3:
@@ -98,7 +98,7 @@ class NrrdHeader:
         Raises:
             VolumeError: It is missing or no type of grey values.
         """
-        code = _TYPES.get(self.needed("type").lower())
+        code = _TYPES.get(self.required("type").lower())
         if code is None:
             raise VolumeError(f"{self.path}: voxels of type '{self.fields['type'][:40]}' are no grey values.")
         endian = self.fields.get("endian", "").lower()
@@ -135,7 +135,7 @@ class NrrdHeader:
             )
         return others[0] if others else None
 
-    def affine(self, channel_axis: int | None) -> tuple[NDArray[np.float64], tuple[Remark, ...]]:
+    def affine(self, channel_axis: int | None) -> tuple[NDArray[np.float64], tuple[ScanWarning, ...]]:
         """The affine to RAS+ mm, and a remark where it does not tell left from right.
 
         Raises:
@@ -143,7 +143,7 @@ class NrrdHeader:
         """
         count = 3 if channel_axis is None else 4
         space = self.fields.get("space", "").lower().removesuffix("-time")
-        directions, remarks = self._directions(count), []
+        directions, warnings = self._directions(count), []
         to_ras = _SPACES.get(space)
         if space and to_ras is None and space not in _OF_THE_SCANNER:
             raise self._wrong(
@@ -151,14 +151,18 @@ class NrrdHeader:
             )
         if to_ras is None:
             why = f"its space is {space}" if space else "it has no field 'space'"
-            remarks.append(no_orientation(why, "the axes of DICOM (left, posterior, superior) were assumed, as in ITK"))
+            warnings.append(
+                no_orientation_warning(why, "the axes of DICOM (left, posterior, superior) were assumed, as in ITK")
+            )
             to_ras = _LPS
         affine = np.eye(4)
         if directions is None:
             affine[:3, :3] = np.diag(self._spacings(count, channel_axis))
             if space:
-                remarks.append(
-                    no_orientation("it has no field 'space directions'", "its axes were taken for those of its space")
+                warnings.append(
+                    no_orientation_warning(
+                        "it has no field 'space directions'", "its axes were taken for those of its space"
+                    )
                 )
         else:
             columns = [vector for axis, vector in enumerate(directions) if axis != channel_axis]
@@ -170,17 +174,17 @@ class NrrdHeader:
         if origin := self.fields.get("space origin"):
             affine[:3, 3] = self._vector("space origin", origin)[:3]
         elif directions is not None:
-            remarks.append(
-                Remark("contradictory_header", "The header has directions and no origin; the origin is 0 0 0.")
+            warnings.append(
+                ScanWarning("contradictory_header", "The header has directions and no origin; the origin is 0 0 0.")
             )
         affine[:3] *= self._mm()
-        return to_ras @ affine, tuple(remarks)
+        return to_ras @ affine, tuple(warnings)
 
     def skip(self, name: str) -> int:
         """``line skip`` or ``byte skip``, 0 by default."""
         return self._integer(name, self.fields.get(name, "0"))
 
-    def needed(self, name: str) -> str:
+    def required(self, name: str) -> str:
         """The value of a field.
 
         Raises:

@@ -12,31 +12,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from semiseg.errors import VolumeError
-from semiseg.volumes.remark import Remark
+from semiseg.volumes.scan_warning import ScanWarning
 
-Finder = Callable[[str], Path | None]
+FileFinder = Callable[[str], Path | None]
 """Gives the file that a header calls by a relative name, such as ``scan.raw``; None where there is none."""
 
 
 @dataclass(frozen=True, eq=False)
-class Stored:
+class StoredImage:
     """Voxels as a file holds them, and where they lie.
 
     Attributes:
         array: Stored values, shape (X, Y, Z, K), in native byte order; the scaling is not applied.
         slope, intercept: A stored value means ``value * slope + intercept``.
         affine: (4, 4) matrix from voxel indices to RAS+ mm.
-        remarks: Facts that a user of the result has to know; ``--strict`` refuses a scan that has any.
+        warnings: Facts that a user of the result has to know; ``--strict`` refuses a scan that has any.
     """
 
     array: NDArray[Any]
     slope: float
     intercept: float
     affine: NDArray[np.float64]
-    remarks: tuple[Remark, ...] = ()
+    warnings: tuple[ScanWarning, ...] = ()
 
     @property
-    def scaled(self) -> bool:
+    def needs_scaling(self) -> bool:
         """Whether the stored values have to be scaled."""
         return (self.slope, self.intercept) != (1.0, 0.0)
 
@@ -47,12 +47,12 @@ class ImageFile:
 
     Attributes:
         path: The file, which for a format of several files is the one with the header.
-        find: Finder of the other files; by default they are looked for in the file's own folder.
+        find: FileFinder of the other files; by default they are looked for in the file's own folder.
         member: Name of the file in the archive that it came in; "" for its own name.
     """
 
     path: Path
-    find: Finder | None = None
+    find: FileFinder | None = None
     member: str = ""
 
     @property
@@ -60,7 +60,7 @@ class ImageFile:
         """The file's name without its folder, by which a pair is one."""
         return PurePosixPath(self.member.replace("\\", "/")).name or self.path.name
 
-    def beside(self, name: str) -> Path:
+    def find_data_file(self, name: str) -> Path:
         """The file that the header calls ``name``, in the header's own folder or below it.
 
         Raises:
@@ -99,7 +99,7 @@ class Reader:
         suffixes: Endings of the names of such files.
         recognises: Test of a file's first (unpacked) bytes, 1024 at most; true if the file is of this format.
         read: Function that reads a file.
-        packed: True if the whole file may be a gzip stream.
+        may_be_gzipped: True if the whole file may be a gzip stream.
         parts: For formats of several files: all files of a scan by names under which its header finds them in one
             archive, the header first; none for a scan in one file.
     """
@@ -107,8 +107,8 @@ class Reader:
     name: str
     suffixes: tuple[str, ...]
     recognises: Callable[[bytes], bool]
-    read: Callable[[ImageFile], Stored]
-    packed: bool = False
+    read: Callable[[ImageFile], StoredImage]
+    may_be_gzipped: bool = False
     parts: Callable[[ImageFile], Mapping[str, Path]] | None = None
 
     @property

@@ -11,7 +11,7 @@ from pathlib import Path
 from semiseg.errors import VolumeError
 from semiseg.volumes import formats
 from semiseg.volumes.formats.reader import ImageFile, Reader
-from semiseg.volumes.formats.stream import is_gzip, start_of
+from semiseg.volumes.formats.stream import is_gzip, read_start
 
 
 @cache
@@ -24,43 +24,43 @@ def readers() -> tuple[Reader, ...]:
     return tuple(sorted(found, key=lambda reader: (not reader.name.startswith("NIfTI"), reader.name)))
 
 
-def reader_of(path: Path) -> Reader | None:
+def reader_for_file(path: Path) -> Reader | None:
     """The reader of a file by its content, whatever its name; None where no format is recognised. Never raises."""
-    reader = reader_for(start_of(path))
-    return None if reader is not None and not reader.packed and is_gzip(path) else reader
+    reader = reader_for_bytes(read_start(path))
+    return None if reader is not None and not reader.may_be_gzipped and is_gzip(path) else reader
 
 
-def reader_for(start: bytes) -> Reader | None:
+def reader_for_bytes(start: bytes) -> Reader | None:
     """The reader of a file that begins with these (unpacked) bytes; None where no format is recognised."""
     return next((reader for reader in readers() if reader.recognises(start)), None)
 
 
-def parts_of(path: Path) -> Mapping[str, Path]:
+def scan_parts(path: Path) -> Mapping[str, Path]:
     """The header ``path`` and its data files, by names under which it finds them in one archive.
 
     Returns:
         The files, the header first; none where the scan is in one file, or its header cannot be read.
     """
-    reader = reader_of(path)
+    reader = reader_for_file(path)
     try:
         return {} if reader is None or reader.parts is None else reader.parts(ImageFile(path))
     except VolumeError:
         return {}
 
 
-def is_image(path: Path) -> bool:
+def is_image_file(path: Path) -> bool:
     """Whether a file is in a format that is read; a folder or a missing file is not."""
-    return path.is_file() and reader_of(path) is not None
+    return path.is_file() and reader_for_file(path) is not None
 
 
-def reader_named(name: str) -> Reader | None:
+def reader_for_name(name: str) -> Reader | None:
     """The reader whose suffix a file's name ends with; None for names of other kinds."""
     return next((one for one in readers() if name.lower().endswith(one.suffixes)), None)
 
 
-def formats_of(paths: Iterable[Path]) -> str:
+def format_names(paths: Iterable[Path]) -> str:
     """The formats of some files, for a sentence: ``NIfTI``, ``NIfTI and NRRD``."""
-    names = {reader.name.removesuffix(" file") for path in paths if (reader := reader_of(path))}
+    names = {reader.name.removesuffix(" file") for path in paths if (reader := reader_for_file(path))}
     return " and ".join(sorted(names))
 
 
@@ -70,7 +70,7 @@ def suffixes() -> tuple[str, ...]:
     return tuple(sorted({suffix for one in readers() for suffix in one.suffixes}, key=lambda s: (-len(s), s)))
 
 
-def formats_read() -> str:
+def supported_formats_text() -> str:
     """The formats, for a sentence: ``NIfTI file (.nii, .nii.gz) nor another volume that is read (MGH, NRRD)``."""
     first, *others = readers()
     names = ", ".join(one.name.removesuffix(" file") for one in others)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 _SECONDS = 60
 
 
-def matrix_in(data: bytes) -> NDArray[np.float64] | None:
+def parse_spm_matrix(data: bytes) -> NDArray[np.float64] | None:
     """The matrix (4, 4) in a file's bytes, of the first volume if there are several; None if no such matrix is read."""
     command = [sys.executable, "-m", __name__]
     try:

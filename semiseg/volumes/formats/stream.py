@@ -43,21 +43,21 @@ def is_gzip(path: Path) -> bool:
         return file.read(2) == b"\x1f\x8b"
 
 
-def opened(path: Path) -> IO[bytes]:
+def open_unpacked(path: Path) -> IO[bytes]:
     """The file, unpacked while it is read if it is a gzip stream."""
     return cast(IO[bytes], gzip.open(path, "rb")) if is_gzip(path) else path.open("rb")
 
 
-def start_of(path: Path) -> bytes:
+def read_start(path: Path) -> bytes:
     """The first 1024 bytes of a file, unpacked if it is a gzip stream; none where it cannot be read."""
     try:
-        with opened(path) as file:
+        with open_unpacked(path) as file:
             return file.read(_START)
     except (OSError, EOFError, zlib.error):
         return b""
 
 
-def voxel_bytes(
+def read_voxel_bytes(
     header: Path, source: Path, offset: int, wanted: int, compression: Compression | None = None
 ) -> tuple[bytearray, bool]:
     """Read exactly ``wanted`` bytes.
@@ -75,7 +75,7 @@ def voxel_bytes(
     Raises:
         VolumeError: The file cannot hold so many, ends before, or is damaged.
     """
-    require_allowed(header, wanted)
+    check_voxel_limit(header, wanted)
     try:
         size = source.stat().st_size
         whole = compression is None
@@ -87,7 +87,7 @@ def voxel_bytes(
                 f"{header}: the header declares {needed} bytes, but a file of {size} bytes cannot hold them; it is cut "
                 "short or damaged."
             )
-        with opened(source) if whole else source.open("rb") as file:
+        with open_unpacked(source) if whole else source.open("rb") as file:
             file.seek(offset)
             return _taken(header, file if whole else _unpacked(file, kind), wanted)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
@@ -96,7 +96,7 @@ def voxel_bytes(
         raise VolumeError(f"{source}: cannot be read ({error.strerror or error}).") from error
 
 
-def require_allowed(header: Path, wanted: int) -> None:
+def check_voxel_limit(header: Path, wanted: int) -> None:
     """Refuse more voxels than a scan has.
 
     Raises:
@@ -106,7 +106,7 @@ def require_allowed(header: Path, wanted: int) -> None:
         raise VolumeError(f"{header}: the header declares {wanted} bytes of voxels; the limit is {MAX_VOXEL_BYTES}.")
 
 
-def array_of(data: bytearray, dtype: np.dtype[Any], shape: Sequence[int]) -> NDArray[Any]:
+def to_array(data: bytearray, dtype: np.dtype[Any], shape: Sequence[int]) -> NDArray[Any]:
     """An array of ``shape`` whose first axis is the fastest in ``data``, in native byte order."""
     array = np.frombuffer(data, dtype=dtype).reshape(shape, order="F")
     return array.astype(dtype.newbyteorder("="), copy=False)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from tests.conftest import needs_package
+from tests.conftest import require_package
 
 VARIABLE = "SEMISEG_MONAILABEL_CLIENT"
 
@@ -28,7 +28,7 @@ def load_client() -> Any:
     named = os.environ.get(VARIABLE)
     if not named:
         pytest.skip(f"{VARIABLE} is unset: no client of MONAI Label to test with")
-    needs_package("requests")
+    require_package("requests")
     path = Path(named)
     assert path.is_file(), f"{VARIABLE} names {path}, which is no file"
     with warnings.catch_warnings():

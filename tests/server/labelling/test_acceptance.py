@@ -9,23 +9,23 @@ import numpy as np
 import pytest
 
 from semiseg.errors import InputError
-from semiseg.evaluation.evaluate import evaluate
+from semiseg.evaluation.evaluator import evaluate
 from semiseg.evaluation.metrics import SegmentScore
-from semiseg.evaluation.result import Evaluation, Row
+from semiseg.evaluation.result import Evaluation, ScoreRow
 from semiseg.volumes.nifti import write_nifti
 from semiseg.volumes.volume import Volume
-from server.labelling.acceptance import AcceptanceCriteria, decide, held_back
+from server.labelling.acceptance import AcceptanceCriteria, decide, select_holdout
 from server.labelling.model_history import ModelHistory
-from tests.bundles import SEGMENTS, expected
-from tests.datasets import AFFINE, image_of, write_dataset
+from tests.bundles import SEGMENTS, expected_mask
+from tests.datasets import AFFINE, random_image, write_dataset
 
 CRITERIA = AcceptanceCriteria()
 
 
 def figures(dice: dict[str, tuple[float, float]], failed: tuple[str, ...] = ()) -> Evaluation:
-    def row(case: str, segment: str, value: float) -> Row:
+    def row(case: str, segment: str, value: float) -> ScoreRow:
         score = SegmentScore(value, value, 0, 0, 0, 1, 1)
-        return Row(case, segment, score, error="it is damaged." if case in failed else None)
+        return ScoreRow(case, segment, score, error="it is damaged." if case in failed else None)
 
     rows = tuple(
         row(case, name, value) for case, pair in dice.items() for name, value in zip(("a", "b"), pair, strict=True)
@@ -95,9 +95,9 @@ def test_a_model_that_leaves_a_segment_empty_or_fails_is_refused() -> None:
 
 def test_every_nth_labelled_scan_is_held_back_and_stays_so() -> None:
     labelled = [f"s{k}" for k in range(9)]
-    assert held_back(labelled, AcceptanceCriteria(hold_back_every=4)) == ["s3", "s7"]
-    assert held_back([*labelled, "x", "y", "z"], AcceptanceCriteria(hold_back_every=4)) == ["s3", "s7", "z"]
-    assert held_back(labelled, AcceptanceCriteria(hold_back_every=0)) == []
+    assert select_holdout(labelled, AcceptanceCriteria(hold_back_every=4)) == ["s3", "s7"]
+    assert select_holdout([*labelled, "x", "y", "z"], AcceptanceCriteria(hold_back_every=4)) == ["s3", "s7", "z"]
+    assert select_holdout(labelled, AcceptanceCriteria(hold_back_every=0)) == []
 
 
 @pytest.mark.parametrize("poison", ["shifted", "mirrored", "of another scan"])
@@ -105,20 +105,20 @@ def test_a_poisoned_label_is_named_and_the_model_not_used(tmp_path: Path, poison
     """The model segments as the other labels teach it, as one that is trained on several good labels does."""
     dataset = write_dataset(tmp_path, 6)
     for k in range(6):
-        label = expected(image_of(k))
+        label = expected_mask(random_image(k))
         if k == 4 and poison == "shifted":
             label = np.roll(label, 4, axis=2)
         if k == 4 and poison == "mirrored":
             label = label[::-1]
         if k == 4 and poison == "of another scan":
-            label = expected(image_of(99))
+            label = expected_mask(random_image(99))
         write_nifti(tmp_path / "labelsTr" / f"s{k}.nii.gz", label, AFFINE)
 
     def segment(channels):
         from semiseg.volumes.segmentation import Segmentation
 
         volume: Volume = next(iter(channels.values()))
-        return Segmentation(SEGMENTS, expected(volume.array), volume.affine)
+        return Segmentation(SEGMENTS, expected_mask(volume.array), volume.affine)
 
     labels = evaluate(segment, dataset, tuple(dataset.cases))
     decision = decided(GOOD, GOOD, labels=labels)

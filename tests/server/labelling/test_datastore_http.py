@@ -13,14 +13,14 @@ import pytest
 
 from semiseg.dataset import load_dataset, read_split
 from semiseg.volumes.nifti import read_labels
-from tests.datasets import SHAPE, label_of
-from tests.server.labelling.folders import write_folder
-from tests.server.labelling.serving import RunningLabelServer, label_server
+from tests.datasets import SHAPE, random_labels
+from tests.server.labelling.datasets import write_labelled_dataset
+from tests.server.labelling.harness import RunningLabelServer, label_server
 
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RunningLabelServer]:
-    with label_server(write_folder(tmp_path / "data")) as running:
+    with label_server(write_labelled_dataset(tmp_path / "data")) as running:
         yield running
 
 
@@ -59,7 +59,7 @@ def test_a_saved_label_is_listed_downloaded_and_described(server: RunningLabelSe
 
     answer = server.get("/datastore/label", params={"label": "s5", "tag": "final"})
     assert answer.headers["content-disposition"] == 'attachment; filename="s5.nii.gz"'
-    assert np.array_equal(labels_in(answer.content, tmp_path), label_of(50))
+    assert np.array_equal(labels_in(answer.content, tmp_path), random_labels(50))
     assert info["checksum"] == f"SHA256:{hashlib.sha256(answer.content).hexdigest()}"
     assert server.get("/datastore/label/info", params={"label": "s5", "tag": "final"}).json() == info
     head = server.http.head("/datastore/label", params={"image": "s5", "tag": "final"})
@@ -228,7 +228,7 @@ def test_strange_addresses_and_methods_get_a_sentence(server: RunningLabelServer
 
 
 def test_a_restarted_server_knows_all_labels(tmp_path: Path) -> None:
-    data = write_folder(tmp_path / "data")
+    data = write_labelled_dataset(tmp_path / "data")
     with label_server(data) as first:
         first.save("s5", 50)
         listed = first.get("/datastore/", params={"output": "all"}).json()

@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from server.http.front import Front
+from server.http.access_options import AccessOptions
 from server.http.limits import Limits
-from tests.server.labelling.folders import write_folder
-from tests.server.labelling.serving import label_server
+from tests.server.labelling.datasets import write_labelled_dataset
+from tests.server.labelling.harness import label_server
 from tests.server.test_guard import LAB, WARD, with_key
 
 
@@ -25,7 +25,7 @@ def keys(tmp_path: Path) -> Path:
 
 
 def test_without_a_good_key_nothing_of_the_dataset_is_told(tmp_path: Path, keys: Path) -> None:
-    with label_server(write_folder(tmp_path / "data"), keys=keys) as server:
+    with label_server(write_labelled_dataset(tmp_path / "data"), keys=keys) as server:
         for path in ("/info/", "/datastore/", "/datastore/image?image=s5", "/train/", "/logs/", "/auth/token/valid"):
             assert server.get(path).status_code == 401, path
             assert server.get(path, headers=with_key("wrong-" * 5)).status_code == 401, path
@@ -36,7 +36,7 @@ def test_without_a_good_key_nothing_of_the_dataset_is_told(tmp_path: Path, keys:
 
 
 def test_clients_log_in_with_the_owner_and_the_key(tmp_path: Path, keys: Path) -> None:
-    with label_server(write_folder(tmp_path / "data"), keys=keys) as server:
+    with label_server(write_labelled_dataset(tmp_path / "data"), keys=keys) as server:
         assert server.get("/auth/").json()["enabled"] is True
         form = {"username": "lab", "password": LAB, "grant_type": "password"}
         token = server.http.post("/auth/token", data=form).json()
@@ -51,7 +51,7 @@ def test_clients_log_in_with_the_owner_and_the_key(tmp_path: Path, keys: Path) -
 
 
 def test_the_owner_of_the_key_is_who_drew_whatever_the_client_says(tmp_path: Path, keys: Path) -> None:
-    with label_server(write_folder(tmp_path / "data"), keys=keys) as server:
+    with label_server(write_labelled_dataset(tmp_path / "data"), keys=keys) as server:
         server.save("s5", 50, params={"client_id": "somebody else"}, headers=with_key(LAB))
         (record,) = server.datastore.store.history("s5")
         assert record.who == "lab" and record.info["client_id"] == "somebody else"
@@ -59,7 +59,7 @@ def test_the_owner_of_the_key_is_who_drew_whatever_the_client_says(tmp_path: Pat
 
 def test_a_body_beyond_the_limits_is_refused(tmp_path: Path) -> None:
     limits = Limits(disk_bytes=0, upload_bytes=10_000, files=1)
-    with label_server(write_folder(tmp_path / "data"), limits=limits) as server:
+    with label_server(write_labelled_dataset(tmp_path / "data"), limits=limits) as server:
         assert server.save("s5", 0, content=b"x" * 20_000).status_code == 413
         two = [("files", ("a", b"a")), ("files", ("b", b"b"))]
         assert server.http.put("/session/", files=two).status_code == 413
@@ -71,8 +71,8 @@ def test_a_body_beyond_the_limits_is_refused(tmp_path: Path) -> None:
 
 
 def test_answers_have_security_headers_and_pages_of_others_are_kept_out(tmp_path: Path) -> None:
-    front = Front(bound="127.0.0.1", origins=("https://viewer.example",))
-    with label_server(write_folder(tmp_path / "data"), front=front) as server:
+    access = AccessOptions(bind_host="127.0.0.1", origins=("https://viewer.example",))
+    with label_server(write_labelled_dataset(tmp_path / "data"), access=access) as server:
         for answer in (server.get("/info/"), server.get("/nothing"), server.get("/datastore/image?image=s5")):
             assert answer.headers["x-content-type-options"] == "nosniff"
             assert answer.headers["cache-control"] == "no-store" and "server" not in answer.headers
@@ -91,11 +91,11 @@ def test_answers_have_security_headers_and_pages_of_others_are_kept_out(tmp_path
 
 
 def test_the_log_names_routes_and_people_and_no_image(tmp_path: Path) -> None:
-    from server.labelling.middleware import RecentLog, route_of
+    from server.labelling.middleware import RecentLog, route_name
 
-    assert route_of("/datastore/label") == "/datastore/label"
-    assert route_of("/session/0123") == "/session/{name}" and route_of("/infer/liver") == "/infer/{name}"
-    assert route_of("/patient/MUSTER") == route_of("/datastore/MUSTER") == "other"
+    assert route_name("/datastore/label") == "/datastore/label"
+    assert route_name("/session/0123") == "/session/{name}" and route_name("/infer/liver") == "/infer/{name}"
+    assert route_name("/patient/MUSTER") == route_name("/datastore/MUSTER") == "other"
 
     import logging
 
@@ -104,7 +104,7 @@ def test_the_log_names_routes_and_people_and_no_image(tmp_path: Path) -> None:
     logger.addHandler(log)
     logger.setLevel(logging.INFO)
     try:
-        with label_server(write_folder(tmp_path / "data")) as server:
+        with label_server(write_labelled_dataset(tmp_path / "data")) as server:
             server.save("s5", 50, params={"client_id": "QZMARKQZ"})
             server.get("/QZMARKQZ")
             server.get("/datastore/image", params={"image": "QZMARKQZ"})
@@ -120,7 +120,7 @@ def test_the_log_names_routes_and_people_and_no_image(tmp_path: Path) -> None:
 
 
 def test_the_log_is_sent_as_text(tmp_path: Path) -> None:
-    with label_server(write_folder(tmp_path / "data")) as server:
+    with label_server(write_labelled_dataset(tmp_path / "data")) as server:
         answer = server.get("/logs/", params={"lines": "10"})
         assert answer.status_code == 200 and answer.headers["content-type"].startswith("text/plain")
         assert server.get("/logs/", params={"lines": "x"}).status_code == 400
@@ -131,7 +131,7 @@ def test_a_body_left_out_by_a_client_that_keeps_old_headers_is_not_waited_for(tm
     import socket
     from urllib.parse import urlsplit
 
-    with label_server(write_folder(tmp_path / "data"), keys=keys) as server:
+    with label_server(write_labelled_dataset(tmp_path / "data"), keys=keys) as server:
         address = urlsplit(server.url)
         for request in ("GET /info/", "DELETE /datastore/label?id=s5&tag=final"):
             with socket.create_connection((address.hostname, address.port), timeout=30) as connection:
@@ -143,7 +143,7 @@ def test_a_body_left_out_by_a_client_that_keeps_old_headers_is_not_waited_for(tm
 
 
 def test_keys_are_taken_back_without_a_restart(tmp_path: Path, keys: Path) -> None:
-    with label_server(write_folder(tmp_path / "data"), keys=keys) as server:
+    with label_server(write_labelled_dataset(tmp_path / "data"), keys=keys) as server:
         assert httpx.get(f"{server.url}/info/", headers=with_key(LAB), trust_env=False).status_code == 200
         keys.write_text(f"ward {WARD}\n", encoding="utf-8")
         assert server.get("/info/", headers=with_key(LAB)).status_code == 401
@@ -152,7 +152,7 @@ def test_keys_are_taken_back_without_a_restart(tmp_path: Path, keys: Path) -> No
 def test_a_form_is_received_although_its_header_is_that_of_an_earlier_request(tmp_path: Path) -> None:
     """MONAI Label's client also keeps the Content-Type: of a form with another boundary, or of JSON."""
     content = b'--own\r\nContent-Disposition: form-data; name="files"; filename="own.nii.gz"\r\n\r\nscan\r\n--own--\r\n'
-    with label_server(write_folder(tmp_path / "data")) as server:
+    with label_server(write_labelled_dataset(tmp_path / "data")) as server:
         for kept in ("multipart/form-data; boundary=--other", "application/json"):
             answer = server.http.put("/session/", content=content, headers={"Content-Type": kept})
             assert answer.status_code == 200, answer.text
@@ -164,7 +164,7 @@ def test_a_form_is_received_although_its_header_is_that_of_an_earlier_request(tm
 
 
 def test_odd_names_and_notes_are_cleaned_or_refused_and_leave_nothing(tmp_path: Path) -> None:
-    with label_server(write_folder(tmp_path / "data")) as server:
+    with label_server(write_labelled_dataset(tmp_path / "data")) as server:
         odd = {"client_id": "an\x00na\n\ud800" + "x" * 200, "model": ["liver"]}
         assert server.save("s5", 50, params=odd).status_code == 422  # a lone surrogate is not text
         odd["client_id"] = "an\x00na\n" + "x" * 200
@@ -178,7 +178,7 @@ def test_odd_names_and_notes_are_cleaned_or_refused_and_leave_nothing(tmp_path: 
 
 def test_the_server_imports_neither_torch_nor_the_trainer() -> None:
     code = (
-        "import sys; from server.labelling import start, training, training_round; start.can_train()\n"
+        "import sys; from server.labelling import startup, training, training_round; startup.can_train()\n"
         "print([name for name in sys.modules if name.split('.')[0] in ('torch', 'monai', 'trainer', 'exporter')])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)

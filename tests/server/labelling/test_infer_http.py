@@ -16,11 +16,11 @@ from semiseg.volumes.nifti import read_labels, write_nifti
 from semiseg.volumes.seg_nrrd import read_seg_nrrd
 from server.http.limits import Limits
 from server.labelling.model_history import ModelHistory
-from tests.bundles import expected, make_threshold_bundle, nowhere_air
-from tests.datasets import AFFINE, image_of, write_dataset
-from tests.server.labelling.folders import write_folder
-from tests.server.labelling.serving import RunningLabelServer, label_server, parts_of
-from tests.waiting import until
+from tests.bundles import expected_mask, make_threshold_bundle, scan_without_air
+from tests.datasets import AFFINE, random_image, write_dataset
+from tests.polling import wait_until
+from tests.server.labelling.datasets import write_labelled_dataset
+from tests.server.labelling.harness import RunningLabelServer, label_server, parse_multipart
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +30,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def server(tmp_path: Path, bundle: Path) -> Iterator[RunningLabelServer]:
-    with label_server(write_folder(tmp_path / "data"), bundle=bundle) as running:
+    with label_server(write_labelled_dataset(tmp_path / "data"), bundle=bundle) as running:
         yield running
 
 
@@ -48,20 +48,20 @@ def test_the_model_is_listed_as_clients_read_it(server: RunningLabelServer) -> N
 
 def test_slicer_gets_parameters_and_a_file_in_one_form(server: RunningLabelServer, tmp_path: Path) -> None:
     answer = server.infer(params={"result_extension": ".nrrd", "result_dtype": "uint8"}, image="s5")
-    fields, files = parts_of(answer)
+    fields, files = parse_multipart(answer)
     assert list(fields) == ["params"] and list(files) == ["s5.nrrd"]
     params = json.loads(fields["params"])
     assert params["label_names"] == {"low": 1, "high": 2} and params["model"] == "threshold" and params["version"] == 1
-    assert np.array_equal(read(files["s5.nrrd"], tmp_path), expected(image_of(5)))
+    assert np.array_equal(read(files["s5.nrrd"], tmp_path), expected_mask(random_image(5)))
     all_of_it = server.infer(params={"result_extension": ".nrrd"}, image="s5", output="all")
-    assert parts_of(all_of_it)[1] == files
+    assert parse_multipart(all_of_it)[1] == files
 
 
 def test_ohif_gets_an_uncompressed_file_alone(server: RunningLabelServer, tmp_path: Path) -> None:
     params = {"result_extension": ".nrrd", "result_compress": False, "restore_label_idx": False}
     answer = server.infer(params=params, image="s5", output="image")
     assert b"\nencoding: raw\n" in answer.content
-    assert np.array_equal(read(answer.content, tmp_path), expected(image_of(5)))
+    assert np.array_equal(read(answer.content, tmp_path), expected_mask(random_image(5)))
     assert json.loads(answer.headers["x-semiseg-model"])["name"] == "threshold"
 
 
@@ -73,9 +73,9 @@ def test_every_extension_is_answered_in_its_format(server: RunningLabelServer, t
         (tmp_path / "answer").write_bytes(answer.content)
         stored, segments = read_seg_nrrd(tmp_path / "answer")
         assert [one.name for one in segments] == ["low", "high"]
-        assert np.array_equal(stored.array[..., 0], expected(image_of(5)))
+        assert np.array_equal(stored.array[..., 0], expected_mask(random_image(5)))
     else:
-        assert np.array_equal(read(answer.content, tmp_path), expected(image_of(5)))
+        assert np.array_equal(read(answer.content, tmp_path), expected_mask(random_image(5)))
 
 
 def test_scripts_may_ask_for_the_parameters_alone(server: RunningLabelServer) -> None:
@@ -88,8 +88,8 @@ def test_what_the_model_makes_is_kept_as_one_draft(server: RunningLabelServer) -
     (draft,) = server.datastore.store.history("s5")
     assert draft.state == "draft" and draft.tag == "original" and draft.model == "threshold" and draft.model_sha256
     assert draft.voxels == {
-        "low": int((expected(image_of(5)) == 1).sum()),
-        "high": int((expected(image_of(5)) == 2).sum()),
+        "low": int((expected_mask(random_image(5)) == 1).sum()),
+        "high": int((expected_mask(random_image(5)) == 2).sum()),
     }
     assert server.datastore.split().labelled == ("s3",)
     # 3D Slicer shows it when the image is offered the next time.
@@ -108,7 +108,7 @@ def test_a_correction_says_from_which_model_it_came(server: RunningLabelServer) 
 def test_images_of_a_session_or_of_the_request_are_segmented_and_not_kept(
     server: RunningLabelServer, tmp_path: Path
 ) -> None:
-    write_nifti(tmp_path / "own.nii.gz", image_of(77), AFFINE)
+    write_nifti(tmp_path / "own.nii.gz", random_image(77), AFFINE)
     content = (tmp_path / "own.nii.gz").read_bytes()
     made = server.http.put("/session/", files={"files": ("C:\\scans\\own.nii.gz", content)}, data={"client_id": "anna"})
     session = made.json()
@@ -116,11 +116,11 @@ def test_images_of_a_session_or_of_the_request_are_segmented_and_not_kept(
     assert server.get(f"/session/{session['session_id']}").json()["image"] == "00000-own.nii.gz"
     assert server.get(f"/session/{session['session_id']}", params={"image": "true"}).content == content
     answer = server.infer(image="own", session_id=session["session_id"], output="image")
-    assert np.array_equal(read(answer.content, tmp_path), expected(image_of(77)))
+    assert np.array_equal(read(answer.content, tmp_path), expected_mask(random_image(77)))
 
     form = {"params": (None, "{}"), "file": ("own.nii.gz", content)}
     answer = server.http.post("/infer/threshold", params={"output": "image", "image": "own"}, files=form)
-    assert np.array_equal(read(answer.content, tmp_path), expected(image_of(77)))
+    assert np.array_equal(read(answer.content, tmp_path), expected_mask(random_image(77)))
 
     assert server.http.delete(f"/session/{session['session_id']}").json()["name"] == session["session_id"]
     assert server.get(f"/session/{session['session_id']}").status_code == 404
@@ -157,7 +157,7 @@ def test_the_values_of_the_dataset_need_not_be_those_of_the_model(tmp_path: Path
         assert server.info()["labels"] == ["high", "low"]
         assert server.info()["models"]["threshold"]["labels"] == {"high": 3, "low": 7}
         answer = server.infer(image="s0", output="image")
-        assert np.array_equal(read(answer.content, tmp_path), np.array([0, 7, 3])[expected(image_of(0))])
+        assert np.array_equal(read(answer.content, tmp_path), np.array([0, 7, 3])[expected_mask(random_image(0))])
 
 
 def test_a_bundle_for_other_labels_or_channels_is_refused_at_the_start(tmp_path: Path, bundle: Path) -> None:
@@ -175,7 +175,7 @@ def test_a_bundle_for_other_labels_or_channels_is_refused_at_the_start(tmp_path:
 def test_a_client_that_goes_away_leaves_nothing_behind(tmp_path: Path) -> None:
     bundle = make_threshold_bundle(tmp_path / "slow", window=(32, 32, 32), work=3).folder
     write_dataset(tmp_path / "data", 0, 1)
-    write_nifti(tmp_path / "data" / "imagesTr" / "s0.nii.gz", nowhere_air((128, 128, 128)), AFFINE)
+    write_nifti(tmp_path / "data" / "imagesTr" / "s0.nii.gz", scan_without_air((128, 128, 128)), AFFINE)
     with label_server(tmp_path / "data", bundle=bundle, limits=Limits(disk_bytes=0, parallel=1, waiting=1)) as server:
         address = urlsplit(server.url)
         body = b'--b\r\nContent-Disposition: form-data; name="params"\r\n\r\n{}\r\n--b--\r\n'
@@ -183,8 +183,8 @@ def test_a_client_that_goes_away_leaves_nothing_behind(tmp_path: Path) -> None:
         with socket.create_connection((address.hostname, address.port), timeout=60) as connection:
             connection.sendall(head.encode() + b"Content-Type: multipart/form-data; boundary=b\r\n\r\n" + body)
             scratch = tmp_path / "scratch"
-            until(lambda: list(scratch.iterdir()))
-        until(lambda: not list(scratch.iterdir()))
+            wait_until(lambda: list(scratch.iterdir()))
+        wait_until(lambda: not list(scratch.iterdir()))
         assert server.datastore.store.images() == []
 
 

@@ -7,15 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from semiseg.phantoms.write import write_dataset
+from semiseg.phantoms.writers import write_dataset
 from semiseg.volumes.nifti import read_labels, write_nifti
-from tests.bundles import expected, make_threshold_bundle
-from tests.datasets import AFFINE, image_of, label_of
-from tests.server.labelling.folders import training_config, write_folder
+from tests.bundles import expected_mask, make_threshold_bundle
+from tests.datasets import AFFINE, random_image, random_labels
+from tests.polling import wait_until
+from tests.server.labelling.datasets import training_config, write_labelled_dataset
+from tests.server.labelling.harness import label_server
 from tests.server.labelling.monai_label_client import load_client
-from tests.server.labelling.serving import label_server
 from tests.server.test_guard import LAB
-from tests.waiting import until
 
 
 @pytest.mark.parametrize("guarded", [False, True])
@@ -26,7 +26,7 @@ def test_the_real_client_works_as_it_is(tmp_path: Path, guarded: bool) -> None:
     bundle = make_threshold_bundle(tmp_path / "bundle").folder
     downloads = tmp_path / "client"
     downloads.mkdir()
-    data = write_folder(tmp_path / "data")
+    data = write_labelled_dataset(tmp_path / "data")
     with label_server(data, bundle=bundle, keys=keys if guarded else None) as server:
         client = module.MONAILabelClient(server.url, tmpdir=str(downloads), client_id="anna")
         assert client.auth_enabled() is guarded
@@ -42,11 +42,11 @@ def test_the_real_client_works_as_it_is(tmp_path: Path, guarded: bool) -> None:
         assert sample["id"] == "s4" and Path(sample["path"]).is_file()
         file, params = client.infer("threshold", "s4", {"result_extension": ".nrrd", "result_dtype": "uint8"})
         assert Path(file).name == "s4.nrrd" and params["label_names"] == {"low": 1, "high": 2}
-        assert np.array_equal(read_labels(Path(file)).array, expected(image_of(4)))
+        assert np.array_equal(read_labels(Path(file)).array, expected_mask(random_image(4)))
         draft = client.download_label("s4", "original")
-        assert np.array_equal(read_labels(Path(draft)).array, expected(image_of(4)))
+        assert np.array_equal(read_labels(Path(draft)).array, expected_mask(random_image(4)))
 
-        write_nifti(tmp_path / "corrected label.nii.gz", label_of(40), AFFINE)
+        write_nifti(tmp_path / "corrected label.nii.gz", random_labels(40), AFFINE)
         said = {"label_info": [{"name": "low", "idx": 1}, {"name": "high", "idx": 2}], "model": "threshold"}
         saved = client.save_label("s4", str(tmp_path / "corrected label.nii.gz"), params=said)
         assert saved["image"] == saved["label"] == "s4" and saved["version"] == 2
@@ -54,7 +54,7 @@ def test_the_real_client_works_as_it_is(tmp_path: Path, guarded: bool) -> None:
         assert list(objects["s4"]["labels"]) == ["original", "final"]
         final = objects["s4"]["labels"]["final"]["info"]
         assert final["who"] == ("lab" if guarded else "anna") and final["model"] == "threshold"
-        assert np.array_equal(read_labels(Path(client.download_label("s4", "final"))).array, label_of(40))
+        assert np.array_equal(read_labels(Path(client.download_label("s4", "final"))).array, random_labels(40))
         assert client.next_sample("first", {})["id"] == "s5"
         assert client.info()["datastore"]["completed"] == 3
 
@@ -64,14 +64,14 @@ def test_the_real_client_works_as_it_is(tmp_path: Path, guarded: bool) -> None:
             client.save_label("nobody", str(tmp_path / "corrected label.nii.gz"))
         assert client.train_status(check_if_running=True) is False
 
-        write_nifti(tmp_path / "own.nii.gz", image_of(77), AFFINE)
+        write_nifti(tmp_path / "own.nii.gz", random_image(77), AFFINE)
         session = client.create_session(str(tmp_path / "own.nii.gz"))["session_id"]
         assert client.get_session(session)["name"] == session
         file, _ = client.infer("threshold", "own", {"result_extension": ".nii.gz"}, session_id=session)
-        assert np.array_equal(read_labels(Path(file)).array, expected(image_of(77)))
+        assert np.array_equal(read_labels(Path(file)).array, expected_mask(random_image(77)))
         assert client.remove_session(session)["name"] == session
         file, _ = client.infer("threshold", "own", {}, file=str(tmp_path / "own.nii.gz"))
-        assert np.array_equal(read_labels(Path(file)).array, expected(image_of(77)))
+        assert np.array_equal(read_labels(Path(file)).array, expected_mask(random_image(77)))
 
 
 @pytest.mark.timeout(600)
@@ -86,7 +86,7 @@ def test_the_real_client_starts_watches_and_stops_a_training(tmp_path: Path) -> 
         (trainer,) = client.info()["trainers"]
         assert client.train_start(trainer, {})["status"] == "RUNNING"
         assert client.train_status(check_if_running=True) is True
-        until(lambda: client.info()["train_stats"][trainer]["epoch"] > 10, 300)
+        wait_until(lambda: client.info()["train_stats"][trainer]["epoch"] > 10, 300)
         task = client.train_status()
         assert task["status"] == "RUNNING" and task["details"] and task["start_ts"]
         stopped = client.train_stop()

@@ -10,15 +10,15 @@ import pytest
 import yaml
 
 from semiseg.bundle.bundle import open_bundle
-from semiseg.phantoms.write import write_dataset
-from semiseg.system.other_processes import birth_of, tells_births
+from semiseg.phantoms.writers import write_dataset
+from semiseg.system.processes import process_start_id, supports_start_ids
 from server.labelling.model_history import ModelHistory
 from server.labelling.training import read_config
-from server.labelling.training_progress import progress_of
+from server.labelling.training_progress import read_training_progress
 from server.labelling.training_round import read_progress, read_request
-from tests.server.labelling.folders import training_config
-from tests.server.labelling.serving import RunningLabelServer, label_server
-from tests.waiting import until
+from tests.polling import wait_until
+from tests.server.labelling.datasets import training_config
+from tests.server.labelling.harness import RunningLabelServer, label_server
 
 LONG = 600.0
 KILL = 9  # only where there are POSIX signals; the test is skipped elsewhere
@@ -59,7 +59,7 @@ def test_a_training_outlives_the_server_and_its_model_is_used_if_it_is_not_worse
     with label_server(data, **options) as server:
         running = server.get("/train/", params={"check_if_running": "true"})
         assert running.status_code == 200 and running.json()["status"] == "RUNNING"
-        until(lambda: status(server)["status"] != "RUNNING", LONG, lambda: output(server))
+        wait_until(lambda: status(server)["status"] != "RUNNING", LONG, lambda: output(server))
         done = status(server)
         assert done["status"] == "DONE", output(server)
         assert done["result"].startswith("The new model is used. There was no model before it")
@@ -83,7 +83,7 @@ def test_a_training_outlives_the_server_and_its_model_is_used_if_it_is_not_worse
         assert server.datastore.store.history(image)[0].model_sha256
 
         assert start(server)["id"] == "0002"
-        until(lambda: status(server)["status"] != "RUNNING", LONG, lambda: output(server, "0002"))
+        wait_until(lambda: status(server)["status"] != "RUNNING", LONG, lambda: output(server, "0002"))
         assert status(server)["status"] == "DONE", output(server, "0002")
         assert read_request(state / "training" / "0002").start_from == "training/0001/run"
         assert "start: " in (state / "training" / "0002" / "run" / "recipe.yaml").read_text(encoding="utf-8")
@@ -107,7 +107,7 @@ def test_a_training_is_stopped_and_the_next_one_is_another(tmp_path: Path, data:
     with label_server(data, config=training_config(tmp_path, updates=100_000), labelled=2) as server:
         assert server.http.delete("/train/").status_code == 404
         start(server)
-        until(lambda: server.info()["train_stats"]["semiseg"]["epoch"] > 20, LONG, lambda: output(server))
+        wait_until(lambda: server.info()["train_stats"]["semiseg"]["epoch"] > 20, LONG, lambda: output(server))
         stats = server.info()["train_stats"]["semiseg"]
         assert stats["total_epochs"] == 100_000 and stats["phase"] == "training" and "total_time" not in stats
         assert stats["seconds_left"] > 0 and "of 100000 updates" in stats["estimate"]
@@ -118,29 +118,31 @@ def test_a_training_is_stopped_and_the_next_one_is_another(tmp_path: Path, data:
         )
         folder = server.datastore.state / "training" / "0001"
         progress = read_progress(folder)
-        until(lambda: not birth_of(progress.child) and not birth_of(progress.pid))
+        wait_until(lambda: not process_start_id(progress.child) and not process_start_id(progress.pid))
         assert server.http.delete("/train/").status_code == 404 and server.info()["models"] == {}
         assert start(server)["id"] == "0002"
         assert server.http.delete("/train/").json()["status"] == "STOPPED"
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.skipif(not tells_births(), reason="the system does not tell when a process was started")
+@pytest.mark.skipif(not supports_start_ids(), reason="the system does not tell when a process was started")
 def test_a_killed_training_is_told_and_goes_on_where_it_was(tmp_path: Path, data: Path) -> None:
     with label_server(data, config=training_config(tmp_path, updates=100_000), labelled=2) as server:
         start(server)
-        until(lambda: server.info()["train_stats"]["semiseg"]["epoch"] > 20, LONG, lambda: output(server))
+        wait_until(lambda: server.info()["train_stats"]["semiseg"]["epoch"] > 20, LONG, lambda: output(server))
         folder = server.datastore.state / "training" / "0001"
         before = read_progress(folder)
         os.kill(before.pid, KILL)
-        until(lambda: status(server)["status"] != "RUNNING")
+        wait_until(lambda: status(server)["status"] != "RUNNING")
         assert status(server)["status"] == "ERROR" and "ended without a result" in status(server)["result"]
-        assert birth_of(before.child) == before.child_birth  # the training itself has not noticed
+        assert process_start_id(before.child) == before.child_birth  # the training itself has not noticed
         assert start(server)["id"] == "0001"
-        assert not birth_of(before.child)
-        until(lambda: read_progress(folder).child not in (0, before.child))
+        assert not process_start_id(before.child)
+        wait_until(lambda: read_progress(folder).child not in (0, before.child))
         reached = server.info()["train_stats"]["semiseg"]["epoch"]
-        until(lambda: server.info()["train_stats"]["semiseg"]["epoch"] > reached + 20, LONG, lambda: output(server))
+        wait_until(
+            lambda: server.info()["train_stats"]["semiseg"]["epoch"] > reached + 20, LONG, lambda: output(server)
+        )
         assert server.http.delete("/train/").json()["status"] == "STOPPED"
         steps = [row["step"] for row in map(json.loads, (folder / "run" / "log.jsonl").read_text().splitlines())]
         assert steps == sorted(set(steps))
@@ -154,7 +156,7 @@ def test_a_training_that_fails_says_why(tmp_path: Path, data: Path) -> None:
     path.write_text(yaml.safe_dump(document | {"changes": ["no_such_key=1"]}), encoding="utf-8")
     with label_server(data, config=path, labelled=2) as server:
         start(server)
-        until(lambda: status(server)["status"] != "RUNNING", LONG)
+        wait_until(lambda: status(server)["status"] != "RUNNING", LONG)
         assert status(server)["status"] == "ERROR" and "no_such_key" in status(server)["result"], output(server)
 
 
@@ -167,7 +169,7 @@ def test_without_a_final_label_there_is_nothing_to_learn_from(tmp_path: Path, da
 
 def test_the_time_that_is_left_is_measured_and_otherwise_not_claimed(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    assert progress_of(run, running=True).estimate == "How long the training still takes is not known yet."
+    assert read_training_progress(run, running=True).estimate == "How long the training still takes is not known yet."
     run.mkdir()
     (run / "recipe.yaml").write_text("recipe: {updates: 100}\n", encoding="utf-8")
 
@@ -178,14 +180,14 @@ def test_the_time_that_is_left_is_measured_and_otherwise_not_claimed(tmp_path: P
         return {"step": update, "update": update, "elapsed": elapsed, "total": 1.0}
 
     log(row(-1, 1.0), row(-1, 2.0))
-    assert progress_of(run, running=True).seconds_left is None
+    assert read_training_progress(run, running=True).seconds_left is None
     log(row(9, 100.0), row(19, 200.0), {"step": 19, "validation_dice": 0.5})
-    found = progress_of(run, running=True)
+    found = read_training_progress(run, running=True)
     assert found.seconds_left == 800.0 and found.update == 20 and found.best_dice == 0.5
     assert "20 of 100 updates; about 13 minutes" in found.estimate
     log(row(9, 100.0), row(19, 200.0), row(20, 5.0), row(30, 25.0))  # resumed at 20, faster
-    assert progress_of(run, running=True).seconds_left == 138.0
-    assert progress_of(run, running=False).seconds_left is None
+    assert read_training_progress(run, running=True).seconds_left == 138.0
+    assert read_training_progress(run, running=False).seconds_left is None
 
 
 def test_a_configuration_with_a_wrong_key_is_refused(tmp_path: Path) -> None:

@@ -13,40 +13,42 @@ import torch
 from torch import nn
 
 from semiseg.dataset import load_dataset
-from semiseg.dataset.split import scans_to_judge
-from semiseg.evaluation.evaluate import evaluate
-from semiseg.volumes.segmentation import overlapping
-from trainer.checkpoints import RunFolder, how_trained, load_state
-from trainer.engine import TorchEngine, trained_network
+from semiseg.dataset.split import evaluation_scans
+from semiseg.evaluation.evaluator import evaluate
+from semiseg.volumes.segmentation import are_overlapping
+from trainer.checkpoints import RunFolder, load_state, read_training_record
+from trainer.engine import TorchEngine, load_trained_network
 from trainer.methods import make_method
-from trainer.methods.method import Task
+from trainer.methods.method import SegmentationTask
 from trainer.recipe import make_recipe
-from trainer.stages import Stages
-from trainer.targets import targets_of
-from trainer.validation import segmenter_for
+from trainer.stages import StageSequence
+from trainer.targets import make_targets
+from trainer.validation import make_segmenter
 
 
 def main() -> None:
     """Dice of every network, mean over segments and scans."""
     run, data, on = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     dataset = load_dataset(data)
-    cases = scans_to_judge(dataset, None, "test" if on == "test" else "development")
-    manifest, exported = trained_network(run)
+    cases = evaluation_scans(dataset, None, "test" if on == "test" else "development")
+    manifest, exported = load_trained_network(run)
     origin = manifest.provenance
-    targets = targets_of(len(manifest.segments), overlapping=overlapping(manifest.segments))
-    task = Task(len(manifest.channels), targets, manifest.preprocessing.slice_axis, origin.labelled, origin.unlabelled)
-    stages = Stages(make_method(make_recipe(how_trained(run)["recipe"]), task))
+    targets = make_targets(len(manifest.segments), overlapping=are_overlapping(manifest.segments))
+    task = SegmentationTask(
+        len(manifest.channels), targets, manifest.preprocessing.slice_axis, origin.labelled, origin.unlabelled
+    )
+    stages = StageSequence(make_method(make_recipe(read_training_record(run)["recipe"]), task))
     networks = stages.build()
     state = load_state(RunFolder(run).checkpoint, torch.device("cpu"))
     for name, network in networks.items():
         network.load_state_dict(state.networks[name])
-    judged: dict[str, nn.Module] = {"what is exported": exported, **stages.voters(networks)}
+    judged: dict[str, nn.Module] = {"what is exported": exported, **stages.committee(networks)}
     for step in range(stages.steps):
         for labelling in stages.labellings(networks, step):
             if labelling.network is not None:
                 judged["what labels the unlabelled scans"] = labelling.network
     for name, module in judged.items():
-        segmenter = segmenter_for(manifest, TorchEngine(module.eval(), "cpu"))
+        segmenter = make_segmenter(manifest, TorchEngine(module.eval(), "cpu"))
         scores: dict[str, list[float]] = {}
         for row in evaluate(segmenter.segment, dataset, cases).rows:
             scores.setdefault(row.segment, []).append(row.score.dice)

@@ -1,0 +1,110 @@
+"""The scans on which a graph is proved and calibrated: the run's own by default, never those for testing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from exporter.errors import ExportError
+from semiseg.bundle.manifest import Manifest
+from semiseg.dataset import find_split, load_dataset, read_channels, read_split
+from trainer.checkpoints import RunFolder
+from trainer.run_sources import read_sources
+
+PARITY_SCANS = 8
+CALIBRATION_SCANS = 32
+IMAGE_PATTERN = "*-image.npy"  # in a preprocessing cache
+
+
+@dataclass(frozen=True)
+class ParityScans:
+    """Preprocessed scans (C, X, Y, Z).
+
+    Attributes:
+        proof: The scans whose windows prove a graph.
+        calibration: The scans that calibrate int8: others, as far as there are any.
+        origin: A sentence that says where they were taken from.
+    """
+
+    parity: list[NDArray[np.float32]]
+    calibration: list[NDArray[np.float32]]
+    origin: str
+
+    @classmethod
+    def from_scans(cls, scans: list[NDArray[np.float32]], origin: str) -> ParityScans:
+        """Some of ``scans``, evenly picked, prove; the others calibrate."""
+        pick = sorted({round(k) for k in np.linspace(0, len(scans) - 1, min(PARITY_SCANS, len(scans)))})
+        rest = [scan for k, scan in enumerate(scans) if k not in pick]
+        return cls([scans[k] for k in pick], rest or scans, origin)
+
+
+def find_parity_scans(manifest: Manifest, run: Path, *, data: Path | None, cache: Path | None) -> ParityScans:
+    """Preprocessed scans that are not for testing.
+
+    Of the dataset ``data``, or of the cache ``cache``, where one is named. Otherwise the run's own scans, as far as
+    they are still there: those that training preprocessed, or else those of its dataset, preprocessed again.
+
+    Raises:
+        ExportError: there is none.
+    """
+    channels, count = len(manifest.channels), PARITY_SCANS + CALIBRATION_SCANS
+    if data is not None:
+        return ParityScans.from_scans(_preprocessed(data, manifest), f"Proved on scans of {data}.")
+    if cache is not None:
+        return ParityScans.from_scans(
+            cached_scans(cache, count, channels), f"Proved on the preprocessed scans in {cache}."
+        )
+    sources = read_sources(run)
+    if sources is not None and sources.cached:
+        scans = _evenly(sorted(sources.cached), count)
+        return ParityScans.from_scans(scans, f"Proved on the run's preprocessed scans in {sources.cache}.")
+    own = RunFolder(run).cache
+    if any(own.glob(IMAGE_PATTERN)):  # a run of an earlier version, which recorded nothing
+        return ParityScans.from_scans(cached_scans(own, count, channels), f"Proved on the preprocessed scans in {own}.")
+    if sources is not None and sources.data.is_dir():
+        origin = f"Proved on scans of the run's dataset {sources.data}."
+        return ParityScans.from_scans(_preprocessed(sources.data, manifest), origin)
+    where = "" if sources is None else f" (they were in {sources.cache}, and its dataset in {sources.data})"
+    raise ExportError(
+        f"The scans that {run} was trained on are no longer there{where}, and without scans nothing can be proved: "
+        "name the cache that training used with --cache, or the dataset with --data."
+    )
+
+
+def cached_scans(cache: Path, count: int, channels: int) -> list[NDArray[np.float32]]:
+    """Up to ``count`` preprocessed scans (``channels``, X, Y, Z) of a cache, evenly picked.
+
+    Runs may share a cache, so scans with another number of channels may lie in it, too.
+
+    Raises:
+        ExportError: there is none.
+    """
+    found = sorted(cache.glob(IMAGE_PATTERN))
+    files = [file for file in found if np.load(file, mmap_mode="r").shape[0] == channels]
+    if not files:
+        raise ExportError(
+            f"{cache} holds no preprocessed scans to compare the graph with the network on; name the cache that "
+            "training used with --cache, or the dataset with --data."
+        )
+    return _evenly(files, count)
+
+
+def _evenly(files: Sequence[Path], count: int) -> list[NDArray[np.float32]]:
+    pick = np.linspace(0, len(files) - 1, min(count, len(files))).astype(int)
+    return [np.asarray(np.load(files[i], mmap_mode="r")) for i in sorted(set(pick.tolist()))]
+
+
+def _preprocessed(data: Path, manifest: Manifest) -> list[NDArray[np.float32]]:
+    """The first scans of a dataset after preprocessing; test scans stay closed."""
+    dataset = load_dataset(data)
+    split = find_split(dataset, None)
+    closed = () if split is None else read_split(dataset, split).test
+    scans = []
+    for case_id in [i for i in dataset.cases if i not in closed][: PARITY_SCANS + CALIBRATION_SCANS]:
+        channels = read_channels(dataset.case(case_id), dataset.channels)
+        scans.append(manifest.preprocessing.apply(channels).array)
+    return scans

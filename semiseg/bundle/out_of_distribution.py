@@ -1,0 +1,81 @@
+"""Is this scan like those that the model was trained on? What differs is told; nothing is refused here.
+
+The ranges are the fingerprint's, widened: a scan just beyond the last training scan is no surprise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from semiseg.bundle.fingerprint import Fingerprint, Range, axis_order, format_range, percentiles_of
+from semiseg.volumes.scan_warning import ScanWarning
+from semiseg.volumes.volume import Volume
+
+LENGTH_FACTOR = 1.25
+"""Lengths may be this many times smaller or larger than the extremes seen."""
+INTENSITY_MARGIN = 0.5
+"""Intensities may lie this share of the range seen beyond its ends."""
+MINIMUM_INTENSITY_MARGIN = 0.1
+"""And at least this share of the grey values seen, darkest to brightest, however alike the training scans were."""
+_AXES = {"R": "left-right", "L": "left-right", "A": "front-back", "P": "front-back", "S": "head-foot", "I": "head-foot"}
+_PLANES = {"left-right": "sagittal", "front-back": "coronal", "head-foot": "axial"}
+_SHARES = ("darkest", "median", "brightest")
+
+
+def out_of_distribution_warnings(
+    fingerprint: Fingerprint, channels: Mapping[str, Volume], orientation: str
+) -> tuple[ScanWarning, ...]:
+    """What sets a scan apart from the training scans.
+
+    Args:
+        fingerprint: of the training scans.
+        channels: the scan, its first channel giving the grid.
+        orientation: of the axes that the fingerprint's shapes and spacings are along.
+    """
+    first = next(iter(channels.values()))
+    order = axis_order(first.axcodes, orientation)
+    axes = [_AXES[code] for code in orientation]
+    spacing = [first.spacing[a] for a in order]
+    extent = [first.shape[a] * first.spacing[a] for a in order]
+    found = [
+        *_lengths("unfamiliar_spacing", "The voxels measure", axes, spacing, fingerprint.spacing),
+        *_lengths("unfamiliar_field_of_view", "The scan covers", axes, extent, fingerprint.extent),
+    ]
+    plane = _plane(first.axcodes)
+    planes = sorted({_plane(codes) for codes in fingerprint.orientations})
+    if plane not in planes:
+        text = f"The slices are {plane}; those of the training scans were {' or '.join(planes)}."
+        found.append(ScanWarning("unfamiliar_orientation", text))
+    for name, volume in channels.items():
+        found += _intensities(name, volume, fingerprint.intensity.get(name), several=len(channels) > 1)
+    return tuple(found)
+
+
+def _lengths(code: str, words: str, axes: list[str], values: list[float], seen: Range | None) -> list[ScanWarning]:
+    if seen is None:
+        return []
+    odd = [
+        f"{value:.3g} mm {axis} ({format_range(low, high)} mm in the training scans)"
+        for axis, value, low, high in zip(axes, values, seen.minimum, seen.maximum, strict=True)
+        if not low / LENGTH_FACTOR <= value <= high * LENGTH_FACTOR
+    ]
+    return [ScanWarning(code, f"{words} {', '.join(odd)}.")] if odd else []
+
+
+def _intensities(name: str, volume: Volume, seen: Range | None, *, several: bool) -> list[ScanWarning]:
+    if seen is None:
+        return []
+    of = f" of channel '{name}'" if several else ""
+    out = []
+    for word, value, low, high in zip(_SHARES, percentiles_of(volume), seen.minimum, seen.maximum, strict=True):
+        margin = max(INTENSITY_MARGIN * (high - low), MINIMUM_INTENSITY_MARGIN * (seen.maximum[-1] - seen.minimum[0]))
+        if not low - margin <= value <= high + margin:
+            out.append(f"the {word} voxels{of} have {value:.4g}, in the training scans {format_range(low, high)}")
+    return (
+        [ScanWarning("unfamiliar_intensity", f"The grey values are of another range: {'; '.join(out)}.")] if out else []
+    )
+
+
+def _plane(axcodes: str) -> str:
+    """The plane of the slices along the third axis."""
+    return _PLANES[_AXES[axcodes[2]]]

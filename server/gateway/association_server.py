@@ -1,0 +1,219 @@
+"""Connections of the DIMSE listener: TLS, sizes of PDUs, limits by address, and data sets that go to the disk."""
+
+from __future__ import annotations
+
+import contextlib
+import ipaddress
+import logging
+import secrets
+import ssl
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from pynetdicom.association import Association
+from pynetdicom.transport import AssociationSocket, ThreadedAssociationServer
+from pynetdicom.transport import RequestHandler as Requests
+
+from server.gateway.application_entity import abort_on_invalid_message
+
+MAX_CONTROL_PDU_BYTES = 2**20  # bytes; an association request of 128 contexts with all our syntaxes has a tenth
+HANDSHAKE_SECONDS = 10.0
+# Connections beyond the associations that are allowed: who asks for an association there is told that there are too
+# many. One address has fewer of them than there are, so that it cannot take all.
+IDLE_CONNECTIONS, IDLE_CONNECTIONS_PER_ADDRESS = 384, 256
+A_ASSOCIATE_RQ = 0x01  # PDU type of an A-ASSOCIATE-RQ (PS3.8 table 9-11)
+
+_LOG = logging.getLogger("semiseg.gateway")
+RejectionCallback = Callable[..., None]
+
+
+class AssociationServer(ThreadedAssociationServer):
+    """A server that no single client can hold up: handshakes are made beside the others, and PDUs have a size."""
+
+    tls: ssl.SSLContext | None = None
+    # Beyond it the system drops what comes, and a scanner that comes in a crowd waits for half a minute.
+    request_queue_size = 128
+
+    def __init__(
+        self,
+        *args: Any,
+        networks: Sequence[Any] | None,
+        associations: int,
+        per_address: int,
+        refused: RejectionCallback,
+        **options: Any,
+    ) -> None:
+        """Listen.
+
+        Args:
+            args, options: Arguments of pynetdicom's server.
+            networks: Networks from which somebody may come, None for all.
+            associations, per_address: Numbers of associations that are allowed, in all and from one address.
+            refused: Function that is told of each connection that is refused: the reason, the address, and a sentence.
+        """
+        self._networks, self.refused = networks, refused
+        self._most, self._most_of_one = associations + IDLE_CONNECTIONS, per_address + IDLE_CONNECTIONS_PER_ADDRESS
+        self._connections: Counter[str] = Counter()
+        self._lock = threading.Lock()
+        options["request_handler"] = _Request
+        super().__init__(*args, **options)
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:
+        """Whether somebody may come from this address, and there are not too many already that say nothing."""
+        address = str(client_address[0])
+        if self._networks is not None:
+            found = ipaddress.ip_address(address.split("%")[0])
+            if not any(found in network for network in self._networks):
+                self.refused("address", address, "no sender has this address")
+                return False
+        active = Counter(_peer_of(one) for one in self.active_associations)
+        if active.total() > self._most:
+            self.refused("connections", address, "too many connections are open")
+            return False
+        if active[address] > self._most_of_one:
+            self.refused("connections of one address", address, "it has too many connections open")
+            return False
+        return True
+
+    def finish_request(self, request: Any, client_address: Any) -> None:
+        """In the thread of this connection."""
+        if self.tls is not None:
+            request.settimeout(HANDSHAKE_SECONDS)
+            try:
+                request = self.tls.wrap_socket(request, server_side=True)
+            except (OSError, ssl.SSLError) as error:
+                self.refused("tls", str(client_address[0]), f"its connection was no TLS that is wanted ({error})")
+                self.shutdown_request(request)
+                return
+        request.settimeout(self.ae.network_timeout)
+        super().finish_request(request, client_address)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A connection that failed concerns nobody else."""
+        _LOG.warning("A connection from %s failed", client_address[0], exc_info=True)
+
+
+class _Request(Requests):
+    """One connection."""
+
+    def _create_association(self) -> Association:
+        association = super()._create_association()
+        address = str(self.client_address[0])
+        # The log names the thread where it keeps back what pynetdicom said.
+        association.name, association.dul.name = f"AcceptorThread@{address}", f"DUL@{address}"
+        connection = association.dul.socket
+        assert connection is not None
+        # pynetdicom reads whatever length a peer announces, in pieces of 4 kB.
+        connection.recv = partial(_read, connection, max(self.ae.maximum_pdu_size, MAX_CONTROL_PDU_BYTES))  # type: ignore[method-assign]
+        assert isinstance(self.server, AssociationServer)
+        decode = partial(_decoded, association.dul._decode_pdu, address, self.server.refused)
+        association.dul._decode_pdu = decode  # type: ignore[method-assign]
+        abort_on_invalid_message(association, partial(self.server.refused, "not understood", address))
+        return association
+
+
+def _peer_of(association: Association) -> str:
+    return association.name.partition("@")[2]
+
+
+def _decoded(decode: Callable[[bytearray], Any], address: str, refused: RejectionCallback, pdu: bytearray) -> Any:
+    """What pynetdicom decodes; of a PDU that it cannot decode, the log gets the titles in it."""
+    try:
+        return decode(pdu)
+    except Exception:
+        if pdu[0] == A_ASSOCIATE_RQ:
+            called, calling = bytes(pdu[10:26]), bytes(pdu[26:42])
+            refused(
+                "not understood",
+                address,
+                "its request breaks PS3.8",
+                called=printable_title(called),
+                calling=printable_title(calling),
+            )
+        else:
+            refused("not understood", address, f"a PDU of type 0x{pdu[0]:02X} breaks PS3.8")
+        raise
+
+
+def printable_title(title: bytes) -> str:
+    """A title as it came, with its control characters written out."""
+    return repr(title.rstrip(b" "))[2:-1]
+
+
+def _read(connection: AssociationSocket, largest: int, count: int) -> bytearray:
+    """Exactly so many bytes, or fewer where the connection ends.
+
+    Raises:
+        OSError: more than a PDU may have, which ends the connection.
+    """
+    if count > largest:
+        _LOG.warning("A PDU of %d bytes was announced; the connection is closed", count)
+        raise OSError("The PDU is larger than was agreed.")
+    assert connection.socket is not None
+    found = bytearray(count)
+    view, done = memoryview(found), 0
+    while done < count:
+        read = connection.socket.recv_into(view[done:])
+        if not read:
+            break
+        done += read
+    view.release()
+    del found[done:]
+    return found
+
+
+class DataSetFile:
+    """The file that a data set is written to while it comes, in the place of pynetdicom's NamedTemporaryFile.
+
+    pynetdicom aborts the association when the disk is full. Here the rest of the data set is thrown away instead, and
+    `failed` says why, so that the instance is answered with a status (PS3.4 table B.2-1, A7xx).
+
+    Attributes:
+        name: Path of the file, as text.
+        failed: Error that kept it from being written; None where nothing did.
+    """
+
+    def __init__(self, **_: Any) -> None:
+        """Open a file in Python's temporary folder."""
+        self.name = str(Path(tempfile.gettempdir()) / f"store-{secrets.token_hex(8)}.dcm")
+        self.failed: OSError | None = None
+        self._file: BinaryIO | None = None
+        try:
+            self._file = Path(self.name).open("xb")  # noqa: SIM115 - it is closed when the data set has come
+        except OSError as error:
+            self.failed = error
+
+    @property
+    def file(self) -> DataSetFile:
+        """Object that pynetdicom flushes."""
+        return self
+
+    def write(self, data: bytes) -> int:
+        """Write, or throw away what there is no room for."""
+        self._tried(lambda file: file.write(data))
+        return len(data)
+
+    def flush(self) -> None:
+        """Write what is in memory."""
+        self._tried(lambda file: file.flush())
+
+    def close(self) -> None:
+        """Close the file."""
+        self._tried(lambda file: file.close())
+
+    def _tried(self, action: Callable[[BinaryIO], object]) -> None:
+        if self._file is None:
+            return
+        try:
+            action(self._file)
+        except OSError as error:
+            self.failed = error
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
+            Path(self.name).unlink(missing_ok=True)  # others need the room

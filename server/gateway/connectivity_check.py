@@ -1,0 +1,297 @@
+"""Whether the others are there, and take what will be sent: each is asked once, and nothing is stored."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import socket
+import ssl
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import get_args
+
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pynetdicom.presentation import build_context
+from pynetdicom.sop_class import (  # type: ignore[attr-defined]
+    Comprehensive3DSRStorage,
+    LabelMapSegmentationStorage,
+    RTStructureSetStorage,
+    SecondaryCaptureImageStorage,
+    SegmentationStorage,
+    StorageCommitmentPushModel,
+    Verification,
+)
+
+from semiseg.client import Client, RequestRejectedError, ServerBusyError, ServerFailureError
+from semiseg.errors import InputError, SemisegError
+from semiseg.system.durable_files import free_bytes
+from server.gateway import dimse_statuses, http_statuses
+from server.gateway.application_entity import AssociationFailed, NoContextAccepted, associate, create_application_entity
+from server.gateway.config import (
+    Destination,
+    DimseDestination,
+    GatewayConfig,
+    OutputFormat,
+    WebDestination,
+    formats_for,
+)
+from server.gateway.dicomweb import create_dicomweb_client, read_secret, request_error_text
+from server.gateway.server_pool import ServerPool
+from server.gateway.storage_scu import presentation_contexts
+from server.gateway.tls import client_context
+from server.gateway.ups_client import UpsClient
+from server.gateway.ups_config import Worklist
+from server.gateway.ups_workitem import Workitem
+
+TIMEOUT_SECONDS = 10.0
+# The SOP class of each form and the transfer syntax in which a server makes it.
+FORMAT_SOP_CLASSES: dict[OutputFormat, tuple[UID, UID]] = {
+    "seg": (SegmentationStorage, ExplicitVRLittleEndian),
+    "seg-labelmap": (LabelMapSegmentationStorage, ExplicitVRLittleEndian),
+    "seg-fractional": (SegmentationStorage, ExplicitVRLittleEndian),
+    "rtstruct": (RTStructureSetStorage, ImplicitVRLittleEndian),
+    "sr": (Comprehensive3DSRStorage, ExplicitVRLittleEndian),
+    "overlay": (SecondaryCaptureImageStorage, ExplicitVRLittleEndian),
+}
+assert set(FORMAT_SOP_CLASSES) == set(get_args(OutputFormat))
+
+
+@dataclass(frozen=True)
+class CheckResult:
+    """One line of the check.
+
+    Attributes:
+        subject: The thing that was looked at.
+        error: Sentence that says what is wrong with it and what is to be done; "" where nothing is wrong.
+        success: Words for a thing with which nothing is wrong.
+    """
+
+    subject: str
+    error: str
+    success: str = "answers"
+
+
+def check_peers(config: GatewayConfig) -> Iterator[CheckResult]:
+    """Look at the disk, each server, each rule's model, each destination and what it will be sent, each archive."""
+    yield _disk(config)
+    yield from _servers(config)
+    for name, destination in config.destinations.items():
+        forms = [form for rule in config.rules if name in rule.to for form in formats_for(rule, destination)]
+        if destination.dimse is not None:
+            yield from _dimse(name, destination, destination.dimse, list(dict.fromkeys(forms)), config.ae_title)
+        elif destination.web is not None:
+            yield from _web(name, destination.web)
+    for poll in config.polls:
+        yield CheckResult(f"archive {poll.url}", _asked(poll.url, poll.token))
+    for worklist in config.worklists:
+        yield _worklist(config, worklist)
+        for archive in worklist.inputs:
+            yield CheckResult(f"worklist {worklist.name}, inputs at {archive.url}", _asked(archive.url, archive.token))
+
+
+def _worklist(config: GatewayConfig, worklist: Worklist) -> CheckResult:
+    """Whether the manager answers a search, and how many workitems are there for us; none is claimed."""
+    what = f"worklist {worklist.name} ({worklist.url})"
+    try:
+        found = [Workitem.from_json(one) for one in UpsClient(worklist, config.ae_title).search()]
+    except SemisegError as error:
+        return CheckResult(what, str(error))
+    ours = sum(item.find_step(worklist) is not None for item in found)
+    return CheckResult(
+        what, "", f"answers; {len(found)} workitems are scheduled, {ours} of them for a step of this file"
+    )
+
+
+def _disk(config: GatewayConfig) -> CheckResult:
+    folder = config.state
+    while not folder.exists() and folder != folder.parent:
+        folder = folder.parent
+    free, keep = free_bytes(folder), config.keep.free_bytes
+    good = f"{free / 2**30:.1f} GB are free"
+    if free < keep:
+        told = f"{good}, and instances are refused below {keep / 2**30:.1f} GB (`keep.free_bytes`); make room"
+        return CheckResult(f"disk of {config.state}", told)
+    return CheckResult(f"disk of {config.state}", "", good)
+
+
+def _servers(config: GatewayConfig) -> Iterator[CheckResult]:
+    models: dict[str, list[str]] = {}
+    key, trouble = None, ""
+    try:
+        key = read_secret(config.servers.key) if config.servers.key else None
+    except InputError as error:
+        trouble = str(error)
+    for url in ServerPool(config.servers).urls():
+        told = trouble
+        if not told:
+            told, models[url] = _server(url, key)
+        yield CheckResult(f"server {url}", told)
+    there = {url: names for url, names in models.items() if names}
+    for rule in config.rules:
+        yield _model_of(rule.name, rule.model, there)
+
+
+def _model_of(rule: str, model: str | None, there: dict[str, list[str]]) -> CheckResult:
+    what = f"rule {rule}"
+    if not there:
+        return CheckResult(what, "no server tells its models")
+    if model is None:
+        several = {url: names for url, names in there.items() if len(names) > 1}
+        for url, names in several.items():
+            told = f"it names no model, and {url} has several: {', '.join(names)}; name one in the rule"
+            return CheckResult(what, told)
+        return CheckResult(what, "", f"model {' or '.join(dict.fromkeys(names[0] for names in there.values()))}")
+    having = [url for url, names in there.items() if model in names]
+    if having:
+        return CheckResult(what, "", f"model {model} is at {', '.join(having)}")
+    others = ", ".join(sorted({name for names in there.values() for name in names}))
+    return CheckResult(what, f"no server has the model {model}, only {others}; load it there, or name another")
+
+
+def _server(url: str, key: str | None) -> tuple[str, list[str]]:
+    try:
+        with Client(url, key=key, timeout=TIMEOUT_SECONDS) as client:
+            if not client.ready():
+                return "does not answer, or is not ready yet", []
+            return "", sorted(str(one["identity"]["name"]) for one in client.models())
+    except (RequestRejectedError, ServerFailureError, ServerBusyError) as error:
+        return f"answered {http_statuses.describe(error.status)}", []
+    except SemisegError as error:
+        return str(error), []
+    except (ValueError, KeyError, TypeError):
+        return "what answers there is no semiseg server", []
+
+
+def _dimse(
+    name: str, destination: Destination, to: DimseDestination, forms: list[OutputFormat], title: str
+) -> Iterator[CheckResult]:
+    what = f"destination {name} ({to.ae_title} at {to.host}:{to.port})"
+    if trouble := _tls(to):
+        yield CheckResult(what, trouble)
+        return
+    headers = [_header(*FORMAT_SOP_CLASSES[form]) for form in forms]
+    ours = create_application_entity(title, seconds=min(TIMEOUT_SECONDS, destination.connect_seconds))
+    accepted: dict[str, list[UID]] = {}
+    trouble = ""
+    try:
+        association = associate(ours, to, contexts=[build_context(Verification), *presentation_contexts(headers, to)])
+    except NoContextAccepted:
+        pass
+    except (AssociationFailed, InputError) as error:
+        yield CheckResult(what, str(error))
+        return
+    else:
+        for one in association.accepted_contexts:
+            accepted.setdefault(str(one.abstract_syntax), []).append(UID(one.transfer_syntax[0]))
+        if Verification in accepted:  # an archive need not do it
+            status = association.send_c_echo()
+            if "Status" not in status:
+                trouble = "does not answer a C-ECHO"
+            elif status.Status != 0x0000:
+                trouble = f"answers a C-ECHO with status {dimse_statuses.describe(status.Status)}"
+        if association.is_established:
+            association.release()
+    yield CheckResult(what, trouble)
+    for form in forms:
+        kind, _ = FORMAT_SOP_CLASSES[form]
+        syntaxes = [one.name for one in dict.fromkeys(accepted.get(str(kind), ()))]
+        told = f"takes no {kind.name}; allow this SOP class there, or leave {form} out of the destination's `forms`"
+        yield CheckResult(
+            f"destination {name}, {form}", "" if syntaxes else told, f"is taken as {' or '.join(syntaxes)}"
+        )
+    if to.commitment:
+        told = "does not do storage commitment; write `commitment: false`"
+        yield CheckResult(
+            f"destination {name}, commitment",
+            "" if StorageCommitmentPushModel in accepted else told,
+            "is offered",
+        )
+
+
+def _header(sop_class: UID, syntax: UID) -> Dataset:
+    header = Dataset()
+    header.SOPClassUID = sop_class
+    header.file_meta = pydicom.dataset.FileMetaDataset()
+    header.file_meta.TransferSyntaxUID = syntax
+    return header
+
+
+def _tls(to: DimseDestination) -> str:
+    """Why a TLS connection cannot be made; "" where it can, or none is wanted, or nobody answers at all."""
+    if to.tls is None:
+        return ""
+    try:
+        context = client_context(to.tls)
+    except InputError as error:
+        return str(error)
+    try:
+        with (
+            contextlib.closing(socket.create_connection((to.host, to.port), timeout=TIMEOUT_SECONDS)) as plain,
+            context.wrap_socket(plain, server_hostname=to.host),
+        ):
+            return ""
+    except ssl.SSLCertVerificationError as error:
+        return (
+            f"has a certificate that is not trusted ({error.verify_message}); check `tls.authority` and the host name"
+        )
+    except ssl.SSLError as error:
+        return f"makes no TLS connection ({error.reason}); is it a TLS port, and does it accept our certificate?"
+    except OSError:
+        return ""  # the association says what it is
+
+
+def _web(name: str, to: WebDestination) -> Iterator[CheckResult]:
+    what = f"destination {name} ({to.url})"
+    trouble = _asked(to.url, to.token)
+    yield CheckResult(what, trouble)
+    if not trouble:
+        yield CheckResult(f"destination {name}, STOW-RS", _stow(to), "is there")
+
+
+def _stow(to: WebDestination) -> str:
+    """Whether the address takes STOW-RS: asked with a message that has no instance in it, so that nothing is stored."""
+    import requests
+
+    boundary = secrets.token_hex(16)
+    headers = {
+        "Content-Type": f'multipart/related; type="application/dicom"; boundary={boundary}',
+        "Accept": "application/dicom+json",
+    }
+    with requests.Session() as session:
+        session.trust_env = False
+        if to.token is not None:
+            headers["Authorization"] = f"Bearer {read_secret(to.token)}"
+        try:
+            with session.post(
+                f"{to.url}/studies",
+                data=f"--{boundary}--\r\n".encode(),
+                headers=headers,
+                timeout=(TIMEOUT_SECONDS, TIMEOUT_SECONDS),
+                allow_redirects=False,
+                stream=True,
+            ) as answer:
+                status = answer.status_code
+        except requests.RequestException as error:
+            return request_error_text(error)
+    return f"answered {http_statuses.describe(status)}" if http_statuses.is_peer_error(status) else ""
+
+
+def _asked(url: str, token: Path | None) -> str:
+    from requests import RequestException
+
+    try:
+        create_dicomweb_client(url, token).search_for_studies(limit=1)
+    except SemisegError as error:
+        return str(error)
+    except RequestException as error:
+        return (
+            http_statuses.describe(error.response.status_code)
+            if error.response is not None
+            else request_error_text(error)
+        )
+    except ValueError:  # of a page that is no JSON
+        return "what answers there is no DICOMweb service; is it the DICOMweb root?"
+    return ""

@@ -1,0 +1,240 @@
+"""A study out of an archive by WADO-RS (PS3.18 10.4), whole or not at all.
+
+The parts go to the disk and stay there until all are there: the answer was 200, its closing boundary came, every part
+is an instance of this study, and none is missing that QIDO-RS counts or lists. Otherwise all of them are deleted, and
+the study is fetched again later: part of a study must not look like a study.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import quote
+
+import requests
+from dicomweb_client import DICOMwebClient
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import parse_options_header
+
+from semiseg.errors import Cancelled, SemisegError
+from server.gateway.config import PolledArchive
+from server.gateway.dicom_json import first_value
+from server.gateway.dicomweb import create_dicomweb_client, create_session, request_error_text
+from server.gateway.instance_store import DiskFull, InstanceIdentity, InstanceStore, InvalidInstance, parse_count
+from server.gateway.multipart_files import MultipartFiles
+
+STUDY, SERIES, INSTANCE = "0020000D", "0020000E", "00080018"
+STUDY_COUNT, SERIES_COUNT = "00201208", "00201209"
+PAGE, MAX_INSTANCES = 1000, 200_000  # instances
+_CHUNK = 2**20
+_ACCEPT = 'multipart/related; type="application/dicom"; transfer-syntax=*'
+
+
+class FetchError(SemisegError):
+    """The archive did not give all of it; the message says what it answered."""
+
+
+@dataclass(frozen=True)
+class ExpectedInstances:
+    """What an archive says of a study before it is fetched.
+
+    Attributes:
+        count: Number of Study Related Instances, None where it does not say.
+        series: Number of Series Related Instances by Series Instance UID, of those that say it.
+        instances: SOP Instance UIDs that it lists; none where it lists nothing.
+    """
+
+    count: int | None
+    series: dict[str, int] = field(default_factory=dict)
+    instances: frozenset[str] = frozenset()
+
+    def missing(self, got: dict[str, str]) -> str:
+        """What is missing, as a sentence; "" where nothing is.
+
+        Args:
+            got: Series Instance UID by SOP Instance UID of what came.
+        """
+        if self.count is not None and len(got) < self.count:
+            return f"{len(got)} of {self.count} instances came."
+        of_series = Counter(got.values())
+        for uid, count in self.series.items():
+            if of_series[uid] < count:
+                return f"{of_series[uid]} of {count} instances of a series came."
+        if lacking := len(self.instances - got.keys()):
+            return f"{lacking} of {len(self.instances)} listed instances did not come."
+        return ""
+
+
+def fetch_study(poll: PolledArchive, uid: str, instance_store: InstanceStore, cancelled: Callable[[], bool]) -> int:
+    """Put the instances of a study into the instance store.
+
+    Args:
+        poll: The archive.
+        uid: Study Instance UID.
+        instance_store: Instances on the disk.
+        cancelled: Function that returns True once the job is stopped; asked now and then.
+
+    Returns:
+        Number of instances.
+
+    Raises:
+        FetchError: The archive does not give the whole study, or there is no room for it.
+        Cancelled: It was stopped before the whole study was there.
+    """
+    with fetch_errors(poll.url, "study"):
+        announced = query_expected_instances(create_dicomweb_client(poll.url, poll.token), uid)
+        with retrieve_parts(poll, uid, instance_store, cancelled) as files:
+            found = [(file, *identify_part(instance_store, file, uid, poll)) for file in files]
+            got = {identity.instance: identity.series for _, identity, _ in found}
+            if missing := announced.missing(got):
+                raise FetchError(f"{poll.url} gave part of the study: {missing}")
+            for file, identity, wrong in found:
+                if wrong:
+                    instance_store.record_missing(identity, f"An instance of {poll.name} was refused: {wrong}")
+                else:
+                    instance_store.add(file, poll.name, identity)
+    return len(got)
+
+
+@contextlib.contextmanager
+def fetch_errors(url: str, what: Literal["study", "inputs"]) -> Iterator[None]:
+    """Failures to fetch something from the archive at ``url``, as one exception with a sentence.
+
+    Raises:
+        FetchError: The archive did not give it, or there is no room for it.
+    """
+    some, was = (f"A study of {url}", "was") if what == "study" else (f"Inputs of {url}", "were")
+    try:
+        yield
+    except requests.RequestException as error:
+        raise FetchError(f"{url} did not give the {what} ({request_error_text(error)}).") from None
+    except DiskFull as error:
+        raise FetchError(f"{some} {was} not taken. {error}") from None
+    except OSError as error:
+        raise FetchError(f"{some} could not be written ({error.strerror}).") from None
+
+
+def query_expected_instances(archive: DICOMwebClient, uid: str, only: str = "") -> ExpectedInstances:
+    """What QIDO-RS (PS3.18 10.6) says of a study: not every archive answers every one of these questions.
+
+    Args:
+        archive: The archive.
+        uid: Study Instance UID.
+        only: Series Instance UID of the only series that is asked about; "" for the whole study.
+
+    Raises:
+        FetchError: It answers none of them.
+        RequestException: It does not answer at all.
+    """
+    count = None if only else _count_of(archive, uid)
+    series: dict[str, int] = {}
+    with contextlib.suppress(requests.RequestException, ValueError):
+        for row in archive.search_for_series(uid, fields=[SERIES_COUNT]):
+            number = parse_count(first_value(row, SERIES_COUNT))
+            if number is not None and first_value(row, SERIES) and only in ("", str(first_value(row, SERIES))):
+                series[str(first_value(row, SERIES))] = number
+    listed: frozenset[str] = frozenset()
+    with contextlib.suppress(requests.RequestException, ValueError):
+        listed = list_instances(archive, uid, only)
+    if count is None and not series and not listed:
+        raise FetchError("The archive does not say by QIDO-RS how many instances the study has.")
+    return ExpectedInstances(count, series, listed)
+
+
+def _count_of(archive: DICOMwebClient, uid: str) -> int | None:
+    """Number of Study Related Instances of a study, page by page: some archives give all studies, or few at a time."""
+    seen: set[str] = set()
+    asked = 0
+    while asked < MAX_INSTANCES:
+        page: list[dict[str, Any]] = archive.search_for_studies(
+            fields=[STUDY_COUNT], search_filters={"StudyInstanceUID": uid}, limit=100, offset=asked
+        )
+        before, asked = len(seen), asked + len(page)
+        for row in page:
+            if str(first_value(row, STUDY)) == uid:
+                return parse_count(first_value(row, STUDY_COUNT))
+            seen.add(str(first_value(row, STUDY)))
+        if len(seen) == before:
+            break
+    return None
+
+
+def list_instances(archive: DICOMwebClient, uid: str, series: str = "") -> frozenset[str]:
+    """SOP Instance UIDs of a study, or of one of its series, page by page.
+
+    Raises:
+        RequestException, ValueError: The archive does not list them.
+    """
+    found: set[str] = set()
+    asked = 0
+    while len(found) < MAX_INSTANCES:
+        page: list[dict[str, Any]] = archive.search_for_instances(uid, series or None, limit=PAGE, offset=asked)
+        before, asked = len(found), asked + len(page)
+        found.update(str(first_value(row, INSTANCE)) for row in page if first_value(row, INSTANCE))
+        if len(found) == before:
+            break
+    return frozenset(found)
+
+
+@contextlib.contextmanager
+def retrieve_parts(
+    poll: PolledArchive, uid: str, instance_store: InstanceStore, cancelled: Callable[[], bool], series: str = ""
+) -> Iterator[list[Path]]:
+    """The parts of the archive's answer, each in a file, which are deleted at the end.
+
+    Args:
+        poll: The archive.
+        uid: Study Instance UID.
+        instance_store: Folder of what arrives, in which the files are written.
+        cancelled: Function that returns True once the job is stopped; asked now and then.
+        series: Series Instance UID; "" for the whole study.
+
+    Raises:
+        FetchError, RequestException, DiskFull, OSError: It did not come, or came in part.
+        Cancelled: It was stopped.
+    """
+    url = f"{poll.url}/studies/{quote(uid, safe='')}" + (f"/series/{quote(series, safe='')}" if series else "")
+    instance_store.require_free_space()
+    with create_session(poll.token) as session, session.get(url, headers={"Accept": _ACCEPT}, stream=True) as answer:
+        if answer.status_code != 200:  # 206: some instances could not be given (PS3.18 table 10.4.3-1)
+            what = "part of the study" if answer.status_code == 206 else "no study"
+            raise FetchError(f"{poll.url} gave {what} (HTTP {answer.status_code}).")
+        kind, options = parse_options_header(answer.headers.get("Content-Type", ""))
+        boundary = options.get(b"boundary", b"")
+        if kind != b"multipart/related" or not boundary:
+            raise FetchError(f"{poll.url} did not answer with multipart/related.")
+        parts, files = MultipartFiles(instance_store.incoming, boundary, "wado"), list[Path]()
+        try:
+            for chunk in answer.iter_content(_CHUNK):
+                if cancelled():
+                    raise Cancelled("The job was stopped.")
+                instance_store.require_free_space()
+                parts.feed(chunk)
+                files += parts.take_completed()
+            if not parts.ended:
+                raise FetchError(f"{poll.url} gave part of the study: its answer ended before the closing boundary.")
+            yield files
+        except FormParserError:
+            raise FetchError(f"{poll.url} did not answer with a well-formed multipart/related.") from None
+        finally:
+            parts.delete()
+
+
+def identify_part(
+    instance_store: InstanceStore, file: Path, uid: str, poll: PolledArchive
+) -> tuple[InstanceIdentity, str]:
+    """What a part is, and why it is refused though it is an instance of the study; "" where it is not."""
+    wrong = ""
+    try:
+        identity = instance_store.identify(file)
+    except InvalidInstance as error:
+        if error.identity is None:
+            raise FetchError(f"{poll.url} gave something that is no instance of the study: {error}") from None
+        identity, wrong = error.identity, str(error)
+    if identity.study != uid:
+        raise FetchError(f"{poll.url} gave an instance of another study.")
+    return identity, wrong

@@ -1,0 +1,343 @@
+"""/jobs: a scan is accepted, segmented when its turn comes, and its result kept until it is fetched or too old."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import math
+import time
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.to_thread
+from starlette.requests import Request
+from starlette.responses import FileResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from semiseg.errors import Cancelled
+from semiseg.inference.sliding_window import Timing
+from semiseg.outputs.report import ScanWarningReport
+from semiseg.system.memory import release_free_memory
+from server.forwarded_headers import path_prefix
+from server.http.errors import api_error_response, to_api_error
+from server.http.idempotency import request_digest, validate_idempotency_key
+from server.http.job_store import JOB_QUEUE, JobStore
+from server.http.limits import RETRY_SECONDS, ApiError
+from server.http.output_formats import parse_formats
+from server.http.result_headers import MILLILITRES_HEADER, REMARKS_HEADER, limit_header_sizes
+from server.http.results import EncodedResult, convert_result, segment_scan
+from server.http.schemas import JobAnswer
+from server.http.segmentation_request import SegmentationRequest
+from server.http.upload_handler import ReceivedUpload, UploadHandler, client_identity, key_owner
+from server.jobs.deletion import remove
+from server.jobs.fair_limiter import FairLimiter
+from server.jobs.lanes import Lane
+from server.jobs.queue import JobState, QueuedJob
+from server.jobs.worker import JobFailed, JobPostponed, RunningJob, Worker
+
+CLEANUP_INTERVAL = 60.0  # seconds between two looks for results that are too old
+EVENT_POLL_INTERVAL = 0.5  # seconds between two looks at a job that somebody watches
+MAX_WATCHED_JOBS = 64  # jobs that one client may watch at once
+KEEPALIVE_SECONDS = 15.0  # seconds after which a stream says that it is alive, for proxies that cut silent ones
+ADDRESS_QUEUE_SHARE = 0.9  # of the waiting jobs that an address may have where there are no keys
+DISK_FULL_DELAY = 30.0  # seconds until a job is tried again that met a full disk
+
+
+class JobEndpoints:
+    """The routes below /jobs, and the worker behind them."""
+
+    def __init__(self, handler: UploadHandler, store: JobStore, limiter: FairLimiter) -> None:
+        """Begin working on what is in the queue as soon as :meth:`lifespan` is entered."""
+        self._handler = handler
+        self._store = store
+        self._limiter = limiter
+        self._worker: Worker | None = None
+        self._watching: Counter[str] = Counter()
+        self._writers = anyio.CapacityLimiter(handler.limits.parallel)
+
+    def routes(self) -> list[Route]:
+        """What the application mounts."""
+        return [
+            Route("/jobs", self._with_error_handling(self._post), methods=["POST"], name="post_job"),
+            Route("/jobs/{id}", self._with_error_handling(self._get), methods=["GET"], name="get_job"),
+            Route("/jobs/{id}", self._with_error_handling(self._delete), methods=["DELETE"], name="delete_job"),
+            Route("/jobs/{id}/result", self._with_error_handling(self._result), methods=["GET"], name="get_result"),
+            Route("/jobs/{id}/events", self._with_error_handling(self._events), methods=["GET"], name="watch_job"),
+        ]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(self) -> AsyncIterator[None]:
+        """Work on jobs meanwhile; at the end, what is running goes back into the queue."""
+        self._worker = Worker(
+            self._store.queue,
+            JOB_QUEUE,
+            self._work,
+            threads=self._handler.limits.parallel,
+            limiter=self._limiter,
+            ready=lambda: self._handler.models.ready,
+            ended=self._ended,
+            fair=True,
+        )
+        tidying = asyncio.ensure_future(self._tidy())
+        try:
+            yield
+        finally:
+            tidying.cancel()
+            await anyio.to_thread.run_sync(self._worker.close)
+            self._store.queue.close()
+
+    def _work(self, task: RunningJob) -> dict[str, Any]:
+        """One job, in a thread of the worker."""
+        timing = Timing()
+        folder, until = None, time.monotonic() + self._handler.limits.request_seconds
+
+        def stopped() -> bool:
+            return task.cancelled() or time.monotonic() > until
+
+        try:
+            upload, folder = self._store.copy_upload(task.job)
+            scan_request = SegmentationRequest.from_upload(upload, task.job.payload["accept"], self._handler.models)
+            answer = segment_scan(scan_request, folder, timing, stopped, _ProgressReporter(task).update)
+            if stopped():
+                raise Cancelled("The job was stopped.")
+            result = self._store.save_result(task.job, answer)
+        except Cancelled:
+            if task.cancelled():
+                raise
+            seconds = self._handler.limits.request_seconds
+            raise JobFailed(f"It took longer than the {seconds:g} seconds that a scan may take.", status=504) from None
+        except Exception as error:  # noqa: BLE001 - the edge of a job, as UploadHandler.handle is of a request
+            refusal = to_api_error(error)
+            if refusal.status == 507:
+                raise JobPostponed(str(refusal), after=DISK_FULL_DELAY) from None
+            raise JobFailed(str(refusal), status=refusal.status) from None
+        finally:
+            if folder is not None:
+                remove(folder)
+            release_free_memory()
+        self._handler.metrics.count_scan(answer.report.model.name, timing)
+        return result
+
+    def _ended(self, job: QueuedJob, state: JobState) -> None:
+        self._handler.metrics.count_ended_job(state)
+        self._store.clean_up(replace(job, state=state))
+
+    async def _tidy(self) -> None:
+        keep = self._handler.limits.keep_seconds
+        while True:
+            with contextlib.suppress(Exception):
+                await anyio.to_thread.run_sync(self._store.delete_expired, keep)
+            await asyncio.sleep(min(CLEANUP_INTERVAL, keep))
+
+    async def _post(self, request: Request) -> Response:
+        return await self._handler.handle(request, partial(self._accept, request))
+
+    async def _accept(self, request: Request, received: ReceivedUpload) -> Response:
+        owner = key_owner(request)
+        wish = validate_idempotency_key(request.headers.get("idempotency-key"))
+        key = None if wish is None else json.dumps([owner, wish])
+        address = "" if owner else client_identity(request)
+
+        def accept() -> QueuedJob:
+            limits = self._handler.limits
+            accept = request.headers.get("accept", "")[:1000]
+            scan_request = SegmentationRequest.from_upload(received.upload, accept, self._handler.models)
+            details = {"accept": accept, "model": scan_request.model.identity.name}
+            if address:
+                details["address"] = address
+            if key is not None:
+                sent = received.upload
+                details["digest"] = request_digest(sent.files, sent.channels, sent.fields, accept)
+            return self._store.accept(
+                received.upload,
+                received.folder,
+                details,
+                owner=owner,
+                key=key,
+                max_waiting=limits.queued,
+                max_waiting_of_owner=self._max_waiting(address) if owner or address else None,
+                lane=Lane("address", (address,)) if address else None,
+            )
+
+        job = await anyio.to_thread.run_sync(accept)
+        if self._worker is not None:
+            self._worker.wake()
+        return await self._job_response(job, 202, path_prefix(request.scope))
+
+    def _max_waiting(self, address: str) -> int:
+        """Number of jobs of one client that may wait; an address, one without keys, has at most nine tenths of all."""
+        limits = self._handler.limits
+        most = limits.queued_per_client
+        return min(most, math.ceil(limits.queued * ADDRESS_QUEUE_SHARE)) if address else most
+
+    async def _get(self, request: Request) -> Response:
+        return await self._job_response(await self._job(request), 200)
+
+    async def _delete(self, request: Request) -> Response:
+        """Stop a job that has not ended; delete one that has, unless only stopping was asked for."""
+        job = await self._job(request)
+        only_stop = request.query_params.get("only") == "stop"
+        if job.ended:
+            if not only_stop:
+                await anyio.to_thread.run_sync(self._store.delete, job)
+            return await self._job_response(job, 200)
+        stopped = await anyio.to_thread.run_sync(self._store.queue.stop, job.id) or job
+        if stopped.state == "cancelled":
+            await anyio.to_thread.run_sync(self._ended, stopped, "cancelled")
+        elif self._worker is not None:
+            self._worker.stop(job.id)
+        return await self._job_response(stopped, 202 if stopped.state == "running" else 200, path_prefix(request.scope))
+
+    async def _result(self, request: Request) -> Response:
+        job = await self._job(request)
+        if job.state == "failed":
+            raise ApiError(job.result.get("status", 500), job.result["error"])
+        if job.state == "cancelled":
+            raise ApiError(410, "The job was cancelled.")
+        if job.state != "done":
+            raise ApiError(409, f"The job is {job.state}; ask again.", headers={"Retry-After": str(RETRY_SECONDS)})
+        asked = request.query_params.get("answer")
+        kept = job.payload["fields"].get("answer")
+        if asked not in (None, kept):
+            if kept != "case":
+                raise ApiError(
+                    400, "Only a job that was sent with `answer` = case is answered in other forms afterwards."
+                )
+            client = client_identity(request)
+            with self._handler.admission.admit(client):
+                again = await anyio.to_thread.run_sync(self._convert_result, job, asked, client, limiter=self._writers)
+            return Response(again.body, media_type=again.media_type, headers=again.headers)
+        details = job.result
+        headers = limit_header_sizes(details["headers"])  # version 0.1 kept them as long as they were
+        return FileResponse(self._store.results / job.id, media_type=details["media_type"], headers=headers)
+
+    def _convert_result(self, job: QueuedJob, asked: str, client: str) -> EncodedResult:
+        with self._limiter.slot(client):
+            upload, folder = self._store.copy_upload(job)
+            try:
+                scan_request = replace(
+                    SegmentationRequest.from_upload(upload, "", self._handler.models), formats=parse_formats(asked)
+                )
+                return convert_result(scan_request, self._store.results / job.id, folder)
+            finally:
+                remove(folder)
+
+    async def _events(self, request: Request) -> Response:
+        job, client = await self._job(request), client_identity(request)
+        if self._watching[client] >= MAX_WATCHED_JOBS:
+            raise ApiError(
+                429,
+                f"You watch {MAX_WATCHED_JOBS} jobs already; ask for them at /jobs/ID instead.",
+                headers={"Retry-After": str(RETRY_SECONDS)},
+            )
+        return StreamingResponse(self._watched(job, client), media_type="text/event-stream")
+
+    async def _watched(self, job: QueuedJob, client: str) -> AsyncIterator[str]:
+        self._watching[client] += 1
+        try:
+            async for event in self._changes(job):
+                yield event
+        finally:
+            self._watching[client] -= 1
+            if not self._watching[client]:
+                del self._watching[client]
+
+    async def _changes(self, job: QueuedJob) -> AsyncIterator[str]:
+        told, since = "", time.monotonic()
+        while True:
+            document = (await anyio.to_thread.run_sync(self._job_document, job)).model_dump_json()
+            if document != told:
+                yield f"event: job\ndata: {document}\n\n"
+                told, since = document, time.monotonic()
+            elif time.monotonic() - since > KEEPALIVE_SECONDS:
+                yield ": still here\n\n"
+                since = time.monotonic()
+            if job.ended:
+                return
+            await asyncio.sleep(EVENT_POLL_INTERVAL)
+            found = await anyio.to_thread.run_sync(self._store.queue.get, job.id)
+            if found is None:
+                return
+            job = found
+
+    async def _job(self, request: Request) -> QueuedJob:
+        name = request.path_params["id"]
+        job = await anyio.to_thread.run_sync(self._store.queue.get, name)
+        # Another's job is answered as one that never was: even that it exists is nobody else's business.
+        if job is None or job.queue != JOB_QUEUE or job.owner != key_owner(request):
+            hours = self._handler.limits.keep_seconds / 3600
+            raise ApiError(404, f"There is no such job; what has ended is kept for {hours:g} hours.")
+        return job
+
+    async def _job_response(self, job: QueuedJob, status: int, prefix: str = "") -> Response:
+        headers = {"Location": f"{prefix}/jobs/{job.id}"} if status == 202 else {}
+        if not job.ended:
+            headers["Retry-After"] = "1"
+        answer = await anyio.to_thread.run_sync(self._job_document, job)
+        return JSONResponse(answer.model_dump(), status, headers=headers)
+
+    def _job_document(self, job: QueuedJob) -> JobAnswer:
+        progress = job.progress
+        if job.state == "running" and self._worker is not None:
+            progress = self._worker.progress(job.id) or progress
+        windows = job.result.get("windows")
+        return JobAnswer(
+            id=job.id,
+            state=job.state,
+            model=job.payload["model"],
+            created=job.created,
+            ahead=self._store.queue.count_ahead(job) if job.state == "waiting" else 0,
+            attempts=job.attempts,
+            windows_done=progress.get("done", 0) if windows is None else windows,
+            windows_total=progress.get("total", 0) if windows is None else windows,
+            seconds_left=progress.get("seconds_left") if job.state == "running" else None,
+            millilitres=_result_value(job, "millilitres", MILLILITRES_HEADER),
+            remarks=_remarks(job),
+            error=job.result.get("error"),
+            status=job.result.get("status"),
+        )
+
+    def _with_error_handling(self, respond: Callable[[Request], Any]) -> Callable[[Request], Any]:
+        async def answer(request: Request) -> Response:
+            try:
+                response: Response = await respond(request)
+            except Exception as error:  # noqa: BLE001 - the edge, as in UploadHandler.handle
+                response = api_error_response(to_api_error(error))
+            return response
+
+        return answer
+
+
+def _result_value(job: QueuedJob, name: str, header: str) -> Any:
+    """What is known of the result of a job; the answers of version 0.1 have it in their headers alone."""
+    if job.state != "done":
+        return None
+    return job.result[name] if name in job.result else json.loads(job.result["headers"][header])
+
+
+def _remarks(job: QueuedJob) -> list[ScanWarningReport] | None:
+    pairs = _result_value(job, "remarks", REMARKS_HEADER)
+    return None if pairs is None else [ScanWarningReport(code=code, text=text) for code, text in pairs]
+
+
+class _ProgressReporter:
+    """How far a scan is, and when it will be done if it goes on so."""
+
+    def __init__(self, task: RunningJob) -> None:
+        self._task = task
+        self._first: tuple[float, int] | None = None
+
+    def update(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        left = None
+        if self._first is None:
+            self._first = now, done
+        elif done > self._first[1]:
+            since, first = self._first
+            left = round((now - since) / (done - first) * (total - done), 1)
+        self._task.progress = {"done": done, "total": total, "seconds_left": left}

@@ -1,0 +1,143 @@
+"""From a request to the bytes of its answer: the work of one request or job, in one thread."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from semiseg.errors import InputError
+from semiseg.inference.sliding_window import Progress, Timing
+from semiseg.outputs.formats import FORMAT_TRAITS, OutputFormat
+from semiseg.outputs.report import Report
+from semiseg.outputs.viewer_bundle import read_report, read_segmentation
+from semiseg.predicting.prediction import Prediction
+from server.http.limits import ApiError
+from server.http.output_formats import formats_for_scan, pack_files
+from server.http.result_headers import make_result_headers
+from server.http.segmentation_request import SegmentationRequest
+
+_STORED_NAME = re.compile(r"scan-(\d{5})(?:, member (\d+))?")
+
+
+@dataclass(frozen=True)
+class EncodedResult:
+    """A successful answer.
+
+    Attributes:
+        report: The report: segments, remarks, identity of the model.
+        body: The file, or a zip of several.
+        media_type: Type of the body.
+        headers: Further headers, bounded in size.
+    """
+
+    report: Report
+    body: bytes
+    media_type: str
+    headers: dict[str, str]
+
+
+def segment_scan(
+    scan_request: SegmentationRequest,
+    folder: Path,
+    timing: Timing,
+    cancelled: Callable[[], bool],
+    progress: Progress | None = None,
+) -> EncodedResult:
+    """Read the scan, segment it, and write the answer in the forms asked for.
+
+    Args:
+        scan_request: what is asked for; its files are in ``folder``.
+        folder: the request's own folder, for unpacking and for the answer.
+        timing: filled with the seconds of each stage.
+        cancelled: asked between windows; True ends the work.
+        progress: told (windows done, windows in all) after each batch.
+
+    Raises:
+        ApiError: 400 or 422, with a sentence in which no path of the server occurs.
+        SemisegError: the work failed for a reason that is not the caller's.
+    """
+    model = scan_request.model
+    with _in_the_callers_words(scan_request, folder):
+        clock = time.perf_counter()
+        scan = scan_request.open_scan(folder)
+        kinds = formats_for_scan(scan_request.formats, scan, model)
+        timing.add("reading", clock)
+        prediction = model.predictor.predict_scan(
+            scan,
+            probabilities=any(FORMAT_TRAITS[kind].probabilities for kind in kinds),
+            progress=progress,
+            cancelled=cancelled,
+            timing=timing,
+        )
+        return _written(kinds, prediction, folder, with_report=scan_request.with_report)
+
+
+def convert_result(scan_request: SegmentationRequest, case: Path, folder: Path) -> EncodedResult:
+    """Other forms of a segmentation that was made already, without the network.
+
+    Args:
+        scan_request: the scan that it was made of, in ``folder``, and the forms.
+        case: the answer of the form ``case``.
+        folder: for the answer, and for unpacking.
+
+    Raises:
+        ApiError: 400, a form is not of this scan, or shows what a case does not keep, or the model is not the one that
+            made it; 422, the scan lacks what the form needs.
+    """
+    if probable := [kind for kind in scan_request.formats if FORMAT_TRAITS[kind].probabilities]:
+        words = f"A job does not keep what {probable[0]} shows, probabilities; send the scan once more for it."
+        raise ApiError(400, words)
+    model, manifest, timing = scan_request.model, scan_request.model.segmenter.manifest, Timing()
+    with _in_the_callers_words(scan_request, folder):
+        clock = time.perf_counter()
+        report = read_report(case)
+        if report.model.sha256 != model.identity.sha256:
+            raise ApiError(400, f"{model.identity.name} has been replaced since; send the scan once more.")
+        scan = scan_request.open_scan(folder)
+        kinds = formats_for_scan(scan_request.formats, scan, model)
+        exclusive = manifest.activation == "softmax"
+        segmentation = read_segmentation(case, manifest.segments, exclusive=exclusive, scratch=folder)
+        timing.add("reading", clock)
+        return _written(
+            kinds, Prediction(scan, segmentation, report, timing), folder, with_report=scan_request.with_report
+        )
+
+
+def _written(
+    kinds: Sequence[OutputFormat], prediction: Prediction, folder: Path, *, with_report: bool
+) -> EncodedResult:
+    report = prediction.report
+    files: dict[OutputFormat, Path] = {}
+    for kind in dict.fromkeys((*kinds, "json") if with_report else kinds):
+        (folder / kind).mkdir()
+        files[kind] = folder / kind / FORMAT_TRAITS[kind].file_name
+        prediction.write(files[kind], kind)
+    clock = time.perf_counter()
+    body, media_type, name = pack_files(files, with_report=with_report)
+    prediction.timing.add("writing", clock)
+    return EncodedResult(report, body, media_type, make_result_headers(report, name, prediction.timing))
+
+
+@contextlib.contextmanager
+def _in_the_callers_words(scan_request: SegmentationRequest, folder: Path) -> Iterator[None]:
+    """What is wrong with a scan is told without the server's own names for the caller's files."""
+    try:
+        yield
+    except InputError as error:
+        raise ApiError(422, _public_sentence(str(error), folder, len(scan_request.upload.files))) from error
+
+
+def _public_sentence(message: str, folder: Path, files: int) -> str:
+    def spoken(match: re.Match[str]) -> str:
+        number, member = int(match[1]), match[2]
+        if member is not None:
+            return f"file {int(member)} of the zip"
+        return "the upload" if files == 1 else f"file {number} of the upload"
+
+    sentence = _STORED_NAME.sub(spoken, message.replace(f"{folder}{os.sep}", "")).replace(str(folder), "the upload")
+    return sentence[:1].upper() + sentence[1:]

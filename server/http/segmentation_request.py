@@ -1,0 +1,84 @@
+"""What an upload asks for, read once: which model, in which forms, and what is said of the scan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from semiseg.outputs.formats import OutputFormat
+from semiseg.volumes.archives import is_zip
+from semiseg.volumes.dicom_file import is_dicom
+from semiseg.volumes.file_types import describe_file, supported_inputs_text
+from semiseg.volumes.formats.nifti import is_pair_header
+from semiseg.volumes.formats.registry import is_image_file
+from semiseg.volumes.formats.stream import read_start
+from semiseg.volumes.read_options import ReadOptions
+from semiseg.volumes.scan import Scan
+from server.http.limits import ApiError
+from server.http.model import ServedModel
+from server.http.models import ServedModels
+from server.http.output_formats import requested_formats
+from server.http.uploads import Upload
+
+
+@dataclass(frozen=True)
+class SegmentationRequest:
+    """An upload whose form makes sense, and one of whose files could be a scan.
+
+    Attributes:
+        upload: the files and the form's text fields.
+        model: the one that is meant.
+        formats: of the answer; none where the scan's own is wanted.
+        read_options: what is said of the scan besides.
+        with_report: True for an answer that is a zip with the report beside the forms.
+    """
+
+    upload: Upload
+    model: ServedModel
+    formats: tuple[OutputFormat, ...]
+    read_options: ReadOptions
+    with_report: bool = False
+
+    @classmethod
+    def from_upload(
+        cls, upload: Upload, accept: str, models: ServedModels, *, with_report: bool = False
+    ) -> SegmentationRequest:
+        """Read the form; the request's Accept header counts where the form does not name the answer.
+
+        Raises:
+            ApiError: 400, a field makes no sense; 415, no file could be a scan.
+        """
+        model = models.select(upload.fields.get("model"))
+        formats = requested_formats(upload.fields.get("answer", ""), accept)
+        scan_request = cls(upload, model, formats, _read_options(upload), with_report)
+        if upload.dicom:  # seen as it came in: its files are opened where they are read, and once
+            return scan_request
+        count = len(upload.files)
+        if count == 1 and is_pair_header(read_start(upload.files[0])):
+            raise ApiError(415, "The upload is one half of a .hdr/.img pair; send both, or a zip of them.")
+        if not any(is_image_file(file) or is_dicom(file) or is_zip(file) for file in upload.files):
+            what = (
+                f"The upload is {describe_file(upload.files[0])},"
+                if count == 1
+                else f"Of the {count} files none is a scan,"
+            )
+            raise ApiError(415, f"{what} {supported_inputs_text()}.")
+        return scan_request
+
+    def open_scan(self, folder: Path) -> Scan:
+        """Open the scan; a zip is unpacked in ``folder``.
+
+        Raises:
+            VolumeError: see :func:`semiseg.volumes.scan.open_scan`.
+        """
+        files = self.upload.channels or self.upload.files
+        return self.model.predictor.open(files, self.read_options, scratch=folder)
+
+
+def _read_options(upload: Upload) -> ReadOptions:
+    said = {name: upload.fields.get(name, "false") for name in ("strict", "aligned")}
+    for name, word in said.items():
+        if word not in ("true", "false"):
+            raise ApiError(400, f"The field `{name}` is true or false.")
+    series = upload.fields.get("series") or None
+    return ReadOptions(series, strict=said["strict"] == "true", aligned=said["aligned"] == "true")

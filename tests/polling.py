@@ -1,0 +1,16 @@
+"""Waiting for what another process or thread does, without a bet on how fast this machine is today."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+
+def wait_until(
+    condition: Callable[[], object], seconds: float = 120.0, describe: Callable[[], object] = lambda: ""
+) -> None:
+    """Wait until ``condition`` holds; ``seconds`` bounds only how long a failure takes, which says ``describe()``."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not happen in {seconds:g} seconds: {describe()}"
+        time.sleep(0.02)
