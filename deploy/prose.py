@@ -1,9 +1,9 @@
 """Checks the sentences of the code: python -m deploy.prose [FOLDER ...]
 
-Descriptions of parameters, attributes, results and errors in docstrings, and help texts of options, are noun phrases or
-sentences. They begin with a capital letter, end with a full stop, and do not begin with a word that makes them half a
-sentence, such as "of the scan", "what is asked for" or "how many". ruff checks the form of docstrings; this module checks
-their words.
+Descriptions of parameters, attributes, results and errors in docstrings, and help texts of options, are noun phrases
+or sentences. They begin with a capital letter and end with a full stop. They do not begin with a word that makes them
+half a sentence, such as "of the scan", "what is asked for" or "how many". ruff checks the form of docstrings; this
+module checks their words.
 """
 
 from __future__ import annotations
