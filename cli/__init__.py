@@ -1,4 +1,4 @@
 """The command line: one file a command, imported when the command is called."""
 
-# What semiseg.own_packages tells its packages from others of the same name by.
+# semiseg.own_packages recognises its own packages by this line.
 PART_OF = "semiseg"

@@ -20,22 +20,22 @@ from semiseg.system.terminal import replace_unencodable_characters
 # command -> one line of help. `semiseg --help` is made from this table alone, so that it needs neither torch nor a web
 # server; the file cli/<command>.py is imported when its command is called. Its `app` is a typer.Typer.
 COMMANDS = {
-    "demo": "Make scans, train, export, serve and segment them: the whole line in a few minutes.",
-    "inspect": "What is in a folder or file, series by series, and what would be done with it.",
+    "demo": "Make scans, train, export, serve and segment: every step in a few minutes.",
+    "inspect": "Report the content of a folder or file, series by series, and how it would be read.",
     "collect": "Make a dataset of DICOM series and their outlines, or of an nnU-Net folder.",
-    "data": "Look at a dataset before training on it.",
+    "data": "Check a dataset and split it before training.",
     "train": "Train on a few labelled and many unlabelled scans.",
-    "compare": "Methods x labels x seeds on one split with one budget: a table and a plot.",
-    "suggest": "Which scans to outline first, and which next.",
-    "label": "Keep the labels that annotators draw in 3D Slicer or by a program, offer them drafts, and train.",
-    "export": "Turn a training run into a bundle: one small network as ONNX, with proof.",
+    "compare": "Compare methods, numbers of labels and seeds on one split with one budget: a table and a plot.",
+    "suggest": "Choose the scans to outline first, and the scans to outline next.",
+    "label": "Serve annotators in 3D Slicer: keep their labels, offer drafts, and train.",
+    "export": "Turn a training run into a bundle: one small network as ONNX, verified against the run.",
     "predict": "Segment one scan with a bundle, a run, or a server.",
-    "evaluate": "Dice, Jaccard, HD95 and ASSD of a bundle or run on a dataset.",
+    "evaluate": "Compute Dice, Jaccard, HD95 and ASSD of a bundle or run on a dataset.",
     "serve": "Segment scans over HTTP, with a page to look at them.",
-    "gateway": "Take studies from scanners and PACS, have them segmented, and send the results back.",
+    "gateway": "Receive studies from scanners and PACS, have them segmented, and send the results back.",
     "bento": "Build a Bento with a bundle inside, for BentoML's own tools.",
-    "bench": "How fast and lean inference is here, beside MONAI's and nnU-Net's sliding windows.",
-    "doctor": "Say what this machine can run, and whether a bundle is sound.",
+    "bench": "Measure time and memory of inference here, beside MONAI's and nnU-Net's sliding windows.",
+    "doctor": "Report what this machine can run, and check a bundle.",
 }
 GROUPS = ("data", "bench", "gateway", "label")  # commands with subcommands of their own
 
@@ -110,7 +110,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.stderr.write(f"semiseg: {error}\n")
         sys.exit(error.exit_code)
     except BrokenPipeError:
-        # Whoever read the output has seen enough (`semiseg inspect FOLDER | head`); Python must not try to flush it.
+        # The reader has closed the pipe (`semiseg inspect FOLDER | head`); Python must not try to flush it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""`semiseg bench`: how fast and how lean this machine is, beside other sliding windows around the same network."""
+"""`semiseg bench`: time and memory of inference here, compared with other sliding windows around the same network."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def inference(
     quick: Annotated[bool, typer.Option(help="One small volume, one round: a look, not a measurement.")] = False,
     only: Annotated[str | None, typer.Option(help="A student: unet, unet-plain, vnet, segresnet, dynunet.")] = None,
     volume: Annotated[str, typer.Option(help="Voxels of the volume.")] = "256x256x128",
-    rounds: Annotated[int, typer.Option(min=1, help="How often each contender runs, in turn.")] = 3,
+    rounds: Annotated[
+        int, typer.Option(min=1, help="Number of rounds; in each round all backends run once, in turn.")
+    ] = 3,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; all by default.")] = None,
     memory: Annotated[bool, typer.Option(help="Also the memory for 512x512x400 voxels in 14 classes.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
@@ -74,7 +76,7 @@ def inference(
 
 
 def _memory(console: Console, threads: int) -> list[dict[str, object]]:
-    """Peak memory of a pass over a long scan, ours for three lengths and MONAI's for one."""
+    """Measure the peak memory of a pass over a long scan: three lengths for semiseg, one for MONAI."""
     from exporter.bench import measure
     from exporter.bench.benchmark_case import BenchmarkCase
 

@@ -1,4 +1,4 @@
-"""`semiseg bento`: a Bento with a bundle inside."""
+"""`semiseg bento`: build a Bento that contains a bundle."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def bento(
         Path | None, typer.Option(help="Also write it to this file, NAME.bento, for `bentoml import` elsewhere.")
     ] = None,
 ) -> None:
-    """Build a Bento with the bundle inside, for `bentoml serve`."""
+    """Build a Bento that contains the bundle, for `bentoml serve`."""
     os.environ["BENTOML_DO_NOT_TRACK"] = "True"  # read when BentoML is imported
     from server.http.bento import build_bento
 

@@ -1,4 +1,4 @@
-"""`semiseg collect`: DICOM or nnU-Net folders become a dataset."""
+"""`semiseg collect`: convert DICOM or nnU-Net folders into a dataset."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SHOWN = 10  # lines of one kind on the terminal; the report has them all
 
 
 class OverlapPolicy(StrEnum):
-    """What becomes of a voxel that belongs to two structures."""
+    """Rule for a voxel that belongs to two structures."""
 
     refuse = "refuse"
     later = "later"
@@ -42,10 +42,17 @@ def command(
         Path | None,
         typer.Option(help="CSV with the columns scan,label: a series UID, folder or volume; a label file."),
     ] = None,
-    mapping: Annotated[Path | None, typer.Option(help="Whose scan a case is; DATA-mapping.csv beside DATA.")] = None,
+    mapping: Annotated[
+        Path | None,
+        typer.Option(
+            help="Table that names the patient and study of each case; DATA-mapping.csv beside DATA by default."
+        ),
+    ] = None,
     overlap: Annotated[
         OverlapPolicy,
-        typer.Option(help="Where structures overlap: refuse the label, the later or earlier value wins, or regions."),
+        typer.Option(
+            help="Rule for overlapping structures: refuse the label, the later or earlier value wins, or regions."
+        ),
     ] = OverlapPolicy.refuse,
     modality: Annotated[
         list[str] | None, typer.Option(help="Take series of this modality only; may be repeated.")
@@ -67,7 +74,7 @@ def command(
         descriptions=tuple(series or ()),
         channels=_channels(channels) if channels else {},
     )
-    signal.signal(signal.SIGTERM, _exit_on_signal)  # so that a terminated run takes its working folder with it
+    signal.signal(signal.SIGTERM, _exit_on_signal)  # so that a terminated run removes its working folder
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("Looking at files", total=None)
@@ -87,7 +94,7 @@ def command(
 
 
 def _channels(text: str) -> dict[str, str]:
-    """``"T1=*t1*,FLAIR=*flair*"`` as a table."""
+    """Parse ``"T1=*t1*,FLAIR=*flair*"`` into a mapping from channel to pattern."""
     table: dict[str, str] = {}
     for part in text.split(","):
         name, equals, pattern = (piece.strip() for piece in part.partition("="))

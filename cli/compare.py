@@ -21,7 +21,7 @@ WIDTH = 160  # of the table in a file
 
 
 class ComparisonSubset(StrEnum):
-    """The list of the split that the figures are made on."""
+    """List of the split on which the trained methods are evaluated."""
 
     test = "test"
     development = "development"
@@ -66,7 +66,7 @@ def compare(
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time; with several GPUs they take turns.")] = 1,
     cache: Annotated[Path | None, typer.Option(help="Keep preprocessed scans here; by default in OUT.")] = None,
 ) -> None:
-    """Train every method with every count of labels, draw, fold and seed, judge them on the same scans, and compare."""
+    """Train every method with each number of labels, draw, fold and seed, and compare them on the same scans."""
     from cli.comparison_runner import ComparisonRunner, is_method_specific
     from trainer.comparison import (
         format_table,

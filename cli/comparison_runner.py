@@ -1,4 +1,4 @@
-"""The runs of a comparison: trained in processes of their own, judged in this one; a folder goes on where it was.
+"""The runs of a comparison: trained in separate processes and evaluated in this one. It can be resumed.
 
 OUT/calibration/METHOD    a short run that tells how long a method's updates take
 OUT/splits/               the splits of draws and folds
@@ -45,16 +45,16 @@ class ComparisonRunner:
     """A comparison in its folder.
 
     Attributes:
-        out: the folder.
-        data: the dataset.
-        recipe: one for all.
-        split: its file; DATA/split.json by default.
-        changes: of the recipe, as --set has them.
-        on: the list of the split that is judged.
-        cache: preprocessed scans.
-        report: told what has been done.
-        failed: what there is to complain about, by the name of a trial.
-        updates: the budget of each method; the recipe's where a method is not in it.
+        out: Folder of the comparison.
+        data: Folder of the dataset.
+        recipe: Recipe of all trials.
+        split: File of the split; DATA/split.json by default.
+        changes: Changes of the recipe, in the form of --set.
+        on: List of the split on which the trials are evaluated.
+        cache: Folder of the preprocessed scans.
+        report: Function that is called with each message about the progress.
+        failed: Messages of failed trials, by the name of the trial.
+        updates: Number of updates of each method; for other methods the recipe's number counts.
         methods: Method of each row of the table whose name is another one.
     """
 
@@ -120,7 +120,7 @@ class ComparisonRunner:
             kept = self.out / "calibration" / f"{method}.json"
             if not kept.is_file():
                 run = self.out / "calibration" / method
-                shutil.rmtree(run, ignore_errors=True)  # what a kill left of it
+                shutil.rmtree(run, ignore_errors=True)  # left behind when a run was killed
                 error = _semiseg(self._command(mine[0], run, f"updates={CALIBRATION_UPDATES}"), _device(0))
                 if error is not None:
                     self.failed |= {trial.name: error for trial in mine}
@@ -133,10 +133,10 @@ class ComparisonRunner:
             self.report(f"{method}: {self.updates[method]} updates in {minutes:g} min")
 
     def require_same(self, trial: Trial) -> None:
-        """Refuse to go on with a run that was told other things: the table would compare what is not comparable.
+        """Refuse to continue a run that began with other settings, since the table would compare different things.
 
         Raises:
-            InputError: it was.
+            InputError: The run began with other settings.
         """
         mine = [c for c in self.changes if not is_method_specific(c) or c.startswith(f"{trial.method}:")]
         told = {
@@ -166,7 +166,7 @@ class ComparisonRunner:
         def one(trial: Trial) -> None:
             nonlocal ended
             run, error, since = self.run(trial), self.failed.get(trial.name), time.monotonic()
-            # Somebody who keeps the figures of many runs may have removed the runs themselves.
+            # The scores are enough: the run itself may have been removed to save space.
             there = RunFolder(run).has_ended or (self.scores(trial) / "scores.json").is_file()
             if not there and error is None:
                 resume = ["--resume"] if RunFolder(run).has_begun else []
@@ -184,7 +184,7 @@ class ComparisonRunner:
             list(pool.map(one, trials))
 
     def evaluate(self, trials: Sequence[Trial]) -> None:
-        """Evaluate every run that was trained and not judged yet."""
+        """Evaluate every trained run that has no scores yet."""
         for number, trial in enumerate(trials, start=1):
             there = (self.scores(trial) / "scores.json").is_file()
             if trial.name in self.failed:
@@ -210,7 +210,7 @@ class ComparisonRunner:
         )
 
     def _changes(self, method: str) -> list[str]:
-        """Those for every method, then those for this one, as `semiseg train` has them."""
+        """Changes for every method, then those for this one, in the form of `semiseg train --set`."""
         own = [change.removeprefix(f"{method}:") for change in self.changes if change.startswith(f"{method}:")]
         return [*(change for change in self.changes if not is_method_specific(change)), *own]
 
@@ -230,17 +230,17 @@ class ComparisonRunner:
 
 
 def _lists(split: SplitFile) -> dict[str, object]:
-    """The scans of a split, without the words about it."""
+    """The lists of scans of a split, without its description."""
     return split.model_dump(include={"test", "train", "labelled", "development"})
 
 
 def is_method_specific(change: str) -> bool:
-    """Whether a change is of the form METHOD:key=value."""
+    """Return True for a change of the form METHOD:key=value."""
     return ":" in change.partition("=")[0]
 
 
 def _semiseg(command: list[str], device: str | None) -> str | None:
-    """Run a command of semiseg in a process of its own; what it complained about, or None."""
+    """Run a command of semiseg in a separate process and return its error message, or None."""
     environment = {**os.environ, **({"CUDA_VISIBLE_DEVICES": device} if device is not None else {})}
     done = subprocess.run(
         [sys.executable, "-m", "semiseg", *command], env=environment, capture_output=True, text=True, check=False
@@ -252,7 +252,7 @@ def _semiseg(command: list[str], device: str | None) -> str | None:
 
 
 def _digest(file: Path) -> str | None:
-    """Of what a file says; None for a split that is not there."""
+    """SHA-256 of a file; None for a split that does not exist."""
     return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None
 
 

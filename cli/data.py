@@ -1,4 +1,4 @@
-"""`semiseg data`: look at a dataset, and divide it, before training on it."""
+"""`semiseg data`: check a dataset and split it before training."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def check(
         bool, typer.Option("--all-labels", help="Open every label, also of scans that the split keeps unlabelled.")
     ] = False,
 ) -> None:
-    """Read every scan and say what is wrong: exit code 0 if it can be trained on, 1 if something must be mended."""
+    """Read every scan and report faults: exit code 0 if training is possible, 1 if a fault must be corrected."""
     console = Console()
     dataset = load_dataset(data)
     chosen = _split_to_check(dataset, split, labelled)
@@ -74,13 +74,16 @@ def check(
 @app.command()
 def split(
     data: DataFolder,
-    test: Annotated[int, typer.Option(help="How many outlined scans judge in the end.", min=1)],
-    labelled: Annotated[list[int], typer.Option(help="How many outlined scans teach; repeat for nested lists.", min=1)],
-    development: Annotated[int, typer.Option(help="How many outlined scans are for choosing settings.", min=0)] = 0,
+    test: Annotated[int, typer.Option(help="Number of outlined scans for the test at the end.", min=1)],
+    labelled: Annotated[
+        list[int],
+        typer.Option(help="Number of labelled scans for training; repeat the option for nested lists.", min=1),
+    ],
+    development: Annotated[int, typer.Option(help="Number of outlined scans for choosing settings.", min=0)] = 0,
     seed: Annotated[int, typer.Option(help="Seed of the shuffle.")] = 0,
-    out: Annotated[Path | None, typer.Option(help="Where to write; DATA/split.json by default.")] = None,
+    out: Annotated[Path | None, typer.Option(help="File to write; DATA/split.json by default.")] = None,
 ) -> None:
-    """Draw test, development and labelled scans by a seeded shuffle and write them down; never replaces a file."""
+    """Draw test, development and labelled scans by a seeded shuffle and write the split; no file is replaced."""
     dataset = load_dataset(data)
     drawn = random_split(dataset, test=test, labelled=labelled, development=development, seed=seed)
     path = out or dataset.folder / "split.json"

@@ -1,4 +1,4 @@
-"""The dataset of a training run, for commands that would otherwise ask for --data."""
+"""The dataset of a training run, for commands in which --data is optional."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`semiseg demo`: the whole line on scans that it makes itself, each step as the command that a user would type."""
+"""`semiseg demo`: every step from scans to masks on generated scans, each as the command that a user would type."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def _address_when_ready(console: Console, process: subprocess.Popen[str]) -> str
 
 
 def _segment_over_http(console: Console, url: str, out: Path, data: Path, answers: Path) -> list[Path]:
-    """Upload both scans, keep the answers, and draw what came back beside the reference."""
+    """Upload both scans, save the results, and draw them beside the reference."""
     from semiseg.client import Client
     from semiseg.dataset import load_dataset
 

@@ -1,4 +1,4 @@
-"""`semiseg doctor`: what this machine can run, whether a bundle is sound, and which engine would serve it."""
+"""`semiseg doctor`: report what this machine can run, and check a bundle and the engine that would run it."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MIN_FREE_GB = 5.0
 def doctor(
     bundle: Annotated[Path | None, typer.Argument(help="A bundle to check and try out.")] = None,
 ) -> None:
-    """Say what this machine can run and, with a bundle, whether it is sound and how fast it is here."""
+    """Report what this machine can run and, with a bundle, whether it is intact and how fast it is here."""
     console = Console(highlight=False, soft_wrap=True)
     troubles = [*_machine(console), *_packages(console)]
     _features(console)
@@ -52,7 +52,7 @@ def doctor(
 
 
 def _machine(console: Console) -> list[str]:
-    """Processor, memory, disk, GPU."""
+    """Report processor, memory, disk and GPU."""
     cores = usable_processors()
     memory = (physical_memory() or 0) / 1e9
     console.print(f"machine  {_system()}, {cores} cores, {memory:.0f} GB memory")
@@ -84,7 +84,7 @@ def _system() -> str:
 
 
 def _packages(console: Console) -> list[str]:
-    """Which extras are complete, and that there is one ONNX Runtime."""
+    """Report which extras are complete, and check that one ONNX Runtime is installed."""
     from semiseg.engines.onnx import installed_runtimes
 
     for extra, packages in PACKAGES.items():
@@ -104,7 +104,7 @@ def _packages(console: Console) -> list[str]:
 
 
 def _features(console: Console) -> None:
-    """What can be used on this machine: a row for each feature, as in the README's table."""
+    """Report the features that work on this machine: a row for each, as in the README's table."""
     table = Table("feature", "here", "why not", box=None, pad_edge=False)
     for one in availabilities():
         table.add_row(one.feature.name, "[green]yes[/]" if one.available else "[red]no[/]", one.reason)
@@ -112,7 +112,7 @@ def _features(console: Console) -> None:
 
 
 def _bundle(console: Console, folder: Path) -> list[str]:
-    """Load the bundle, run one window, and say which engine did it."""
+    """Load the bundle, run one window, and report the engine."""
     from cli.models import describe_variants
     from semiseg.bundle.bundle import open_bundle
     from semiseg.inference.engine_selection import choose_engine

@@ -1,4 +1,4 @@
-"""`semiseg evaluate`: judge a run or a bundle on scans that somebody outlined."""
+"""`semiseg evaluate`: compare the masks of a run or a bundle with reference outlines."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ app = typer.Typer(add_completion=False)
 
 
 class EvaluationSubset(StrEnum):
-    """Which list of the split is judged on; ``all`` for a folder without a split."""
+    """List of the split to evaluate on; ``all`` for a folder without a split."""
 
     test = "test"
     validation = "validation"
@@ -44,7 +44,7 @@ def evaluate(
         Path | None, typer.Option(help="Dataset folder with the outlines to compare with; by default the run's own.")
     ] = None,
     on: Annotated[
-        EvaluationSubset, typer.Option(help="Which scans of the split; 'all' where there is no split.")
+        EvaluationSubset, typer.Option(help="List of the split to evaluate on; 'all' where there is no split.")
     ] = EvaluationSubset.test,
     split: Annotated[Path | None, typer.Option(help="Split file; DATA/split.json if there is one.")] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for scores.csv, scores.json and pictures.")] = None,
@@ -91,7 +91,7 @@ def evaluate(
 
 
 def evaluation_notes(manifest: Manifest, on: EvaluationSubset) -> tuple[str, ...]:
-    """What a reader of the figures has to know about how the model was made."""
+    """Notes on the training of the model that a reader of the figures needs."""
     notes = []
     if manifest.validation is None:
         notes.append("Not validated: no label was spent on choosing among checkpoints; the last one was taken.")
@@ -140,7 +140,7 @@ def print_evaluation(evaluation: Evaluation, console: Console, metrics: tuple[st
 
 
 def write_evaluation(evaluation: Evaluation, out: Path) -> None:
-    """Leave ``scores.csv``, ``scores.json``, ``dice.png`` and ``hd95.png`` in ``out``."""
+    """Write ``scores.csv``, ``scores.json``, ``dice.png`` and ``hd95.png`` to ``out``."""
     out.mkdir(parents=True, exist_ok=True)
     evaluation.to_csv(out / "scores.csv")
     evaluation.to_json(out / "scores.json")

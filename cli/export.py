@@ -1,4 +1,4 @@
-"""`semiseg export`: a training run in, a bundle out."""
+"""`semiseg export`: make a bundle of a training run."""
 
 from __future__ import annotations
 
@@ -32,13 +32,15 @@ def export(
             "has moved): small, tiny, or a student such as '{kind: unet, channels: [8, 16, 32]}' or a YAML file of one."
         ),
     ] = None,
-    updates: Annotated[int | None, typer.Option(min=1, help="Of that training; the run's own by default.")] = None,
+    updates: Annotated[
+        int | None, typer.Option(min=1, help="Data set of the training; the run's own by default.")
+    ] = None,
     monai_bundle: Annotated[
         Path | None, typer.Option(help="Also write a MONAI Bundle to this folder, for MONAI Label and MONAI Deploy.")
     ] = None,
     trt: Annotated[bool, typer.Option("--trt", help="Also build a TensorRT plan for this machine's GPU.")] = False,
 ) -> None:
-    """Turn a training run into a bundle: one small network as ONNX, with proof."""
+    """Turn a training run into a bundle: one small network as ONNX, verified against the run."""
     from cli.dataset_option import resolve_dataset_folder
     from cli.models import describe_variants
     from exporter.errors import ExportError
@@ -79,7 +81,7 @@ def export(
 
 
 def _distilled(run: Path, to: str, into: Path, data: Path, updates: int | None) -> Path:
-    """The run folder of a smaller student, trained beside the bundle that is to be made of it."""
+    """Run folder of a smaller student, which is trained beside the future bundle."""
     from exporter.distil import distil
 
     def report(step: int, steps: int, values: dict[str, Any]) -> None:

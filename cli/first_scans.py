@@ -1,4 +1,4 @@
-"""Which scans of a dataset to outline first, when no network has been trained yet: `semiseg suggest DATA`."""
+"""`semiseg suggest DATA`: choose the scans to outline first, before any network has been trained."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def is_dataset(folder: Path) -> bool:
-    """Whether ``folder`` is a dataset and no run."""
+    """Return True if ``folder`` is a dataset and not a run."""
     if (folder / RUN).is_file():
         return False
     return (folder / "dataset.json").is_file() or (folder / "imagesTr").is_dir()

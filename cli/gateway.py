@@ -1,4 +1,4 @@
-"""`semiseg gateway`: the PACS side, and the commands that look after it."""
+"""`semiseg gateway`: run the gateway to the PACS, and administer it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def gateway(
     context: typer.Context,
     config: Annotated[Path, typer.Option(envvar=CONFIG_VARIABLE, help="The configuration, gateway.yaml.")],
 ) -> None:
-    """Run until stopped; or, with one of the commands below, look after a gateway that runs."""
+    """Run the gateway until it is stopped, or administer it with one of the commands below."""
     if platform.system() != "Linux":
         raise InputError(
             f"`semiseg gateway` runs on Linux, and this is {platform.system()}: several processes use its queue and "
@@ -49,7 +49,7 @@ def gateway(
 
 @app.command()
 def check(context: typer.Context) -> None:
-    """Ask whether every server and destination is there and takes what will be sent; exit code 1 when one does not."""
+    """Check that every server and destination answers and accepts what will be sent; exit code 1 if one does not."""
     from server.gateway.connectivity_check import check_peers
 
     failed = False
@@ -66,7 +66,7 @@ def explain(
     folder: Annotated[Path, typer.Argument(help="A folder of DICOM files, with one or more studies in it.")],
     sender: Annotated[list[str] | None, typer.Option("--from", help="AE title that they would come from.")] = None,
 ) -> None:
-    """What would happen to these files, series by series, and why; nothing is sent."""
+    """Report what would happen to these files, series by series, and why; nothing is sent."""
     from semiseg.volumes.dicom_index import index_files
     from server.gateway.routing import apply_rules, route_series
 
@@ -97,7 +97,7 @@ def explain(
 def status(
     context: typer.Context, as_json: Annotated[bool, typer.Option("--json", help="The same as JSON.")] = False
 ) -> None:
-    """List what is in trouble, the studies, the servers and destinations, and the numbers of jobs."""
+    """List problems, studies, servers, destinations, and the numbers of jobs."""
     from server.gateway.status_document import read_live_status, status_document
     from server.gateway.status_text import status_lines
 
@@ -111,7 +111,7 @@ def show(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A job, a series' name in the audit log, or a study.")],
 ) -> None:
-    """Show all there is to know of a job, or of a study: its instances, decisions, results and jobs."""
+    """Show a job, or a study with its instances, decisions, results and jobs."""
     from server.gateway.status_document import read_live_status, status_document
     from server.gateway.status_text import decision_lines, job_line, job_text, study_lines
     from server.gateway.study_search import find_studies
@@ -142,7 +142,7 @@ def retry(
     names: Annotated[list[str] | None, typer.Argument(help="Jobs that failed or were cancelled.")] = None,
     every: Annotated[bool, typer.Option("--all", help="Every dead letter.")] = False,
 ) -> None:
-    """Let dead letters be tried once more."""
+    """Retry dead letters."""
     from server.gateway.job_kinds import DELIVER, without_failures
     from server.gateway.reprocessing import belongs_to_ended_workitem
 
@@ -202,7 +202,7 @@ def again(
     fetch: Annotated[bool, typer.Option("--fetch", help="Fetch the study from a polled archive once more.")] = False,
     source: Annotated[str | None, typer.Option("--from", help="The archive's name in `polls`, for --fetch.")] = None,
 ) -> None:
-    """Do something again. Without an option a delivery is delivered, a series segmented, and a study decided on."""
+    """Repeat a step: by default deliver a delivery, segment a series, or route a study again."""
     from server.gateway.reprocessing import ReprocessStep, refetch, reprocess
 
     queue, state = _state(context)
@@ -223,10 +223,14 @@ def again(
 def conflict(
     context: typer.Context,
     study: Annotated[str, typer.Argument(help=STUDY_HELP)],
-    keep_old: Annotated[bool, typer.Option("--keep-old", help="What came first counts; the rest is deleted.")] = False,
-    take_new: Annotated[bool, typer.Option("--take-new", help="What came last counts; the rest is deleted.")] = False,
+    keep_old: Annotated[
+        bool, typer.Option("--keep-old", help="Keep the instance that came first and delete the others.")
+    ] = False,
+    take_new: Annotated[
+        bool, typer.Option("--take-new", help="Keep the instance that came last and delete the others.")
+    ] = False,
 ) -> None:
-    """Decide about a study that came with two contents or of two patients; without an option, show what differs."""
+    """Resolve a study that came with two contents or two patients; without an option, show the differences."""
     from server.gateway.conflicts import ConflictChoice, count_changes, find_conflict
     from server.gateway.instance_store import STUDIES_FOLDER
     from server.gateway.job_kinds import STUDY as DECIDING
@@ -283,7 +287,7 @@ def purge(
 
 @app.command()
 def backup(context: typer.Context, folder: Annotated[Path, typer.Argument(help="A folder to make.")]) -> None:
-    """Copy all that the gateway knows and keeps, while it runs or not; a gateway whose `state` is the copy goes on."""
+    """Back up the gateway's state, also while it runs; a gateway whose `state` is the copy continues from there."""
     from server.gateway.backup import back_up
 
     queue, state = _state(context)

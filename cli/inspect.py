@@ -1,4 +1,4 @@
-"""`semiseg inspect`: what is in a folder or file, series by series, what would be done with it, what is wrong."""
+"""`semiseg inspect`: report the content of a folder or file, series by series, how it would be read, and faults."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from semiseg.volumes.volume import Volume
 
 app = typer.Typer(add_completion=False)
 
-_SHOWN = 12  # files that are nothing to read, and rows of the picture
+_SHOWN = 12  # skipped files listed, and rows of the picture
 
 
 @app.command()
@@ -22,7 +22,7 @@ def inspect_files(
     model: Annotated[Path | None, typer.Option(help="A bundle or run: which series would be its channels.")] = None,
     picture: Annotated[Path | None, typer.Option(help="Write a contact sheet of what can be read: a .png.")] = None,
 ) -> None:
-    """Say what is in PATH, and what semiseg would do with it. Nothing is written unless --picture is given."""
+    """Report the content of PATH and how semiseg would read it. Nothing is written unless --picture is given."""
     from cli.models import read_model_manifest
     from semiseg.outputs.overlay import series_sheet
     from semiseg.volumes.inspection import inspect_files

@@ -1,4 +1,4 @@
-"""`semiseg label`: the server that annotators' programs connect to, and the commands that look after its labels."""
+"""`semiseg label`: the server to which annotators' programs connect, and commands for its labels and models."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def label(
     parallel: Annotated[int, typer.Option(min=1, help="Images segmented at the same time.")] = 1,
     waiting: Waiting = 16,
     config: Annotated[
-        Path | None, typer.Option(help="How to train and what a new model has to reach, a YAML file; the defaults.")
+        Path | None,
+        typer.Option(help="YAML file with the training settings and the acceptance criteria of a new model."),
     ] = None,
     training: Annotated[
         bool | None,
@@ -75,7 +76,7 @@ def label(
     timeout: Timeout = 3600,
     idle_timeout: IdleTimeout = 60,
 ) -> None:
-    """Serve until stopped; or, with one of the commands below, look after the labels."""
+    """Serve until stopped, or administer labels and models with one of the commands below."""
     from server.http.limits import MEGABYTE, Limits
     from server.keys import ApiKeys
     from server.labelling.startup import LabelOptions, serve_labels
@@ -112,7 +113,7 @@ def label(
 
 @app.command()
 def apply(context: typer.Context) -> None:
-    """Write the newest final labels into the dataset's labelsTr; what they replace is kept in the labels' history."""
+    """Write the newest final labels into the dataset's labelsTr; replaced labels are kept in the history."""
     from server.labelling.dataset_labels import apply_labels
     from server.labelling.startup import open_datastore
 
@@ -126,7 +127,7 @@ def history(
     context: typer.Context,
     image: Annotated[str | None, typer.Argument(help="Id of an image; all images by default.")] = None,
 ) -> None:
-    """List every version of every label: who, when, from which model; and check the files against their SHA-256."""
+    """List every version of every label with its user, time and model, and check the files against their SHA-256."""
     from server.labelling.startup import open_datastore
 
     with open_datastore(_options(context)) as store:
@@ -144,7 +145,7 @@ def history(
 
 @app.command()
 def models(context: typer.Context) -> None:
-    """List the changes of the model in use: which training made it, who accepted it, and why."""
+    """List the changes of the model in use with the training run, the person who accepted it, and the reason."""
     from server.labelling.model_history import ModelHistory
 
     for entry in ModelHistory(_options(context).folder).entries():
@@ -158,7 +159,7 @@ def rollback(
         int | None, typer.Option(min=0, help="Change of the model to go back to; 0 for the one before all changes.")
     ] = None,
 ) -> None:
-    """Use the model before the present one again; a server that runs does so from its next request on."""
+    """Return to the previous model; a running server uses it from its next request on."""
     from server.labelling.model_history import ModelHistory
 
     entry = ModelHistory(_options(context).folder).roll_back(_user(), to)
@@ -167,7 +168,7 @@ def rollback(
 
 @app.command(name="run-round", hidden=True)
 def run_round(context: typer.Context, name: Annotated[str, typer.Argument(help="Name of the round.")]) -> None:
-    """Do a round of training that the server has prepared; the server starts this command."""
+    """Run a round of training that the server has prepared; the server starts this command."""
     from server.labelling.training_round import TRAINING
     from server.labelling.training_round import run_round as work
 

@@ -24,15 +24,15 @@ def open_model(
     """Open and warm up the bundle or run in the folder ``path``.
 
     Args:
-        path: a bundle, or a run (a folder with ``run.json``), which needs torch.
-        settings: how the sliding window is laid; the model's own choice by default.
+        path: Bundle, or run (a folder with ``run.json``), which needs torch.
+        settings: Options of the sliding window; by default those of the model.
         threads: CPU threads of the network; all by default.
-        precision: of the bundle's graph; by default the fastest that this machine runs and the export proved.
+        precision: Precision of the bundle's graph; by default the fastest that the export proved and this machine runs.
 
     Raises:
-        BundleError: no bundle or run, or an incomplete or altered one.
-        InputError: settings that the model does not allow.
-        EngineError: the inference library cannot run the network.
+        BundleError: The path is no bundle or run, or it is incomplete or altered.
+        InputError: The model does not allow the settings.
+        EngineError: The inference library cannot run the network.
     """
     if not (path / RUN).is_file():
         return Predictor.load(path, settings, threads=threads, precision=precision)
@@ -57,10 +57,10 @@ def read_model_manifest(path: Path) -> Manifest:
 
 
 def parse_window(text: str | None, name: str = "window") -> tuple[int, int, int] | None:
-    """A window, or what else ``name`` says, such as ``96x96x64`` in voxels.
+    """Parse a window, or another size called ``name``, such as ``96x96x64`` in voxels.
 
     Raises:
-        InputError: not three whole numbers with an x between them.
+        InputError: The text is not three whole numbers with an x between them.
     """
     if text is None:
         return None
@@ -72,7 +72,7 @@ def parse_window(text: str | None, name: str = "window") -> tuple[int, int, int]
 
 
 def parse_overlap(text: str | None) -> float | tuple[float, float, float] | None:
-    """An overlap such as ``0.5``, or one for each axis such as ``0.84,0.84,0.95``.
+    """Parse an overlap such as ``0.5``, or one for each axis such as ``0.84,0.84,0.95``.
 
     Raises:
         InputError: Neither one number nor three, or a number outside of [0, 1).
@@ -104,7 +104,7 @@ def stride_to_overlap(stride: str, window: tuple[int, int, int]) -> tuple[float,
 
 
 def describe_variants(bundle: Bundle) -> list[str]:
-    """A line for each graph of a bundle: its size, and what its proofs found."""
+    """One line for each graph of a bundle: its size and the results of its parity checks."""
     lines = []
     for variant in bundle.manifest.variants:
         size = (bundle.folder / variant.file).stat().st_size / 1e6

@@ -38,7 +38,7 @@ def predict(
     out: Annotated[
         Path,
         typer.Option(
-            help="Where the mask goes: .nii.gz, .nii, .seg.nrrd, .nrrd, .dcm, .zip or .json; a folder for --input-list."
+            help="File of the result: .nii.gz, .nii, .seg.nrrd, .nrrd, .dcm, .zip or .json; a folder for --input-list."
         ),
     ],
     input_list: Annotated[
@@ -56,15 +56,15 @@ def predict(
     key: Annotated[
         str | None, typer.Option(envvar="SEMISEG_API_KEY", help="API key, where the server asks for one.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Which of the server's models, where it has several.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the model, for a server that has several.")] = None,
     channel: Annotated[
         list[str] | None, typer.Option(help="NAME=PATH: where a channel is; once for each, in the place of SCAN.")
     ] = None,
     answer: Annotated[
         str | None,
         typer.Option(
-            help="nifti, nifti-labelmap, seg, seg-labelmap, seg-fractional, rtstruct, sr, overlay, json, seg-nrrd or "
-            "nrrd; by default what the suffix of --out says."
+            help="Output format: nifti, nifti-labelmap, seg, seg-labelmap, seg-fractional, rtstruct, sr, overlay, "
+            "json, seg-nrrd or nrrd; by default the suffix of --out decides."
         ),
     ] = None,
     series: Annotated[
@@ -132,11 +132,11 @@ def predict(
 
 @dataclass(frozen=True)
 class PredictionRequest:
-    """What is to be segmented, what is said of it, and where the mask goes.
+    """A scan to segment, how to read it, and where to write the result.
 
     Attributes:
-        scan: the scan; None where each channel has files of its own.
-        channels: those, by channel.
+        scan: Files of the scan; None where each channel has files of its own.
+        channels: Files of each channel, by its name.
     """
 
     scan: Path | None
@@ -152,7 +152,7 @@ class PredictionRequest:
 
 
 def _channels(given: list[str]) -> dict[str, Path]:
-    """``["T1=scans/t1", ...]`` as a table."""
+    """Parse ``["T1=scans/t1", ...]`` into a mapping from channel to path."""
     table: dict[str, Path] = {}
     for part in given:
         name, equals, path = part.partition("=")
@@ -184,7 +184,7 @@ def _predict_locally(
 
 @dataclass(frozen=True)
 class BatchRequest:
-    """The scans of a list: where it is, where the answers go, in which form, and who works on them."""
+    """A list of scans to segment: its file, the folder of the results, their format, and the workers."""
 
     file: Path
     out: Path
@@ -265,7 +265,7 @@ def _predict_on_server(url: str, key: str | None, model: str | None, asked: Pred
                 answer = client.result(job.id)
                 write(answer.body)
             finally:
-                with contextlib.suppress(SemisegError):  # nothing of it has to stay there
+                with contextlib.suppress(SemisegError):  # the server must not keep anything
                     client.forget(job.id)
         else:
             answer = client.ask(asked.files, asked.output_format, options=asked.wishes, model=model)
@@ -275,7 +275,7 @@ def _predict_on_server(url: str, key: str | None, model: str | None, asked: Pred
 
 @contextlib.contextmanager
 def _progress_bar() -> Iterator[Callable[[int, int, str], None]]:
-    """A progress bar on standard error, where that is a terminal: told of windows done, of all, and a word."""
+    """A progress bar on standard error, if that is a terminal; called with windows done, all windows, and a label."""
     from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f} %"))

@@ -57,7 +57,7 @@ def serve(
     state: Annotated[
         Path | None, typer.Option(help="Folder for /jobs: their queue, uploads and results. Without it they are off.")
     ] = None,
-    keep_hours: Annotated[float, typer.Option(min=0.0001, help="How long a job and its result are kept.")] = 24,
+    keep_hours: Annotated[float, typer.Option(min=0.0001, help="Time for which a job and its result are kept.")] = 24,
     queued: Annotated[int, typer.Option(min=1, help="Jobs that may wait.")] = 100,
     scratch: Annotated[
         Path | None, typer.Option(help="Folder for uploads; the system's temporary folder, or that of --state.")
@@ -73,7 +73,7 @@ def serve(
         str | None, typer.Option(help="fp32, fp16, bf16 or int8; by default the fastest that was proved and runs here.")
     ] = None,
 ) -> None:
-    """Segment scans over HTTP until told to stop. The page / takes scans and describes the interface."""
+    """Serve until stopped. The page at / accepts scans and describes the interface."""
     from cli.models import parse_window
     from semiseg.bundle.variant import parse_precision
     from server.http.limits import MEGABYTE, Limits

@@ -1,4 +1,4 @@
-"""Options that every command with a server has, with one meaning and one text."""
+"""Options that all commands with a server share, with one meaning and one text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`semiseg suggest`: which scans of a dataset to outline first, and which unlabelled scan to outline next."""
+"""`semiseg suggest`: choose the scans of a dataset to outline first, or the unlabelled scans to outline next."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def suggest(
         str | None, typer.Option(help="Rank these scans, or choose among them, separated by commas.")
     ] = None,
     split: Annotated[Path | None, typer.Option(help="Split file; DATA/split.json if there is one.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU when there is one.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device: cpu or cuda; by default a GPU when there is one.")] = None,
 ) -> None:
     """Rank unlabelled scans by how much trained networks disagree on them; or choose the first scans to outline.
 
@@ -104,5 +104,5 @@ def suggest(
 
 
 def _order(disagreement: float, case_id: str) -> tuple[bool, float, str]:
-    """Largest first; scans without a figure last."""
+    """Sort by figure, largest first; scans without a figure come last."""
     return (math.isnan(disagreement), -disagreement, case_id)

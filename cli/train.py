@@ -1,4 +1,4 @@
-"""`semiseg train`: a dataset and a recipe in, a run folder out."""
+"""`semiseg train`: train on a dataset with a recipe; the result is a run folder."""
 
 from __future__ import annotations
 
@@ -26,13 +26,15 @@ def train(
     data: Annotated[Path, typer.Option(help="Dataset folder in Medical Segmentation Decathlon form.")],
     out: Annotated[Path, typer.Option(help="Run folder to make.")],
     recipe: Annotated[str, typer.Option(help="A recipe file, or the name of one that comes with semiseg.")] = "default",
-    method: Annotated[str | None, typer.Option(help="supervised, mean_teacher, mn, ...; else the recipe's.")] = None,
-    labelled: Annotated[int | None, typer.Option(help="How many labelled scans of the split to use.")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="Training method: supervised, mean_teacher, mn, ...; by default the recipe's.")
+    ] = None,
+    labelled: Annotated[int | None, typer.Option(help="Number of labelled scans of the split to use.")] = None,
     split: Annotated[Path | None, typer.Option(help="Split file; by default DATA/split.json.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", help="Change the recipe: key=value, repeatable.")] = None,
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
     cache: Annotated[Path | None, typer.Option(help="Keep preprocessed scans here; runs may share it.")] = None,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU when there is one.")] = None,
+    device: Annotated[str | None, typer.Option(help="Device: cpu or cuda; by default a GPU when there is one.")] = None,
     budget: Annotated[
         str | None, typer.Option(help="Time that training may take, such as 30m or 2h; the updates follow.")
     ] = None,
@@ -120,7 +122,7 @@ def train(
 
 
 def _decisions(decisions: Sequence[RecipeDecision]) -> str:
-    """What was decided, and why: two lines each."""
+    """Two lines for each decision: its value and the reason."""
     lines = []
     for one in decisions:
         value = yaml.safe_dump(one.value, default_flow_style=True, width=1000).removesuffix("...\n").strip()
@@ -129,7 +131,7 @@ def _decisions(decisions: Sequence[RecipeDecision]) -> str:
 
 
 def _costs(costs: Sequence[TimeEstimate]) -> str:
-    """What each part of a run takes, and all of them."""
+    """The estimated time of each part of a run, and the total."""
     from trainer.time_estimate import format_duration
 
     lines = [

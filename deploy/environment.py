@@ -39,7 +39,7 @@ class CommandRunner:
     """Runs commands in the project's folder, or only shows them.
 
     Attributes:
-        dry: Whether commands are printed and not run.
+        dry: True if commands are printed and not run.
     """
 
     dry: bool = False
@@ -76,7 +76,7 @@ def unsupported_reason(named: bool = False) -> str | None:
     """Why the Python that runs this cannot make the environment; None where it can.
 
     Args:
-        named: Whether a person chose this Python. A free-threaded build is taken only then, because packages lack
+        named: True if a person chose this Python. A free-threaded build is taken only then, because packages lack
             wheels for it.
     """
     version = ".".join(map(str, sys.version_info[:3]))
@@ -129,12 +129,12 @@ def install(commands: CommandRunner, *, runtime: str, torch_index: str, tools: b
 
     Args:
         commands: Runs what is needed.
-        runtime: Which build of ONNX Runtime: ``cpu`` or ``gpu``.
+        runtime: Build of ONNX Runtime: ``cpu`` or ``gpu``.
         torch_index: Address of an extra package index to take torch from; empty for none.
-        tools: Whether the tools of tests and checks are needed, too.
+        tools: True if the tools of tests and checks are needed, too.
 
     Raises:
-        TaskError: What was installed does not fit together.
+        TaskError: The installed packages do not fit together.
     """
     # Two stamps, so that the demo does not wait for the test tools and the tests do not install the rest twice.
     stamps = [FOLDER / f".installed-{runtime}", *([FOLDER / f".installed-{runtime}-dev"] if tools else [])]

@@ -42,7 +42,7 @@ LEFTOVERS = (
 )  # fmt: skip
 VARIABLES = """
   make's variables, and the same as options:
-    PYTHON=      --python       the Python to make .venv with; by default make takes the newest that fits, and
+    PYTHON=      --python       Python with which .venv is made; by default make takes the newest that fits, and
                                 the command takes the one that runs it
     RUNTIME=     --runtime      cpu (ONNX Runtime for CPUs) or gpu (its CUDA build); .venv holds one of them
     TORCH_INDEX= --torch-index  an extra package index to take torch from, for machines without a GPU: torch's
@@ -90,12 +90,13 @@ class Tasks:
         self.run(PYTHON, "-m", "tests.conditions", *self.options.arguments)
 
     def check(self) -> None:
-        """lint, formatting, types, the contracts between the packages, documents that are made from the code"""
+        """lint, formatting, types, import contracts, sentences, documents that are made from the code"""
         self._need()
         self.run(PYTHON, "-m", "ruff", "check", ".")
         self.run(PYTHON, "-m", "ruff", "format", "--check", ".")
         self.run(PYTHON, "-m", "mypy")
         self.run(PROGRAMS / ("lint-imports.exe" if os.name == "nt" else "lint-imports"))
+        self.run(PYTHON, "-m", "deploy.prose")
         self.run(PYTHON, "-m", "docs.generators", "--check")
 
     def page(self) -> None:
@@ -177,13 +178,17 @@ def parse(words: list[str]) -> argparse.Namespace:
     mark = words.index("--") if "--" in words else len(words)
     parser = argparse.ArgumentParser(prog="python -m deploy.tasks", description=Tasks.help.__doc__)
     parser.add_argument("target", choices=[*TARGETS, "fits"], nargs="?", default="help", metavar="TARGET")
-    parser.add_argument("--python", metavar="PATH", help="the Python to make .venv with")
-    parser.add_argument("--runtime", default=os.environ.get("RUNTIME") or "cpu", help="build of ONNX Runtime: cpu, gpu")
+    parser.add_argument("--python", metavar="PATH", help="Python with which .venv is made.")
+    parser.add_argument(
+        "--runtime", default=os.environ.get("RUNTIME") or "cpu", help="Build of ONNX Runtime: cpu or gpu."
+    )
     parser.add_argument("--torch-index", default=os.environ.get("TORCH_INDEX", ""), metavar="URL")
-    parser.add_argument("--out", default="demo-output", help="where the demo writes")
-    parser.add_argument("--jobs", default=_default_jobs(), help="how many tests run at once")
-    parser.add_argument("--quick", action="store_true", help="only the tests of every system and Python")
-    parser.add_argument("--dry-run", action="store_true", help="print the commands and run none")
+    parser.add_argument("--out", default="demo-output", help="Folder for the results of the demo.")
+    parser.add_argument("--jobs", default=_default_jobs(), help="Number of tests that run at once.")
+    parser.add_argument(
+        "--quick", action="store_true", help="Run only the tests that hold for every system and Python."
+    )
+    parser.add_argument("--dry-run", action="store_true", help="Print the commands and run none.")
     parser.add_argument("--named", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args(words[:mark])
     options.arguments = words[mark + 1 :]

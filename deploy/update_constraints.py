@@ -28,10 +28,10 @@ class Pin:
     """A line of the file and the comment above it.
 
     Attributes:
-        name: of the package, as it is written.
-        version: the pinned one.
-        reason: lines of the comment; () where there is none.
-        marker: environment marker, such as ``python_version < "3.14"``; "" where the pin holds everywhere.
+        name: Name of the package, as it is written.
+        version: Pinned version.
+        reason: Lines of the comment; () where there is none.
+        marker: Environment marker, such as ``python_version < "3.14"``; "" where the pin holds everywhere.
     """
 
     name: str

@@ -35,7 +35,7 @@ def from_npm(folder: Path) -> tuple[str, str]:
     """The module of NiiVue's npm package, of the version and hash in package-lock.json, and that package's URL (purl).
 
     Raises:
-        NotBrought: npm is not installed, or fails.
+        DownloadError: No npm is installed, or npm fails.
     """
     npm = shutil.which("npm")
     if npm is None:
@@ -54,7 +54,7 @@ def from_pypi(folder: Path) -> tuple[str, str]:
     """The module in ipyniivue's wheel, with NiiVue's own classes exported from it, and that package's URL (purl).
 
     Raises:
-        NotBrought: pip cannot download the wheel.
+        DownloadError: The wheel cannot be downloaded.
     """
     (folder / "requirements.txt").write_text(WHEEL + "\n", encoding="utf-8")
     options = ["--quiet", "--disable-pip-version-check", "--no-deps", "--require-hashes", "--only-binary", ":all:"]
@@ -75,7 +75,7 @@ def fetch_viewer(target: Path, sources: list[str]) -> str:
     """Write the viewer to ``target`` from the first of ``sources`` that has it; returns the URL of its package.
 
     Raises:
-        NotBrought: none of the sources has it; ``target`` is as it was.
+        DownloadError: None of the sources has it; ``target`` is as it was.
     """
     problems = []
     for source in sources:
@@ -102,7 +102,9 @@ def _run(command: list[str], folder: Path) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--from", dest="source", choices=SOURCES, help="this source only; by default npm, then pypi")
+    parser.add_argument(
+        "--from", dest="source", choices=SOURCES, help="Use this source only; by default npm, then pypi."
+    )
     parser.add_argument("--into", type=Path, default=PAGE, metavar="FOLDER", help=f"the folder for {NAME}")
     asked = parser.parse_args()
     try:

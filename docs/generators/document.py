@@ -18,8 +18,8 @@ class Document:
     """A file of the repository and what it has to hold.
 
     Attributes:
-        name: its path within the repository.
-        text: all of it.
+        name: Path within the repository.
+        text: Whole text.
     """
 
     name: str

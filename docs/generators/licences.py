@@ -101,7 +101,7 @@ def document() -> Document:
     """The tables.
 
     Raises:
-        Unfit: a package is not installed in its locked version, or its licence is none that may be shipped.
+        DocumentError: A package is not installed in its locked version, or its licence must not be shipped.
     """
     images: dict[tuple[str, str], list[str]] = {}
     for image in IMAGES:
@@ -134,7 +134,7 @@ def viewer_components(text: str) -> list[tuple[str, str, str]]:
     """Component, licence and copyright of each part of the viewer, from the file of its licences.
 
     Raises:
-        Unfit: a licence may not be shipped, or its text is not in the file.
+        DocumentError: A licence must not be shipped, or its text is not in the file.
     """
     lines = text.splitlines()
     components = []
@@ -164,7 +164,7 @@ def require_allowed(name: str, licence: str) -> str:
     """The licence, if it may be shipped.
 
     Raises:
-        Unfit: it may not, or nobody knows.
+        DocumentError: The licence must not be shipped, or is not known.
     """
     # A package under one licence or another may be taken under the one that is permissive.
     if any(set(choice.split(" AND ")) <= PERMISSIVE for choice in licence.split(" OR ")):
@@ -186,7 +186,7 @@ def licence_of_library(library: str) -> str:
     """Its licence.
 
     Raises:
-        Unfit: nobody has looked at it.
+        DocumentError: Nobody has reviewed the licence.
     """
     for beginning, licence in LIBRARIES.items():
         if library.startswith(beginning):

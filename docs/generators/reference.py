@@ -101,7 +101,7 @@ def document_schema(title: str, schema: Schema, level: int = 2, *, bases: Bases 
     """A heading, what the docstring says, and a table of what may be set.
 
     Raises:
-        Unfit: the docstring says nothing of a key.
+        DocumentError: The docstring does not describe a key.
     """
     about, told = _parse_docstring(schema.get("description", ""))
     models = [bases] if bases else [one for one in _models(BaseModel) if one.__name__ == schema.get("title")]

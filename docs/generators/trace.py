@@ -19,7 +19,7 @@ def document() -> Document:
     """The table.
 
     Raises:
-        Unfit: a requirement without a test, or a test or a risk that names a number which is not there.
+        DocumentError: A requirement has no test, or a test or a risk names a number that does not exist.
     """
     wanted = requirements()
     found: dict[str, list[str]] = {number: [] for number in wanted}
@@ -46,7 +46,7 @@ def requirements() -> dict[str, str]:
     """What is required, by number.
 
     Raises:
-        Unfit: a number is given twice.
+        DocumentError: A number is given twice.
     """
     pairs = _REQUIREMENT.findall((REPOSITORY / REQUIREMENTS).read_text(encoding="utf-8"))
     numbers = [number for number, _ in pairs]
